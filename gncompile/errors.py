@@ -1,0 +1,75 @@
+"""Every error gncompile raises, one class per stage.
+
+The classes tell *whose* problem it is. Everything but :class:`InternalError` is about the user's model,
+data, or files; :class:`InternalError` is our bug. A message says what was found, where in the user's
+model, and what to do next; :func:`message` lays those three out the same way everywhere.
+"""
+
+from __future__ import annotations
+
+
+class GncompileError(Exception):
+    """Base class of all errors raised by gncompile."""
+
+
+class TraceError(GncompileError):
+    """The model cannot be traced into a graph of linear, pointwise and loss nodes."""
+
+
+class ExpressionError(GncompileError):
+    """A mathematical expression is malformed, unsafe, or outside the known functions."""
+
+
+class RegistrationError(GncompileError):
+    """A declaration of a transfer function or loss is wrong or clashes with another one."""
+
+
+class ModelFileError(GncompileError):
+    """A model file has an unknown key, a wrong value, or an inconsistent network."""
+
+
+class LossError(GncompileError):
+    """The loss is unknown, not convex in the network output, or used outside its domain."""
+
+
+class CompileError(GncompileError):
+    """The graph is understood, but the requested program cannot be built for it."""
+
+
+class BatchError(GncompileError):
+    """A batch has the wrong shape, dtype, or non-finite values; nothing was changed."""
+
+
+class DataError(GncompileError):
+    """A data set is missing, corrupt, or not what its name says."""
+
+
+class CheckpointError(GncompileError):
+    """A checkpoint is missing, corrupt, or belongs to another model."""
+
+
+class InternalError(GncompileError):
+    """A broken invariant inside gncompile: our bug, never the user's."""
+
+
+def message(found: str, *, where: str | None = None, instead: str | None = None) -> str:
+    """Compose an error text: what was found, where in the user's model, what to do instead."""
+    lines = [found]
+    if where:
+        lines.append(f"  where:      {where}")
+    if instead:
+        lines.append(f"  what to do: {instead}")
+    return "\n".join(lines)
+
+
+def expected_got(expected: object, got: object) -> str:
+    """Two aligned lines, ``expected ...`` above ``got ...``."""
+    return f"  expected: {expected}\n  got:      {got}"
+
+
+def nearest(name: str, known: object) -> str:
+    """``Did you mean 'x'?`` for the known name closest to ``name``, or an empty string."""
+    import difflib
+
+    close = difflib.get_close_matches(name, [str(k) for k in known], n=1)  # type: ignore[attr-defined]
+    return f"Did you mean {close[0]!r}?" if close else ""
