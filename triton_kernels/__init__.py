@@ -1,0 +1,4 @@
+"""Hand-tuned Triton kernel templates, imported as ``gncompile.triton_kernels``.
+
+The templates come with the GPU backend. Importing this package needs neither Triton nor a GPU.
+"""
