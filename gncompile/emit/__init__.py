@@ -1,0 +1,1 @@
+"""From programs to something that runs: expressions, the reference interpreter, torch source."""
