@@ -1,0 +1,270 @@
+"""Is a separable loss convex in the network output? A proof where rules give one, else a dense check.
+
+Gauss-Newton matrices need ``e''(z) ≥ 0`` for every output ``z`` and every target ``y``. The rules of
+:func:`is_nonnegative` prove most smooth losses. Where they do not, ``e''`` is evaluated in high precision
+on a grid, and ``e`` and ``e'`` are compared on both sides of every kink. A counterexample refuses the loss.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import mpmath
+import sympy
+
+from .functions import select, sigmoid, softplus
+
+Number = Any  # mpmath's mpf or mpc; mpmath carries no types
+Verdict = Literal["convex", "not convex", "unproved"]
+
+
+@dataclass(frozen=True)
+class Convexity:
+    """``verdict``, its ``reason``, and for ``"not convex"`` a ``witness`` point ``(z, y)``.
+
+    ``"unproved"`` means that neither a proof nor a counterexample was found on the grid.
+    """
+
+    verdict: Verdict
+    reason: str
+    witness: tuple[float, float] | None = None
+
+
+@lru_cache(maxsize=256)
+def convexity(
+    expression: sympy.Expr,
+    output: sympy.Symbol,
+    target: sympy.Symbol,
+    slope: sympy.Expr,
+    curvature: sympy.Expr,
+    targets: tuple[float, float] = (-math.inf, math.inf),
+) -> Convexity:
+    """The verdict on ``∂²e/∂z² ≥ 0`` for all ``z`` and all ``y`` in ``targets``."""
+    kinks = _kinks(expression, output)
+    signed = curvature
+    if targets[0] >= 0:
+        signed = curvature.subs(target, sympy.Symbol(target.name, nonnegative=True))
+    proved = is_nonnegative(signed)
+    if proved and not kinks:
+        return Convexity("convex", f"e'' = {curvature} is non-negative")
+    check = _GridCheck(expression, output, target, slope, curvature, targets)
+    found = check.negative_curvature() or check.bad_kink(kinks)
+    if found:
+        return found
+    if proved:
+        return Convexity(
+            "unproved", "e'' ≥ 0 between the kinks; e' was seen not to fall at any of them"
+        )
+    return Convexity("unproved", f"e'' = {curvature} was seen to be non-negative on a dense grid")
+
+
+_POSITIVE = (sympy.exp, sympy.cosh, sympy.Abs, sigmoid, softplus)
+
+
+def is_nonnegative(expression: sympy.Expr) -> bool:
+    """Whether simple rules prove ``expression ≥ 0``: squares, ``exp``, ``σ``, their sums and products."""
+    if expression.is_nonnegative or isinstance(expression, _POSITIVE):
+        return True
+    if isinstance(expression, sympy.Add):
+        return all(is_nonnegative(term) for term in expression.args) or _is_sech_squared(expression)
+    if isinstance(expression, sympy.Mul):
+        doubtful = [factor for factor in expression.args if not is_nonnegative(factor)]
+        return len(doubtful) % 2 == 0 and all(factor.is_nonpositive for factor in doubtful)
+    if isinstance(expression, sympy.Pow):
+        base, exponent = expression.args
+        return bool(exponent.is_even) or is_nonnegative(base)
+    if isinstance(expression, select):
+        return all(is_nonnegative(branch) for branch in expression.args[1:])
+    return False
+
+
+def _is_sech_squared(expression: sympy.Expr) -> bool:
+    """``1 - tanh²u``."""
+    u = sympy.Wild("u")
+    return expression.match(1 - sympy.tanh(u) ** 2) is not None
+
+
+def _kinks(expression: sympy.Expr, output: sympy.Symbol) -> tuple[sympy.Expr, ...]:
+    """What changes sign where ``expression`` may have a kink in ``output``."""
+    found = {part.args[0] for part in expression.atoms(sympy.Abs, sympy.sign, select)}
+    return tuple(sorted((k for k in found if k.has(output)), key=sympy.default_sort_key))
+
+
+def _grid() -> list[float]:
+    """Outputs from 10⁻³ to 50, dense up to 10; steps that share no period with usual functions."""
+    magnitudes = [
+        1e-3,
+        1e-2,
+        0.03,
+        0.1,
+        14.7,
+        20.3,
+        30.1,
+        50.0,
+        *(0.1973 * k for k in range(1, 52)),
+    ]
+    return sorted([0.0, *magnitudes, *(-m for m in magnitudes)])
+
+
+def _target_grid(targets: tuple[float, float]) -> list[float]:
+    """Targets inside the declared range, its finite ends included."""
+    usual = [-20.0, -3.7, -1.0, -0.31, 0.0, 0.5, 1.0, 2.3, 25.0]
+    low, high = targets
+    ends = [end for end in targets if math.isfinite(end)]
+    middle = [(low + high) / 2] if len(ends) == 2 else []
+    return sorted({*(y for y in usual if low <= y <= high), *ends, *middle}, key=abs)
+
+
+class _GridCheck:
+    """High-precision values of one loss on the grid."""
+
+    def __init__(
+        self,
+        expression: sympy.Expr,
+        output: sympy.Symbol,
+        target: sympy.Symbol,
+        slope: sympy.Expr,
+        curvature: sympy.Expr,
+        targets: tuple[float, float],
+    ) -> None:
+        self.symbols = (output, target)
+        self.value, self.slope = self._function(expression), self._function(slope)
+        self.curvature = self._function(curvature)
+        self.targets = _target_grid(targets)
+
+    def _function(self, expression: sympy.Expr) -> Callable[[Number, Number], Number]:
+        function: Callable[[Number, Number], Number]
+        function = sympy.lambdify(self.symbols, expression, modules=[_MPMATH, "mpmath"])
+        return function
+
+    def negative_curvature(self) -> Convexity | None:
+        """A point where ``e''`` is negative or does not exist."""
+        with mpmath.workdps(30):
+            for y, z in itertools.product(self.targets, sorted(_grid(), key=abs)):
+                value = _real(self.curvature, z, y)
+                if value is None or _real(self.value, z, y) is None:
+                    reason = f"e is not a finite real number at z = {z:g}, y = {y:g}"
+                    return Convexity("not convex", reason, (z, y))
+                if value < -1e-20 * (1 + abs(mpmath.mpf(z))):
+                    shown = mpmath.nstr(value, 4)
+                    reason = f"e'' = {shown} at z = {z:g}, y = {y:g}"
+                    return Convexity("not convex", reason, (z, y))
+        return None
+
+    def bad_kink(self, kinks: tuple[sympy.Expr, ...]) -> Convexity | None:
+        """A kink where ``e`` jumps or ``e'`` falls."""
+        with mpmath.workdps(30):
+            for kink, y in itertools.product(kinks, self.targets):
+                for z in _sign_changes(self._function(kink), y):
+                    step = mpmath.mpf(10) ** -15 * (1 + abs(z))
+                    before, after = z - step, z + step
+                    jump = abs(self.value(after, y) - self.value(before, y))
+                    fall = self.slope(before, y) - self.slope(after, y)
+                    size = 1 + abs(self.slope(before, y)) + abs(self.slope(after, y))
+                    if jump > 1e-10 * size or fall > 1e-10 * size:
+                        at = (round(float(z), 9), y)
+                        what = "e jumps" if jump > 1e-10 * size else "e' falls"
+                        return Convexity("not convex", f"{what} at z = {at[0]:g}, y = {y:g}", at)
+        return None
+
+
+def _real(function: Callable[[Number, Number], Number], z: float, y: float) -> Number | None:
+    """The real value at a point, or None where there is none."""
+    try:
+        value = function(mpmath.mpf(z), mpmath.mpf(y))
+    except (ZeroDivisionError, ValueError, OverflowError):
+        return None
+    if isinstance(value, mpmath.mpc):
+        return None
+    return None if mpmath.isnan(value) or mpmath.isinf(value) else mpmath.mpf(value)
+
+
+def _sign_changes(function: Callable[[Number, Number], Number], y: float) -> Iterator[Number]:
+    """Outputs where ``function`` changes sign between neighbours of the grid, by bisection."""
+    for low, high in itertools.pairwise(mpmath.mpf(z) for z in _grid()):
+        below = function(low, y) > 0
+        if below == (function(high, y) > 0):
+            continue
+        for _ in range(90):
+            middle = (low + high) / 2
+            low, high = (middle, high) if (function(middle, y) > 0) == below else (low, middle)
+        yield high
+
+
+def _sigmoid(x: Number) -> Number:
+    return 1 / (1 + mpmath.exp(-x))
+
+
+def _select(condition: Number, above: Number, below: Number) -> Number:
+    return above if condition > 0 else below
+
+
+_MPMATH: dict[str, Callable[..., Number]] = {
+    "sigmoid": _sigmoid,
+    "softplus": lambda x: mpmath.log1p(mpmath.exp(x)) if x < 200 else x + mpmath.exp(-x),
+    "select": _select,
+    "sign": mpmath.sign,
+    "Abs": mpmath.fabs,
+}
+
+
+@lru_cache(maxsize=256)
+def unstable_point(
+    formulas: tuple[sympy.Expr, ...],
+    output: sympy.Symbol,
+    target: sympy.Symbol,
+    targets: tuple[float, float],
+) -> str | None:
+    """Where a formula overflows at ``|z| ≤ 1000`` although its value is moderate, or None.
+
+    The formulas are evaluated in float64, whose range ends near ``exp(709)`` as float32's does near
+    ``exp(88)``: ``exp(z)/(1 + exp(z))`` fails at 1000 here, and at 100 in a float32 run.
+    """
+    y = _target_grid(targets)[0]
+    for formula in formulas:
+        plain = sympy.lambdify((output, target), formula, modules=[_FLOAT, "math"])
+        exact = sympy.lambdify((output, target), formula, modules=[_MPMATH, "mpmath"])
+        for z in (-1000.0, -100.0, 100.0, 1000.0):
+            with mpmath.workdps(1000):
+                value = _real(exact, z, y)
+            if value is not None and abs(value) < 1e30 and not _is_finite(plain, z, y):
+                return f"{formula} at z = {z:g}, y = {y:g}"
+    return None
+
+
+def _is_finite(function: Callable[[float, float], float], z: float, y: float) -> bool:
+    try:
+        return math.isfinite(function(z, y))
+    except (OverflowError, ZeroDivisionError, ValueError):
+        return False
+
+
+def _float_sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def _unraised(function: Callable[[float], float]) -> Callable[[float], float]:
+    """Overflow to ±inf as tensors do; Python would raise, also in a branch not taken."""
+
+    def evaluate(x: float) -> float:
+        try:
+            return function(x)
+        except OverflowError:
+            return math.copysign(math.inf, x) if function is math.sinh else math.inf
+
+    return evaluate
+
+
+_FLOAT: dict[str, Callable[..., float]] = {
+    **{f.__name__: _unraised(f) for f in (math.exp, math.expm1, math.cosh, math.sinh)},
+    "sigmoid": _float_sigmoid,
+    "softplus": lambda x: max(x, 0.0) + math.log1p(math.exp(-abs(x))),
+    "select": lambda condition, above, below: above if condition > 0 else below,
+    "sign": lambda x: float((x > 0) - (x < 0)),
+    "Abs": abs,
+}
