@@ -7,6 +7,7 @@ function              meaning                        derivative
 ``softplus(x)``       ``log(1 + e^x)``               ``sigmoid(x)``
 ``log1p(x)``          ``log(1 + x)``                 ``1 / (1 + x)``
 ``expm1(x)``          ``e^x - 1``                    ``e^x``
+``erfc(x)``           ``1 - erf(x)``                 ``-2/sqrt(pi) e^(-x^2)``
 ``select(c, u, v)``   ``u`` where ``c > 0``, else v  ``select(c, u', v')``, none in ``c``
 ====================  =============================  ===========================================
 
@@ -110,6 +111,23 @@ class expm1(Primitive):  # noqa: N801
         return sympy.exp(self.args[0]) - 1
 
 
+class erfc(Primitive):  # noqa: N801
+    """``1 - erf(x)``, accurate for large ``x``.
+
+    sympy's own turns ``erfc(-x)`` into ``2 - erfc(x)``, which cancels in exactly the tail it is needed for.
+    """
+
+    @classmethod
+    def eval(cls, x: Expr) -> Expr | None:
+        return Integer(1) if x.is_zero else None
+
+    def fdiff(self, argindex: int = 1) -> Expr:
+        return -2 / sympy.sqrt(sympy.pi) * sympy.exp(-self.args[0] ** 2)
+
+    def definition(self) -> Expr:
+        return 1 - sympy.erf(self.args[0])
+
+
 class select(Primitive):  # noqa: N801
     """``u`` where ``c > 0``, else ``v``; the only branch. A kink takes the ``else`` branch."""
 
@@ -174,7 +192,7 @@ PRIMITIVES: dict[str, type[sympy.Function]] = {
     "asinh": sympy.asinh,
     "atan": sympy.atan,
     "erf": sympy.erf,
-    "erfc": sympy.erfc,
+    "erfc": erfc,
     "abs": sympy.Abs,
     "sign": sympy.sign,
     "sigmoid": sigmoid,
