@@ -1,0 +1,44 @@
+"""Settings of the whole suite: one thread, fixed seeds, the same examples, every back end here."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+SEED = 0
+
+# derandomize: the same examples on every machine and every run, so a failure can be repeated at
+# once. deadline: the first example of a shape compiles a program, which no per-example deadline can
+# foresee.
+settings.register_profile(
+    "gncompile",
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    print_blob=False,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("gncompile")
+
+# Tests compare numbers, not speed; one thread keeps them off the other cores and their sums in one
+# order.
+torch.set_num_threads(1)
+
+
+def pytest_report_header() -> str:
+    """Print what a reader needs to repeat a failure elsewhere."""
+    return f"torch {torch.__version__}, seed {SEED}, hypothesis profile 'gncompile' (derandomized)"
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test starts from the same global random state, in whatever order it runs."""
+    torch.manual_seed(SEED)
+
+
+@pytest.fixture(params=["reference", "torch"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each back end that this machine has."""
+    return str(request.param)
