@@ -1,0 +1,142 @@
+"""Affine layers ``y = x Wᵀ + b``, and the one use a trainable parameter may have."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+from torch.nn import functional
+
+from ..model_graph import Affine
+from . import aten
+from .fx_nodes import label_of, op_name, origin_of
+from .structural import linear_by, linear_operator
+from .values import Activation, Args, Constant, Shape, Weight
+
+if TYPE_CHECKING:
+    from .importer import Importer
+
+TRANSPOSITIONS = ("t", "transpose", "permute", "numpy_T", "mT", "swapaxes", "swapdims", "movedim")
+
+
+def view_of_weight(weight: Weight, name: str, result: torch.Tensor) -> Weight | None:
+    """The parameter copied or transposed, which still is that parameter; else ``None``."""
+    tensor = weight.tensor
+    if name in aten.ALIASES and result.shape == tensor.shape:
+        return weight
+    if name in TRANSPOSITIONS and tensor.ndim == 2:
+        kept = result.shape == tensor.shape and result.stride() == tensor.stride()
+        return weight if kept else weight.mT
+    return None
+
+
+def product(importer: Importer, node: fx.Node, name: str, args: Args, shape: Shape) -> Activation:
+    """``linear``, ``addmm``, ``matmul`` or ``mm`` of an activation and a parameter or constant."""
+    x, weight, bias = _operands(importer, node, name, args)
+    matrix = isinstance(weight, Weight | Constant) and weight.tensor.ndim == 2
+    if not isinstance(x, Activation) or not matrix:
+        return linear_operator(importer, node, name, args, shape)
+    positions = math.prod(x.shape[:-1])
+    if (
+        isinstance(weight, Weight)
+        and not weight.transposed
+        and (weight.trainable or positions == 1)
+    ):
+        return _affine(importer, node, x, weight, bias, shape)
+    if isinstance(weight, Weight) and weight.trainable:
+        importer.refuse(
+            node,
+            f"the trainable parameter {weight.name!r} of shape [in, out] is multiplied from the right",
+            "store it as [out, in] and write torch.nn.functional.linear(x, weight)",
+        )
+    if positions == 1:
+        label = label_of(node, op_name(node))
+        y = importer.builder.fixed_linear(label, x, weight.tensor, shape, origin_of(node))
+    else:
+        fixed = weight.tensor.double()
+        y = linear_by(importer, node, x, lambda v: functional.linear(v, fixed), shape)
+    return y if bias is None else _plus(importer, node, y, bias)
+
+
+def _operands(importer: Importer, node: fx.Node, name: str, args: Args) -> tuple[Any, Any, Any]:
+    """``(x, W, b)`` with ``W: [out, in]``."""
+    if name == "linear":
+        return args["input"], args["weight"], args["bias"]
+    if name == "addmm":
+        if (args["beta"], args["alpha"]) != (1, 1):
+            importer.refuse(
+                node, "addmm with alpha or beta other than 1", "scale the result instead"
+            )
+        x, weight, bias = args["mat1"], args["mat2"], args["self"]
+    else:
+        x, weight, bias = args["self"], args["other" if name == "matmul" else "mat2"], None
+    matrix = isinstance(weight, Weight | Constant) and weight.tensor.ndim == 2
+    return x, weight.mT if matrix else weight, bias
+
+
+def _affine(
+    importer: Importer, node: fx.Node, x: Activation, weight: Weight, bias: Any, shape: Shape
+) -> Activation:
+    positions = math.prod(x.shape[:-1])
+    if positions > 1:
+        importer.refuse(
+            node,
+            f"the weight {weight.name!r} is applied at {positions} positions of a sample of shape "
+            f"{list(x.shape)}; weights shared over positions are not supported yet",
+            "flatten the input first, or give every position its own layer",
+        )
+    _use(importer, node, weight)
+    if not isinstance(bias, Weight):
+        y = importer.builder.affine(x, weight, None, shape, origin_of(node))
+        return y if bias is None else _plus(importer, node, y, bias)
+    _use_bias(importer, node, weight.trainable, bias)
+    return importer.builder.affine(x, weight, bias, shape, origin_of(node))
+
+
+def with_trailing_bias(importer: Importer, node: fx.Node, args: Args) -> Activation | None:
+    """``x Wᵀ + b`` with a plain ``+``: attach the parameter ``b`` to the affine node, else ``None``."""
+    if args.get("alpha") != 1:
+        return None
+    left, right = args["self"], args["other"]
+    y, bias = (left, right) if isinstance(left, Activation) else (right, left)
+    source = next((n for n in node.all_input_nodes if importer.values[n] is y), None)
+    if not isinstance(y, Activation) or not isinstance(bias, Weight) or source is None:
+        return None
+    affine = importer.builder[y.name].op
+    own = op_name(source) in aten.PRODUCTS and len(source.users) == 1
+    fits = isinstance(affine, Affine) and affine.bias is None and bias.tensor.shape == y.shape
+    if not (own and fits and isinstance(affine, Affine)):
+        return None
+    _use_bias(importer, node, affine.trainable, bias)
+    importer.builder.attach_bias(y, bias)
+    return y
+
+
+def _use_bias(importer: Importer, node: fx.Node, weight_trainable: bool, bias: Weight) -> None:
+    if bias.trainable and not weight_trainable:
+        importer.refuse(
+            node,
+            f"the bias {bias.name!r} is trainable while its layer's weight is frozen",
+            "freeze the bias with requires_grad_(False), or unfreeze the weight",
+        )
+    _use(importer, node, bias)
+
+
+def _use(importer: Importer, node: fx.Node, weight: Weight) -> None:
+    """Record the one use a trainable parameter may have."""
+    if not weight.trainable:
+        return
+    name, first = importer.uses.setdefault(id(weight.parameter), (weight.name, node))
+    if first is not node:
+        names = repr(name) if name == weight.name else f"{name!r} = {weight.name!r}"
+        importer.refuse(
+            node,
+            f"the parameter {names} is used twice (weight tying), first at: {origin_of(first)}",
+            "give each use its own parameter; tied weights are not supported yet",
+        )
+
+
+def _plus(importer: Importer, node: fx.Node, y: Activation, bias: Any) -> Activation:
+    return importer.pointwise(node, "add", {"self": y, "other": bias, "alpha": 1}, y.shape)

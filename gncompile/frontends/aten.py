@@ -1,0 +1,318 @@
+"""What the compiler knows about aten, PyTorch's operator set: tables of names and one-line rules.
+
+Every operator the frontend understands is in exactly one table:
+
+* :data:`POINTWISE`: elementwise; the rule gives its sympy expression,
+* :data:`COMPARISONS`: true where a margin is positive, or where it is not,
+* :data:`ALIASES`: the same features in the same order, so no node at all,
+* :data:`SELECTING`: every output feature is one input feature, or a fill value,
+* :data:`LINEAR`: linear in its one activation, given by a constant matrix,
+* :data:`CREATORS`: constants,
+* :data:`REFUSED`: understood, and impossible or not supported yet, with the reason.
+
+A rule takes the operator's arguments under aten's own names; tensors arrive as sympy symbols.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import sympy
+from sympy import Abs, Expr, Integer, Rational
+
+from ..functions import (
+    clamp,
+    expm1,
+    log1p,
+    maximum,
+    minimum,
+    number,
+    relu,
+    select,
+    sigmoid,
+    softplus,
+)
+
+Rule = Callable[..., Expr]
+HALF = Rational(1, 2)
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+def _gelu(self: Expr, approximate: str) -> Expr:
+    """``x Φ(x)``, or its tanh form with ``Φ(x) ≈ ½ (1 + tanh(√(2/π) (x + 0.044715 x³)))``."""
+    if approximate == "tanh":
+        inner = sympy.sqrt(2 / sympy.pi) * (self + Rational("0.044715") * self**3)
+        return self * (1 + sympy.tanh(inner)) / 2
+    return self * (1 + sympy.erf(self / sympy.sqrt(2))) / 2
+
+
+def _clamp(self: Expr, min: Expr | None, max: Expr | None) -> Expr:
+    """``min(max(x, lower), upper)`` with either bound left out when it is ``None``."""
+    raised = self if min is None else maximum(self, min)
+    return raised if max is None else minimum(raised, max)
+
+
+def _divide(self: Expr, other: Expr, rounding_mode: str | None = None) -> Expr:
+    if rounding_mode is not None:
+        raise ValueError("division that rounds has no useful slope")
+    return self / other
+
+
+def _power(self: Expr, exponent: Expr) -> Expr:
+    """``x^p`` with a number ``p``, or ``c^x = exp(x log c)`` with a number ``c > 0``."""
+    if exponent.is_number:
+        return self**exponent
+    if self.is_number and self > 0:
+        return sympy.exp(exponent * sympy.log(self))
+    raise ValueError("a power needs a number as exponent, or a positive number as base")
+
+
+def _elu(self: Expr, alpha: Expr, scale: Expr, input_scale: Expr) -> Expr:
+    return select(self, scale * self, scale * alpha * expm1(input_scale * self))
+
+
+def _where(condition: Expr, u: Expr, v: Expr) -> Expr:
+    """``u`` where the mask is 1; a mask that is a comparison itself becomes the branch."""
+    if isinstance(condition, select) and condition.args[1:] == (1, 0):
+        return select(condition.args[0], u, v)
+    if isinstance(condition, select) and condition.args[1:] == (0, 1):
+        return select(condition.args[0], v, u)
+    return select(condition - HALF, u, v)
+
+
+# selu's constants, as torch defines them to double precision
+_SELU_ALPHA, _SELU_SCALE = number(1.6732632423543772), number(1.0507009873554805)
+
+POINTWISE: Mapping[str, Rule] = {
+    # arithmetic
+    "add": lambda self, other, alpha: self + alpha * other,
+    "sub": lambda self, other, alpha: self - alpha * other,
+    "rsub": lambda self, other, alpha: other - alpha * self,
+    "mul": lambda self, other: self * other,
+    "div": _divide,
+    "neg": lambda self: -self,
+    "abs": lambda self: Abs(self),
+    "sign": lambda self: sympy.sign(self),
+    "sgn": lambda self: sympy.sign(self),
+    "pow": _power,
+    "square": lambda self: self**2,
+    "reciprocal": lambda self: 1 / self,
+    "sqrt": lambda self: sympy.sqrt(self),
+    "rsqrt": lambda self: 1 / sympy.sqrt(self),
+    "addcmul": lambda self, tensor1, tensor2, value: self + value * tensor1 * tensor2,
+    "addcdiv": lambda self, tensor1, tensor2, value: self + value * tensor1 / tensor2,
+    "lerp": lambda self, end, weight: self + weight * (end - self),
+    "maximum": lambda self, other: maximum(self, other),
+    "minimum": lambda self, other: minimum(self, other),
+    "fmax": lambda self, other: maximum(self, other),
+    "fmin": lambda self, other: minimum(self, other),
+    "clamp": _clamp,
+    "clamp_min": lambda self, min: maximum(self, min),
+    "clamp_max": lambda self, max: minimum(self, max),
+    # exponentials and logarithms
+    "exp": lambda self: sympy.exp(self),
+    "exp2": lambda self: sympy.exp(self * sympy.log(2)),
+    "expm1": lambda self: expm1(self),
+    "log": lambda self: sympy.log(self),
+    "log2": lambda self: sympy.log(self) / sympy.log(2),
+    "log10": lambda self: sympy.log(self) / sympy.log(10),
+    "log1p": lambda self: log1p(self),
+    "sigmoid": lambda self: sigmoid(self),
+    "log_sigmoid": lambda self: -softplus(-self),
+    # trigonometric and hyperbolic functions, the error function
+    "sin": lambda self: sympy.sin(self),
+    "cos": lambda self: sympy.cos(self),
+    "tan": lambda self: sympy.tan(self),
+    "sinh": lambda self: sympy.sinh(self),
+    "cosh": lambda self: sympy.cosh(self),
+    "tanh": lambda self: sympy.tanh(self),
+    "atan": lambda self: sympy.atan(self),
+    "asinh": lambda self: sympy.asinh(self),
+    "erf": lambda self: sympy.erf(self),
+    "erfc": lambda self: sympy.erfc(self),
+    # transfer functions
+    "relu": lambda self: relu(self),
+    "relu6": lambda self: clamp(self, 0, 6),
+    "leaky_relu": lambda self, negative_slope: select(self, self, negative_slope * self),
+    "rrelu": lambda self, lower, upper: select(self, self, (lower + upper) / 2 * self),
+    "prelu": lambda self, weight: select(self, self, weight * self),
+    "elu": _elu,
+    "selu": lambda self: _elu(self, _SELU_ALPHA, _SELU_SCALE, Integer(1)),
+    "celu": lambda self, alpha: select(self, self, alpha * expm1(self / alpha)),
+    "gelu": _gelu,
+    "silu": lambda self: self * sigmoid(self),
+    "mish": lambda self: self * sympy.tanh(softplus(self)),
+    # torch's threshold only switches to the asymptote, which softplus here does by itself
+    "softplus": lambda self, beta: softplus(beta * self) / beta,
+    "hardtanh": lambda self, min_val, max_val: clamp(self, min_val, max_val),
+    "hardswish": lambda self: self * clamp(self + 3, 0, 6) / 6,
+    "hardsigmoid": lambda self: clamp(self + 3, 0, 6) / 6,
+    "hardshrink": lambda self, lambd: select(Abs(self) - lambd, self, 0),
+    "softshrink": lambda self, lambd: select(
+        self - lambd, self - lambd, select(-self - lambd, self + lambd, 0)
+    ),
+    "threshold": lambda self, threshold, value: select(self - threshold, self, value),
+    "glu": lambda self, gate: self * sigmoid(gate),
+    # branches; a mask is 1 or 0
+    "where": lambda condition, self, other: _where(condition, self, other),
+    "masked_fill": lambda self, mask, value: _where(mask, value, self),
+    "batch_norm": lambda input, weight, bias, running_mean, running_var, eps: (
+        (input - running_mean) / sympy.sqrt(running_var + eps) * weight + bias
+    ),
+}
+
+COMPARISONS: Mapping[str, tuple[Rule, bool]] = {
+    # name: (margin, holds where the margin is positive)
+    "gt": (lambda self, other: self - other, True),
+    "lt": (lambda self, other: other - self, True),
+    "ge": (lambda self, other: other - self, False),
+    "le": (lambda self, other: self - other, False),
+    "ne": (lambda self, other: Abs(self - other), True),
+    "eq": (lambda self, other: Abs(self - other), False),
+}
+
+SYNONYMS: Mapping[str, str] = {
+    "subtract": "sub",
+    "multiply": "mul",
+    "divide": "div",
+    "true_divide": "div",
+    "negative": "neg",
+    "absolute": "abs",
+    "clip": "clamp",
+    "arctan": "atan",
+    "arcsinh": "asinh",
+    "special_expit": "sigmoid",
+    "special_erf": "erf",
+    "greater": "gt",
+    "greater_equal": "ge",
+    "less": "lt",
+    "less_equal": "le",
+    "not_equal": "ne",
+    "_prelu_kernel": "prelu",
+    "_native_batch_norm_legit_no_training": "batch_norm",
+    "cudnn_batch_norm": "batch_norm",
+    "concat": "cat",
+    "concatenate": "cat",
+}
+
+ALIASES = _words(
+    "alias clone contiguous flatten lift lift_fresh lift_fresh_copy ravel reshape reshape_as "
+    "squeeze squeeze_copy unflatten "
+    "unsqueeze unsqueeze_copy view view_as view_copy _reshape_alias _reshape_copy _unsafe_view "
+    "positive resolve_conj resolve_neg"
+)
+
+DROPOUTS = _words("alpha_dropout dropout feature_alpha_dropout feature_dropout")
+
+CASTS = _words("to type_as _to_copy float double")
+
+SELECTING = _words(
+    "broadcast_to cat channel_shuffle chunk constant_pad_nd diagonal expand expand_as expand_copy "
+    "flip fliplr flipud getitem hstack index index_select mT movedim moveaxis narrow numpy_T pad "
+    "permute permute_copy pixel_shuffle pixel_unshuffle reflection_pad1d reflection_pad2d repeat "
+    "repeat_interleave replication_pad1d replication_pad2d roll rot90 select select_copy slice "
+    "slice_copy split split_copy split_with_sizes stack swapaxes swapdims t t_copy tensor_split "
+    "tile transpose transpose_copy unbind unfold upsample_nearest1d upsample_nearest2d vstack"
+)
+
+PRODUCTS = _words("linear addmm matmul mm")
+
+LINEAR = _words(
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d "
+    "_adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d bmm cumsum einsum mean mv "
+    "sum tril triu upsample_bilinear2d upsample_linear1d"
+)
+
+CREATORS = _words(
+    "full full_like new_full new_ones new_zeros ones ones_like scalar_tensor zeros zeros_like"
+)
+
+# asserts that torch.export adds about shapes and values; they compute nothing
+ASSERTS = _words("_assert_async _assert_scalar _assert_tensor_metadata sym_constrain_range")
+
+_ATTENTION = "softmax couples all features of a sample, so it is neither linear nor elementwise"
+_NORM = "its statistics couple all features of a sample, so it is neither linear nor elementwise"
+_CONVOLUTION = "convolutions are not supported yet"
+_RECURRENT = "recurrent layers share weights over time steps, which is not supported yet"
+_POOLING = "a maximum over features is neither linear nor elementwise"
+_RANDOM = "random numbers inside the network make the loss a different function at every call"
+_DETACH = "it cuts the gradient, and the compiled gradient would not be the one autograd gives"
+_ROUNDING = "its slope is zero wherever it is defined, so nothing below it would learn"
+
+REFUSED: Mapping[str, str] = {
+    "detach": _DETACH,
+    "detach_": _DETACH,
+    "softmax": _ATTENTION,
+    "_softmax": _ATTENTION,
+    "log_softmax": _ATTENTION,
+    "_log_softmax": _ATTENTION,
+    "logsumexp": _ATTENTION,
+    "scaled_dot_product_attention": "attention multiplies two activations as matrices",
+    "layer_norm": _NORM,
+    "native_layer_norm": _NORM,
+    "group_norm": _NORM,
+    "native_group_norm": _NORM,
+    "instance_norm": _NORM,
+    "rms_norm": _NORM,
+    **dict.fromkeys(
+        _words(
+            "conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d "
+            "_convolution"
+        ),
+        _CONVOLUTION,
+    ),
+    **dict.fromkeys(_words("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell"), _RECURRENT),
+    **dict.fromkeys(
+        _words(
+            "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d max min amax amin "
+            "max_pool2d_with_indices median sort topk argmax argmin"
+        ),
+        _POOLING,
+    ),
+    **dict.fromkeys(
+        _words("rand rand_like randn randn_like randint bernoulli normal multinomial randperm"),
+        _RANDOM,
+    ),
+    **dict.fromkeys(
+        _words("floor ceil round trunc fix floor_divide remainder fmod frac"), _ROUNDING
+    ),
+    "embedding": "embeddings take integer inputs, and the network's inputs must be real numbers",
+    "bilinear": "a product of two activations through a weight is not an affine layer",
+}
+
+
+def canonical(name: str) -> str:
+    """The name the tables use for aten's ``name``: no overload, no in-place underscore, no synonym."""
+    if not name.startswith("_") or name.endswith("_"):
+        name = name.removesuffix("_") or name
+    return SYNONYMS.get(name, name)
+
+
+def is_known(name: str) -> bool:
+    """Whether a canonical name is in one of the tables, the refused ones included."""
+    elementwise = name in POINTWISE or name in COMPARISONS or name == "logical_not"
+    moving = name in ALIASES or name in CASTS or name in SELECTING or name in DROPOUTS
+    linear = name in PRODUCTS or name in LINEAR
+    return elementwise or moving or linear or name in CREATORS | ASSERTS or name in REFUSED
+
+
+def expression_of(rule: Rule, arguments: Mapping[str, Any]) -> Expr:
+    """Apply a rule to those of the operator's arguments that it asks for."""
+    wanted = inspect.signature(rule).parameters
+    return sympy.sympify(rule(**{name: arguments[name] for name in wanted if name in arguments}))
+
+
+def supported() -> str:
+    """The supported operators in the words of an error text."""
+    shown = sorted(name for name in POINTWISE if not name.startswith("_"))
+    linear = sorted(name for name in LINEAR | PRODUCTS if not name.startswith("_"))
+    selecting = sorted(name for name in SELECTING if not name.startswith("_"))
+    return (
+        f"elementwise: {', '.join(shown)}; linear: {', '.join(linear)}; "
+        f"moving features: {', '.join(selecting)}"
+    )

@@ -1,0 +1,193 @@
+"""Build a model graph node by node: unique names, shared constants, the tensors behind the names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import sympy
+import torch
+
+from ..model_graph import (
+    Affine,
+    FixedLinear,
+    Input,
+    ModelGraph,
+    Node,
+    Op,
+    Origin,
+    Output,
+    Pointwise,
+    Select,
+    TracedModel,
+)
+from ..passes.dead_nodes import remove_dead_nodes
+from .fx_nodes import identifier
+from .values import Activation, Weight
+
+
+class GraphBuilder:
+    """Collects nodes, parameters and constants; every method that adds a node returns its activation."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.parameters: dict[str, torch.Tensor] = {}
+        self.constants: dict[str, torch.Tensor] = {}
+        self._nodes: dict[str, Node] = {}
+        self._selects: dict[tuple[Select, tuple[str, ...]], Node] = {}
+
+    def __getitem__(self, name: str) -> Node:
+        return self._nodes[name]
+
+    def input(self, name: str, position: int, shape: tuple[int, ...]) -> Activation:
+        return self._add(name, Input(position), (), shape, Origin())
+
+    def affine(
+        self,
+        x: Activation,
+        weight: Weight,
+        bias: Weight | None,
+        shape: tuple[int, ...],
+        origin: Origin,
+    ) -> Activation:
+        """``y = x Wᵀ + b``; the layer is named after the weight's module, or the weight itself."""
+        layer = weight.name.removesuffix(".weight")
+        for used in (weight, bias):
+            if used is not None:
+                self.parameters[used.name] = used.parameter
+        op = Affine(
+            layer,
+            weight.name,
+            bias.name if bias else None,
+            trainable=weight.trainable,
+            bias_trainable=bias is None or bias.trainable,
+        )
+        return self._add(layer, op, (x.name,), shape, origin)
+
+    def attach_bias(self, y: Activation, bias: Weight) -> None:
+        """Turn the bias-less ``y = x Wᵀ`` into ``y = x Wᵀ + b``."""
+        node = self._nodes[y.name]
+        assert isinstance(node.op, Affine)
+        self.parameters[bias.name] = bias.parameter
+        op = Affine(node.op.layer, node.op.weight, bias.name, node.op.trainable, bias.trainable)
+        self._nodes[y.name] = Node(y.name, op, node.inputs, node.shape, node.origin)
+
+    def select(
+        self,
+        label: str,
+        inputs: Sequence[Activation],
+        index: np.ndarray,
+        shape: tuple[int, ...],
+        origin: Origin,
+        fill: float = 0.0,
+    ) -> Activation:
+        """``y_j = [x_1|x_2|…]_index[j]``; no node when that is the one input in its own order."""
+        inputs, index = _without_unused(inputs, index)
+        if len(inputs) == 1 and np.array_equal(index, np.arange(math.prod(inputs[0].shape))):
+            return Activation(inputs[0].name, shape)
+        op = Select(tuple(index.tolist()), fill if (index < 0).any() else 0.0)
+        key = (op, tuple(x.name for x in inputs))
+        if key not in self._selects:
+            self._selects[key] = self._nodes[self._add(label, op, key[1], shape, origin).name]
+        return Activation(self._selects[key].name, shape)
+
+    def fixed_linear(
+        self,
+        label: str,
+        x: Activation,
+        matrix: torch.Tensor,
+        shape: tuple[int, ...],
+        origin: Origin,
+    ) -> Activation:
+        """``y = x Aᵀ`` with the constant ``matrix`` A: [out, in]."""
+        name = self.constant(f"{self._unique(identifier(label))}_matrix", matrix)
+        return self._add(label, FixedLinear(name), (x.name,), shape, origin)
+
+    def pointwise(
+        self,
+        label: str,
+        expression: sympy.Expr,
+        arguments: Iterable[tuple[sympy.Symbol, Activation]],
+        constants: Iterable[tuple[sympy.Symbol, str]],
+        shape: tuple[int, ...],
+        origin: Origin,
+    ) -> Activation:
+        """``y = φ(x; c)``; unused arguments are left out, an identity is no node."""
+        free = expression.free_symbols
+        given = list(arguments)
+        # a constant φ still needs one input, to know the batch size
+        inputs = [(symbol, x) for symbol, x in given if symbol in free] or given[:1]
+        if expression == inputs[0][0]:
+            return Activation(inputs[0][1].name, shape)
+        op = Pointwise(
+            expression,
+            tuple(symbol for symbol, _ in inputs),
+            tuple((symbol, name) for symbol, name in constants if symbol in free),
+        )
+        return self._add(label, op, tuple(x.name for _, x in inputs), shape, origin)
+
+    def constant(self, name: str, tensor: torch.Tensor) -> str:
+        """Register a constant, keeping the user's storage when the dtype allows; returns its name."""
+        tensor = tensor.detach().to(self.dtype)
+        candidate, count = name, 1
+        while candidate in self._nodes or not _same(self.constants.get(candidate, tensor), tensor):
+            count += 1
+            candidate = f"{name}_{count}"
+        self.constants[candidate] = tensor
+        return candidate
+
+    def finish(self, output: Activation, name: str) -> TracedModel:
+        """Add the output, drop what it does not depend on, and check the result."""
+        self._add("output", Output(), (output.name,), output.shape, Origin())
+        graph = remove_dead_nodes(ModelGraph(list(self._nodes.values())))
+        graph.check()
+        ops = [node.op for node in graph]
+        affine = [op for op in ops if isinstance(op, Affine)]
+        parameters = {n for op in affine for n in (op.weight, op.bias)}
+        constants = {op.matrix for op in ops if isinstance(op, FixedLinear)}
+        constants |= {n for op in ops if isinstance(op, Pointwise) for _, n in op.constants}
+        return TracedModel(
+            graph,
+            {n: tensor for n, tensor in self.parameters.items() if n in parameters},
+            {n: tensor for n, tensor in self.constants.items() if n in constants},
+            name,
+        )
+
+    def _add(
+        self, label: str, op: Op, inputs: tuple[str, ...], shape: tuple[int, ...], origin: Origin
+    ) -> Activation:
+        name = self._unique(identifier(label))
+        self._nodes[name] = Node(name, op, inputs, shape, origin)
+        return Activation(name, shape)
+
+    def _unique(self, name: str) -> str:
+        candidate, count = name, 1
+        while candidate in self._nodes or candidate in self.constants:
+            count += 1
+            candidate = f"{name}_{count}"
+        return candidate
+
+
+def _without_unused(
+    inputs: Sequence[Activation], index: np.ndarray
+) -> tuple[list[Activation], np.ndarray]:
+    """Leave out inputs no index refers to, join repeated ones, and renumber the index accordingly."""
+    kept: dict[str, tuple[Activation, int]] = {}
+    renumbered = np.full_like(index, -1)
+    start = total = 0
+    for x in inputs:
+        size = math.prod(x.shape)
+        here = (index >= start) & (index < start + size)
+        if here.any():
+            if x.name not in kept:
+                kept[x.name] = (x, total)
+                total += size
+            renumbered[here] = index[here] - start + kept[x.name][1]
+        start += size
+    return [x for x, _ in kept.values()], renumbered
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors are the same view of the same storage."""
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()

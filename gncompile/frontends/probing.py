@@ -1,0 +1,79 @@
+"""Learn what an operator does by running it: index tables and matrices instead of one rule an operator.
+
+A *selecting* operator is run on feature numbers instead of features, a *linear* one on the unit vectors.
+Several samples go through at once, so that an operator that mixes samples shows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+ROWS = 5
+LARGEST_MATRIX = 64 * 2**20
+_BLOCK = 2**22
+
+
+class MixesSamplesError(Exception):
+    """An output row depends on another sample's row."""
+
+
+def select_index(
+    apply: Callable[[list[torch.Tensor]], Any],
+    shapes: Sequence[tuple[int, ...]],
+    device: torch.device,
+) -> list[np.ndarray]:
+    """The flat index of every output of ``apply``, a selection from inputs of per-sample ``shapes``.
+
+    ``apply`` gets one float64 tensor ``[ROWS, *shape]`` an input, holding feature numbers counted over the
+    concatenation of all inputs; what it fills in must be -1.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    total = sum(sizes)
+    table = torch.arange(ROWS * total, dtype=torch.float64, device=device).reshape(ROWS, total)
+    parts = [
+        part.reshape(ROWS, *shape)
+        for part, shape in zip(table.split(sizes, 1), shapes, strict=True)
+    ]
+    result = apply(parts)
+    outputs = [result] if isinstance(result, torch.Tensor) else list(result)
+    return [_one_index(output, total) for output in outputs]
+
+
+def _one_index(output: torch.Tensor, total: int) -> np.ndarray:
+    if output.ndim == 0 or output.shape[0] != ROWS:
+        raise MixesSamplesError
+    rows = output.reshape(ROWS, -1).cpu().numpy().astype(np.int64)
+    first = rows[0]
+    expected = np.where(first < 0, -1, first + total * np.arange(ROWS)[:, None])
+    if (first >= total).any() or not np.array_equal(rows, expected):
+        raise MixesSamplesError
+    return first
+
+
+def linear_matrix(
+    apply: Callable[[torch.Tensor], torch.Tensor],
+    shape: tuple[int, ...],
+    outputs: int,
+    device: torch.device,
+) -> torch.Tensor:
+    """The float64 matrix ``A: [outputs, inputs]`` of ``apply(x) = x Aᵀ``, checked on random samples."""
+    inputs = math.prod(shape)
+    rows = max(1, _BLOCK // max(inputs, outputs, 1))
+    matrix = torch.empty(outputs, inputs, dtype=torch.float64, device=device)
+    for start in range(0, inputs, rows):
+        stop = min(start + rows, inputs)
+        basis = torch.zeros(stop - start, inputs, dtype=torch.float64, device=device)
+        basis[torch.arange(stop - start), torch.arange(start, stop)] = 1
+        matrix[:, start:stop] = apply(basis.reshape(-1, *shape)).reshape(stop - start, outputs).mT
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(ROWS, inputs, dtype=torch.float64, generator=generator).to(device)
+    if not torch.allclose(
+        apply(x.reshape(-1, *shape)).reshape(ROWS, outputs), x @ matrix.mT, atol=1e-9
+    ):
+        raise MixesSamplesError
+    return matrix

@@ -1,0 +1,121 @@
+"""The few operators whose arguments need preparing before a table's rule applies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from . import aten
+from .fx_nodes import label_of, origin_of
+from .values import Activation, Args, Condition, Constant, Shape, Weight
+
+if TYPE_CHECKING:
+    from .importer import Importer
+
+
+def batch_norm(importer: Importer, node: fx.Node, args: Args) -> Any:
+    """``(x - mean) / sqrt(var + eps) * weight + bias`` in evaluation mode."""
+    check_batch_norm(importer, node, args)
+    shape = args["input"].shape
+    weight = 1 if args["weight"] is None else _per_channel(importer, node, args["weight"], shape)
+    bias = 0 if args["bias"] is None else _per_channel(importer, node, args["bias"], shape)
+    prepared = {
+        **args,
+        "weight": weight,
+        "bias": bias,
+        "running_mean": _per_channel(importer, node, args["running_mean"], shape),
+        "running_var": _per_channel(importer, node, args["running_var"], shape),
+    }
+    y = importer.pointwise(node, "batch_norm", prepared, shape)
+    return y if isinstance(node.meta["val"], torch.Tensor) else [y, None, None]
+
+
+def check_batch_norm(importer: Importer, node: fx.Node, args: Args) -> None:
+    """Batch norm uses its running statistics only in evaluation mode."""
+    if args.get("training") or args["running_mean"] is None:
+        importer.refuse(
+            node,
+            "batch norm in training mode mixes samples: it normalises by the statistics of the batch",
+            "call .eval() on the batch-norm module (or the model) before compiling",
+        )
+
+
+def cast(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Any:
+    """``to`` the same dtype is nothing at all; a mask becomes numbers when it is used."""
+    x = next(v for v in args.values() if isinstance(v, Activation | Condition))
+    dtype = node.meta["val"].dtype
+    if isinstance(x, Activation) and dtype != importer.builder.dtype:
+        importer.refuse(
+            node,
+            f"a cast to {dtype} inside a network of {importer.builder.dtype}",
+            "keep one floating-point dtype throughout the network",
+        )
+    return x
+
+
+def dropout(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Any:
+    """Nothing in evaluation mode or with p = 0."""
+    x = args["input"]
+    if args["train"] and args["p"] > 0:
+        importer.refuse(
+            node,
+            "dropout in training mode draws new random numbers at every call",
+            "call .eval() on it (or on the model) before compiling, or set p=0",
+        )
+    return x
+
+
+def glu(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activation:
+    """``a · sigmoid(b)`` with the two halves of one dimension."""
+    x: Activation = args["self"]
+    dim = args["dim"] % (len(x.shape) + 1) - 1
+    if dim < 0:
+        importer.refuse_mixing(node)
+    table = np.arange(math.prod(x.shape)).reshape(x.shape)
+    halves = {}
+    for part, index in zip(("value", "gate"), np.split(table, 2, axis=dim), strict=True):
+        label = label_of(node, f"glu_{part}")
+        halves[part] = importer.builder.select(
+            label, [x], index.reshape(-1), shape, origin_of(node)
+        )
+    return importer.pointwise(node, "glu", {"self": halves["value"], "gate": halves["gate"]}, shape)
+
+
+def prelu(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activation:
+    """``x`` where positive, else ``x`` times a frozen weight a channel."""
+    weight = _per_channel(importer, node, args["weight"], shape)
+    return importer.pointwise(node, "prelu", {**args, "weight": weight}, shape)
+
+
+def logical_not(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Any:
+    x = args["self"]
+    if not isinstance(x, Condition):
+        importer.refuse(node, "logical_not of a tensor that is no comparison", "compare it with 0")
+    return replace(x, holds_if_positive=not x.holds_if_positive)
+
+
+def _per_channel(importer: Importer, node: fx.Node, value: Any, shape: Shape) -> Constant:
+    """A vector ``[C]`` as ``[C, 1, …]``, to broadcast over the positions of ``[C, …]``."""
+    if isinstance(value, Weight) and value.trainable:
+        importer.refuse_parameter(node, value)
+    tensor: torch.Tensor = value.tensor
+    if tensor.ndim == 1 and tensor.numel() > 1:
+        tensor = tensor.reshape(-1, *[1] * (len(shape) - 1))
+    return Constant(value.name, tensor)
+
+
+Handler = Callable[["Importer", fx.Node, Args, Shape], Any]
+
+RULES: Mapping[str, Handler] = {
+    "glu": glu,
+    "prelu": prelu,
+    "logical_not": logical_not,
+    **dict.fromkeys(aten.CASTS, cast),
+    **dict.fromkeys(aten.DROPOUTS, dropout),
+}

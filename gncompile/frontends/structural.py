@@ -1,0 +1,181 @@
+"""Operators that move features or map them linearly, learnt by running them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from .fx_nodes import label_of, op_name, origin_of
+from .probing import LARGEST_MATRIX, MixesSamplesError, linear_matrix, select_index
+from .values import Activation, Args, Condition, Constant, Shape, Weight, activations_in, values_in
+
+if TYPE_CHECKING:
+    from .importer import Importer
+
+
+def broadcast(importer: Importer, node: fx.Node, x: Activation, shape: Shape) -> Activation:
+    """Repeat the features of ``x`` until they have ``shape``; no node when they already do."""
+    if len(x.shape) != len(shape):
+        importer.refuse_mixing(node)
+    index = np.broadcast_to(np.arange(math.prod(x.shape)).reshape(x.shape), shape).reshape(-1)
+    label = f"{x.name}_expanded"
+    return importer.builder.select(label, [x], index, shape, origin_of(node))
+
+
+def selection(importer: Importer, node: fx.Node, name: str, args: Args, shapes: list[Shape]) -> Any:
+    """A Select for each result, found by pushing feature numbers through the operator."""
+    if name == "roll" and 0 in _dims(args, len(shapes[0]) + 1):
+        importer.refuse_mixing(node)
+    args = {key: _unmasked(importer, node, value) for key, value in args.items()}
+    inputs = activations_in(args)
+    fill = _padding(importer, node, args) if name in ("pad", "constant_pad_nd") else 0.0
+    if name in ("pad", "constant_pad_nd"):
+        args["value"] = None if args.get("mode", "constant") != "constant" else -1.0
+
+    def apply(parts: list[torch.Tensor]) -> Any:
+        return _run_with(importer, node, args, parts, constant=-1.0)
+
+    try:
+        indices = select_index(apply, [x.shape for x in inputs], importer.device)
+    except MixesSamplesError:
+        importer.refuse_mixing(node)
+    several = not isinstance(node.meta["val"], torch.Tensor)
+    results = []
+    for i, (index, shape) in enumerate(zip(indices, shapes, strict=True)):
+        label = label_of(node, f"{name}_{i}" if several else name)
+        y = importer.builder.select(label, inputs, index, shape, origin_of(node), fill)
+        results.append(y)
+    return results if several else _with_constants(importer, node, name, args, results[0])
+
+
+def linear_operator(
+    importer: Importer, node: fx.Node, name: str, args: Args, shape: Shape
+) -> Activation:
+    """A FixedLinear whose matrix is found by running the operator on unit vectors."""
+    found = [value for value in values_in(args) if isinstance(value, Activation | Condition)]
+    if len(found) != 1 or not isinstance(found[0], Activation):
+        importer.refuse(
+            node,
+            f"{name} multiplies two activations as matrices",
+            "only elementwise products of activations are supported",
+        )
+    for value in values_in(args):
+        if isinstance(value, Weight) and value.trainable:
+            importer.refuse_parameter(node, value)
+    if "dtype" in args:
+        args = {**args, "dtype": None}
+
+    def apply(x: torch.Tensor) -> torch.Tensor:
+        return _run_with(importer, node, args, [x], constant=None)
+
+    return linear_by(importer, node, found[0], apply, shape)
+
+
+def linear_by(
+    importer: Importer,
+    node: fx.Node,
+    x: Activation,
+    apply: Callable[[torch.Tensor], torch.Tensor],
+    shape: Shape,
+) -> Activation:
+    """``y = apply(x)`` for a linear ``apply`` on ``[N, *x.shape]``."""
+    inputs, outputs = math.prod(x.shape), math.prod(shape)
+    if inputs * outputs > LARGEST_MATRIX:
+        importer.refuse(
+            node,
+            f"{op_name(node)} maps {inputs} features to {outputs}; its matrix would have "
+            f"{inputs * outputs:,} entries, more than {LARGEST_MATRIX:,}",
+            "reduce the number of features before it",
+        )
+    try:
+        matrix = linear_matrix(apply, x.shape, outputs, importer.device)
+    except MixesSamplesError:
+        importer.refuse_mixing(node)
+    label = label_of(node, op_name(node))
+    return importer.builder.fixed_linear(label, x, matrix, shape, origin_of(node))
+
+
+def _run_with(
+    importer: Importer, node: fx.Node, args: Args, parts: list[torch.Tensor], constant: float | None
+) -> Any:
+    """Run the operator on float64 ``parts`` in place of its activations.
+
+    With ``constant``, floating-point constants are replaced by tensors full of that number, so that what
+    they contribute can be told from features.
+    """
+    from .importer import run
+
+    remaining = iter(parts)
+    rows = parts[0].shape[0]
+
+    def leaf(value: Any) -> Any:
+        if isinstance(value, Activation):
+            return next(remaining)
+        result = importer.concrete(value, rows, torch.float64)
+        if constant is not None and _is_floating(value):
+            return torch.full_like(_with_rows(result, rows, parts[0].ndim), constant)
+        return result
+
+    return run(node, args, leaf)
+
+
+def _with_constants(
+    importer: Importer, node: fx.Node, name: str, args: Args, y: Activation
+) -> Activation:
+    """Add what constants contribute to ``cat`` or ``stack``; the selection has zeros in their place."""
+    from .importer import run
+
+    constants = [value for value in values_in(args) if _is_floating(value)]
+    for value in constants:
+        if isinstance(value, Weight) and value.trainable:
+            importer.refuse_parameter(node, value)
+    if all(isinstance(value, Constant) and value.literal == 0 for value in constants):
+        return y
+
+    def leaf(value: Any) -> Any:
+        if isinstance(value, Activation):
+            return torch.zeros(
+                (1, *value.shape), dtype=importer.builder.dtype, device=importer.device
+            )
+        return importer.concrete(value, 1, importer.builder.dtype)
+
+    shift = Constant(f"{y.name}_constant", run(node, args, leaf))
+    return importer.pointwise(node, "add", {"self": y, "other": shift, "alpha": 1}, y.shape)
+
+
+def _padding(importer: Importer, node: fx.Node, args: Args) -> float:
+    value = args.get("value") or 0.0
+    if not isinstance(value, int | float):
+        importer.refuse(node, "a padding value that is no number", "pad with a number")
+    return float(value)
+
+
+def _unmasked(importer: Importer, node: fx.Node, value: Any) -> Any:
+    """A condition becomes an activation of ones and zeros."""
+    if isinstance(value, Condition):
+        return importer.pointwise(
+            node, "mask", {"self": value}, value.margin.shape, lambda self: self
+        )
+    if isinstance(value, list):
+        return [_unmasked(importer, node, item) for item in value]
+    return value
+
+
+def _dims(args: Args, rank: int) -> set[int]:
+    return {dim % rank for dim in args["dims"]}
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Constant | Weight) and value.tensor.is_floating_point()
+
+
+def _with_rows(tensor: torch.Tensor, rows: int, rank: int) -> torch.Tensor:
+    """Constants computed for a batch of one sample, for a batch of ``rows``."""
+    if tensor.ndim == rank and tensor.shape[0] == 1:
+        return tensor.expand(rows, *tensor.shape[1:])
+    return tensor

@@ -1,0 +1,208 @@
+"""The PyTorch frontend: ``torch.export`` the module with a dynamic batch, then translate it."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+
+from ..errors import TraceError, message
+from ..model_graph import TracedModel
+from .aten import is_known
+from .export_errors import check_examples, explain_failure
+from .fx_nodes import bind, op_name
+from .graph_builder import GraphBuilder
+from .importer import Importer
+from .special import check_batch_norm, dropout
+from .values import Activation, Constant, Weight
+
+
+def trace(
+    module: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], *, name: str | None = None
+) -> TracedModel:
+    """Translate a module into a graph of affine, fixed linear, selecting and pointwise nodes.
+
+    ``example_inputs`` is one tensor ``[N, ...]`` a forward argument; only shapes and dtype matter, and any
+    ``N ≥ 1`` gives the same graph. The module's parameters are shared, not copied, and its train or eval
+    mode is taken as it is. ``name`` defaults to the module's class name.
+
+    Raises :class:`~gncompile.errors.TraceError`, naming module and source line, for whatever is not a
+    feedforward network of such nodes: an operator without a rule, samples that influence each other, a
+    parameter used twice or outside affine layers, control flow that depends on data.
+
+    >>> model = nn.Sequential(nn.Linear(3, 2), nn.Tanh())
+    >>> print(trace(model, torch.zeros(4, 3)).graph)
+    x            = input 0             : [3]
+    layer_0      = affine[0](x)        : [2] 0
+    layer_1_tanh = tanh(layer_0)       : [2] 1
+    output       = output(layer_1_tanh) : [2]
+    """
+    examples = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    check_examples(module, examples)
+    program = _export(module, examples)
+    importer = _new_importer(program, examples)
+    _check_modes(program, importer)
+    program = _functional(program)
+    importer = _new_importer(program, examples)
+    _bind_placeholders(program, module, importer)
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            importer.translate(node)
+    traced = importer.builder.finish(_output(program, importer), name or type(module).__name__)
+    _check_all_used(module, traced.parameters)
+    return traced
+
+
+def _export(module: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
+    """Export with one symbolic batch size shared by all inputs."""
+    # torch.export takes a batch of one for a constant
+    batches = tuple(x if x.shape[0] > 1 else torch.cat([x, x]) for x in examples)
+    shapes = tuple({0: Dim("batch")} for _ in batches)
+    try:
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return torch.export.export(
+                module, batches, dynamic_shapes=_by_name(module, shapes), strict=False
+            )
+    except Exception as error:
+        raise explain_failure(error, module, batches) from error
+
+
+def _by_name(module: nn.Module, shapes: tuple[Any, ...]) -> Any:
+    """``*args`` in forward's signature takes all its shapes as one tuple."""
+    kinds = [p.kind for p in inspect.signature(module.forward).parameters.values()]
+    return (shapes,) if kinds[:1] == [inspect.Parameter.VAR_POSITIONAL] else shapes
+
+
+def _functional(program: ExportedProgram) -> ExportedProgram:
+    """Without in-place operators; operators without a rule are decomposed once if torch knows how."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        program = program.run_decompositions({})
+        unknown = {
+            n.target for n in program.graph.nodes if _is_operator(n) and not is_known(op_name(n))
+        }
+        if not unknown:
+            return program
+        known = torch.export.default_decompositions()
+        return program.run_decompositions({op: known[op] for op in unknown if op in known})
+
+
+def _is_operator(node: fx.Node) -> bool:
+    return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
+
+
+def _new_importer(program: ExportedProgram, examples: tuple[Tensor, ...]) -> Importer:
+    inputs = set(program.graph_signature.user_inputs)
+    first = next(n for n in program.graph.nodes if n.op == "placeholder" and n.name in inputs)
+    batch: sympy.Expr = first.meta["val"].shape[0].node.expr
+    return Importer(GraphBuilder(examples[0].dtype), batch, examples[0].device)
+
+
+def _check_modes(program: ExportedProgram, importer: Importer) -> None:
+    """Refuse training modes and detach before functionalisation rewrites them."""
+    for node in program.graph.nodes:
+        if _is_operator(node):
+            name = op_name(node)
+            if name == "batch_norm":
+                check_batch_norm(importer, node, bind(node))
+            elif name.endswith("dropout"):
+                dropout(importer, node, bind(node), ())
+            elif name == "detach" and _depends_on_input(node, program):
+                importer.refuse_known(node, name)
+    mutated = list(program.graph_signature.buffers_to_mutate.values())
+    if mutated:
+        raise TraceError(
+            message(
+                f"forward changes the buffers {', '.join(mutated)}",
+                instead="call .eval(), or update buffers outside forward",
+            )
+        )
+
+
+def _depends_on_input(node: fx.Node, program: ExportedProgram) -> bool:
+    inputs, seen, todo = set(program.graph_signature.user_inputs), set(), [node]
+    while todo:
+        current = todo.pop()
+        if current.name in inputs:
+            return True
+        todo.extend(n for n in current.all_input_nodes if n not in seen)
+        seen.update(current.all_input_nodes)
+    return False
+
+
+def _bind_placeholders(program: ExportedProgram, module: nn.Module, importer: Importer) -> None:
+    """Give parameters, buffers, constants and inputs their values."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    buffers = dict(module.named_buffers(remove_duplicate=False))
+    names = _input_names(module)
+    nodes = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
+    position = 0
+    for spec in program.graph_signature.input_specs:
+        node, target = nodes[spec.arg.name], spec.target
+        if spec.kind is InputKind.USER_INPUT:
+            shape = importer.sample_shapes(node)[0]
+            label = names[position] if position < len(names) else f"input_{position}"
+            importer.values[node] = importer.builder.input(label, position, shape)
+            position += 1
+        elif target in parameters:
+            importer.values[node] = Weight(target, parameters[target])
+        elif target in buffers:
+            importer.values[node] = Constant(target, buffers[target])
+        elif target is not None:
+            tensor = program.constants[target]
+            literal = float(tensor) if isinstance(tensor, Tensor) and tensor.ndim == 0 else None
+            importer.values[node] = Constant(target, tensor, literal)
+
+
+def _input_names(module: nn.Module) -> list[str]:
+    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(module.forward).parameters.values()
+    # containers call their argument `input`, which says nothing
+    if isinstance(module, nn.Sequential):
+        return ["x"]
+    return [p.name for p in parameters if p.kind in named]
+
+
+def _output(program: ExportedProgram, importer: Importer) -> Activation:
+    """The one activation the module returns."""
+    outputs = [s for s in program.graph_signature.output_specs if s.kind is OutputKind.USER_OUTPUT]
+    if len(outputs) != 1 or program.call_spec.out_spec.num_nodes != 1:
+        raise TraceError(
+            message(
+                f"forward returns a structure of {len(outputs)} outputs",
+                instead="return one tensor [N, ...], for example torch.cat of the outputs",
+            )
+        )
+    named = (v for node, v in importer.values.items() if node.name == outputs[0].arg.name)
+    value = next(named, None)
+    if not isinstance(value, Activation):
+        raise TraceError(
+            message(
+                "the network's output is no function of its input, or is not a real number",
+                instead="return the logits or the regression output",
+            )
+        )
+    return value
+
+
+def _check_all_used(module: nn.Module, used: Mapping[str, Tensor]) -> None:
+    """Every trainable parameter must be in the graph; a silent leftover would never be trained."""
+    known = {id(parameter) for parameter in used.values()}
+    unused = [
+        name for name, p in module.named_parameters() if p.requires_grad and id(p) not in known
+    ]
+    if unused:
+        raise TraceError(
+            message(
+                f"the output does not depend on the trainable parameters {', '.join(unused)}",
+                instead="freeze them with requires_grad_(False), remove them, or use them in forward",
+            )
+        )

@@ -1,0 +1,92 @@
+"""What a value of the traced program is: an activation, a parameter, a constant or a condition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+Shape = tuple[int, ...]
+Args = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A graph node's result; ``shape`` is the per-sample shape the user sees at this point."""
+
+    name: str
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A registered parameter, as it is or transposed; affine layers want ``[out, in]``."""
+
+    name: str
+    parameter: torch.Tensor
+    transposed: bool = False
+
+    @property
+    def trainable(self) -> bool:
+        return self.parameter.requires_grad
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        return self.parameter.detach().mT if self.transposed else self.parameter.detach()
+
+    @property
+    def mT(self) -> Weight:
+        return replace(self, transposed=not self.transposed)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor that does not depend on the input; batch dimensions in it have size 1.
+
+    ``literal`` is set when every entry is that one number, written in the user's code.
+    """
+
+    name: str
+    tensor: torch.Tensor
+    literal: float | None = None
+
+    @property
+    def mT(self) -> Constant:
+        return replace(self, tensor=self.tensor.mT)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """True where ``margin > 0``, or where it is not when ``holds_if_positive`` is False."""
+
+    margin: Activation
+    holds_if_positive: bool
+
+
+Value = Activation | Weight | Constant | Condition
+
+
+def values_in(args: Any) -> Iterator[Value]:
+    """Every value in nested arguments, in order."""
+    if isinstance(args, Value):
+        yield args
+    elif isinstance(args, Mapping):
+        yield from values_in(list(args.values()))
+    elif isinstance(args, list | tuple):
+        for item in args:
+            yield from values_in(item)
+
+
+def activations_in(args: Any) -> list[Activation]:
+    """The activations among nested arguments, in order, repeated ones included."""
+    return [value for value in values_in(args) if isinstance(value, Activation)]
+
+
+def reshaped(value: Value, shape: Shape) -> Value:
+    """The same features in the same order under another per-sample shape."""
+    if isinstance(value, Condition):
+        return replace(value, margin=replace(value.margin, shape=shape))
+    assert isinstance(value, Activation)
+    return replace(value, shape=shape)

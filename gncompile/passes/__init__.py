@@ -1,0 +1,1 @@
+"""Passes: pure functions from a :class:`~gncompile.model_graph.ModelGraph` to another one."""

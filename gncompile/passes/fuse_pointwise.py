@@ -1,0 +1,87 @@
+"""Compose chains of pointwise nodes into one expression each."""
+
+from __future__ import annotations
+
+import sympy
+
+from ..model_graph import ModelGraph, Node, Pointwise
+from .dead_nodes import remove_dead_nodes
+
+
+def fuse_pointwise(graph: ModelGraph) -> ModelGraph:
+    """Substitute every pointwise node into its consumer when that is pointwise and its only consumer.
+
+    A composed node keeps the name of the last one, so slopes are averaged once a layer, not once an
+    operation (the approximation is better for it). Identities and dead nodes are removed.
+
+    before::
+
+        h = affine[fc](x)      a = tanh(h)      y = a + x      output(y)
+
+    after::
+
+        h = affine[fc](x)      y = x + tanh(h)                 output(y)
+    """
+    graph = _without_identities(remove_dead_nodes(graph))
+    fused: dict[str, Node] = {}
+    for node in graph:
+        inlined = [name for name in node.inputs if _goes_into(graph, name, node)]
+        fused[node.name] = _composed(node, {name: fused.pop(name) for name in dict.fromkeys(inlined)})
+    return _without_identities(ModelGraph(list(fused.values())))
+
+
+def _goes_into(graph: ModelGraph, name: str, consumer: Node) -> bool:
+    pointwise = isinstance(graph[name].op, Pointwise) and isinstance(consumer.op, Pointwise)
+    return pointwise and [node.name for node in graph.consumers(name)] == [consumer.name]
+
+
+def _composed(node: Node, inner: dict[str, Node]) -> Node:
+    """``node`` with the expressions of ``inner`` in place of the inputs they compute."""
+    if not isinstance(node.op, Pointwise) or not inner:
+        return node
+    parts = [_named_after_values(part) for part in (*inner.values(), node)]
+    *inner_parts, outer = parts
+    substitution = {_symbol(n): p.expression for n, p in zip(inner, inner_parts, strict=True)}
+    # simultaneous: an inner expression may read a value of the same name as another one's symbol
+    expression = outer.expression.xreplace(substitution)
+    inputs = [name for name in node.inputs if name not in inner]
+    inputs = list(dict.fromkeys([n for part in inner.values() for n in part.inputs] + inputs))
+    used = [name for name in inputs if _symbol(name) in expression.free_symbols] or inputs[:1]
+    constants = dict.fromkeys(pair for part in parts for pair in part.constants)
+    op = Pointwise(
+        expression,
+        tuple(_symbol(name) for name in used),
+        tuple(pair for pair in constants if pair[0] in expression.free_symbols),
+    )
+    return Node(node.name, op, tuple(used), node.shape, node.origin)
+
+
+def _named_after_values(node: Node) -> Pointwise:
+    """The node's operation with its symbols renamed after the values and constants they stand for.
+
+    A value has one symbol everywhere, whichever node reads it; constants get a suffix of their own, which
+    no value's name has.
+    """
+    assert isinstance(node.op, Pointwise)
+    renamed = {s: _symbol(name) for s, name in zip(node.op.arguments, node.inputs, strict=True)}
+    constants = tuple((_symbol(f"{name}.constant"), name) for _, name in node.op.constants)
+    renamed |= {old: new for (old, _), (new, _) in zip(node.op.constants, constants, strict=True)}
+    expression = node.op.expression.xreplace(renamed)
+    return Pointwise(expression, tuple(_symbol(name) for name in node.inputs), constants)
+
+
+def _without_identities(graph: ModelGraph) -> ModelGraph:
+    """Let the readers of ``y = x`` read ``x``."""
+    source: dict[str, str] = {}
+    kept: list[Node] = []
+    for node in graph:
+        inputs = tuple(source.get(name, name) for name in node.inputs)
+        if isinstance(node.op, Pointwise) and (node.op.expression,) == node.op.arguments:
+            source[node.name] = inputs[0]
+        else:
+            kept.append(Node(node.name, node.op, inputs, node.shape, node.origin))
+    return ModelGraph(kept)
+
+
+def _symbol(name: str) -> sympy.Symbol:
+    return sympy.Symbol(name, real=True)
