@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import sympy
 from sympy import Expr, Symbol
@@ -89,7 +88,7 @@ def register_transfer(
     _ = function.rule
     _DECLARED[name] = general
     if name not in PRIMITIVES and name not in SHORTHANDS:
-        FUNCTIONS[name] = lambda x, **values: transfer(name, **values)(x)
+        FUNCTIONS[name] = _by_name(name)
     return function
 
 
@@ -123,6 +122,16 @@ def transfer(name: str, **parameters: float) -> TransferFunction:
 def transfer_names() -> list[str]:
     """The names of all registered transfer functions, sorted."""
     return sorted(_DECLARED)
+
+
+def _by_name(name: str) -> Callable[..., Expr]:
+    """What an expression calls; looked up when called, so that an override takes effect."""
+
+    def called(x: Expr, **parameters: float) -> Expr:
+        return transfer(name, **parameters)(x)
+
+    called.__qualname__ = name
+    return called
 
 
 def _check_name(name: str, override: bool) -> None:
@@ -186,7 +195,7 @@ def _caller() -> str:
         if frame.f_code.co_name == "<module>":
             break
         frame = frame.f_back
-    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 # The vocabulary -------------------------------------------------------------------------------------------
