@@ -42,7 +42,7 @@ class Primitive(sympy.Function):
         return True if all(arg.is_real for arg in self.args) else None
 
 
-class sigmoid(Primitive):  # noqa: N801 (named like sympy's own functions)
+class sigmoid(Primitive):
     """``1 / (1 + e^-x)``."""
 
     @classmethod
@@ -63,7 +63,7 @@ class sigmoid(Primitive):  # noqa: N801 (named like sympy's own functions)
         return self.args[0].is_real
 
 
-class softplus(Primitive):  # noqa: N801
+class softplus(Primitive):
     """``log(1 + e^x)``."""
 
     @classmethod
@@ -83,7 +83,7 @@ class softplus(Primitive):  # noqa: N801
         return self.args[0].is_real
 
 
-class log1p(Primitive):  # noqa: N801
+class log1p(Primitive):
     """``log(1 + x)``, accurate near zero."""
 
     @classmethod
@@ -97,7 +97,7 @@ class log1p(Primitive):  # noqa: N801
         return sympy.log(1 + self.args[0])
 
 
-class expm1(Primitive):  # noqa: N801
+class expm1(Primitive):
     """``e^x - 1``, accurate near zero."""
 
     @classmethod
@@ -111,7 +111,7 @@ class expm1(Primitive):  # noqa: N801
         return sympy.exp(self.args[0]) - 1
 
 
-class erfc(Primitive):  # noqa: N801
+class erfc(Primitive):
     """``1 - erf(x)``, accurate for large ``x``.
 
     sympy's own turns ``erfc(-x)`` into ``2 - erfc(x)``, which cancels in exactly the tail it is needed for.
@@ -122,13 +122,13 @@ class erfc(Primitive):  # noqa: N801
         return Integer(1) if x.is_zero else None
 
     def fdiff(self, argindex: int = 1) -> Expr:
-        return -2 / sympy.sqrt(sympy.pi) * sympy.exp(-self.args[0] ** 2)
+        return -2 / sympy.sqrt(sympy.pi) * sympy.exp(-(self.args[0] ** 2))
 
     def definition(self) -> Expr:
         return 1 - sympy.erf(self.args[0])
 
 
-class select(Primitive):  # noqa: N801
+class select(Primitive):
     """``u`` where ``c > 0``, else ``v``; the only branch. A kink takes the ``else`` branch."""
 
     nargs = (3,)

@@ -19,7 +19,6 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NoReturn
 
 import sympy
 from sympy import Expr, Symbol
@@ -90,26 +89,30 @@ class _Parser:
 
     def parse(self) -> Expr:
         if not isinstance(self.text, str) or not self.text.strip():
-            self.refuse("an expression must be a non-empty text", None)
+            raise self.refusal("an expression must be a non-empty text", None)
         if len(self.text) > MAX_LENGTH:
-            found = f"an expression of {len(self.text)} characters; at most {MAX_LENGTH} are allowed"
-            self.refuse(found, None, "split it into several functions")
+            found = (
+                f"an expression of {len(self.text)} characters; at most {MAX_LENGTH} are allowed"
+            )
+            raise self.refusal(found, None, "split it into several functions")
         try:
             # Leading blanks would count as indentation, line breaks as further statements.
             tree = ast.parse(self.text.replace("\n", " ").lstrip(), mode="eval")
         except SyntaxError as error:
-            self.refuse(f"the expression is malformed: {error.msg}", (error.offset or 1) - 1)
+            raise self.refusal(
+                f"the expression is malformed: {error.msg}", (error.offset or 1) - 1
+            ) from None
         except (ValueError, RecursionError, MemoryError) as error:
-            self.refuse(f"the expression cannot be read: {error}", None)
+            raise self.refusal(f"the expression cannot be read: {error}", None) from None
         return self.visit(tree.body, 0)
 
     def visit(self, node: ast.expr, depth: int) -> Expr:
         """The value of one syntax node, its numbers checked."""
         self.nodes += 1
         if self.nodes > MAX_NODES:
-            self.refuse(f"an expression of more than {MAX_NODES} terms", node)
+            raise self.refusal(f"an expression of more than {MAX_NODES} terms", node)
         if depth > MAX_DEPTH:
-            self.refuse(f"an expression nested more than {MAX_DEPTH} deep", node)
+            raise self.refusal(f"an expression nested more than {MAX_DEPTH} deep", node)
         if isinstance(node, ast.Constant):
             value = self.constant(node)
         elif isinstance(node, ast.Name):
@@ -122,10 +125,10 @@ class _Parser:
         elif isinstance(node, ast.Call):
             value = self.call(node, depth)
         elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitXor):
-            self.refuse("'^' is not a power here", node, "write x**2 for the square of x")
+            raise self.refusal("'^' is not a power here", node, "write x**2 for the square of x")
         else:
             kind = _REFUSED.get(type(node), f"a {type(node).__name__}")
-            self.refuse(f"{kind} has no place in an expression", node)
+            raise self.refusal(f"{kind} has no place in an expression", node)
         return self.checked(value, node)
 
     def constant(self, node: ast.Constant) -> Expr:
@@ -136,7 +139,7 @@ class _Parser:
         kind = f"the {type(node.value).__name__} {str(node.value)[:40]!r}"
         if type(node.value) in (int, float):
             kind = "a number too large for floating point"
-        self.refuse(f"{kind} has no place in an expression", node)
+        raise self.refusal(f"{kind} has no place in an expression", node)
 
     def name(self, node: ast.Name) -> Expr:
         if node.id in self.symbols:
@@ -144,10 +147,10 @@ class _Parser:
         if node.id == "pi":
             return sympy.pi
         if node.id in self.functions:
-            self.refuse(f"the function {node.id!r} is used without arguments", node)
+            raise self.refusal(f"the function {node.id!r} is used without arguments", node)
         hint = nearest(node.id, [*self.symbols, "pi"])
         instead = f"{hint} The names here are {', '.join([*self.symbols, 'pi'])}.".strip()
-        self.refuse(f"the name {node.id!r} is unknown", node, instead)
+        raise self.refusal(f"the name {node.id!r} is unknown", node, instead)
 
     def arithmetic(self, node: ast.BinOp, depth: int) -> Expr:
         # A chain a + b + c leans to the left: it is long, not deep.
@@ -155,48 +158,48 @@ class _Parser:
         left = self.visit(node.left, depth if chain else depth + 1)
         right = self.visit(node.right, depth + 1)
         if isinstance(node.op, ast.Div) and right.is_zero:
-            self.refuse("a division by zero", node)
+            raise self.refusal("a division by zero", node)
         if isinstance(node.op, ast.Pow):
             self.check_power(left, right, node)
         return _ARITHMETIC[type(node.op)](left, right)
 
     def check_power(self, base: Expr, exponent: Expr, node: ast.expr) -> None:
         if exponent.is_number and abs(exponent) > MAX_EXPONENT:
-            self.refuse(f"the exponent {exponent} is beyond ±{MAX_EXPONENT}", node)
-        if base.is_Pow and (base.exp * exponent).is_number:
-            if abs(base.exp * exponent) > MAX_EXPONENT:
-                self.refuse(f"nested powers reach beyond the exponent ±{MAX_EXPONENT}", node)
+            raise self.refusal(f"the exponent {exponent} is beyond ±{MAX_EXPONENT}", node)
+        nested = base.exp * exponent if base.is_Pow else sympy.Integer(0)
+        if nested.is_number and abs(nested) > MAX_EXPONENT:
+            raise self.refusal(f"nested powers reach beyond the exponent ±{MAX_EXPONENT}", node)
         if base.is_Rational and exponent.is_number and _bits(base) * abs(exponent) > MAX_BITS:
-            self.refuse("a power of numbers too large for floating point", node)
+            raise self.refusal("a power of numbers too large for floating point", node)
         if base.is_zero and exponent.is_negative:
-            self.refuse("a division by zero", node)
+            raise self.refusal("a division by zero", node)
 
     def call(self, node: ast.Call, depth: int) -> Expr:
         if not isinstance(node.func, ast.Name):
-            self.refuse("only a plain function name can be called", node.func)
+            raise self.refusal("only a plain function name can be called", node.func)
         name = node.func.id
         if name in ("select", "where"):
             return self.branch(node, depth)
         if name not in self.functions:
             hint = nearest(name, self.functions)
             instead = hint or f"the functions are {', '.join(sorted(self.functions))}"
-            self.refuse(f"the function {name!r} is unknown", node, instead)
+            raise self.refusal(f"the function {name!r} is unknown", node, instead)
         arguments = [self.visit(argument, depth + 1) for argument in node.args]
         keywords: dict[str, Expr] = {}
         for keyword in node.keywords:
             if keyword.arg is None:
-                self.refuse("a starred argument has no place in an expression", node)
+                raise self.refusal("a starred argument has no place in an expression", node)
             keywords[keyword.arg] = self.visit(keyword.value, depth + 1)
         if keywords and name in PRIMITIVES:
-            self.refuse(f"{name} takes no parameter {next(iter(keywords))!r}", node)
+            raise self.refusal(f"{name} takes no parameter {next(iter(keywords))!r}", node)
         try:
             return self.functions[name](*arguments, **keywords)
         except (TypeError, ValueError) as error:
-            self.refuse(f"{name} cannot be called so: {error}", node)
+            raise self.refusal(f"{name} cannot be called so: {error}", node) from None
 
     def branch(self, node: ast.Call, depth: int) -> Expr:
         if len(node.args) != 3 or node.keywords:
-            self.refuse(
+            raise self.refusal(
                 f"select takes 3 arguments, not {len(node.args) + len(node.keywords)}",
                 node,
                 "write select(condition, value where it holds, value elsewhere)",
@@ -206,7 +209,7 @@ class _Parser:
         if not isinstance(test, ast.Compare):
             return select(self.visit(test, depth + 1), u, v)
         if len(test.ops) != 1 or not isinstance(test.ops[0], ast.Gt | ast.Lt | ast.GtE | ast.LtE):
-            self.refuse("a condition compares two expressions by >, >=, < or <=", test)
+            raise self.refusal("a condition compares two expressions by >, >=, < or <=", test)
         left = self.visit(test.left, depth + 1)
         right = self.visit(test.comparators[0], depth + 1)
         match test.ops[0]:
@@ -223,18 +226,18 @@ class _Parser:
         """``value``, refused when it holds a number that is not real, not finite or unreasonably large."""
         if value.is_number:
             if value.is_Rational and _bits(value) > MAX_BITS:
-                self.refuse("a number too large for floating point", node)
+                raise self.refusal("a number too large for floating point", node)
             approximate = value if value.is_infinite else value.evalf(15)
             if approximate.is_finite is not True or approximate.is_real is not True:
-                self.refuse("this part is not a finite real number", node)
+                raise self.refusal("this part is not a finite real number", node)
             if abs(approximate) > MAX_VALUE:
-                self.refuse("a number too large for floating point", node)
+                raise self.refusal("a number too large for floating point", node)
         elif value.has(sympy.zoo, sympy.nan, sympy.oo, sympy.I):
-            self.refuse("this part is not a finite real expression", node)
+            raise self.refusal("this part is not a finite real expression", node)
         return value
 
-    def refuse(self, found: str, at: ast.expr | int | None, instead: str = "") -> NoReturn:
-        """Raise :class:`ExpressionError` pointing at the column of ``at``."""
+    def refusal(self, found: str, at: ast.expr | int | None, instead: str = "") -> ExpressionError:
+        """The error that points at the column of ``at``."""
         places = [self.where] if self.where else []
         if at is not None:
             column = at if isinstance(at, int) else self.characters(at.col_offset)
@@ -242,7 +245,9 @@ class _Parser:
             places.append(f"column {column + 1} of {_excerpt(self.text, column)}")
         elif isinstance(self.text, str) and self.text:
             places.append(_excerpt(self.text, 0))
-        raise ExpressionError(message(found, where=", ".join(places), instead=instead or None)) from None
+        raise ExpressionError(
+            message(found, where=", ".join(places), instead=instead or None)
+        ) from None
 
     def characters(self, offset: int) -> int:
         """A column in characters; the syntax tree counts bytes."""

@@ -64,7 +64,9 @@ class Product:
 
     @classmethod
     def of(cls, expression: Expr) -> Product:
-        numbers, above, below = [], [], []
+        numbers: list[Expr] = []
+        above: list[Expr] = []
+        below: list[Expr] = []
         for factor in Mul.make_args(expression):
             if factor.is_number:
                 numbers.append(factor)
@@ -242,10 +244,10 @@ class _Lowering:
     def plus(self, total: Operand, c: float, term: Expr) -> Operand:
         """``total + c term`` in one pass."""
         product = Product.of(term)
-        if len(product.above) > 1 and not product.below and not isinstance(total, float):
-            if term not in self.known:
-                first, last = self.multiplied(product.above[:-1]), self.lower(product.above[-1])
-                return self.addcmul(total, first, last, c)
+        plain = len(product.above) > 1 and not product.below and term not in self.known
+        if plain and not isinstance(total, float):
+            first, last = self.multiplied(product.above[:-1]), self.lower(product.above[-1])
+            return self.addcmul(total, first, last, c)
         operand = self.lower(term)
         if c == 1:
             return self.emit("torch.add({0}, {1}, out={out})", total, operand)
@@ -265,7 +267,9 @@ class _Lowering:
             text = "torch.div({0}, {1}, out={out})"
             return self.emit(text, product.coefficient, self.powers(product.below))
         coefficient = product.coefficient
-        if len(set(product.above)) < len(product.above) and not any(map(_may_underflow, product.above)):
+        if len(set(product.above)) < len(product.above) and not any(
+            map(_may_underflow, product.above)
+        ):
             result = self.powers(product.above)
         elif abs(coefficient) < 1 and len(product.above) > 1:
             # Scaled before the last factor, x erfc(u) / 2 does not overflow before it is halved.
