@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -280,6 +280,10 @@ class Palette:
     blocks: tuple[str, ...] = BLOCKS
     joins: tuple[str, ...] = ("sum", "cat", "product")
     widths: st.SearchStrategy[int] = WIDTHS
+
+    def resized(self, widths: st.SearchStrategy[int]) -> Palette:
+        """The same parts in other widths."""
+        return replace(self, widths=widths)
 
 
 ANY = Palette()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -52,3 +55,36 @@ def assert_close(got: Tensor, expected: Tensor, rtol: float = EXACT, what: str =
         f"  worst at {list(worst)} of {list(got.shape)}\n"
         f"  expected: {right!r}\n  got:      {left!r}\n  ratio:    {ratio:.6g}"
     )
+
+
+class Factors(Protocol):
+    """What the tests read of a layer's Kronecker factors."""
+
+    @property
+    def input(self) -> Tensor: ...
+
+    @property
+    def output(self) -> Tensor: ...
+
+
+def assert_tensors(
+    got: Mapping[str, Tensor], expected: Mapping[str, Tensor], rtol: float = EXACT, what: str = ""
+) -> None:
+    """The same names, and tensors that agree."""
+    assert sorted(got) == sorted(expected), f"expected: {sorted(expected)}\ngot: {sorted(got)}"
+    for name, value in expected.items():
+        assert_close(got[name], value, rtol, f"{what} of {name!r}".strip())
+
+
+def assert_outputs(
+    factors: Mapping[str, Factors], expected: Mapping[str, Tensor], rtol: float = EXACT
+) -> None:
+    """The same layers, and output factors ``Ḡ`` that agree."""
+    assert_tensors({name: f.output for name, f in factors.items()}, expected, rtol, "output factor")
+
+
+def assert_inputs(
+    factors: Mapping[str, Factors], expected: Mapping[str, Tensor], rtol: float = EXACT
+) -> None:
+    """The same layers, and input factors ``Q`` that agree."""
+    assert_tensors({name: f.input for name, f in factors.items()}, expected, rtol, "input factor")

@@ -8,9 +8,8 @@ from hypothesis import HealthCheck, settings
 
 SEED = 0
 
-# derandomize: the same examples on every machine and every run, so a failure can be repeated at
-# once. deadline: the first example of a shape compiles a program, which no per-example deadline can
-# foresee.
+# `derandomize` draws the same examples on every machine and run, so a failure can be repeated. There
+# is no deadline: the first example of a shape compiles a program, and takes longer than the next.
 settings.register_profile(
     "gncompile",
     max_examples=25,
@@ -18,7 +17,12 @@ settings.register_profile(
     derandomize=True,
     database=None,
     print_blob=False,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    # `backend` is a name, the same for every example, so a fixture per test is as good as one each.
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.function_scoped_fixture,
+    ],
 )
 settings.load_profile("gncompile")
 
