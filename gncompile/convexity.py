@@ -1,8 +1,9 @@
-"""Is a separable loss convex in the network output? A proof where rules give one, else a dense check.
+"""Is a separable loss convex in the network output? A proof if rules give one, else a check.
 
-Gauss-Newton matrices need ``e''(z) ≥ 0`` for every output ``z`` and every target ``y``. The rules of
-:func:`is_nonnegative` prove most smooth losses. Where they do not, ``e''`` is evaluated in high precision
-on a grid, and ``e`` and ``e'`` are compared on both sides of every kink. A counterexample refuses the loss.
+Gauss-Newton matrices need ``e''(z) ≥ 0`` for every output ``z`` and every target ``y``. The rules
+of :func:`is_nonnegative` prove most smooth losses. Where they do not, ``e''`` is evaluated in high
+precision on a grid, and ``e`` and ``e'`` are compared on both sides of every kink. A counterexample
+refuses the loss.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ _POSITIVE = (sympy.exp, sympy.cosh, sympy.Abs, sigmoid, softplus)
 
 
 def is_nonnegative(expression: sympy.Expr) -> bool:
-    """Whether simple rules prove ``expression ≥ 0``: squares, ``exp``, ``σ``, their sums and products."""
+    """Whether rules prove ``expression ≥ 0``: squares, ``exp``, ``σ``, their sums and products."""
     if expression.is_nonnegative or isinstance(expression, _POSITIVE):
         return True
     if isinstance(expression, sympy.Add):
@@ -146,8 +147,8 @@ class _GridCheck:
         """A point where ``e''`` is negative or does not exist."""
         with mpmath.workdps(30):
             for y, z in itertools.product(self.targets, sorted(_grid(), key=abs)):
-                value = _real(self.curvature, z, y)
-                if value is None or _real(self.value, z, y) is None:
+                value, e = _real(self.curvature, z, y), _real(self.value, z, y)
+                if value is None or e is None or e == -mpmath.inf:
                     reason = f"e is not a finite real number at z = {z:g}, y = {y:g}"
                     return Convexity("not convex", reason, (z, y))
                 if value < -1e-20 * (1 + abs(mpmath.mpf(z))):
@@ -174,14 +175,12 @@ class _GridCheck:
 
 
 def _real(function: Callable[[Number, Number], Number], z: float, y: float) -> Number | None:
-    """The real value at a point, or None where there is none."""
+    """The real value at a point, ±inf beyond any float's range, or None where there is none."""
     try:
         value = function(mpmath.mpf(z), mpmath.mpf(y))
     except (ZeroDivisionError, ValueError, OverflowError):
         return None
-    if isinstance(value, mpmath.mpc):
-        return None
-    return None if mpmath.isnan(value) or mpmath.isinf(value) else mpmath.mpf(value)
+    return None if isinstance(value, mpmath.mpc) or mpmath.isnan(value) else mpmath.mpf(value)
 
 
 def _sign_changes(function: Callable[[Number, Number], Number], y: float) -> Iterator[Number]:
@@ -197,7 +196,17 @@ def _sign_changes(function: Callable[[Number, Number], Number], y: float) -> Ite
 
 
 def _sigmoid(x: Number) -> Number:
-    return 1 / (1 + mpmath.exp(-x))
+    return 1 / (1 + _bounded_exp(-x))
+
+
+def _bounded_exp(x: Number) -> Number:
+    """``e^x``, or ±inf's limits: without a bound ``exp(exp(exp(z)))`` would fill the memory."""
+    return mpmath.exp(x) if abs(x) < 1e4 else (mpmath.inf if x > 0 else mpmath.mpf(0))
+
+
+def _bounded_periodic(function: Callable[[Number], Number]) -> Callable[[Number], Number]:
+    """Undefined far out: reducing an argument of a million digits would take that many digits of π."""
+    return lambda x: function(x) if abs(x) < 1e40 else mpmath.nan
 
 
 def _select(condition: Number, above: Number, below: Number) -> Number:
@@ -206,7 +215,12 @@ def _select(condition: Number, above: Number, below: Number) -> Number:
 
 _MPMATH: dict[str, Callable[..., Number]] = {
     "sigmoid": _sigmoid,
-    "softplus": lambda x: mpmath.log1p(mpmath.exp(x)) if x < 200 else x + mpmath.exp(-x),
+    **{f.__name__: _bounded_periodic(f) for f in (mpmath.sin, mpmath.cos, mpmath.tan)},
+    "exp": _bounded_exp,
+    "expm1": lambda x: mpmath.expm1(x) if abs(x) < 1e4 else _bounded_exp(x) - 1,
+    "cosh": lambda x: (_bounded_exp(x) + _bounded_exp(-x)) / 2,
+    "sinh": lambda x: mpmath.sinh(x) if abs(x) < 1e4 else x * mpmath.inf,
+    "softplus": lambda x: max(x, 0) + mpmath.log1p(_bounded_exp(-abs(x))),
     "select": _select,
     "sign": mpmath.sign,
     "Abs": mpmath.fabs,

@@ -1,13 +1,14 @@
 """Losses as mathematics: value, gradient, output Hessian, its square root, and a sampler.
 
-The objective is ``Ē = (1/N) Σ_n E_n`` over a batch of ``N`` samples with ``K`` outputs each. Two kinds of
-per-sample loss ``E_n(z_n, y_n)`` are known, both convex in the network output ``z``::
+The objective is ``Ē = (1/N) Σ_n E_n`` over a batch of ``N`` samples with ``K`` outputs each. Two
+kinds of per-sample loss ``E_n(z_n, y_n)`` are known, both convex in the network output ``z``::
 
     SeparableLoss        E_n = c Σ_j e(z_j, y_j)                    𝓗 = c diag e''
     SoftmaxCrossEntropy  E_n = -c Σ_k ŷ_k log softmax(z)_k          𝓗 = c m (diag p - p pᵀ)
 
-``c`` is the :class:`Scale`, part of the declaration. A separable loss is one sympy expression in :data:`OUTPUT` and
-:data:`TARGET`; its slope, curvature and the verdict on its convexity are derived.
+``c`` is the :class:`Scale`, part of the declaration. A separable loss is one sympy expression in
+:data:`OUTPUT` and :data:`TARGET`; its slope, curvature and the verdict on its convexity are
+derived.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ Noise = Literal["normal", "uniform", "sign"]
 class Scale:
     """The constant ``c`` in ``E_n = c Σ_j e``; ``factor`` times a torch reduction.
 
-    ``over`` names what ``Ē`` averages over: ``"samples"`` (``c = factor``), ``"elements"``, torch's mean
-    over samples and outputs (``c = factor / K``), or ``"sum"``, torch's plain sum (``c = factor · N``).
+    ``over`` names what ``Ē`` averages over: ``"samples"`` (``c = factor``), ``"elements"``, torch's
+    mean over samples and outputs (``c = factor / K``), or ``"sum"``, torch's plain sum (``c =
+    factor · N``).
     """
 
     factor: float = 1.0
@@ -67,11 +69,12 @@ class Scale:
 
 @dataclass(frozen=True)
 class SeparableLoss:
-    """``E_n = c Σ_j e(z_j, y_j)`` with ``e`` given by ``expression`` in :data:`OUTPUT` and :data:`TARGET`.
+    """``E_n = c Σ_j e(z_j, y_j)``, ``e`` an ``expression`` in :data:`OUTPUT` and :data:`TARGET`.
 
-    The properties below are those of ``e``: multiply ``slope`` and ``curvature`` by ``c``, and ``root`` and
-    ``sampled_slope`` by ``√c``. ``slope_form`` and ``curvature_form`` replace sympy's derivatives by
-    equal forms that lose fewer digits. ``targets`` bounds the targets for which ``e`` is declared convex.
+    The properties below are those of ``e``: multiply ``slope`` and ``curvature`` by ``c``, and
+    ``root`` and ``sampled_slope`` by ``√c``. ``slope_form`` and ``curvature_form`` replace sympy's
+    derivatives by equal forms that lose fewer digits. ``targets`` bounds the targets for which
+    ``e`` is declared convex.
     """
 
     name: str
@@ -90,7 +93,7 @@ class SeparableLoss:
                 message(
                     f"the loss {self.name!r} uses {names} besides the output z and the target y",
                     where=f"e(z, y) = {self.expression}",
-                    instead="write it with gncompile.losses.OUTPUT and TARGET, other values as numbers",
+                    instead="use gncompile.losses.OUTPUT and TARGET, and numbers for other values",
                 )
             )
         if self.sampler:
@@ -167,8 +170,8 @@ class SeparableLoss:
 class SoftmaxCrossEntropy:
     """``E_n = -c Σ_k ŷ_k log p_k`` with ``p = softmax(z)`` and ``ŷ = (1-ε) y + ε/K``.
 
-    ``y`` is a class index (its one-hot row) or a row of soft targets. As in torch such a row need not
-    sum to one: with the mass ``m = Σ_k ŷ_k``, which is 1 for indices and for probabilities,
+    ``y`` is a class index (its one-hot row) or a row of soft targets. As in torch such a row need
+    not sum to one: with the mass ``m = Σ_k ŷ_k``, which is 1 for indices and for probabilities,
 
         g = m p - ŷ,   𝓗 = m (diag p - p pᵀ),   C = √m (diag √p - p √pᵀ),   C Cᵀ = 𝓗,
         g̃ = √m (p - onehot(ỹ)),  ỹ ~ Categorical(p),   E[g̃ g̃ᵀ] = 𝓗
@@ -198,7 +201,7 @@ class SoftmaxCrossEntropy:
         return (1 - self.label_smoothing) * total + self.label_smoothing
 
     def check_output(self, shape: tuple[int, ...]) -> None:
-        """Raise :class:`LossError` unless the per-sample output is one row of at least two logits."""
+        """Raise :class:`LossError` unless the per-sample output is a row of two or more logits."""
         if len(shape) == 1 and shape[0] >= 2:
             return
         batch = ", ".join(["N", *map(str, shape)])
@@ -208,14 +211,14 @@ class SoftmaxCrossEntropy:
                 where="the model's output",
                 instead="use 'bce_with_logits' for one logit"
                 if shape == (1,)
-                else "flatten the output to one row of logits a sample; per-pixel classes are not supported",
+                else "return one row of logits a sample; per-pixel classes are not supported",
             )
         )
 
     def check_target(
         self, z_shape: tuple[int, ...], z_dtype: torch.dtype, target: torch.Tensor
     ) -> None:
-        """Raise :class:`BatchError` unless ``target`` holds int64 indices [N] or soft targets [N, K]."""
+        """Raise :class:`BatchError` unless ``target`` has int64 indices [N] or soft rows [N, K]."""
         from .losses_torch import check_class_target
 
         self.check_output(z_shape[1:])
@@ -233,6 +236,8 @@ class SoftmaxCrossEntropy:
 
 Loss = SeparableLoss | SoftmaxCrossEntropy
 
+_SIMPLIFIED_OPERATIONS = 60
+
 
 def _diff(expression: sympy.Expr) -> sympy.Expr:
     """``∂/∂z`` almost everywhere: the jump of ``sign`` at a kink carries no curvature."""
@@ -242,11 +247,15 @@ def _diff(expression: sympy.Expr) -> sympy.Expr:
 
 def _provable(curvature: sympy.Expr) -> sympy.Expr:
     """The curvature as derived, unless only its simplified form is visibly non-negative."""
-    if is_nonnegative(curvature):
-        return curvature
     distance = sympy.Dummy("d", real=True)
-    shifted = sympy.simplify(curvature.subs(OUTPUT, TARGET + distance))
-    simpler = shifted.subs(distance, OUTPUT - TARGET)
+    shift = TARGET + distance if TARGET in curvature.free_symbols else distance
+    single = curvature.subs(OUTPUT, shift)
+    # sympy's time to simplify is unbounded in general, but short for a short formula in one variable.
+    hopeless = TARGET in single.free_symbols or single.count_ops() > _SIMPLIFIED_OPERATIONS
+    if is_nonnegative(curvature) or hopeless:
+        return curvature
+    back = OUTPUT - TARGET if TARGET in curvature.free_symbols else OUTPUT
+    simpler = sympy.simplify(single).subs(distance, back)
     return simpler if is_nonnegative(simpler) else curvature
 
 
@@ -261,7 +270,7 @@ def _root(curvature: sympy.Expr) -> sympy.Expr:
 
 
 def _sampled_target(loss: SeparableLoss) -> sympy.Expr:
-    """``ỹ ~ p(y | z) ∝ exp(-e)``: Gaussian of variance 1/e'', or a coin with head probability σ(z)."""
+    """``ỹ ~ p(y | z) ∝ exp(-e)``: Gaussian of variance 1/e'', or 1 with probability σ(z)."""
     if loss.sampler == "normal":
         return OUTPUT + NOISE / loss.root
     return select(sigmoid(OUTPUT) - NOISE, sympy.Integer(1), sympy.Integer(0))

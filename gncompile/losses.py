@@ -1,8 +1,8 @@
 """The vocabulary of losses: built-in names, registration, and :func:`resolve_loss`.
 
-A *name* (``"mse"``) means the convention of the literature, summed over outputs and averaged over samples;
-a ``torch.nn`` loss module means exactly what torch computes, reduction included. What a loss *is* stands in
-:mod:`gncompile.loss_types`, whose names are repeated here.
+A *name* (``"mse"``) means the convention of the literature, summed over outputs and averaged over
+samples; a ``torch.nn`` loss module means exactly what torch computes, reduction included. What a
+loss *is* stands in :mod:`gncompile.loss_types`, whose names are repeated here.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from .loss_types import (
     SeparableLoss,
     SoftmaxCrossEntropy,
 )
+from .parsing import parse_expression
 
 if TYPE_CHECKING:
     from torch import nn
@@ -97,7 +98,7 @@ def log_cosh(distance: sympy.Expr) -> sympy.Expr:
 
 
 def _log_cosh_loss() -> SeparableLoss:
-    """``tanh d`` keeps the digits that ``2 σ(2d) - 1`` loses near zero; ``4 σ(2d) σ(-2d)`` is good everywhere."""
+    """``tanh d`` keeps the digits that ``2 σ(2d) - 1`` loses near zero."""
     distance = OUTPUT - TARGET
     curvature = 4 * sigmoid(2 * distance) * sigmoid(-2 * distance)
     return SeparableLoss(
@@ -139,9 +140,10 @@ def register_loss(
 ) -> SeparableLoss:
     """Declare the separable loss ``E_n = Σ_j e(z_j, y_j)`` under ``name``, averaged over samples.
 
-    ``expression`` is text or sympy in ``z`` and ``y``, convex in ``z`` for every target in ``targets``.
-    Raises :class:`RegistrationError` if the name is taken (``override=True`` replaces it),
-    :class:`ExpressionError` for bad text, and :class:`LossError` if the expression is not convex.
+    ``expression`` is text or sympy in ``z`` and ``y``, convex in ``z`` for every target in
+    ``targets``. Raises :class:`RegistrationError` if the name is taken (``override=True`` replaces
+    it), :class:`ExpressionError` for bad text, and :class:`LossError` if the expression is not
+    convex.
 
         register_loss("weibull", "exp(z) - y*z", targets=(0, inf))
     """
@@ -168,10 +170,11 @@ def register_loss(
 
 
 def resolve_loss(spec: str | sympy.Expr | Loss | nn.Module) -> Loss:
-    """The :class:`Loss` meant by a name, an expression in ``z`` and ``y``, a torch.nn loss, or a Loss.
+    """The :class:`Loss` meant by a name, an expression in ``z`` and ``y``, or a torch.nn loss.
 
-    Raises :class:`LossError` for an unknown name, an unsupported module or one that has no Gauss-Newton
-    matrix, and a loss that is not convex in ``z``; :class:`ExpressionError` for malformed or unsafe text.
+    Raises :class:`LossError` for an unknown name, an unsupported module or one that has no
+    Gauss-Newton matrix, and a loss that is not convex in ``z``; :class:`ExpressionError` for
+    malformed or unsafe text.
     """
     loss = _resolved(spec)
     if isinstance(loss, SeparableLoss):
@@ -195,9 +198,7 @@ def _expression(spec: str | sympy.Expr) -> sympy.Expr:
     """Text or sympy as an expression in this module's symbols, matched by name."""
     symbols = {"z": OUTPUT, "y": TARGET}
     if isinstance(spec, str):
-        from .parsing import parse_expression
-
-        return _stable(parse_expression(spec, symbols))
+        return _stable(parse_expression(spec, symbols, where="the loss"))
     return _stable(
         spec.xreplace({s: symbols[s.name] for s in spec.free_symbols if s.name in symbols})
     )
@@ -215,8 +216,8 @@ def _require_convex(loss: SeparableLoss) -> None:
     if loss.curvature == 0:
         raise LossError(
             message(
-                f"the loss {loss.name!r} has zero curvature everywhere: its output Hessian is 0 and a "
-                "Gauss-Newton method has nothing to use",
+                f"the loss {loss.name!r} has zero curvature everywhere: its output Hessian is 0 "
+                "and a Gauss-Newton method has nothing to use",
                 where=where,
                 instead="use a smooth relative such as 'huber', 'smooth_l1' or 'log_cosh'",
             )
@@ -227,8 +228,8 @@ def _require_convex(loss: SeparableLoss) -> None:
             message(
                 f"the loss {loss.name!r} is not convex in the output z: {found.reason}",
                 where=where,
-                instead="use a loss with e'' ≥ 0; if it is convex for the targets you have, declare "
-                "them: gncompile.register_loss(name, expression, targets=(low, high))",
+                instead="use a loss with e'' ≥ 0; if it is convex for the targets you have, "
+                "declare them: gncompile.register_loss(name, expression, targets=(low, high))",
             )
         )
     point = unstable_point((loss.slope, loss.curvature), OUTPUT, TARGET, loss.targets)
@@ -237,6 +238,6 @@ def _require_convex(loss: SeparableLoss) -> None:
             message(
                 f"the loss {loss.name!r} overflows where its value is finite: {point}",
                 where=where,
-                instead="write it with softplus(x) for log(1 + exp(x)), sigmoid(x), tanh(x), log1p, expm1",
+                instead="write it with softplus, sigmoid, tanh or log1p, which do not overflow",
             )
         )

@@ -1,4 +1,4 @@
-"""The torch side of :mod:`gncompile.losses`: reading ``torch.nn`` loss modules, checking target tensors."""
+"""The torch side of :mod:`gncompile.losses`: ``torch.nn`` loss modules and target tensors."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def _scale(
         return Scale(factor, "sum")
     raise LossError(
         message(
-            f"nn.{type(module).__name__} with reduction={module.reduction!r} returns no single number "
-            "to minimise",
+            f"nn.{type(module).__name__} with reduction={module.reduction!r} returns no single "
+            "number to minimise",
             where="the loss",
             instead="use reduction='mean' or reduction='sum'",
         )
@@ -112,7 +112,8 @@ def _smooth_l1(module: nn.SmoothL1Loss) -> Loss:
     if module.beta <= 0:
         raise LossError(
             message(
-                f"nn.SmoothL1Loss with beta={module.beta} is the absolute error: it has a zero output Hessian",
+                f"nn.SmoothL1Loss with beta={module.beta} is the absolute error, "
+                "which has a zero output Hessian",
                 where="the loss",
                 instead="use beta > 0",
             )
@@ -124,7 +125,8 @@ def _poisson(module: nn.PoissonNLLLoss) -> Loss:
     if not module.log_input or module.full:
         raise LossError(
             message(
-                f"nn.PoissonNLLLoss with log_input={module.log_input}, full={module.full} is not supported",
+                f"nn.PoissonNLLLoss with log_input={module.log_input}, full={module.full} "
+                "is not supported",
                 where="the loss",
                 instead="use log_input=True, full=False, with a model that returns the log rate",
             )
@@ -154,7 +156,7 @@ def check_elementwise_target(
     target: torch.Tensor,
     bounds: tuple[float, float],
 ) -> None:
-    """Raise :class:`BatchError` unless ``target`` is like the output, and inside ``bounds`` if any."""
+    """Raise :class:`BatchError` unless ``target`` is like the output and inside ``bounds``."""
     _check_batch(name, z_shape)
     if tuple(target.shape) != tuple(z_shape) or target.dtype != z_dtype:
         raise _mismatch(name, _spell(z_shape, z_dtype), target)
@@ -173,7 +175,7 @@ def check_elementwise_target(
 def check_class_target(
     name: str, z_shape: tuple[int, ...], z_dtype: torch.dtype, target: torch.Tensor
 ) -> None:
-    """Raise :class:`BatchError` unless ``target`` holds class indices [N] or soft targets [N, K]."""
+    """Raise :class:`BatchError` unless ``target`` is class indices [N] or soft targets [N, K]."""
     _check_batch(name, z_shape)
     batch, classes = z_shape
     indices, soft = _spell((batch,), torch.int64), _spell(z_shape, z_dtype)
@@ -199,9 +201,10 @@ def check_class_target(
         return
     low, high = (int(value) for value in torch.aminmax(target))
     if low < 0 or high >= classes:
+        ranges = expected_got(f"0 … {classes - 1}", f"{low} … {high}")
         raise BatchError(
             message(
-                f"class indices out of range\n{expected_got(f'0 … {classes - 1}', f'{low} … {high}')}",
+                f"class indices out of range\n{ranges}",
                 where=f"the target of the loss {name!r}",
                 instead="leave out samples marked with an ignore index, and check the model's "
                 "number of outputs",

@@ -1,0 +1,74 @@
+"""From what a user passes as a batch to what a program reads: checked, flat, and in the program's dtype."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import BatchError, expected_got, message
+from .losses import Loss, SoftmaxCrossEntropy
+from .model_graph import ModelGraph
+
+
+@dataclass(frozen=True)
+class BatchReader:
+    """Checks and flattens batches for one graph and loss."""
+
+    graph: ModelGraph
+    loss: Loss
+    dtype: torch.dtype
+    device: torch.device
+
+    def inputs(self, x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Inputs ``[N, *shape]`` as flat ``[N, size]`` in the program's dtype and device."""
+        given = (x,) if isinstance(x, Tensor) else tuple(x)
+        nodes = self.graph.inputs
+        if len(given) != len(nodes):
+            raise BatchError(message(f"the model takes {len(nodes)} inputs, the batch has {len(given)}"))
+        for node, tensor in zip(nodes, given, strict=True):
+            wanted = ("N", *node.shape)
+            if tensor.dim() < 1 or tuple(tensor.shape[1:]) != node.shape or tensor.shape[0] == 0:
+                found = "no samples" if tensor.numel() == 0 else "the wrong shape"
+                raise BatchError(
+                    message(
+                        f"input {node.name!r} has {found}\n"
+                        + expected_got(f"[{', '.join(map(str, wanted))}]", list(tensor.shape)),
+                        instead="pass one row a sample, shaped like the example inputs of compile",
+                    )
+                )
+        if len({tensor.shape[0] for tensor in given}) > 1:
+            sizes = [tensor.shape[0] for tensor in given]
+            raise BatchError(message(f"the inputs have different batch sizes {sizes}"))
+        return tuple(
+            t.detach().to(device=self.device, dtype=self.dtype).reshape(t.shape[0], -1) for t in given
+        )
+
+    def target(self, batch: int, y: Tensor) -> Tensor:
+        """Targets as rows ``[N, K]``: class indices become one-hot rows."""
+        output = self.graph.output
+        y = y.detach()
+        if y.is_floating_point():
+            y = y.to(self.dtype)
+        self.loss.check_target((batch, *output.shape), self.dtype, y)
+        y = y.to(self.device)
+        if isinstance(self.loss, SoftmaxCrossEntropy) and not y.is_floating_point():
+            return torch.nn.functional.one_hot(y.long(), output.size).to(self.dtype)
+        return y.to(self.dtype).reshape(batch, -1)
+
+    def require_finite(self, inputs: tuple[Tensor, ...], target: Tensor | None) -> None:
+        """Raise :class:`BatchError` naming the first non-finite element of the batch, if there is one."""
+        named = [(f"input {i}", x) for i, x in enumerate(inputs)]
+        named += [("target", target)] if target is not None else []
+        for name, tensor in named:
+            bad = (~torch.isfinite(tensor)).nonzero()
+            if len(bad):
+                row, column = (int(i) for i in bad[0])
+                raise BatchError(
+                    message(
+                        f"the batch has {len(bad)} non-finite values in {name}, "
+                        f"the first is {float(tensor[row, column])} at sample {row}, feature {column}",
+                        instead="clean the data; the step was refused, parameters and state are unchanged",
+                    )
+                )

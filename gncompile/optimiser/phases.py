@@ -1,0 +1,313 @@
+"""The optimiser of SPEC §7 as phases of the step program.
+
+One step runs ``gradient, curvature[, columns …], average[, invert], direction, quadratic, update`` and, when
+the damping is due, ``predict, evaluate, adapt``; ``restore`` undoes the last update. Every scalar lives in
+the program, so a step needs no number from the host but the choice of phases. Notation of SPEC §7: λ
+damping, η L2 coefficient, κ = λ + η, δ the last step, Δ the preconditioned direction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import sympy
+
+from .. import step_program as ir
+from ..builder import ProgramBuilder, Value
+from ..functions import minimum, select
+from ..model_graph import Affine, Node
+from ..propagation import Forward, push_forward
+from ..loss_rules import LossRules
+from ..step_program import Spec
+from .settings import Settings
+
+SMALLEST_TRACE = 1e-20
+"""Floor of a factor's mean eigenvalue: a dead layer (all slopes 0) would make π infinite."""
+
+a, b, c, d, k = sympy.symbols("a b c d k", real=True)
+
+
+@dataclass
+class Optimiser:
+    """Emits the optimiser's phases for one network; values are kept by layer name."""
+
+    builder: ProgramBuilder
+    forward: Forward
+    settings: Settings
+
+    def __post_init__(self) -> None:
+        self.layers: dict[str, Node] = self.forward.graph.layers
+        self.damping = self._scalar("damping", self.settings.damping)
+
+    def _scalar(self, key: str, initial: float | str = "zero") -> Value:
+        return self.builder.state(key, Spec(()), initial)
+
+    def _step(self, layer: str) -> Value:
+        """δ of the last step, shaped like W̄."""
+        node = self.layers[layer]
+        assert isinstance(node.op, Affine)
+        inputs = self.forward.graph[node.inputs[0]].size + int(node.op.homogeneous)
+        return self.builder.state(f"step.{layer}", Spec((node.size, inputs)))
+
+    def _etas(self, layer: str) -> tuple[float, float]:
+        """L2 coefficients of a layer's weight and bias."""
+        op = self.layers[layer].op
+        assert isinstance(op, Affine)
+        bias = self.settings.l2_of(op.bias) if op.homogeneous and op.bias else 0.0
+        return self.settings.l2_of(op.weight), bias
+
+    def _kappa(self, layer: str) -> Value:
+        """κ = λ + η, with the weight's η."""
+        return self.builder.pointwise(a + _number(self._etas(layer)[0]), {a: self.damping}, name="kappa")
+
+    # --- objective ------------------------------------------------------------------------------------
+
+    def penalty(self, loss: Value, name: str) -> Value:
+        """``Ē = loss + ½ Σ η ‖θ‖²``."""
+        total = loss
+        for layer, node in self.layers.items():
+            parts = [self.forward.weight(node), self.forward.bias(node)]
+            for eta, part in zip(self._etas(layer), parts, strict=True):
+                if eta and part is not None:
+                    norm = self.builder.emit(ir.Dot(), part, part, name=f"norm_{part.name}")
+                    total = self.builder.pointwise(a + _number(eta / 2) * b, {a: total, b: norm}, name=name)
+        return total
+
+    def decayed(self, gradients: Mapping[str, Value]) -> dict[str, Value]:
+        """``∇W̄ + [η_W W, η_b b]``."""
+        result = {}
+        for layer, gradient in gradients.items():
+            weight, bias = self._etas(layer)
+            node = self.layers[layer]
+            parts = [self.forward.weight(node)] + ([self.forward.bias(node)] if bias else [])
+            if weight or bias:
+                gradient = self.builder.emit(
+                    ir.Decay(weight, bias), gradient, *parts, name=f"{gradient.name}_l2"
+                )
+            result[layer] = gradient
+        return result
+
+    # --- factors --------------------------------------------------------------------------------------
+
+    def average(self, inputs: Mapping[str, Value], outputs: Mapping[str, Value]) -> None:
+        """Running averages ``F ← ε F + (1 − ε) F_batch``, ``ε = min(1 − 1/k, bound)`` [MG §5]."""
+        count = self._scalar("updates")
+        count = self.builder.pointwise(k + 1, {k: count}, into=count, name="updates_now")
+        bound = _number(self.settings.factor_average)
+        epsilon = self.builder.pointwise(minimum(1 - 1 / k, bound), {k: count}, name="epsilon")
+        for kind, factors in (("Q", inputs), ("G", outputs)):
+            for layer, factor in factors.items():
+                state = self._factor(kind, layer, factor.spec)
+                self.builder.emit(ir.Average(), state, factor, epsilon, into=state, name=f"{kind}_average")
+
+    def _factor(self, kind: str, layer: str, spec: Spec) -> Value:
+        return self.builder.state(f"{kind}.{layer}", spec)
+
+    def invert(self, inputs: Mapping[str, Value], outputs: Mapping[str, Value]) -> None:
+        """Damped inverses ``(Q + π√κ I)⁻¹, (Ḡ + √κ/π I)⁻¹`` with the trace-norm π [MG §6.3]."""
+        for layer in inputs:
+            q = self._factor("Q", layer, inputs[layer].spec)
+            g = self._factor("G", layer, outputs[layer].spec)
+            if self.settings.exact_damping:
+                self._decompose("Q", layer, q)
+                self._decompose("G", layer, g)
+                continue
+            root = self.builder.pointwise(sympy.sqrt(k), {k: self._kappa(layer)}, name="root_kappa")
+            means = {s: self._mean_eigenvalue(f) for s, f in ((a, q), (b, g))}
+            pi = self.builder.pointwise(sympy.sqrt(a / b), means, name=f"pi_{layer}")
+            q_damping = self.builder.pointwise(a * b, {a: pi, b: root}, name="q_damping")
+            g_damping = self.builder.pointwise(b / a, {a: pi, b: root}, name="g_damping")
+            for kind, factor, damping in (("Q", q, q_damping), ("G", g, g_damping)):
+                inverse = self._inverse(kind, layer, factor.spec)
+                self.builder.emit(
+                    ir.DampedInverse(), factor, damping, into=inverse, name=f"{kind}_inverse_{layer}"
+                )
+
+    def _inverse(self, kind: str, layer: str, spec: Spec) -> Value:
+        return self.builder.state(f"{kind}_inverse.{layer}", spec, "identity")
+
+    def _decompose(self, kind: str, layer: str, factor: Value) -> None:
+        state = self._eigen(kind, layer, factor.spec)
+        self.builder.emit(ir.Eigen(), factor, into=state, name=f"{kind}_eigen_{layer}")
+
+    def _eigen(self, kind: str, layer: str, spec: Spec) -> Value:
+        size = spec.size
+        packed = spec if len(spec.shape) < 2 else Spec((size + 1, size))
+        return self.builder.state(f"{kind}_eigen.{layer}", packed)
+
+    def _mean_eigenvalue(self, factor: Value) -> Value:
+        """``tr F / dim F``, kept above a floor."""
+        trace = self.builder.emit(ir.Trace(), factor, name=f"trace_{factor.name}")
+        floor = _number(SMALLEST_TRACE)
+        mean = a / factor.spec.size
+        return self.builder.pointwise(select(mean - floor, mean, floor), {a: trace}, name="mean_eigenvalue")
+
+    # --- direction and step ---------------------------------------------------------------------------
+
+    def directions(
+        self,
+        gradients: Mapping[str, Value],
+        inputs: Mapping[str, Value],
+        outputs: Mapping[str, Value],
+    ) -> dict[str, Value]:
+        """``Δ = −(Ḡ + ..)⁻¹ ∇ (Q + ..)⁻¹`` by layer."""
+        result = {}
+        for layer, gradient in gradients.items():
+            name = f"delta_{self.layers[layer].name}"
+            specs = inputs[layer].spec, outputs[layer].spec
+            if self.settings.exact_damping:
+                q, g = (self._eigen(kind, layer, s) for kind, s in zip("QG", specs, strict=True))
+                op: ir.Op = ir.PreconditionEigen()
+                operands = [gradient, g, q, self._kappa(layer)]
+            else:
+                q, g = (self._inverse(kind, layer, s) for kind, s in zip("QG", specs, strict=True))
+                op, operands = ir.Precondition(), [gradient, g, q]
+            result[layer] = self.builder.emit(op, *operands, name=name)
+        return result
+
+    def quadratic(
+        self, rules: LossRules, gradients: Mapping[str, Value], deltas: Mapping[str, Value]
+    ) -> dict[str, Value]:
+        """Step sizes c from the full Gauss-Newton quadratic ``bᵀc + ½ cᵀMc`` [MG §7], by R-operator."""
+        directions = [dict(deltas)]
+        if self.settings.momentum:
+            directions.append({layer: self._step(layer) for layer in deltas})
+        m, rhs = self.model(rules, gradients, directions)
+        upper = [m[i][j] for i in range(len(m)) for j in range(i, len(m))]
+        sizes = self.builder.emit(ir.StepSizes(self.settings.step_cap), *upper, *rhs, name="step_sizes")
+        coefficients = [
+            self.builder.emit(ir.Element(i), sizes, name=f"c{i + 1}") for i in range(len(m))
+        ]
+        terms = [sympy.Integer(0)]
+        values: dict[sympy.Symbol, Value] = {}
+        for i, ci in enumerate(coefficients):
+            values[_s("c", i)], values[_s("b", i)] = ci, rhs[i]
+            terms.append(_s("c", i) * _s("b", i))
+            for j, _ in enumerate(coefficients):
+                values[_s("m", min(i, j), max(i, j))] = m[min(i, j)][max(i, j)]
+                terms.append(_s("c", i) * _s("c", j) * _s("m", min(i, j), max(i, j)) / 2)
+        predicted = self.builder.pointwise(sympy.Add(*terms), values, name="predicted_change")
+        return {"step_size": coefficients[0], "predicted": predicted} | (
+            {"momentum": coefficients[1]} if len(coefficients) > 1 else {}
+        )
+
+    def model(
+        self,
+        rules: LossRules,
+        gradients: Mapping[str, Value],
+        directions: list[dict[str, Value]],
+    ) -> tuple[list[list[Value]], list[Value]]:
+        """``M_ij = d_iᵀ(G + λI + η)d_j`` and ``b_i = d_iᵀ∇`` for directions ``ΔW̄`` by layer."""
+        tangents = [push_forward(self.forward, v, f"r{i + 1}") for i, v in enumerate(directions)]
+        count = len(directions)
+        m: list[list[Value]] = [[None] * count for _ in range(count)]  # type: ignore[list-item]
+        for i in range(count):
+            for j in range(i, count):
+                product = rules.hessian_product(tangents[j])  # type: ignore[arg-type]
+                curvature = self.builder.emit(
+                    ir.Dot(mean=True), tangents[i], product, name=f"curvature_{i + 1}{j + 1}"
+                )  # type: ignore[arg-type]
+                m[i][j] = m[j][i] = self._damped(curvature, directions[i], directions[j])
+        return m, [self._inner(v, gradients) for v in directions]
+
+    def _damped(self, curvature: Value, v: Mapping[str, Value], w: Mapping[str, Value]) -> Value:
+        """``curvature + Σ_layers (λ + η) vᵀw``; weight and bias have their own η."""
+        total = self.builder.pointwise(
+            a + b * c, {a: curvature, b: self.damping, c: self._inner(v, w)}, name="damped_curvature"
+        )
+        for layer in v:
+            etas = self._etas(layer)
+            for eta, which in zip(etas, ("weight", "bias"), strict=True):
+                if eta:
+                    parts = [self._part(which, layer, x[layer]) for x in (v, w)]
+                    dot = self.builder.emit(ir.Dot(), *parts)
+                    total = self.builder.pointwise(a + _number(eta) * b, {a: total, b: dot})
+        return total
+
+    def _part(self, which: str, layer: str, value: Value) -> Value:
+        op = self.layers[layer].op
+        assert isinstance(op, Affine)
+        if not op.homogeneous:
+            return value
+        return self.builder.emit(ir.Part(which), value, name=f"{value.name}_{which[0]}")  # type: ignore
+
+    def _inner(self, v: Mapping[str, Value], w: Mapping[str, Value]) -> Value:
+        """``Σ_layers vᵀw``."""
+        dots = [self.builder.emit(ir.Dot(), v[layer], w[layer], name="dot") for layer in v]
+        return dots[0] if len(dots) == 1 else self.builder.add(*dots, name="inner")
+
+    def update(self, deltas: Mapping[str, Value], chosen: Mapping[str, Value]) -> None:
+        """``δ ← c₁ Δ + c₂ δ``, ``θ ← θ + δ``; the parameters before the step are kept for ``restore``."""
+        for layer, delta in deltas.items():
+            step = self._step(layer)
+            values = {a: delta, b: chosen["step_size"]}
+            expression = a * b
+            if "momentum" in chosen:
+                values |= {c: step, d: chosen["momentum"]}
+                expression = a * b + c * d
+            step = self.builder.pointwise(expression, values, into=step, name="step")
+            for parameter, change in self._pairs(layer, step):
+                saved = self.builder.state(f"last_good.{parameter.name}", parameter.spec)
+                self.builder.pointwise(a, {a: parameter}, into=saved, name="saved")
+                self.builder.pointwise(a + b, {a: parameter, b: change}, into=parameter, name="moved")
+        self._average_parameters()
+
+    def _pairs(self, layer: str, value: Value) -> list[tuple[Value, Value]]:
+        """The parameters of a layer with their parts of a W̄-shaped value."""
+        node = self.layers[layer]
+        assert isinstance(node.op, Affine)
+        pairs = [(self.forward.weight(node), self._part("weight", layer, value))]
+        if node.op.homogeneous:
+            bias = self.forward.bias(node)
+            assert bias is not None
+            pairs.append((bias, self._part("bias", layer, value)))
+        return pairs
+
+    def _average_parameters(self) -> None:
+        decay = self.settings.average
+        if not decay:
+            return
+        count = self._scalar("averaged")
+        count = self.builder.pointwise(k + 1, {k: count}, into=count, name="averaged_now")
+        weight = self.builder.pointwise(minimum(1 - 1 / k, _number(decay)), {k: count}, name="average_decay")
+        for layer in self.layers:
+            for parameter, _ in self._pairs(layer, self._step(layer)):
+                state = self.builder.state(f"average.{parameter.name}", parameter.spec)
+                self.builder.emit(ir.Average(), state, parameter, weight, into=state, name="averaged")
+
+    def adapt(self, before: Value, after: Value, predicted: Value) -> Value:
+        """Levenberg-Marquardt: ``ρ = (E(θ+δ) − E(θ)) / predicted``; λ shrinks above ¾, grows below ¼ or at NaN."""
+        low, high = (_number(x) for x in self.settings.damping_bounds)
+        factor = _number(self.settings.damping_rate**self.settings.damping_period)
+        ratio = self.builder.pointwise((a - b) / c, {a: after, b: before, c: predicted}, name="rho")
+        rho = d
+        # A comparison with NaN is false, so a broken ratio falls through to the last branch and raises λ.
+        quarter, three_quarters = sympy.Rational(1, 4), sympy.Rational(3, 4)
+        changed = select(rho - quarter, select(rho - three_quarters, a * factor, a), a / factor)
+        self._write_damping(changed, {a: self.damping, d: ratio}, low, high)
+        return ratio
+
+    def _write_damping(self, changed: sympy.Expr, values: dict, low: sympy.Expr, high: sympy.Expr) -> None:
+        bounded = select(changed - high, high, select(low - changed, low, changed))
+        self.builder.pointwise(bounded, values, into=self.damping, name="damping_now")
+
+    def restore(self) -> None:
+        """Undo the last update: parameters as saved, no momentum, λ raised."""
+        low, high = (_number(x) for x in self.settings.damping_bounds)
+        factor = _number(self.settings.damping_rate**self.settings.damping_period)
+        self._write_damping(a / factor, {a: self.damping}, low, high)
+        for layer in self.layers:
+            step = self._step(layer)
+            self.builder.emit(ir.Zeros(step.spec), into=step, name="no_step")
+            for parameter, _ in self._pairs(layer, step):
+                saved = self.builder.state(f"last_good.{parameter.name}", parameter.spec)
+                self.builder.pointwise(a, {a: saved}, into=parameter, name="restored")
+
+
+def _s(letter: str, *index: int) -> sympy.Symbol:
+    return sympy.Symbol(letter + "".join(str(i + 1) for i in index), real=True)
+
+
+def _number(x: float) -> sympy.Number:
+    return sympy.Integer(int(x)) if x == int(x) else sympy.Float(x)

@@ -1,0 +1,106 @@
+"""The optimiser's settings: one frozen record, validated, with the meaning of each in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from ..errors import CompileError, message, nearest
+
+Method = Literal["kfra", "kflr", "kfac", "kfac_rp", "empirical", "adam", "sgd"]
+CURVATURE_METHODS = ("kfra", "kflr", "kfac", "kfac_rp", "empirical")
+FIRST_ORDER_METHODS = ("adam", "sgd")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the trainer steps (SPEC §7); the defaults need no tuning.
+
+    ``l2`` is one coefficient η for every weight and bias, or a mapping from parameter-name patterns
+    (``"*.weight"``) to coefficients; parameters no pattern matches are not decayed.
+    """
+
+    method: Method = "kfra"
+    l2: float | Mapping[str, float] = 0.0
+    damping: float = 0.1
+    """Initial Levenberg-Marquardt damping λ."""
+    damping_bounds: tuple[float, float] = (1e-8, 1e4)
+    damping_rate: float = 0.95
+    """ω: λ is multiplied by ω^T or divided by it every T = ``damping_period`` steps."""
+    damping_period: int = 5
+    exact_damping: bool = False
+    """Divide by ``q_i g_j + κ`` in the eigenbases instead of damping the two factors separately."""
+    factor_average: float = 0.95
+    """Bound on ε = min(1 − 1/k, bound), the memory of the factors' running averages."""
+    refresh_every: int = 5
+    """Steps between refreshes of the inverses; the first ``refresh_always`` steps always refresh."""
+    refresh_always: int = 10
+    momentum: bool = True
+    """Choose step size and momentum together from the exact quadratic model."""
+    step_cap: float | None = None
+    """Optional bound on the step size along the preconditioned gradient."""
+    quadratic_share: float = 1.0
+    """Share of the batch on which the quadratic model's curvature is evaluated."""
+    samples: int = 1
+    """Sampled gradients a step for KFAC and its projections."""
+    average: float = 0.0
+    """Decay of the parameter average used for evaluation; 0 keeps none."""
+    memory_budget: int = 1 << 30
+    """Bytes that a chunk of KFLR's columns may use."""
+    learning_rate: float = 1e-3
+    """Step size of the first-order baselines ``adam`` and ``sgd``."""
+    sgd_momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        positive = ("damping", "damping_rate", "damping_period", "refresh_every", "samples",
+                    "learning_rate", "memory_budget")  # fmt: skip
+        for name in positive:
+            _require(name, getattr(self, name), getattr(self, name) > 0, "a positive number")
+        _require("damping_rate", self.damping_rate, self.damping_rate < 1, "a number below 1")
+        for name in ("factor_average", "average"):
+            _require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "a number in [0, 1)")
+        share = self.quadratic_share
+        _require("quadratic_share", share, 0 < share <= 1, "a number in (0, 1]")
+        cap = self.step_cap
+        _require("step_cap", cap, cap is None or cap > 0, "None or a positive number")
+        known = (*CURVATURE_METHODS, *FIRST_ORDER_METHODS)
+        if self.method not in known:
+            raise CompileError(
+                message(
+                    f"unknown method {self.method!r}. {nearest(self.method, known)}".rstrip(),
+                    instead=f"use one of {', '.join(known)}",
+                )
+            )
+
+    @classmethod
+    def from_options(cls, **options: object) -> Settings:
+        """Settings from keyword options; an unknown one raises with the nearest known name."""
+        known = [f.name for f in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise CompileError(
+                    message(
+                        f"unknown option {name!r}. {nearest(name, known)}".rstrip(),
+                        instead=f"use some of {', '.join(known)}",
+                    )
+                )
+        return cls(**options)  # type: ignore[arg-type]
+
+    @property
+    def second_order(self) -> bool:
+        """Whether the method uses curvature factors."""
+        return self.method in CURVATURE_METHODS
+
+    def l2_of(self, parameter: str) -> float:
+        """The L2 coefficient η of a parameter by name."""
+        if not isinstance(self.l2, Mapping):
+            return float(self.l2)
+        matches = [eta for pattern, eta in self.l2.items() if fnmatchcase(parameter, pattern)]
+        return float(matches[-1]) if matches else 0.0
+
+
+def _require(name: str, value: object, holds: bool, wanted: str) -> None:
+    if not holds:
+        raise CompileError(message(f"option {name} = {value!r}", instead=f"pass {wanted}"))

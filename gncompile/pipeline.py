@@ -1,0 +1,225 @@
+"""The compiler from end to end: read this file first.
+
+    trace(module)            torch.export → ModelGraph              frontends/torch_export.py
+    prepare(traced)          passes over the ModelGraph             passes/
+    step_program(...)        ModelGraph + loss → StepProgram        propagation, recursion, optimiser/phases
+    emit_torch(program)      StepProgram → readable source          emit/torch_source.py
+
+A step program is a sequence of phases. Each phase below lists the earlier phases whose values it may use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from . import step_program as ir
+from .builder import ProgramBuilder, Value
+from .recursion import (
+    Averaged,
+    PerSample,
+    column_moments,
+    input_moments,
+    pull_back_matrices,
+)
+from .errors import CompileError, message
+from .loss_rules import LossRules, loss_rules
+from .losses import Loss, SeparableLoss
+from .model_graph import Affine, ModelGraph
+from .optimiser.phases import Optimiser
+from .optimiser.settings import Settings
+from .passes.fuse_pointwise import fuse_pointwise
+from .propagation import Forward, pull_back, push_forward, weight_gradients
+from .step_program import StepProgram
+
+PASSES: tuple[Callable[[ModelGraph], ModelGraph], ...] = (
+    fuse_pointwise,  # before derivation, so that a chain is averaged once
+)
+
+
+def prepare(graph: ModelGraph) -> ModelGraph:
+    """Run the passes over a traced graph, checking it after each."""
+    for each in PASSES:
+        graph = each(graph)
+        graph.check()
+    if not graph.layers:
+        raise CompileError(
+            message(
+                "the network has no trainable affine layer",
+                where=f"graph of {len(graph)} nodes",
+                instead="use nn.Linear layers with requires_grad=True",
+            )
+        )
+    return graph
+
+
+@dataclass
+class Phases:
+    """Emits the phases of one program in order; see :func:`step_program`."""
+
+    builder: ProgramBuilder
+    graph: ModelGraph
+    loss: Loss
+
+    def gradient(self) -> None:
+        """Forward pass, loss, vectors backwards, weight gradients."""
+        with self.builder.phase("gradient"):
+            self.forward = Forward.emit(self.builder, self.graph)
+            self.rules: LossRules = loss_rules(self.builder, self.loss, self.forward.output)
+            self.loss_value = self.rules.value()
+            self.vectors = pull_back(self.forward, self.rules.gradient())
+            self.gradients = weight_gradients(self.forward, self.vectors)
+            self.builder.results["loss"] = self.loss_value.name
+
+    def factors(self, method: str, samples: int = 1) -> None:
+        """Input moments Q and output factors Ḡ of one batch, by the curvature method."""
+        with self.builder.phase("curvature", sees=("gradient",)):
+            self.inputs = input_moments(self.forward)
+            if method == "kfra":
+                hessian = self.rules.mean_hessian()
+                representation = Averaged(self.builder)
+                self.outputs = pull_back_matrices(self.forward, hessian, representation)
+            elif method in ("ggn", "hessian"):
+                hessians = self.rules.sample_hessians()
+                representation_n = PerSample(self.builder, curved=method == "hessian")
+                self.outputs = pull_back_matrices(
+                    self.forward, hessians, representation_n, self.vectors
+                )
+            elif method == "empirical":
+                self.outputs = column_moments(self.forward, self.vectors)
+            elif method in ("kfac", "kfac_rp"):
+                self.outputs = self._sampled(method, samples)
+        if method == "kflr":
+            self._columns()
+
+    def _sampled(self, method: str, samples: int) -> dict[str, Value]:
+        """KFAC: ``Ḡ = E[g̃ g̃ᵀ]``, averaged over independent samples."""
+        if method == "kfac" and isinstance(self.loss, SeparableLoss) and self.loss.sampler is None:
+            raise CompileError(
+                message(
+                    f"method 'kfac' needs a model to sample targets from; the loss {self.loss.name!r} "
+                    "declares none",
+                    instead="use method='kfac_rp', random ±1 projections, which need no model",
+                )
+            )
+        rules = self.rules
+        draw = rules.sampled_gradient if method == "kfac" else rules.projected_gradient
+        each = [
+            column_moments(self.forward, pull_back(self.forward, draw(stream), prefix="s"))
+            for stream in range(samples)
+        ]
+        if samples == 1:
+            return each[0]
+        add, scaled = self.builder.add, self.builder.scaled
+        return {layer: scaled(add(*(e[layer] for e in each)), 1 / samples) for layer in each[0]}
+
+    def _columns(self) -> None:
+        """KFLR in chunks: each run of the phase adds S columns to the factors' sums."""
+        builder, states = self.builder, {}
+        for layer, node in self.graph.layers.items():
+            spec = ir.matrix(ir.Structure.SYMMETRIC, node.size)
+            states[layer] = builder.state(f"G_sum.{layer}", spec)
+        with builder.phase("columns_begin"):
+            for state in states.values():
+                builder.emit(ir.Zeros(state.spec), into=state, name=f"{state.name}_zero")
+        self.outputs = {}
+        with builder.phase("columns", sees=("gradient",)):
+            columns = pull_back(self.forward, self.rules.root_columns(), prefix="c")
+            for layer, moment in column_moments(self.forward, columns).items():
+                total = builder.add(states[layer], moment, name=f"G_{layer}", into=states[layer])
+                self.outputs[layer] = total
+
+    def report_factors(self) -> None:
+        """Mark the batch factors as results ``Q.<layer>`` and ``G.<layer>``."""
+        for kind, factors in (("Q", self.inputs), ("G", self.outputs)):
+            for layer, value in factors.items():
+                self.builder.results[f"{kind}.{layer}"] = value.name
+
+    def evaluation(self, optimiser: Optimiser | None) -> None:
+        """The network output and the objective of any batch, at the current parameters."""
+        with self.builder.phase("predict"):
+            forward = Forward.emit(self.builder, self.graph)
+            self.builder.results["output"] = forward.output.name
+        with self.builder.phase("evaluate", sees=("predict",)):
+            value = loss_rules(self.builder, self.loss, forward.output).value()
+            self.builder.results["evaluated_loss"] = value.name
+            self.after = optimiser.penalty(value, "objective_after") if optimiser else value
+
+
+def step_program(graph: ModelGraph, loss: Loss, settings: Settings) -> StepProgram:
+    """The whole training step of ``graph`` under ``loss`` as one program (SPEC §7)."""
+    builder = ProgramBuilder()
+    phases = Phases(builder, graph, loss)
+    phases.gradient()
+    optimiser = Optimiser(builder, phases.forward, settings)
+    with builder.phase("gradient"):
+        objective = optimiser.penalty(phases.loss_value, "objective")
+        gradients = optimiser.decayed(phases.gradients)
+        builder.results["objective"] = objective.name
+        builder.results |= {f"grad.{layer}": value.name for layer, value in gradients.items()}
+    phases.evaluation(optimiser)
+    if not settings.second_order:
+        return builder.finish()
+
+    phases.factors(settings.method, settings.samples)
+    phases.report_factors()
+    inputs, outputs = phases.inputs, phases.outputs
+    with builder.phase("average", sees=("gradient", "curvature", "columns")):
+        optimiser.average(inputs, outputs)
+    with builder.phase("invert"):
+        optimiser.invert(inputs, outputs)
+    with builder.phase("direction", sees=("gradient",)):
+        deltas = optimiser.directions(gradients, inputs, outputs)
+    with builder.phase("quadratic", sees=("gradient", "direction")):
+        chosen = optimiser.quadratic(phases.rules, gradients, deltas)
+        builder.results |= {role: value.name for role, value in chosen.items()}
+    with builder.phase("update", sees=("gradient", "direction", "quadratic")):
+        optimiser.update(deltas, chosen)
+    with builder.phase("adapt", sees=("gradient", "quadratic", "evaluate")):
+        ratio = optimiser.adapt(objective, phases.after, chosen["predicted"])
+        builder.results["rho"] = ratio.name
+    with builder.phase("restore"):
+        optimiser.restore()
+    return builder.finish()
+
+
+def factor_program(graph: ModelGraph, loss: Loss, method: str, samples: int = 1) -> StepProgram:
+    """Gradient and curvature factors of one batch, without an optimiser."""
+    builder = ProgramBuilder()
+    phases = Phases(builder, graph, loss)
+    phases.gradient()
+    phases.factors(method, samples)
+    phases.report_factors()
+    return builder.finish()
+
+
+def tangent_program(
+    graph: ModelGraph, loss: Loss, settings: Settings, directions: int
+) -> StepProgram:
+    """``r_z``, ``M`` and ``b`` of the quadratic model for given directions ``direction<i>.<layer>``."""
+    builder = ProgramBuilder()
+    phases = Phases(builder, graph, loss)
+    phases.gradient()
+    optimiser = Optimiser(builder, phases.forward, settings)
+    with builder.phase("gradient"):
+        gradients = optimiser.decayed(phases.gradients)
+    with builder.phase("quadratic", sees=("gradient",)):
+        given = [_direction(builder, graph, i) for i in range(directions)]
+        m, rhs = optimiser.model(phases.rules, gradients, given)
+        for i, row in enumerate(m):
+            builder.results[f"b.{i}"] = rhs[i].name
+            builder.results |= {f"M.{i}.{j}": value.name for j, value in enumerate(row)}
+        tangent = push_forward(phases.forward, given[0], "r1")
+        if tangent is not None:
+            builder.results["tangent"] = tangent.name
+    return builder.finish()
+
+
+def _direction(builder: ProgramBuilder, graph: ModelGraph, number: int) -> dict[str, Value]:
+    """A direction given from outside, ``ΔW̄`` by layer, as states."""
+    direction = {}
+    for layer, node in graph.layers.items():
+        assert isinstance(node.op, Affine)
+        inputs = graph[node.inputs[0]].size + int(node.op.homogeneous)
+        direction[layer] = builder.state(f"direction{number}.{layer}", ir.Spec((node.size, inputs)))
+    return direction

@@ -1,0 +1,391 @@
+"""Curvature factors: one recursion, three representations.
+
+What passes backwards through the graph is ``∂²E/∂s∂tᵀ`` without its second-derivative terms, in one of
+three representations:
+
+* :func:`pull_back_matrices` with :class:`Averaged`: one block ``E[(∂z/∂s)ᵀ 𝓗_L (∂z/∂t)]`` per pair of live
+  tensors, averaged over the batch at every pointwise layer. This is KFRA [BRB §3.3] with the frontier of
+  SPEC §4; on a chain it is ``Ḡ_λ = (W_{λ+1}ᵀ Ḡ_{λ+1} W_{λ+1}) ⊙ E[b bᵀ]``.
+* :func:`pull_back_matrices` with :class:`PerSample`: the same blocks for every sample. Exact, ``[N, d, d]``
+  per block, and with the second-derivative terms the Hessian: the oracle for small networks.
+* :func:`~gncompile.propagation.pull_back` on columns ``[S, N, K]`` with ``Σ_s c_s c_sᵀ = 𝓗_L``: exact
+  (KFLR), sampled (KFAC), or the training gradient (empirical).
+
+A layer's output factor Ḡ is the block of its pre-activation with itself, or the columns' second moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from . import step_program as ir
+from .builder import Factor, ProgramBuilder, Value
+from .model_graph import Affine, FixedLinear, Node, Output, Pointwise, Select
+from .propagation import Forward, select_parts
+
+
+def input_moments(forward: Forward) -> dict[str, Value]:
+    """``Q = E[ā āᵀ]`` with ``ā = [a, 1]`` where the bias is trained, for every trainable layer."""
+    moments = {}
+    for layer, node in forward.graph.layers.items():
+        assert isinstance(node.op, Affine)
+        moments[layer] = forward.builder.emit(
+            ir.Moment(node.op.homogeneous), forward.values[node.inputs[0]],
+            name=f"Q_{node.name}", comment=f"input second moment of {layer}",
+        )  # fmt: skip
+    return moments
+
+
+def column_moments(forward: Forward, columns: Mapping[str, Value]) -> dict[str, Value]:
+    """``Ḡ = (1/N) Σ_s C_sᵀ C_s`` for every trainable layer the columns reach."""
+    return {
+        layer: forward.builder.emit(ir.Moment(), columns[node.name], name=f"G_{node.name}",
+                                    comment=f"output factor of {layer}")
+        for layer, node in forward.graph.layers.items()
+        if node.name in columns
+    }  # fmt: skip
+
+
+# --- local Jacobians ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """``y = x Wᵀ``: Jacobian W."""
+
+    weight: Value
+
+
+@dataclass(frozen=True)
+class Picked:
+    """``y_j = x_{index_j}``: a Jacobian of zeros and ones."""
+
+    index: tuple[int, ...]
+    size: int
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """``∂y/∂x = diag(b)`` per sample."""
+
+    slope: Factor
+
+
+Jacobian = Weighted | Picked | Scaled
+
+
+class Averaged:
+    """Blocks averaged over the batch; a pointwise layer averages its slopes (the approximation of KFRA)."""
+
+    composes = True
+    """Slopes are composed over connected pointwise nodes before anything is averaged."""
+
+    def __init__(self, builder: ProgramBuilder) -> None:
+        self.builder = builder
+
+    def left(self, j: Jacobian, m: Value, name: str) -> Value:
+        """``Jᵀ M``, ``E[b] ⊙ M`` by rows."""
+        match j:
+            case Weighted(w) if m.is_square:
+                # (M W)ᵀ shares its product with WᵀMW.
+                return self.builder.transpose(self.builder.multiply(m, w))
+            case Weighted(w):
+                return self.builder.emit(ir.MatMul(transpose_a=True), w, m, name=name)
+            case Picked(index, size):
+                return self.builder.emit(ir.Scatter(index, size, 0), self.builder.dense(m), name=name)
+            case Scaled(b):
+                return self.builder.scale_rows(m, b)
+
+    def both(self, j: Jacobian, m: Value, k: Jacobian, name: str) -> Value:
+        """``Jᵀ M K``, or ``M ⊙ E[b cᵀ]``."""
+        if isinstance(j, Scaled) and isinstance(k, Scaled):
+            return self.builder.schur(m, j.slope, k.slope, name)
+        if isinstance(j, Weighted) and isinstance(k, Weighted):
+            return self.builder.congruence(j.weight, m, k.weight, name)
+        result = self.right(self.left(j, m, name), k, name)
+        if j == k and m.is_square:
+            size = result.spec.shape[0]
+            assert isinstance(size, int)
+            return self.builder.as_matrix(result, ir.Structure.SYMMETRIC, size)
+        return result
+
+    def right(self, m: Value, k: Jacobian, name: str) -> Value:
+        """``M K``."""
+        return self.builder.transpose(self.left(k, self.builder.transpose(m), name))
+
+    def add(self, blocks: list[Value], name: str) -> Value:
+        """Sum of contributions to one block."""
+        return self.builder.add_blocks(blocks, name)
+
+    def transpose(self, m: Value) -> Value:
+        """The block of the exchanged pair."""
+        return self.builder.transpose(m)
+
+    def plus_transpose(self, m: Value) -> Value:
+        """``M + Mᵀ``, the two cross terms of a pair with itself."""
+        return self.builder.plus_transpose(m)
+
+    def curve(self, forward: Forward, node: Node, g: Value, i: int, j: int) -> Value | None:
+        """The second-derivative term, which Gauss-Newton drops."""
+        return None
+
+    def output_factor(self, m: Value) -> Value:
+        """Ḡ of a layer from the block at its pre-activation."""
+        return m
+
+
+class PerSample:
+    """Blocks ``[N, d, e]`` for every sample, exact; with ``curved`` the Hessian instead of Gauss-Newton."""
+
+    composes = False
+
+    def __init__(self, builder: ProgramBuilder, curved: bool) -> None:
+        self.builder = builder
+        self.curved = curved
+
+    def left(self, j: Jacobian, m: Value, name: str) -> Value:
+        """``J_nᵀ M_n``."""
+        match j:
+            case Weighted(w):
+                return self.builder.emit(ir.MatMul(transpose_a=True), w, m, name=name)
+            case Picked(index, size):
+                return self.builder.emit(ir.Scatter(index, size, -2), m, name=name)
+            case Scaled(b) if isinstance(b, float):
+                return m if b == 1.0 else self.builder.scaled(m, b)
+            case Scaled(b):
+                return self.builder.emit(ir.ScaleSides(True, False), m, b, name=name)
+
+    def both(self, j: Jacobian, m: Value, k: Jacobian, name: str) -> Value:
+        """``J_nᵀ M_n K_n``."""
+        return self.right(self.left(j, m, name), k, name)
+
+    def right(self, m: Value, k: Jacobian, name: str) -> Value:
+        """``M_n K_n``."""
+        return self.transpose(self.left(k, self.transpose(m), name))
+
+    def add(self, blocks: list[Value], name: str) -> Value:
+        """Sum of contributions to one block."""
+        return blocks[0] if len(blocks) == 1 else self.builder.add(*blocks, name=name)
+
+    def transpose(self, m: Value) -> Value:
+        """The block of the exchanged pair."""
+        return self.builder.emit(ir.Transpose(), m)
+
+    def plus_transpose(self, m: Value) -> Value:
+        """``M_n + M_nᵀ``."""
+        return self.builder.add(m, self.transpose(m))
+
+    def curve(self, forward: Forward, node: Node, g: Value, i: int, j: int) -> Value | None:
+        """``diag(∂²φ/∂x_i∂x_j ⊙ ∂E/∂y)``, the term D of the Hessian recursion [BRB eq. 11]."""
+        second = forward.second(node, i, j) if self.curved else 0.0
+        if second == 0.0:
+            return None
+        d = self.builder.times(g, second)
+        assert isinstance(d, Value)
+        return self.builder.emit(ir.SampleDiagonal(), d)
+
+    def output_factor(self, m: Value) -> Value:
+        """The batch mean of the exact blocks."""
+        return self.builder.emit(ir.Mean(), m)
+
+
+Representation = Averaged | PerSample
+
+
+# --- the frontier -------------------------------------------------------------------------------------
+
+
+class Frontier:
+    """The dependence structure that the recursion walks: who reads whom, and with which Jacobians.
+
+    With composed slopes the tensors of the recursion are the network's *roots* (values of linear nodes and
+    inputs) and the pointwise results that a linear node or the loss reads; pointwise nodes in between are
+    composed by the chain rule, sample by sample, before anything is averaged.
+    """
+
+    def __init__(self, forward: Forward, composes: bool) -> None:
+        self.forward = forward
+        self.graph = forward.graph
+        self.place = {node.name: i for i, node in enumerate(self.graph)}
+        self._composes = composes
+        self._jacobians: dict[str, dict[str, Jacobian]] = {}
+        self.readers: dict[str, set[str]] = {}
+        for node in self.graph:
+            if self._is_tensor(node):
+                for source in self.jacobians(node):
+                    self.readers.setdefault(source, set()).add(node.name)
+
+    def _is_tensor(self, node: Node) -> bool:
+        if not isinstance(node.op, Pointwise) or not self._composes:
+            return True
+        return any(not isinstance(c.op, Pointwise) for c in self.graph.consumers(node.name))
+
+    def jacobians(self, node: Node) -> dict[str, Jacobian]:
+        """For each active tensor that the node reads: the local Jacobian."""
+        if node.name not in self._jacobians:
+            self._jacobians[node.name] = self._derive(node)
+        return self._jacobians[node.name]
+
+    def _derive(self, node: Node) -> dict[str, Jacobian]:
+        active = [name for name in node.inputs if name in self.forward.active]
+        match node.op:
+            case Output():
+                return {name: Scaled(1.0) for name in active}
+            case Affine() | FixedLinear():
+                return {name: Weighted(self.forward.weight(node)) for name in active}
+            case Select():
+                parts = dict(zip(node.inputs, select_parts(self.graph, node), strict=True))
+                return {n: Picked(parts[n], self.graph[n].size) for n in active}
+            case Pointwise():
+                slopes = self._slopes(node)
+                return {n: Scaled(b) for n, b in slopes.items() if b != 0.0}
+        return {}
+
+    def _slopes(self, node: Node) -> dict[str, Factor]:
+        """``∂y/∂x`` for every root x below a pointwise node (its own inputs if slopes are not composed)."""
+        pending: dict[str, Factor] = {node.name: 1.0}
+        roots: dict[str, Factor] = {}
+        while pending:
+            name = max(pending, key=self.place.__getitem__)
+            outer, inner = pending.pop(name), self.graph[name]
+            for i, source in enumerate(inner.inputs):
+                if source not in self.forward.active:
+                    continue
+                slope = self.forward.builder.times(outer, self.forward.slope(inner, i))
+                goes_on = self._composes and isinstance(self.graph[source].op, Pointwise)
+                self._accumulate(pending if goes_on else roots, source, slope)
+        return roots
+
+    def _accumulate(self, into: dict[str, Factor], name: str, slope: Factor) -> None:
+        if name in into:
+            slope = self.forward.builder.plus(into[name], slope)
+        into[name] = slope
+
+
+def pull_back_matrices(
+    forward: Forward,
+    seed: Value,
+    representation: Representation,
+    vectors: Mapping[str, Value] | None = None,
+) -> dict[str, Value]:
+    """Pass the output Hessian ``seed`` back to every trainable layer (SPEC §4); returns Ḡ by layer.
+
+    A cut of live tensors moves from the output to the inputs. A node leaves it once everything that reads
+    it has left: linear nodes first, and all pointwise nodes that are ready together, so that a layer of
+    gates and sums is averaged once. ``vectors`` are the gradients that the Hessian's D terms need.
+    """
+    frontier = Frontier(forward, representation.composes)
+    graph = forward.graph
+    output = graph.output.name
+    blocks = Blocks(representation, frontier.place, {(output, output): seed})
+    factors: dict[str, Value] = {}
+    while blocks.tensors:
+        leaving = _ready(frontier, blocks.tensors)
+        for node in leaving:
+            if isinstance(node.op, Affine) and node.op.trainable:
+                factors[node.op.layer] = representation.output_factor(blocks[node.name, node.name])
+        blocks = blocks.without(leaving, frontier, vectors or {})
+    return {layer: factors[layer] for layer in graph.layers if layer in factors}
+
+
+def _ready(frontier: Frontier, live: set[str]) -> list[Node]:
+    """The nodes to leave next: the last ready linear node, else all ready pointwise nodes.
+
+    A tensor is ready when no live tensor can still reach it; a reader that never became live (its slope is
+    zero) does not hold it back.
+    """
+    waiting: set[str] = set()
+    for name in sorted(frontier.place, key=frontier.place.__getitem__, reverse=True):
+        above = frontier.readers.get(name, set())
+        if any(reader in live or reader in waiting for reader in above):
+            waiting.add(name)
+    ready = [n for n in frontier.graph if n.name in live and n.name not in waiting]
+    linear = [node for node in ready if not isinstance(node.op, Pointwise)]
+    return linear[-1:] if linear else ready
+
+
+class Blocks:
+    """The joint matrix over the live tensors, one block per pair, stored for pairs in graph order."""
+
+    def __init__(
+        self,
+        representation: Representation,
+        place: Mapping[str, int],
+        blocks: dict[tuple[str, str], Value],
+    ) -> None:
+        self.representation = representation
+        self.place = place
+        self._blocks = blocks
+
+    @property
+    def tensors(self) -> set[str]:
+        """Names of the live tensors."""
+        return {name for pair in self._blocks for name in pair}
+
+    def get(self, s: str, t: str) -> Value | None:
+        """``M[s, t]``, or None where it is zero."""
+        if self.place[s] <= self.place[t]:
+            return self._blocks.get((s, t))
+        mirrored = self._blocks.get((t, s))
+        return None if mirrored is None else self.representation.transpose(mirrored)
+
+    def __getitem__(self, pair: tuple[str, str]) -> Value:
+        return self._blocks[pair]
+
+    def without(
+        self, leaving: list[Node], frontier: Frontier, vectors: Mapping[str, Value]
+    ) -> Blocks:
+        """The cut after ``leaving`` nodes have passed their blocks on to what they read."""
+        names = {node.name for node in leaving}
+        jacobians = {node.name: frontier.jacobians(node) for node in leaving}
+        entering = {source for js in jacobians.values() for source in js}
+        stay = sorted((self.tensors - names) | entering, key=self.place.__getitem__)
+        new: dict[tuple[str, str], Value] = {}
+        for i, s in enumerate(stay):
+            for t in stay[i:]:
+                terms = self._terms(s, t, jacobians)
+                if s in entering and t in entering:
+                    terms += self._curved(s, t, leaving, frontier.forward, vectors)
+                if terms:
+                    new[s, t] = self.representation.add(terms, f"M_{s}_{t}" if s != t else f"G_{s}")
+        return Blocks(self.representation, self.place, new)
+
+    def _terms(self, s: str, t: str, jacobians: Mapping[str, Mapping[str, Jacobian]]) -> list[Value]:
+        """``M[s,t] + Σ_p J_psᵀ M[p,t] + Σ_q M[s,q] J_qt + Σ_pq J_psᵀ M[p,q] J_qt`` over leaving p, q."""
+        rep, name = self.representation, f"M_{s}_{t}" if s != t else f"G_{s}"
+        old = self.get(s, t)
+        terms = [] if old is None else [old]
+        into_s = [(p, js[s]) for p, js in jacobians.items() if s in js]
+        into_t = [(q, js[t]) for q, js in jacobians.items() if t in js]
+        if s == t:
+            halves = [rep.left(j, m, name) for p, j in into_s if (m := self.get(p, t)) is not None]
+            terms += [rep.plus_transpose(half) for half in halves]
+            for i, (p, j) in enumerate(into_s):
+                for q, k in into_s[i:]:
+                    if (m := self.get(p, q)) is not None:
+                        product = rep.both(j, m, k, name)
+                        terms.append(product if p == q else rep.plus_transpose(product))
+            return terms
+        terms += [rep.left(j, m, name) for p, j in into_s if (m := self.get(p, t)) is not None]
+        terms += [rep.right(m, k, name) for q, k in into_t if (m := self.get(s, q)) is not None]
+        for p, j in into_s:
+            for q, k in into_t:
+                if (m := self.get(p, q)) is not None:
+                    terms.append(rep.both(j, m, k, name))
+        return terms
+
+    def _curved(
+        self, s: str, t: str, leaving: list[Node], forward: Forward, vectors: Mapping[str, Value]
+    ) -> list[Value]:
+        """Second-derivative terms of the leaving pointwise nodes that read both s and t."""
+        terms = []
+        for node in leaving:
+            if not isinstance(node.op, Pointwise):
+                continue
+            for i, x in enumerate(node.inputs):
+                for j, y in enumerate(node.inputs):
+                    if (x, y) == (s, t) and node.name in vectors:
+                        term = self.representation.curve(forward, node, vectors[node.name], i, j)
+                        terms += [] if term is None else [term]
+        return terms

@@ -1,0 +1,1 @@
+"""What holds tensors: memory, the executables of both backends, linear algebra, checkpoints."""

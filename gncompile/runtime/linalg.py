@@ -1,0 +1,180 @@
+"""Small linear algebra shared by the backends: damped inverses, symmetric products, step sizes.
+
+These are the operations of a step that are more than one tensor call. Both backends call the ones whose
+result depends on a numerical decision (a fallback, a guard), so that they cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BLOCK = 192
+"""Width of the diagonal blocks of a symmetric product: below this one plain product is faster."""
+
+
+def damped_inverse(m: Tensor, damping: Tensor, out: Tensor) -> None:
+    """``out ← (M + c I)⁻¹`` for a symmetric M ``[d, d]`` or a diagonal one ``[d]``.
+
+    By Cholesky. Where rounding makes ``M + c I`` indefinite (c far below ``‖M‖`` times the precision) the
+    eigenvalues are clipped at c instead, so the result is always positive definite. Cost d³ flops.
+    """
+    if m.dim() < 2:
+        torch.reciprocal(m + damping, out=out)
+        return
+    shifted = m.clone()
+    shifted.diagonal().add_(damping)
+    factor, info = torch.linalg.cholesky_ex(shifted)
+    if int(info) == 0:
+        torch.cholesky_inverse(factor, out=out)
+        return
+    if not bool(torch.isfinite(shifted).all()):
+        out.fill_(float("nan"))
+        return
+    values, vectors = torch.linalg.eigh(m)
+    values = values.clamp(min=0) + damping
+    torch.mm(vectors / values, vectors.T, out=out)
+
+
+def eigen(m: Tensor, out: Tensor) -> None:
+    """Eigenvalues (clipped at 0) above eigenvectors, packed ``[d+1, d]``; a diagonal ``[d]`` is copied."""
+    if m.dim() < 2:
+        out.copy_(m.clamp(min=0))
+        return
+    values, vectors = torch.linalg.eigh(m)
+    out[0] = values.clamp(min=0)
+    out[1:] = vectors
+
+
+def precondition_eigen(
+    gradient: Tensor, g: Tensor, q: Tensor, damping: Tensor, out: Tensor
+) -> None:
+    """``−U_G ((U_Gᵀ ∇ U_Q) / (g qᵀ + κ)) U_Qᵀ``, the exact inverse of ``G ⊗ Q + κ I`` times ``−∇``."""
+    u_g, u_q = (None if f.dim() < 2 else f[1:] for f in (g, q))
+    values_g, values_q = ((f if f.dim() < 2 else f[0]).expand(n) for f, n in zip((g, q), gradient.shape, strict=True))
+    rotated = gradient if u_g is None else u_g.T @ gradient
+    rotated = rotated if u_q is None else rotated @ u_q
+    rotated = -rotated / (torch.outer(values_g, values_q) + damping)
+    rotated = rotated if u_g is None else u_g @ rotated
+    out.copy_(rotated if u_q is None else rotated @ u_q.T)
+
+
+def step_sizes(terms: list[Tensor], cap: float | None, out: Tensor) -> None:
+    """Coefficients minimising ``bᵀc + ½ cᵀMc`` for one or two directions [MG §7].
+
+    ``terms`` are ``M11, b1`` or ``M11, M12, M22, b1, b2``. Computed in float64. Where the two directions are
+    nearly collinear, or the second is zero, only the first is used. ``|c_1| ≤ cap`` if given, with the
+    second re-optimised for the capped first.
+    """
+    values = torch.stack([t.double().reshape(()) for t in terms])
+    if len(terms) == 2:
+        m11, b1 = values
+        first, second = -b1 / m11, None
+    else:
+        m11, m12, m22, b1, b2 = values
+        determinant = m11 * m22 - m12 * m12
+        independent = determinant > 1e-12 * m11 * m22
+        safe = torch.where(independent, determinant, torch.ones_like(determinant))
+        first = torch.where(independent, (m12 * b2 - m22 * b1) / safe, -b1 / m11)
+        second = torch.where(independent, (m12 * b1 - m11 * b2) / safe, torch.zeros_like(b1))
+    if cap is not None:
+        capped = first.clamp(-cap, cap)
+        if second is not None:
+            again = -(b2 + m12 * capped) / torch.where(independent, m22, torch.ones_like(m22))
+            second = torch.where((capped != first) & independent, again, second)
+        first = capped
+    out.copy_(first.reshape(1) if second is None else torch.stack([first, second]))
+
+
+def symmetric_product(a: Tensor, b: Tensor, out: Tensor, alpha: float = 1.0) -> None:
+    """``out ← α aᵀ b`` where the result is known to be symmetric (``b = M a``, or ``b = a``).
+
+    Only blocks on and below the diagonal are multiplied, then mirrored: about half the flops of a plain
+    product once ``d`` is a few times :data:`BLOCK`.
+    """
+    size = a.shape[-1]
+    blocks = -(-size // BLOCK)
+    if blocks < 2:
+        torch.mm(a.T, b, out=out)
+        if alpha != 1.0:
+            out.mul_(alpha)
+        return
+    edges = [round(i * size / blocks) for i in range(blocks + 1)]
+    for i in range(blocks):
+        rows = slice(edges[i], edges[i + 1])
+        # One tall product per block row keeps the multiplication efficient.
+        left = slice(0, edges[i + 1])
+        torch.addmm(out[rows, left], a[:, rows].T, b[:, left], beta=0, alpha=alpha, out=out[rows, left])
+    for i in range(1, blocks):
+        rows, left = slice(edges[i], edges[i + 1]), slice(0, edges[i])
+        out[left, rows] = out[rows, left].T
+
+
+def second_moment(a: Tensor, homogeneous: bool, batch: int, out: Tensor) -> None:
+    """``out ← (1/N) Σ ā āᵀ`` over the rows of a ``[.., d]``, ``ā = [a, 1]`` where homogeneous."""
+    a = a.reshape(-1, a.shape[-1])
+    size = a.shape[-1]
+    symmetric_product(a, a, out[:size, :size], 1 / batch)
+    if homogeneous:
+        mean = a.sum(dim=0) / batch
+        out[size, :size] = mean
+        out[:size, size] = mean
+        out[size, size] = a.shape[0] / batch
+
+
+def cross_moment(a: Tensor, b: Tensor, homogeneous: bool, batch: int, out: Tensor) -> None:
+    """``out ← (1/N) Σ a b̄ᵀ`` over rows, ``b̄ = [b, 1]`` where homogeneous."""
+    a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
+    product = out[:, : b.shape[-1]]
+    torch.addmm(product, a.T, b, beta=0, alpha=1 / batch, out=product)
+    if homogeneous:
+        out[:, -1] = a.sum(dim=0) / batch
+
+
+def dot(a: Tensor, b: Tensor, mean: bool, out: Tensor) -> None:
+    """``out ← Σ a ⊙ b``, divided by the number of rows if ``mean``."""
+    if a.is_contiguous() and b.is_contiguous():
+        torch.dot(a.view(-1), b.view(-1), out=out)
+    else:
+        torch.sum(a * b, dim=None, out=out)
+    if mean:
+        out.div_(a.shape[0])
+
+
+def precondition(gradient: Tensor, g: Tensor, q: Tensor, scratch: Tensor, out: Tensor) -> None:
+    """``out ← −G⁻¹ ∇ Q⁻¹`` for inverses stored in full, as a diagonal, or as a scalar."""
+    if q.dim() == 2:
+        torch.mm(gradient, q, out=scratch)
+    else:
+        torch.mul(gradient, q, out=scratch)
+    if g.dim() == 2:
+        torch.addmm(out, g, scratch, beta=0, alpha=-1, out=out)
+    else:
+        torch.mul(scratch, -(g[:, None] if g.dim() else g), out=out)
+
+
+def sample_categorical(p: Tensor, u: Tensor, out: Tensor) -> None:
+    """One-hot of the first class whose cumulative probability exceeds u ``[N, 1]``."""
+    chosen = (p.cumsum(dim=-1) <= u).sum(dim=-1, keepdim=True).clamp_(max=p.shape[-1] - 1)
+    out.zero_().scatter_(-1, chosen, 1.0)
+
+
+def root_columns(r: Tensor, p: Tensor | None, start: int, out: Tensor) -> None:
+    """``out[s] ← r_k (e_k − p)`` for columns k = start + s; zero beyond the last column."""
+    if p is None:
+        out.zero_()
+    else:
+        torch.mul(p, -1, out=out[0])
+        out[1:] = out[0]
+    for s in range(out.shape[0]):
+        k = start + s
+        if k >= r.shape[-1]:
+            out[s:].zero_()
+            return
+        out[s, :, k] += 1
+        out[s].mul_(r[:, k : k + 1])
+
+
+def scatter(x: Tensor, places: Tensor, kept: Tensor, axis: int, out: Tensor) -> None:
+    """``out[places] += x[kept]`` along ``axis``, from zero."""
+    out.zero_().index_add_(axis, places, x.index_select(axis, kept))

@@ -1,0 +1,95 @@
+"""The tensors of a compiled program: leaves the program reads and writes, and work buffers.
+
+A :class:`Memory` belongs to one executable. Parameters and constants are the user's own tensors; states
+survive from step to step; buffers hold the values of one batch and are reused for every batch size up to
+the largest one met.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..errors import InternalError
+from ..step_program import Dim, State, StepProgram
+
+
+class Memory:
+    """Named tensors of one program; see the module docstring."""
+
+    def __init__(
+        self,
+        program: StepProgram,
+        parameters: Mapping[str, Tensor],
+        constants: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        device: torch.device,
+        seed: int = 0,
+    ) -> None:
+        self.dtype = dtype
+        self.device = device
+        self.parameters = dict(parameters)
+        self.constants = {
+            name: tensor.detach().to(device=device, dtype=dtype) for name, tensor in constants.items()
+        }
+        self.states = {key: self._initial(state) for key, state in program.states.items()}
+        self.generator = torch.Generator(device=device).manual_seed(seed)
+        self.batch_size = torch.zeros((), dtype=dtype, device=device)
+        self._flat: dict[str, Tensor] = {}
+
+    def _initial(self, state: State) -> Tensor:
+        shape = [int(d) for d in state.spec.shape]
+        if state.initial == "identity" and len(shape) == 2:
+            return torch.eye(shape[0], dtype=self.dtype, device=self.device)
+        numbers = {"zero": 0.0, "one": 1.0, "identity": 1.0}
+        fill = numbers.get(state.initial, state.initial)  # type: ignore[arg-type]
+        return torch.full(shape, float(fill), dtype=self.dtype, device=self.device)
+
+    def parameter(self, key: str) -> Tensor:
+        """A parameter of the user's model, as data without gradient tracking."""
+        return self.parameters[key].detach()
+
+    def constant(self, key: str) -> Tensor:
+        """A constant of the user's model."""
+        return self.constants[key]
+
+    def state(self, key: str) -> Tensor:
+        """A state tensor."""
+        return self.states[key]
+
+    def scalar(self, key: str) -> Tensor:
+        """A number known once a batch is bound."""
+        if key != "batch_size":
+            raise InternalError(f"unknown scalar {key!r}")
+        return self.batch_size
+
+    def buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """A work tensor, allocated once and viewed for smaller batches; NaN until written."""
+        count = math.prod(shape)
+        flat = self._flat.get(name)
+        if flat is None or flat.numel() < count:
+            flat = torch.full((count,), float("nan"), dtype=self.dtype, device=self.device)
+            self._flat[name] = flat
+        return flat[:count].view(shape)
+
+    def random(self, kind: str, out: Tensor) -> None:
+        """Fill ``out`` with standard normal, uniform [0, 1) or ±1 numbers from this program's generator."""
+        if kind == "normal":
+            out.normal_(generator=self.generator)
+        elif kind == "uniform":
+            out.uniform_(generator=self.generator)
+        else:
+            out.bernoulli_(0.5, generator=self.generator).mul_(2).sub_(1)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes held by work buffers."""
+        return sum(flat.numel() * flat.element_size() for flat in self._flat.values())
+
+
+def bind_shape(shape: tuple[Dim, ...], dims: Mapping[str, int]) -> tuple[int, ...]:
+    """A symbolic shape with its symbols replaced."""
+    return tuple(dims[d] if isinstance(d, str) else d for d in shape)
