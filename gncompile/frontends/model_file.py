@@ -1,0 +1,345 @@
+"""TOML model files: read, validated, checked for sense, and built into an ``nn.Module``.
+
+Nothing in a model file is executed: expressions go through :mod:`gncompile.parsing`, everything else is
+data. All mistakes of one kind are listed at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from pydantic import BaseModel, ValidationError
+from sympy import Expr, Symbol
+
+from ..data import READERS, DataSpec
+from ..errors import ExpressionError, ModelFileError, expected_got, message, nearest
+from ..parsing import FUNCTIONS, parse_expression
+from ..transfer import transfer_names
+from .declared_network import ARGUMENT, INPUT, DeclaredNetwork, Function, function_name
+from .model_schema import (
+    VARIANTS,
+    Concat,
+    Linear,
+    Node,
+    Pointwise,
+    Sections,
+    Select,
+    Slice,
+    Training,
+)
+
+Functions = Mapping[str, Callable[..., Expr]]
+
+_ARGUMENTS = {
+    "u": ARGUMENT,
+    "x": ARGUMENT,
+}  # declared transfer functions elsewhere are written in x
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model file that makes sense: its sections, and its network's sizes and functions by node name."""
+
+    path: Path
+    sections: Sections
+    sizes: Mapping[str, int]
+    functions: Mapping[str, Function]
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.sections.model.name
+
+    @property
+    def data(self) -> DataSpec:
+        """The data; a file's path is already relative to the model file."""
+        return self.sections.data
+
+    @property
+    def loss(self) -> str:
+        """The loss's name or expression, as ``gncompile.compile`` takes it."""
+        return self.sections.loss.text
+
+    @property
+    def training(self) -> Training:
+        """The ``[training]`` section."""
+        return self.sections.training
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating point type to train in."""
+        return torch.float64 if self.training.dtype == "float64" else torch.float32
+
+    @property
+    def input_size(self) -> int:
+        """Features of one sample."""
+        return self.sections.network.input_size
+
+    def build(self, seed: int | None = None) -> DeclaredNetwork:
+        """The network with fresh weights, drawn from ``seed`` (default: the file's)."""
+        network = self.sections.network
+        seed = self.training.seed if seed is None else seed
+        return DeclaredNetwork(
+            network.input_size, network.node, self.functions, self.sizes, seed, self.dtype
+        )
+
+
+def load_model_file(
+    path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None
+) -> ModelFile:
+    """Read and check a model file; :class:`ModelFileError` names the key, the place and a remedy.
+
+    Relative data paths are taken from ``base``, by default the file's own folder.
+    """
+    path = Path(path)
+    sections = _validate(_read(path), path)
+    spec = sections.data
+    if Path(spec.name).suffix in READERS:
+        home = path.parent if base is None else Path(base)
+        spec = dataclasses.replace(spec, name=str((home / Path(spec.name).expanduser()).absolute()))
+        sections = sections.model_copy(update={"data": spec})
+    known = _declared_functions(sections, path)
+    nodes = sections.network.node
+    _check_names(nodes, path)
+    sizes = _sizes(nodes, sections.network.input_size, path)
+    _check_all_read(nodes, path)
+    functions = {
+        node.name: _function(node, known, path)
+        for node in nodes
+        if isinstance(node, Linear | Pointwise)
+    }
+    return ModelFile(path, sections, sizes, functions)
+
+
+# --- Reading and validation ------------------------------------------------------------------------
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelFileError(
+            message(f"no model file {str(path)!r}", instead="check the path")
+        ) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ModelFileError(
+            message(
+                f"cannot read the model file: {error}", where=str(path), instead="write TOML 1.0"
+            )
+        ) from error
+
+
+def _validate(content: dict[str, Any], path: Path) -> Sections:
+    try:
+        # JSON is where pydantic's strict mode knows arrays and tables from Python's own types.
+        return Sections.model_validate_json(json.dumps(content, default=str))
+    except ValidationError as error:
+        found = [_explain(dict(problem)) for problem in error.errors(include_url=False)]
+        raise ModelFileError(message("\n".join(found), where=str(path))) from None
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    """One of pydantic's errors in our words: the key with its path, what is wrong, the nearest key."""
+    location, kind = problem["loc"], problem["type"]
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):  # of a record, of a dataclass
+        known = _keys(location[:-1])
+        hint = nearest(str(location[-1]), known) or f"The keys here are {', '.join(known)}."
+        return f"unknown key {_dotted(location)!r}. {hint}"
+    if kind == "missing":
+        return f"missing key {_dotted(location)!r}"
+    if kind == "value_error":
+        return f"{_dotted(location)}: {problem['ctx']['error']}"
+    if kind == "union_tag_not_found":
+        return f"missing key '{_dotted(location)}.op'"
+    if kind == "union_tag_invalid":
+        tag = problem["ctx"]["tag"]
+        hint = nearest(tag, VARIANTS) or f"Use one of {problem['ctx']['expected_tags']}."
+        return f"{_dotted(location)}.op: unknown operation {tag!r}. {hint}"
+    expected = problem["msg"].removeprefix("Input should be ")
+    return (
+        f"wrong value for {_dotted(location)!r}\n{expected_got(expected, repr(problem['input']))}"
+    )
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    """``network.node[0].size`` for pydantic's path, its tags left out and lists counted from 1."""
+    text = ""
+    for part in location:
+        if isinstance(part, int):
+            text += f"[{part + 1}]"
+        elif part not in VARIANTS:
+            text += f".{part}"
+    return text.removeprefix(".")
+
+
+def _keys(location: tuple[int | str, ...]) -> list[str]:
+    """The keys allowed in the table at ``location``."""
+    table: Any = Sections
+    for part in location:
+        if part in VARIANTS:
+            table = VARIANTS[str(part)]
+        elif isinstance(part, str) and part in getattr(table, "model_fields", {}):
+            table = table.model_fields[part].annotation
+        elif get_args(table):  # dict[str, Record]
+            table = get_args(table)[-1]
+    if dataclasses.is_dataclass(table):
+        return [field.name for field in dataclasses.fields(table)]
+    return list(table.model_fields) if isinstance(table, type(BaseModel)) else []
+
+
+# --- The network -----------------------------------------------------------------------------------
+
+
+def _declared_functions(sections: Sections, path: Path) -> Functions:
+    """What expressions may call: the vocabulary and the file's own ``[transfer.NAME]``, in order."""
+    known: dict[str, Callable[..., Expr]] = dict(FUNCTIONS)
+    for name, declared in sections.transfer.items():
+        place = f"[transfer.{name}] of {path}"
+        if name in FUNCTIONS:
+            raise ModelFileError(
+                message(
+                    f"the transfer function {name!r} exists already",
+                    where=place,
+                    instead="choose another name",
+                )
+            )
+        expression = parse_expression(declared.expression, _ARGUMENTS, known, where=place)
+        known[name] = _substitution(expression)
+    return known
+
+
+def _substitution(expression: Expr) -> Callable[[Expr], Expr]:
+    def function(argument: Expr) -> Expr:
+        return expression.xreplace({ARGUMENT: argument})
+
+    return function
+
+
+def _check_names(nodes: tuple[Node, ...], path: Path) -> None:
+    """Each node has a name of its own and reads nodes above it."""
+    seen = [INPUT]
+    taken = {INPUT}
+    module = DeclaredNetwork(1, (), {}, {})
+    for number, node in enumerate(nodes, start=1):
+        place = f"node {number} ({node.name!r}) of {path}"
+        if node.name in taken or hasattr(module, node.name):
+            kind = "twice" if node.name in seen else "for a node, but it is reserved"
+            raise ModelFileError(
+                message(
+                    f"the name {node.name!r} is used {kind}",
+                    where=place,
+                    instead="choose another name",
+                )
+            )
+        for name in node.inputs:
+            if name not in seen:
+                later = any(name == other.name for other in nodes)
+                found = "comes later" if later else f"is unknown. {nearest(name, seen)}".rstrip()
+                raise ModelFileError(
+                    message(
+                        f"the input {name!r} {found}",
+                        where=place,
+                        instead=f"read nodes further up: {', '.join(seen)}",
+                    )
+                )
+        seen.append(node.name)
+        taken |= {node.name, function_name(node)}
+
+
+def _check_all_read(nodes: tuple[Node, ...], path: Path) -> None:
+    """Each node but the last is read; a forgotten one would hold weights that never learn."""
+    read = {name for node in nodes for name in node.inputs}
+    unread = [node.name for node in nodes[:-1] if node.name not in read]
+    if unread:
+        raise ModelFileError(
+            message(
+                f"computed but never read: {', '.join(unread)}",
+                where=str(path),
+                instead="remove them, or put the network's output last",
+            )
+        )
+
+
+def _sizes(nodes: tuple[Node, ...], input_size: int, path: Path) -> dict[str, int]:
+    """Features of every node, the input included."""
+    sizes = {INPUT: input_size}
+    for node in nodes:
+        inputs = [sizes[name] for name in node.inputs]
+        problem = _misfit(node, inputs)
+        if problem:
+            shown = ", ".join(f"{name}: {sizes[name]}" for name in node.inputs) or "none"
+            raise ModelFileError(
+                message(f"{problem}\n  inputs: {shown}", where=f"node {node.name!r} of {path}")
+            )
+        match node:
+            case Linear():
+                sizes[node.name] = node.size
+            case Pointwise():
+                sizes[node.name] = inputs[0]
+            case Concat():
+                sizes[node.name] = sum(inputs)
+            case Slice():
+                sizes[node.name] = node.stop - node.start
+            case Select():
+                sizes[node.name] = len(node.index)
+    return sizes
+
+
+def _misfit(node: Node, inputs: list[int]) -> str:
+    """What is wrong with the number or the sizes of a node's inputs, or nothing."""
+    several = isinstance(node, Pointwise | Concat)
+    if not inputs or (len(inputs) > 1 and not several):
+        return (
+            f"{node.op} takes {'one or more inputs' if several else 'one input'}, not {len(inputs)}"
+        )
+    if isinstance(node, Pointwise) and len(set(inputs)) > 1:
+        return "a pointwise node's inputs differ in size"
+    if isinstance(node, Slice) and not node.start < node.stop <= inputs[0]:
+        return f"the slice {node.start}:{node.stop} is empty or leaves the input"
+    if isinstance(node, Select) and not (node.index and max(node.index) < inputs[0]):
+        return "index is empty or leaves the input"
+    return ""
+
+
+def _function(node: Linear | Pointwise, known: Functions, path: Path) -> Function:
+    """The function a linear node ends with, or a pointwise node is."""
+    place = f"node {node.name!r} of {path}"
+    if isinstance(node, Pointwise) and node.expression is not None:
+        symbols = {name: Symbol(name, real=True) for name in node.inputs}
+        names = {**symbols, "u": symbols[node.inputs[0]]} if len(symbols) == 1 else symbols
+        expression = parse_expression(node.expression, names, known, where=place)
+        return Function(expression, tuple(symbols[name] for name in node.inputs))
+    return Function(_transfer(str(node.transfer), known, place), (ARGUMENT,))
+
+
+def _transfer(text: str, known: Functions, place: str) -> Expr:
+    """A transfer function: a name, or an expression in ``u``."""
+    if not text.isidentifier() or text in _ARGUMENTS:
+        return parse_expression(text, _ARGUMENTS, known, where=place)
+    if text not in known:
+        declared = [*transfer_names(), *(name for name in known if name not in FUNCTIONS)]
+        raise ModelFileError(
+            message(
+                f"unknown transfer function {text!r}. {nearest(text, declared)}".rstrip(),
+                where=place,
+                instead=f"declare it as [transfer.{text}] with an expression in u",
+            )
+        )
+    try:
+        return parse_expression(f"{text}(u)", _ARGUMENTS, known, where=place)
+    except ExpressionError as error:
+        raise ModelFileError(
+            message(
+                f"{text!r} cannot be used as a transfer function: {error}",
+                where=place,
+                instead="write it as an expression in u",
+            )
+        ) from error

@@ -1,0 +1,358 @@
+"""Model files: the graph they build, and what each mistake is answered with."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gncompile.errors import ExpressionError, GncompileError, ModelFileError
+from gncompile.frontends import trace
+from gncompile.frontends.model_file import ModelFile, load_model_file
+from gncompile.model_graph import Affine, ModelGraph, Pointwise
+from gncompile.passes.fuse_pointwise import fuse_pointwise
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+HEAD = """
+[model]
+name = "small"
+[data]
+name = "curves"
+[loss]
+name = "mse"
+[training]
+updates = 3
+batch_size = 4
+"""
+
+CHAIN = """
+[network]
+layers = [6, 5, 3, 5, 6]
+transfer = ["tanh", "identity", "u*sigmoid(1.702*u)"]
+"""
+
+GATED = """
+[network]
+input_size = 6
+[[network.node]]
+name = "value"
+op = "linear"
+inputs = ["input"]
+size = 5
+transfer = "bent"
+[[network.node]]
+name = "gate"
+op = "linear"
+inputs = ["input"]
+size = 5
+bias = false
+[[network.node]]
+name = "gated"
+op = "pointwise"
+inputs = ["value", "gate"]
+expression = "value * sigmoid(gate)"
+[[network.node]]
+name = "joined"
+op = "concat"
+inputs = ["gated", "input"]
+[[network.node]]
+name = "part"
+op = "slice"
+inputs = ["joined"]
+start = 1
+stop = 9
+[[network.node]]
+name = "chosen"
+op = "select"
+inputs = ["part"]
+index = [7, 0, 0, 3]
+[[network.node]]
+name = "soft"
+op = "pointwise"
+inputs = ["chosen"]
+transfer = "softplus"
+[[network.node]]
+name = "result"
+op = "linear"
+inputs = ["soft"]
+size = 2
+[transfer.bent]
+expression = "select(u > 0, u, 0.1*expm1(u))"
+"""
+
+
+def written(folder: Path, text: str, head: str = HEAD) -> Path:
+    path = folder / "model.toml"
+    path.write_text(head + text)
+    return path
+
+
+def loaded(folder: Path, text: str, head: str = HEAD) -> ModelFile:
+    return load_model_file(written(folder, text, head))
+
+
+def refusal(folder: Path, text: str, head: str = HEAD) -> str:
+    path = written(folder, text, head)
+    with pytest.raises(GncompileError) as caught:
+        load_model_file(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def anonymous(graph: ModelGraph) -> list[object]:
+    """The graph without names and origins: ``x7`` in an expression is the node in place 7."""
+    place = {node.name: number for number, node in enumerate(graph)}
+    rows: list[object] = []
+    for node in graph:
+        op: object = node.op
+        if isinstance(node.op, Affine):
+            op = ("affine", node.op.bias is not None)
+        elif isinstance(node.op, Pointwise):
+            symbols = zip(node.op.arguments, node.inputs, strict=True)
+            op = str(node.op.expression.subs({s: f"x{place[name]}" for s, name in symbols}))
+        inputs = [place[name] for name in node.inputs]
+        rows.append((op, sorted(inputs) if isinstance(node.op, Pointwise) else inputs, node.shape))
+    return rows
+
+
+class Gated(nn.Module):
+    """What GATED describes, written by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.gate = nn.Linear(6, 5), nn.Linear(6, 5, bias=False)
+        self.result = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.value(x)
+        value = torch.where(h > 0, h, 0.1 * torch.expm1(h))
+        gated = value * torch.sigmoid(self.gate(x))
+        part = torch.cat([gated, x], dim=1)[:, 1:9]
+        return self.result(nn.functional.softplus(part[:, [7, 0, 0, 3]]))
+
+
+class Gelu(nn.Module):
+    def forward(self, u: Tensor) -> Tensor:
+        return u * torch.sigmoid(1.702 * u)
+
+
+def chain_by_hand() -> nn.Module:
+    layers: list[nn.Module] = [nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3), nn.Linear(3, 5)]
+    return nn.Sequential(*layers, Gelu(), nn.Linear(5, 6))
+
+
+@pytest.mark.parametrize(
+    ("text", "by_hand"), [(CHAIN, chain_by_hand), (GATED, Gated)], ids=["chain", "gated"]
+)
+def test_same_graph_and_values_as_the_module(
+    tmp_path: Path, text: str, by_hand: type[nn.Module]
+) -> None:
+    declared, module = loaded(tmp_path, text).build(), by_hand()
+    for mine, theirs in zip(declared.parameters(), module.parameters(), strict=True):
+        theirs.data.copy_(mine)
+    x = torch.randn(7, 6, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(declared(x), module(x), rtol=1e-6, atol=1e-6)
+    graphs = [fuse_pointwise(trace(m, x).graph) for m in (declared, module)]
+    assert anonymous(graphs[0]) == anonymous(graphs[1])
+
+
+def test_layers_are_named_after_their_nodes(tmp_path: Path) -> None:
+    graph = trace(loaded(tmp_path, GATED).build(), torch.zeros(2, 6)).graph
+    assert list(graph.layers) == ["value", "gate", "result"]
+    graph = trace(loaded(tmp_path, CHAIN).build(), torch.zeros(2, 6)).graph
+    assert list(graph.layers) == ["layer1", "layer2", "layer3", "layer4"]
+
+
+def test_weights_are_glorot_uniform_and_seeded(tmp_path: Path) -> None:
+    file = loaded(tmp_path, "[network]\nlayers = [300, 200, 1]\n")
+    model = file.build()
+    weight = model.get_parameter("layer1.weight")
+    bound = math.sqrt(6 / 500)
+    assert weight.abs().max() <= bound
+    assert weight.abs().max() > 0.999 * bound
+    # the standard error of the variance of 60,000 uniform numbers is 0.4 %
+    assert weight.var().item() == pytest.approx(bound**2 / 3, rel=0.02)
+    assert not model.get_parameter("layer1.bias").any()
+    assert torch.equal(weight, file.build(seed=0).get_parameter("layer1.weight"))
+    assert not torch.equal(weight, file.build(seed=1).get_parameter("layer1.weight"))
+
+
+def test_dtype_and_the_same_start_in_both(tmp_path: Path) -> None:
+    wide = loaded(tmp_path, CHAIN, HEAD + 'dtype = "float64"\n')
+    single = loaded(tmp_path, CHAIN)
+    assert wide.dtype is torch.float64
+    for a, b in zip(wide.build().parameters(), single.build().parameters(), strict=True):
+        assert a.dtype is torch.float64
+        assert torch.equal(a.float(), b)
+
+
+@pytest.mark.parametrize("name", ["curves_autoencoder", "mnist_autoencoder"])
+def test_examples(name: str) -> None:
+    file = load_model_file(EXAMPLES / f"{name}.toml")
+    graph = trace(file.build(), torch.zeros(2, file.input_size)).graph
+    sizes = [784, *(node.size for node in graph.layers.values())]
+    assert tuple(sizes) == file.sections.network.layers  # type: ignore[union-attr]
+    pointwise = [node for node in graph if isinstance(node.op, Pointwise)]
+    assert len(pointwise) == len(sizes) - 3  # neither after the code nor after the output
+    assert file.loss == "bce_with_logits"
+    assert file.data.target == "input"
+    code = graph[min(graph.layers.values(), key=lambda node: node.size).name]
+    assert all(isinstance(node.op, Affine) for node in graph.consumers(code.name))
+
+
+def test_data_path_is_relative_to_the_model_file(tmp_path: Path) -> None:
+    head = HEAD.replace('"curves"', '"sets/own.npz"')
+    assert loaded(tmp_path, CHAIN, head).data.name == str(tmp_path / "sets" / "own.npz")
+    moved = load_model_file(written(tmp_path, CHAIN, head), base="/elsewhere")
+    assert moved.data.name == os.path.abspath("/elsewhere/sets/own.npz")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[network]\nlayer = [3, 2]", "unknown key 'network.layer'. Did you mean 'layers'?"),
+        ("[network]\nlayers = [3, 2]\nbiases = true", "unknown key 'network.biases'. Did you mean"),
+        ("[networks]\nlayers = [3, 2]", "unknown key 'networks'. Did you mean 'network'?"),
+        ("[networks]\nlayers = [3, 2]", "missing key 'network'"),
+        (
+            "[network]\nlayers = [3, 2]\n[optimiser]\na = 1",
+            "The keys here are model, data, network",
+        ),
+        (
+            "[network]\nlayers = [3, 2.5]",
+            "wrong value for 'network.layers[2]'\n  expected: a valid",
+        ),
+        ("[network]\nlayers = [3, 2.5]", "\n  got:      2.5"),
+        ('[network]\nlayers = [3, "2"]', "got:      '2'"),
+        ("[network]\nlayers = [3, 0]", "expected: greater than 0"),
+        ("[network]\nlayers = [3]", "wrong value for 'network.layers'"),
+        ("[network]\nlayers = [3, 2]\nbias = 1", "expected: a valid boolean\n  got:      1"),
+        ("[network]\nlayers = [3, 2]\ncode_layer = 1", "code_layer = 1, but there are 0 hidden"),
+        ('[network]\nlayers = [3, 2]\ntransfer = ["tanh"]', "lists 1 functions for 0 hidden"),
+        ('[network]\nlayers = [3, 2, 2]\ntransfer = "tahn"', "Did you mean 'tanh'?"),
+        ('[network]\nlayers = [3, 2, 2]\ntransfer = "tahn"', "where:      node 'layer1'"),
+        ('[network]\nlayers = [3, 2, 2]\ntransfer = "maximum"', "cannot be used as a transfer"),
+    ],
+)
+def test_mistakes_in_a_chain(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("size = 2", "sizes = 2", "unknown key 'network.node[8].sizes'. Did you mean 'size'?"),
+        ("size = 2", "sizes = 2", "missing key 'network.node[8].size'"),
+        ("size = 2", "", "missing key 'network.node[8].size'"),
+        ('op = "slice"', 'op = "slic"', "unknown operation 'slic'. Did you mean 'slice'?"),
+        ('op = "slice"', "", "missing key 'network.node[5].op'"),
+        ('name = "soft"', 'name = "gate"', "the name 'gate' is used twice"),
+        ('name = "soft"', 'name = "forward"', "it is reserved"),
+        ('name = "soft"', 'name = "training"', "it is reserved"),
+        ('name = "soft"', 'name = "value_transfer"', "it is reserved"),
+        ('name = "soft"', 'name = "a.b"', "wrong value for 'network.node[7].name'"),
+        ('inputs = ["soft"]', 'inputs = ["sof"]', "input 'sof' is unknown. Did you mean 'soft'?"),
+        ('inputs = ["input"]', 'inputs = ["gated"]', "the input 'gated' comes later"),
+        ('inputs = ["soft"]', 'inputs = ["gate"]', "computed but never read: soft"),
+        ('inputs = ["soft"]', "inputs = []", "linear takes one input, not 0"),
+        ('inputs = ["soft"]', 'inputs = ["soft", "gate"]', "linear takes one input, not 2"),
+        (
+            '["value", "gate"]',
+            '["value", "input"]',
+            "inputs differ in size\n  inputs: value: 5, inp",
+        ),
+        ("stop = 9", "stop = 12", "the slice 1:12 is empty or leaves the input"),
+        ("stop = 9", "stop = 1", "the slice 1:1 is empty"),
+        ("[7, 0, 0, 3]", "[8]", "index is empty or leaves the input"),
+        ("[7, 0, 0, 3]", "[-1]", "greater than or equal to 0"),
+        ("value * sigmoid(gate)", "value * sigmoid(gat)", "the name 'gat' is unknown"),
+        ('transfer = "softplus"', "", "give either expression or transfer"),
+        ("[transfer.bent]", "[transfer.tanh]", "the transfer function 'tanh' exists already"),
+        ("expm1(u)", "expm1(v)", "[transfer.bent]"),
+    ],
+)
+def test_mistakes_in_nodes(tmp_path: Path, old: str, new: str, expected: str) -> None:
+    assert old in GATED
+    assert expected in refusal(tmp_path, GATED.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "batch_size = 4",
+            "batchsize = 4",
+            "unknown key 'training.batchsize'. Did you mean 'batch_",
+        ),
+        ("updates = 3", "updates = 3\nepochs = 1", "give either updates or epochs"),
+        ("updates = 3", "", "give either updates or epochs"),
+        ("updates = 3", "updates = true", "expected: a valid integer\n  got:      True"),
+        ('name = "mse"', "", "give either name or expression"),
+        (
+            'name = "curves"',
+            'name = "curves"\ntargts = ["a"]',
+            "'data.targts'. Did you mean 'target",
+        ),
+        ('name = "curves"', 'name = "curves"\ntarget = "in"', "'input', 'label' or 'value'"),
+        ("updates = 3", 'updates = 3\ndtype = "half"', "'float32' or 'float64'"),
+        ("updates = 3", "updates = 1979-05-27", "wrong value for 'training.updates'"),
+    ],
+)
+def test_mistakes_in_other_sections(tmp_path: Path, old: str, new: str, expected: str) -> None:
+    assert old in HEAD
+    assert expected in refusal(tmp_path, CHAIN, HEAD.replace(old, new))
+
+
+def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
+    text = refusal(tmp_path, CHAIN + "depth = 3\n", HEAD.replace("updates", "update"))
+    assert "'network.depth'" in text
+    assert "'training.update'. Did you mean 'updates'?" in text
+
+
+HOSTILE = [
+    "__import__('os').system('touch hacked')",
+    "u.__class__",
+    "(lambda: u)()",
+    "open('hacked', 'w')",
+    "[u for u in (1,)]",
+    "u if u else exec('1')",
+    "9**9**9**9",
+]
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_hostile_expressions_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hostile: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = [
+        CHAIN.replace("u*sigmoid(1.702*u)", hostile),
+        GATED.replace("value * sigmoid(gate)", hostile),
+        GATED.replace("select(u > 0, u, 0.1*expm1(u))", hostile),
+    ]
+    for text in places:
+        with pytest.raises(ExpressionError):
+            loaded(tmp_path, text)
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="no model file"):
+        load_model_file(tmp_path / "absent.toml")
+    assert "cannot read the model file" in refusal(tmp_path, "[network")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ModelFileError, match="cannot read the model file"):
+        load_model_file(tmp_path / "binary.toml")
+
+
+def test_training_options_are_kept_as_written(tmp_path: Path) -> None:
+    text = CHAIN + '[training.options]\nl2 = 1e-5\nmomentum = false\nrefresh = 5\nnote = "x"\n'
+    options = loaded(tmp_path, text).training.options
+    assert options == {"l2": 1e-5, "momentum": False, "refresh": 5, "note": "x"}
+    assert type(options["momentum"]) is bool
+    assert type(options["refresh"]) is int
