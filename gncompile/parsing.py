@@ -27,7 +27,7 @@ from .errors import ExpressionError, message, nearest
 from .functions import PRIMITIVES, SHORTHANDS, number, select
 
 MAX_LENGTH = 4000
-MAX_NODES = 1000
+MAX_NODES = 500
 MAX_DEPTH = 32
 MAX_EXPONENT = 64
 MAX_BITS = 4096
@@ -85,7 +85,6 @@ class _Parser:
     symbols: Mapping[str, Symbol]
     functions: Mapping[str, Function]
     where: str
-    nodes: int = 0
 
     def parse(self) -> Expr:
         if not isinstance(self.text, str) or not self.text.strip():
@@ -104,13 +103,12 @@ class _Parser:
             ) from None
         except (ValueError, RecursionError, MemoryError) as error:
             raise self.refusal(f"the expression cannot be read: {error}", None) from None
+        if sum(isinstance(node, ast.expr) for node in ast.walk(tree)) > MAX_NODES:
+            raise self.refusal(f"an expression of more than {MAX_NODES} parts", None)
         return self.visit(tree.body, 0)
 
     def visit(self, node: ast.expr, depth: int) -> Expr:
         """The value of one syntax node, its numbers checked."""
-        self.nodes += 1
-        if self.nodes > MAX_NODES:
-            raise self.refusal(f"an expression of more than {MAX_NODES} terms", node)
         if depth > MAX_DEPTH:
             raise self.refusal(f"an expression nested more than {MAX_DEPTH} deep", node)
         if isinstance(node, ast.Constant):

@@ -46,6 +46,12 @@ UNARY: dict[type, str] = {
 """The torch function of each primitive; ``softplus`` and ``select`` are written out below."""
 
 
+def _torch_name(e: Expr) -> str:
+    if type(e) not in UNARY:
+        raise InternalError(f"{type(e).__name__} reached the emitter; stable() rewrites or refuses it")
+    return UNARY[type(e)]
+
+
 def to_float(value: Expr) -> float:
     """A constant expression, rounded once to float64."""
     return float(value.evalf(30))
@@ -118,7 +124,7 @@ def evaluate(expression: Expr, values: Mapping[Symbol, torch.Tensor]) -> torch.T
             return torch.where(c > 0, u, v)
         if isinstance(e, softplus):
             return torch.logaddexp(tensor(e.args[0]), tensor(sympy.Integer(0)))
-        return getattr(torch, UNARY[type(e)])(tensor(e.args[0]))
+        return getattr(torch, _torch_name(e))(tensor(e.args[0]))
 
     return tensor(expression)
 
@@ -198,7 +204,7 @@ class _Lowering:
         if isinstance(e, softplus):
             # Beyond 40, log(1 + e^x) and x agree to less than one float64 rounding.
             return self.emit("torch.ops.aten.softplus.out({0}, 1, 40, out={out})", operand)
-        return self.emit(f"torch.{UNARY[type(e)]}({{0}}, out={{out}})", operand)
+        return self.emit(f"torch.{_torch_name(e)}({{0}}, out={{out}})", operand)
 
     def emit(self, text: str, *operands: Operand) -> int:
         """Append one instruction and return its number."""
