@@ -161,6 +161,9 @@ POINTWISE: Mapping[str, Rule] = {
     # branches; a mask is 1 or 0
     "where": lambda condition, self, other: _where(condition, self, other),
     "masked_fill": lambda self, mask, value: _where(mask, value, self),
+    "logical_not": lambda self: 1 - self,
+    "logical_and": lambda self, other: self * other,
+    "logical_or": lambda self, other: self + other - self * other,
     "batch_norm": lambda input, weight, bias, running_mean, running_var, eps: (
         (input - running_mean) / sympy.sqrt(running_var + eps) * weight + bias
     ),
@@ -186,6 +189,9 @@ SYNONYMS: Mapping[str, str] = {
     "clip": "clamp",
     "arctan": "atan",
     "arcsinh": "asinh",
+    "bitwise_not": "logical_not",
+    "bitwise_and": "logical_and",
+    "bitwise_or": "logical_or",
     "special_expit": "sigmoid",
     "special_erf": "erf",
     "greater": "gt",
@@ -199,6 +205,8 @@ SYNONYMS: Mapping[str, str] = {
     "concat": "cat",
     "concatenate": "cat",
 }
+
+LOGICAL = _words("logical_not logical_and logical_or")
 
 ALIASES = _words(
     "alias clone contiguous flatten lift lift_fresh lift_fresh_copy ravel reshape reshape_as "
@@ -295,7 +303,7 @@ def canonical(name: str) -> str:
 
 def is_known(name: str) -> bool:
     """Whether a canonical name is in one of the tables, the refused ones included."""
-    elementwise = name in POINTWISE or name in COMPARISONS or name == "logical_not"
+    elementwise = name in POINTWISE or name in COMPARISONS
     moving = name in ALIASES or name in CASTS or name in SELECTING or name in DROPOUTS
     linear = name in PRODUCTS or name in LINEAR
     return elementwise or moving or linear or name in CREATORS | ASSERTS or name in REFUSED

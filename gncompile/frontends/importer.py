@@ -156,7 +156,10 @@ class Importer:
     def _check_dtype(self, node: fx.Node) -> None:
         result = node.meta["val"]
         dtype = (result if isinstance(result, torch.Tensor) else result[0]).dtype
-        if dtype != self.builder.dtype:
+        mask = dtype == torch.bool and (
+            op_name(node) in aten.SELECTING or op_name(node) in aten.LOGICAL
+        )
+        if dtype != self.builder.dtype and not mask:
             self.refuse(
                 node,
                 f"{op_name(node)} gives {dtype}, while the network's input is {self.builder.dtype}",

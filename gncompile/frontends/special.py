@@ -94,10 +94,11 @@ def prelu(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activa
 
 
 def logical_not(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Any:
+    """The opposite comparison, or one minus a mask."""
     x = args["self"]
-    if not isinstance(x, Condition):
-        importer.refuse(node, "logical_not of a tensor that is no comparison", "compare it with 0")
-    return replace(x, holds_if_positive=not x.holds_if_positive)
+    if isinstance(x, Condition):
+        return replace(x, holds_if_positive=not x.holds_if_positive)
+    return importer.pointwise(node, "logical_not", args, shape)
 
 
 def _per_channel(importer: Importer, node: fx.Node, value: Any, shape: Shape) -> Constant:

@@ -26,7 +26,9 @@ def fuse_pointwise(graph: ModelGraph) -> ModelGraph:
     fused: dict[str, Node] = {}
     for node in graph:
         inlined = [name for name in node.inputs if _goes_into(graph, name, node)]
-        fused[node.name] = _composed(node, {name: fused.pop(name) for name in dict.fromkeys(inlined)})
+        fused[node.name] = _composed(
+            node, {name: fused.pop(name) for name in dict.fromkeys(inlined)}
+        )
     return _without_identities(ModelGraph(list(fused.values())))
 
 
@@ -36,8 +38,11 @@ def _goes_into(graph: ModelGraph, name: str, consumer: Node) -> bool:
 
 
 def _composed(node: Node, inner: dict[str, Node]) -> Node:
-    """``node`` with the expressions of ``inner`` in place of the inputs they compute."""
-    if not isinstance(node.op, Pointwise) or not inner:
+    """``node`` with the expressions of ``inner`` in place of the inputs they compute.
+
+    Its symbols are named after what they stand for, each input and constant once.
+    """
+    if not isinstance(node.op, Pointwise):
         return node
     parts = [_named_after_values(part) for part in (*inner.values(), node)]
     *inner_parts, outer = parts
