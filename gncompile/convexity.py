@@ -239,7 +239,8 @@ def unstable_point(
     The formulas are evaluated in float64, whose range ends near ``exp(709)`` as float32's does near
     ``exp(88)``: ``exp(z)/(1 + exp(z))`` fails at 1000 here, and at 100 in a float32 run.
     """
-    y = _target_grid(targets)[0]
+    # A target of 0 or 1 would meet the factors y and 1 - y and report 0 · inf for a loss y e^z.
+    y = min(_target_grid(targets), key=lambda target: abs(target - 0.5))
     for formula in formulas:
         plain = sympy.lambdify((output, target), formula, modules=[_FLOAT, "math"])
         exact = sympy.lambdify((output, target), formula, modules=[_MPMATH, "mpmath"])

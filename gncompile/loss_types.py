@@ -58,13 +58,12 @@ class Scale:
         return self.factor * batch if self.over == "sum" else self.factor
 
     def __str__(self) -> str:
-        factor = "" if self.factor == 1 else f"{self.factor:g} × "
         reduction = {
             "samples": "sum over outputs, mean over samples (c = {})",
             "elements": "mean over samples and outputs (c = {}/K)",
             "sum": "sum over samples and outputs (c = {} N)",
         }[self.over]
-        return factor + reduction.format(f"{self.factor:g}")
+        return reduction.format(f"{self.factor:g}")
 
 
 @dataclass(frozen=True)

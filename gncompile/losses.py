@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import textwrap
 from typing import TYPE_CHECKING
 
 import sympy
@@ -188,7 +189,7 @@ def _resolved(spec: object) -> Loss:
     if isinstance(spec, str) and spec.isidentifier() and spec not in {"z", "y"}:
         return _named(spec)
     if isinstance(spec, str | sympy.Expr):
-        return SeparableLoss(str(spec), _expression(spec))
+        return SeparableLoss(textwrap.shorten(str(spec), 60, placeholder=" …"), _expression(spec))
     from .losses_torch import loss_from_module
 
     return loss_from_module(spec)
