@@ -48,7 +48,9 @@ UNARY: dict[type, str] = {
 
 def _torch_name(e: Expr) -> str:
     if type(e) not in UNARY:
-        raise InternalError(f"{type(e).__name__} reached the emitter; stable() rewrites or refuses it")
+        raise InternalError(
+            f"{type(e).__name__} reached the emitter; stable() rewrites or refuses it"
+        )
     return UNARY[type(e)]
 
 
@@ -338,8 +340,8 @@ class _Lowering:
     def branch(self, e: select) -> Operand:
         """``select`` by extremes, masks or one-sided arguments; ``torch.where`` is far slower on a CPU."""
         c, u, v = e.args
-        ratio = (u - v) / c
-        if ratio.is_number:
+        ratio = _ratio(u - v, c)
+        if ratio is not None:
             return self.extreme("max" if ratio.is_positive else "min", u, v)
         if u.is_number and v.is_number:
             return self.step(c, to_float(u), to_float(v))
@@ -379,6 +381,13 @@ class _Lowering:
 def _coefficient(term: Expr) -> tuple[float, Expr]:
     numbers = [factor for factor in Mul.make_args(term) if factor.is_number]
     return to_float(Mul(*numbers)), term / Mul(*numbers)
+
+
+def _ratio(a: Expr, b: Expr) -> Expr | None:
+    """The number ``a / b``, or None if it is none."""
+    (scale_a, part_a), (scale_b, part_b) = a.as_content_primitive(), b.as_content_primitive()
+    ratio = scale_a / scale_b * (-1 if part_a == -part_b else part_a / part_b)
+    return ratio if ratio.is_number else None
 
 
 def _one_sided(c: Expr, u: Expr, v: Expr) -> Expr | None:
