@@ -351,8 +351,12 @@ def test_unreadable_files(tmp_path: Path) -> None:
 
 
 def test_training_options_are_kept_as_written(tmp_path: Path) -> None:
-    text = CHAIN + '[training.options]\nl2 = 1e-5\nmomentum = false\nrefresh = 5\nnote = "x"\n'
+    text = CHAIN + '[training.options]\nl2 = 1e-5\nmomentum = false\nrefresh = 5\nbounds = [1, 2]\n'
+    text += '[training.options.eta]\n"*.weight" = 1e-4\n'
     options = loaded(tmp_path, text).training.options
-    assert options == {"l2": 1e-5, "momentum": False, "refresh": 5, "note": "x"}
+    assert options == {
+        **{"l2": 1e-5, "momentum": False, "refresh": 5},
+        **{"bounds": [1, 2], "eta": {"*.weight": 1e-4}},
+    }
     assert type(options["momentum"]) is bool
     assert type(options["refresh"]) is int

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
 
 from ..data import DataSpec
 
@@ -189,7 +189,7 @@ class Training(Record):
     epochs: Size | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     dtype: Literal["float32", "float64"] = "float32"
-    options: dict[str, bool | int | float | str] = {}
+    options: dict[str, JsonValue] = {}
 
     @model_validator(mode="after")
     def _one_length(self) -> Training:

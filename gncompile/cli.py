@@ -1,0 +1,155 @@
+"""The command line: a thin shell around the library.
+
+Exit codes: 0 done, 1 an error of the model, the data or the machine, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from .errors import GncompileError, InternalError
+
+if TYPE_CHECKING:
+    from .training_run import TrainingRun
+
+app = typer.Typer(
+    help="Compile a feedforward network and a loss into a second-order trainer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ModelPath = Annotated[Path, typer.Argument(metavar="FILE", help="A TOML model file.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; errors of ours are printed as text, without a traceback."""
+    errors = Console(stderr=True)
+    try:
+        app(arguments, prog_name="gncompile")
+    except GncompileError as error:
+        label = "internal error" if isinstance(error, InternalError) else "error"
+        errors.print(f"{label}: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        errors.print("interrupted")
+        return 130
+    return 0
+
+
+@app.command()
+def train(
+    file: ModelPath,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME.")] = None,
+    updates: Annotated[int | None, typer.Option(min=1, help="Updates to make.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs to make.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of weights and order.")] = None,
+    method: Annotated[str | None, typer.Option(help="Curvature method, as kfra.")] = None,
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Updates between checkpoints.")] = 20,
+    quiet: Quiet = False,
+) -> None:
+    """Train a model file and write a run folder."""
+    from .frontends.model_file import load_model_file
+    from .run_folder import free_folder
+    from .training_run import TrainingRun
+
+    if updates is not None and epochs is not None:
+        raise typer.BadParameter("give --updates or --epochs, not both")
+    folder = out or free_folder(Path("runs"), load_model_file(file).name)
+    run = TrainingRun.start(
+        file,
+        folder,
+        updates=updates,
+        epochs=epochs,
+        seed=seed,
+        method=method,
+        checkpoint_every=checkpoint_every,
+        progress=not quiet,
+    )
+    _finish(run)
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder written by train.")],
+    quiet: Quiet = False,
+) -> None:
+    """Go on with an interrupted training from its last checkpoint."""
+    from .training_run import TrainingRun
+
+    _finish(TrainingRun.resume(run, progress=not quiet))
+
+
+@app.command()
+def explain(
+    file: ModelPath,
+    layer: Annotated[str | None, typer.Option(help="One layer only, by its name.")] = None,
+) -> None:
+    """Print what is derived and compiled for a model file."""
+    from .frontends.model_file import load_model_file
+    from .training_run import compile_file
+
+    trainer = compile_file(load_model_file(file))
+    if layer is None:
+        _print(trainer.summary() + "\n")
+    _print(trainer.explain(layer))
+
+
+@app.command()
+def emit(
+    file: ModelPath,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the source.")],
+) -> None:
+    """Write the generated source of a model file's training step."""
+    from .frontends.model_file import load_model_file
+    from .training_run import compile_file
+
+    for path in compile_file(load_model_file(file)).emit(out):
+        _print(str(path))
+
+
+@app.command()
+def verify(file: ModelPath) -> None:
+    """Check the rules derived for a model file against torch.func, in float64."""
+    from .frontends.model_file import load_model_file
+    from .training_run import example
+    from .verification import verify as verify_model
+
+    model_file = load_model_file(file)
+    report = verify_model(model_file.build(), model_file.loss, example(model_file))
+    _print(report.to_text())
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def env() -> None:
+    """Print versions, devices and switches, for a bug report."""
+    from . import config
+    from .environment import environment, table
+
+    _print(table(environment()) + "\n\n" + config.describe())
+
+
+def _finish(run: TrainingRun) -> None:
+    """Train, and say where the results are or how to go on."""
+    from .training_run import Stopped
+
+    try:
+        run.train()
+    except Stopped:
+        path = run.folder.path
+        _print(f"stopped after {run.trainer.updates} updates; go on with: gncompile resume {path}")
+        raise typer.Exit(130) from None
+    for path in sorted(run.folder.path.iterdir()):
+        _print(str(path))
+
+
+def _print(text: str) -> None:
+    typer.echo(text)

@@ -1,0 +1,81 @@
+"""The package as it is installed: import, names, types, files, command."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def python(code: str) -> str:
+    """What ``code`` prints in a fresh interpreter."""
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_import_is_quick_and_needs_neither_torch_nor_triton() -> None:
+    code = """
+import sys, time
+for name in ("triton", "matplotlib", "gncompile.triton_kernels"):
+    sys.modules[name] = None  # importing it now fails
+start = time.perf_counter()
+import gncompile
+assert "torch" not in sys.modules
+print(time.perf_counter() - start)
+"""
+    assert float(python(code)) < 2
+
+
+def test_public_names_resolve() -> None:
+    import gncompile
+
+    for name in gncompile.__all__:
+        assert getattr(gncompile, name).__doc__, name
+    assert set(gncompile.__all__) <= set(dir(gncompile))
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = gncompile.nonsense
+
+
+def test_every_package_folder_is_declared() -> None:
+    """An undeclared folder works in a checkout and is missing from the wheel."""
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for path in (ROOT / "gncompile").rglob("__init__.py")
+    }
+    declared = set(PROJECT["tool"]["setuptools"]["packages"])
+    assert found | {"gncompile.triton_kernels"} == declared
+    assert (ROOT / "gncompile" / "py.typed").is_file()
+
+
+def test_the_constraints_pin_what_the_package_asks_for() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    project = PROJECT["project"]
+    extras = project["optional-dependencies"]
+    asked = [*project["dependencies"], *extras["plots"], *extras["test"]]
+    for requirement in asked:
+        name, least = re.match(r"([\w-]+)(?:\[\w+\])?(?:>=([\d.]+))?", requirement).groups()  # type: ignore[union-attr]
+        if name != "gncompile":
+            version = pinned[name]
+            assert [int(p) for p in version.split(".")] >= [int(p) for p in least.split(".")], name
+
+
+def installed() -> bool:
+    names = [point.name for point in entry_points(group="console_scripts")]
+    return "gncompile" in names
+
+
+@pytest.mark.skipif(not installed(), reason="gncompile is not installed, only on the path")
+def test_kernels_import_under_our_name_and_the_command_runs() -> None:
+    assert "triton_kernels" in python("import gncompile.triton_kernels as k; print(k.__file__)")
+    (point,) = [p for p in entry_points(group="console_scripts") if p.name == "gncompile"]
+    assert point.load().__module__ == "gncompile.cli"
