@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .model_file import ModelFile, load_model_file
 from .torch_export import trace
 
-__all__ = ["trace"]
+__all__ = ["ModelFile", "load_model_file", "trace"]

@@ -96,7 +96,7 @@ def _fixed_batch(where: str, found: str) -> TraceError:
         message(
             f"the model fixes the batch size: {found}",
             where=where,
-            instead="write x.shape[0] or -1 for the batch dimension, and do not branch on it",
+            instead="write x.shape[0] or -1 for the batch dimension; neither branch on it nor slice it",
         )
     )
 

@@ -34,19 +34,15 @@ class Importer:
 
     def translate(self, node: fx.Node) -> None:
         """Translate one ``call_function`` node."""
-        if isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool):
+        if isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool | int):
             self.values[node] = node.meta["val"]
         elif node.target is operator.getitem:
             source, position = node.args
             self.values[node] = self.values[source][position]  # type: ignore[index]
         elif isinstance(node.target, torch._ops.OpOverload):
             self.values[node] = self._operator(node, op_name(node), self._values_of(bind(node)))
-        elif "val" in node.meta:
-            self.refuse(
-                node,
-                f"{node.target} has no rule",
-                "write forward without torch's control flow operators and without torch.no_grad()",
-            )
+        else:
+            self.refuse(node, f"{node.target} has no rule", "compute it outside the network")
 
     # errors
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import sympy
 import torch
@@ -50,6 +50,7 @@ def trace(
     importer = _new_importer(program, examples)
     _check_modes(program, importer)
     program = _functional(program)
+    _check_buffers(program)
     importer = _new_importer(program, examples)
     _bind_placeholders(program, module, importer)
     for node in program.graph.nodes:
@@ -107,9 +108,12 @@ def _new_importer(program: ExportedProgram, examples: tuple[Tensor, ...]) -> Imp
 
 
 def _check_modes(program: ExportedProgram, importer: Importer) -> None:
-    """Refuse training modes and detach before functionalisation rewrites them."""
+    """Refuse training modes and cut gradients before functionalisation rewrites them."""
     for node in program.graph.nodes:
-        if _is_operator(node):
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            if _depends_on_input(node, program):
+                _refuse_region(node, program, importer)
+        elif _is_operator(node):
             name = op_name(node)
             if name == "batch_norm":
                 check_batch_norm(importer, node, bind(node))
@@ -117,6 +121,22 @@ def _check_modes(program: ExportedProgram, importer: Importer) -> None:
                 dropout(importer, node, bind(node), ())
             elif name == "detach" and _depends_on_input(node, program):
                 importer.refuse_known(node, name)
+
+
+def _refuse_region(node: fx.Node, program: ExportedProgram, importer: Importer) -> NoReturn:
+    """A ``with`` block or a control flow operator; its first inner operator tells where it is."""
+    inner = [n for n in node.all_input_nodes if n.op == "get_attr"]
+    body = [m for n in inner for m in program.graph_module.get_submodule(str(n.target)).graph.nodes]
+    place = next((m for m in body if m.meta.get("stack_trace")), node)
+    name = node.target.name()  # type: ignore[union-attr]
+    found = {
+        "wrap_with_set_grad_enabled": "torch.no_grad() inside forward cuts the gradient",
+        "wrap_with_autocast": "torch.autocast inside forward changes the dtype",
+    }.get(name, f"the control flow operator {name} has no rule")
+    importer.refuse(place, found, "remove it from forward; torch.where chooses per element")
+
+
+def _check_buffers(program: ExportedProgram) -> None:
     mutated = list(program.graph_signature.buffers_to_mutate.values())
     if mutated:
         raise TraceError(

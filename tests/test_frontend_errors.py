@@ -1,0 +1,289 @@
+"""What the PyTorch frontend refuses, and in which words: what, where in the user's model, what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gncompile.errors import TraceError
+from gncompile.frontends import trace
+
+
+class Function(nn.Module):
+    """A function of module and features, on top of one linear layer."""
+
+    def __init__(self, function: Callable[[Function, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, self.fc(x))
+
+
+def refused(module: nn.Module, *parts: str, shape: tuple[int, ...] = (4,), batch: int = 3) -> str:
+    """The text of the TraceError, after checking that it contains every part."""
+    with pytest.raises(TraceError) as caught:
+        trace(module, torch.randn(batch, *shape))
+    text = str(caught.value)
+    for part in parts:
+        assert part in text, f"expected {part!r} in:\n{text}"
+    assert re.search(r"what to do: \w", text)
+    return text
+
+
+SAMPLES: dict[str, Callable[[Tensor], Tensor]] = {
+    "batch mean": lambda h: h - h.mean(0),
+    "batch sum": lambda h: h + h.sum(dim=0, keepdim=True),
+    "total mean": lambda h: h / h.mean(),
+    "cat": lambda h: torch.cat([h, h], dim=0),
+    "flip": lambda h: h.flip(0),
+    "roll": lambda h: h.roll(5, 0),
+    "cumsum": lambda h: h.cumsum(0),
+    "select": lambda h: h[0] + h,
+    "transpose": lambda h: h.t(),
+    "view": lambda h: h.view(-1, 2),
+    "glu": lambda h: functional.glu(torch.cat([h, h], dim=0), dim=0),
+    "pairwise": lambda h: h[:, None] - h[None],
+    "index": lambda h: h[[0, 1]],
+}
+
+
+@pytest.mark.parametrize("function", SAMPLES.values(), ids=SAMPLES.keys())
+def test_mixing_samples(function: Callable[[Tensor], Tensor]) -> None:
+    text = refused(Function(lambda _, h: function(h)), "mixes samples", "dimension 0 is the batch")
+    assert "test_frontend_errors.py:" in text
+
+
+OPERATORS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[str, ...]]] = {
+    "softmax": (lambda h: h.softmax(-1), ("softmax cannot be compiled", "couples all features")),
+    "log_softmax": (lambda h: h.log_softmax(-1), ("log_softmax cannot be compiled",)),
+    "layer_norm": (lambda h: functional.layer_norm(h, (4,)), ("layer_norm cannot be compiled",)),
+    "conv": (
+        lambda h: functional.conv1d(h[:, None], torch.ones(1, 1, 3)),
+        ("convolutions are not supported yet",),
+    ),
+    "max": (lambda h: h.amax(-1, keepdim=True), ("neither linear nor elementwise",)),
+    "matmul": (
+        lambda h: (h.view(-1, 2, 2) @ h.view(-1, 2, 2)).flatten(1),
+        ("multiplies two activations as matrices", "elementwise products"),
+    ),
+    "attention": (
+        lambda h: functional.scaled_dot_product_attention(*[h.view(-1, 2, 2)] * 3).flatten(1),
+        ("attention multiplies two activations",),
+    ),
+    "random": (lambda h: h + torch.randn_like(h), ("random numbers",)),
+    "detach": (lambda h: h * h.detach(), ("detach cannot be compiled", "cuts the gradient")),
+    "rounding": (lambda h: h.round(), ("slope is zero",)),
+    "division that rounds": (
+        lambda h: torch.div(h, 2, rounding_mode="floor"),
+        ("div cannot be compiled", "no useful slope"),
+    ),
+    "tensor power": (lambda h: h.abs() ** h, ("pow cannot be compiled", "number as exponent")),
+    "unknown": (
+        lambda h: torch.i0(h),
+        ("aten.i0.default is not supported", "elementwise: abs, ", "avg_pool2d"),
+    ),
+    "dtype": (lambda h: h.double(), ("a cast to torch.float64", "torch.float32")),
+    "batch size": (lambda h: h / h.shape[0], ("computes with the batch size",)),
+    "infinity": (lambda h: h.clamp(max=float("inf")), ("uses the number inf",)),
+}
+
+
+@pytest.mark.parametrize(("function", "parts"), OPERATORS.values(), ids=OPERATORS.keys())
+def test_unsupported_operator(function: Callable[[Tensor], Tensor], parts: tuple[str, ...]) -> None:
+    text = refused(Function(lambda _, h: function(h)), *parts)
+    assert "test_frontend_errors.py:" in text
+
+
+def test_no_grad_inside_forward() -> None:
+    def forward(module: Function, h: Tensor) -> Tensor:
+        with torch.no_grad():
+            k = h.sin()
+        return h * k
+
+    text = refused(Function(forward), "torch.no_grad() inside forward cuts the gradient")
+    assert "k = h.sin()" in text
+
+
+def test_recurrent_layer() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.LSTM(3, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rnn(x)[0].flatten(1)
+
+    refused(Recurrent(), "recurrent layers share weights over time steps", shape=(5, 3))
+
+
+# modes
+
+
+def test_batch_norm_in_training_mode() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, affine=False))
+    text = refused(module, "batch norm in training mode mixes samples", "call .eval()")
+    assert "module '1'" in text
+    trace(module.eval(), torch.randn(3, 4))
+
+
+def test_batch_norm_with_a_trainable_scale() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()
+    refused(
+        module, "the trainable parameter '1.weight' is used in batch_norm", "requires_grad_(False)"
+    )
+
+
+@pytest.mark.parametrize("dropout", [nn.Dropout(0.2), nn.AlphaDropout(0.2)], ids=repr)
+def test_dropout_in_training_mode(dropout: nn.Module) -> None:
+    module = nn.Sequential(nn.Linear(4, 4), dropout)
+    refused(module, "dropout in training mode draws new random numbers", "call .eval()", "'1'")
+
+
+# parameters
+
+
+class Tied(nn.Module):
+    """An autoencoder-like pair of layers; the subclasses tie them in three ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.first(x)))
+
+
+def test_one_parameter_under_two_names() -> None:
+    module = Tied()
+    module.second.weight = module.first.weight
+    text = refused(module, "is used twice (weight tying)", "give each use its own parameter")
+    assert "module 'first'" in text
+    assert "module 'second'" in text
+
+
+def test_one_layer_called_twice() -> None:
+    module = Function(lambda self, h: self.fc(torch.tanh(h)))
+    refused(module, "'fc.weight' is used twice (weight tying)", "first at: module 'fc'")
+
+
+def test_transposed_weight_used_again() -> None:
+    module = Function(lambda self, h: functional.linear(h, self.fc.weight.t()))
+    refused(
+        module,
+        "'fc.weight' of shape [in, out] is multiplied from the right",
+        "store it as [out, in]",
+    )
+
+
+def test_shared_over_positions() -> None:
+    refused(
+        nn.Linear(3, 2),
+        "applied at 5 positions of a sample of shape [5, 3]",
+        "not supported yet",
+        "flatten",
+        shape=(5, 3),
+    )
+
+
+def test_trainable_parameter_in_a_pointwise_operator() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.PReLU())
+    refused(module, "the trainable parameter '1.weight' is used in prelu", "requires_grad_(False)")
+
+
+def test_reparametrised_weight() -> None:
+    module = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    refused(module, "the trainable parameter 'parametrizations.weight.original", "is used in")
+
+
+def test_trainable_bias_of_a_frozen_weight() -> None:
+    module = nn.Linear(4, 4)
+    module.weight.requires_grad_(False)
+    refused(
+        module, "the bias 'bias' is trainable while its layer's weight is frozen", "freeze the bias"
+    )
+
+
+def test_unused_parameters_are_named_together() -> None:
+    module = Tied()
+    module.third = nn.Linear(2, 2)
+    refused(
+        module,
+        "does not depend on the trainable parameters third.weight, third.bias",
+        "freeze them with requires_grad_(False)",
+    )
+    module.third.requires_grad_(False)
+    trace(module, torch.randn(2, 4))
+
+
+def test_output_that_ignores_the_input() -> None:
+    module = Function(lambda self, h: torch.ones_like(h))
+    refused(module, "is no function of its input")
+
+
+# control flow, batch size, outputs, inputs
+
+
+def test_data_dependent_control_flow() -> None:
+    def forward(module: Function, h: Tensor) -> Tensor:
+        if h.sum() > 0:
+            return h
+        return -h
+
+    text = refused(Function(forward), "control flow in Function depends on the data", "torch.where")
+    assert re.search(r"test_frontend_errors.py:\d+, if h.sum\(\) > 0:", text)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_fixed_batch_size(batch: int) -> None:
+    module = Function(lambda self, h: h.view(batch, 2, 2).flatten(1))
+    refused(module, "the model fixes the batch size", "x.shape[0] or -1", batch=batch)
+
+
+def test_branch_on_the_batch_size() -> None:
+    module = Function(lambda self, h: h if h.shape[0] > 2 else -h)
+    refused(module, "the model fixes the batch size")
+
+
+def test_slice_of_the_batch() -> None:
+    refused(Function(lambda self, h: h[1:]), "the model fixes the batch size", "nor slice it")
+
+
+def test_several_outputs() -> None:
+    refused(Function(lambda self, h: (h, h.sin())), "a structure of 2 outputs", "torch.cat")  # type: ignore[arg-type, return-value]
+    refused(Function(lambda self, h: {"z": h}), "a structure of 1 outputs")  # type: ignore[arg-type, return-value]
+
+
+def test_model_that_fails_by_itself() -> None:
+    refused(nn.Linear(3, 2), "Linear itself fails on the example inputs", "mat1 and mat2")
+
+
+def test_updated_buffer() -> None:
+    module = Function(lambda self, h: h + self.count.add_(1))  # type: ignore[operator]
+    module.register_buffer("count", torch.zeros(()))
+    refused(module, "forward changes the buffers count")
+
+
+def test_bad_example_inputs() -> None:
+    module = nn.Linear(3, 2)
+    with pytest.raises(TraceError, match=r"have dtypes torch.int64"):
+        trace(module, torch.zeros(2, 3, dtype=torch.int64))
+    with pytest.raises(TraceError, match=r"shapes \[2, 3\], \[4, 3\]"):
+        trace(module, (torch.zeros(2, 3), torch.zeros(4, 3)))
+    with pytest.raises(TraceError, match=r"the example inputs are not tensors"):
+        trace(module, [1.0])  # type: ignore[arg-type]
+    with pytest.raises(TraceError, match=r"the model is a builtin_function"):
+        trace(torch.tanh, torch.zeros(2, 3))  # type: ignore[arg-type]
+
+
+def test_matrix_too_large() -> None:
+    module = Function(lambda self, h: h.repeat(1, 5000).cumsum(1)[:, :2])
+    refused(
+        module, "cumsum maps 20000 features to 20000", "400,000,000 entries", "reduce the number"
+    )
