@@ -7,6 +7,7 @@ exponentials. A few named rules turn them into primitives with declared derivati
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -27,6 +28,8 @@ from .functions import (
     softplus,
 )
 
+# Writing out a product of sums may grow without bound; beyond this many terms it is left alone.
+_MAX_TERMS = 64
 _PIECEWISE = (select, sympy.Abs, sympy.sign)
 _ALLOWED = (Add, Mul, Pow, Symbol, sympy.Number, sympy.NumberSymbol, *PRIMITIVES.values())
 
@@ -227,12 +230,12 @@ def vanishing_times_polynomial(e: Expr) -> Expr | None:
     """
     if not isinstance(e, Mul) or not any(transcendental(factor) for factor in e.args):
         return None
-    for factor in e.args:
-        base, power = factor.as_base_exp()
-        if isinstance(base, Add) and power.is_Integer and 1 <= power <= 4 and _overflows(factor):
-            rest = e / factor
-            return Add(*(rest * term for term in sympy.expand(factor).args))
-    return None
+    sums = [factor for factor in e.args if _may_overflow(factor)]
+    terms = math.prod(len(f.as_base_exp()[0].args) ** f.as_base_exp()[1] for f in sums)
+    if not sums or terms > _MAX_TERMS:
+        return None
+    rest = e / sums[0]
+    return Add(*(rest * term for term in sympy.expand(sums[0]).args))
 
 
 def transcendental(e: Expr) -> set[Expr]:
@@ -240,9 +243,15 @@ def transcendental(e: Expr) -> set[Expr]:
     return {f for f in e.atoms(sympy.Function) if not isinstance(f, _PIECEWISE)}
 
 
-def _overflows(factor: Expr) -> bool:
-    symbols = sorted(factor.free_symbols, key=lambda s: s.name)
-    return bool(factor.is_polynomial(*symbols)) and sympy.Poly(factor, *symbols).total_degree() > 1
+def _may_overflow(factor: Expr) -> bool:
+    """Whether ``factor`` is a polynomial sum, or a power of one, of degree two or more."""
+    base, power = factor.as_base_exp()
+    if not (isinstance(base, Add) and power.is_Integer and power > 0):
+        return False
+    symbols = sorted(base.free_symbols, key=lambda s: s.name)
+    return (
+        bool(base.is_polynomial(*symbols)) and sympy.Poly(base, *symbols).total_degree() * power > 1
+    )
 
 
 RULES: tuple[Callable[[Expr], Expr | None], ...] = (

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import sympy
@@ -176,6 +177,21 @@ def test_stable_forms(raw, form):
 def test_stable_forms_are_fixed_points():
     for value in EXPRESSIONS.values():
         assert stable(stable(value)) == stable(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        sympy.exp(-x) * sympy.prod([i + x**2 for i in range(1, 30)]),
+        sympy.prod([sigmoid(i * x) for i in range(1, 60)]),
+        sum(sympy.sin(i * x) * y**i for i in range(1, 100)),
+    ],
+    ids=["sums", "factors", "terms"],
+)
+def test_large_expressions_are_derived_quickly(value):
+    start = time.perf_counter()
+    rule_of(value)
+    assert time.perf_counter() - start < 10
 
 
 def test_kinks_have_declared_slopes():

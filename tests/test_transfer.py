@@ -44,7 +44,7 @@ def clean_registry(monkeypatch):
 
 
 def agree_with_torch(function, reference):
-    """Value and slope in float64, the kink at zero included; torch's softplus is exact below its threshold."""
+    """Value and slope in float64, the kink at zero included."""
     h = torch.cat([torch.linspace(-8, 8, 161, dtype=torch.float64), torch.zeros(1).double()])
     h.requires_grad_()
     expected = reference(h)
