@@ -135,6 +135,8 @@ class RunFolder:
                 axes.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=3)
         if all(value > 0 for points in curves.values() for _, value in points):
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
         axes.set(xlabel="updates", ylabel="loss")
         axes.grid(visible=True, which="both", alpha=0.3)
         axes.legend()
@@ -153,8 +155,9 @@ class RunFolder:
             # [N, height, width] -> [height, N · width], the images side by side
             strip = images.detach().cpu().reshape(count, *shape).permute(1, 0, 2)
             axes = figure.add_subplot(2, 1, row + 1)
-            axes.imshow(strip.reshape(shape[0], -1), cmap="gray", vmin=0, vmax=1)
-            axes.set(xticks=[], yticks=[], ylabel=label)
+            axes.imshow(strip.reshape(shape[0], -1).numpy(), cmap="gray", vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[])
+            axes.set_ylabel(label, fontsize=8)
         return _save(figure, self.path / "reconstructions.png")
 
 

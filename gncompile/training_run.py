@@ -116,22 +116,27 @@ class TrainingRun:
 
     def train(self) -> None:
         """Go on to the end of the run, write its pictures and report; :class:`Stopped` on SIGINT."""
+        remaining = self.updates - self.trainer.updates
         try:
-            with _sigint_sets(self._stop):
-                self.trainer.fit(
-                    self.batches,
-                    updates=self.updates - self.trainer.updates,
-                    validation=(self.data.validation_x, self.data.validation_y),
-                    callbacks=[self._after_step],
-                    progress=self.progress,
-                    checkpoint=self.folder.checkpoint,
-                    checkpoint_every=self.folder.settings["checkpoint_every"],
-                )
+            if remaining > 0:
+                self._fit(remaining)
         finally:
             self.folder.plot_loss()
         self.trainer.save(self.folder.checkpoint)
         self.draw_reconstructions()
         self.folder.write_report(self.report())
+
+    def _fit(self, updates: int) -> None:
+        with _sigint_sets(self._stop):
+            self.trainer.fit(
+                self.batches,
+                updates=updates,
+                validation=(self.data.validation_x, self.data.validation_y),
+                callbacks=[self._after_step],
+                progress=self.progress,
+                checkpoint=self.folder.checkpoint,
+                checkpoint_every=self.folder.settings["checkpoint_every"],
+            )
 
     def _after_step(self, stats: Any) -> None:
         record = dataclasses.asdict(stats) if dataclasses.is_dataclass(stats) else dict(stats)  # type: ignore[arg-type]
