@@ -351,7 +351,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
 
 
 def test_training_options_are_kept_as_written(tmp_path: Path) -> None:
-    text = CHAIN + '[training.options]\nl2 = 1e-5\nmomentum = false\nrefresh = 5\nbounds = [1, 2]\n'
+    text = CHAIN + "[training.options]\nl2 = 1e-5\nmomentum = false\nrefresh = 5\nbounds = [1, 2]\n"
     text += '[training.options.eta]\n"*.weight" = 1e-4\n'
     options = loaded(tmp_path, text).training.options
     assert options == {
