@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import doctest
 import operator
 from collections.abc import Callable
 
@@ -14,7 +15,7 @@ from graph_values import evaluate, operations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gncompile.frontends import trace
+from gncompile.frontends import torch_export, trace
 from gncompile.model_graph import Affine, FixedLinear, Pointwise, Select, TracedModel
 from gncompile.passes.fuse_pointwise import fuse_pointwise
 
@@ -150,7 +151,20 @@ def test_two_inputs_keep_forwards_names() -> None:
     assert [node.shape for node in model.graph.inputs] == [(2,), (2, 3)]
 
 
-def test_deep_nesting_and_layer_named_output() -> None:
+def test_inputs_taken_as_star_arguments() -> None:
+    module = nn.Module()
+    module.fc = nn.Linear(2, 2)
+    module.forward = lambda *xs: module.fc(xs[0]) + xs[1]  # type: ignore[method-assign]
+    model = agree(module, (2,), (2,))
+    assert [node.name for node in model.graph.inputs] == ["input_0", "input_1"]
+
+
+def test_docstring_example() -> None:
+    assert doctest.testmod(torch_export).attempted == 2
+    assert doctest.testmod(torch_export).failed == 0
+
+
+def test_layer_named_output() -> None:
     module = nn.Module()
     module.output = nn.Linear(2, 2)
     module.forward = lambda x: module.output(x)  # type: ignore[method-assign]
@@ -347,6 +361,7 @@ def test_constant_matrix_is_shared_with_the_buffer() -> None:
     model = trace(module, torch.zeros(1, 3))
     (matrix,) = model.constants.values()
     assert [type(node.op) for node in model.graph][1] is FixedLinear
+    assert list(model.constants) == ["mix"]
     assert matrix.data_ptr() == module.get_buffer("mix").data_ptr()
 
 

@@ -53,7 +53,9 @@ def product(importer: Importer, node: fx.Node, name: str, args: Args, shape: Sha
         )
     if positions == 1:
         label = label_of(node, op_name(node))
-        y = importer.builder.fixed_linear(label, x, weight.tensor, shape, origin_of(node))
+        y = importer.builder.fixed_linear(
+            label, x, weight.tensor, shape, origin_of(node), weight.name
+        )
     else:
         fixed = weight.tensor.double()
         y = linear_by(importer, node, x, lambda v: functional.linear(v, fixed), shape)

@@ -99,9 +99,10 @@ class GraphBuilder:
         matrix: torch.Tensor,
         shape: tuple[int, ...],
         origin: Origin,
+        matrix_name: str | None = None,
     ) -> Activation:
         """``y = x Aᵀ`` with the constant ``matrix`` A: [out, in]."""
-        name = self.constant(f"{self._unique(identifier(label))}_matrix", matrix)
+        name = self.constant(matrix_name or f"{self._unique(identifier(label))}_matrix", matrix)
         return self._add(label, FixedLinear(name), (x.name,), shape, origin)
 
     def pointwise(

@@ -39,9 +39,9 @@ def trace(
 
     >>> model = nn.Sequential(nn.Linear(3, 2), nn.Tanh())
     >>> print(trace(model, torch.zeros(4, 3)).graph)
-    x            = input 0             : [3]
-    layer_0      = affine[0](x)        : [2] 0
-    layer_1_tanh = tanh(layer_0)       : [2] 1
+    x            = input 0              : [3]
+    layer_0      = affine[0](x)         : [2] 0
+    layer_1_tanh = tanh(layer_0)        : [2] 1
     output       = output(layer_1_tanh) : [2]
     """
     examples = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
