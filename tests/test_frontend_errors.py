@@ -111,6 +111,23 @@ def test_no_grad_inside_forward() -> None:
     assert "k = h.sin()" in text
 
 
+def test_no_grad_around_a_weight() -> None:
+    def forward(module: Function, h: Tensor) -> Tensor:
+        with torch.no_grad():
+            weight = module.other.weight.t()  # type: ignore[union-attr]
+        return h @ weight  # type: ignore[operator]
+
+    module = Function(forward)
+    module.other = nn.Linear(4, 4, bias=False)
+    refused(module, "torch.no_grad() inside forward cuts the gradient")
+
+
+def test_detached_weight() -> None:
+    module = Function(lambda self, h: functional.linear(h, self.other.weight.detach()))  # type: ignore[union-attr]
+    module.other = nn.Linear(4, 4, bias=False)
+    refused(module, "the trainable parameter 'other.weight' is used in detach")
+
+
 def test_recurrent_layer() -> None:
     class Recurrent(nn.Module):
         def __init__(self) -> None:

@@ -109,9 +109,11 @@ def _new_importer(program: ExportedProgram, examples: tuple[Tensor, ...]) -> Imp
 
 def _check_modes(program: ExportedProgram, importer: Importer) -> None:
     """Refuse training modes and cut gradients before functionalisation rewrites them."""
+    inputs = set(program.graph_signature.user_inputs)
+    learnable = inputs | set(program.graph_signature.inputs_to_parameters)
     for node in program.graph.nodes:
         if isinstance(node.target, torch._ops.HigherOrderOperator):
-            if _depends_on_input(node, program):
+            if _depends_on(node, learnable):
                 _refuse_region(node, program, importer)
         elif _is_operator(node):
             name = op_name(node)
@@ -119,7 +121,7 @@ def _check_modes(program: ExportedProgram, importer: Importer) -> None:
                 check_batch_norm(importer, node, bind(node))
             elif name.endswith("dropout"):
                 dropout(importer, node, bind(node), ())
-            elif name == "detach" and _depends_on_input(node, program):
+            elif name == "detach" and _depends_on(node, inputs):
                 importer.refuse_known(node, name)
 
 
@@ -147,14 +149,16 @@ def _check_buffers(program: ExportedProgram) -> None:
         )
 
 
-def _depends_on_input(node: fx.Node, program: ExportedProgram) -> bool:
-    inputs, seen, todo = set(program.graph_signature.user_inputs), set(), [node]
+def _depends_on(node: fx.Node, names: set[str]) -> bool:
+    """Whether any of the named placeholders reaches ``node``."""
+    seen, todo = {node}, [node]
     while todo:
         current = todo.pop()
-        if current.name in inputs:
+        if current.name in names:
             return True
-        todo.extend(n for n in current.all_input_nodes if n not in seen)
-        seen.update(current.all_input_nodes)
+        new = [n for n in current.all_input_nodes if n not in seen]
+        seen.update(new)
+        todo.extend(new)
     return False
 
 
