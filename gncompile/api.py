@@ -15,6 +15,7 @@ from .model_graph import ModelGraph, TracedModel
 from .optimiser.settings import CURVATURE_METHODS
 from .pipeline import factor_program, prepare
 from .runtime.executable import Executable, column_bytes
+from .runtime.memory import dense
 
 METHODS = (*CURVATURE_METHODS, "ggn", "hessian")
 
@@ -129,6 +130,5 @@ def _run(
 
 def _dense(executable: Executable, name: str) -> Tensor:
     """A factor in full, whatever its structure."""
-    from .emit.reference import dense
-
-    return dense(executable.step.value(name), executable.program[name].spec).clone()
+    value = dense(executable.step.value(name), executable.program[name].spec)
+    return value.clone(memory_format=torch.contiguous_format)

@@ -42,7 +42,7 @@ class Value:
 
 RESERVED = frozenset(
     "N Q S torch linalg memory start phases values bind gradient curvature columns_begin columns average "
-    "invert direction quadratic update predict evaluate adapt restore".split()
+    "invert direction quadratic update predict evaluate adapt restore reject".split()
 ) | frozenset(keyword.kwlist)  # fmt: skip
 """Names of an emitted file that no value may take: its symbols, modules and phases."""
 

@@ -180,6 +180,8 @@ def step_program(graph: ModelGraph, loss: Loss, settings: Settings) -> StepProgr
         builder.results["rho"] = ratio.name
     with builder.phase("restore"):
         optimiser.restore()
+    with builder.phase("reject"):
+        optimiser.reject()
     return builder.finish()
 
 

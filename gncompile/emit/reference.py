@@ -14,8 +14,8 @@ from torch import Tensor
 from .. import step_program as ir
 from ..errors import InternalError
 from ..runtime import linalg
-from ..runtime.memory import Memory, bind_shape
-from ..step_program import Instruction, Op, Spec, StepProgram, Structure
+from ..runtime.memory import Memory, bind_shape, dense
+from ..step_program import Instruction, Op, Spec, StepProgram
 from .expressions import evaluate
 
 
@@ -196,13 +196,6 @@ def apply_matrix(op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
             linalg.step_sizes(v, cap, out)
             return out
     raise InternalError(f"the reference backend does not know {op}")
-
-
-def dense(m: Tensor, spec: Spec) -> Tensor:
-    """The full matrix behind a structured one."""
-    if spec.structure is Structure.SCALED_IDENTITY:
-        return m * torch.eye(spec.size, dtype=m.dtype)
-    return torch.diag(m) if spec.structure is Structure.DIAGONAL else m
 
 
 def affine(v: list[Tensor]) -> Tensor:

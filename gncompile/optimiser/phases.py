@@ -1,7 +1,7 @@
 """The optimiser of SPEC §7 as phases of the step program.
 
 One step runs ``gradient, curvature[, columns …], average[, invert], direction, quadratic, update`` and, when
-the damping is due, ``predict, evaluate, adapt``; ``restore`` undoes the last update. Every scalar lives in
+the damping is due, ``predict, evaluate, adapt``; ``restore`` and ``reject`` undo an update that failed. Every scalar lives in
 the program, so a step needs no number from the host but the choice of phases. Notation of SPEC §7: λ
 damping, η L2 coefficient, κ = λ + η, δ the last step, Δ the preconditioned direction.
 """
@@ -292,15 +292,19 @@ class Optimiser:
         bounded = select(changed - high, high, select(low - changed, low, changed))
         self.builder.pointwise(bounded, values, into=self.damping, name="damping_now")
 
-    def restore(self) -> None:
-        """Undo the last update: parameters as saved, no momentum, λ raised."""
+    def reject(self) -> None:
+        """After a step that cannot be taken: λ raised, no momentum."""
         low, high = (_number(x) for x in self.settings.damping_bounds)
         factor = _number(self.settings.damping_rate**self.settings.damping_period)
         self._write_damping(a / factor, {a: self.damping}, low, high)
         for layer in self.layers:
             step = self._step(layer)
             self.builder.emit(ir.Zeros(step.spec), into=step, name="no_step")
-            for parameter, _ in self._pairs(layer, step):
+
+    def restore(self) -> None:
+        """Parameters as they were before the last update."""
+        for layer in self.layers:
+            for parameter, _ in self._pairs(layer, self._step(layer)):
                 saved = self.builder.state(f"last_good.{parameter.name}", parameter.spec)
                 self.builder.pointwise(a, {a: saved}, into=parameter, name="restored")
 

@@ -80,6 +80,7 @@ class Executable:
             )
         self.program = program
         self.loss = loss
+        self.backend = backend
         self.outputs = traced.graph.output.size
         self.quadratic_share = quadratic_share
         self.memory_budget = memory_budget

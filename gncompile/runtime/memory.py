@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InternalError
-from ..step_program import Dim, State, StepProgram
+from ..step_program import Dim, Spec, State, StepProgram, Structure
 
 
 class Memory:
@@ -93,3 +93,10 @@ class Memory:
 def bind_shape(shape: tuple[Dim, ...], dims: Mapping[str, int]) -> tuple[int, ...]:
     """A symbolic shape with its symbols replaced."""
     return tuple(dims[d] if isinstance(d, str) else d for d in shape)
+
+
+def dense(m: Tensor, spec: Spec) -> Tensor:
+    """The full matrix behind a structured one."""
+    if spec.structure is Structure.SCALED_IDENTITY:
+        return m * torch.eye(spec.size, dtype=m.dtype, device=m.device)
+    return torch.diag(m) if spec.structure is Structure.DIAGONAL else m

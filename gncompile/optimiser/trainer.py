@@ -1,0 +1,365 @@
+"""The trainer: runs the phases of a compiled step, decides which are due, and keeps the user's model safe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..batches import BatchReader
+from ..errors import BatchError, message
+from ..factors import KroneckerFactors
+from ..losses import Loss
+from ..model_graph import Affine, TracedModel
+from ..pipeline import tangent_program
+from ..runtime.executable import Executable
+from ..runtime.memory import dense
+from .first_order import FirstOrder
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """What one step did. Losses are of this batch before the step; None where not computed."""
+
+    update: int
+    loss: float
+    """Data loss Ē without the L2 term."""
+    objective: float
+    """``loss + ½ Σ η ‖θ‖²``."""
+    damping: float | None = None
+    step_size: float | None = None
+    momentum: float | None = None
+    predicted: float | None = None
+    """Change of the objective that the quadratic model predicts."""
+    rho: float | None = None
+    """Actual over predicted change, on steps that check it."""
+    rejected: int = 0
+    """Updates undone or refused so far."""
+
+
+class Trainer:
+    """A compiled second-order (or first-order baseline) trainer for one model and loss.
+
+    Made by :func:`gncompile.compile`. The model's parameters are updated in place and stay its own.
+    ``step`` takes any batch size. A batch with non-finite values is refused with
+    :class:`~gncompile.errors.BatchError` and changes nothing; an update after which the loss is not finite
+    is undone (parameters and factors keep their last good values, damping rises).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        traced: TracedModel,
+        loss: Loss,
+        reader: BatchReader,
+        settings: Settings,
+        executable: Executable,
+    ) -> None:
+        self.model = model
+        self.traced = traced
+        self.loss_function = loss
+        self.settings = settings
+        self.updates = 0
+        self.rejected = 0
+        self._reader = reader
+        self._executable = executable
+        self._since_refresh = 0
+        self._unconfirmed = False  # whether the last update has not been seen to give a finite loss
+        self._first_order = None if settings.second_order else FirstOrder(settings, self._trained())
+
+    def _trained(self) -> dict[str, Tensor]:
+        """The parameters this trainer updates, by name, in graph order."""
+        trained = {}
+        for node in self.traced.graph.layers.values():
+            assert isinstance(node.op, Affine)
+            names = [node.op.weight] + ([node.op.bias] if node.op.homogeneous and node.op.bias else [])
+            trained |= {name: self.traced.parameters[name].detach() for name in names}
+        return trained
+
+    # --- one step -------------------------------------------------------------------------------------
+
+    def step(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> StepStats:
+        """Update the model's parameters on the batch ``x: [N, …]``, ``y`` (as the loss takes it).
+
+        Raises :class:`~gncompile.errors.BatchError` for a batch of the wrong shape or dtype or with
+        non-finite values; nothing is changed then.
+        """
+        inputs = self._reader.inputs(x)
+        target = self._reader.target(inputs[0].shape[0], y)
+        executable = self._executable
+        executable.load(inputs, target)
+        executable.run("gradient")
+        if not self._finite("objective"):
+            self._reader.require_finite(inputs, target)
+            self._undo()
+            executable.run("gradient")
+            if not self._finite("objective"):
+                raise BatchError(
+                    message(
+                        f"the loss is {self._number('loss')} on a batch of finite values",
+                        where=f"update {self.updates}, at the last parameters known to be good",
+                        instead="check the scale of the inputs and initial weights; the step was refused, "
+                        "parameters are unchanged",
+                    )
+                )
+        self._unconfirmed = False
+        if self._first_order:
+            self._first_order.step(self._gradient_views())
+            self.updates += 1
+            self._unconfirmed = True
+            return StepStats(self.updates, self._number("loss"), self._number("objective"))
+        return self._second_order_step()
+
+    def _second_order_step(self) -> StepStats:
+        executable, settings = self._executable, self.settings
+        executable.run("curvature", "columns_begin", "columns")
+        if not self._factors_finite():
+            return self._refused()
+        executable.run("average")
+        if self.updates < settings.refresh_always or self._since_refresh + 1 >= settings.refresh_every:
+            executable.run("invert")
+            self._since_refresh = 0
+        else:
+            self._since_refresh += 1
+        executable.run("direction", "quadratic")
+        if not self._finite("predicted") or not self._finite("step_size"):
+            return self._refused()
+        executable.run("update")
+        self.updates += 1
+        self._unconfirmed = True
+        due = self.updates % settings.damping_period == 0
+        if due:
+            executable.run("predict", "evaluate", "adapt")
+        return self._stats(rho=self._number("rho") if due else None)
+
+    def _stats(self, rho: float | None = None) -> StepStats:
+        return StepStats(
+            self.updates,
+            self._number("loss"),
+            self._number("objective"),
+            self.damping,
+            self._number("step_size"),
+            self._number("momentum") if self.settings.momentum else None,
+            self._number("predicted"),
+            rho,
+            self.rejected,
+        )
+
+    def _undo(self) -> None:
+        """Return to the parameters before the last update, if that update is the suspect."""
+        if self._unconfirmed and self._first_order:
+            self._first_order.undo()
+        elif self._unconfirmed:
+            self._executable.run("restore", "reject")
+        self.rejected += int(self._unconfirmed)
+        self._unconfirmed = False
+
+    def _refused(self) -> StepStats:
+        """No update: raise the damping and refresh the inverses at the next step."""
+        self._executable.run("reject")
+        self._since_refresh = self.settings.refresh_every
+        self.rejected += 1
+        loss, objective = self._number("loss"), self._number("objective")
+        return StepStats(self.updates, loss, objective, self.damping, rejected=self.rejected)
+
+    def _number(self, role: str) -> float:
+        return float(self._executable.result(role))
+
+    def _finite(self, role: str) -> bool:
+        return math.isfinite(self._number(role))
+
+    def _factors_finite(self) -> bool:
+        """Whether gradients and factors are finite; for a PSD matrix its diagonal tells."""
+        for role in self._executable.program.results:
+            if role.startswith(("Q.", "G.", "grad.")):
+                value = self._executable.result(role)
+                square = value.dim() == 2 and not role.startswith("grad.")
+                if not math.isfinite(float((value.diagonal() if square else value).sum())):
+                    return False
+        return True
+
+    @property
+    def damping(self) -> float | None:
+        """The Levenberg-Marquardt damping λ; None for first-order methods."""
+        state = self._executable.memory.states.get("damping")
+        return None if state is None or self._first_order else float(state)
+
+    # --- questions ------------------------------------------------------------------------------------
+
+    def gradients(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> dict[str, Tensor]:
+        """``∂Ē/∂θ`` of the objective (L2 included) by parameter name, as autograd would give it."""
+        self._load(x, y)
+        self._executable.run("gradient")
+        return {name: value.clone() for name, value in self._gradient_views().items()}
+
+    def _gradient_views(self) -> dict[str, Tensor]:
+        return self.split({
+            role.removeprefix("grad."): self._executable.result(role)
+            for role in self._executable.program.results if role.startswith("grad.")
+        })  # fmt: skip
+
+    def split(self, by_layer: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values shaped like ``W̄ = [W, b]`` by layer as views by parameter name."""
+        views = {}
+        for layer, value in by_layer.items():
+            op = self.traced.graph.layers[layer].op
+            assert isinstance(op, Affine)
+            views[op.weight] = value[:, :-1] if op.homogeneous else value
+            if op.homogeneous and op.bias:
+                views[op.bias] = value[:, -1]
+        return views
+
+    def join(self, by_parameter: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of :meth:`split`; missing parameters count as zero."""
+        joined = {}
+        for layer, node in self.traced.graph.layers.items():
+            op = node.op
+            assert isinstance(op, Affine)
+            columns = self.traced.graph[node.inputs[0]].size + int(op.homogeneous)
+            memory = self._executable.memory
+            joined[layer] = torch.zeros(node.size, columns, dtype=memory.dtype, device=memory.device)
+            for name, view in self.split({layer: joined[layer]}).items():
+                if name in by_parameter:
+                    view.copy_(by_parameter[name])
+        return joined
+
+    def loss(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> Tensor:
+        """The data loss of one batch at the current parameters, a scalar tensor."""
+        self._load(x, y)
+        self._executable.run("predict", "evaluate")
+        return self._executable.result("evaluated_loss").clone()
+
+    def predict(self, x: Tensor | tuple[Tensor, ...]) -> Tensor:
+        """The network output ``[N, …]`` at the current parameters, by the compiled forward pass."""
+        inputs = self._reader.inputs(x)
+        self._executable.load(inputs)
+        self._executable.run("predict")
+        output = self._executable.result("output")
+        return output.clone().reshape(-1, *self.traced.graph.output.shape)
+
+    def evaluate(
+        self,
+        x: Tensor | tuple[Tensor, ...],
+        y: Tensor,
+        batch_size: int = 1000,
+        averaged: bool | None = None,
+    ) -> float:
+        """The data loss of a whole data set, in batches; at the averaged parameters if there are any.
+
+        The mean over samples (the sum, for losses that sum). ``averaged=False`` asks for the current
+        parameters.
+        """
+        count = (x if isinstance(x, Tensor) else x[0]).shape[0]
+        sums = self.loss_function.scale.over == "sum"
+        total = 0.0
+        with self.averaged_parameters(self.settings.average > 0 if averaged is None else averaged):
+            for start in range(0, count, batch_size):
+                part = slice(start, start + batch_size)
+                xs = x[part] if isinstance(x, Tensor) else tuple(t[part] for t in x)
+                share = 1.0 if sums else y[part].shape[0] / count
+                total += float(self.loss(xs, y[part])) * share
+        return total
+
+    @contextmanager
+    def averaged_parameters(self, active: bool = True) -> Iterator[None]:
+        """Within this block the model's parameters are their running averages (``Settings.average``)."""
+        states = self._executable.memory.states
+        pairs = [
+            (self._executable.memory.parameter(leaf.op.key), states[f"average.{leaf.name}"])  # type: ignore
+            for leaf in self._executable.program.leaves("parameter")
+            if f"average.{leaf.name}" in states
+        ]
+        active = active and self.updates > 0
+        saved = [parameter.clone() for parameter, _ in pairs] if active else []
+        try:
+            for parameter, average in pairs if active else []:
+                parameter.copy_(average)
+            yield
+        finally:
+            for (parameter, _), old in zip(pairs, saved, strict=False):
+                parameter.copy_(old)
+
+    def factors(self) -> dict[str, KroneckerFactors]:
+        """The running averages of the curvature factors by layer, in full; empty before the first step."""
+        states, program = self._executable.memory.states, self._executable.program
+        found = {}
+        for layer in self.traced.graph.layers:
+            pair = [f"Q.{layer}", f"G.{layer}"]
+            if self.updates and all(key in states for key in pair):
+                q, g = (dense(states[key], program.states[key].spec).clone() for key in pair)
+                found[layer] = KroneckerFactors(layer, q, g)
+        return found
+
+    def rop(
+        self, x: Tensor | tuple[Tensor, ...], y: Tensor, direction: Mapping[str, Tensor]
+    ) -> Tensor:
+        """R-operator: ``(∂z/∂θ) direction`` for one direction by parameter name: ``[N, …]``."""
+        results = self._tangents(x, y, [direction])
+        return results.result("tangent").clone().reshape(-1, *self.traced.graph.output.shape)
+
+    def quadratic(
+        self,
+        x: Tensor | tuple[Tensor, ...],
+        y: Tensor,
+        directions: list[Mapping[str, Tensor]],
+    ) -> tuple[Tensor, Tensor]:
+        """``M_ij = d_iᵀ(G + κI)d_j`` and ``b_i = d_iᵀ∇`` of the full Gauss-Newton quadratic [MG §7]."""
+        results = self._tangents(x, y, directions)
+        count = range(len(directions))
+        m = torch.stack([results.result(f"M.{i}.{j}") for i in count for j in count])
+        b = torch.stack([results.result(f"b.{i}") for i in count])
+        return m.reshape(len(directions), -1).clone(), b.clone()
+
+    def _tangents(
+        self, x: Tensor | tuple[Tensor, ...], y: Tensor, directions: list[Mapping[str, Tensor]]
+    ) -> Executable:
+        memory = self._executable.memory
+        program = tangent_program(
+            self.traced.graph, self.loss_function, self.settings, len(directions)
+        )
+        executable = Executable(
+            program, self.traced, self.loss_function,
+            backend=self._executable.backend, dtype=memory.dtype, device=memory.device,
+        )  # fmt: skip
+        for i, direction in enumerate(directions):
+            for layer, value in self.join(direction).items():
+                executable.memory.states[f"direction{i}.{layer}"].copy_(value)
+        if "damping" in executable.memory.states:
+            executable.memory.states["damping"].fill_(self.damping or self.settings.damping)
+        inputs = self._reader.inputs(x)
+        executable.load(inputs, self._reader.target(inputs[0].shape[0], y))
+        executable.run("gradient", "quadratic")
+        return executable
+
+    def _load(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> None:
+        inputs = self._reader.inputs(x)
+        self._executable.load(inputs, self._reader.target(inputs[0].shape[0], y))
+
+    @property
+    def source_file(self) -> Path | None:
+        """The emitted source this trainer runs; None for the reference backend."""
+        return self._executable.source_file
+
+    def __repr__(self) -> str:
+        return (
+            f"Trainer({self.traced.name}, {self.settings.method}, {len(self.traced.graph.layers)} layers, "
+            f"{self.updates} updates)"
+        )
+
+    # --- state ----------------------------------------------------------------------------------------
+
+    def counters(self) -> dict[str, Any]:
+        """The trainer's own counters, plain numbers, for a checkpoint."""
+        return {
+            "updates": self.updates,
+            "rejected": self.rejected,
+            "since_refresh": self._since_refresh,
+            "unconfirmed": self._unconfirmed,
+        }
