@@ -372,9 +372,10 @@ def one_pointwise_layer(draw: st.DrawFn) -> tuple[int, Chain]:
     width = draw(SMALL_WIDTHS)
     branches = [(draw(_linears(width)), draw(act)) for _ in range(draw(st.integers(2, 3)))]
     single: Chain = (draw(act),)
-    middle = draw(
-        st.sampled_from((single, *((Fork(join, tuple(branches)),) for join in ANY.joins)))
-    )
+    gates = [(Fork(join, tuple(branches)),) for join in ANY.joins]
+    # Read by several pointwise functions and nothing else, so composed into each of them.
+    shared = [(*single, Fork(join, ((draw(act),), (draw(act),)))) for join in ANY.joins]
+    middle = draw(st.sampled_from((single, *gates, *shared)))
     chain = (*below, *middle)
     above = draw(blocks(width_after(chain, inputs), DEEP_LINEAR, nesting=1))
     return inputs, (*chain, *above, draw(_linears(draw(SMALL_WIDTHS))))

@@ -20,7 +20,7 @@ METHODS = ["kfra", "kflr"]
 
 @pytest.mark.parametrize("method", METHODS)
 @given(case=cases(batches=ONE_SAMPLE))
-@settings(max_examples=40)
+@settings(max_examples=30)
 def test_output_factors_are_the_exact_gauss_newton_matrices(method: str, case: Case) -> None:
     model, loss, x, y = case.build()
     factors = gncompile.curvature(model, loss, x, y, method=method)
@@ -30,7 +30,7 @@ def test_output_factors_are_the_exact_gauss_newton_matrices(method: str, case: C
 
 @pytest.mark.parametrize("method", METHODS)
 @given(case=cases(networks(SMALL, depth=2), batches=ONE_SAMPLE))
-@settings(max_examples=10)
+@settings(max_examples=6)
 def test_dense_factors_are_the_exact_blocks_in_parameter_space(method: str, case: Case) -> None:
     model, loss, x, y = case.build()
     factors = gncompile.curvature(model, loss, x, y, method=method)

@@ -15,6 +15,7 @@ SMALL_LINEAR = DEEP_LINEAR.resized(SMALL_WIDTHS)
 
 
 @given(case=cases(networks(DEEP_LINEAR)))
+@settings(max_examples=12)
 def test_deep_linear_nets_have_exact_gauss_newton_matrices_under_any_loss(case: Case) -> None:
     model, loss, x, y = case.build()
     exact = oracles.ggn(model, loss, x, y)
@@ -24,7 +25,7 @@ def test_deep_linear_nets_have_exact_gauss_newton_matrices_under_any_loss(case: 
 
 @pytest.mark.parametrize("method", ["kfra", "kflr"])
 @given(case=cases(networks(SMALL_LINEAR, depth=2), losses=SQUARED))
-@settings(max_examples=10)
+@settings(max_examples=6)
 def test_deep_linear_nets_have_exact_blocks_under_squared_error(method: str, case: Case) -> None:
     """Here the output factor does not depend on the sample, so the Kronecker product is exact too."""
     model, loss, x, y = case.build()
@@ -34,7 +35,7 @@ def test_deep_linear_nets_have_exact_blocks_under_squared_error(method: str, cas
 
 
 @given(case=cases(one_pointwise_layer(), losses=SQUARED))
-@settings(max_examples=40)
+@settings(max_examples=30)
 def test_one_pointwise_layer_under_squared_error_is_exact(case: Case) -> None:
     """Gates and forks included: one average of products of slopes is all there is."""
     model, loss, x, y = case.build()

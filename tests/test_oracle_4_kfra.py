@@ -49,7 +49,7 @@ NODES: dict[str, Op] = {
 
 
 @given(case=cases(networks(CHAIN)))
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_chains_follow_the_ten_line_recursion(case: Case) -> None:
     (model, loss, x, y), layers, functions = chain_of(case)
     blocks = oracles.kfra_chain(layers, functions, loss, x, y)

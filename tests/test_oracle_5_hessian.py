@@ -21,7 +21,7 @@ def test_output_factors_are_the_mean_hessian(case: Case) -> None:
 
 
 @given(case=cases(networks(SMALL, depth=2), batches=st.just(1)))
-@settings(max_examples=15)
+@settings(max_examples=8)
 def test_one_sample_has_the_exact_hessian_block_in_parameter_space(case: Case) -> None:
     model, loss, x, y = case.build()
     factors = gncompile.curvature(model, loss, x, y, method="hessian")
@@ -30,7 +30,7 @@ def test_one_sample_has_the_exact_hessian_block_in_parameter_space(case: Case) -
 
 
 @given(case=cases(networks(PIECEWISE)))
-@settings(max_examples=15)
+@settings(max_examples=8)
 def test_piecewise_linear_nets_have_equal_hessian_and_gauss_newton_factors(case: Case) -> None:
     model, loss, x, y = case.build()
     expected = oracles.ggn(model, loss, x, y)

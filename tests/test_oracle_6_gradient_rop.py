@@ -48,7 +48,7 @@ def test_loss_and_gradient_are_those_of_autograd(backend: str, case: Case) -> No
 
 
 @given(case=cases())
-@settings(max_examples=15)
+@settings(max_examples=12)
 def test_directional_derivative_and_quadratic(backend: str, case: Case) -> None:
     problem = case.build()
     trainer = compiled(problem, backend)
