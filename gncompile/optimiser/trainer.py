@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +20,8 @@ from ..pipeline import tangent_program
 from ..runtime.executable import Executable
 from ..runtime.memory import dense
 from .first_order import FirstOrder
+from .records import StepStats
 from .settings import Settings
-
-
-@dataclass(frozen=True)
-class StepStats:
-    """What one step did. Losses are of this batch before the step; None where not computed."""
-
-    update: int
-    loss: float
-    """Data loss Ē without the L2 term."""
-    objective: float
-    """``loss + ½ Σ η ‖θ‖²``."""
-    damping: float | None = None
-    step_size: float | None = None
-    momentum: float | None = None
-    predicted: float | None = None
-    """Change of the objective that the quadratic model predicts."""
-    rho: float | None = None
-    """Actual over predicted change, on steps that check it."""
-    rejected: int = 0
-    """Updates undone or refused so far."""
 
 
 class Trainer:
