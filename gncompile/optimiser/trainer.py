@@ -73,11 +73,13 @@ class Trainer:
         """
         inputs = self._reader.inputs(x)
         target = self._reader.target(inputs[0].shape[0], y)
+        # Checked before anything runs: tanh(inf) is 1, so a finite loss proves nothing about the batch.
+        if not all(math.isfinite(float(part.sum())) for part in (*inputs, target)):
+            self._reader.require_finite(inputs, target)
         executable = self._executable
         executable.load(inputs, target)
         executable.run("gradient")
         if not self._finite("objective"):
-            self._reader.require_finite(inputs, target)
             self._undo()
             executable.run("gradient")
             if not self._finite("objective"):
@@ -91,6 +93,8 @@ class Trainer:
                 )
         self._unconfirmed = False
         if self._first_order:
+            if not self._factors_finite():
+                return self._refused()
             self._first_order.step(self._gradient_views())
             self.updates += 1
             self._unconfirmed = True
@@ -138,6 +142,7 @@ class Trainer:
             self._first_order.undo()
         elif self._unconfirmed:
             self._executable.run("restore", "reject")
+            self._since_refresh = self.settings.refresh_every
         self.rejected += int(self._unconfirmed)
         self._unconfirmed = False
 
@@ -146,6 +151,7 @@ class Trainer:
         self._executable.run("reject")
         self._since_refresh = self.settings.refresh_every
         self.rejected += 1
+        self.updates += 1
         loss, objective = self._number("loss"), self._number("objective")
         return StepStats(self.updates, loss, objective, self.damping, rejected=self.rejected)
 
@@ -156,7 +162,7 @@ class Trainer:
         return math.isfinite(self._number(role))
 
     def _factors_finite(self) -> bool:
-        """Whether gradients and factors are finite; for a PSD matrix its diagonal tells."""
+        """Whether gradients and factors, if any, are finite; for a PSD matrix its diagonal tells."""
         for role in self._executable.program.results:
             if role.startswith(("Q.", "G.", "grad.")):
                 value = self._executable.result(role)
@@ -256,7 +262,7 @@ class Trainer:
             for leaf in self._executable.program.leaves("parameter")
             if f"average.{leaf.name}" in states
         ]
-        active = active and self.updates > 0
+        active = active and bool(pairs) and float(states["averaged"]) > 0
         saved = [parameter.clone() for parameter, _ in pairs] if active else []
         try:
             for parameter, average in pairs if active else []:
