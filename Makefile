@@ -1,12 +1,14 @@
 # make train: set up .venv and train the CURVES autoencoder.   make test: set up .venv and run all checks.
+# make bench: set up .venv-bench and time the step against autograd and BackPACK.
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip -qq
+BENCH  := .venv-bench
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: train test clean
+.PHONY: train test bench bench-env clean
 
 train: $(VENV)/installed-plots
 	$(BIN)/gncompile train examples/curves_autoencoder.toml
@@ -17,8 +19,23 @@ test: $(VENV)/installed-test
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/python -m pytest --quiet
 
+# Options of the benchmark: make bench ARGS="--model curves --rounds 5"
+bench: bench-env
+	$(BENCH)/bin/python -m pytest --quiet benchmarks/peers
+	$(BENCH)/bin/python -m benchmarks.cpu_step $(ARGS)
+
+bench-env: $(BENCH)/installed
+
+# BackPACK declares torchvision, which only its examples import and which would bring another torch.
+$(BENCH)/installed: $(INPUTS)
+	@echo "installing gncompile[bench] and BackPACK into $(BENCH)"
+	@$(PYTHON) -m venv $(BENCH)
+	@$(BENCH)/bin/python -m pip -qq install --constraint constraints.txt --editable '.[bench]'
+	@$(BENCH)/bin/python -m pip -qq install --constraint constraints.txt --no-deps backpack-for-pytorch
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(BENCH) build dist *.egg-info
 
 # One stamp for each extra, so that nothing is installed again until the requirements change.
 $(VENV)/installed-%: $(INPUTS) | $(BIN)/python

@@ -1,0 +1,1 @@
+"""How long a step takes, against autograd and BackPACK; see README.md."""

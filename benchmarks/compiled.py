@@ -1,0 +1,80 @@
+"""Our side of the benchmark: compiled programs run phase by phase on a problem's batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gncompile.api import understand
+from gncompile.optimiser.settings import Settings
+from gncompile.pipeline import step_program
+from gncompile.runtime.executable import Executable
+from gncompile.runtime.memory import dense
+
+from .flops import program_flops
+from .problems import Problem
+
+FACTORS = ("gradient", "curvature")
+
+
+class Compiled:
+    """The training step of a model under one method, its phases run by hand on one batch."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: str | nn.Module,
+        x: Tensor,
+        y: Tensor,
+        method: str = "kfra",
+        backend: str = "torch",
+    ) -> None:
+        traced, declared, reader = understand(model, loss, x)
+        self.program = step_program(traced.graph, declared, Settings.from_options(method=method))
+        self.executable = Executable(
+            self.program,
+            traced,
+            declared,
+            backend=backend,
+            dtype=reader.dtype,
+            device=reader.device,
+        )
+        self.layers = list(traced.graph.layers)
+        self.inputs = reader.inputs(x)
+        self.target = reader.target(len(x), y)
+        self.dims = {"N": len(x), "Q": len(x), "S": 1}
+
+    @classmethod
+    def of(
+        cls,
+        problem: Problem,
+        method: str = "kfra",
+        backend: str = "torch",
+        dtype: torch.dtype = torch.float32,
+    ) -> Compiled:
+        """For a problem, on a copy of its model in that dtype."""
+        x = problem.x.to(dtype)
+        return cls(problem.fresh(dtype), problem.declared_loss, x, x, method, backend)
+
+    def run(self, *phases: str) -> None:
+        """Load the batch and run phases."""
+        self.executable.load(self.inputs, self.target)
+        self.executable.run(*phases)
+
+    def flops(self, *phases: str) -> float:
+        """Flops of one call of ``run`` with these phases."""
+        return program_flops(self.program, phases, self.dims)
+
+    def gradients(self) -> dict[str, Tensor]:
+        """``∇W̄ = [∇W, ∇b]`` by layer, of the last run."""
+        return {layer: self.executable.result(f"grad.{layer}") for layer in self.layers}
+
+    def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """``(Ḡ, Q)`` in full by layer, of the last run."""
+        return {
+            layer: (self._factor("G", layer), self._factor("Q", layer)) for layer in self.layers
+        }
+
+    def _factor(self, kind: str, layer: str) -> Tensor:
+        name = self.program.results[f"{kind}.{layer}"]
+        return dense(self.executable.step.value(name), self.program[name].spec)
