@@ -78,6 +78,9 @@ class CostModel:
         if isinstance(instruction.op, (ir.Leaf, *ir.VIEWS)):
             return Cost()
         inputs = [self.program[name].spec for name in instruction.inputs]
+        if isinstance(instruction.op, ir.Trace):
+            diagonal = self._flops(instruction, inputs)
+            return Cost(diagonal, (diagonal + 1) * self.itemsize)
         moved = sum(self.elements(self.program[n].spec) for n in dict.fromkeys(instruction.inputs))
         moved += self.elements(instruction.spec)
         return Cost(self._flops(instruction, inputs), moved * self.itemsize)
@@ -157,8 +160,8 @@ class CostModel:
             case ir.Precondition():
                 return sum(out if _thin(f) else 2 * out * f.size for f in inputs[1:])
             case ir.PreconditionEigen():
-                turned = sum(4 * out * f.shape[-1] for f in inputs[1:3] if len(f.shape) == 2)  # type: ignore[operator]
-                return turned + 3 * out
+                turned = [4 * out * size[-1] for size in sizes[1:3] if len(size) == 2]
+                return sum(turned) + 3 * out
             case ir.Trace() | ir.AddDiagonal():
                 return 1 if inputs[0].shape == () else inputs[0].size
             case ir.Mean() | ir.Total() | ir.RowSum():
@@ -200,6 +203,16 @@ def _moment(sizes: list[list[int]], homogeneous: bool) -> int:
     return 2 * rows * d * sizes[1][-1] + appended
 
 
+def columns_within(
+    program: StepProgram, batch: int, itemsize: int, outputs: int, budget: int
+) -> int:
+    """How many of KFLR's columns fit into ``budget`` bytes at once; at least one."""
+    one = CostModel(program, batch, itemsize)
+    held = [i for i in program if "S" in i.spec.shape and not isinstance(i.op, ir.VIEWS)]
+    column = sum(one.elements(i.spec) for i in held) * itemsize
+    return max(1, min(outputs, budget // column)) if column else 1
+
+
 # --- whose work it is ---------------------------------------------------------------------------------
 
 
@@ -214,7 +227,7 @@ def attribute(program: StepProgram, graph: ModelGraph) -> dict[str, tuple[str, s
     owners: dict[str, tuple[str, str]] = {}
     _attribute_forward(program, graph, owners)
     layers = list(graph.layers)
-    _claim(program, owners, [("", "loss", program.results.get("loss"))])
+    _claim(program, owners, [("", "loss", program.results.get(r)) for r in ("loss", "objective")])
     above = [*reversed(layers)]
     for part, role, order in (
         ("gradient", "grad", above),
@@ -226,7 +239,9 @@ def attribute(program: StepProgram, graph: ModelGraph) -> dict[str, tuple[str, s
     return owners
 
 
-def forward_values(program: StepProgram, graph: ModelGraph, phase: str = "gradient") -> dict[str, str]:
+def forward_values(
+    program: StepProgram, graph: ModelGraph, phase: str = "gradient"
+) -> dict[str, str]:
     """The value of the program that holds each node's result, for nodes that have one."""
     known = {(i.op, i.inputs): i.name for i in program if i.phase == phase or _is_leaf(i)}
     found: dict[str, str] = {}
@@ -268,7 +283,6 @@ def _forward_key(
             names |= {symbol: leaf("constant", key) for symbol, key in constants}
             used = tuple(sorted(value.free_symbols, key=lambda s: s.name))
             return ir.Pointwise(value, used), tuple(names[s] for s in used)
-    return None
 
 
 def _is_leaf(instruction: Instruction) -> bool:
@@ -307,17 +321,26 @@ def _claim(
             todo.extend(instruction.inputs)
 
 
+_SHARED_PHASES = ("evaluate", "adapt")
+"""Phases about the loss as a whole."""
+
+
 def _inherit(program: StepProgram, graph: ModelGraph, owners: dict[str, tuple[str, str]]) -> None:
-    """Give what is left to the last layer among what it reads and overwrites; mixed scalars to none."""
+    """Give what is left to the layer whose state it writes, else to the last one it reads; sums to none."""
     place = {layer: i for i, layer in enumerate(graph.layers)}
     near = {name: layer for name, (layer, _) in owners.items()}
     near |= {leaf.name: _layer_of_leaf(leaf, graph) for leaf in program.leaves()}
     for i in program:
         if i.name in near:
             continue
-        layers = {near[name] for name in (*i.inputs, *([i.into] if i.into else []))} - {""}
-        if len(layers) > 1 and i.spec.shape == ():
+        layers = {near[name] for name in i.inputs} - {""}
+        scalar = all(program[name].spec.shape == () for name in i.inputs)
+        if i.phase in _SHARED_PHASES or (len(layers) > 1 and scalar):
             layers = set()
+        if i.phase == "quadratic" and len(i.spec.shape) < 2 and not isinstance(i.op, ir.VIEWS):
+            layers = set()
+        if i.into and near[i.into]:
+            layers = {near[i.into]}
         near[i.name] = max(layers, key=lambda layer: place.get(layer, -1), default="")
         owners[i.name] = near[i.name], i.phase
 

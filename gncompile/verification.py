@@ -1,0 +1,387 @@
+"""Check the rules derived for one model against ``torch.func``, on a shrunken copy, in float64.
+
+The full network's forward pass is compared with the module's. Then every width of the graph is shrunk to a
+few features (:func:`shrink`), parameters are drawn anew, and loss, gradients, curvature factors and the
+R-operator of the compiled programs are compared, layer by layer, with brute force: the graph evaluated by
+the short interpreter below and differentiated by ``torch.func``, which shares no derivative with us.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad, hessian, jacrev, jvp
+
+from .emit.expressions import evaluate
+from .frontends.torch_export import trace
+from .losses import OUTPUT, TARGET, Loss, SeparableLoss, SoftmaxCrossEntropy, resolve_loss
+from .model_graph import (
+    Affine,
+    FixedLinear,
+    Input,
+    ModelGraph,
+    Node,
+    Output,
+    Pointwise,
+    Select,
+    TracedModel,
+)
+from .optimiser.settings import Settings
+from .pipeline import factor_program, prepare, step_program, tangent_program
+from .runtime.executable import Executable
+from .shrinking import shrink
+from .step_program import StepProgram
+
+TOLERANCE = 1e-9
+"""Relative error allowed where both sides are exact: float64 rounding, amplified by a few layers."""
+SAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: of which layer (``""`` for the network), what, with what, and how far apart."""
+
+    layer: str
+    compared: str
+    reference: str
+    error: float
+    tolerance: float = TOLERANCE
+
+    @property
+    def ok(self) -> bool:
+        """Whether the error is within the tolerance; a NaN is not."""
+        return self.error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """All comparisons of one model."""
+
+    model: str
+    seed: int
+    sizes: tuple[tuple[str, int, int], ...]
+    """``(node, full size, shrunken size)`` of inputs, layers and the output."""
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every comparison is within its tolerance."""
+        return all(check.ok for check in self.checks)
+
+    def to_text(self) -> str:
+        """An aligned table of the comparisons, and the verdict."""
+        rows = [("layer", "compared", "with", "rel. error", "allowed", "")]
+        rows += [
+            (c.layer or "(network)", c.compared, c.reference, f"{c.error:.1e}", f"{c.tolerance:.0e}",
+             "ok" if c.ok else "FAILED")
+            for c in self.checks
+        ]  # fmt: skip
+        widths = [max(len(row[k]) for row in rows) for k in range(6)]
+        lines = [
+            "  ".join(f"{x:<{w}}" for x, w in zip(r, widths, strict=True)).rstrip() for r in rows
+        ]
+        shrunk = ", ".join(f"{name} {full}→{small}" for name, full, small in self.sizes)
+        failed = sum(not check.ok for check in self.checks)
+        verdict = f"{failed} of {len(self.checks)} comparisons failed" if failed else (
+            f"all {len(self.checks)} comparisons within tolerance")  # fmt: skip
+        head = f"{self.model}, float64, seed {self.seed}; shrunken: {shrunk}"
+        return "\n".join([head, "", *lines, "", verdict])
+
+
+def verify(
+    model: nn.Module,
+    loss: str | Loss | nn.Module,
+    example_inputs: Tensor | tuple[Tensor, ...],
+    *,
+    seed: int = 0,
+) -> VerifyReport:
+    """Compare what is compiled for ``model`` and ``loss`` with brute force; takes seconds, changes nothing.
+
+    Per layer: the gradient (autograd), Q, Ḡ of KFRA and KFLR at N = 1 and of KFLR at N = 5 (the exact
+    Gauss-Newton block of the pre-activation), and the R-operator (``jvp``). ``seed`` draws parameters,
+    inputs and targets. Raises what :func:`gncompile.compile` would for a model that cannot be compiled.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    full = copy.deepcopy(model).to(device="cpu", dtype=torch.float64)
+    examples = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    inputs = tuple(_normal(generator, 3, *x.shape[1:]) for x in examples)
+    traced = trace(full, inputs, name=type(model).__name__)
+    declared = resolve_loss(loss)
+    declared.check_output(traced.graph.output.shape)
+    checks = [_forward_check(full, traced, inputs)]
+    traced = traced.with_graph(prepare(traced.graph))
+    checks.append(_forward_check(full, traced, inputs, "after the passes"))
+    small = shrink(traced, generator)
+    problem = Problem(small, declared, loss if isinstance(loss, nn.Module) else None, generator)
+    checks += [*problem.first_order(), *problem.curvature(), *problem.tangents()]
+    places = {layer: place for place, layer in enumerate(["", *traced.graph.layers])}
+    checks.sort(key=lambda check: places[check.layer])
+    return VerifyReport(traced.name, seed, _sizes(traced.graph, small.graph), tuple(checks))
+
+
+def _sizes(full: ModelGraph, small: ModelGraph) -> tuple[tuple[str, int, int], ...]:
+    shown = [*full.inputs, *full.layers.values(), full.output]
+    return tuple((node.name, node.size, small[node.name].size) for node in shown)
+
+
+def _forward_check(
+    module: nn.Module, traced: TracedModel, inputs: tuple[Tensor, ...], stage: str = "as traced"
+) -> Check:
+    with torch.no_grad():
+        expected = module(*inputs).reshape(inputs[0].shape[0], -1)
+        found = Network(traced)({}, tuple(x.flatten(start_dim=1) for x in inputs))
+    return Check("", f"graph's output, {stage}", "the module, full size", _error(found, expected))
+
+
+# --- the references -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Network:
+    """The graph as a plain function of parameters and flat inputs, differentiable by ``torch.func``."""
+
+    traced: TracedModel
+
+    def __call__(
+        self,
+        parameters: Mapping[str, Tensor],
+        inputs: tuple[Tensor, ...],
+        shifts: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """z ``[N, K]``. ``parameters`` replace the model's; ``shifts`` are added to nodes by name."""
+        return self.values(parameters, inputs, shifts or {})[self.traced.graph.output.name]
+
+    def values(
+        self,
+        parameters: Mapping[str, Tensor],
+        inputs: tuple[Tensor, ...],
+        shifts: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """Every node's value ``[N, size]``."""
+        values: dict[str, Tensor] = {}
+        every = {**self.traced.parameters, **parameters}
+        for node in self.traced.graph:
+            value = self._value(node, [values[name] for name in node.inputs], every, inputs)
+            values[node.name] = value + shifts[node.name] if node.name in shifts else value
+        return values
+
+    def _value(
+        self,
+        node: Node,
+        x: list[Tensor],
+        parameters: Mapping[str, Tensor],
+        inputs: tuple[Tensor, ...],
+    ) -> Tensor:
+        constants = self.traced.constants
+        match node.op:
+            case Input(position):
+                return inputs[position]
+            case Affine(_, weight, bias):
+                h = x[0] @ parameters[weight].T
+                return h if bias is None else h + parameters[bias]
+            case FixedLinear(matrix):
+                return x[0] @ constants[matrix].T
+            case Select(index, fill):
+                padded = torch.cat([*x, x[0].new_full((x[0].shape[0], 1), fill)], dim=1)
+                return padded[:, list(index)]
+            case Pointwise(expression, arguments, named):
+                values = dict(zip(arguments, x, strict=True))
+                values |= {symbol: constants[name] for symbol, name in named}
+                return evaluate(expression, values).expand_as(x[0])
+            case Output():
+                return x[0]
+
+
+def objective(loss: Loss, module: nn.Module | None) -> Callable[[Tensor, Tensor], Tensor]:
+    """``Ē(z, y)``: by the user's own loss module, or else by the loss's value alone."""
+    if module is not None:
+        return lambda z, y: module(z, y)
+
+    def value(z: Tensor, y: Tensor) -> Tensor:
+        scale = loss.scale.value(*z.shape) / z.shape[0]
+        if isinstance(loss, SeparableLoss):
+            return scale * evaluate(loss.expression, {OUTPUT: z, TARGET: y}).sum()
+        smoothing = loss.label_smoothing
+        entropy = nn.CrossEntropyLoss(reduction="sum", label_smoothing=smoothing)
+        return scale * entropy(z, y)
+
+    return value
+
+
+@dataclass
+class Problem:
+    """A small network with a loss, and the comparisons made on random batches of it."""
+
+    traced: TracedModel
+    loss: Loss
+    loss_module: nn.Module | None
+    generator: torch.Generator
+
+    def __post_init__(self) -> None:
+        self.network = Network(self.traced)
+        self.graph = self.traced.graph
+        self.objective = objective(self.loss, self.loss_module)
+
+    def batch(self, samples: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Normal inputs and targets that the loss accepts."""
+        inputs = tuple(_normal(self.generator, samples, n.size) for n in self.graph.inputs)
+        outputs = self.graph.output.size
+        if isinstance(self.loss, SoftmaxCrossEntropy):
+            return inputs, torch.randint(outputs, (samples,), generator=self.generator)
+        low, high = self.loss.targets
+        low = max(low, 0.0) if high > 0 else high - 1.0
+        unit = torch.rand(samples, outputs, generator=self.generator, dtype=torch.float64)
+        return inputs, low + (min(high, low + 1.0) - low) * unit
+
+    def first_order(self) -> list[Check]:
+        """Loss and gradients against ``torch.func.grad``."""
+        inputs, y = self.batch(SAMPLES)
+        program = step_program(self.graph, self.loss, Settings(method="sgd"))
+        executable = self._run(program, inputs, y, "gradient")
+        trained = self._trained()
+
+        def value(parameters: Mapping[str, Tensor]) -> Tensor:
+            return self.objective(self.network(parameters, inputs), y)
+
+        expected, slopes = value(trained), grad(value)(trained)
+        reference = "its torch module" if self.loss_module else "its formula in torch"
+        checks = [Check("", "loss", reference, _error(executable.result("loss"), expected))]
+        for layer, node in self.graph.layers.items():
+            found, wanted = executable.result(f"grad.{layer}"), self._joined(node, slopes)
+            checks.append(Check(layer, "gradient", "torch.func.grad", _error(found, wanted)))
+        return checks
+
+    def curvature(self) -> list[Check]:
+        """Q, and Ḡ of KFRA and KFLR, against exact Gauss-Newton blocks."""
+        single, several = self.batch(1), self.batch(SAMPLES)
+        cases = [("kfra", single), ("kflr", single), ("kflr", several)]
+        checks = []
+        for method, (inputs, y) in cases:
+            program = factor_program(self.graph, self.loss, method)
+            executable = self._run(
+                program, inputs, y, "gradient", "curvature", "columns_begin", "columns"
+            )
+            blocks = self.gauss_newton(inputs, y)
+            moments = self._input_moments(inputs) if method == "kflr" and len(y) > 1 else {}
+            for layer in self.graph.layers:
+                if layer in moments:
+                    q = _dense(executable, f"Q.{layer}")
+                    checks.append(Check(layer, "Q", "E[ā āᵀ]", _error(q, moments[layer])))
+                g = _dense(executable, f"G.{layer}")
+                what = f"Ḡ of {method.upper()}, N = {len(y)}"
+                checks.append(Check(layer, what, "exact GGN by jacrev", _error(g, blocks[layer])))
+        return checks
+
+    def tangents(self) -> list[Check]:
+        """The R-operator along each layer's parameters, against ``torch.func.jvp``."""
+        inputs, y = self.batch(SAMPLES)
+        program = tangent_program(self.graph, self.loss, Settings(), 1)
+        executable = self._executable(program)
+        checks = []
+        for layer, node in self.graph.layers.items():
+            direction = self._random_direction(node)
+            trained = self._trained()
+            tangents = {k: direction.get(k, torch.zeros_like(v)) for k, v in trained.items()}
+            expected = jvp(lambda p: self.network(p, inputs), (trained,), (tangents,))[1]
+            for other in self.graph.layers.values():
+                state = executable.memory.states[f"direction0.{_layer(other)}"]
+                state.copy_(self._joined(other, tangents))
+            self._load(executable, inputs, y, "gradient", "quadratic")
+            found = executable.result("tangent")
+            checks.append(Check(layer, "R-operator", "torch.func.jvp", _error(found, expected)))
+        return checks
+
+    def gauss_newton(self, inputs: tuple[Tensor, ...], y: Tensor) -> dict[str, Tensor]:
+        """``(1/N) Σ_n J_nᵀ 𝓗_n J_n`` at every layer's pre-activation, ``J_n`` and ``𝓗_n`` by torch.func."""
+        z = self.network({}, inputs)
+        count = z.shape[0]
+        whole = hessian(lambda u: self.objective(u, y))(z) * count
+        curvature = torch.stack([whole[n, :, n] for n in range(count)])
+        blocks = {}
+        for layer, node in self.graph.layers.items():
+            zero = z.new_zeros(count, node.size)
+            name = node.name
+            # samples do not meet, so a sum over them holds each one's own Jacobian
+            columns = jacrev(lambda e: self.network({}, inputs, {name: e}).sum(dim=0))(zero)  # noqa: B023
+            jacobian = columns.transpose(0, 1)
+            blocks[layer] = (jacobian.mT @ curvature @ jacobian).mean(dim=0)
+        return blocks
+
+    def _input_moments(self, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        values = self.network.values({}, inputs, {})
+        moments = {}
+        for layer, node in self.graph.layers.items():
+            a = values[node.inputs[0]]
+            assert isinstance(node.op, Affine)
+            a = torch.cat([a, a.new_ones(len(a), 1)], dim=1) if node.op.homogeneous else a
+            moments[layer] = a.T @ a / len(a)
+        return moments
+
+    # --- parameters by name and by layer --------------------------------------------------------------
+
+    def _trained(self) -> dict[str, Tensor]:
+        names = [name for node in self.graph.layers.values() for name in _parameter_names(node)]
+        return {name: self.traced.parameters[name] for name in names}
+
+    def _joined(self, node: Node, by_name: Mapping[str, Tensor]) -> Tensor:
+        """``[W, b]`` of a layer."""
+        weight, *bias = (by_name[name] for name in _parameter_names(node))
+        return torch.cat([weight, bias[0][:, None]], dim=1) if bias else weight
+
+    def _random_direction(self, node: Node) -> dict[str, Tensor]:
+        shapes = {name: self.traced.parameters[name].shape for name in _parameter_names(node)}
+        return {name: _normal(self.generator, *shape) for name, shape in shapes.items()}
+
+    # --- compiled programs ----------------------------------------------------------------------------
+
+    def _executable(self, program: StepProgram) -> Executable:
+        return Executable(
+            program, self.traced, self.loss, dtype=torch.float64, device=torch.device("cpu")
+        )
+
+    def _run(
+        self, program: StepProgram, inputs: tuple[Tensor, ...], y: Tensor, *phases: str
+    ) -> Executable:
+        executable = self._executable(program)
+        self._load(executable, inputs, y, *phases)
+        return executable
+
+    def _load(
+        self, executable: Executable, inputs: tuple[Tensor, ...], y: Tensor, *phases: str
+    ) -> None:
+        rows = nn.functional.one_hot(y, self.graph.output.size) if y.dim() == 1 else y
+        executable.load(inputs, rows.double())
+        executable.run(*phases)
+
+
+def _layer(node: Node) -> str:
+    assert isinstance(node.op, Affine)
+    return node.op.layer
+
+
+def _parameter_names(node: Node) -> list[str]:
+    assert isinstance(node.op, Affine)
+    return [node.op.weight] + ([node.op.bias] if node.op.homogeneous and node.op.bias else [])
+
+
+def _dense(executable: Executable, role: str) -> Tensor:
+    from .runtime.memory import dense
+
+    name = executable.program.results[role]
+    return dense(executable.step.value(name), executable.program[name].spec)
+
+
+def _normal(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def _error(found: Tensor, expected: Tensor) -> float:
+    """``‖found − expected‖ / ‖expected‖``; 0 where both vanish, NaN where either is not finite."""
+    if found.shape != expected.shape:
+        return float("nan")
+    difference, norm = float((found - expected).norm()), float(expected.norm())
+    return difference / norm if norm > 0 else difference
