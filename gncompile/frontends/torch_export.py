@@ -84,9 +84,13 @@ def _by_name(module: nn.Module, shapes: tuple[Any, ...]) -> Any:
 
 def _functional(program: ExportedProgram) -> ExportedProgram:
     """Without in-place operators; operators without a rule are decomposed once if torch knows how."""
+    operators = [n for n in program.graph.nodes if _is_operator(n)]
+    mutable = any(n.target._schema.is_mutable for n in operators)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        program = program.run_decompositions({})
+        # Functionalising takes three times as long as the export itself: only where it changes something.
+        if mutable or not all(is_known(op_name(n)) for n in operators):
+            program = program.run_decompositions({})
         unknown = {
             n.target for n in program.graph.nodes if _is_operator(n) and not is_known(op_name(n))
         }
