@@ -37,3 +37,21 @@ class FirstOrder:
         """Parameters as they were before the last update."""
         for name, parameter in self.parameters.items():
             parameter.copy_(self._last_good[name])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The optimiser's own tensors and the kept parameters, as ``key/parameter``."""
+        state = {f"last_good/{name}": kept for name, kept in self._last_good.items()}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimiser.state[parameter].items():
+                state[f"{key}/{name}"] = value
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue where ``state`` was taken."""
+        self.optimiser.state.clear()
+        for path, value in state.items():
+            key, _, name = path.partition("/")
+            if key == "last_good":
+                self._last_good[name].copy_(value)
+            else:
+                self.optimiser.state[self.parameters[name]][key] = value.clone()

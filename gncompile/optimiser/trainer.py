@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,14 +16,20 @@ from ..factors import KroneckerFactors
 from ..losses import Loss
 from ..model_graph import Affine, TracedModel
 from ..pipeline import tangent_program
+from ..runtime import checkpoint
 from ..runtime.executable import Executable
 from ..runtime.memory import dense
+from . import fit
 from .first_order import FirstOrder
 from .records import StepStats
+from .reports import Reports
 from .settings import Settings
 
+COUNTERS = ("updates", "rejected", "_since_refresh", "_unconfirmed")
+"""The trainer's own numbers between steps."""
 
-class Trainer:
+
+class Trainer(Reports):
     """A compiled second-order (or first-order baseline) trainer for one model and loss.
 
     Made by :func:`gncompile.compile`. The model's parameters are updated in place and stay its own.
@@ -48,15 +53,16 @@ class Trainer:
         self.settings = settings
         self.updates = 0
         self.rejected = 0
+        self.place = fit.Place()
         self._reader = reader
         self._executable = executable
         self._since_refresh = 0
         self._unconfirmed = False  # whether the last update has not been seen to give a finite loss
-        self._first_order = None if settings.second_order else FirstOrder(settings, self._trained())
+        self._first_order = None if settings.second_order else FirstOrder(settings, self.trained())
 
-    def _trained(self) -> dict[str, Tensor]:
+    def trained(self) -> dict[str, Tensor]:
         """The parameters this trainer updates, by name, in graph order."""
-        trained = {}
+        trained: dict[str, Tensor] = {}
         for node in self.traced.graph.layers.values():
             assert isinstance(node.op, Affine)
             names = [node.op.weight] + ([node.op.bias] if node.op.homogeneous and node.op.bias else [])
@@ -329,9 +335,14 @@ class Trainer:
         self._executable.load(inputs, self._reader.target(inputs[0].shape[0], y))
 
     @property
-    def source_file(self) -> Path | None:
-        """The emitted source this trainer runs; None for the reference backend."""
-        return self._executable.source_file
+    def dtype(self) -> torch.dtype:
+        """The precision everything is computed in."""
+        return self._executable.memory.dtype
+
+    @property
+    def backend(self) -> str:
+        """``"torch"`` or ``"reference"``."""
+        return self._executable.backend
 
     def __repr__(self) -> str:
         return (
@@ -341,11 +352,31 @@ class Trainer:
 
     # --- state ----------------------------------------------------------------------------------------
 
-    def counters(self) -> dict[str, Any]:
-        """The trainer's own counters, plain numbers, for a checkpoint."""
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a step reads or writes: groups of tensors by name (not copied), and plain numbers."""
+        memory = self._executable.memory
         return {
-            "updates": self.updates,
-            "rejected": self.rejected,
-            "since_refresh": self._since_refresh,
-            "unconfirmed": self._unconfirmed,
+            "model": checkpoint.model_tensors(self.model),
+            "states": dict(memory.states),
+            "optimiser": self._first_order.state_dict() if self._first_order else {},
+            "generator": {"state": memory.generator.get_state()},
+            "counters": {name: getattr(self, name) for name in COUNTERS},
+            "place": self.place.state_dict(),
         }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where ``state`` was taken; :class:`~gncompile.errors.CheckpointError`, and nothing is
+        changed, if it is another model's."""
+        checkpoint.check_state(self, state)
+        checkpoint.copy_tensors(checkpoint.model_tensors(self.model), state["model"])
+        checkpoint.copy_tensors(self._executable.memory.states, state["states"])
+        if self._first_order:
+            self._first_order.load_state_dict(state["optimiser"])
+        self._executable.memory.generator.set_state(state["generator"]["state"].cpu())
+        for name in COUNTERS:
+            setattr(self, name, state["counters"][name])
+        self.place.load_state_dict(state["place"])
+
+    save = checkpoint.save
+    resume = staticmethod(checkpoint.resume)
+    fit = fit.fit

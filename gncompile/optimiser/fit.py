@@ -1,0 +1,218 @@
+"""``Trainer.fit``: many steps, with progress, validation, callbacks, checkpoints and early stopping."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..data import Batches
+from ..errors import BatchError, DataError, GncompileError, message
+from .progress import display
+from .records import History, Record
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+Pair = tuple[Tensor | tuple[Tensor, ...], Tensor]
+Callback = Callable[[Record], object]
+
+VALIDATE_EVERY = 20
+"""Steps between validations where the length of an epoch is unknown."""
+BAD_BATCHES = 100
+"""Bad batches in a row that end a fit where the length of an epoch is unknown."""
+
+
+@dataclass
+class Place:
+    """Where a fit stands besides the trainer's own state; saved with it, so that the next fit goes on."""
+
+    batches: Batches | None = None
+    best: float = math.inf
+    """Lowest validation loss of this fit."""
+    waited: int = 0
+    """Validations since then."""
+    saved: dict[str, Any] = field(default_factory=dict)
+    """A loaded state, until a fit takes it up."""
+
+    def begin(self, train: object, continued: bool) -> None:
+        """A fit over ``train`` starts: where the loaded state was saved, if there is one."""
+        saved = self.saved if continued else {}
+        self.batches = train if isinstance(train, Batches) else None
+        if self.batches is not None and saved.get("batches"):
+            self.batches.load_state_dict(saved["batches"])
+        best = saved.get("best")
+        self.best = math.inf if best is None else float(best)
+        self.waited = int(saved.get("waited", 0))
+        self.saved = {}
+
+    def validated(self, loss: float) -> None:
+        """Count one validation; NaN is never the best."""
+        better = loss < self.best
+        self.best, self.waited = (loss, 0) if better else (self.best, self.waited + 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers for JSON; infinity is None."""
+        if self.saved:
+            return self.saved
+        return {
+            "batches": self.batches.state_dict() if self.batches is not None else None,
+            "best": self.best if math.isfinite(self.best) else None,
+            "waited": self.waited,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Keep ``state`` for the next fit."""
+        self.saved = dict(state)
+
+
+def fit(
+    trainer: Trainer,
+    train: Batches | Iterable[Pair],
+    *,
+    updates: int | None = None,
+    epochs: int | None = None,
+    validation: Pair | None = None,
+    validate_every: int | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 20,
+    early_stop: int | None = None,
+    skip_bad_batches: bool = False,
+    continue_order: bool = True,
+) -> History:
+    """Train for ``updates`` further steps, or for ``epochs`` passes over ``train``; returns the history.
+
+    ``train`` gives batches ``(x, y)`` of any sizes: a :class:`~gncompile.data.Batches`, a torch
+    ``DataLoader``, or another iterable, started again where it ends; an epoch begun earlier counts as the
+    first. After :meth:`Trainer.resume` a ``Batches`` goes on exactly where the checkpoint was written,
+    unless ``continue_order=False``.
+
+    ``validation`` ``(x, y)`` is evaluated every ``validate_every`` steps (default: an epoch) and after the
+    last one, at the averaged parameters if there are any. After ``early_stop`` validations without a better
+    loss the fit ends; parameters stay as they are, ``history.best`` tells the best record.
+    ``callbacks`` get each step's :class:`~gncompile.optimiser.records.Record`. They may raise, and
+    ``trainer.save`` in one stores this step and the position of the next batch. ``checkpoint`` is a file
+    written every ``checkpoint_every`` steps and at the end.
+
+    A bad batch raises :class:`~gncompile.errors.BatchError` and changes nothing; with ``skip_bad_batches``
+    it is counted and left out, unless there is none but bad ones for an epoch.
+
+    >>> from gncompile.data import Batches
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    >>> trainer = gncompile.compile(model, "mse", torch.zeros(1, 4))
+    >>> batches = Batches(torch.randn(100, 4), torch.randn(100, 1), batch_size=32)
+    >>> len(trainer.fit(batches, epochs=2, progress=False))
+    8
+    """
+    _check(updates, epochs, validation, early_stop)
+    trainer.place.begin(train, continue_order)
+    total = _total(train, updates, epochs)
+    every = validate_every or _length(train) or VALIDATE_EVERY
+    history = History()
+    with display(progress, total) as show:
+        for record in _steps(trainer, train, epochs, history, skip_bad_batches):
+            last = len(history) + 1 + (history.skipped if epochs else 0) == total
+            if validation and (last or record.update % every == 0):
+                loss = trainer.evaluate(*validation)
+                trainer.place.validated(loss)
+                record = replace(record, validation_loss=loss)
+            history.records.append(record)
+            show(record)
+            for callback in callbacks:
+                callback(record)
+            if early_stop and trainer.place.waited >= early_stop:
+                history.stopped_early = last = True
+            # After the callbacks, so that what they wrote is never behind the checkpoint.
+            if checkpoint and not last and record.update % checkpoint_every == 0:
+                trainer.save(checkpoint)
+            if last:
+                break
+    if checkpoint:
+        trainer.save(checkpoint)
+    return history
+
+
+def _steps(
+    trainer: Trainer,
+    train: Iterable[Pair],
+    epochs: int | None,
+    history: History,
+    skip_bad_batches: bool,
+) -> Iterator[Record]:
+    """Step on each batch; bad ones are counted in the history or raise."""
+    bad, most = 0, _length(train) or BAD_BATCHES
+    for x, y in _batches(train, epochs):
+        begun = time.perf_counter()
+        try:
+            stats = trainer.step(x, y)
+        except BatchError:
+            bad += 1
+            if not skip_bad_batches or bad >= most:
+                raise
+            history.skipped += 1
+            continue
+        bad = 0
+        yield Record(**asdict(stats), samples_per_second=len(y) / (time.perf_counter() - begun))
+
+
+def _batches(train: Iterable[Pair], epochs: int | None) -> Iterator[Pair]:
+    """The batches of so many passes, or without end; a one-shot iterator ends where it ends."""
+    for number in itertools.count() if epochs is None else range(epochs):
+        empty = True
+        for batch in train:
+            empty = False
+            if not isinstance(batch, tuple | list) or len(batch) != 2:
+                raise BatchError(
+                    message(
+                        f"a batch must be a pair (x, y), got {type(batch).__name__}",
+                        where="fit(train, ...)",
+                        instead="pass gncompile.data.Batches(x, y, batch_size), a DataLoader, or pairs",
+                    )
+                )
+            yield batch[0], batch[1]
+        if empty and number == 0:
+            raise DataError(message("the training data has no batches", where="fit(train, ...)"))
+        if empty:
+            return
+
+
+def _length(train: object) -> int | None:
+    """Batches in one epoch, where that is known."""
+    return len(train) if isinstance(train, Sized) else None
+
+
+def _total(train: object, updates: int | None, epochs: int | None) -> int | None:
+    """Batches to come, where that is known."""
+    length = _length(train)
+    if epochs is None or length is None:
+        return updates
+    return epochs * length - (train.position if isinstance(train, Batches) else 0)
+
+
+def _check(
+    updates: int | None,
+    epochs: int | None,
+    validation: Pair | None,
+    early_stop: int | None,
+) -> None:
+    length = updates if updates is not None else epochs
+    if (updates is None) == (epochs is None) or length is None or length < 1:
+        found = f"updates={updates}, epochs={epochs}"
+        raise GncompileError(
+            message(f"fit was given {found}", instead="give one of them, a number from 1")
+        )
+    if early_stop is not None and (validation is None or early_stop < 1):
+        raise GncompileError(
+            message(
+                f"early_stop={early_stop} with validation={'None' if validation is None else '(x, y)'}",
+                instead="give early_stop from 1 and validation=(x, y), whose loss it watches",
+            )
+        )

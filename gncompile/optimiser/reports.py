@@ -1,0 +1,67 @@
+"""What a trainer tells about itself: tables, derivations, and the source it runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..emit.torch_source import emit_torch
+from ..files import atomic_write
+from ..losses import Loss
+from ..model_graph import TracedModel
+from ..runtime.executable import Executable
+from .settings import Settings
+
+
+class Reports:
+    """The readable side of :class:`~gncompile.optimiser.trainer.Trainer`."""
+
+    traced: TracedModel
+    loss_function: Loss
+    settings: Settings
+    _executable: Executable
+
+    def summary(self) -> str:
+        """A table of layers: parameters, rules, factors, cost and memory."""
+        from ..explain import summary
+
+        return summary(
+            self.traced,
+            self.loss_function,
+            self.settings,
+            self._executable.program,
+            itemsize=self._executable.memory.dtype.itemsize,
+        )
+
+    def explain(self, layer: str | None = None) -> str:
+        """What was derived for one layer, or for everything: formulas, what is stored and why, cost."""
+        from ..explain import explain
+
+        return explain(
+            self.traced,
+            self.loss_function,
+            self.settings,
+            self._executable.program,
+            layer,
+            itemsize=self._executable.memory.dtype.itemsize,
+            source=self.source,
+        )
+
+    def emit(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write the generated source of the step into ``folder``; returns the files."""
+        return [atomic_write(Path(folder) / "training_step.py", self.source)]
+
+    @property
+    def source_file(self) -> Path | None:
+        """The emitted source this trainer runs; None for the reference backend."""
+        return self._executable.source_file
+
+    @property
+    def source(self) -> str:
+        """The text of the emitted step; written for reading only where the reference backend runs."""
+        if self.source_file:
+            return self.source_file.read_text(encoding="utf-8")
+        graph = self.traced.graph.to_text()
+        return emit_torch(
+            self._executable.program, f"A training step of {self.traced.name}.", graph
+        )

@@ -1,0 +1,250 @@
+"""Checkpoints: one safetensors file with everything a training needs to go on bit for bit.
+
+The tensors are the model's parameters and buffers, the program's states, the first-order optimiser's
+state, and the generator's; names read ``model/0.weight``. The header's text field holds JSON: settings,
+loss, input shapes, counters, the place in the data's order, and the fingerprint of the model. One file,
+because one rename replaces it atomically; a digest over all of it, so that damage is seen. Nothing in it
+is executed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import __version__
+from ..errors import CheckpointError, message
+from ..files import atomic_path
+from .fingerprint import differences, fingerprint, shape_differences
+from .stored_loss import loss_from_data, loss_to_data
+
+if TYPE_CHECKING:
+    from ..optimiser.trainer import Trainer
+
+FORMAT = 1
+GROUPS = ("model", "states", "optimiser", "generator")
+"""The parts of a trainer's ``state_dict`` that map names to tensors; the others are plain numbers."""
+SHOWN = 5
+"""Differences an error lists."""
+
+Tensors = dict[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A read checkpoint: a trainer's ``state_dict`` and how to rebuild the trainer."""
+
+    path: Path
+    state: dict[str, Any]
+    about: dict[str, Any]
+
+
+def save(trainer: Trainer, path: str | os.PathLike[str]) -> None:
+    """Write ``trainer`` to the file ``path``, replacing an older checkpoint in one step.
+
+    Cost: a copy of the model, the factors and their inverses in memory and on disk.
+    """
+    from safetensors.torch import save_file
+
+    state = trainer.state_dict()
+    # Clones, because safetensors refuses tensors that share memory.
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in _flat(state).items()
+    }
+    numbers = {key: value for key, value in state.items() if key not in GROUPS}
+    about = json.dumps({**_about(trainer), "numbers": numbers})
+    header = {"gncompile": about, "digest": _digest(about, tensors)}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=header)
+
+
+def load(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint; :class:`CheckpointError` if it is missing, damaged, or not one of ours."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(message(f"no checkpoint {str(path)!r}", instead="check the path"))
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        text = header["gncompile"]
+        if header["digest"] != _digest(text, tensors):
+            raise ValueError("its content does not match its digest")
+        about = json.loads(text)
+        known = about["format"] == FORMAT
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        found = (
+            f"{error.__class__.__name__}: {error}" if isinstance(error, KeyError) else str(error)
+        )
+        raise CheckpointError(
+            message(
+                f"the checkpoint is damaged, or not one of gncompile's: {found}",
+                where=str(path),
+                instead="use an older checkpoint, or start again",
+            )
+        ) from error
+    if not known:
+        raise CheckpointError(
+            message(
+                f"the checkpoint has format {about['format']}, this is gncompile {__version__}",
+                where=str(path),
+                instead=f"use gncompile {about.get('version', 'of the version that wrote it')}",
+            )
+        )
+    return Checkpoint(path, _grouped(tensors) | about["numbers"], about)
+
+
+def resume(path: str | os.PathLike[str], model: nn.Module, loss: object = None) -> Trainer:
+    """The trainer saved at ``path``, compiled anew for ``model``, which gets the saved parameters.
+
+    ``model`` is a module of the same architecture; its present parameters do not matter. ``loss`` is only
+    needed to insist on one. The same backend, settings, generator and place in the data's order are
+    restored, so that training goes on bit for bit on the same machine with as many threads. Raises
+    :class:`CheckpointError` for a checkpoint of another model; ``model`` is unchanged then.
+    """
+    checkpoint = load(path)
+    given = {name: list(t.shape) for name, t in model_tensors(model).items()}
+    stored = {name: list(t.shape) for name, t in checkpoint.state["model"].items()}
+    _require_same(shape_differences(given, stored), checkpoint.path)
+    trainer = _compile(checkpoint, model, loss)
+    _require_same(
+        differences(fingerprint(trainer), checkpoint.about["fingerprint"]), checkpoint.path
+    )
+    if _frozen_changed(trainer, checkpoint.state["model"]):
+        # What is not trained is compiled in, so it has to be in place before.
+        copy_tensors(model_tensors(model), checkpoint.state["model"])
+        trainer = _compile(checkpoint, model, loss)
+    trainer.load_state_dict(checkpoint.state)
+    return trainer
+
+
+def _compile(checkpoint: Checkpoint, model: nn.Module, loss: object) -> Trainer:
+    from ..optimiser.compile import compile as compile_model
+
+    about = checkpoint.about
+    parameter = next(model.parameters())
+    examples = [
+        torch.zeros(2, *shape, dtype=parameter.dtype, device=parameter.device)
+        for shape in about["inputs"]
+    ]
+    settings: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in about["settings"].items()
+    }
+    return compile_model(
+        model,
+        loss_from_data(about["loss"]) if loss is None else loss,  # type: ignore[arg-type]
+        tuple(examples),
+        backend=about["backend"],
+        **settings,
+    )
+
+
+def _about(trainer: Trainer) -> dict[str, Any]:
+    """How to rebuild the trainer, and what has to agree."""
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "settings": dataclasses.asdict(trainer.settings),
+        "loss": loss_to_data(trainer.loss_function),
+        "inputs": [list(node.shape) for node in trainer.traced.graph.inputs],
+        "backend": trainer.backend,
+        "fingerprint": fingerprint(trainer),
+    }
+
+
+# --- States -------------------------------------------------------------------------------------------
+
+
+def model_tensors(model: nn.Module) -> Tensors:
+    """All parameters and buffers by name, as data."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor.detach() for name, tensor in named}
+
+
+def check_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
+    """Raise :class:`CheckpointError` unless every tensor of ``state`` has its place in the trainer."""
+    mine = trainer.state_dict()
+    found = []
+    for group in ("model", "states", "generator"):
+        expected, got = (
+            {f"{group} {name}": [*t.shape, str(t.dtype)] for name, t in tensors.items()}
+            for tensors in (mine[group], state.get(group, {}))
+        )
+        found += shape_differences(expected, got)
+    _require_same(found, None)
+    changed = _frozen_changed(trainer, state["model"])
+    if changed:
+        raise CheckpointError(
+            message(
+                f"the state has other values of {', '.join(changed[:SHOWN])}, "
+                "which are not trained but compiled in",
+                where="load_state_dict",
+                instead="use Trainer.resume, or compile after loading them into the model",
+            )
+        )
+
+
+def copy_tensors(into: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Copy tensors by name, in place."""
+    for name, tensor in into.items():
+        tensor.copy_(given[name])
+
+
+def _frozen_changed(trainer: Trainer, stored: Mapping[str, Tensor]) -> list[str]:
+    """Names of parameters and buffers that are not trained and differ from the stored ones."""
+    trained = trainer.trained()
+    return [
+        name
+        for name, tensor in model_tensors(trainer.model).items()
+        if name not in trained and not torch.equal(tensor.cpu(), stored[name].cpu())
+    ]
+
+
+def _require_same(found: list[str], path: Path | None) -> None:
+    if found:
+        more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+        raise CheckpointError(
+            message(
+                "\n".join(["the checkpoint belongs to another model", *found[:SHOWN], *more]),
+                where=str(path) if path else "load_state_dict",
+                instead="give the model, loss and method that it was saved with ('expected' is yours)",
+            )
+        )
+
+
+# --- Between a state and a file -------------------------------------------------------------------------
+
+
+def _flat(state: Mapping[str, Any]) -> Tensors:
+    """The tensors of all groups as ``group/name``."""
+    return {f"{group}/{name}": tensor for group in GROUPS for name, tensor in state[group].items()}
+
+
+def _grouped(tensors: Tensors) -> dict[str, Any]:
+    """The inverse of :func:`_flat`."""
+    state: dict[str, Any] = {group: {} for group in GROUPS}
+    for path, tensor in tensors.items():
+        group, _, name = path.partition("/")
+        state[group][name] = tensor
+    return state
+
+
+def _digest(about: str, tensors: Tensors) -> str:
+    digest = hashlib.sha256(about.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
