@@ -93,9 +93,9 @@ class DeclaredNetwork(nn.Module):
     def _run(self, node: Node, inputs: list[Tensor]) -> Tensor:
         match node:
             case Linear():
-                return self._apply(node, self.get_submodule(node.name)(inputs[0]))
+                return self._transferred(node, self.get_submodule(node.name)(inputs[0]))
             case Pointwise():
-                return self._apply(node, *inputs)
+                return self._transferred(node, *inputs)
             case Concat():
                 return torch.cat(inputs, dim=1)
             case Slice():
@@ -103,7 +103,7 @@ class DeclaredNetwork(nn.Module):
             case Select():
                 return inputs[0][:, list(node.index)]
 
-    def _apply(self, node: Linear | Pointwise, *inputs: Tensor) -> Tensor:
+    def _transferred(self, node: Linear | Pointwise, *inputs: Tensor) -> Tensor:
         function = self._modules.get(function_name(node))
         return inputs[0] if function is None else function(*inputs)
 
