@@ -6,10 +6,10 @@ import sympy
 
 from .builder import ProgramBuilder
 from .derive import PointwiseRule, pointwise_rule
+from .functions import select
 from .losses import Loss, SeparableLoss
 from .model_graph import ModelGraph, Node, Pointwise
 from .propagation import Forward
-from .tables import count
 
 
 def theorem(graph: ModelGraph, loss: Loss) -> str:
@@ -43,9 +43,7 @@ def theorem(graph: ModelGraph, loss: Loss) -> str:
             "The conditions hold." if not doubts else "So the network meets them, up to the loss."
         )
         return "\n".join([*statement, *verdict])
-    verdict.append(
-        f"The conditions do not hold: {count(len(bent), 'node')} of this model are curved."
-    )
+    verdict.append("The conditions do not hold, because of what is curved between its kinks:")
     verdict += [f"  {name} = {_curved_text(node)}" for name, node in bent.items()]
     kept = [
         layer for layer, node in graph.layers.items() if not _reaches(graph, node.name, set(bent))
@@ -62,10 +60,7 @@ def _loss_doubts(loss: Loss) -> str:
         return ""
     if loss.convexity.verdict != "convex":
         return f"convexity of {loss.name} is {loss.convexity.verdict} ({loss.convexity.reason})."
-    if any(
-        type(part).__name__ in ("select", "Abs", "sign")
-        for part in sympy.preorder_traversal(loss.expression)
-    ):
+    if loss.expression.has(select, sympy.Abs, sympy.sign):
         return f"{loss.name} is written in pieces, and twice differentiable only away from their borders."
     return ""
 
