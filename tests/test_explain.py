@@ -60,7 +60,7 @@ def chain(transfer: type[nn.Module] = nn.Tanh) -> nn.Sequential:
 
 def test_products_cost_what_torch_counts() -> None:
     """Matrix products of the gradient phase, all general, against torch's own FLOP counter."""
-    traced, loss, settings, program = compiled(chain(), 6, method="sgd")
+    traced, loss, _, program = compiled(chain(), 6, method="sgd")
     executable = Executable(
         program, traced, loss, dtype=torch.float32, device=torch.device("cpu"), backend="reference"
     )
@@ -80,9 +80,8 @@ def test_products_cost_what_torch_counts() -> None:
 
 def test_structure_is_cheaper() -> None:
     """A symmetric product costs about half, a diagonal factor next to nothing."""
-    traced, _, _, program = compiled(
-        nn.Sequential(nn.Linear(100, 100), nn.Tanh(), nn.Linear(100, 100)), 100
-    )
+    wide = nn.Sequential(nn.Linear(100, 100), nn.Tanh(), nn.Linear(100, 100))
+    *_, program = compiled(wide, 100)
     costs = CostModel(program, 50)
     by_op: dict[type, list[int]] = {}
     for i in program:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 
 import pytest
@@ -23,7 +24,7 @@ from gncompile.verification import Check, Network, VerifyReport, verify
 
 
 class Mixed(nn.Module):
-    """Every kind of node: gate, fork, concatenation, permutation, pooling, padding, frozen scale, batch norm."""
+    """Every kind of node: gate, fork, batch norm, pooling, permutation, padding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +44,7 @@ class Mixed(nn.Module):
 
 def chain(*functions: nn.Module) -> nn.Sequential:
     widths = [20, 17, 13, 9]
-    layers = [nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+    layers = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
     return nn.Sequential(layers[0], functions[0], layers[1], functions[-1], layers[2])
 
 
