@@ -1,7 +1,9 @@
 """Hand-written networks with forks, each as a module and as a structure for the frontier.
 
 The structure names a node after the linear layer whose output it is, so factors compare by name. A
-pointwise region is composed down to the outputs of linear nodes.
+pointwise region is composed down to the outputs of linear nodes, with one exception: a tensor that a
+linear layer reads too stays a tensor of its own where it enters a sum. A slope of one hands an
+averaged matrix on exactly; composed past it, the two paths would be averaged apart.
 """
 
 from __future__ import annotations
@@ -172,9 +174,9 @@ class NestedResidual(Handwritten):
             self.affine("stem", INPUT),
             Point("a", ("stem",), torch.tanh),
             self.affine("inner", "a"),
-            Point("s", ("stem", "inner"), lambda h, i: torch.tanh(h) + silu(i)),
+            Point("s", ("a", "inner"), lambda a, i: a + silu(i)),
             self.affine("outer", "s"),
-            Point("t", ("stem", "outer"), lambda h, o: torch.tanh(h) + torch.sigmoid(o)),
+            Point("t", ("a", "outer"), lambda a, o: a + torch.sigmoid(o)),
             self.affine("last", "t"),
         ]
 

@@ -40,10 +40,10 @@ def test_dense_factors_are_the_exact_blocks_in_parameter_space(method: str, case
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("network", NETWORKS)
-def test_hand_written_networks(method: str, network: type[Handwritten]) -> None:
+def test_hand_written_networks(method: str, network: type[Handwritten], backend: str) -> None:
     generator = torch.Generator().manual_seed(11)
     model = network(generator)
     x = normal(generator, 1, WIDTH)
     y = (normal(generator, *model(x).shape) > 0).double()
-    factors = gncompile.curvature(model, "bce_with_logits", x, y, method=method)
+    factors = gncompile.curvature(model, "bce_with_logits", x, y, method, backend=backend)
     assert_outputs(factors, oracles.ggn(model, "bce_with_logits", x, y))
