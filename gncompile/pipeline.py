@@ -195,10 +195,10 @@ def factor_program(graph: ModelGraph, loss: Loss, method: str, samples: int = 1)
     return builder.finish()
 
 
-def tangent_program(
+def quadratic_program(
     graph: ModelGraph, loss: Loss, settings: Settings, directions: int
 ) -> StepProgram:
-    """``r_z``, ``M`` and ``b`` of the quadratic model for given directions ``direction<i>.<layer>``."""
+    """``M`` and ``b`` of the quadratic model for given directions ``direction<i>.<layer>``."""
     builder = ProgramBuilder()
     phases = Phases(builder, graph, loss)
     phases.gradient()
@@ -211,9 +211,18 @@ def tangent_program(
         for i, row in enumerate(m):
             builder.results[f"b.{i}"] = rhs[i].name
             builder.results |= {f"M.{i}.{j}": value.name for j, value in enumerate(row)}
-        tangent = push_forward(phases.forward, given[0], "r1")
-        if tangent is not None:
-            builder.results["tangent"] = tangent.name
+    return builder.finish()
+
+
+def tangent_program(graph: ModelGraph) -> StepProgram:
+    """R-operator of one direction ``direction0.<layer>``: the result ``tangent``; needs no targets."""
+    builder = ProgramBuilder()
+    with builder.phase("gradient"):
+        forward = Forward.emit(builder, graph)
+    with builder.phase("quadratic", sees=("gradient",)):
+        tangent = push_forward(forward, _direction(builder, graph, 0), "r1")
+        assert tangent is not None, "a trainable layer reaches the output"
+        builder.results["tangent"] = tangent.name
     return builder.finish()
 
 

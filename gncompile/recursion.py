@@ -253,9 +253,19 @@ class Frontier:
                 if source not in self.forward.active:
                     continue
                 slope = self.forward.builder.times(outer, self.forward.slope(inner, i))
-                goes_on = self._composes and isinstance(self.graph[source].op, Pointwise)
+                goes_on = self._composes and self._composes_through(self.graph[source], slope)
                 self._accumulate(pending if goes_on else roots, source, slope)
         return roots
+
+    def _composes_through(self, source: Node, slope: Factor) -> bool:
+        """Whether the chain rule goes on below a pointwise source.
+
+        Not where the source is a tensor of the recursion itself and the slope down to it is a number (a
+        sum): nothing is averaged on that way, and all paths then share the one average at the source.
+        """
+        if not isinstance(source.op, Pointwise):
+            return False
+        return not (isinstance(slope, float) and self._is_tensor(source))
 
     def _accumulate(self, into: dict[str, Factor], name: str, slope: Factor) -> None:
         if name in into:

@@ -15,10 +15,11 @@ from ..errors import BatchError, message
 from ..factors import KroneckerFactors
 from ..losses import Loss
 from ..model_graph import Affine, TracedModel
-from ..pipeline import tangent_program
+from ..pipeline import quadratic_program, tangent_program
 from ..runtime import checkpoint
 from ..runtime.executable import Executable
 from ..runtime.memory import dense
+from ..step_program import StepProgram
 from . import fit
 from .first_order import FirstOrder
 from .records import StepStats
@@ -289,12 +290,12 @@ class Trainer(Reports):
                 found[layer] = KroneckerFactors(layer, q, g)
         return found
 
-    def rop(
-        self, x: Tensor | tuple[Tensor, ...], y: Tensor, direction: Mapping[str, Tensor]
-    ) -> Tensor:
+    def rop(self, x: Tensor | tuple[Tensor, ...], direction: Mapping[str, Tensor]) -> Tensor:
         """R-operator: ``(∂z/∂θ) direction`` for one direction by parameter name: ``[N, …]``."""
-        results = self._tangents(x, y, [direction])
-        return results.result("tangent").clone().reshape(-1, *self.traced.graph.output.shape)
+        executable = self._with_directions(tangent_program(self.traced.graph), [direction])
+        executable.load(self._reader.inputs(x))
+        executable.run("gradient", "quadratic")
+        return executable.result("tangent").clone().reshape(-1, *self.traced.graph.output.shape)
 
     def quadratic(
         self,
@@ -303,31 +304,29 @@ class Trainer(Reports):
         directions: list[Mapping[str, Tensor]],
     ) -> tuple[Tensor, Tensor]:
         """``M_ij = d_iᵀ(G + κI)d_j`` and ``b_i = d_iᵀ∇`` of the full Gauss-Newton quadratic [MG §7]."""
-        results = self._tangents(x, y, directions)
-        count = range(len(directions))
-        m = torch.stack([results.result(f"M.{i}.{j}") for i in count for j in count])
-        b = torch.stack([results.result(f"b.{i}") for i in count])
-        return m.reshape(len(directions), -1).clone(), b.clone()
+        count = len(directions)
+        program = quadratic_program(self.traced.graph, self.loss_function, self.settings, count)
+        executable = self._with_directions(program, directions)
+        executable.memory.states["damping"].fill_(self.damping or self.settings.damping)
+        inputs = self._reader.inputs(x)
+        executable.load(inputs, self._reader.target(inputs[0].shape[0], y))
+        executable.run("gradient", "quadratic")
+        m = [[executable.result(f"M.{i}.{j}") for j in range(count)] for i in range(count)]
+        b = [executable.result(f"b.{i}") for i in range(count)]
+        return torch.stack([torch.stack(row) for row in m]), torch.stack(b)
 
-    def _tangents(
-        self, x: Tensor | tuple[Tensor, ...], y: Tensor, directions: list[Mapping[str, Tensor]]
+    def _with_directions(
+        self, program: StepProgram, directions: list[Mapping[str, Tensor]]
     ) -> Executable:
-        memory = self._executable.memory
-        program = tangent_program(
-            self.traced.graph, self.loss_function, self.settings, len(directions)
-        )
+        """An executable beside the trainer's own, with the given directions in its states."""
+        own = self._executable
         executable = Executable(
             program, self.traced, self.loss_function,
-            backend=self._executable.backend, dtype=memory.dtype, device=memory.device,
+            backend=own.backend, dtype=own.memory.dtype, device=own.memory.device,
         )  # fmt: skip
         for i, direction in enumerate(directions):
             for layer, value in self.join(direction).items():
                 executable.memory.states[f"direction{i}.{layer}"].copy_(value)
-        if "damping" in executable.memory.states:
-            executable.memory.states["damping"].fill_(self.damping or self.settings.damping)
-        inputs = self._reader.inputs(x)
-        executable.load(inputs, self._reader.target(inputs[0].shape[0], y))
-        executable.run("gradient", "quadratic")
         return executable
 
     def _load(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> None:
