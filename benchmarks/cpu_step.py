@@ -17,7 +17,7 @@ from .compare import Check, checks
 from .contestants import AUTOGRAD, BACKPACK_KFRA, OUR_KFRA, OUR_STEP, contestants
 from .machine import environment
 from .problems import WIDTHS, LossName, ModelName, Problem
-from .timing import Contestant, Timing, measure
+from .timing import Clock, Contestant, Timing, measure
 
 AIMS = {OUR_KFRA: 0.8, OUR_STEP: 1.1}
 """Largest time wanted as a multiple of BackPACK's KFRA, by row."""
@@ -29,6 +29,7 @@ class Report:
 
     problem: Problem
     checks: list[Check]
+    clock: Clock = "wall"
     rows: dict[str, tuple[Contestant, Timing]] = field(default_factory=dict)
 
     @property
@@ -84,13 +85,14 @@ class Report:
         """What was run."""
         problem = self.problem
         widths = "-".join(map(str, problem.widths))
-        return f"{problem.name} {widths}, {problem.loss}, batch {problem.batch}, float32"
+        return f"{problem.name} {widths}, {problem.loss}, batch {problem.batch}, float32, {self.clock} time"
 
     def record(self) -> dict[str, Any]:
         """Everything, for a JSON file."""
         problem = self.problem
         return {
             "environment": environment(),
+            "clock": self.clock,
             "problem": {
                 "name": problem.name,
                 "widths": problem.widths,
@@ -112,15 +114,18 @@ class Report:
 
 
 def benchmark(
-    problem: Problem, rounds: int, progress: Callable[[str], None] = lambda text: None
+    problem: Problem,
+    rounds: int,
+    progress: Callable[[str], None] = lambda text: None,
+    clock: Clock = "wall",
 ) -> Report:
     """Check, then time; a failed check leaves the report without times."""
     progress("checking")
-    report = Report(problem, list(checks(problem)))
+    report = Report(problem, list(checks(problem)), clock)
     if report.correct:
         progress("compiling")
         entrants = list(contestants(problem))
-        timings = measure(entrants, rounds, progress)
+        timings = measure(entrants, rounds, progress, clock)
         report.rows = {c.name: (c, timings[c.name]) for c in entrants}
     return report
 
@@ -131,6 +136,10 @@ def main(
     batch: Annotated[int, typer.Option(min=1, help="Samples a step.")] = 1000,
     threads: Annotated[int, typer.Option(min=1, help="Threads torch may use.")] = 2,
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each row.")] = 7,
+    clock: Annotated[
+        Clock,
+        typer.Option(help="Time passed, or CPU time: with one thread, good on a busy machine."),
+    ] = "wall",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write a record here.")
     ] = None,
@@ -140,7 +149,7 @@ def main(
     console = Console()
     problem = Problem.make(model, WIDTHS[model], batch, loss)
     with console.status("") as status:
-        report = benchmark(problem, rounds, lambda text: status.update(text))
+        report = benchmark(problem, rounds, lambda text: status.update(text), clock)
     for check in report.checks:
         console.print(str(check), highlight=False)
     if not report.correct:

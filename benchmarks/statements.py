@@ -7,7 +7,6 @@ statements with their line in the emitted file. Timing them one by one adds a mi
 from __future__ import annotations
 
 import ast
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from rich.table import Table
 
 from .compiled import Compiled
 from .problems import WIDTHS, ModelName, Problem
+from .timing import CLOCKS, Clock
 
 STEP = ("gradient", "curvature", "average", "invert", "direction", "quadratic", "update",
         "predict", "evaluate", "adapt")  # fmt: skip
@@ -42,7 +42,7 @@ class Statement:
         return min(self.seconds)
 
 
-class Clock(ast.NodeTransformer):
+class Rewriter(ast.NodeTransformer):
     """Rewrites ``statement`` in a phase as ``start = clock(); statement; record(line, start)``."""
 
     def __init__(self) -> None:
@@ -65,17 +65,20 @@ class Clock(ast.NodeTransformer):
         yield from ast.parse(f"_record({line}, _start)").body
 
 
-def profile(compiled: Compiled, phases: tuple[str, ...], runs: int) -> list[Statement]:
+def profile(
+    compiled: Compiled, phases: tuple[str, ...], runs: int, clock: Clock = "wall"
+) -> list[Statement]:
     """Times of all statements of ``phases`` over ``runs`` runs of a step, after one to warm up."""
     source = compiled.executable.source_file
     assert source is not None, "the reference backend has no statements"
-    clock = Clock()
+    rewriter = Rewriter()
+    now = CLOCKS[clock]
     seconds: dict[int, list[float]] = defaultdict(list)
     names: dict[str, Any] = {
-        "_clock": time.perf_counter,
-        "_record": lambda line, start: seconds[line].append(time.perf_counter() - start),
+        "_clock": now,
+        "_record": lambda line, start: seconds[line].append(now() - start),
     }
-    tree = clock.instrument(ast.parse(source.read_text()))
+    tree = rewriter.instrument(ast.parse(source.read_text()))
     exec(compile(tree, str(source), "exec"), names)
     # The same memory, so the timed functions write into the buffers of the bound step.
     compiled.executable.load(compiled.inputs, compiled.target)
@@ -84,9 +87,9 @@ def profile(compiled: Compiled, phases: tuple[str, ...], runs: int) -> list[Stat
     for _ in range(runs + 1):
         for phase in phases:
             functions[phase]()
-    for line, statement in clock.statements.items():
+    for line, statement in rewriter.statements.items():
         statement.seconds = seconds[line][1:]
-    return [s for s in clock.statements.values() if s.phase in phases]
+    return [s for s in rewriter.statements.values() if s.phase in phases]
 
 
 def by_phase(statements: list[Statement]) -> dict[str, float]:
@@ -102,13 +105,17 @@ def main(
     batch: Annotated[int, typer.Option(min=1)] = 1000,
     threads: Annotated[int, typer.Option(min=1)] = 2,
     runs: Annotated[int, typer.Option(min=1)] = 5,
+    clock: Annotated[
+        Clock,
+        typer.Option(help="Time passed, or CPU time: with one thread, good on a busy machine."),
+    ] = "wall",
     top: Annotated[int, typer.Option(min=1, help="Statements to print.")] = 15,
 ) -> None:
     """Time each emitted statement of a KFRA step and print the slowest."""
     torch.set_num_threads(threads)
     problem = Problem.make(model, WIDTHS[model], batch, "bce")
     compiled = Compiled.of(problem)
-    statements = profile(compiled, STEP, runs)
+    statements = profile(compiled, STEP, runs, clock)
     console = Console()
     console.print(phase_table(statements))
     console.print(statement_table(statements, top, compiled.executable.source_file))
