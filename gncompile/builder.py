@@ -61,6 +61,7 @@ class ProgramBuilder:
         self._phase = ""
         self._visible: frozenset[str] = frozenset()
         self.results: dict[str, str] = {}
+        self.columns = 0
 
     @contextmanager
     def phase(self, name: str, sees: tuple[str, ...] = ()) -> Iterator[None]:
@@ -74,7 +75,7 @@ class ProgramBuilder:
         """The program, without values that nothing uses."""
         keep = _used(self._instructions, set(self.results.values()))
         kept = tuple(i for i in self._instructions if i.name in keep)
-        program = StepProgram(kept, dict(self._states), dict(self.results))
+        program = StepProgram(kept, dict(self._states), dict(self.results), self.columns)
         program.check()
         return program
 

@@ -29,8 +29,8 @@ class LossRules(Protocol):
     def sample_hessians(self) -> Value: ...
     def hessian_product(self, r: Value) -> Value: ...
     def root_columns(self) -> Value: ...
-    def sampled_gradient(self, stream: int) -> Value: ...
-    def projected_gradient(self, stream: int) -> Value: ...
+    def sampled_gradient(self) -> Value: ...
+    def projected_gradient(self) -> Value: ...
 
 
 def loss_rules(builder: ProgramBuilder, loss: Loss, z: Value) -> LossRules:
@@ -110,14 +110,14 @@ class SeparableRules:
         root = self._per_output(sympy.sqrt(self.c) * self.loss.root, "root")
         return self.builder.emit(ir.Columns(), root, name="root_columns")
 
-    def sampled_gradient(self, stream: int) -> Value:
+    def sampled_gradient(self) -> Value:
         """``√c g̃`` with targets drawn from the loss's model: ``[N, K]``."""
-        noise = self.builder.emit(ir.Random(self.loss.noise, ("N", self.outputs), stream), name="noise")
+        noise = self.builder.emit(ir.Random(self.loss.noise, ("N", self.outputs)), name="noise")
         return self._at(sympy.sqrt(self.c) * self.loss.sampled_slope, "g_sampled", noise)
 
-    def projected_gradient(self, stream: int) -> Value:
+    def projected_gradient(self) -> Value:
         """``√c √e'' v`` with random signs v: ``[N, K]``."""
-        noise = self.builder.emit(ir.Random("sign", ("N", self.outputs), stream), name="signs")
+        noise = self.builder.emit(ir.Random("sign", ("N", self.outputs)), name="signs")
         return self._at(sympy.sqrt(self.c) * self.loss.projected_slope, "g_projected", noise)
 
 
@@ -196,17 +196,17 @@ class CrossEntropyRules:
         root = self._at(sympy.sqrt(self.c * m * p), "root", m=self.mass, p=self.p)
         return self.builder.emit(ir.Columns(), root, self.p, name="root_columns")
 
-    def sampled_gradient(self, stream: int) -> Value:
+    def sampled_gradient(self) -> Value:
         """``√(c m) (p − onehot(ỹ))``, ỹ drawn from p: ``[N, K]``."""
         m, p, y = sympy.symbols("m p y", real=True)
-        uniform = self.builder.emit(ir.Random("uniform", ("N", 1), stream), name="noise")
+        uniform = self.builder.emit(ir.Random("uniform", ("N", 1)), name="noise")
         sampled = self.builder.emit(ir.SampleCategorical(), self.p, uniform, name="y_sampled")
         return self._at(sympy.sqrt(self.c * m) * (p - y), "g_sampled", m=self.mass, p=self.p, y=sampled)
 
-    def projected_gradient(self, stream: int) -> Value:
+    def projected_gradient(self) -> Value:
         """``√(c m) (√p ⊙ v − p (√pᵀ v))`` with random signs v: ``[N, K]``."""
         m, p, v, s = sympy.symbols("m p v s", real=True)
-        signs = self.builder.emit(ir.Random("sign", ("N", self.outputs), stream), name="signs")
+        signs = self.builder.emit(ir.Random("sign", ("N", self.outputs)), name="signs")
         rooted = self._at(sympy.sqrt(p) * v, "signed_root", p=self.p, v=signs)
         total = self.builder.emit(ir.RowSum(), rooted, name="signed_root_sum")
         return self._at(sympy.sqrt(self.c * m) * (v - p * s), "g_projected",

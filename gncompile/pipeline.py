@@ -87,14 +87,18 @@ class Phases:
                 )
             elif method == "empirical":
                 self.outputs = column_moments(self.forward, self.vectors)
-            elif method in ("kfac", "kfac_rp"):
-                self.outputs = self._sampled(method, samples)
-        if method == "kflr":
-            self._columns()
+            elif method in ("kfac", "kfac_rp") and samples == 1:
+                self.outputs = column_moments(self.forward, self._passed_back(method))
+        if method == "kflr" or samples > 1:
+            self._summed(method, samples)
 
-    def _sampled(self, method: str, samples: int) -> dict[str, Value]:
-        """KFAC: ``Ḡ = E[g̃ g̃ᵀ]``, averaged over independent samples."""
-        if method == "kfac" and isinstance(self.loss, SeparableLoss) and self.loss.sampler is None:
+    def _passed_back(self, method: str) -> dict[str, Value]:
+        """Vectors backwards whose second moment is Ḡ: columns of the root of 𝓗_L, or one random draw."""
+        if method == "kflr":
+            return pull_back(self.forward, self.rules.root_columns(), prefix="c")
+        if method == "kfac_rp":
+            return pull_back(self.forward, self.rules.projected_gradient(), prefix="s")
+        if isinstance(self.loss, SeparableLoss) and self.loss.sampler is None:
             raise CompileError(
                 message(
                     f"method 'kfac' needs a model to sample targets from; the loss {self.loss.name!r} "
@@ -102,19 +106,10 @@ class Phases:
                     instead="use method='kfac_rp', random ±1 projections, which need no model",
                 )
             )
-        rules = self.rules
-        draw = rules.sampled_gradient if method == "kfac" else rules.projected_gradient
-        each = [
-            column_moments(self.forward, pull_back(self.forward, draw(stream), prefix="s"))
-            for stream in range(samples)
-        ]
-        if samples == 1:
-            return each[0]
-        add, scaled = self.builder.add, self.builder.scaled
-        return {layer: scaled(add(*(e[layer] for e in each)), 1 / samples) for layer in each[0]}
+        return pull_back(self.forward, self.rules.sampled_gradient(), prefix="s")
 
-    def _columns(self) -> None:
-        """KFLR in chunks: each run of the phase adds S columns to the factors' sums."""
+    def _summed(self, method: str, samples: int) -> None:
+        """Ḡ as a sum over runs of the phase ``columns``: chunks of KFLR's columns, or draws of KFAC."""
         builder, states = self.builder, {}
         for layer, node in self.graph.layers.items():
             spec = ir.matrix(ir.Structure.SYMMETRIC, node.size)
@@ -122,12 +117,14 @@ class Phases:
         with builder.phase("columns_begin"):
             for state in states.values():
                 builder.emit(ir.Zeros(state.spec), into=state, name=f"{state.name}_zero")
+        builder.columns = self.graph.output.size if method == "kflr" else samples
+        weight = 1.0 if method == "kflr" else 1 / samples
         self.outputs = {}
         with builder.phase("columns", sees=("gradient",)):
-            columns = pull_back(self.forward, self.rules.root_columns(), prefix="c")
-            for layer, moment in column_moments(self.forward, columns).items():
-                total = builder.add(states[layer], moment, name=f"G_{layer}", into=states[layer])
-                self.outputs[layer] = total
+            for layer, moment in column_moments(self.forward, self._passed_back(method)).items():
+                part = builder.scaled(moment, weight) if weight != 1.0 else moment
+                name = f"G_{layer}"
+                self.outputs[layer] = builder.add(states[layer], part, name=name, into=states[layer])
 
     def report_factors(self) -> None:
         """Mark the batch factors as results ``Q.<layer>`` and ``G.<layer>``."""

@@ -259,7 +259,6 @@ class Random:
 
     kind: Literal["normal", "uniform", "sign"]
     shape: tuple[Dim, ...]
-    stream: int = 0
 
 
 @dataclass(frozen=True)
@@ -379,11 +378,15 @@ class State:
 
 @dataclass(frozen=True)
 class StepProgram:
-    """Instructions in execution order, the states they use, and the values the trainer asks for by role."""
+    """Instructions in execution order, the states they use, and the values the trainer asks for by role.
+
+    ``columns`` is how many columns or draws the phase ``columns`` has to go through in its repeated runs.
+    """
 
     instructions: tuple[Instruction, ...]
     states: dict[str, State] = field(default_factory=dict)
     results: dict[str, str] = field(default_factory=dict)
+    columns: int = 0
 
     def __iter__(self) -> Iterator[Instruction]:
         return iter(self.instructions)

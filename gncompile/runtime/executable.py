@@ -81,7 +81,6 @@ class Executable:
         self.program = program
         self.loss = loss
         self.backend = backend
-        self.outputs = traced.graph.output.size
         self.quadratic_share = quadratic_share
         self.memory_budget = memory_budget
         self.memory = Memory(program, traced.parameters, traced.constants, dtype, device, seed)
@@ -130,7 +129,7 @@ class Executable:
         per_column = column_bytes(self.program, batch, self.memory.dtype)
         if not per_column:
             return 1
-        return max(1, min(self.outputs, self.memory_budget // per_column))
+        return max(1, min(self.program.columns, self.memory_budget // per_column))
 
     def run(self, *phases: str) -> None:
         """Execute phases in order; phases that the program does not have are skipped."""
@@ -138,7 +137,7 @@ class Executable:
             if phase not in self.program.phases:
                 continue
             if phase == "columns":
-                for start in range(0, self.outputs, self._chunk):
+                for start in range(0, self.program.columns, self._chunk):
                     self.step.column_start = start
                     self.step.run(phase)
             else:
