@@ -2,39 +2,40 @@
 
 The full network's forward pass is compared with the module's. Then every width of the graph is shrunk to a
 few features (:func:`shrink`), parameters are drawn anew, and loss, gradients, curvature factors and the
-R-operator of the compiled programs are compared, layer by layer, with brute force: the graph evaluated by
-the short interpreter below and differentiated by ``torch.func``, which shares no derivative with us.
+R-operator of the compiled programs are compared, layer by layer, with brute force: the graph as a plain
+torch function (:mod:`gncompile.torch_network`), differentiated by ``torch.func``, which shares no derivative with us.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.func import grad, hessian, jacrev, jvp
 
-from .emit.expressions import evaluate
 from .frontends.torch_export import trace
-from .losses import OUTPUT, TARGET, Loss, SeparableLoss, SoftmaxCrossEntropy, resolve_loss
+from .losses import Loss, SoftmaxCrossEntropy, resolve_loss
 from .model_graph import (
     Affine,
-    FixedLinear,
-    Input,
     ModelGraph,
     Node,
-    Output,
-    Pointwise,
-    Select,
     TracedModel,
 )
 from .optimiser.settings import Settings
-from .pipeline import factor_program, prepare, step_program, tangent_program
+from .pipeline import (
+    factor_program,
+    prepare,
+    quadratic_program,
+    step_program,
+    tangent_program,
+)
 from .runtime.executable import Executable
 from .shrinking import shrink
 from .step_program import StepProgram
+from .torch_network import Network, objective
 
 TOLERANCE = 1e-9
 """Relative error allowed where both sides are exact: float64 rounding, amplified by a few layers."""
@@ -117,7 +118,12 @@ def verify(
     checks.append(_forward_check(full, traced, inputs, "after the passes"))
     small = shrink(traced, generator)
     problem = Problem(small, declared, loss if isinstance(loss, nn.Module) else None, generator)
-    checks += [*problem.first_order(), *problem.curvature(), *problem.tangents()]
+    checks += [
+        *problem.first_order(),
+        *problem.curvature(),
+        *problem.tangents(),
+        *problem.quadratic(),
+    ]
     places = {layer: place for place, layer in enumerate(["", *traced.graph.layers])}
     checks.sort(key=lambda check: places[check.layer])
     return VerifyReport(traced.name, seed, _sizes(traced.graph, small.graph), tuple(checks))
@@ -135,81 +141,6 @@ def _forward_check(
         expected = module(*inputs).reshape(inputs[0].shape[0], -1)
         found = Network(traced)({}, tuple(x.flatten(start_dim=1) for x in inputs))
     return Check("", f"graph's output, {stage}", "the module, full size", _error(found, expected))
-
-
-# --- the references -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Network:
-    """The graph as a plain function of parameters and flat inputs, differentiable by ``torch.func``."""
-
-    traced: TracedModel
-
-    def __call__(
-        self,
-        parameters: Mapping[str, Tensor],
-        inputs: tuple[Tensor, ...],
-        shifts: Mapping[str, Tensor] | None = None,
-    ) -> Tensor:
-        """z ``[N, K]``. ``parameters`` replace the model's; ``shifts`` are added to nodes by name."""
-        return self.values(parameters, inputs, shifts or {})[self.traced.graph.output.name]
-
-    def values(
-        self,
-        parameters: Mapping[str, Tensor],
-        inputs: tuple[Tensor, ...],
-        shifts: Mapping[str, Tensor],
-    ) -> dict[str, Tensor]:
-        """Every node's value ``[N, size]``."""
-        values: dict[str, Tensor] = {}
-        every = {**self.traced.parameters, **parameters}
-        for node in self.traced.graph:
-            value = self._value(node, [values[name] for name in node.inputs], every, inputs)
-            values[node.name] = value + shifts[node.name] if node.name in shifts else value
-        return values
-
-    def _value(
-        self,
-        node: Node,
-        x: list[Tensor],
-        parameters: Mapping[str, Tensor],
-        inputs: tuple[Tensor, ...],
-    ) -> Tensor:
-        constants = self.traced.constants
-        match node.op:
-            case Input(position):
-                return inputs[position]
-            case Affine(_, weight, bias):
-                h = x[0] @ parameters[weight].T
-                return h if bias is None else h + parameters[bias]
-            case FixedLinear(matrix):
-                return x[0] @ constants[matrix].T
-            case Select(index, fill):
-                padded = torch.cat([*x, x[0].new_full((x[0].shape[0], 1), fill)], dim=1)
-                return padded[:, list(index)]
-            case Pointwise(expression, arguments, named):
-                values = dict(zip(arguments, x, strict=True))
-                values |= {symbol: constants[name] for symbol, name in named}
-                return evaluate(expression, values).expand_as(x[0])
-            case Output():
-                return x[0]
-
-
-def objective(loss: Loss, module: nn.Module | None) -> Callable[[Tensor, Tensor], Tensor]:
-    """``Ē(z, y)``: by the user's own loss module, or else by the loss's value alone."""
-    if module is not None:
-        return lambda z, y: module(z, y)
-
-    def value(z: Tensor, y: Tensor) -> Tensor:
-        scale = loss.scale.value(*z.shape) / z.shape[0]
-        if isinstance(loss, SeparableLoss):
-            return scale * evaluate(loss.expression, {OUTPUT: z, TARGET: y}).sum()
-        smoothing = loss.label_smoothing
-        entropy = nn.CrossEntropyLoss(reduction="sum", label_smoothing=smoothing)
-        return scale * entropy(z, y)
-
-    return value
 
 
 @dataclass
@@ -243,11 +174,8 @@ class Problem:
         program = step_program(self.graph, self.loss, Settings(method="sgd"))
         executable = self._run(program, inputs, y, "gradient")
         trained = self._trained()
-
-        def value(parameters: Mapping[str, Tensor]) -> Tensor:
-            return self.objective(self.network(parameters, inputs), y)
-
-        expected, slopes = value(trained), grad(value)(trained)
+        expected = self._value(trained, inputs, y)
+        slopes = grad(lambda parameters: self._value(parameters, inputs, y))(trained)
         reference = "its torch module" if self.loss_module else "its formula in torch"
         checks = [Check("", "loss", reference, _error(executable.result("loss"), expected))]
         for layer, node in self.graph.layers.items():
@@ -258,7 +186,7 @@ class Problem:
     def curvature(self) -> list[Check]:
         """Q, and Ḡ of KFRA and KFLR, against exact Gauss-Newton blocks."""
         single, several = self.batch(1), self.batch(SAMPLES)
-        cases = [("kfra", single), ("kflr", single), ("kflr", several)]
+        cases = [("kflr", several), ("kflr", single), ("kfra", single)]
         checks = []
         for method, (inputs, y) in cases:
             program = factor_program(self.graph, self.loss, method)
@@ -279,31 +207,64 @@ class Problem:
     def tangents(self) -> list[Check]:
         """The R-operator along each layer's parameters, against ``torch.func.jvp``."""
         inputs, y = self.batch(SAMPLES)
-        program = tangent_program(self.graph, self.loss, Settings(), 1)
-        executable = self._executable(program)
+        executable = self._executable(tangent_program(self.graph))
         checks = []
         for layer, node in self.graph.layers.items():
-            direction = self._random_direction(node)
-            trained = self._trained()
-            tangents = {k: direction.get(k, torch.zeros_like(v)) for k, v in trained.items()}
-            expected = jvp(lambda p: self.network(p, inputs), (trained,), (tangents,))[1]
-            for other in self.graph.layers.values():
-                state = executable.memory.states[f"direction0.{_layer(other)}"]
-                state.copy_(self._joined(other, tangents))
+            direction = self._direction(node)
+            self._set_direction(executable, direction)
             self._load(executable, inputs, y, "gradient", "quadratic")
             found = executable.result("tangent")
-            checks.append(Check(layer, "R-operator", "torch.func.jvp", _error(found, expected)))
+            error = _error(found, self._tangent(inputs, direction))
+            checks.append(Check(layer, "R-operator", "torch.func.jvp", error))
         return checks
+
+    def quadratic(self) -> list[Check]:
+        """``dᵀ(G + λI)d`` and ``dᵀ∇`` of the step-size rule for a random d, ``G`` by torch.func."""
+        inputs, y = self.batch(SAMPLES)
+        settings = Settings()
+        executable = self._executable(quadratic_program(self.graph, self.loss, settings, 1))
+        direction = self._direction(*self.graph.layers.values())
+        self._set_direction(executable, direction)
+        self._load(executable, inputs, y, "gradient", "quadratic")
+        r, curvature = self._tangent(inputs, direction), self._output_hessians(inputs, y)
+        norm = sum(float(d.square().sum()) for d in direction.values())
+        m = torch.einsum("nk,nkl,nl->", r, curvature, r) / len(y) + settings.damping * norm
+        slope = jvp(lambda p: self._value(p, inputs, y), (self._trained(),), (direction,))[1]
+        return [
+            Check(
+                "",
+                "quadratic model, dᵀ(G + λI)d",
+                "jvp and hessian",
+                _error(executable.result("M.0.0"), m),
+            ),
+            Check(
+                "",
+                "quadratic model, dᵀ∇",
+                "torch.func.jvp",
+                _error(executable.result("b.0"), slope),
+            ),
+        ]
+
+    def _tangent(self, inputs: tuple[Tensor, ...], direction: Mapping[str, Tensor]) -> Tensor:
+        return jvp(lambda p: self.network(p, inputs), (self._trained(),), (dict(direction),))[1]
+
+    def _value(
+        self, parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...], y: Tensor
+    ) -> Tensor:
+        return self.objective(self.network(parameters, inputs), y)
+
+    def _output_hessians(self, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
+        """``𝓗_n``: ``[N, K, K]``."""
+        z = self.network({}, inputs)
+        whole = hessian(lambda u: self.objective(u, y))(z) * len(z)
+        return torch.stack([whole[n, :, n] for n in range(len(z))])
 
     def gauss_newton(self, inputs: tuple[Tensor, ...], y: Tensor) -> dict[str, Tensor]:
         """``(1/N) Σ_n J_nᵀ 𝓗_n J_n`` at every layer's pre-activation, ``J_n`` and ``𝓗_n`` by torch.func."""
-        z = self.network({}, inputs)
-        count = z.shape[0]
-        whole = hessian(lambda u: self.objective(u, y))(z) * count
-        curvature = torch.stack([whole[n, :, n] for n in range(count)])
+        curvature = self._output_hessians(inputs, y)
         blocks = {}
         for layer, node in self.graph.layers.items():
-            zero = z.new_zeros(count, node.size)
+            zero = curvature.new_zeros(len(curvature), node.size)
             name = node.name
             # samples do not meet, so a sum over them holds each one's own Jacobian
             columns = jacrev(lambda e: self.network({}, inputs, {name: e}).sum(dim=0))(zero)  # noqa: B023
@@ -332,9 +293,16 @@ class Problem:
         weight, *bias = (by_name[name] for name in _parameter_names(node))
         return torch.cat([weight, bias[0][:, None]], dim=1) if bias else weight
 
-    def _random_direction(self, node: Node) -> dict[str, Tensor]:
-        shapes = {name: self.traced.parameters[name].shape for name in _parameter_names(node)}
-        return {name: _normal(self.generator, *shape) for name, shape in shapes.items()}
+    def _direction(self, *nodes: Node) -> dict[str, Tensor]:
+        """Random changes of these nodes' parameters, zero for all others."""
+        direction = {name: torch.zeros_like(p) for name, p in self._trained().items()}
+        for name in [name for node in nodes for name in _parameter_names(node)]:
+            direction[name] = _normal(self.generator, *direction[name].shape)
+        return direction
+
+    def _set_direction(self, executable: Executable, direction: Mapping[str, Tensor]) -> None:
+        for layer, node in self.graph.layers.items():
+            executable.memory.states[f"direction0.{layer}"].copy_(self._joined(node, direction))
 
     # --- compiled programs ----------------------------------------------------------------------------
 
@@ -356,11 +324,6 @@ class Problem:
         rows = nn.functional.one_hot(y, self.graph.output.size) if y.dim() == 1 else y
         executable.load(inputs, rows.double())
         executable.run(*phases)
-
-
-def _layer(node: Node) -> str:
-    assert isinstance(node.op, Affine)
-    return node.op.layer
 
 
 def _parameter_names(node: Node) -> list[str]:
