@@ -53,8 +53,8 @@ def total(costs: Iterable[Cost]) -> Cost:
 class CostModel:
     """The cost of a program for ``batch`` samples.
 
-    ``quadratic`` of them enter the quadratic model; KFLR's ``outputs`` columns go through in chunks of
-    ``columns``; ``itemsize`` is the bytes of one number.
+    ``quadratic`` of them enter the quadratic model; KFLR's columns go through in chunks of ``columns``;
+    ``itemsize`` is the bytes of one number.
     """
 
     program: StepProgram
@@ -62,7 +62,6 @@ class CostModel:
     itemsize: int = 4
     quadratic: int | None = None
     columns: int = 1
-    outputs: int = 1
 
     @property
     def dims(self) -> dict[str, int]:
@@ -86,8 +85,8 @@ class CostModel:
         return Cost(self._flops(instruction, inputs), moved * self.itemsize)
 
     def runs(self, phase: str) -> int:
-        """How often a step runs a phase when it runs it at all: once for every chunk of columns."""
-        return math.ceil(self.outputs / self.columns) if phase == "columns" else 1
+        """How often a step runs a phase when it runs it at all: once for every chunk of columns or draw."""
+        return math.ceil(self.program.columns / self.columns) if phase == "columns" else 1
 
     def phase(self, name: str) -> Cost:
         """Cost of a phase, all its runs together."""
@@ -203,14 +202,12 @@ def _moment(sizes: list[list[int]], homogeneous: bool) -> int:
     return 2 * rows * d * sizes[1][-1] + appended
 
 
-def columns_within(
-    program: StepProgram, batch: int, itemsize: int, outputs: int, budget: int
-) -> int:
+def columns_within(program: StepProgram, batch: int, itemsize: int, budget: int) -> int:
     """How many of KFLR's columns fit into ``budget`` bytes at once; at least one."""
     one = CostModel(program, batch, itemsize)
     held = [i for i in program if "S" in i.spec.shape and not isinstance(i.op, ir.VIEWS)]
     column = sum(one.elements(i.spec) for i in held) * itemsize
-    return max(1, min(outputs, budget // column)) if column else 1
+    return max(1, min(program.columns, budget // column)) if column else 1
 
 
 # --- whose work it is ---------------------------------------------------------------------------------

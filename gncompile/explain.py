@@ -103,12 +103,10 @@ class _Report:
 
     @cached_property
     def costs(self) -> CostModel:
-        outputs, settings = self.graph.output.size, self.settings
-        columns = columns_within(
-            self.program, self.batch, self.itemsize, outputs, settings.memory_budget
-        )
+        program, settings = self.program, self.settings
+        columns = columns_within(program, self.batch, self.itemsize, settings.memory_budget)
         quadratic = math.ceil(self.batch * settings.quadratic_share)
-        return CostModel(self.program, self.batch, self.itemsize, quadratic, columns, outputs)
+        return CostModel(program, self.batch, self.itemsize, quadratic, columns)
 
     @cached_property
     def parts(self) -> dict[tuple[str, str], Cost]:
@@ -231,7 +229,7 @@ class _Report:
         share = self._share(phase)
         if share == 0:
             return "on demand" if phase in ("predict", "evaluate") else "after a failed step"
-        times = f", in {self.costs.runs(phase)} chunks" if self.costs.runs(phase) > 1 else ""
+        times = f", in {self.costs.runs(phase)} runs" if self.costs.runs(phase) > 1 else ""
         return ("every step" if share == 1 else f"every {round(1 / share)} steps") + times
 
     def _phases(self) -> str:

@@ -3,7 +3,8 @@
 The full network's forward pass is compared with the module's. Then every width of the graph is shrunk to a
 few features (:func:`shrink`), parameters are drawn anew, and loss, gradients, curvature factors and the
 R-operator of the compiled programs are compared, layer by layer, with brute force: the graph as a plain
-torch function (:mod:`gncompile.torch_network`), differentiated by ``torch.func``, which shares no derivative with us.
+torch function (:mod:`gncompile.torch_network`), differentiated by ``torch.func``, which shares no
+derivative with us.
 """
 
 from __future__ import annotations

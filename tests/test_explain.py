@@ -98,7 +98,7 @@ def test_work_buffers_are_what_is_allocated() -> None:
     executable.load((torch.randn(7, 5).double(),), torch.randn(7, 3).double())
     allocated = executable.memory._flat
     columns = executable.chunk(7)
-    assert columns == columns_within(program, 7, 8, 3, executable.memory_budget)
+    assert columns == columns_within(program, 7, 8, executable.memory_budget)
     expected = CostModel(program, 7, 8, columns=columns).buffer_bytes()
     found = {name: flat.numel() * 8 for name, flat in allocated.items() if name in expected}
     assert found == expected
@@ -107,11 +107,16 @@ def test_work_buffers_are_what_is_allocated() -> None:
 
 def test_columns_of_kflr_are_counted_in_chunks() -> None:
     _, _, _, program = compiled(chain(), 6, method="kflr")
-    at_once, singly = (CostModel(program, 9, columns=s, outputs=3) for s in (3, 1))
+    at_once, singly = (CostModel(program, 9, columns=s) for s in (3, 1))
     assert (at_once.runs("columns"), singly.runs("columns"), singly.runs("gradient")) == (1, 3, 1)
     work = [sum(c.flops for c in map(m.of, program.phase("columns"))) for m in (at_once, singly)]
     assert singly.phase("columns").flops == 3 * work[1] > at_once.phase("columns").flops == work[0]
-    assert columns_within(program, 9, 4, outputs=3, budget=1) == 1
+    assert columns_within(program, 9, 4, budget=1) == 1
+
+
+def test_draws_of_kfac_are_counted_each() -> None:
+    _, _, _, program = compiled(chain(), 6, method="kfac", samples=4)
+    assert CostModel(program, 9).runs("columns") == 4
 
 
 @settings(max_examples=10)
