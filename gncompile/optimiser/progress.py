@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,23 +36,21 @@ def _bar(console: Console, total: int | None) -> Iterator[Show]:
     columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
     with Progress(*columns, TimeRemainingColumn(compact=True), console=console) as progress:
         task = progress.add_task("fit", total=total, text="")
-        speed = Smoothed()
+        line = Line()
 
         def show(record: Record) -> None:
-            text = describe(record, speed.add(record.samples_per_second))
-            progress.update(task, advance=1, text=text)
+            progress.update(task, advance=1, text=line.text(record))
 
         yield show
 
 
 def _log(console: Console, total: int | None) -> Show:
-    speed = Smoothed()
-    steps, shown = 0, -LOG_EVERY
+    line, steps, shown = Line(), 0, -math.inf
 
     def show(record: Record) -> None:
         nonlocal steps, shown
         steps += 1
-        text = describe(record, speed.add(record.samples_per_second))
+        text = line.text(record)
         if steps == total or time.monotonic() - shown >= LOG_EVERY:
             shown = time.monotonic()
             of = f"/{total}" if total else ""
@@ -60,25 +59,26 @@ def _log(console: Console, total: int | None) -> Show:
     return show
 
 
-class Smoothed:
-    """A running mean that forgets, so that the speed shown does not flicker."""
+class Line:
+    """``loss 66.1  damping 0.08  step size 1.02  validation 66.8  4,300 samples/s``."""
 
     def __init__(self) -> None:
-        self.value: float | None = None
+        self.speed: float | None = None
+        self.validation: float | None = None
 
-    def add(self, value: float) -> float:
-        """The mean with ``value`` weighted a tenth."""
-        self.value = value if self.value is None else 0.9 * self.value + 0.1 * value
-        return self.value
-
-
-def describe(record: Record, speed: float) -> str:
-    """``loss 66.1  damping 0.08  step size 1.02  4,300 samples/s``."""
-    parts = [f"loss {record.loss:.5g}"]
-    if record.damping is not None:
-        parts.append(f"damping {record.damping:.2g}")
-    if record.step_size is not None:
-        parts.append(f"step size {record.step_size:.3g}")
-    if record.rejected:
-        parts.append(f"rejected {record.rejected}")
-    return "  ".join([*parts, f"{speed:,.0f} samples/s"])
+    def text(self, record: Record) -> str:
+        """The line after ``record``: its speed smoothed, with the last validation loss."""
+        now = record.samples_per_second
+        self.speed = now if self.speed is None else 0.9 * self.speed + 0.1 * now
+        if record.validation_loss is not None:
+            self.validation = record.validation_loss
+        parts = [f"loss {record.loss:.5g}"]
+        if record.damping is not None:
+            parts.append(f"damping {record.damping:.2g}")
+        if record.step_size is not None:
+            parts.append(f"step size {record.step_size:.3g}")
+        if self.validation is not None:
+            parts.append(f"validation {self.validation:.5g}")
+        if record.rejected:
+            parts.append(f"rejected {record.rejected}")
+        return "  ".join([*parts, f"{self.speed:,.0f} samples/s"])
