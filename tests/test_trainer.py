@@ -350,16 +350,43 @@ def test_parameters_are_averaged(method: str) -> None:
     assert trainer.evaluate(x, y, batch_size=7, averaged=False) == pytest.approx(float(current))
 
 
-def test_an_undone_update_leaves_no_trace_in_the_average() -> None:
-    model = network(dtype=torch.float32)
-    x, y = samples(16, dtype=torch.float32)
-    trainer = gncompile.compile(model, "exp(z) - y*z", x, average=0.9)
-    for _ in range(3):
-        trainer.step(x, y)
+def overshooting(backend: str) -> tuple[Trainer, Tensor, Tensor]:
+    """A Poisson model far below its targets: Newton's step is ``y / e^z``, and the loss overflows there."""
+    layer = nn.Linear(1, 1).double()
     with torch.no_grad():
-        model[-1].bias.fill_(math.inf)  # type: ignore[operator, union-attr]
+        layer.weight.fill_(0.1)
+        layer.bias.fill_(-7.0)
+    x, y = torch.zeros(4, 1).double(), torch.full((4, 1), 3.0).double()
+    model = nn.Sequential(layer)
+    options: dict[str, Any] = {"damping": 1e-8, "average": 0.9, "backend": backend}
+    return gncompile.compile(model, "exp(z) - y*z", x, **options), x, y
+
+
+def test_an_overshooting_update_is_undone(backend: str) -> None:
+    trainer, x, y = overshooting(backend)
+    good = parameters(trainer)
+    first = trainer.step(x, y)
+    assert first.rejected == 0
+    assert not math.isfinite(float(trainer.loss(x, y)))
+    second = trainer.step(x, y)
+    assert (second.rejected, second.loss) == (1, first.loss)
+    assert second.damping is not None
+    assert second.damping > 1e-8
+    trainer._undo()
+    assert_tensors(parameters(trainer), good, 0.0)
+
+
+def test_an_undone_update_leaves_no_trace_in_the_average(backend: str) -> None:
+    trainer, x, y = overshooting(backend)
     trainer.step(x, y)
-    assert math.isfinite(trainer.evaluate(x, y))
+    trainer._undo()
+    assert math.isfinite(trainer.evaluate(x, y))  # nothing is averaged yet: the parameters themselves
+    with torch.no_grad():
+        trainer.model[0].bias.fill_(0.0)  # type: ignore[index, union-attr]
+    trainer.step(x, y)
+    now = parameters(trainer)
+    with trainer.averaged_parameters():  # the first update kept is the whole average
+        assert_tensors(parameters(trainer), now, 0.0)
 
 
 def one_layer(**options: Any) -> tuple[Trainer, Tensor, Tensor]:

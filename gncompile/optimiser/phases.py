@@ -273,8 +273,14 @@ class Optimiser:
         weight = self.builder.pointwise(minimum(1 - 1 / k, _number(decay)), {k: count}, name="average_decay")
         for layer in self.layers:
             for parameter, _ in self._pairs(layer, self._step(layer)):
-                state = self.builder.state(f"average.{parameter.name}", parameter.spec)
+                state, saved = self._parameter_average(parameter)
+                self.builder.pointwise(a, {a: state}, into=saved, name="saved_average")
                 self.builder.emit(ir.Average(), state, parameter, weight, into=state, name="averaged")
+
+    def _parameter_average(self, parameter: Value) -> tuple[Value, Value]:
+        """The running average of a parameter, and what it was before the last update."""
+        state = self.builder.state(f"average.{parameter.name}", parameter.spec)
+        return state, self.builder.state(f"last_good_average.{parameter.name}", parameter.spec)
 
     def adapt(self, before: Value, after: Value, predicted: Value) -> Value:
         """Levenberg-Marquardt: ``ρ = (E(θ+δ) − E(θ)) / predicted``; λ shrinks above ¾, grows below ¼ or at NaN."""
@@ -302,11 +308,17 @@ class Optimiser:
             self.builder.emit(ir.Zeros(step.spec), into=step, name="no_step")
 
     def restore(self) -> None:
-        """Parameters as they were before the last update."""
+        """Parameters, and their averages, as they were before the last update."""
         for layer in self.layers:
             for parameter, _ in self._pairs(layer, self._step(layer)):
                 saved = self.builder.state(f"last_good.{parameter.name}", parameter.spec)
                 self.builder.pointwise(a, {a: saved}, into=parameter, name="restored")
+                if self.settings.average:
+                    state, saved = self._parameter_average(parameter)
+                    self.builder.pointwise(a, {a: saved}, into=state, name="restored_average")
+        if self.settings.average:
+            count = self._scalar("averaged")
+            self.builder.pointwise(k - 1, {k: count}, into=count, name="averaged_before")
 
 
 def _s(letter: str, *index: int) -> sympy.Symbol:
