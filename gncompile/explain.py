@@ -7,7 +7,6 @@ piecewise-linear networks. Everything here is read off the compiled program, not
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,7 +104,7 @@ class _Report:
     def costs(self) -> CostModel:
         program, settings = self.program, self.settings
         columns = columns_within(program, self.batch, self.itemsize, settings.memory_budget)
-        quadratic = math.ceil(self.batch * settings.quadratic_share)
+        quadratic = settings.quadratic_rows(self.batch)
         return CostModel(program, self.batch, self.itemsize, quadratic, columns)
 
     @cached_property
