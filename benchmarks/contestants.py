@@ -125,7 +125,7 @@ def full_step(name: str, problem: Problem, program: StepProgram, **options: Any)
 
 def step_flops(program: StepProgram, settings: Settings, batch: int) -> float:
     """Flops of one step, averaged over refreshes and damping updates."""
-    dims = {"N": batch, "Q": math.ceil(batch * settings.quadratic_share), "S": 1}
+    dims = {"N": batch, "Q": settings.quadratic_rows(batch), "S": 1}
 
     def count(*phases: str) -> float:
         return program_flops(program, phases, dims)

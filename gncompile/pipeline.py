@@ -89,7 +89,7 @@ class Phases:
                 self.outputs = column_moments(self.forward, self.vectors)
             elif method in ("kfac", "kfac_rp") and samples == 1:
                 self.outputs = column_moments(self.forward, self._passed_back(method))
-        if method == "kflr" or samples > 1:
+        if method == "kflr" or (method in ("kfac", "kfac_rp") and samples > 1):
             self._summed(method, samples)
 
     def _passed_back(self, method: str) -> dict[str, Value]:

@@ -159,6 +159,16 @@ class _Writer:
         self.scratch[name] = shape
         return name
 
+    def owned(self, name: str) -> bool:
+        """Whether a value has a whole buffer or state to itself, padding included."""
+        op = self.program[name].op
+        return not isinstance(op, ir.VIEWS) and not (isinstance(op, Leaf) and op.kind != "state")
+
+    def flat(self, name: str) -> str:
+        """The value as a vector."""
+        self.constants[f"{name}_flat"] = f"memory.flat({name})"
+        return f"{name}_flat"
+
     def _index(self, name: str, values: list[int]) -> str:
         """A constant index tensor, given by ranges where it has them."""
         self.constants[name] = f"torch.tensor({_compact(values)}, device=memory.device)"
@@ -290,6 +300,8 @@ def _row_sum(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spe
 @_writes(ir.Dot)
 def _dot(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.Dot)
+    if not i.op.mean and all(w.owned(name) for name in i.inputs):
+        return [f"torch.dot({w.flat(v[0])}, {w.flat(v[1])}, out={out})"]
     return [f"linalg.dot({v[0]}, {v[1]}, {i.op.mean}, out={out})"]
 
 

@@ -59,7 +59,7 @@ def compile(  # noqa: A001 (the name users know from torch)
         dtype=reader.dtype,
         device=reader.device,
         seed=seed,
-        quadratic_share=settings.quadratic_share,
+        quadratic_rows=settings.quadratic_rows,
         memory_budget=settings.memory_budget,
     )
     return Trainer(model, traced, declared, reader, settings, executable)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
@@ -41,8 +42,11 @@ class Settings:
     """Choose step size and momentum together from the exact quadratic model."""
     step_cap: float | None = None
     """Optional bound on the step size along the preconditioned gradient."""
-    quadratic_share: float = 1.0
-    """Share of the batch on which the quadratic model's curvature is evaluated."""
+    quadratic_share: float = 0.25
+    """Share of the batch on which the quadratic model's curvature M is evaluated [MG §7: ¼]; the
+    gradient term b always uses the whole batch."""
+    quadratic_samples: int = 256
+    """Samples that M is evaluated on at least, if the batch has them."""
     samples: int = 1
     """Sampled gradients a step for KFAC and its projections."""
     average: float = 0.0
@@ -55,7 +59,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         positive = ("damping", "damping_rate", "damping_period", "refresh_every", "samples",
-                    "learning_rate", "memory_budget")  # fmt: skip
+                    "learning_rate", "memory_budget", "quadratic_samples")  # fmt: skip
         for name in positive:
             _require(name, getattr(self, name), getattr(self, name) > 0, "a positive number")
         _require("damping_rate", self.damping_rate, self.damping_rate < 1, "a number below 1")
@@ -92,6 +96,10 @@ class Settings:
     def second_order(self) -> bool:
         """Whether the method uses curvature factors."""
         return self.method in CURVATURE_METHODS
+
+    def quadratic_rows(self, batch: int) -> int:
+        """Samples of a batch that the quadratic model's curvature is evaluated on."""
+        return min(batch, max(math.ceil(batch * self.quadratic_share), self.quadratic_samples))
 
     def l2_of(self, parameter: str) -> float:
         """The L2 coefficient η of a parameter by name."""

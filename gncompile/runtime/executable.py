@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -58,7 +58,7 @@ class Executable:
     """Runs the phases of a program on batches of any size.
 
     ``backend`` is ``"torch"`` (emitted source) or ``"reference"`` (interpreted). ``memory_budget`` bounds
-    the bytes that a chunk of KFLR's columns uses.
+    the bytes that a chunk of KFLR's columns uses; ``quadratic_rows`` gives Q for a batch of N samples.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Executable:
         dtype: torch.dtype,
         device: torch.device,
         seed: int = 0,
-        quadratic_share: float = 1.0,
+        quadratic_rows: Callable[[int], int] = lambda batch: batch,
         memory_budget: int = 1 << 30,
     ) -> None:
         if backend not in BACKENDS:
@@ -81,7 +81,7 @@ class Executable:
         self.program = program
         self.loss = loss
         self.backend = backend
-        self.quadratic_share = quadratic_share
+        self.quadratic_rows = quadratic_rows
         self.memory_budget = memory_budget
         self.memory = Memory(program, traced.parameters, traced.constants, dtype, device, seed)
         self.source_file: Path | None = None
@@ -113,7 +113,7 @@ class Executable:
         self._step.load(inputs, target)
 
     def _bind(self, batch: int) -> ReferenceStep | EmittedStep:
-        dims = {"N": batch, "Q": math.ceil(batch * self.quadratic_share), "S": self.chunk(batch)}
+        dims = {"N": batch, "Q": self.quadratic_rows(batch), "S": self.chunk(batch)}
         key = tuple(dims.values())
         if key not in self._bound:
             for old in list(self._bound)[: len(self._bound) - BOUND_SHAPES_KEPT + 1]:

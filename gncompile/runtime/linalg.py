@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BLOCK = 192
+from .memory import ALIGNMENT
+
+BLOCK = 256
 """Width of the diagonal blocks of a symmetric product: below this one plain product is faster."""
 
 
@@ -22,11 +24,14 @@ def damped_inverse(m: Tensor, damping: Tensor, out: Tensor) -> None:
     if m.dim() < 2:
         torch.reciprocal(m + damping, out=out)
         return
-    shifted = m.clone()
-    shifted.diagonal().add_(damping)
+    size = m.shape[0]
+    # Bordered by an identity to an even size, which LAPACK handles up to half again as fast.
+    shifted = torch.eye(-(-size // ALIGNMENT) * ALIGNMENT, dtype=m.dtype, device=m.device)
+    shifted[:size, :size] = m
+    shifted.diagonal()[:size].add_(damping)
     factor, info = torch.linalg.cholesky_ex(shifted)
     if int(info) == 0:
-        torch.cholesky_inverse(factor, out=out)
+        out.copy_(torch.cholesky_inverse(factor)[:size, :size])
         return
     if not bool(torch.isfinite(shifted).all()):
         out.fill_(float("nan"))

@@ -41,12 +41,14 @@ class Memory:
         self._flat: dict[str, Tensor] = {}
 
     def _initial(self, state: State) -> Tensor:
-        shape = [int(d) for d in state.spec.shape]
+        shape = tuple(int(d) for d in state.spec.shape)
+        padded = torch.zeros(padded_shape(shape), dtype=self.dtype, device=self.device)
+        tensor = padded[..., : shape[-1]] if shape else padded
         if state.initial == "identity" and len(shape) == 2:
-            return torch.eye(shape[0], dtype=self.dtype, device=self.device)
+            tensor.fill_diagonal_(1.0)
+            return tensor
         numbers = {"zero": 0.0, "one": 1.0, "identity": 1.0}
-        fill = numbers.get(state.initial, state.initial)  # type: ignore[arg-type]
-        return torch.full(shape, float(fill), dtype=self.dtype, device=self.device)
+        return tensor.fill_(float(numbers.get(state.initial, state.initial)))  # type: ignore[arg-type]
 
     def parameter(self, key: str) -> Tensor:
         """A parameter of the user's model, as data without gradient tracking."""
@@ -68,12 +70,24 @@ class Memory:
 
     def buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """A work tensor, allocated once and viewed for smaller batches; NaN until written."""
-        count = math.prod(shape)
+        padded = padded_shape(shape)
+        count = math.prod(padded)
         flat = self._flat.get(name)
         if flat is None or flat.numel() < count:
             flat = torch.full((count,), float("nan"), dtype=self.dtype, device=self.device)
             self._flat[name] = flat
-        return flat[:count].view(shape)
+        rows = flat[:count].view(padded)
+        if padded == shape:
+            return rows
+        rows[..., shape[-1] :] = 0
+        return rows[..., : shape[-1]]
+
+    @staticmethod
+    def flat(tensor: Tensor) -> Tensor:
+        """A buffer or state as a vector, its zero padding included; for sums over all elements."""
+        if tensor.dim() < 2:
+            return tensor.reshape(-1)
+        return tensor.as_strided((tensor.stride(0) * tensor.shape[0],), (1,))
 
     def random(self, kind: str, out: Tensor) -> None:
         """Fill ``out`` with standard normal, uniform [0, 1) or ±1 numbers from this program's generator."""
@@ -88,6 +102,17 @@ class Memory:
     def buffer_bytes(self) -> int:
         """Bytes held by work buffers."""
         return sum(flat.numel() * flat.element_size() for flat in self._flat.values())
+
+
+ALIGNMENT = 16
+"""Rows of matrices start at multiples of this many elements; odd row strides cost matrix products up to half."""
+
+
+def padded_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape to allocate: rows of 64 and more elements are padded to the alignment."""
+    if len(shape) < 2 or shape[-1] < 4 * ALIGNMENT:
+        return shape
+    return (*shape[:-1], -(-shape[-1] // ALIGNMENT) * ALIGNMENT)
 
 
 def bind_shape(shape: tuple[Dim, ...], dims: Mapping[str, int]) -> tuple[int, ...]:
