@@ -18,6 +18,7 @@ from .data import Batches, DataSplit, load
 from .environment import environment, table
 from .errors import ModelFileError, expected_got, message
 from .frontends.model_file import ModelFile, load_model_file
+from .output_bias import set_output_bias
 from .run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ class TrainingRun:
         if updates is None and epochs is None:
             updates, epochs = training.updates, training.epochs
         trainer = compile_file(file, seed, **({} if method is None else {"method": method}))
+        if training.output_bias == "mean":
+            set_output_bias(file, trainer.model, data.train_y)
         settings = {
             **{"updates": updates, "epochs": epochs, "seed": seed},
             "checkpoint_every": checkpoint_every,

@@ -196,8 +196,7 @@ def test_losses_are_stored_as_text(spec: str | nn.Module) -> None:
 
 
 def test_a_module_loss_is_restored(path: Path) -> None:
-    x, y = samples()
-    trainer = gncompile.compile(network(), nn.HuberLoss(delta=0.3), x)
+    trainer = gncompile.compile(network(), nn.HuberLoss(delta=0.3), samples()[0])
     fit(trainer, 3, checkpoint=path)
     resumed = Trainer.resume(path, network(seed=2))
     assert fit(resumed, 3, continue_order=False) == fit(trainer, 3)
@@ -230,7 +229,10 @@ def _frozen() -> nn.Module:
     [
         (Wide().double, "0.weight\n  expected: [7, 6]\n  got:      [5, 6]"),
         (lambda: network("gated"), "value.weight\n  expected: [5, 6]\n  got:      not there"),
-        (lambda: network(dtype=torch.float32), "dtype\n  expected: torch.float32\n  got:      torch.float64"),
+        (
+            lambda: network(dtype=torch.float32),
+            "dtype\n  expected: torch.float32\n  got:      torch.float64",
+        ),
         (_frozen, "0.weight\n  expected: not there\n  got:      [5, 6]"),
         (_sigmoids, "graph\n  expected: v2 = sigmoid(v1) : [5]\n  got:      v2 = tanh(v1) : [5]"),
     ],
@@ -320,7 +322,9 @@ def test_a_later_format(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"use gncompile {gncompile.__version__}" in str(caught.value)
 
 
-def test_a_failed_save_keeps_the_old_checkpoint(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_keeps_the_old_checkpoint(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = compiled(network())
     trainer.save(path)
     before = path.read_bytes()

@@ -19,7 +19,11 @@ SAMPLES, WIDTH, OUTPUTS = 50, 6, 3
 def plain() -> nn.Module:
     """A chain with a layer without bias."""
     return nn.Sequential(
-        nn.Linear(WIDTH, 5), nn.Tanh(), nn.Linear(5, 4, bias=False), nn.SiLU(), nn.Linear(4, OUTPUTS)
+        nn.Linear(WIDTH, 5),
+        nn.Tanh(),
+        nn.Linear(5, 4, bias=False),
+        nn.SiLU(),
+        nn.Linear(4, OUTPUTS),
     )
 
 
@@ -48,7 +52,11 @@ class Gated(nn.Module):
         return self.last(torch.tanh(self.value(x)) * torch.sigmoid(self.gate(x)))
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"plain": plain, "residual": Residual, "gated": Gated}
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "plain": plain,
+    "residual": Residual,
+    "gated": Gated,
+}
 
 
 def network(name: str = "plain", seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Module:

@@ -181,7 +181,10 @@ class LossSection(Record):
 
 
 class Training(Record):
-    """``[training]``: how long and with what; ``options`` go to ``gncompile.compile`` as they are."""
+    """``[training]``: how long and with what; ``options`` go to ``gncompile.compile`` as they are.
+
+    ``output_bias = "mean"`` starts the last layer's bias at the best constant prediction.
+    """
 
     method: str = "kfra"
     batch_size: Size = 1000
@@ -189,6 +192,7 @@ class Training(Record):
     epochs: Size | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     dtype: Literal["float32", "float64"] = "float32"
+    output_bias: Literal["zero", "mean"] = "zero"
     options: dict[str, JsonValue] = {}
 
     @model_validator(mode="after")
