@@ -10,8 +10,10 @@ A step program is a sequence of phases. Each phase below lists the earlier phase
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+import sympy
 
 from . import step_program as ir
 from .builder import ProgramBuilder, Value
@@ -23,6 +25,7 @@ from .recursion import (
     pull_back_matrices,
 )
 from .errors import CompileError, message
+from .functions import select
 from .loss_rules import LossRules, loss_rules
 from .losses import Loss, SeparableLoss
 from .model_graph import Affine, ModelGraph
@@ -71,7 +74,7 @@ class Phases:
             self.gradients = weight_gradients(self.forward, self.vectors)
             self.builder.results["loss"] = self.loss_value.name
 
-    def factors(self, method: str, samples: int = 1) -> None:
+    def factors(self, method: str, samples: int = 1, trace_correction: bool = False) -> None:
         """Input moments Q and output factors Ḡ of one batch, by the curvature method."""
         with self.builder.phase("curvature", sees=("gradient",)):
             self.inputs = input_moments(self.forward)
@@ -79,6 +82,8 @@ class Phases:
                 hessian = self.rules.mean_hessian()
                 representation = Averaged(self.builder)
                 self.outputs = pull_back_matrices(self.forward, hessian, representation)
+                if trace_correction:
+                    self.outputs = self._with_exact_traces(self.outputs)
             elif method in ("ggn", "hessian"):
                 hessians = self.rules.sample_hessians()
                 representation_n = PerSample(self.builder, curved=method == "hessian")
@@ -91,6 +96,29 @@ class Phases:
                 self.outputs = column_moments(self.forward, self._passed_back(method))
         if method == "kflr" or (method in ("kfac", "kfac_rp") and samples > 1):
             self._summed(method, samples)
+
+    def _with_exact_traces(self, outputs: Mapping[str, Value]) -> dict[str, Value]:
+        """KFRA's Ḡ scaled to the exact trace ``E‖J^T C v‖²``, estimated by one ±1 projection v.
+
+        Averaging layer by layer loses the correlation of slopes across layers: deep in a network of
+        saturating functions the trace of Ḡ can be 30 times too small, the step there as much too long.
+        """
+        vectors = pull_back(self.forward, self.rules.projected_gradient(), prefix="s")
+        exact, averaged, g = sympy.symbols("exact averaged g", real=True)
+        corrected = dict(outputs)
+        for layer, node in self.graph.layers.items():
+            if layer not in outputs or not outputs[layer].is_full:
+                continue  # a structured Ḡ is at the output, where nothing has been averaged yet
+            trace = {
+                exact: self.builder.emit(ir.Dot(mean=True), *[vectors[node.name]] * 2, name="exact_trace"),
+                averaged: self.builder.emit(ir.Trace(), outputs[layer], name="averaged_trace"),
+            }
+            positive = select(averaged, exact / averaged, sympy.Integer(1))
+            ratio = self.builder.pointwise(positive, trace, name="trace_ratio")
+            corrected[layer] = self.builder.pointwise(
+                exact * g, {exact: ratio, g: outputs[layer]}, name=f"G_{node.name}_scaled"
+            )
+        return corrected
 
     def _passed_back(self, method: str) -> dict[str, Value]:
         """Vectors backwards whose second moment is Ḡ: columns of the root of 𝓗_L, or one random draw."""
@@ -158,7 +186,7 @@ def step_program(graph: ModelGraph, loss: Loss, settings: Settings) -> StepProgr
     if not settings.second_order:
         return builder.finish()
 
-    phases.factors(settings.method, settings.samples)
+    phases.factors(settings.method, settings.samples, settings.trace_correction)
     phases.report_factors()
     inputs, outputs = phases.inputs, phases.outputs
     with builder.phase("average", sees=("gradient", "curvature", "columns")):

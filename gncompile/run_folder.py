@@ -2,10 +2,13 @@
 
 ::
 
-    model.toml            the model file as it was          run.json          how it was started, versions
-    history.jsonl         one line an update                checkpoint        written by the trainer
-    loss.png              the loss against updates          report.md         results and derivation
-    reconstructions.png   originals above their reconstructions
+    model.toml               the model file as it was
+    run.json                 how it was started, versions
+    history.jsonl            one line an update
+    checkpoint.safetensors   the trainer's state, for resume
+    loss.png                 the loss against updates
+    reconstructions.png      originals above their reconstructions
+    report.md                results, the compiled model and its derivation
 """
 
 from __future__ import annotations
@@ -75,7 +78,7 @@ class RunFolder:
     @property
     def checkpoint(self) -> Path:
         """Where the trainer saves."""
-        return self.path / "checkpoint"
+        return self.path / "checkpoint.safetensors"
 
     @property
     def settings(self) -> dict[str, Any]:

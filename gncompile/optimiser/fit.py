@@ -105,6 +105,7 @@ def fit(
     A bad batch raises :class:`~gncompile.errors.BatchError` and changes nothing; with ``skip_bad_batches``
     it is counted and left out, unless there is none but bad ones for an epoch.
 
+    >>> import gncompile, torch
     >>> from gncompile.data import Batches
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
     >>> trainer = gncompile.compile(model, "mse", torch.zeros(1, 4))

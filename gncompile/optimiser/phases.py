@@ -3,11 +3,13 @@
 One step runs ``gradient, curvature[, columns …], average[, invert], direction, quadratic, update`` and, when
 the damping is due, ``predict, evaluate, adapt``; ``restore`` and ``reject`` undo an update that failed. Every scalar lives in
 the program, so a step needs no number from the host but the choice of phases. Notation of SPEC §7: λ
-damping, η L2 coefficient, κ = λ + η, δ the last step, Δ the preconditioned direction.
+damping, γ damping of the factors (√λ at first, then chosen by the quadratic model), η L2 coefficient,
+κ = γ² + η, δ the last step, Δ the preconditioned direction.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -39,6 +41,7 @@ class Optimiser:
     def __post_init__(self) -> None:
         self.layers: dict[str, Node] = self.forward.graph.layers
         self.damping = self._scalar("damping", self.settings.damping)
+        self.factor_damping = self._scalar("factor_damping", math.sqrt(self.settings.damping))
 
     def _scalar(self, key: str, initial: float | str = "zero") -> Value:
         return self.builder.state(key, Spec(()), initial)
@@ -58,8 +61,9 @@ class Optimiser:
         return self.settings.l2_of(op.weight), bias
 
     def _kappa(self, layer: str) -> Value:
-        """κ = λ + η, with the weight's η."""
-        return self.builder.pointwise(a + _number(self._etas(layer)[0]), {a: self.damping}, name="kappa")
+        """κ = γ² + η, the damping of a layer's factors, with the weight's η."""
+        eta = _number(self._etas(layer)[0])
+        return self.builder.pointwise(a**2 + eta, {a: self.factor_damping}, name="kappa")
 
     # --- objective ------------------------------------------------------------------------------------
 

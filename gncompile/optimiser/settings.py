@@ -33,6 +33,12 @@ class Settings:
     damping_period: int = 5
     exact_damping: bool = False
     """Divide by ``q_i g_j + κ`` in the eigenbases instead of damping the two factors separately."""
+    factor_damping_period: int = 20
+    """Steps between choices of γ, the damping of the Kronecker factors: of γ, γ·rate and γ/rate the one
+    whose step the quadratic model predicts to be best [MG §6.6]. γ starts at √λ."""
+    factor_damping_rate: float = 0.5
+    trace_correction: bool = True
+    """KFRA only: scale each Ḡ to the exact trace, estimated by one ±1 projection (one backward pass)."""
     factor_average: float = 0.95
     """Bound on ε = min(1 − 1/k, bound), the memory of the factors' running averages."""
     refresh_every: int = 5
@@ -58,7 +64,7 @@ class Settings:
     sgd_momentum: float = 0.9
 
     def __post_init__(self) -> None:
-        positive = ("damping", "damping_rate", "damping_period", "refresh_every", "samples",
+        positive = ("damping", "damping_rate", "damping_period", "refresh_every", "factor_damping_period", "factor_damping_rate", "samples",
                     "learning_rate", "memory_budget", "quadratic_samples")  # fmt: skip
         for name in positive:
             _require(name, getattr(self, name), getattr(self, name) > 0, "a positive number")

@@ -114,12 +114,16 @@ class Trainer(Reports):
         if not self._factors_finite():
             return self._refused()
         executable.run("average")
-        if self.updates < settings.refresh_always or self._since_refresh + 1 >= settings.refresh_every:
-            executable.run("invert")
+        always = self.updates < settings.refresh_always
+        self._since_refresh += 1
+        if self.updates and self.updates % settings.factor_damping_period == 0:
+            self._choose_factor_damping()
             self._since_refresh = 0
         else:
-            self._since_refresh += 1
-        executable.run("direction", "quadratic")
+            if always or self._since_refresh >= settings.refresh_every:
+                executable.run("invert")
+                self._since_refresh = 0
+            executable.run("direction", "quadratic")
         if not self._finite("predicted") or not self._finite("step_size"):
             return self._refused()
         executable.run("update")
@@ -129,6 +133,20 @@ class Trainer(Reports):
         if due:
             executable.run("predict", "evaluate", "adapt")
         return self._stats(rho=self._number("rho") if due else None)
+
+    def _choose_factor_damping(self) -> None:
+        """Take the factor damping γ, of three, whose step the quadratic model predicts to be best [MG §6.6]."""
+        gamma = self._executable.memory.states["factor_damping"]
+        base, rate, predicted = float(gamma), self.settings.factor_damping_rate, {}
+        for tried in (base / rate, base * rate, base):
+            gamma.fill_(tried)
+            self._executable.run("invert", "direction", "quadratic")
+            value = self._number("predicted")
+            predicted[tried] = value if math.isfinite(value) else math.inf
+        best = min(predicted, key=predicted.__getitem__)
+        if best != base:
+            gamma.fill_(best)
+            self._executable.run("invert", "direction", "quadratic")
 
     def _stats(self, rho: float | None = None) -> StepStats:
         return StepStats(

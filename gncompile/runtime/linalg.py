@@ -36,9 +36,18 @@ def damped_inverse(m: Tensor, damping: Tensor, out: Tensor) -> None:
     if not bool(torch.isfinite(shifted).all()):
         out.fill_(float("nan"))
         return
-    values, vectors = torch.linalg.eigh(m)
+    values, vectors = _eigh(m)
     values = values.clamp(min=0) + damping
     torch.mm(vectors / values, vectors.T, out=out)
+
+
+def _eigh(m: Tensor) -> tuple[Tensor, Tensor]:
+    """``torch.linalg.eigh``; in float64, where LAPACK's float32 routine fails to converge."""
+    try:
+        values, vectors = torch.linalg.eigh(m)
+    except torch.linalg.LinAlgError:
+        values, vectors = (t.to(m.dtype) for t in torch.linalg.eigh(m.double()))
+    return values, vectors
 
 
 def eigen(m: Tensor, out: Tensor) -> None:
@@ -46,7 +55,7 @@ def eigen(m: Tensor, out: Tensor) -> None:
     if m.dim() < 2:
         out.copy_(m.clamp(min=0))
         return
-    values, vectors = torch.linalg.eigh(m)
+    values, vectors = _eigh(m)
     out[0] = values.clamp(min=0)
     out[1:] = vectors
 
