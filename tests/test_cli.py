@@ -66,7 +66,7 @@ def test_train_writes_the_run_folder(model: Path, capsys: pytest.CaptureFixture[
     out = model.parent / "out"
     assert run("train", model, "--out", out, "--quiet") == 0
     shown = capsys.readouterr().out
-    names = ["checkpoint", "history.jsonl", "loss.png", "model.toml"]
+    names = ["checkpoint.safetensors", "history.jsonl", "loss.png", "model.toml"]
     for name in [*names, "reconstructions.png", "report.md", "run.json"]:
         assert (out / name).exists(), name
         assert str(out / name) in shown
@@ -226,14 +226,33 @@ def test_resume_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_corrupt_checkpoint(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = model.parent / "out"
     assert run("train", model, "--out", out, "--updates", 2, "--quiet") == 0
-    checkpoint = out / "checkpoint"
-    files = (
-        [p for p in checkpoint.rglob("*") if p.is_file()] if checkpoint.is_dir() else [checkpoint]
-    )
-    for path in files:
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    checkpoint = out / "checkpoint.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[: checkpoint.stat().st_size // 2])
     assert run("resume", out) == 1
-    assert "checkpoint" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: the checkpoint is damaged")
+    assert str(checkpoint) in shown
+
+
+def test_checkpoint_of_another_model(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = model.parent / "out"
+    assert run("train", model, "--out", out, "--updates", 2, "--quiet") == 0
+    changed = MODEL.replace("[9, 6, 3, 6, 9]", "[9, 5, 3, 6, 9]")
+    (out / "model.toml").write_text(changed)
+    assert run("resume", out) == 1
+    shown = capsys.readouterr().err
+    assert "the checkpoint belongs to another model" in shown
+    assert "layer1.weight\n  expected: [5, 9]\n  got:      [6, 9]" in shown
+
+
+def test_a_run_stopped_before_its_first_checkpoint(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = model.parent / "out"
+    assert run("train", model, "--out", out, "--updates", 2, "--quiet") == 0
+    (out / "checkpoint.safetensors").unlink()
+    assert run("resume", out) == 1
+    assert "no checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
