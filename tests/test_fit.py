@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
-from training import SAMPLES, assert_same_state, batches, compiled, network, samples, snapshot
+from training import (
+    SAMPLES,
+    assert_same_state,
+    batches,
+    compiled,
+    network,
+    overshooting,
+    samples,
+    snapshot,
+)
 
 from gncompile.data import Batches
 from gncompile.errors import BatchError, DataError, GncompileError
@@ -223,6 +232,15 @@ def test_skipping_ends_where_all_batches_are_bad() -> None:
     data = Batches(x * math.nan, y, 5)
     with pytest.raises(BatchError, match="non-finite"):
         quiet(compiled(network()), data, updates=1, skip_bad_batches=True)
+
+
+def test_a_fit_does_not_end_at_a_broken_update() -> None:
+    trainer, x, y = overshooting()
+    before = float(trainer.loss(x, y))
+    history = quiet(trainer, [(x, y)], updates=1)
+    assert history[0].rejected == 0
+    assert float(trainer.loss(x, y)) == before
+    assert trainer.rejected == 1
 
 
 # --- Progress -----------------------------------------------------------------------------------------

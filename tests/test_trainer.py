@@ -20,6 +20,7 @@ from training import (
     assert_same_state,
     compiled,
     network,
+    overshooting,
     samples,
     snapshot,
 )
@@ -356,20 +357,8 @@ def test_parameters_are_averaged(method: str) -> None:
     assert trainer.evaluate(x, y, batch_size=7, averaged=False) == pytest.approx(float(current))
 
 
-def overshooting(backend: str) -> tuple[Trainer, Tensor, Tensor]:
-    """A Poisson model far below its targets: Newton's step is ``y / e^z``, and the loss overflows there."""
-    layer = nn.Linear(1, 1).double()
-    with torch.no_grad():
-        layer.weight.fill_(0.1)
-        layer.bias.fill_(-7.0)
-    x, y = torch.zeros(4, 1).double(), torch.full((4, 1), 3.0).double()
-    model = nn.Sequential(layer)
-    options: dict[str, Any] = {"damping": 1e-8, "average": 0.9, "backend": backend}
-    return gncompile.compile(model, "exp(z) - y*z", x, **options), x, y
-
-
 def test_an_overshooting_update_is_undone(backend: str) -> None:
-    trainer, x, y = overshooting(backend)
+    trainer, x, y = overshooting(backend=backend)
     good = parameters(trainer)
     first = trainer.step(x, y)
     assert first.rejected == 0
@@ -383,7 +372,7 @@ def test_an_overshooting_update_is_undone(backend: str) -> None:
 
 
 def test_an_undone_update_leaves_no_trace_in_the_average(backend: str) -> None:
-    trainer, x, y = overshooting(backend)
+    trainer, x, y = overshooting(backend=backend)
     trainer.step(x, y)
     trainer._undo()
     assert math.isfinite(
@@ -430,11 +419,11 @@ def test_factored_damping() -> None:
 
 
 def test_factors_are_averaged() -> None:
-    trainer = compiled(network(), factor_average=0.5)
+    trainer = compiled(network(), "kflr", factor_average=0.5)
     mean: dict[str, Tensor] = {}
     for number in range(1, 6):
         x, y = samples(10, seed=number)
-        batch = gncompile.curvature(trainer.model, "bce_with_logits", x, y, "kfra")
+        batch = gncompile.curvature(trainer.model, "bce_with_logits", x, y, "kflr")
         trainer.step(x, y)
         epsilon = min(1 - 1 / number, 0.5)
         for layer, now in batch.items():

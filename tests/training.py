@@ -82,6 +82,18 @@ def compiled(model: nn.Module, method: str = "kfra", **options: Any) -> Trainer:
     return gncompile.compile(model, "bce_with_logits", example, method, **options)
 
 
+def overshooting(**options: Any) -> tuple[Trainer, Tensor, Tensor]:
+    """A Poisson model far below its targets: Newton's step is ``y / e^z``, and the loss overflows there."""
+    layer = nn.Linear(1, 1).double()
+    with torch.no_grad():
+        layer.weight.fill_(0.1)
+        layer.bias.fill_(-7.0)
+    x, y = torch.zeros(4, 1).double(), torch.full((4, 1), 3.0).double()
+    model = nn.Sequential(layer)
+    options = {"damping": 1e-8, "average": 0.9, **options}
+    return gncompile.compile(model, "exp(z) - y*z", x, **options), x, y
+
+
 def batches(size: int = 16, seed: int = 2) -> Batches:
     """The samples in batches, the last of an epoch being partial."""
     return Batches(*samples(), size, seed)

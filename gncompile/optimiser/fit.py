@@ -100,7 +100,8 @@ def fit(
     loss the fit ends; parameters stay as they are, ``history.best`` tells the best record.
     ``callbacks`` get each step's :class:`~gncompile.optimiser.records.Record`. They may raise, and
     ``trainer.save`` in one stores this step and the position of the next batch. ``checkpoint`` is a file
-    written every ``checkpoint_every`` steps and at the end.
+    written every ``checkpoint_every`` steps and at the end. Where the last step is known to be the last, its
+    update is undone if the batch's loss is not finite after it, as the next step would do.
 
     A bad batch raises :class:`~gncompile.errors.BatchError` and changes nothing; with ``skip_bad_batches``
     it is counted and left out, unless there is none but bad ones for an epoch.
@@ -119,8 +120,10 @@ def fit(
     every = validate_every or _length(train) or VALIDATE_EVERY
     history = History()
     with display(progress, total) as show:
-        for record in _steps(trainer, train, epochs, history, skip_bad_batches):
+        for record, batch in _steps(trainer, train, epochs, history, skip_bad_batches):
             last = len(history) + 1 + (history.skipped if epochs else 0) == total
+            if last:
+                trainer.settle(*batch)
             if validation and (last or record.update % every == 0):
                 loss = trainer.evaluate(*validation)
                 trainer.place.validated(loss)
@@ -147,7 +150,7 @@ def _steps(
     epochs: int | None,
     history: History,
     skip_bad_batches: bool,
-) -> Iterator[Record]:
+) -> Iterator[tuple[Record, Pair]]:
     """Step on each batch; bad ones are counted in the history or raise."""
     bad, most = 0, _length(train) or BAD_BATCHES
     for x, y in _batches(train, epochs):
@@ -161,7 +164,8 @@ def _steps(
             history.skipped += 1
             continue
         bad = 0
-        yield Record(**asdict(stats), samples_per_second=len(y) / (time.perf_counter() - begun))
+        rate = len(y) / (time.perf_counter() - begun)
+        yield Record(**asdict(stats), samples_per_second=rate), (x, y)
 
 
 def _batches(train: Iterable[Pair], epochs: int | None) -> Iterator[Pair]:

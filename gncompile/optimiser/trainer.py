@@ -161,6 +161,11 @@ class Trainer(Reports):
             self.rejected,
         )
 
+    def settle(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> None:
+        """Undo the last update if the loss of ``(x, y)`` is not finite after it, as the next step would."""
+        if self._unconfirmed and not math.isfinite(float(self.loss(x, y))):
+            self._undo()
+
     def _undo(self) -> None:
         """Return to the parameters before the last update, if that update is the suspect."""
         if self._unconfirmed and self._first_order:
