@@ -39,6 +39,8 @@ class Settings:
     factor_damping_rate: float = 0.5
     trace_correction: bool = True
     """KFRA only: scale each Ḡ to the exact trace, estimated by one ±1 projection (one backward pass)."""
+    factors_every: int = 1
+    """Steps between new curvature factors; the first ``refresh_always`` steps always compute them."""
     factor_average: float = 0.95
     """Bound on ε = min(1 − 1/k, bound), the memory of the factors' running averages."""
     refresh_every: int = 5
@@ -64,7 +66,7 @@ class Settings:
     sgd_momentum: float = 0.9
 
     def __post_init__(self) -> None:
-        positive = ("damping", "damping_rate", "damping_period", "refresh_every", "factor_damping_period", "factor_damping_rate", "samples",
+        positive = ("damping", "damping_rate", "damping_period", "refresh_every", "factors_every", "factor_damping_period", "factor_damping_rate", "samples",
                     "learning_rate", "memory_budget", "quadratic_samples")  # fmt: skip
         for name in positive:
             _require(name, getattr(self, name), getattr(self, name) > 0, "a positive number")

@@ -110,11 +110,15 @@ class Trainer(Reports):
 
     def _second_order_step(self) -> StepStats:
         executable, settings = self._executable, self.settings
-        executable.run("curvature", "columns_begin", "columns")
-        if not self._factors_finite():
-            return self._refused()
-        executable.run("average")
         always = self.updates < settings.refresh_always
+        fresh = always or self.updates % settings.factors_every == 0
+        if fresh:
+            executable.run("curvature", "columns_begin", "columns")
+        # Without fresh factors their buffers hold an earlier batch's, or after a resume nothing.
+        if not self._factors_finite(("Q.", "G.", "grad.") if fresh else ("grad.",)):
+            return self._refused()
+        if fresh:
+            executable.run("average")
         self._since_refresh += 1
         if self.updates and self.updates % settings.factor_damping_period == 0:
             self._choose_factor_damping()
@@ -191,10 +195,10 @@ class Trainer(Reports):
     def _finite(self, role: str) -> bool:
         return math.isfinite(self._number(role))
 
-    def _factors_finite(self) -> bool:
+    def _factors_finite(self, kinds: tuple[str, ...] = ("grad.",)) -> bool:
         """Whether gradients and factors, if any, are finite; for a PSD matrix its diagonal tells."""
         for role in self._executable.program.results:
-            if role.startswith(("Q.", "G.", "grad.")):
+            if role.startswith(kinds):
                 value = self._executable.result(role)
                 square = value.dim() == 2 and not role.startswith("grad.")
                 if not math.isfinite(float((value.diagonal() if square else value).sum())):
