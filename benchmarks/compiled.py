@@ -30,7 +30,9 @@ class Compiled:
         backend: str = "torch",
     ) -> None:
         traced, declared, reader = understand(model, loss, x)
-        self.program = step_program(traced.graph, declared, Settings.from_options(method=method))
+        # Plain KFRA, without the trainer's trace correction: the peers' KFRA has none.
+        settings = Settings.from_options(method=method, trace_correction=False)
+        self.program = step_program(traced.graph, declared, settings)
         self.executable = Executable(
             self.program,
             traced,

@@ -47,8 +47,8 @@ def contestants(problem: Problem) -> Iterator[Contestant]:
     if has_backpack:
         call = backpack_backward(problem, problem.fresh(), "KFRA")
         yield Contestant(BACKPACK_KFRA, call, kfra_flops(widths, batch))
-    yield full_step(OUR_STEP, problem, kfra.program)
-    yield full_step(OUR_FRESH_STEP, problem, kfra.program, refresh_every=1)
+    yield full_step(OUR_STEP, problem)
+    yield full_step(OUR_FRESH_STEP, problem, refresh_every=1)
     yield Contestant(OUR_KFAC, lambda: kfac.run(*FACTORS), kfac.flops(*FACTORS))
     if has_backpack:
         call = backpack_backward(problem, problem.fresh(), "KFAC")
@@ -105,26 +105,27 @@ def trainer(problem: Problem, **options: Any) -> Trainer:
     return gncompile.compile(problem.fresh(), problem.declared_loss, problem.x, **options)
 
 
-def full_step(name: str, problem: Problem, program: StepProgram, **options: Any) -> Contestant:
-    """``Trainer.step``, measured over a whole cycle of refreshes and damping updates.
+def full_step(name: str, problem: Problem, **options: Any) -> Contestant:
+    """``Trainer.step``, measured over a whole cycle of refreshes and damping choices.
 
     The first steps refresh every time, so they are left to the warm-up.
     """
     ours = trainer(problem, **options)
     settings = ours.settings
-    cycle = math.lcm(settings.refresh_every, settings.damping_period)
+    periods = settings.refresh_every, settings.damping_period, settings.factor_damping_period
+    cycle = math.lcm(*periods)
     always = settings.refresh_always if settings.refresh_every > 1 else 1
     return Contestant(
         name,
         lambda: ours.step(problem.x, problem.x),
-        step_flops(program, settings, problem.batch),
+        step_flops(ours.program, settings, problem.batch),
         cycle=cycle,
         warm_up=always + 1,
     )
 
 
 def step_flops(program: StepProgram, settings: Settings, batch: int) -> float:
-    """Flops of one step, averaged over refreshes and damping updates."""
+    """Flops of one step, averaged over refreshes and damping choices (which try two more γ)."""
     dims = {"N": batch, "Q": settings.quadratic_rows(batch), "S": 1}
 
     def count(*phases: str) -> float:
@@ -132,4 +133,5 @@ def step_flops(program: StepProgram, settings: Settings, batch: int) -> float:
 
     every = count(*FACTORS, "average", "direction", "quadratic", "update")
     refresh = count("invert") / settings.refresh_every
-    return every + refresh + count("predict", "evaluate", "adapt") / settings.damping_period
+    tried = 2 * count("invert", "direction", "quadratic") / settings.factor_damping_period
+    return every + refresh + tried + count("predict", "evaluate", "adapt") / settings.damping_period

@@ -10,6 +10,7 @@ from ..files import atomic_write
 from ..losses import Loss
 from ..model_graph import TracedModel
 from ..runtime.executable import Executable
+from ..step_program import StepProgram
 from .settings import Settings
 
 
@@ -29,7 +30,7 @@ class Reports:
             self.traced,
             self.loss_function,
             self.settings,
-            self._executable.program,
+            self.program,
             itemsize=self._executable.memory.dtype.itemsize,
         )
 
@@ -41,7 +42,7 @@ class Reports:
             self.traced,
             self.loss_function,
             self.settings,
-            self._executable.program,
+            self.program,
             layer,
             itemsize=self._executable.memory.dtype.itemsize,
             source=self.source,
@@ -50,6 +51,11 @@ class Reports:
     def emit(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write the generated source of the step into ``folder``; returns the files."""
         return [atomic_write(Path(folder) / "training_step.py", self.source)]
+
+    @property
+    def program(self) -> StepProgram:
+        """The step program this trainer runs."""
+        return self._executable.program
 
     @property
     def source_file(self) -> Path | None:
