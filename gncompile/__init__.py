@@ -29,7 +29,7 @@ _HOMES = {
 }
 """Where each public name lives; looked up on first use, so that ``import gncompile`` stays quick."""
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

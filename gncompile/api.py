@@ -84,10 +84,14 @@ def understand(
 
     parameter = next(model.parameters(), None)
     if parameter is None:
-        raise CompileError(message("the model has no parameters", instead="pass a module with nn.Linear layers"))
+        raise CompileError(
+            message("the model has no parameters", instead="pass a module with nn.Linear layers")
+        )
     dtype = dtype or parameter.dtype
     if dtype not in (torch.float32, torch.float64):
-        raise CompileError(message(f"dtype {dtype} is not supported", instead="use torch.float32 or torch.float64"))
+        raise CompileError(
+            message(f"dtype {dtype} is not supported", instead="use torch.float32 or torch.float64")
+        )
     if dtype != parameter.dtype:
         model = copy.deepcopy(model).to(dtype)
     examples = tuple(t.to(dtype) for t in ((x,) if isinstance(x, Tensor) else tuple(x)))

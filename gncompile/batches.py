@@ -26,7 +26,9 @@ class BatchReader:
         given = (x,) if isinstance(x, Tensor) else tuple(x)
         nodes = self.graph.inputs
         if len(given) != len(nodes):
-            raise BatchError(message(f"the model takes {len(nodes)} inputs, the batch has {len(given)}"))
+            raise BatchError(
+                message(f"the model takes {len(nodes)} inputs, the batch has {len(given)}")
+            )
         for node, tensor in zip(nodes, given, strict=True):
             wanted = ("N", *node.shape)
             if tensor.dim() < 1 or tuple(tensor.shape[1:]) != node.shape or tensor.shape[0] == 0:
@@ -42,7 +44,8 @@ class BatchReader:
             sizes = [tensor.shape[0] for tensor in given]
             raise BatchError(message(f"the inputs have different batch sizes {sizes}"))
         return tuple(
-            t.detach().to(device=self.device, dtype=self.dtype).reshape(t.shape[0], -1) for t in given
+            t.detach().to(device=self.device, dtype=self.dtype).reshape(t.shape[0], -1)
+            for t in given
         )
 
     def target(self, batch: int, y: Tensor) -> Tensor:

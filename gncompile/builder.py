@@ -40,10 +40,20 @@ class Value:
         return len(self.spec.shape) == 2
 
 
-RESERVED = frozenset(
-    "N Q S torch linalg memory start phases values bind gradient curvature columns_begin columns average "
-    "invert direction quadratic update predict evaluate adapt restore reject".split()
-) | frozenset(keyword.kwlist)  # fmt: skip
+RESERVED = frozenset(keyword.kwlist) | {
+    *("N", "Q", "S", "torch", "linalg", "memory", "start", "phases", "values", "bind"),
+    *(
+        "gradient",
+        "predict",
+        "evaluate",
+        "curvature",
+        "columns_begin",
+        "columns",
+        "average",
+        "invert",
+    ),
+    *("direction", "quadratic", "update", "adapt", "restore", "reject"),
+}
 """Names of an emitted file that no value may take: its symbols, modules and phases."""
 
 Factor = float | Value
@@ -222,11 +232,12 @@ class ProgramBuilder:
         return self.times(m, mean, name)  # type: ignore[return-value]
 
     def _schur_number(self, m: Value, b: Factor, c: Factor, name: str) -> Value:
-        if isinstance(b, float) and isinstance(c, float):
-            return m if b * c == 1.0 else self.scaled(m, b * c, name)
-        if isinstance(b, float):
-            return self.scale_rows(self.scaled(m, b), c, right=True)  # type: ignore[arg-type]
-        return self.scale_rows(self.scaled(m, c), b)  # type: ignore[arg-type]
+        if isinstance(b, Value):
+            assert isinstance(c, float)
+            return self.scale_rows(self.scaled(m, c), b)
+        if isinstance(c, Value):
+            return self.scale_rows(self.scaled(m, b), c, right=True)
+        return m if b * c == 1.0 else self.scaled(m, b * c, name)
 
     def scale_rows(self, m: Value, b: Factor, right: bool = False) -> Value:
         """``diag(E[b]) M``, or ``M diag(E[b])`` when ``right``."""

@@ -33,7 +33,9 @@ class KroneckerFactors:
         shape = (self.output.shape[0], self.input.shape[0])
         if tuple(v.shape) != shape:
             raise CompileError(
-                message(f"v has the wrong shape for layer {self.layer!r}\n{expected_got(shape, tuple(v.shape))}")
+                message(
+                    f"v has the wrong shape for layer {self.layer!r}\n{expected_got(shape, tuple(v.shape))}"
+                )
             )
         (g, u_g), (q, u_q) = self._eigen
         return u_g @ ((u_g.T @ v @ u_q) / (torch.outer(g, q) + damping)) @ u_q.T

@@ -164,7 +164,7 @@ class CrossEntropyRules:
 
     def mean_hessian(self) -> Value:
         """``diag E[c m p] − E[c m p pᵀ]``: symmetric."""
-        m, p, u = sympy.symbols("m p u", real=True)
+        m, p = sympy.symbols("m p", real=True)
         diagonal = self._at(self.c * m * p, "p_mass", m=self.mass, p=self.p)
         mean = self.builder.emit(ir.Mean(), diagonal, name="p_mean")
         moment = self.builder.emit(ir.Moment(), self._weighted_p(), name="p_moment")
@@ -184,11 +184,15 @@ class CrossEntropyRules:
         """``c m (p ⊙ r − p (pᵀ r))`` for tangents of the first Q samples."""
         builder = self.builder
         m, p, s, t = sympy.symbols("m p s t", real=True)
-        head = {v.name: builder.emit(ir.Head(), v, name=f"{v.name}_head") for v in (self.p, self.mass)}
+        head = {
+            v.name: builder.emit(ir.Head(), v, name=f"{v.name}_head") for v in (self.p, self.mass)
+        }
         p_head, m_head = head[self.p.name], head[self.mass.name]
         pr = builder.pointwise(p * t, {p: p_head, t: r}, name="p_times_r")
         total = builder.emit(ir.RowSum(), pr, name="p_dot_r")
-        return self._at(self.c * m * (t - p * s), "hessian_times_r", m=m_head, p=p_head, s=total, t=pr)
+        return self._at(
+            self.c * m * (t - p * s), "hessian_times_r", m=m_head, p=p_head, s=total, t=pr
+        )
 
     def root_columns(self) -> Value:
         """A chunk of columns ``√(c m p_k) (e_k − p)``: ``[S, N, K]``."""
@@ -201,7 +205,9 @@ class CrossEntropyRules:
         m, p, y = sympy.symbols("m p y", real=True)
         uniform = self.builder.emit(ir.Random("uniform", ("N", 1)), name="noise")
         sampled = self.builder.emit(ir.SampleCategorical(), self.p, uniform, name="y_sampled")
-        return self._at(sympy.sqrt(self.c * m) * (p - y), "g_sampled", m=self.mass, p=self.p, y=sampled)
+        return self._at(
+            sympy.sqrt(self.c * m) * (p - y), "g_sampled", m=self.mass, p=self.p, y=sampled
+        )
 
     def projected_gradient(self) -> Value:
         """``√(c m) (√p ⊙ v − p (√pᵀ v))`` with random signs v: ``[N, K]``."""

@@ -208,9 +208,9 @@ class ModelGraph:
             raise InternalError(f"a ModelGraph has one Output node, this one has {len(outputs)}")
         for node in self:
             _check_node(node, [self[name].size for name in node.inputs])
-            if not isinstance(node.op, Output) and not self.consumers(node.name):
-                if not isinstance(node.op, Input):
-                    raise InternalError(f"node {node.name!r} is computed but never used")
+            terminal = isinstance(node.op, Input | Output)
+            if not terminal and not self.consumers(node.name):
+                raise InternalError(f"node {node.name!r} is computed but never used")
 
     def to_text(self) -> str:
         """One aligned line a node: name, operation, inputs, size, module path."""
@@ -252,7 +252,9 @@ def _check_node(node: Node, sizes: list[int]) -> None:
     else:
         fits = len(sizes) == 1
     if not fits:
-        raise InternalError(f"node {node.name!r} = {describe(node)} does not fit inputs of sizes {sizes}")
+        raise InternalError(
+            f"node {node.name!r} = {describe(node)} does not fit inputs of sizes {sizes}"
+        )
 
 
 def describe(node: Node) -> str:
@@ -269,7 +271,9 @@ def describe(node: Node) -> str:
     if isinstance(op, Pointwise):
         symbols: Mapping[Any, Any] = dict(zip(op.arguments, node.inputs, strict=True))
         constants = {symbol: sympy.Symbol(name) for symbol, name in op.constants}
-        shown = op.expression.xreplace({**{s: sympy.Symbol(n) for s, n in symbols.items()}, **constants})
+        shown = op.expression.xreplace(
+            {**{s: sympy.Symbol(n) for s, n in symbols.items()}, **constants}
+        )
         return str(shown)
     return f"output({args})"
 

@@ -17,13 +17,6 @@ import sympy
 
 from . import step_program as ir
 from .builder import ProgramBuilder, Value
-from .recursion import (
-    Averaged,
-    PerSample,
-    column_moments,
-    input_moments,
-    pull_back_matrices,
-)
 from .errors import CompileError, message
 from .functions import select
 from .loss_rules import LossRules, loss_rules
@@ -33,6 +26,13 @@ from .optimiser.phases import Optimiser
 from .optimiser.settings import Settings
 from .passes.fuse_pointwise import fuse_pointwise
 from .propagation import Forward, pull_back, push_forward, weight_gradients
+from .recursion import (
+    Averaged,
+    PerSample,
+    column_moments,
+    input_moments,
+    pull_back_matrices,
+)
 from .step_program import StepProgram
 
 PASSES: tuple[Callable[[ModelGraph], ModelGraph], ...] = (
@@ -110,7 +110,9 @@ class Phases:
             if layer not in outputs or not outputs[layer].is_full:
                 continue  # a structured Ḡ is at the output, where nothing has been averaged yet
             trace = {
-                exact: self.builder.emit(ir.Dot(mean=True), *[vectors[node.name]] * 2, name="exact_trace"),
+                exact: self.builder.emit(
+                    ir.Dot(mean=True), *[vectors[node.name]] * 2, name="exact_trace"
+                ),
                 averaged: self.builder.emit(ir.Trace(), outputs[layer], name="averaged_trace"),
             }
             positive = select(averaged, exact / averaged, sympy.Integer(1))
@@ -152,7 +154,9 @@ class Phases:
             for layer, moment in column_moments(self.forward, self._passed_back(method)).items():
                 part = builder.scaled(moment, weight) if weight != 1.0 else moment
                 name = f"G_{layer}"
-                self.outputs[layer] = builder.add(states[layer], part, name=name, into=states[layer])
+                self.outputs[layer] = builder.add(
+                    states[layer], part, name=name, into=states[layer]
+                )
 
     def report_factors(self) -> None:
         """Mark the batch factors as results ``Q.<layer>`` and ``G.<layer>``."""
@@ -246,7 +250,6 @@ def tangent_program(graph: ModelGraph) -> StepProgram:
         forward = Forward.emit(builder, graph)
     with builder.phase("quadratic", sees=("gradient",)):
         tangent = push_forward(forward, _direction(builder, graph, 0), "r1")
-        assert tangent is not None, "a trainable layer reaches the output"
         builder.results["tangent"] = tangent.name
     return builder.finish()
 

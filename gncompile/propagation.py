@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 
+import sympy
+
 from . import step_program as ir
 from .builder import Factor, ProgramBuilder, Value
 from .derive import PointwiseRule, pointwise_rule
@@ -27,7 +29,9 @@ from .model_graph import Affine, FixedLinear, Input, ModelGraph, Node, Output, P
 class Forward:
     """The forward pass of one batch: every node's value, and slopes of pointwise nodes on demand."""
 
-    def __init__(self, builder: ProgramBuilder, graph: ModelGraph, values: dict[str, Value]) -> None:
+    def __init__(
+        self, builder: ProgramBuilder, graph: ModelGraph, values: dict[str, Value]
+    ) -> None:
         self.builder = builder
         self.graph = graph
         self.values = values
@@ -100,14 +104,16 @@ class Forward:
     def slope(self, node: Node, position: int) -> Factor:
         """``∂φ/∂x_i`` of a pointwise node: a number, or ``[N, d]`` computed from what the rule keeps."""
         rule = self.rule(node)
-        return self._factor(node, rule.kept_slopes[position], f"b_{node.name}", f"f' of {node.name}")
+        return self._factor(
+            node, rule.kept_slopes[position], f"b_{node.name}", f"f' of {node.name}"
+        )
 
     def second(self, node: Node, i: int, j: int) -> Factor:
         """``∂²φ/∂x_i∂x_j`` of a pointwise node."""
         expression = self.rule(node).seconds[min(i, j), max(i, j)]
         return self._factor(node, expression, f"c_{node.name}", f"f'' of {node.name}")
 
-    def _factor(self, node: Node, expression, name: str, comment: str) -> Factor:
+    def _factor(self, node: Node, expression: sympy.Expr, name: str, comment: str) -> Factor:
         if expression.is_number:
             return float(expression)
         symbols = {**self._symbols(node), self.rule(node).output: self.values[node.name]}
@@ -161,7 +167,8 @@ def pull_back(forward: Forward, seed: Value, prefix: str = "g") -> dict[str, Val
 
 
 def _pull_back_node(forward: Forward, node: Node, g: Value, prefix: str) -> list[tuple[str, Value]]:
-    builder, passed = forward.builder, []
+    builder = forward.builder
+    passed: list[tuple[str, Value]] = []
     parts = select_parts(forward.graph, node) if isinstance(node.op, Select) else []
     for i, source in enumerate(node.inputs):
         if source not in forward.active:
@@ -173,10 +180,12 @@ def _pull_back_node(forward: Forward, node: Node, g: Value, prefix: str) -> list
         elif isinstance(node.op, Pointwise):
             slope = forward.slope(node, i)
             if slope != 0.0:
-                passed.append((source, builder.times(g, slope, name=name)))  # type: ignore[arg-type]
+                product = builder.times(g, slope, name=name)
+                assert isinstance(product, Value)
+                passed.append((source, product))
         else:
             passed.append((source, builder.emit(ir.MatMul(), g, forward.weight(node), name=name)))
-    return passed  # type: ignore[return-value]
+    return passed
 
 
 def weight_gradients(forward: Forward, vectors: Mapping[str, Value]) -> dict[str, Value]:
@@ -193,17 +202,17 @@ def weight_gradients(forward: Forward, vectors: Mapping[str, Value]) -> dict[str
     return gradients
 
 
-def push_forward(forward: Forward, direction: Mapping[str, Value], prefix: str) -> Value | None:
+def push_forward(forward: Forward, direction: Mapping[str, Value], prefix: str) -> Value:
     """R-operator: the change ``r_z`` of the output along ``direction`` (``ΔW̄`` by layer) [SPEC §7.4].
 
-    Runs over the first Q samples. None if the direction does not reach the output.
+    Runs over the first Q samples.
     """
     tangents: dict[str, Value] = {}
     for node in forward.graph:
         tangent = _push_forward_node(forward, node, tangents, direction, f"{prefix}_{node.name}")
         if tangent is not None:
             tangents[node.name] = tangent
-    return tangents.get(forward.graph.output.name)
+    return tangents[forward.graph.output.name]
 
 
 def _push_forward_node(
@@ -224,7 +233,9 @@ def _push_forward_node(
         case Output():
             return present[0]
         case FixedLinear():
-            return builder.emit(ir.MatMul(transpose_b=True), present[0], forward.weight(node), name=name)
+            return builder.emit(
+                ir.MatMul(transpose_b=True), present[0], forward.weight(node), name=name
+            )
         case Select():
             index = _index_into_present(forward.graph, node, [r is not None for r in incoming])
             return builder.emit(ir.Gather(index), *present, name=name)

@@ -93,7 +93,9 @@ class Averaged:
             case Weighted(w):
                 return self.builder.emit(ir.MatMul(transpose_a=True), w, m, name=name)
             case Picked(index, size):
-                return self.builder.emit(ir.Scatter(index, size, 0), self.builder.dense(m), name=name)
+                return self.builder.emit(
+                    ir.Scatter(index, size, 0), self.builder.dense(m), name=name
+                )
             case Scaled(b):
                 return self.builder.scale_rows(m, b)
 
@@ -151,10 +153,10 @@ class PerSample:
                 return self.builder.emit(ir.MatMul(transpose_a=True), w, m, name=name)
             case Picked(index, size):
                 return self.builder.emit(ir.Scatter(index, size, -2), m, name=name)
-            case Scaled(b) if isinstance(b, float):
-                return m if b == 1.0 else self.builder.scaled(m, b)
             case Scaled(b):
-                return self.builder.emit(ir.ScaleSides(True, False), m, b, name=name)
+                if isinstance(b, Value):
+                    return self.builder.emit(ir.ScaleSides(True, False), m, b, name=name)
+                return m if b == 1.0 else self.builder.scaled(m, b)
 
     def both(self, j: Jacobian, m: Value, k: Jacobian, name: str) -> Value:
         """``J_nᵀ M_n K_n``."""
@@ -361,7 +363,9 @@ class Blocks:
                     new[s, t] = self.representation.add(terms, f"M_{s}_{t}" if s != t else f"G_{s}")
         return Blocks(self.representation, self.place, new)
 
-    def _terms(self, s: str, t: str, jacobians: Mapping[str, Mapping[str, Jacobian]]) -> list[Value]:
+    def _terms(
+        self, s: str, t: str, jacobians: Mapping[str, Mapping[str, Jacobian]]
+    ) -> list[Value]:
         """``M[s,t] + Σ_p J_psᵀ M[p,t] + Σ_q M[s,q] J_qt + Σ_pq J_psᵀ M[p,q] J_qt`` over leaving p, q."""
         rep, name = self.representation, f"M_{s}_{t}" if s != t else f"G_{s}"
         old = self.get(s, t)

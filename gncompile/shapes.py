@@ -5,8 +5,8 @@ from __future__ import annotations
 from .errors import InternalError
 from .step_program import (
     AddDiagonal,
-    AsMatrix,
     Affine,
+    AsMatrix,
     Average,
     BroadcastRows,
     Columns,
@@ -25,9 +25,9 @@ from .step_program import (
     Mean,
     Moment,
     Multiply,
-    PlusTranspose,
     Op,
     Part,
+    PlusTranspose,
     Pointwise,
     Precondition,
     PreconditionEigen,

@@ -92,7 +92,7 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Affine:
-    """``h = x Wᵀ + b`` (inputs x, W[, b]) or, for tangents, ``h = x Wᵀ + y Vᵀ + b`` (inputs x, W, y, V[, b])."""
+    """``h = x Wᵀ + b`` (inputs x, W[, b]) or, for tangents, ``x Wᵀ + y Vᵀ + b`` (inputs x, W, y, V[, b])."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Scatter:
 
 @dataclass(frozen=True)
 class Moment:
-    """``(1/N) Σ a bᵀ`` over samples (and columns); ``homogeneous`` appends a 1 to b (to both if one input)."""
+    """``(1/N) Σ a bᵀ`` over samples and columns; ``homogeneous`` appends a 1 to b (to both if one input)."""
 
     homogeneous: bool = False
 
@@ -307,7 +307,7 @@ class DampedInverse:
 
 @dataclass(frozen=True)
 class Eigen:
-    """Eigenvalues and, below them, eigenvectors of a symmetric M packed as ``[d+1, d]``; a diagonal M is kept."""
+    """Eigenvalues above eigenvectors of a symmetric M, packed as ``[d+1, d]``; a diagonal M is kept."""
 
 
 @dataclass(frozen=True)
@@ -329,9 +329,10 @@ class StepSizes:
 
 Op = (
     Leaf | Affine | MatMul | Pointwise | Gather | Scatter | Moment | Mean | Total | RowSum | Dot | Multiply
-    | SymmetricProduct | Hadamard | AddDiagonal | Densify | Trace | Transpose | BroadcastRows | PlusTranspose | AsMatrix | Part | Element | Head | Zeros | Softmax
-    | LogSumExp | SampleCategorical | Random | Columns | SampleDiagonal | SampleOuter | ScaleSides
-    | Decay | Average | DampedInverse | Eigen | Precondition | PreconditionEigen | StepSizes
+    | SymmetricProduct | Hadamard | AddDiagonal | Densify | Trace | PlusTranspose | BroadcastRows
+    | Transpose | AsMatrix | Part | Element | Head | Zeros | Softmax | LogSumExp | SampleCategorical
+    | Random | Columns | SampleDiagonal | SampleOuter | ScaleSides | Decay | Average | DampedInverse
+    | Eigen | Precondition | PreconditionEigen | StepSizes
 )  # fmt: skip
 
 VIEWS = (Transpose, AsMatrix, Part, Element, Head)
@@ -415,7 +416,7 @@ class StepProgram:
         return [i for i in self if isinstance(i.op, Leaf) and kind in (None, i.op.kind)]
 
     def check(self) -> None:
-        """Raise :class:`InternalError` unless every value is defined once, before use, with a fitting spec."""
+        """Raise :class:`InternalError` unless every value is defined once, before use, and its spec fits."""
         from .shapes import infer
 
         defined: dict[str, Instruction] = {}

@@ -182,7 +182,9 @@ def apply_matrix(op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
             linalg.damped_inverse(v[0], v[1], out)
             return out
         case ir.Eigen():
-            out = v[0].new_empty([v[0].shape[0] + 1, v[0].shape[0]] if v[0].dim() > 1 else v[0].shape)
+            out = v[0].new_empty(
+                [v[0].shape[0] + 1, v[0].shape[0]] if v[0].dim() > 1 else v[0].shape
+            )
             linalg.eigen(v[0], out)
             return out
         case ir.Precondition():

@@ -70,7 +70,7 @@ class _Writer:
             "return phases, values",
         ]
         header = HEADER.format(title=title, summary=summary)
-        return header + textwrap.indent("\n".join(body), "    ", lambda line: line.strip()) + "\n"
+        return header + textwrap.indent("\n".join(body), "    ") + "\n"
 
     def _leaves(self) -> list[str]:
         lines = ["# The network's inputs, parameters and constants, and the optimiser's state."]
@@ -221,11 +221,11 @@ def _gather(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec
     runs = _runs(index, sizes)
     if len(runs) <= 16:
         for source, first, count in runs:
-            here = f"{out}[..., {start}:{start + count}]"
-            lines.append(
-                f"{here}.fill_({i.op.fill!r})" if source < 0
-                else f"{here}.copy_({v[source]}[..., {first}:{first + count}])"
-            )  # fmt: skip
+            part = f"{out}[..., {start}:{start + count}]"
+            if source < 0:
+                lines.append(f"{part}.fill_({i.op.fill!r})")
+            else:
+                lines.append(f"{part}.copy_({v[source]}[..., {first}:{first + count}])")
             start += count
         return lines
     offset = 0
@@ -236,8 +236,8 @@ def _gather(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec
         offset += size
         if here:
             to = w._index(f"{i.name}_to{number}", [j for j, _ in here])
-            source = w._index(f"{i.name}_from{number}", [k for _, k in here])
-            lines.append(f"{out}.index_copy_(-1, {to}, {name}.index_select(-1, {source}))")
+            picked = w._index(f"{i.name}_from{number}", [k for _, k in here])
+            lines.append(f"{out}.index_copy_(-1, {to}, {name}.index_select(-1, {picked}))")
     return lines
 
 
@@ -266,7 +266,9 @@ def _scatter(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spe
     if len(kept) == op.size and places == list(range(op.size)) and _compact(kept)[0] == "r":
         picks = {-1: "...", 0: "", -2: "..."}[op.axis]
         span = f"{kept[0]}:{kept[0] + len(kept)}"
-        view = {"...": f"[..., {span}]" if op.axis == -1 else f"[..., {span}, :]", "": f"[{span}]"}[picks]
+        view = {"...": f"[..., {span}]" if op.axis == -1 else f"[..., {span}, :]", "": f"[{span}]"}[
+            picks
+        ]
         return [f"{out}.copy_({v[0]}{view})"]
     to = w._index(f"{i.name}_to", places)
     source = w._index(f"{i.name}_from", kept)
@@ -311,7 +313,9 @@ def _softmax(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spe
 
 
 @_writes(ir.LogSumExp)
-def _log_sum_exp(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _log_sum_exp(
+    w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]
+) -> list[str]:
     return [f"torch.logsumexp({v[0]}, dim=-1, keepdim=True, out={out})"]
 
 
@@ -353,7 +357,9 @@ def _outer(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]
 
 
 @_writes(ir.ScaleSides)
-def _scale_sides(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _scale_sides(
+    w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]
+) -> list[str]:
     assert isinstance(i.op, ir.ScaleSides)
     if not i.op.left:
         return [f"torch.mul({v[0]}, {v[1]}[:, None, :], out={out})"]
@@ -382,7 +388,9 @@ def _hadamard(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Sp
 
 
 @_writes(ir.AddDiagonal)
-def _add_diagonal(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _add_diagonal(
+    w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]
+) -> list[str]:
     return [f"{out}.copy_({v[0]})", f"{out}.diagonal().add_({v[1]})"]
 
 
@@ -402,7 +410,9 @@ def _trace(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]
 
 
 @_writes(ir.PlusTranspose)
-def _plus_transpose(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _plus_transpose(
+    w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]
+) -> list[str]:
     return [f"torch.add({v[0]}, {v[0]}.mT, out={out})"]
 
 
@@ -421,7 +431,9 @@ def _average(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spe
 
 
 @_writes(ir.DampedInverse)
-def _damped_inverse(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _damped_inverse(
+    w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]
+) -> list[str]:
     return [f"linalg.damped_inverse({v[0]}, {v[1]}, out={out})"]
 
 
@@ -431,13 +443,17 @@ def _eigen(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]
 
 
 @_writes(ir.Precondition)
-def _precondition(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _precondition(
+    w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]
+) -> list[str]:
     scratch = w._scratch(0, i.spec.shape)
     return [f"linalg.precondition({', '.join(v)}, {scratch}, out={out})"]
 
 
 @_writes(ir.PreconditionEigen)
-def _precondition_eigen(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _precondition_eigen(
+    w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]
+) -> list[str]:
     return [f"linalg.precondition_eigen({', '.join(v)}, out={out})"]
 
 

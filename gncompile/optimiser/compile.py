@@ -14,7 +14,7 @@ from .settings import Settings
 from .trainer import Trainer
 
 
-def compile(  # noqa: A001 (the name users know from torch)
+def compile(
     model: nn.Module,
     loss: str | Loss | nn.Module,
     example_inputs: Tensor | tuple[Tensor, ...],

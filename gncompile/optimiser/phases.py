@@ -1,10 +1,10 @@
 """The optimiser of SPEC §7 as phases of the step program.
 
 One step runs ``gradient, curvature[, columns …], average[, invert], direction, quadratic, update`` and, when
-the damping is due, ``predict, evaluate, adapt``; ``restore`` and ``reject`` undo an update that failed. Every scalar lives in
-the program, so a step needs no number from the host but the choice of phases. Notation of SPEC §7: λ
-damping, γ damping of the factors (√λ at first, then chosen by the quadratic model), η L2 coefficient,
-κ = γ² + η, δ the last step, Δ the preconditioned direction.
+the damping is due, ``predict, evaluate, adapt``; ``restore`` and ``reject`` undo an update that failed.
+Every scalar lives in the program, so a step needs no number from the host but the choice of phases.
+Notation: λ damping of the quadratic model; γ damping of the factors, √λ at first, then chosen by that model;
+η L2 coefficient; κ = γ² + η; δ the last step; Δ the preconditioned direction.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import sympy
 from .. import step_program as ir
 from ..builder import ProgramBuilder, Value
 from ..functions import minimum, select
+from ..loss_rules import LossRules
 from ..model_graph import Affine, Node
 from ..propagation import Forward, push_forward
-from ..loss_rules import LossRules
 from ..step_program import Spec
 from .settings import Settings
 
@@ -75,7 +75,9 @@ class Optimiser:
             for eta, part in zip(self._etas(layer), parts, strict=True):
                 if eta and part is not None:
                     norm = self.builder.emit(ir.Dot(), part, part, name=f"norm_{part.name}")
-                    total = self.builder.pointwise(a + _number(eta / 2) * b, {a: total, b: norm}, name=name)
+                    total = self.builder.pointwise(
+                        a + _number(eta / 2) * b, {a: total, b: norm}, name=name
+                    )
         return total
 
     def decayed(self, gradients: Mapping[str, Value]) -> dict[str, Value]:
@@ -84,10 +86,13 @@ class Optimiser:
         for layer, gradient in gradients.items():
             weight, bias = self._etas(layer)
             node = self.layers[layer]
-            parts = [self.forward.weight(node)] + ([self.forward.bias(node)] if bias else [])
+            parts = [self.forward.weight(node), self.forward.bias(node) if bias else None]
             if weight or bias:
                 gradient = self.builder.emit(
-                    ir.Decay(weight, bias), gradient, *parts, name=f"{gradient.name}_l2"
+                    ir.Decay(weight, bias),
+                    gradient,
+                    *filter(None, parts),
+                    name=f"{gradient.name}_l2",
                 )
             result[layer] = gradient
         return result
@@ -103,7 +108,9 @@ class Optimiser:
         for kind, factors in (("Q", inputs), ("G", outputs)):
             for layer, factor in factors.items():
                 state = self._factor(kind, layer, factor.spec)
-                self.builder.emit(ir.Average(), state, factor, epsilon, into=state, name=f"{kind}_average")
+                self.builder.emit(
+                    ir.Average(), state, factor, epsilon, into=state, name=f"{kind}_average"
+                )
 
     def _factor(self, kind: str, layer: str, spec: Spec) -> Value:
         return self.builder.state(f"{kind}.{layer}", spec)
@@ -125,7 +132,11 @@ class Optimiser:
             for kind, factor, damping in (("Q", q, q_damping), ("G", g, g_damping)):
                 inverse = self._inverse(kind, layer, factor.spec)
                 self.builder.emit(
-                    ir.DampedInverse(), factor, damping, into=inverse, name=f"{kind}_inverse_{layer}"
+                    ir.DampedInverse(),
+                    factor,
+                    damping,
+                    into=inverse,
+                    name=f"{kind}_inverse_{layer}",
                 )
 
     def _inverse(self, kind: str, layer: str, spec: Spec) -> Value:
@@ -145,7 +156,9 @@ class Optimiser:
         trace = self.builder.emit(ir.Trace(), factor, name=f"trace_{factor.name}")
         floor = _number(SMALLEST_TRACE)
         mean = a / factor.spec.size
-        return self.builder.pointwise(select(mean - floor, mean, floor), {a: trace}, name="mean_eigenvalue")
+        return self.builder.pointwise(
+            select(mean - floor, mean, floor), {a: trace}, name="mean_eigenvalue"
+        )
 
     # --- direction and step ---------------------------------------------------------------------------
 
@@ -179,7 +192,9 @@ class Optimiser:
             directions.append({layer: self._step(layer) for layer in deltas})
         m, rhs = self.model(rules, gradients, directions)
         upper = [m[i][j] for i in range(len(m)) for j in range(i, len(m))]
-        sizes = self.builder.emit(ir.StepSizes(self.settings.step_cap), *upper, *rhs, name="step_sizes")
+        sizes = self.builder.emit(
+            ir.StepSizes(self.settings.step_cap), *upper, *rhs, name="step_sizes"
+        )
         coefficients = [
             self.builder.emit(ir.Element(i), sizes, name=f"c{i + 1}") for i in range(len(m))
         ]
@@ -208,17 +223,19 @@ class Optimiser:
         m: list[list[Value]] = [[None] * count for _ in range(count)]  # type: ignore[list-item]
         for i in range(count):
             for j in range(i, count):
-                product = rules.hessian_product(tangents[j])  # type: ignore[arg-type]
+                product = rules.hessian_product(tangents[j])
                 curvature = self.builder.emit(
                     ir.Dot(mean=True), tangents[i], product, name=f"curvature_{i + 1}{j + 1}"
-                )  # type: ignore[arg-type]
+                )
                 m[i][j] = m[j][i] = self._damped(curvature, directions[i], directions[j])
         return m, [self._inner(v, gradients) for v in directions]
 
     def _damped(self, curvature: Value, v: Mapping[str, Value], w: Mapping[str, Value]) -> Value:
         """``curvature + Σ_layers (λ + η) vᵀw``; weight and bias have their own η."""
         total = self.builder.pointwise(
-            a + b * c, {a: curvature, b: self.damping, c: self._inner(v, w)}, name="damped_curvature"
+            a + b * c,
+            {a: curvature, b: self.damping, c: self._inner(v, w)},
+            name="damped_curvature",
         )
         for layer in v:
             etas = self._etas(layer)
@@ -254,7 +271,9 @@ class Optimiser:
             for parameter, change in self._pairs(layer, step):
                 saved = self.builder.state(f"last_good.{parameter.name}", parameter.spec)
                 self.builder.pointwise(a, {a: parameter}, into=saved, name="saved")
-                self.builder.pointwise(a + b, {a: parameter, b: change}, into=parameter, name="moved")
+                self.builder.pointwise(
+                    a + b, {a: parameter, b: change}, into=parameter, name="moved"
+                )
         self._average_parameters()
 
     def _pairs(self, layer: str, value: Value) -> list[tuple[Value, Value]]:
@@ -274,12 +293,16 @@ class Optimiser:
             return
         count = self._scalar("averaged")
         count = self.builder.pointwise(k + 1, {k: count}, into=count, name="averaged_now")
-        weight = self.builder.pointwise(minimum(1 - 1 / k, _number(decay)), {k: count}, name="average_decay")
+        weight = self.builder.pointwise(
+            minimum(1 - 1 / k, _number(decay)), {k: count}, name="average_decay"
+        )
         for layer in self.layers:
             for parameter, _ in self._pairs(layer, self._step(layer)):
                 state, saved = self._parameter_average(parameter)
                 self.builder.pointwise(a, {a: state}, into=saved, name="saved_average")
-                self.builder.emit(ir.Average(), state, parameter, weight, into=state, name="averaged")
+                self.builder.emit(
+                    ir.Average(), state, parameter, weight, into=state, name="averaged"
+                )
 
     def _parameter_average(self, parameter: Value) -> tuple[Value, Value]:
         """The running average of a parameter, and what it was before the last update."""
@@ -287,7 +310,7 @@ class Optimiser:
         return state, self.builder.state(f"last_good_average.{parameter.name}", parameter.spec)
 
     def adapt(self, before: Value, after: Value, predicted: Value) -> Value:
-        """Levenberg-Marquardt: ``ρ = (E(θ+δ) − E(θ)) / predicted``; λ shrinks above ¾, grows below ¼ or at NaN."""
+        """Levenberg-Marquardt: λ falls where ``ρ = (E(θ+δ) − E(θ)) / predicted > ¾``, rises below ¼."""
         low, high = (_number(x) for x in self.settings.damping_bounds)
         factor = _number(self.settings.damping_rate**self.settings.damping_period)
         ratio = self.builder.pointwise((a - b) / c, {a: after, b: before, c: predicted}, name="rho")
@@ -298,7 +321,9 @@ class Optimiser:
         self._write_damping(changed, {a: self.damping, d: ratio}, low, high)
         return ratio
 
-    def _write_damping(self, changed: sympy.Expr, values: dict, low: sympy.Expr, high: sympy.Expr) -> None:
+    def _write_damping(
+        self, changed: sympy.Expr, values: dict, low: sympy.Expr, high: sympy.Expr
+    ) -> None:
         bounded = select(changed - high, high, select(low - changed, low, changed))
         self.builder.pointwise(bounded, values, into=self.damping, name="damping_now")
 

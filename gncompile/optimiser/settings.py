@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -13,6 +13,18 @@ from ..errors import CompileError, message, nearest
 Method = Literal["kfra", "kflr", "kfac", "kfac_rp", "empirical", "adam", "sgd"]
 CURVATURE_METHODS = ("kfra", "kflr", "kfac", "kfac_rp", "empirical")
 FIRST_ORDER_METHODS = ("adam", "sgd")
+
+POSITIVE = (
+    *("damping", "damping_rate", "damping_period", "factor_damping_period", "factor_damping_rate"),
+    *(
+        "refresh_every",
+        "factors_every",
+        "samples",
+        "quadratic_samples",
+        "memory_budget",
+        "learning_rate",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -66,11 +78,10 @@ class Settings:
     sgd_momentum: float = 0.9
 
     def __post_init__(self) -> None:
-        positive = ("damping", "damping_rate", "damping_period", "refresh_every", "factors_every", "factor_damping_period", "factor_damping_rate", "samples",
-                    "learning_rate", "memory_budget", "quadratic_samples")  # fmt: skip
-        for name in positive:
+        for name in POSITIVE:
             _require(name, getattr(self, name), getattr(self, name) > 0, "a positive number")
-        _require("damping_rate", self.damping_rate, self.damping_rate < 1, "a number below 1")
+        for name in ("damping_rate", "factor_damping_rate"):
+            _require(name, getattr(self, name), getattr(self, name) < 1, "a number below 1")
         for name in ("factor_average", "average"):
             _require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "a number in [0, 1)")
         share = self.quadratic_share

@@ -66,7 +66,9 @@ class Trainer(Reports):
         trained: dict[str, Tensor] = {}
         for node in self.traced.graph.layers.values():
             assert isinstance(node.op, Affine)
-            names = [node.op.weight] + ([node.op.bias] if node.op.homogeneous and node.op.bias else [])
+            names = [node.op.weight] + (
+                [node.op.bias] if node.op.homogeneous and node.op.bias else []
+            )
             trained |= {name: self.traced.parameters[name].detach() for name in names}
         return trained
 
@@ -139,7 +141,7 @@ class Trainer(Reports):
         return self._stats(rho=self._number("rho") if due else None)
 
     def _choose_factor_damping(self) -> None:
-        """Take the factor damping γ, of three, whose step the quadratic model predicts to be best [MG §6.6]."""
+        """Of three factor dampings γ take the one whose step is predicted to be best [MG §6.6]."""
         gamma = self._executable.memory.states["factor_damping"]
         base, rate, predicted = float(gamma), self.settings.factor_damping_rate, {}
         for tried in (base / rate, base * rate, base):
@@ -244,7 +246,9 @@ class Trainer(Reports):
             assert isinstance(op, Affine)
             columns = self.traced.graph[node.inputs[0]].size + int(op.homogeneous)
             memory = self._executable.memory
-            joined[layer] = torch.zeros(node.size, columns, dtype=memory.dtype, device=memory.device)
+            joined[layer] = torch.zeros(
+                node.size, columns, dtype=memory.dtype, device=memory.device
+            )
             for name, view in self.split({layer: joined[layer]}).items():
                 if name in by_parameter:
                     view.copy_(by_parameter[name])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -27,7 +28,9 @@ BOUND_SHAPES_KEPT = 4
 class EmittedStep:
     """A bound instance of an emitted torch module; same interface as ``ReferenceStep``."""
 
-    def __init__(self, module, program: StepProgram, memory: Memory, dims: Mapping[str, int]) -> None:
+    def __init__(
+        self, module: ModuleType, program: StepProgram, memory: Memory, dims: Mapping[str, int]
+    ) -> None:
         self.program = program
         self.column_start = 0
         self._phases, self._values = module.bind(memory, dims["N"], dims["Q"], dims["S"])

@@ -45,7 +45,7 @@ def _eigh(m: Tensor) -> tuple[Tensor, Tensor]:
     """``torch.linalg.eigh``; in float64, where LAPACK's float32 routine fails to converge."""
     try:
         values, vectors = torch.linalg.eigh(m)
-    except torch.linalg.LinAlgError:
+    except RuntimeError:  # torch.linalg.LinAlgError, a subclass that torch exports without a type
         values, vectors = (t.to(m.dtype) for t in torch.linalg.eigh(m.double()))
     return values, vectors
 
@@ -65,7 +65,9 @@ def precondition_eigen(
 ) -> None:
     """``−U_G ((U_Gᵀ ∇ U_Q) / (g qᵀ + κ)) U_Qᵀ``, the exact inverse of ``G ⊗ Q + κ I`` times ``−∇``."""
     u_g, u_q = (None if f.dim() < 2 else f[1:] for f in (g, q))
-    values_g, values_q = ((f if f.dim() < 2 else f[0]).expand(n) for f, n in zip((g, q), gradient.shape, strict=True))
+    values_g, values_q = (
+        (f if f.dim() < 2 else f[0]).expand(n) for f, n in zip((g, q), gradient.shape, strict=True)
+    )
     rotated = gradient if u_g is None else u_g.T @ gradient
     rotated = rotated if u_q is None else rotated @ u_q
     rotated = -rotated / (torch.outer(values_g, values_q) + damping)
@@ -118,7 +120,9 @@ def symmetric_product(a: Tensor, b: Tensor, out: Tensor, alpha: float = 1.0) -> 
         rows = slice(edges[i], edges[i + 1])
         # One tall product per block row keeps the multiplication efficient.
         left = slice(0, edges[i + 1])
-        torch.addmm(out[rows, left], a[:, rows].T, b[:, left], beta=0, alpha=alpha, out=out[rows, left])
+        torch.addmm(
+            out[rows, left], a[:, rows].T, b[:, left], beta=0, alpha=alpha, out=out[rows, left]
+        )
     for i in range(1, blocks):
         rows, left = slice(edges[i], edges[i + 1]), slice(0, edges[i])
         out[left, rows] = out[rows, left].T

@@ -33,7 +33,8 @@ class Memory:
         self.device = device
         self.parameters = dict(parameters)
         self.constants = {
-            name: tensor.detach().to(device=device, dtype=dtype) for name, tensor in constants.items()
+            name: tensor.detach().to(device=device, dtype=dtype)
+            for name, tensor in constants.items()
         }
         self.states = {key: self._initial(state) for key, state in program.states.items()}
         self.generator = torch.Generator(device=device).manual_seed(seed)
@@ -105,7 +106,7 @@ class Memory:
 
 
 ALIGNMENT = 16
-"""Rows of matrices start at multiples of this many elements; odd row strides cost matrix products up to half."""
+"""Rows of matrices start at multiples of so many elements; odd strides make products up to half slower."""
 
 
 def padded_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

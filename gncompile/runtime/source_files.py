@@ -46,6 +46,8 @@ def _import(path: Path, name: str) -> ModuleType:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise CompileError(
-            message(f"the source file {path} is not valid Python: {error}", instead="fix or remove it")
+            message(
+                f"the source file {path} is not valid Python: {error}", instead="fix or remove it"
+            )
         ) from error
     return module
