@@ -37,6 +37,7 @@ STEPS = 7  # ends within an epoch, and between two refreshes of the inverses
 VARIANTS: dict[str, dict[str, Any]] = {
     "kfra": {"method": "kfra", "average": 0.9, "refresh_always": 2},
     "kflr": {"method": "kflr", "momentum": False},
+    "seldom": {"method": "kfra", "factors_every": 3, "refresh_always": 2},
     "kfac": {"method": "kfac", "average": 0.5, "samples": 2},
     "kfac_rp": {"method": "kfac_rp", "l2": {"*.weight": 0.01}},
     "exact": {"method": "kfra", "exact_damping": True, "damping_bounds": (0.05, 10.0)},
