@@ -52,7 +52,7 @@ RESERVED = frozenset(keyword.kwlist) | {
         "average",
         "invert",
     ),
-    *("direction", "quadratic", "update", "adapt", "restore", "reject"),
+    *("direction", "quadratic", "layer_quadratic", "update", "adapt", "restore", "reject"),
 }
 """Names of an emitted file that no value may take: its symbols, modules and phases."""
 

@@ -200,12 +200,14 @@ def step_program(graph: ModelGraph, loss: Loss, settings: Settings) -> StepProgr
     with builder.phase("direction", sees=("gradient",)):
         deltas = optimiser.directions(gradients, inputs, outputs)
     with builder.phase("quadratic", sees=("gradient", "direction")):
-        chosen = optimiser.quadratic(phases.rules, gradients, deltas)
-        builder.results |= {role: value.name for role, value in chosen.items()}
-    with builder.phase("update", sees=("gradient", "direction", "quadratic")):
-        optimiser.update(deltas, chosen)
-    with builder.phase("adapt", sees=("gradient", "quadratic", "evaluate")):
-        ratio = optimiser.adapt(objective, phases.after, chosen["predicted"])
+        optimiser.quadratic(phases.rules, gradients, deltas, by_layer=False)
+    if settings.layer_steps:
+        with builder.phase("layer_quadratic", sees=("gradient", "direction")):
+            optimiser.quadratic(phases.rules, gradients, deltas, by_layer=True)
+    with builder.phase("update", sees=("gradient", "direction")):
+        optimiser.update(deltas)
+    with builder.phase("adapt", sees=("gradient", "evaluate")):
+        ratio = optimiser.adapt(objective, phases.after)
         builder.results["rho"] = ratio.name
     with builder.phase("restore"):
         optimiser.restore()

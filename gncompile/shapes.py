@@ -132,8 +132,8 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
         case Eigen():
             size = inputs[0].size
             return inputs[0] if len(shapes[0]) < 2 else Spec((size + 1, size))
-        case StepSizes():
-            return Spec((1 if len(inputs) == 2 else 2,))
+        case StepSizes(groups):
+            return Spec((len(groups) + 3,))
     raise InternalError(f"no shape rule for {op}")
 
 

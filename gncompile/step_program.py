@@ -19,7 +19,7 @@ is ``value = op(inputs)``, or ``state ← op(inputs)`` when ``into`` names the s
         |  Zeros(spec) | Softmax() | LogSumExp() | SampleCategorical() | Random(kind) | Columns()
         |  SampleDiagonal() | SampleOuter() | ScaleSides()           per-sample matrices [N, d, d]
         |  Decay(weight, bias)         ∇W̄ + [η_W W, η_b b]
-        |  Average() | DampedInverse() | Eigen() | Precondition() | PreconditionEigen() | StepSizes(cap)
+        |  Average() | DampedInverse() | Eigen() | Precondition() | PreconditionEigen() | StepSizes(groups, …)
 
 Dimensions are integers or symbols bound when the program meets a batch: ``N`` samples, ``Q`` of them used
 for the quadratic model, ``S`` columns in a chunk of KFLR. A matrix carries a :class:`Structure`: what is
@@ -322,9 +322,22 @@ class PreconditionEigen:
 
 @dataclass(frozen=True)
 class StepSizes:
-    """Coefficients c that minimise ``bᵀc + ½cᵀMc`` (inputs M_ij row by row, then b); |c_1| ≤ cap if given."""
+    """Coefficients c of directions that minimise ``bᵀc + ½cᵀMc``, and what follows from them.
 
+    Inputs: the upper triangle of M row by row, then b. Layer ``l`` belongs to direction ``groups[l]``; with
+    ``momentum`` the last direction is the previous step. The result holds each layer's coefficient, then
+    the momentum's (0 without), the predicted change ``bᵀc + ½cᵀMc``, and the effective step size
+    ``Σ c_i b_i / Σ b_i`` without momentum. ``|c_i| ≤ cap``, but for the momentum, if a cap is given.
+    """
+
+    groups: tuple[int, ...]
+    momentum: bool
     cap: float | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of directions."""
+        return max(self.groups) + 1 + int(self.momentum)
 
 
 Op = (

@@ -193,9 +193,9 @@ def apply_matrix(op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
             out = torch.empty_like(v[0])
             linalg.precondition_eigen(v[0], v[1], v[2], v[3], out)
             return out
-        case ir.StepSizes(cap):
-            out = v[0].new_empty(1 if len(v) == 2 else 2)
-            linalg.step_sizes(v, cap, out)
+        case ir.StepSizes(groups, momentum, cap):
+            out = v[0].new_empty(len(groups) + 3)
+            linalg.step_sizes(v, groups, momentum, cap, out)
             return out
     raise InternalError(f"the reference backend does not know {op}")
 

@@ -460,4 +460,5 @@ def _precondition_eigen(
 @_writes(ir.StepSizes)
 def _step_sizes(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.StepSizes)
-    return [f"linalg.step_sizes([{', '.join(v)}], {i.op.cap!r}, out={out})"]
+    terms, op = ", ".join(v), i.op
+    return [f"linalg.step_sizes([{terms}], {op.groups}, {op.momentum}, {op.cap!r}, out={out})"]

@@ -30,6 +30,10 @@ SMALLEST_TRACE = 1e-20
 a, b, c, d, k = sympy.symbols("a b c d k", real=True)
 
 
+CHOSEN = {"momentum": -3, "predicted": -2, "step_size": -1}
+"""Where the state ``step_sizes`` holds what a trainer reports; before these the step size of each layer."""
+
+
 @dataclass
 class Optimiser:
     """Emits the optimiser's phases for one network; values are kept by layer name."""
@@ -184,32 +188,37 @@ class Optimiser:
         return result
 
     def quadratic(
-        self, rules: LossRules, gradients: Mapping[str, Value], deltas: Mapping[str, Value]
-    ) -> dict[str, Value]:
-        """Step sizes c from the full Gauss-Newton quadratic ``bᵀc + ½ cᵀMc`` [MG §7], by R-operator."""
-        directions = [dict(deltas)]
+        self,
+        rules: LossRules,
+        gradients: Mapping[str, Value],
+        deltas: Mapping[str, Value],
+        by_layer: bool,
+    ) -> None:
+        """Step sizes c from the full Gauss-Newton quadratic ``bᵀc + ½ cᵀMc`` [MG §7], by R-operator.
+
+        One for the direction Δ and one for the last step δ; ``by_layer`` one for each layer's part of Δ.
+        Block-diagonal preconditioning lets all layers answer the same error at once; joint step sizes for
+        the layers undo that.
+        """
+        groups = tuple(range(len(deltas))) if by_layer else (0,) * len(deltas)
+        directions: list[dict[str, Value]] = [{} for _ in range(max(groups) + 1)]
+        for group, (layer, delta) in zip(groups, deltas.items(), strict=True):
+            directions[group][layer] = delta
         if self.settings.momentum:
             directions.append({layer: self._step(layer) for layer in deltas})
         m, rhs = self.model(rules, gradients, directions)
         upper = [m[i][j] for i in range(len(m)) for j in range(i, len(m))]
-        sizes = self.builder.emit(
-            ir.StepSizes(self.settings.step_cap), *upper, *rhs, name="step_sizes"
-        )
-        coefficients = [
-            self.builder.emit(ir.Element(i), sizes, name=f"c{i + 1}") for i in range(len(m))
-        ]
-        terms = [sympy.Integer(0)]
-        values: dict[sympy.Symbol, Value] = {}
-        for i, ci in enumerate(coefficients):
-            values[_s("c", i)], values[_s("b", i)] = ci, rhs[i]
-            terms.append(_s("c", i) * _s("b", i))
-            for j, _ in enumerate(coefficients):
-                values[_s("m", min(i, j), max(i, j))] = m[min(i, j)][max(i, j)]
-                terms.append(_s("c", i) * _s("c", j) * _s("m", min(i, j), max(i, j)) / 2)
-        predicted = self.builder.pointwise(sympy.Add(*terms), values, name="predicted_change")
-        return {"step_size": coefficients[0], "predicted": predicted} | (
-            {"momentum": coefficients[1]} if len(coefficients) > 1 else {}
-        )
+        op = ir.StepSizes(groups, self.settings.momentum, self.settings.step_cap)
+        self.builder.emit(op, *upper, *rhs, into=self._sizes, name="step_sizes_now")
+
+    @property
+    def _sizes(self) -> Value:
+        """The chosen step: a size for each layer, then :data:`CHOSEN`."""
+        return self.builder.state("step_sizes", Spec((len(self.layers) + len(CHOSEN),)))
+
+    def _chosen(self, index: int) -> Value:
+        index %= len(self.layers) + len(CHOSEN)
+        return self.builder.emit(ir.Element(index), self._sizes, name=f"size_{index}")
 
     def model(
         self,
@@ -232,12 +241,15 @@ class Optimiser:
 
     def _damped(self, curvature: Value, v: Mapping[str, Value], w: Mapping[str, Value]) -> Value:
         """``curvature + Σ_layers (λ + η) vᵀw``; weight and bias have their own η."""
+        shared = [layer for layer in v if layer in w]
+        if not shared:
+            return curvature
         total = self.builder.pointwise(
             a + b * c,
             {a: curvature, b: self.damping, c: self._inner(v, w)},
             name="damped_curvature",
         )
-        for layer in v:
+        for layer in shared:
             etas = self._etas(layer)
             for eta, which in zip(etas, ("weight", "bias"), strict=True):
                 if eta:
@@ -254,18 +266,18 @@ class Optimiser:
         return self.builder.emit(ir.Part(which), value, name=f"{value.name}_{which[0]}")  # type: ignore
 
     def _inner(self, v: Mapping[str, Value], w: Mapping[str, Value]) -> Value:
-        """``Σ_layers vᵀw``."""
-        dots = [self.builder.emit(ir.Dot(), v[layer], w[layer], name="dot") for layer in v]
+        """``Σ vᵀw`` over the layers of both."""
+        dots = [self.builder.emit(ir.Dot(), v[k], w[k], name="dot") for k in v if k in w]
         return dots[0] if len(dots) == 1 else self.builder.add(*dots, name="inner")
 
-    def update(self, deltas: Mapping[str, Value], chosen: Mapping[str, Value]) -> None:
-        """``δ ← c₁ Δ + c₂ δ``, ``θ ← θ + δ``; the parameters before the step are kept for ``restore``."""
-        for layer, delta in deltas.items():
+    def update(self, deltas: Mapping[str, Value]) -> None:
+        """``δ ← c_l Δ_l + c_m δ`` for each layer l, ``θ ← θ + δ``; θ before it is kept for ``restore``."""
+        for number, (layer, delta) in enumerate(deltas.items()):
             step = self._step(layer)
-            values = {a: delta, b: chosen["step_size"]}
+            values = {a: delta, b: self._chosen(number)}
             expression = a * b
-            if "momentum" in chosen:
-                values |= {c: step, d: chosen["momentum"]}
+            if self.settings.momentum:
+                values |= {c: step, d: self._chosen(CHOSEN["momentum"])}
                 expression = a * b + c * d
             step = self.builder.pointwise(expression, values, into=step, name="step")
             for parameter, change in self._pairs(layer, step):
@@ -309,10 +321,11 @@ class Optimiser:
         state = self.builder.state(f"average.{parameter.name}", parameter.spec)
         return state, self.builder.state(f"last_good_average.{parameter.name}", parameter.spec)
 
-    def adapt(self, before: Value, after: Value, predicted: Value) -> Value:
+    def adapt(self, before: Value, after: Value) -> Value:
         """Levenberg-Marquardt: λ falls where ``ρ = (E(θ+δ) − E(θ)) / predicted > ¾``, rises below ¼."""
         low, high = (_number(x) for x in self.settings.damping_bounds)
         factor = _number(self.settings.damping_rate**self.settings.damping_period)
+        predicted = self._chosen(CHOSEN["predicted"])
         ratio = self.builder.pointwise((a - b) / c, {a: after, b: before, c: predicted}, name="rho")
         rho = d
         # A comparison with NaN is false, so a broken ratio falls through to the last branch and raises λ.
@@ -348,10 +361,6 @@ class Optimiser:
         if self.settings.average:
             count = self._scalar("averaged")
             self.builder.pointwise(k - 1, {k: count}, into=count, name="averaged_before")
-
-
-def _s(letter: str, *index: int) -> sympy.Symbol:
-    return sympy.Symbol(letter + "".join(str(i + 1) for i in index), real=True)
 
 
 def _number(x: float) -> sympy.Number:

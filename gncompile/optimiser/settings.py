@@ -60,6 +60,8 @@ class Settings:
     refresh_always: int = 10
     momentum: bool = True
     """Choose step size and momentum together from the exact quadratic model."""
+    layer_steps: int = 20
+    """First steps in which every layer has a step size of its own, chosen together by the quadratic model."""
     step_cap: float | None = None
     """Optional bound on the step size along the preconditioned gradient."""
     quadratic_share: float = 0.25

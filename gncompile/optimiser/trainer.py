@@ -22,6 +22,7 @@ from ..runtime.memory import dense
 from ..step_program import StepProgram
 from . import fit
 from .first_order import FirstOrder
+from .phases import CHOSEN
 from .records import StepStats
 from .reports import Reports
 from .settings import Settings
@@ -129,7 +130,7 @@ class Trainer(Reports):
             if always or self._since_refresh >= settings.refresh_every:
                 executable.run("invert")
                 self._since_refresh = 0
-            executable.run("direction", "quadratic")
+            executable.run("direction", self._quadratic)
         if not self._finite("predicted") or not self._finite("step_size"):
             return self._refused()
         executable.run("update")
@@ -146,13 +147,18 @@ class Trainer(Reports):
         base, rate, predicted = float(gamma), self.settings.factor_damping_rate, {}
         for tried in (base / rate, base * rate, base):
             gamma.fill_(tried)
-            self._executable.run("invert", "direction", "quadratic")
+            self._executable.run("invert", "direction", self._quadratic)
             value = self._number("predicted")
             predicted[tried] = value if math.isfinite(value) else math.inf
         best = min(predicted, key=predicted.__getitem__)
         if best != base:
             gamma.fill_(best)
-            self._executable.run("invert", "direction", "quadratic")
+            self._executable.run("invert", "direction", self._quadratic)
+
+    @property
+    def _quadratic(self) -> str:
+        """The phase that chooses step sizes: for each layer in the first steps, for all together later."""
+        return "layer_quadratic" if self.updates < self.settings.layer_steps else "quadratic"
 
     def _stats(self, rho: float | None = None) -> StepStats:
         return StepStats(
@@ -192,6 +198,8 @@ class Trainer(Reports):
         return StepStats(self.updates, loss, objective, self.damping, rejected=self.rejected)
 
     def _number(self, role: str) -> float:
+        if role in CHOSEN:
+            return float(self._executable.memory.states["step_sizes"][CHOSEN[role]])
         return float(self._executable.result(role))
 
     def _finite(self, role: str) -> bool:

@@ -75,31 +75,39 @@ def precondition_eigen(
     out.copy_(rotated if u_q is None else rotated @ u_q.T)
 
 
-def step_sizes(terms: list[Tensor], cap: float | None, out: Tensor) -> None:
-    """Coefficients minimising ``bᵀc + ½ cᵀMc`` for one or two directions [MG §7].
+RIDGE = 1e-10
+"""Relative ridge of the small system: collinear directions share a step, a zero direction gets none."""
 
-    ``terms`` are ``M11, b1`` or ``M11, M12, M22, b1, b2``. Computed in float64. Where the two directions are
-    nearly collinear, or the second is zero, only the first is used. ``|c_1| ≤ cap`` if given, with the
-    second re-optimised for the capped first.
+
+def step_sizes(
+    terms: list[Tensor], groups: tuple[int, ...], momentum: bool, cap: float | None, out: Tensor
+) -> None:
+    """Coefficients minimising ``bᵀc + ½ cᵀMc`` [MG §7], laid out as :class:`StepSizes` says.
+
+    ``terms``: the upper triangle of M row by row, then b; solved in float64, scaled to a unit diagonal.
+    With a ``cap`` all but the momentum coefficient are clamped to it, and that one is chosen again.
     """
+    count = max(groups) + 1 + int(momentum)
     values = torch.stack([t.double().reshape(()) for t in terms])
-    if len(terms) == 2:
-        m11, b1 = values
-        first, second = -b1 / m11, None
-    else:
-        m11, m12, m22, b1, b2 = values
-        determinant = m11 * m22 - m12 * m12
-        independent = determinant > 1e-12 * m11 * m22
-        safe = torch.where(independent, determinant, torch.ones_like(determinant))
-        first = torch.where(independent, (m12 * b2 - m22 * b1) / safe, -b1 / m11)
-        second = torch.where(independent, (m12 * b1 - m11 * b2) / safe, torch.zeros_like(b1))
+    rows, columns = torch.triu_indices(count, count, device=values.device)
+    m = values.new_zeros(count, count)
+    m[rows, columns] = m[columns, rows] = values[: len(rows)]
+    b = values[len(rows) :]
+    scale = torch.where(m.diagonal() > 0, m.diagonal().clamp(min=0).rsqrt(), 0.0)
+    scaled = scale[:, None] * m * scale + RIDGE * torch.eye(count, dtype=m.dtype, device=m.device)
+    solved, _ = torch.linalg.solve_ex(scaled, scale * b)
+    c = -scale * solved
+    own = slice(0, count - 1 if momentum else count)
     if cap is not None:
-        capped = first.clamp(-cap, cap)
-        if second is not None:
-            again = -(b2 + m12 * capped) / torch.where(independent, m22, torch.ones_like(m22))
-            second = torch.where((capped != first) & independent, again, second)
-        first = capped
-    out.copy_(first.reshape(1) if second is None else torch.stack([first, second]))
+        c[own] = c[own].clamp(-cap, cap)
+        if momentum:
+            rest = b[-1] + m[-1, own] @ c[own]
+            c[-1] = torch.where(m[-1, -1] > 0, -rest / m[-1, -1], 0.0)
+    predicted = b @ c + c @ m @ c / 2
+    effective = (b[own] @ c[own]) / b[own].sum()
+    last = c[-1] if momentum else torch.zeros_like(predicted)
+    sizes = [c[group] for group in groups]
+    out.copy_(torch.stack([*sizes, last, predicted, effective]))
 
 
 def symmetric_product(a: Tensor, b: Tensor, out: Tensor, alpha: float = 1.0) -> None:
