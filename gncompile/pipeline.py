@@ -15,8 +15,10 @@ from dataclasses import dataclass
 
 import sympy
 
+from . import config
 from . import step_program as ir
 from .builder import ProgramBuilder, Value
+from .debug import dump
 from .errors import CompileError, message
 from .functions import select
 from .loss_rules import LossRules, loss_rules
@@ -41,10 +43,15 @@ PASSES: tuple[Callable[[ModelGraph], ModelGraph], ...] = (
 
 
 def prepare(graph: ModelGraph) -> ModelGraph:
-    """Run the passes over a traced graph, checking it after each."""
-    for each in PASSES:
+    """Run the passes over a traced graph and check the result; the switch ``check`` does so after each."""
+    dump("0_traced.txt", graph.to_text())
+    for number, each in enumerate(PASSES, start=1):
         graph = each(graph)
-        graph.check()
+        if config.flag("check"):
+            graph.check()
+        dump(f"{number}_{each.__name__}.txt", graph.to_text())
+    graph.check()
+    dump("graph.dot", graph.to_dot())
     if not graph.layers:
         raise CompileError(
             message(

@@ -10,6 +10,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+import torch
+
+import gncompile
+from gncompile import config
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -79,3 +83,13 @@ def test_kernels_import_under_our_name_and_the_command_runs() -> None:
     assert "triton_kernels" in python("import gncompile.triton_kernels as k; print(k.__file__)")
     (point,) = [p for p in entry_points(group="console_scripts") if p.name == "gncompile"]
     assert point.load().__module__ == "gncompile.cli"
+
+
+def test_the_dump_switch_writes_what_was_compiled(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Tanh(), torch.nn.Linear(2, 1))
+    with config.using(dump=tmp_path, check=True):
+        gncompile.compile(model, "mse", torch.zeros(2, 3))
+    written = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert "tanh(layer_0)" in written["1_fuse_pointwise.txt"]
+    assert "gradient:" in written["step_program.txt"]
+    assert {"0_traced.txt", "graph.dot", "training_step.py"} <= written.keys()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import step_program as ir
+from ..debug import dump
 from ..emit.reference import ReferenceStep
 from ..emit.torch_source import emit_torch
 from ..errors import CompileError, message
@@ -88,9 +89,11 @@ class Executable:
         self.memory_budget = memory_budget
         self.memory = Memory(program, traced.parameters, traced.constants, dtype, device, seed)
         self.source_file: Path | None = None
+        dump("step_program.txt", program.to_text())
         self._module = None
         if backend == "torch":
             text = emit_torch(program, f"A training step of {traced.name}.", traced.graph.to_text())
+            dump("training_step.py", text)
             self._module, self.source_file = load_source(text, traced.name)
         self._bound: dict[tuple[int, ...], ReferenceStep | EmittedStep] = {}
         self._step: ReferenceStep | EmittedStep | None = None

@@ -1,0 +1,13 @@
+"""The switch ``dump``: what the compiler made, as text files in reading order."""
+
+from __future__ import annotations
+
+from . import config
+from .files import atomic_write
+
+
+def dump(name: str, text: str) -> None:
+    """Write ``text`` as file ``name`` into the folder of the switch ``dump``, if it is on."""
+    folder = config.folder("dump")
+    if folder is not None:
+        atomic_write(folder / name, text + "\n")
