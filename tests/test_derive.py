@@ -209,7 +209,7 @@ def test_what_has_no_rule_is_refused(value):
 def test_results_do_not_depend_on_the_hash_seed():
     program = (
         "from gncompile.transfer import transfer, transfer_names\n"
-        "from gncompile.emit.expressions import torch_statements\n"
+        "from gncompile.emit.torch_statements import torch_statements\n"
         "for n in transfer_names():\n"
         "    r = transfer(n).rule\n"
         "    e = r.seconds[0, 0]\n"

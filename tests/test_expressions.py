@@ -9,7 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gncompile.derive import pointwise_rule
-from gncompile.emit.expressions import evaluate, torch_statements
+from gncompile.emit.expressions import evaluate
+from gncompile.emit.torch_statements import torch_statements
 from gncompile.errors import InternalError
 from gncompile.functions import clamp, erfc, expm1, log1p, number, select, sigmoid, softplus
 from gncompile.transfer import ARGUMENT, transfer, transfer_names

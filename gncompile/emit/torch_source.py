@@ -13,7 +13,7 @@ from collections.abc import Callable
 from .. import step_program as ir
 from ..errors import InternalError
 from ..step_program import Dim, Instruction, Leaf, Op, Spec, StepProgram, Structure
-from .expressions import torch_statements
+from .torch_statements import torch_statements
 
 HEADER = '''"""{title}
 
