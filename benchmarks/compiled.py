@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from gncompile.api import understand
+from gncompile.costs import CostModel
 from gncompile.optimiser.settings import Settings
 from gncompile.pipeline import step_program
 from gncompile.runtime.executable import Executable
 from gncompile.runtime.memory import dense
 
-from .flops import program_flops
 from .problems import Problem
 
 FACTORS = ("gradient", "curvature")
@@ -44,7 +44,7 @@ class Compiled:
         self.layers = list(traced.graph.layers)
         self.inputs = reader.inputs(x)
         self.target = reader.target(len(x), y)
-        self.dims = {"N": len(x), "Q": len(x), "S": 1}
+        self.costs = CostModel(self.program, len(x))
 
     @classmethod
     def of(
@@ -65,7 +65,7 @@ class Compiled:
 
     def flops(self, *phases: str) -> float:
         """Flops of one call of ``run`` with these phases."""
-        return program_flops(self.program, phases, self.dims)
+        return sum(self.costs.phase(name).flops for name in phases if name in self.program.phases)
 
     def gradients(self) -> dict[str, Tensor]:
         """``∇W̄ = [∇W, ∇b]`` by layer, of the last run."""

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 import gncompile
+from gncompile.costs import CostModel
 from gncompile.optimiser.settings import Settings
 from gncompile.optimiser.trainer import Trainer
 from gncompile.step_program import StepProgram
 
 from .compiled import FACTORS, Compiled
-from .flops import gradient_flops, kfac_flops, kfra_flops, program_flops
+from .flops import gradient_flops, kfac_flops, kfra_flops
 from .problems import Problem
 from .timing import Contestant
 
@@ -126,10 +127,10 @@ def full_step(name: str, problem: Problem, **options: Any) -> Contestant:
 
 def step_flops(program: StepProgram, settings: Settings, batch: int) -> float:
     """Flops of one step, averaged over refreshes and damping choices (which try two more γ)."""
-    dims = {"N": batch, "Q": settings.quadratic_rows(batch), "S": 1}
+    costs = CostModel(program, batch, rows=settings.rows(batch))
 
     def count(*phases: str) -> float:
-        return program_flops(program, phases, dims)
+        return sum(costs.phase(name).flops for name in phases if name in program.phases)
 
     every = count(*FACTORS, "average", "direction", "quadratic", "update")
     refresh = count("invert") / settings.refresh_every

@@ -1,68 +1,13 @@
-"""Arithmetic of a step: multiplications and additions, a product known to be symmetric counted once.
+"""Arithmetic of the peers' steps on a chain of affine layers, from the formulas of the algorithm they run.
 
-Ours are counted from the compiled program, the peers' from the formulas of the algorithm they run. Both
-count what the mathematics asks for, not what a library happens to execute, so a rate is comparable.
+Multiplications and additions, a product known to be symmetric counted once, as
+:class:`gncompile.costs.CostModel` counts ours: what the mathematics asks for, not what a library happens to
+execute, so a rate is comparable.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
 from itertools import pairwise
-
-from gncompile import step_program as ir
-from gncompile.runtime.memory import bind_shape
-from gncompile.step_program import Instruction, StepProgram
-
-Dims = Mapping[str, int]
-
-
-def program_flops(program: StepProgram, phases: Iterable[str], dims: Dims) -> float:
-    """Flops of some phases of a program for a batch with these dimensions."""
-    return sum(
-        instruction_flops(instruction, program, dims)
-        for phase in phases
-        for instruction in program.phase(phase)
-    )
-
-
-def instruction_flops(i: Instruction, program: StepProgram, dims: Dims) -> float:
-    """Flops of one instruction; what only moves or fills memory counts nothing."""
-    shapes = [bind_shape(program[name].spec.shape, dims) for name in i.inputs]
-    out = bind_shape(i.spec.shape, dims)
-    size = math.prod(out)
-    match i.op:
-        case ir.Affine():
-            return sum(2 * size * x[-1] for x in shapes[0 : len(shapes) - 1 : 2])
-        case ir.MatMul(transpose_a=transposed):
-            return 2 * size * shapes[0][-2 if transposed else -1]
-        case ir.Moment():
-            # One input: the triangle of a symmetric product.
-            return (1 if len(shapes) == 1 else 2) * size * math.prod(shapes[0][:-1])
-        case ir.SymmetricProduct():
-            return size * shapes[0][0]
-        case ir.Multiply():
-            return 2 * size * shapes[0][-1] if len(shapes[0]) == 2 else size
-        case ir.DampedInverse():
-            return out[-1] ** 3 if len(out) == 2 else size
-        case ir.Eigen():
-            return 9 * out[-1] ** 3 if len(out) == 2 else size
-        case ir.Precondition():
-            return sum(2 * size * s[-1] if len(s) == 2 else size for s in shapes[1:])
-        case ir.PreconditionEigen():
-            return sum(4 * size * s[-1] if len(s) == 2 else 0 for s in shapes[1:3]) + 2 * size
-        case ir.Pointwise(expression=expression):
-            return size * int(expression.count_ops())
-        case ir.Dot():
-            return 2 * math.prod(shapes[0])
-        case ir.Total() | ir.Mean() | ir.RowSum() | ir.LogSumExp() | ir.Softmax():
-            return math.prod(shapes[0])
-        case ir.Average() | ir.Decay() | ir.Hadamard() | ir.PlusTranspose() | ir.ScaleSides():
-            return size
-    return 0
-
-
-# --- the peers, on a chain of affine layers -----------------------------------------------------------
 
 
 def gradient_flops(widths: tuple[int, ...], batch: int) -> float:

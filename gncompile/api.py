@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from .batches import BatchReader
+from .costs import column_bytes
 from .errors import CompileError, message, nearest
 from .factors import KroneckerFactors
 from .losses import Loss, resolve_loss
 from .model_graph import ModelGraph, TracedModel
 from .optimiser.settings import CURVATURE_METHODS
 from .pipeline import factor_program, prepare
-from .runtime.executable import Executable, column_bytes
+from .runtime.executable import Executable
 from .runtime.memory import dense
 
 METHODS = (*CURVATURE_METHODS, "ggn", "hessian")
@@ -69,7 +70,9 @@ def curvature(
         program, traced, declared,
         backend=backend, dtype=reader.dtype, device=reader.device, seed=seed, memory_budget=memory_budget,
     )  # fmt: skip
-    rows = _rows_within(memory_budget, column_bytes(program, 1, reader.dtype), inputs[0].shape[0])
+    rows = _rows_within(
+        memory_budget, column_bytes(program, 1, reader.dtype.itemsize), inputs[0].shape[0]
+    )
     return _run(executable, traced.graph, inputs, target, rows)
 
 

@@ -41,7 +41,7 @@ class Value:
 
 
 RESERVED = frozenset(keyword.kwlist) | {
-    *("N", "Q", "S", "torch", "linalg", "memory", "start", "phases", "values", "bind"),
+    *("N", "F", "Q", "S", "torch", "linalg", "memory", "start", "phases", "values", "bind"),
     *(
         "gradient",
         "predict",

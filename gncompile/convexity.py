@@ -13,14 +13,14 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import mpmath
 import sympy
 
 from .functions import select, sigmoid, softplus
+from .precise import Function, Number, precise_function, real_value
 
-Number = Any  # mpmath's mpf or mpc; mpmath carries no types
 Verdict = Literal["convex", "not convex", "unproved"]
 
 
@@ -138,16 +138,14 @@ class _GridCheck:
         self.curvature = self._function(curvature)
         self.targets = _target_grid(targets)
 
-    def _function(self, expression: sympy.Expr) -> Callable[[Number, Number], Number]:
-        function: Callable[[Number, Number], Number]
-        function = sympy.lambdify(self.symbols, expression, modules=[_MPMATH, "mpmath"])
-        return function
+    def _function(self, expression: sympy.Expr) -> Function:
+        return precise_function(expression, self.symbols)
 
     def negative_curvature(self) -> Convexity | None:
         """A point where ``e''`` is negative or does not exist."""
         with mpmath.workdps(30):
             for y, z in itertools.product(self.targets, sorted(_grid(), key=abs)):
-                value, e = _real(self.curvature, z, y), _real(self.value, z, y)
+                value, e = real_value(self.curvature, z, y), real_value(self.value, z, y)
                 if value is None or e is None or e == -mpmath.inf:
                     reason = f"e is not a finite real number at z = {z:g}, y = {y:g}"
                     return Convexity("not convex", reason, (z, y))
@@ -174,16 +172,7 @@ class _GridCheck:
         return None
 
 
-def _real(function: Callable[[Number, Number], Number], z: float, y: float) -> Number | None:
-    """The real value at a point, ±inf beyond any float's range, or None where there is none."""
-    try:
-        value = function(mpmath.mpf(z), mpmath.mpf(y))
-    except (ZeroDivisionError, ValueError, OverflowError):
-        return None
-    return None if isinstance(value, mpmath.mpc) or mpmath.isnan(value) else mpmath.mpf(value)
-
-
-def _sign_changes(function: Callable[[Number, Number], Number], y: float) -> Iterator[Number]:
+def _sign_changes(function: Function, y: float) -> Iterator[Number]:
     """Outputs where ``function`` changes sign between neighbours of the grid, by bisection."""
     for low, high in itertools.pairwise(mpmath.mpf(z) for z in _grid()):
         below = function(low, y) > 0
@@ -193,38 +182,6 @@ def _sign_changes(function: Callable[[Number, Number], Number], y: float) -> Ite
             middle = (low + high) / 2
             low, high = (middle, high) if (function(middle, y) > 0) == below else (low, middle)
         yield high
-
-
-def _sigmoid(x: Number) -> Number:
-    return 1 / (1 + _bounded_exp(-x))
-
-
-def _bounded_exp(x: Number) -> Number:
-    """``e^x``, or ±inf's limits: without a bound ``exp(exp(exp(z)))`` would fill the memory."""
-    return mpmath.exp(x) if abs(x) < 1e4 else (mpmath.inf if x > 0 else mpmath.mpf(0))
-
-
-def _bounded_periodic(function: Callable[[Number], Number]) -> Callable[[Number], Number]:
-    """Undefined far out: reducing an argument of a million digits would take that many digits of π."""
-    return lambda x: function(x) if abs(x) < 1e40 else mpmath.nan
-
-
-def _select(condition: Number, above: Number, below: Number) -> Number:
-    return above if condition > 0 else below
-
-
-_MPMATH: dict[str, Callable[..., Number]] = {
-    "sigmoid": _sigmoid,
-    **{f.__name__: _bounded_periodic(f) for f in (mpmath.sin, mpmath.cos, mpmath.tan)},
-    "exp": _bounded_exp,
-    "expm1": lambda x: mpmath.expm1(x) if abs(x) < 1e4 else _bounded_exp(x) - 1,
-    "cosh": lambda x: (_bounded_exp(x) + _bounded_exp(-x)) / 2,
-    "sinh": lambda x: mpmath.sinh(x) if abs(x) < 1e4 else x * mpmath.inf,
-    "softplus": lambda x: max(x, 0) + mpmath.log1p(_bounded_exp(-abs(x))),
-    "select": _select,
-    "sign": mpmath.sign,
-    "Abs": mpmath.fabs,
-}
 
 
 @lru_cache(maxsize=256)
@@ -243,10 +200,10 @@ def unstable_point(
     y = min(_target_grid(targets), key=lambda target: abs(target - 0.5))
     for formula in formulas:
         plain = sympy.lambdify((output, target), formula, modules=[_FLOAT, "math"])
-        exact = sympy.lambdify((output, target), formula, modules=[_MPMATH, "mpmath"])
+        exact = precise_function(formula, (output, target))
         for z in (-1000.0, -100.0, 100.0, 1000.0):
             with mpmath.workdps(1000):
-                value = _real(exact, z, y)
+                value = real_value(exact, z, y)
             if value is not None and abs(value) < 1e30 and not _is_finite(plain, z, y):
                 return f"{formula} at z = {z:g}, y = {y:g}"
     return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from . import step_program as ir
 from .derive import pointwise_rule
@@ -53,20 +53,20 @@ def total(costs: Iterable[Cost]) -> Cost:
 class CostModel:
     """The cost of a program for ``batch`` samples.
 
-    ``quadratic`` of them enter the quadratic model; KFLR's columns go through in chunks of ``columns``;
-    ``itemsize`` is the bytes of one number.
+    ``rows`` gives F and Q, the samples of the factors and of the quadratic model, if they are fewer; KFLR's
+    columns go through in chunks of ``columns``; ``itemsize`` is the bytes of one number.
     """
 
     program: StepProgram
     batch: int
     itemsize: int = 4
-    quadratic: int | None = None
+    rows: Mapping[str, int] = field(default_factory=dict)
     columns: int = 1
 
     @property
     def dims(self) -> dict[str, int]:
         """The values of the symbolic dimensions."""
-        return {"N": self.batch, "Q": self.quadratic or self.batch, "S": self.columns}
+        return {**dict.fromkeys("NFQ", self.batch), **self.rows, "S": self.columns}
 
     def elements(self, spec: Spec) -> int:
         """Stored numbers of a value."""
@@ -204,10 +204,15 @@ def _moment(sizes: list[list[int]], homogeneous: bool) -> int:
 
 def columns_within(program: StepProgram, batch: int, itemsize: int, budget: int) -> int:
     """How many of KFLR's columns fit into ``budget`` bytes at once; at least one."""
+    column = column_bytes(program, batch, itemsize)
+    return max(1, min(program.columns, budget // column)) if column else 1
+
+
+def column_bytes(program: StepProgram, batch: int, itemsize: int) -> int:
+    """Bytes of all values of the ``columns`` phase for one column of ``batch`` samples."""
     one = CostModel(program, batch, itemsize)
     held = [i for i in program if "S" in i.spec.shape and not isinstance(i.op, ir.VIEWS)]
-    column = sum(one.elements(i.spec) for i in held) * itemsize
-    return max(1, min(program.columns, budget // column)) if column else 1
+    return sum(one.elements(i.spec) for i in held) * itemsize
 
 
 # --- whose work it is ---------------------------------------------------------------------------------

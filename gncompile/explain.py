@@ -104,8 +104,8 @@ class _Report:
     def costs(self) -> CostModel:
         program, settings = self.program, self.settings
         columns = columns_within(program, self.batch, self.itemsize, settings.memory_budget)
-        quadratic = settings.quadratic_rows(self.batch)
-        return CostModel(program, self.batch, self.itemsize, quadratic, columns)
+        rows = settings.rows(self.batch)
+        return CostModel(program, self.batch, self.itemsize, rows, columns)
 
     @cached_property
     def parts(self) -> dict[tuple[str, str], Cost]:

@@ -40,6 +40,13 @@ def loss_rules(builder: ProgramBuilder, loss: Loss, z: Value) -> LossRules:
     return CrossEntropyRules(builder, loss, z)
 
 
+def _target(builder: ProgramBuilder, z: Value) -> Value:
+    """The target rows of the samples that z holds."""
+    rows, outputs = z.spec.shape
+    y = builder.leaf("target", "y", ("N", outputs))
+    return y if rows == "N" else builder.emit(ir.Head(rows), y, name=f"{y.name}_{rows}")
+
+
 def _scale(builder: ProgramBuilder, scale: Scale, outputs: int) -> tuple[sympy.Expr, dict]:
     """The scale c as an expression, with the values of its symbols."""
     if scale.over == "sum":
@@ -63,7 +70,7 @@ class SeparableRules:
     def _at(self, expression: sympy.Expr, name: str, noise: Value | None = None) -> Value:
         values = {OUTPUT: self.z, **self.symbols}
         if TARGET in expression.free_symbols:
-            values[TARGET] = self.builder.leaf("target", "y", ("N", self.outputs))
+            values[TARGET] = _target(self.builder, self.z)
         if noise is not None:
             values[NOISE] = noise
         return self.builder.pointwise(expression, values, name=name)
@@ -98,11 +105,9 @@ class SeparableRules:
         return self.builder.emit(ir.SampleDiagonal(), curvature)
 
     def hessian_product(self, r: Value) -> Value:
-        """``𝓗_L r`` for tangents of the first Q samples."""
+        """``𝓗_L r``: ``[N, K]``."""
         u, v = sympy.symbols("u v", real=True)
         curvature = self._at(self.c * self.loss.curvature, "hessian_elements")
-        if curvature.spec.shape:
-            curvature = self.builder.emit(ir.Head(), curvature, name="hessian_head")
         return self.builder.pointwise(u * v, {u: curvature, v: r}, name="hessian_times_r")
 
     def root_columns(self) -> Value:
@@ -112,12 +117,12 @@ class SeparableRules:
 
     def sampled_gradient(self) -> Value:
         """``√c g̃`` with targets drawn from the loss's model: ``[N, K]``."""
-        noise = self.builder.emit(ir.Random(self.loss.noise, ("N", self.outputs)), name="noise")
+        noise = self.builder.emit(ir.Random(self.loss.noise, self.z.spec.shape), name="noise")
         return self._at(sympy.sqrt(self.c) * self.loss.sampled_slope, "g_sampled", noise)
 
     def projected_gradient(self) -> Value:
         """``√c √e'' v`` with random signs v: ``[N, K]``."""
-        noise = self.builder.emit(ir.Random("sign", ("N", self.outputs)), name="signs")
+        noise = self.builder.emit(ir.Random("sign", self.z.spec.shape), name="signs")
         return self._at(sympy.sqrt(self.c) * self.loss.projected_slope, "g_projected", noise)
 
 
@@ -135,7 +140,7 @@ class CrossEntropyRules:
         builder, k = self.builder, self.outputs
         y = sympy.Symbol("y", real=True)
         # Targets reach the program as rows [N, K]; the runtime turns class indices into one-hot rows.
-        rows = builder.leaf("target", "y", ("N", k))
+        rows = _target(builder, self.z)
         smoothing = sympy.nsimplify(self.loss.label_smoothing, rational=True)
         self.y = builder.pointwise((1 - smoothing) * y + smoothing / k, {y: rows}, name="y_smooth")
         self.p = builder.emit(ir.Softmax(), self.z, name="p")
@@ -181,17 +186,13 @@ class CrossEntropyRules:
         return self.builder.pointwise(a - b, {a: full, b: outer})
 
     def hessian_product(self, r: Value) -> Value:
-        """``c m (p ⊙ r − p (pᵀ r))`` for tangents of the first Q samples."""
+        """``c m (p ⊙ r − p (pᵀ r))``: ``[N, K]``."""
         builder = self.builder
         m, p, s, t = sympy.symbols("m p s t", real=True)
-        head = {
-            v.name: builder.emit(ir.Head(), v, name=f"{v.name}_head") for v in (self.p, self.mass)
-        }
-        p_head, m_head = head[self.p.name], head[self.mass.name]
-        pr = builder.pointwise(p * t, {p: p_head, t: r}, name="p_times_r")
+        pr = builder.pointwise(p * t, {p: self.p, t: r}, name="p_times_r")
         total = builder.emit(ir.RowSum(), pr, name="p_dot_r")
         return self._at(
-            self.c * m * (t - p * s), "hessian_times_r", m=m_head, p=p_head, s=total, t=pr
+            self.c * m * (t - p * s), "hessian_times_r", m=self.mass, p=self.p, s=total, t=pr
         )
 
     def root_columns(self) -> Value:
@@ -203,7 +204,7 @@ class CrossEntropyRules:
     def sampled_gradient(self) -> Value:
         """``√(c m) (p − onehot(ỹ))``, ỹ drawn from p: ``[N, K]``."""
         m, p, y = sympy.symbols("m p y", real=True)
-        uniform = self.builder.emit(ir.Random("uniform", ("N", 1)), name="noise")
+        uniform = self.builder.emit(ir.Random("uniform", (self.z.spec.shape[0], 1)), name="noise")
         sampled = self.builder.emit(ir.SampleCategorical(), self.p, uniform, name="y_sampled")
         return self._at(
             sympy.sqrt(self.c * m) * (p - y), "g_sampled", m=self.mass, p=self.p, y=sampled
@@ -212,7 +213,7 @@ class CrossEntropyRules:
     def projected_gradient(self) -> Value:
         """``√(c m) (√p ⊙ v − p (√pᵀ v))`` with random signs v: ``[N, K]``."""
         m, p, v, s = sympy.symbols("m p v s", real=True)
-        signs = self.builder.emit(ir.Random("sign", ("N", self.outputs)), name="signs")
+        signs = self.builder.emit(ir.Random("sign", self.z.spec.shape), name="signs")
         rooted = self._at(sympy.sqrt(p) * v, "signed_root", p=self.p, v=signs)
         total = self.builder.emit(ir.RowSum(), rooted, name="signed_root_sum")
         return self._at(sympy.sqrt(self.c * m) * (v - p * s), "g_projected",

@@ -81,14 +81,22 @@ class Phases:
             self.gradients = weight_gradients(self.forward, self.vectors)
             self.builder.results["loss"] = self.loss_value.name
 
-    def factors(self, method: str, samples: int = 1, trace_correction: bool = False) -> None:
-        """Input moments Q and output factors Ḡ of one batch, by the curvature method."""
+    def on_first(self, rows: ir.Dim) -> tuple[Forward, LossRules]:
+        """The forward pass and the loss on the first ``rows`` samples of the batch."""
+        forward = self.forward if rows == "N" else self.forward.head(rows)
+        return forward, loss_rules(self.builder, self.loss, forward.output)
+
+    def factors(
+        self, method: str, samples: int = 1, trace_correction: bool = False, rows: ir.Dim = "N"
+    ) -> None:
+        """Input moments Q and output factors Ḡ by the curvature method, on the batch's first ``rows``."""
         with self.builder.phase("curvature", sees=("gradient",)):
-            self.inputs = input_moments(self.forward)
+            self.sampled, self.sampled_rules = self.on_first(rows)
+            self.inputs = input_moments(self.sampled)
             if method == "kfra":
-                hessian = self.rules.mean_hessian()
+                hessian = self.sampled_rules.mean_hessian()
                 representation = Averaged(self.builder)
-                self.outputs = pull_back_matrices(self.forward, hessian, representation)
+                self.outputs = pull_back_matrices(self.sampled, hessian, representation)
                 if trace_correction:
                     self.outputs = self._with_exact_traces(self.outputs)
             elif method in ("ggn", "hessian"):
@@ -98,11 +106,16 @@ class Phases:
                     self.forward, hessians, representation_n, self.vectors
                 )
             elif method == "empirical":
-                self.outputs = column_moments(self.forward, self.vectors)
+                self.outputs = column_moments(self.sampled, self._first(self.vectors, rows))
             elif method in ("kfac", "kfac_rp") and samples == 1:
-                self.outputs = column_moments(self.forward, self._passed_back(method))
+                self.outputs = column_moments(self.sampled, self._passed_back(method))
         if method == "kflr" or (method in ("kfac", "kfac_rp") and samples > 1):
             self._summed(method, samples)
+
+    def _first(self, vectors: Mapping[str, Value], rows: ir.Dim) -> Mapping[str, Value]:
+        if rows == "N":
+            return vectors
+        return {name: self.builder.emit(ir.Head(rows), v) for name, v in vectors.items()}
 
     def _with_exact_traces(self, outputs: Mapping[str, Value]) -> dict[str, Value]:
         """KFRA's Ḡ scaled to the exact trace ``E‖J^T C v‖²``, estimated by one ±1 projection v.
@@ -110,7 +123,7 @@ class Phases:
         Averaging layer by layer loses the correlation of slopes across layers: deep in a network of
         saturating functions the trace of Ḡ can be 30 times too small, the step there as much too long.
         """
-        vectors = pull_back(self.forward, self.rules.projected_gradient(), prefix="s")
+        vectors = self._passed_back("kfac_rp")
         exact, averaged, g = sympy.symbols("exact averaged g", real=True)
         corrected = dict(outputs)
         for layer, node in self.graph.layers.items():
@@ -132,9 +145,9 @@ class Phases:
     def _passed_back(self, method: str) -> dict[str, Value]:
         """Vectors backwards whose second moment is Ḡ: columns of the root of 𝓗_L, or one random draw."""
         if method == "kflr":
-            return pull_back(self.forward, self.rules.root_columns(), prefix="c")
+            return pull_back(self.sampled, self.sampled_rules.root_columns(), prefix="c")
         if method == "kfac_rp":
-            return pull_back(self.forward, self.rules.projected_gradient(), prefix="s")
+            return pull_back(self.sampled, self.sampled_rules.projected_gradient(), prefix="s")
         if isinstance(self.loss, SeparableLoss) and self.loss.sampler is None:
             raise CompileError(
                 message(
@@ -143,7 +156,7 @@ class Phases:
                     instead="use method='kfac_rp', random ±1 projections, which need no model",
                 )
             )
-        return pull_back(self.forward, self.rules.sampled_gradient(), prefix="s")
+        return pull_back(self.sampled, self.sampled_rules.sampled_gradient(), prefix="s")
 
     def _summed(self, method: str, samples: int) -> None:
         """Ḡ as a sum over runs of the phase ``columns``: chunks of KFLR's columns, or draws of KFAC."""
@@ -157,8 +170,8 @@ class Phases:
         builder.columns = self.graph.output.size if method == "kflr" else samples
         weight = 1.0 if method == "kflr" else 1 / samples
         self.outputs = {}
-        with builder.phase("columns", sees=("gradient",)):
-            for layer, moment in column_moments(self.forward, self._passed_back(method)).items():
+        with builder.phase("columns", sees=("gradient", "curvature")):
+            for layer, moment in column_moments(self.sampled, self._passed_back(method)).items():
                 part = builder.scaled(moment, weight) if weight != 1.0 else moment
                 name = f"G_{layer}"
                 self.outputs[layer] = builder.add(
@@ -197,7 +210,9 @@ def step_program(graph: ModelGraph, loss: Loss, settings: Settings) -> StepProgr
     if not settings.second_order:
         return builder.finish()
 
-    phases.factors(settings.method, settings.samples, settings.trace_correction)
+    phases.factors(
+        settings.method, settings.samples, settings.trace_correction, settings.factor_dim
+    )
     phases.report_factors()
     inputs, outputs = phases.inputs, phases.outputs
     with builder.phase("average", sees=("gradient", "curvature", "columns")):
@@ -206,11 +221,12 @@ def step_program(graph: ModelGraph, loss: Loss, settings: Settings) -> StepProgr
         optimiser.invert(inputs, outputs)
     with builder.phase("direction", sees=("gradient",)):
         deltas = optimiser.directions(gradients, inputs, outputs)
-    with builder.phase("quadratic", sees=("gradient", "direction")):
-        optimiser.quadratic(phases.rules, gradients, deltas, by_layer=False)
-    if settings.layer_steps:
-        with builder.phase("layer_quadratic", sees=("gradient", "direction")):
-            optimiser.quadratic(phases.rules, gradients, deltas, by_layer=True)
+    for by_layer in (False, True) if settings.layer_steps else (False,):
+        with builder.phase(
+            "layer_quadratic" if by_layer else "quadratic", sees=("gradient", "direction")
+        ):
+            model = phases.on_first(settings.quadratic_dim)
+            optimiser.quadratic(*model, gradients, deltas, by_layer)
     with builder.phase("update", sees=("gradient", "direction")):
         optimiser.update(deltas)
     with builder.phase("adapt", sees=("gradient", "evaluate")):
@@ -245,7 +261,7 @@ def quadratic_program(
         gradients = optimiser.decayed(phases.gradients)
     with builder.phase("quadratic", sees=("gradient",)):
         given = [_direction(builder, graph, i) for i in range(directions)]
-        m, rhs = optimiser.model(phases.rules, gradients, given)
+        m, rhs = optimiser.model(phases.forward, phases.rules, gradients, given)
         for i, row in enumerate(m):
             builder.results[f"b.{i}"] = rhs[i].name
             builder.results |= {f"M.{i}.{j}": value.name for j, value in enumerate(row)}

@@ -44,6 +44,14 @@ class Forward:
             forward.values[node.name] = forward._emit(node)
         return forward
 
+    def head(self, rows: ir.Dim) -> Forward:
+        """The same pass seen on the first ``rows`` samples only: views, nothing is computed again."""
+        views = {
+            name: self.builder.emit(ir.Head(rows), value, name=f"{value.name}_{rows}")
+            for name, value in self.values.items()
+        }
+        return Forward(self.builder, self.graph, views)
+
     @property
     def output(self) -> Value:
         """The network output z."""
@@ -203,10 +211,7 @@ def weight_gradients(forward: Forward, vectors: Mapping[str, Value]) -> dict[str
 
 
 def push_forward(forward: Forward, direction: Mapping[str, Value], prefix: str) -> Value:
-    """R-operator: the change ``r_z`` of the output along ``direction`` (``ΔW̄`` by layer) [SPEC §7.4].
-
-    Runs over the first Q samples.
-    """
+    """R-operator: the change ``r_z`` of the output along ``direction`` (``ΔW̄`` by layer) [SPEC §7.4]."""
     tangents: dict[str, Value] = {}
     for node in forward.graph:
         tangent = _push_forward_node(forward, node, tangents, direction, f"{prefix}_{node.name}")
@@ -243,8 +248,7 @@ def _push_forward_node(
     for i, r in enumerate(incoming):
         slope = forward.slope(node, i) if r is not None else 0.0
         if slope != 0.0:
-            head = slope if isinstance(slope, float) else _head(builder, slope)
-            terms.append(builder.times(head, r, name=name))  # type: ignore[arg-type]
+            terms.append(builder.times(slope, r, name=name))  # type: ignore[arg-type]
     if not terms:
         return None
     return terms[0] if len(terms) == 1 else builder.add(*terms, name=name)  # type: ignore
@@ -257,7 +261,7 @@ def _push_forward_affine(
     builder = forward.builder
     operands = [r, forward.weight(node)] if r is not None else []
     if delta is not None:
-        x = _head(builder, forward.values[node.inputs[0]])
+        x = forward.values[node.inputs[0]]
         assert isinstance(node.op, Affine)
         if node.op.homogeneous:
             weight = builder.emit(ir.Part("weight"), delta, name=f"{delta.name}_W")
@@ -265,10 +269,6 @@ def _push_forward_affine(
         else:
             operands += [x, delta]
     return builder.emit(ir.Affine(), *operands, name=name) if operands else None
-
-
-def _head(builder: ProgramBuilder, value: Value) -> Value:
-    return builder.emit(ir.Head(), value, name=f"{value.name}_head")
 
 
 def _index_into_present(graph: ModelGraph, node: Node, present: list[bool]) -> tuple[int, ...]:

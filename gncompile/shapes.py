@@ -113,8 +113,8 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
             return SCALAR
         case Zeros(spec):
             return spec
-        case Head():
-            return Spec(("Q", *shapes[0][1:]))
+        case Head(rows):
+            return Spec((*shapes[0][:-2], rows, shapes[0][-1]))
         case Softmax() | SampleCategorical():
             return Spec(shapes[0])
         case Random(_, shape):

@@ -15,15 +15,15 @@ is ``value = op(inputs)``, or ``state ← op(inputs)`` when ``into`` names the s
         |  Multiply()                  M b for a structured M
         |  SymmetricProduct()          aᵀ b, known to be symmetric
         |  AddDiagonal() | Densify() | Trace() | PlusTranspose() | BroadcastRows()
-        |  Transpose() | AsMatrix(structure) | Part(which) | Element(index) | Head()   views
+        |  Transpose() | AsMatrix(structure) | Part(which) | Element(index) | Head(rows)  views
         |  Zeros(spec) | Softmax() | LogSumExp() | SampleCategorical() | Random(kind) | Columns()
         |  SampleDiagonal() | SampleOuter() | ScaleSides()           per-sample matrices [N, d, d]
         |  Decay(weight, bias)         ∇W̄ + [η_W W, η_b b]
         |  Average() | DampedInverse() | Eigen() | Precondition() | PreconditionEigen() | StepSizes(groups, …)
 
-Dimensions are integers or symbols bound when the program meets a batch: ``N`` samples, ``Q`` of them used
-for the quadratic model, ``S`` columns in a chunk of KFLR. A matrix carries a :class:`Structure`: what is
-stored is a scalar, a vector or the full matrix.
+Dimensions are integers or symbols bound when the program meets a batch: ``N`` samples, of which the first
+``F`` are used for the curvature factors and the first ``Q`` for the quadratic model; ``S`` columns in a
+chunk of KFLR. A matrix carries a :class:`Structure`: what is stored is a scalar, a vector or the full matrix.
 """
 
 from __future__ import annotations
@@ -228,7 +228,9 @@ class Element:
 
 @dataclass(frozen=True)
 class Head:
-    """A view of the first Q samples of a batch."""
+    """A view of the first ``rows`` samples of a batch."""
+
+    rows: Dim
 
 
 @dataclass(frozen=True)

@@ -438,6 +438,19 @@ def test_factors_are_averaged() -> None:
     assert_tensors(got, mean, 1e-10)
 
 
+@pytest.mark.parametrize("method", ["kfra", "kflr", "empirical"])
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_the_factors_may_use_a_share_of_the_batch(method: str, backend: str) -> None:
+    options = {"factor_share": 0.3, "factor_samples": 2, "trace_correction": False}
+    trainer = compiled(network(), method, backend=backend, **options)
+    x, y = samples(20, seed=1)
+    expected = gncompile.curvature(trainer.model, "bce_with_logits", x[:6], y[:6], method)
+    trainer.step(x, y)
+    for layer, got in trainer.factors().items():
+        assert_close(got.input, expected[layer].input, 1e-10, f"Q of {layer}")
+        assert_close(got.output, expected[layer].output, 1e-10, f"G of {layer}")
+
+
 def test_inverses_are_refreshed_when_due() -> None:
     trainer = compiled(network(), refresh_every=4, refresh_always=3)
     changed, last = [], None

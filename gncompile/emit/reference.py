@@ -75,12 +75,12 @@ class ReferenceStep:
                 return torch.zeros(bind_shape(spec.shape, self.dims), dtype=self.memory.dtype)
             case ir.Pointwise(expression) if not v:
                 return torch.tensor(float(expression), dtype=self.memory.dtype)
-            case ir.Head():
-                return v[0][: self.dims["Q"]]
+            case ir.Head(rows):
+                return v[0][..., : self.dims[str(rows)], :]
             case ir.Columns():
                 return columns(v, self.column_start, self.dims["S"])
             case ir.Moment(homogeneous):
-                return moment(v, homogeneous, self.dims["N"])
+                return moment(v, homogeneous)
         return apply(op, v, specs)
 
 
@@ -95,8 +95,9 @@ def columns(v: list[Tensor], start: int, count: int) -> Tensor:
     return result
 
 
-def moment(v: list[Tensor], homogeneous: bool, batch: int) -> Tensor:
+def moment(v: list[Tensor], homogeneous: bool) -> Tensor:
     """``(1/N) Σ a bᵀ`` over samples and columns, with a 1 appended where homogeneous."""
+    batch = v[0].shape[-2]
     rows = [x.reshape(-1, x.shape[-1]) for x in v]
     if homogeneous:
         rows[-1] = torch.cat([rows[-1], rows[-1].new_ones(rows[-1].shape[0], 1)], dim=1)

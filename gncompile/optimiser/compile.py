@@ -59,7 +59,7 @@ def compile(
         dtype=reader.dtype,
         device=reader.device,
         seed=seed,
-        quadratic_rows=settings.quadratic_rows,
+        rows=settings.rows,
         memory_budget=settings.memory_budget,
     )
     return Trainer(model, traced, declared, reader, settings, executable)

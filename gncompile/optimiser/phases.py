@@ -189,6 +189,7 @@ class Optimiser:
 
     def quadratic(
         self,
+        forward: Forward,
         rules: LossRules,
         gradients: Mapping[str, Value],
         deltas: Mapping[str, Value],
@@ -206,7 +207,7 @@ class Optimiser:
             directions[group][layer] = delta
         if self.settings.momentum:
             directions.append({layer: self._step(layer) for layer in deltas})
-        m, rhs = self.model(rules, gradients, directions)
+        m, rhs = self.model(forward, rules, gradients, directions)
         upper = [m[i][j] for i in range(len(m)) for j in range(i, len(m))]
         op = ir.StepSizes(groups, self.settings.momentum, self.settings.step_cap)
         self.builder.emit(op, *upper, *rhs, into=self._sizes, name="step_sizes_now")
@@ -222,12 +223,16 @@ class Optimiser:
 
     def model(
         self,
+        forward: Forward,
         rules: LossRules,
         gradients: Mapping[str, Value],
         directions: list[dict[str, Value]],
     ) -> tuple[list[list[Value]], list[Value]]:
-        """``M_ij = d_iᵀ(G + λI + η)d_j`` and ``b_i = d_iᵀ∇`` for directions ``ΔW̄`` by layer."""
-        tangents = [push_forward(self.forward, v, f"r{i + 1}") for i, v in enumerate(directions)]
+        """``M_ij = d_iᵀ(G + λI + η)d_j`` and ``b_i = d_iᵀ∇`` for directions ``ΔW̄`` by layer.
+
+        The curvature G is that of the samples of ``forward`` and ``rules``.
+        """
+        tangents = [push_forward(forward, v, f"r{i + 1}") for i, v in enumerate(directions)]
         count = len(directions)
         m: list[list[Value]] = [[None] * count for _ in range(count)]  # type: ignore[list-item]
         for i in range(count):

@@ -20,6 +20,7 @@ POSITIVE = (
         "refresh_every",
         "factors_every",
         "samples",
+        "factor_samples",
         "quadratic_samples",
         "memory_budget",
         "learning_rate",
@@ -51,6 +52,10 @@ class Settings:
     factor_damping_rate: float = 0.5
     trace_correction: bool = True
     """KFRA only: scale each Ḡ to the exact trace, estimated by one ±1 projection (one backward pass)."""
+    factor_share: float = 1.0
+    """Share of the batch that the curvature factors are computed on [MG §8: ⅛]."""
+    factor_samples: int = 256
+    """Samples that the factors are computed on at least, if the batch has them."""
     factors_every: int = 1
     """Steps between new curvature factors; the first ``refresh_always`` steps always compute them."""
     factor_average: float = 0.95
@@ -86,8 +91,9 @@ class Settings:
             _require(name, getattr(self, name), getattr(self, name) < 1, "a number below 1")
         for name in ("factor_average", "average"):
             _require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "a number in [0, 1)")
-        share = self.quadratic_share
-        _require("quadratic_share", share, 0 < share <= 1, "a number in (0, 1]")
+        for name in ("factor_share", "quadratic_share"):
+            share = getattr(self, name)
+            _require(name, share, 0 < share <= 1, "a number in (0, 1]")
         cap = self.step_cap
         _require("step_cap", cap, cap is None or cap > 0, "None or a positive number")
         known = (*CURVATURE_METHODS, *FIRST_ORDER_METHODS)
@@ -118,9 +124,22 @@ class Settings:
         """Whether the method uses curvature factors."""
         return self.method in CURVATURE_METHODS
 
-    def quadratic_rows(self, batch: int) -> int:
-        """Samples of a batch that the quadratic model's curvature is evaluated on."""
-        return min(batch, max(math.ceil(batch * self.quadratic_share), self.quadratic_samples))
+    def rows(self, batch: int) -> dict[str, int]:
+        """The samples of a batch that factors (F) and quadratic model (Q) are computed on."""
+        return {
+            "F": _share(batch, self.factor_share, self.factor_samples),
+            "Q": _share(batch, self.quadratic_share, self.quadratic_samples),
+        }
+
+    @property
+    def factor_dim(self) -> str:
+        """The dimension of the samples the factors are computed on: all N, or the first F."""
+        return "N" if self.factor_share == 1 else "F"
+
+    @property
+    def quadratic_dim(self) -> str:
+        """The dimension of the samples the quadratic model is evaluated on: all N, or the first Q."""
+        return "N" if self.quadratic_share == 1 else "Q"
 
     def l2_of(self, parameter: str) -> float:
         """The L2 coefficient η of a parameter by name."""
@@ -128,6 +147,10 @@ class Settings:
             return float(self.l2)
         matches = [eta for pattern, eta in self.l2.items() if fnmatchcase(parameter, pattern)]
         return float(matches[-1]) if matches else 0.0
+
+
+def _share(batch: int, share: float, at_least: int) -> int:
+    return min(batch, max(math.ceil(batch * share), at_least))
 
 
 def _require(name: str, value: object, holds: bool, wanted: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -10,15 +9,15 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .. import step_program as ir
+from ..costs import columns_within
 from ..debug import dump
 from ..emit.reference import ReferenceStep
 from ..emit.torch_source import emit_torch
 from ..errors import CompileError, message
 from ..losses import Loss
 from ..model_graph import TracedModel
-from ..step_program import Instruction, StepProgram
-from .memory import Memory, bind_shape
+from ..step_program import StepProgram
+from .memory import Memory
 from .source_files import load_source
 
 BACKENDS = ("torch", "reference")
@@ -34,7 +33,7 @@ class EmittedStep:
     ) -> None:
         self.program = program
         self.column_start = 0
-        self._phases, self._values = module.bind(memory, dims["N"], dims["Q"], dims["S"])
+        self._phases, self._values = module.bind(memory, *(dims[d] for d in "NFQS"))
         self._inputs = {leaf.op.key: leaf.name for leaf in program.leaves("input")}  # type: ignore
         self._targets = [leaf.name for leaf in program.leaves("target")]
 
@@ -62,7 +61,7 @@ class Executable:
     """Runs the phases of a program on batches of any size.
 
     ``backend`` is ``"torch"`` (emitted source) or ``"reference"`` (interpreted). ``memory_budget`` bounds
-    the bytes that a chunk of KFLR's columns uses; ``quadratic_rows`` gives Q for a batch of N samples.
+    the bytes that a chunk of KFLR's columns uses; ``rows`` gives the dimensions F and Q for a batch of N.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class Executable:
         dtype: torch.dtype,
         device: torch.device,
         seed: int = 0,
-        quadratic_rows: Callable[[int], int] = lambda batch: batch,
+        rows: Callable[[int], dict[str, int]] = lambda batch: {"F": batch, "Q": batch},
         memory_budget: int = 1 << 30,
     ) -> None:
         if backend not in BACKENDS:
@@ -85,7 +84,7 @@ class Executable:
         self.program = program
         self.loss = loss
         self.backend = backend
-        self.quadratic_rows = quadratic_rows
+        self.rows = rows
         self.memory_budget = memory_budget
         self.memory = Memory(program, traced.parameters, traced.constants, dtype, device, seed)
         self.source_file: Path | None = None
@@ -119,7 +118,7 @@ class Executable:
         self._step.load(inputs, target)
 
     def _bind(self, batch: int) -> ReferenceStep | EmittedStep:
-        dims = {"N": batch, "Q": self.quadratic_rows(batch), "S": self.chunk(batch)}
+        dims = {"N": batch, **self.rows(batch), "S": self.chunk(batch)}
         key = tuple(dims.values())
         if key not in self._bound:
             for old in list(self._bound)[: len(self._bound) - BOUND_SHAPES_KEPT + 1]:
@@ -132,10 +131,8 @@ class Executable:
 
     def chunk(self, batch: int) -> int:
         """How many of KFLR's columns go through the network at once within the memory budget."""
-        per_column = column_bytes(self.program, batch, self.memory.dtype)
-        if not per_column:
-            return 1
-        return max(1, min(self.program.columns, self.memory_budget // per_column))
+        itemsize = self.memory.dtype.itemsize
+        return columns_within(self.program, batch, itemsize, self.memory_budget)
 
     def run(self, *phases: str) -> None:
         """Execute phases in order; phases that the program does not have are skipped."""
@@ -152,14 +149,3 @@ class Executable:
     def result(self, role: str) -> Tensor:
         """The tensor of a named result; valid until its phase runs again."""
         return self.step.value(self.program.results[role])
-
-
-def column_bytes(program: StepProgram, batch: int, dtype: torch.dtype) -> int:
-    """Bytes of all values of the ``columns`` phase for one column of ``batch`` samples."""
-
-    def elements(i: Instruction) -> int:
-        if "S" not in i.spec.shape or isinstance(i.op, ir.VIEWS):
-            return 0
-        return math.prod(bind_shape(i.spec.shape, {"N": batch, "Q": batch, "S": 1}))
-
-    return sum(elements(i) for i in program) * dtype.itemsize

@@ -136,8 +136,9 @@ def symmetric_product(a: Tensor, b: Tensor, out: Tensor, alpha: float = 1.0) -> 
         out[left, rows] = out[rows, left].T
 
 
-def second_moment(a: Tensor, homogeneous: bool, batch: int, out: Tensor) -> None:
-    """``out ← (1/N) Σ ā āᵀ`` over the rows of a ``[.., d]``, ``ā = [a, 1]`` where homogeneous."""
+def second_moment(a: Tensor, homogeneous: bool, out: Tensor) -> None:
+    """``out ← (1/N) Σ ā āᵀ`` over the rows of a ``[.., N, d]``, ``ā = [a, 1]`` where homogeneous."""
+    batch = a.shape[-2]
     a = a.reshape(-1, a.shape[-1])
     size = a.shape[-1]
     symmetric_product(a, a, out[:size, :size], 1 / batch)
@@ -148,8 +149,9 @@ def second_moment(a: Tensor, homogeneous: bool, batch: int, out: Tensor) -> None
         out[size, size] = a.shape[0] / batch
 
 
-def cross_moment(a: Tensor, b: Tensor, homogeneous: bool, batch: int, out: Tensor) -> None:
-    """``out ← (1/N) Σ a b̄ᵀ`` over rows, ``b̄ = [b, 1]`` where homogeneous."""
+def cross_moment(a: Tensor, b: Tensor, homogeneous: bool, out: Tensor) -> None:
+    """``out ← (1/N) Σ a b̄ᵀ`` over rows of ``[.., N, d]``, ``b̄ = [b, 1]`` where homogeneous."""
+    batch = a.shape[-2]
     a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
     product = out[:, : b.shape[-1]]
     torch.addmm(product, a.T, b, beta=0, alpha=1 / batch, out=product)
