@@ -6,19 +6,48 @@ is what runs. Values keep the names they have in the emitted source.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import sympy
 
 from . import step_program as ir
-from .functions import select
 from .model_graph import Affine, ModelGraph
+from .notation import (
+    Bracket,
+    Call,
+    Component,
+    Elementwise,
+    Fraction,
+    Group,
+    Infix,
+    Inverse,
+    Math,
+    Name,
+    Number,
+    Sum,
+    Transpose,
+    Word,
+    product,
+    text,
+)
 from .step_program import Instruction, StepProgram
 
 LONGEST_INLINED = 64
 """A value whose formula is longer than this gets a line of its own."""
+
+
+@dataclass(frozen=True)
+class Equation:
+    """``target = formula``, or ``target ← formula`` for a state that is overwritten."""
+
+    target: Name
+    formula: Math
+    instruction: Instruction
+
+    @property
+    def relation(self) -> str:
+        return "←" if self.instruction.into else "="
 
 
 @dataclass
@@ -49,7 +78,19 @@ class Formulas:
         return cls(program, {leaf.name: _leaf_name(leaf, parameters) for leaf in leaves})
 
     def lines(self, wanted: Collection[str]) -> list[str]:
-        """One line for each of the ``wanted`` values, in program order.
+        """The :meth:`equations` of the ``wanted`` values as aligned text, one line each."""
+        equations = self.equations(wanted)
+        names = [text(e.target) for e in equations]
+        texts = [text(e.formula) for e in equations]
+        left = max(map(len, names), default=0)
+        right = min(max(map(len, texts), default=0), LONGEST_INLINED)
+        return [
+            f"{name:<{left}} {e.relation} {written:<{right}}  : {e.instruction.spec}"
+            for name, written, e in zip(names, texts, equations, strict=True)
+        ]
+
+    def equations(self, wanted: Collection[str]) -> list[Equation]:
+        """One equation for each of the ``wanted`` values, in program order.
 
         A wanted value is written inside its reader instead of on a line of its own if only that one reads
         it, it is no result, and its formula is short.
@@ -63,14 +104,10 @@ class Formulas:
         for i in chosen:
             if self._is_inner(i, wanted) and len(self.write(i, inlined)) <= LONGEST_INLINED:
                 inlined.add(i.name)
-        shown = [i for i in chosen if i.name not in inlined]
-        names = [self.names[i.into] if i.into else i.name for i in shown]
-        texts = [self.write(i, inlined) for i in shown]
-        left = max(map(len, names), default=0)
-        right = min(max(map(len, texts), default=0), LONGEST_INLINED)
         return [
-            f"{name:<{left}} {'←' if i.into else '='} {text:<{right}}  : {i.spec}"
-            for name, text, i in zip(names, texts, shown, strict=True)
+            Equation(Name(self.names[i.into] if i.into else i.name), self.tree(i, inlined), i)
+            for i in chosen
+            if i.name not in inlined
         ]
 
     def _is_inner(self, instruction: Instruction, wanted: Collection[str]) -> bool:
@@ -94,127 +131,130 @@ class Formulas:
     # --- one value ------------------------------------------------------------------------------------
 
     def write(self, i: Instruction, inlined: Collection[str] = ()) -> str:
+        """The right-hand side of an instruction in one line."""
+        return text(self.tree(i, inlined))
+
+    def tree(self, i: Instruction, inlined: Collection[str] = ()) -> Math:
         """The right-hand side of an instruction."""
         v = [self._operand(name, inlined) for name in i.inputs]
         match i.op:
             case ir.Pointwise(expression, symbols):
                 return _pointwise(expression, dict(zip(symbols, v, strict=True)))
             case ir.Affine():
-                products = [f"{v[k]} {_transposed(v[k + 1])}" for k in range(0, len(v) - 1, 2)]
-                return " + ".join(products + ([v[-1]] if len(v) % 2 else []))
+                products = [product(v[k], Transpose(v[k + 1])) for k in range(0, len(v) - 1, 2)]
+                return _plus(*products, *([v[-1]] if len(v) % 2 else []))
             case ir.MatMul(a, b):
-                left, right = (_transposed(v[0]) if a else v[0]), (_transposed(v[1]) if b else v[1])
-                return f"{left} {right}"
+                return product(Transpose(v[0]) if a else v[0], Transpose(v[1]) if b else v[1])
             case ir.SymmetricProduct():
-                return f"{_transposed(v[0])} {v[1]}"
+                return product(Transpose(v[0]), v[1])
             case ir.Multiply():
-                return f"{self._matrix(i.inputs[0], v[0])} {v[1]}"
+                return product(self._matrix(i.inputs[0], v[0]), v[1])
             case ir.Hadamard():
-                return f"{v[0]} ⊙ {v[1]}"
+                return Infix("⊙", tuple(v))
             case ir.Moment(homogeneous):
                 return _moment(v, homogeneous)
             case ir.AddDiagonal():
-                return f"{v[0]} + diag({v[1]})"
+                return _plus(v[0], Call("diag", (v[1],)))
             case ir.Decay(weight, bias):
-                parts = [f"{eta:g} {x}" for eta, x in zip((weight, bias), v[1:], strict=False)]
-                return f"{v[0]} + [{', '.join(parts)}]"
+                pairs = zip((weight, bias), v[1:], strict=False)
+                parts = tuple(product(Number(f"{eta:g}"), x) for eta, x in pairs)
+                return _plus(v[0], Bracket("[", Infix(",", parts), "]"))
             case ir.Average():
-                return f"{v[2]} {v[0]} + (1 - {v[2]}) {self._matrix(i.inputs[1], v[1])}"
+                rest = Bracket("(", Sum(((True, Number("1")), (False, v[2]))), ")")
+                return _plus(product(v[2], v[0]), product(rest, self._matrix(i.inputs[1], v[1])))
             case ir.DampedInverse():
-                return f"({self._matrix(i.inputs[0], v[0])} + {v[1]} I)⁻¹"
+                damped = _plus(self._matrix(i.inputs[0], v[0]), product(v[1], IDENTITY))
+                return Inverse(damped)
         return _call(i.op, v)
 
-    def _operand(self, name: str, inlined: Collection[str]) -> str:
+    def _operand(self, name: str, inlined: Collection[str]) -> Math:
         instruction = self.program[name]
         match instruction.op:
             case ir.Transpose():
-                return _transposed(self._operand(instruction.inputs[0], inlined))
+                return Transpose(self._operand(instruction.inputs[0], inlined))
             case ir.Part(which):
-                return f"{self._operand(instruction.inputs[0], inlined)}.{which}"
+                return Component(self._operand(instruction.inputs[0], inlined), which)
             case ir.AsMatrix() | ir.Head():
                 return self._operand(instruction.inputs[0], inlined)
         if instruction.into:
-            return self.names[instruction.into]
+            return Name(self.names[instruction.into])
         if name in inlined:
-            return _enclosed(self.write(instruction, inlined))
-        return self.names.get(name, name)
+            return Group(self.tree(instruction, inlined))
+        return Name(self.names.get(name, name))
 
-    def _matrix(self, name: str, text: str) -> str:
+    def _matrix(self, name: str, m: Math) -> Math:
         """``c I`` or ``diag(d)`` where that is how the stored value is read."""
         spec = self.program[name].spec
         if spec.structure is ir.Structure.SCALED_IDENTITY:
-            return f"{text} I"
-        return f"diag({text})" if spec.structure is ir.Structure.DIAGONAL else text
+            return product(m, IDENTITY)
+        return Call("diag", (m,)) if spec.structure is ir.Structure.DIAGONAL else m
 
 
-def _pointwise(expression: sympy.Expr, operands: Mapping[sympy.Symbol, str]) -> str:
+IDENTITY = Name("I")
+
+
+def _plus(*terms: Math) -> Math:
+    return Sum(tuple((True, term) for term in terms))
+
+
+def _pointwise(expression: sympy.Expr, operands: Mapping[sympy.Symbol, Math]) -> Math:
     if set(expression.args) == set(operands):
         if isinstance(expression, sympy.Mul):
-            return " ⊙ ".join(operands.values())
+            return Infix("⊙", tuple(operands.values()))
         if isinstance(expression, sympy.Add):
-            return " + ".join(operands.values())
-    named = expression.xreplace({s: sympy.Symbol(name) for s, name in operands.items()})
-    return str(named.replace(lambda e: isinstance(e, select), _extremum))
+            return _plus(*operands.values())
+    return Elementwise(expression, tuple(operands.items()))
 
 
-def _extremum(branch: select) -> sympy.Expr:
-    """``select(u - v, u, v)`` written as ``max(u, v)``, and with exchanged branches as ``min``."""
-    condition, u, v = branch.args
-    if condition == u - v:
-        return sympy.Function("max")(u, v)
-    return sympy.Function("min")(u, v) if condition == v - u else branch
-
-
-def _moment(v: list[str], homogeneous: bool) -> str:
+def _moment(v: list[Math], homogeneous: bool) -> Math:
     a, b = v[0], v[-1]
     if homogeneous:
-        return f"E[[{a}, 1] [{a}, 1]ᵀ]" if len(v) == 1 else f"E[{a} [{b}, 1]ᵀ]"
-    return f"E[{a} {_transposed(b)}]"
+        row = Bracket("[", Infix(",", (b, Number("1"))), "]")
+        return _mean(product(row if len(v) == 1 else a, Transpose(row)))
+    return _mean(product(a, Transpose(b)))
 
 
-_CALLS: Mapping[type, str] = {
-    ir.Mean: "E[{0}]",
-    ir.Softmax: "softmax({0})",
-    ir.LogSumExp: "log Σ exp({0})",
-    ir.RowSum: "Σ_j {0}",
-    ir.Trace: "tr {0}",
-    ir.PlusTranspose: "{0} + {0}ᵀ",
-    ir.Precondition: "-{1} {0} {2}",
-    ir.PreconditionEigen: "-({1} ⊗ {2} + {3} I)⁻¹ {0}",
-    ir.Columns: "columns of {0}",
-    ir.BroadcastRows: "{0} in every row",
-    ir.Scatter: "selectᵀ({0})",
-    ir.Eigen: "eigen({0})",
-    ir.Densify: "full({0})",
-    ir.Zeros: "0",
+def _mean(m: Math) -> Math:
+    return Call("E", (m,), "[]")
+
+
+def _damped(v: list[Math]) -> Math:
+    """``(A ⊗ B + c I)⁻¹``."""
+    return Inverse(_plus(Infix("⊗", (v[1], v[2])), product(v[3], IDENTITY)))
+
+
+_CALLS: Mapping[type, Callable[[list[Math]], Math]] = {
+    ir.Mean: lambda v: _mean(v[0]),
+    ir.Softmax: lambda v: Call("softmax", (v[0],)),
+    ir.LogSumExp: lambda v: Call("log Σ exp", (v[0],)),
+    ir.RowSum: lambda v: product(Name("Σ_j"), v[0]),
+    ir.Trace: lambda v: product(Word("tr"), v[0]),
+    ir.PlusTranspose: lambda v: _plus(v[0], Transpose(v[0])),
+    ir.Precondition: lambda v: Sum(((False, product(v[1], v[0], v[2])),)),
+    ir.PreconditionEigen: lambda v: Sum(((False, product(_damped(v), v[0])),)),
+    ir.Columns: lambda v: product(Word("columns of"), v[0]),
+    ir.BroadcastRows: lambda v: product(v[0], Word("in every row")),
+    ir.Scatter: lambda v: Call("selectᵀ", (v[0],)),
+    ir.Eigen: lambda v: Call("eigen", (v[0],)),
+    ir.Densify: lambda v: Call("full", (v[0],)),
+    ir.Zeros: lambda v: Number("0"),
 }
 
 
-def _call(op: ir.Op, v: list[str]) -> str:
+def _call(op: ir.Op, v: list[Math]) -> Math:
     """Operations that are written like functions of their operands."""
     if isinstance(op, ir.Gather):
         whole = op.index == tuple(range(len(op.index)))
-        return f"[{' | '.join(v)}]" if whole and len(v) > 1 else f"select({', '.join(v)})"
+        if whole and len(v) > 1:
+            return Bracket("[", Infix("|", tuple(v)), "]")
+        return Call("select", tuple(v))
     if isinstance(op, ir.Total | ir.Dot):
-        return ("(1/N) " if op.mean else "") + "Σ " + " ⊙ ".join(v)
+        mean = (Fraction(Number("1"), Name("N")),) if op.mean else ()
+        return product(*mean, Word("Σ"), Infix("⊙", tuple(v)))
     if isinstance(op, ir.Random):
-        return f"random {op.kind}"
-    pattern = _CALLS.get(type(op))
-    return pattern.format(*v) if pattern else f"{ir.describe(op)}({', '.join(v)})"
-
-
-_NAME = r"[\w.]+(\[[^\[\]]*\])?(⁻¹)?(\[[^\[\]]*\])?[\w.]*"
-_GROUP = r"(E|diag|softmax|select)?[\[(](?:[^\[\]()]|\[[^\[\]]*\]|\([^()]*\))*[\])]"
-
-
-def _enclosed(text: str) -> str:
-    """The text in parentheses unless it is one name or one group."""
-    return text if re.fullmatch(f"({_NAME}|{_GROUP})ᵀ?", text) else f"({text})"
-
-
-def _transposed(text: str) -> str:
-    """The text with a ᵀ, or without the one it has."""
-    return text[:-1] if text.endswith("ᵀ") else f"{_enclosed(text)}ᵀ"
+        return Word(f"random {op.kind}")
+    written = _CALLS.get(type(op))
+    return written(v) if written else Call(ir.describe(op), tuple(v))
 
 
 def _leaf_name(leaf: Instruction, parameters: Mapping[str, str]) -> str:
