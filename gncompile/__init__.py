@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .optimiser.compile import compile as compile
     from .optimiser.trainer import Trainer as Trainer
     from .transfer import register_transfer as register_transfer
+    from .transfer import transfer_function as transfer_function
     from .verification import verify as verify
 
 _HOMES = {
@@ -25,6 +26,7 @@ _HOMES = {
     "register_loss": "losses",
     "register_transfer": "transfer",
     "trace": "frontends.torch_export",
+    "transfer_function": "transfer",
     "verify": "verification",
 }
 """Where each public name lives; looked up on first use, so that ``import gncompile`` stays quick."""

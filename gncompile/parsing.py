@@ -2,7 +2,7 @@
 
 Grammar::
 
-    expression ::=  number | symbol | pi | (expression) | -expression
+    expression ::=  number | symbol | symbol[number] | pi | (expression) | -expression
                  |  expression (+ | - | * | / | **) expression
                  |  function(expression, …, parameter=expression)
                  |  select(condition, expression, expression)          also spelled where(…)
@@ -25,6 +25,7 @@ from sympy import Expr, Symbol
 
 from .errors import ExpressionError, message, nearest
 from .functions import PRIMITIVES, SHORTHANDS, number, select
+from .plugins import TRANSFERS, load_plugins
 
 MAX_LENGTH = 4000
 MAX_NODES = 500
@@ -115,6 +116,8 @@ class _Parser:
             value = self.constant(node)
         elif isinstance(node, ast.Name):
             value = self.name(node)
+        elif isinstance(node, ast.Subscript) and _indexed(node) in self.symbols:
+            value = self.symbols[_indexed(node)]
         elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
             operand = self.visit(node.operand, depth + 1)
             value = -operand if isinstance(node.op, ast.USub) else operand
@@ -178,6 +181,8 @@ class _Parser:
         name = node.func.id
         if name in ("select", "where"):
             return self.branch(node, depth)
+        if name not in self.functions and self.functions is FUNCTIONS:
+            load_plugins(TRANSFERS)
         if name not in self.functions:
             hint = nearest(name, self.functions)
             instead = hint or f"the functions are {', '.join(sorted(self.functions))}"
@@ -250,6 +255,12 @@ class _Parser:
     def characters(self, offset: int) -> int:
         """A column in characters; the syntax tree counts bytes."""
         return len(self.text.lstrip().encode()[:offset].decode(errors="ignore"))
+
+
+def _indexed(node: ast.Subscript) -> str:
+    """``z[0]`` as the name of a symbol, or nothing that can be one."""
+    plain = isinstance(node.value, ast.Name) and isinstance(node.slice, ast.Constant)
+    return ast.unparse(node) if plain else ""
 
 
 def _bits(value: sympy.Rational) -> int:

@@ -1,10 +1,15 @@
 """Transfer functions: one declaration each.
 
 A declaration is a name, an expression in ``x``, and its parameters with their defaults. Slope, second
-derivative, what the backward pass keeps, and the code for every backend are derived from it::
+derivative, what the backward pass keeps, and the code for every backend are derived from it, and the
+derivatives are checked against the expression on the spot::
 
     register_transfer("mish", "x*tanh(softplus(x))")
     register_transfer("scaled_tanh", "scale*tanh(x/scale)", parameters={"scale": 1.5})
+
+    @transfer_function
+    def scaled_tanh(x, scale=1.5):
+        return scale * sympy.tanh(x / scale)
 
 A registered function may be used by name in later expressions: ``u*mish(v)``.
 """
@@ -12,48 +17,98 @@ A registered function may be used by name in later expressions: ``u*mish(v)``.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, overload
 
 import sympy
 from sympy import Expr, Symbol
 
+from .declarations import (
+    Written,
+    caller,
+    check_name,
+    check_size,
+    over_symbols,
+    without_piecewise,
+)
 from .derive import PointwiseRule, pointwise_rule
 from .errors import ExpressionError, RegistrationError, message, nearest
 from .functions import PRIMITIVES, SHORTHANDS, number
-from .parsing import FUNCTIONS, parse_expression
+from .parsing import FUNCTIONS, Function, parse_expression
+from .plugins import TRANSFERS, load_plugins
+from .registration_check import TransferCheck
 
 ARGUMENT = Symbol("x", real=True)
+EVERYWHERE = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
 class TransferFunction:
     """``f(argument)`` with the parameters' values filled in.
 
-    ``domain`` is where it is defined and tested; ``declared_at`` is the ``file:line`` of the declaration.
+    ``domain`` is the open interval where it is defined and checked; ``declared_at`` is the ``file:line`` of
+    the declaration. ``general`` is the expression with a symbol for each parameter.
     """
 
     name: str
     expression: Expr
     argument: Symbol
     parameters: tuple[tuple[str, float], ...] = ()
-    domain: tuple[float, float] = (-math.inf, math.inf)
+    domain: tuple[float, float] = EVERYWHERE
     doc: str = field(default="", compare=False)
     declared_at: str = field(default="", compare=False)
+    general: Expr | None = field(default=None, compare=False, repr=False)
 
     def __call__(self, x: Expr) -> Expr:
         """The expression at ``x``, to be composed with others."""
         return self.expression.xreplace({self.argument: sympy.sympify(x)})
+
+    def at(self, **parameters: float | Expr) -> TransferFunction:
+        """The same function with other values of ``parameters``.
+
+        Raises :class:`ExpressionError` for a parameter it does not have.
+        """
+        own = dict(self.parameters)
+        for key in parameters:
+            if key not in own:
+                raise ExpressionError(
+                    message(
+                        f"the transfer function {self.name!r} has no parameter {key!r}",
+                        instead=f"{nearest(key, own)} Its parameters: {', '.join(own) or 'none'}.".strip(),
+                    )
+                )
+        values = {**own, **parameters}
+        general = self.expression if self.general is None else self.general
+        return TransferFunction(
+            self.name,
+            general.xreplace({Symbol(key, real=True): _exact(v) for key, v in values.items()}),
+            self.argument,
+            tuple((key, float(value)) for key, value in values.items()),
+            self.domain,
+            self.doc,
+            self.declared_at,
+            self.general,
+        )
 
     @property
     def rule(self) -> PointwiseRule:
         """Its derivatives and what the backward pass keeps."""
         return pointwise_rule(self.expression, (self.argument,))
 
+    def check(self) -> None:
+        """Raise :class:`RegistrationError` unless what is derived agrees with the declared expression."""
+        TransferCheck(
+            self.name, self.expression, self.argument, self.domain, self.rule, self.declared_at
+        ).run()
+
     def __str__(self) -> str:
         given = ", ".join(f"{name}={value:g}" for name, value in self.parameters)
         return f"{self.name}({given})" if given else self.name
+
+
+def _exact(value: float | Expr) -> Expr:
+    return value if isinstance(value, Expr) else number(float(value))
 
 
 _DECLARED: dict[str, TransferFunction] = {}
@@ -64,32 +119,134 @@ def register_transfer(
     expression: str | Expr,
     *,
     parameters: Mapping[str, float] | None = None,
-    domain: tuple[float, float] = (-math.inf, math.inf),
+    domain: tuple[float, float] = EVERYWHERE,
     doc: str = "",
     override: bool = False,
 ) -> TransferFunction:
     """Declare ``name`` as ``expression`` in ``x`` (text), or in its one symbol that is no parameter (sympy).
 
+    ``domain`` is the open interval where the function is defined. At a kink, the border of a
+    ``select(c, u, v)``, the slope is that of the branch ``v``.
+
     Returns the function at its default parameters. Raises :class:`RegistrationError` for a name in use
-    (unless ``override``), and :class:`ExpressionError` for an expression that cannot be derived.
+    (unless ``override``), and for an expression that is not finite on its domain or whose derivatives
+    overflow in float32; :class:`ExpressionError` for one that cannot be read or derived.
     """
-    _check_name(name, override)
-    defaults = {key: float(value) for key, value in (parameters or {}).items()}
-    general = TransferFunction(
-        name,
-        _general_expression(name, expression, defaults),
-        ARGUMENT,
-        tuple(defaults.items()),
-        domain,
-        doc,
-        _caller(),
+    _require_free(name, override)
+    function = define_transfer(name, expression, parameters or {}, domain, doc, caller(__name__))
+    function.check()
+    return _add(function)
+
+
+@overload
+def transfer_function(function: Callable[..., Any], /) -> TransferFunction: ...
+
+
+@overload
+def transfer_function(
+    *, name: str | None = None, domain: tuple[float, float] = EVERYWHERE, override: bool = False
+) -> Callable[[Callable[..., Any]], TransferFunction]: ...
+
+
+def transfer_function(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    domain: tuple[float, float] = EVERYWHERE,
+    override: bool = False,
+) -> TransferFunction | Callable[[Callable[..., Any]], TransferFunction]:
+    """Declare a Python function of sympy symbols; a decorator, with or without arguments.
+
+    The function's first argument is the transfer function's, those with defaults are its parameters, its
+    docstring is the documentation, and its name the name unless ``name`` is given. It is called once.
+    Raises what :func:`register_transfer` does.
+
+    >>> @transfer_function(override=True)
+    ... def leaning(x, lean=0.1):
+    ...     return x + lean * sympy.sin(x)
+    >>> leaning.rule.slopes[0]
+    cos(x)/10 + 1
+    """
+
+    def declare(function: Callable[..., Any]) -> TransferFunction:
+        written = Written.read(function, "transfer function", 1)
+        chosen = name or written.name
+        _require_free(chosen, override)
+        symbols = {key: Symbol(key, real=True) for key in written.parameters}
+        expression = written.expression(ARGUMENT, **symbols)
+        declared = define_transfer(
+            chosen, expression, written.parameters, domain, written.doc, written.declared_at
+        )
+        declared.check()
+        return _add(declared)
+
+    return declare if function is None else declare(function)
+
+
+def register_checked(
+    name: str, expression: str, *, parameters: Mapping[str, float] | None = None, doc: str = ""
+) -> TransferFunction:
+    """:func:`register_transfer` for the vocabulary, which the tests check instead, to keep imports quick."""
+    return _add(
+        define_transfer(name, expression, parameters or {}, EVERYWHERE, doc, caller(__name__))
     )
-    function = _with_values(general, defaults)
+
+
+def define_transfer(
+    name: str,
+    expression: str | Expr,
+    parameters: Mapping[str, float],
+    domain: tuple[float, float] = EVERYWHERE,
+    doc: str = "",
+    declared_at: str = "",
+    functions: Mapping[str, Function] | None = None,
+    arguments: tuple[str, ...] = (ARGUMENT.name,),
+) -> TransferFunction:
+    """The function of a declaration, derived, but not registered.
+
+    ``functions`` are those that the text may call, by default all registered ones; ``arguments`` are the
+    names that stand for the argument.
+    """
+    check_name("transfer function", name)
+    if not domain[0] < domain[1]:
+        raise RegistrationError(
+            message(
+                f"the domain ({domain[0]:g}, {domain[1]:g}) of the transfer function {name!r} is empty",
+                where=declared_at,
+                instead="give domain=(low, high) with low < high",
+            )
+        )
+    for key in parameters:
+        check_name("parameter", key, reserved=frozenset({*arguments, "pi"}))
+    defaults = {key: float(value) for key, value in parameters.items()}
+    symbols = {key: Symbol(key, real=True) for key in defaults}
+    where = f"transfer function {name!r}"
+    if isinstance(expression, str):
+        names = {**dict.fromkeys(arguments, ARGUMENT), **symbols}
+        general = parse_expression(expression, names, functions, where=where)
+    else:
+        general = _in_argument(name, without_piecewise(expression, where), symbols)
+    check_size(general, (ARGUMENT,), where)
+    function = TransferFunction(
+        name, general, ARGUMENT, tuple(defaults.items()), domain, doc, declared_at, general
+    ).at()
     _ = function.rule
-    _DECLARED[name] = general
-    if name not in PRIMITIVES and name not in SHORTHANDS:
-        FUNCTIONS[name] = _by_name(name)
     return function
+
+
+def _in_argument(name: str, expression: Expr, symbols: Mapping[str, Symbol]) -> Expr:
+    """A sympy expression over :data:`ARGUMENT`, whatever its one symbol that is no parameter is called."""
+    free = sorted(expression.free_symbols, key=lambda symbol: symbol.name)
+    others = [symbol for symbol in free if symbol.name not in symbols]
+    if len(others) > 1:
+        raise RegistrationError(
+            message(
+                f"the transfer function {name!r} has {len(others)} arguments: {', '.join(map(str, others))}",
+                instead="name all but one of them in parameters={name: default}",
+            )
+        )
+    return over_symbols(expression, {**symbols, **{s.name: ARGUMENT for s in others}})
 
 
 def transfer(name: str, **parameters: float) -> TransferFunction:
@@ -99,6 +256,8 @@ def transfer(name: str, **parameters: float) -> TransferFunction:
     select(x, x, x/5)
     """
     if name not in _DECLARED:
+        load_plugins(TRANSFERS)
+    if name not in _DECLARED:
         instead = nearest(name, _DECLARED) or f"the known ones are {', '.join(transfer_names())}"
         raise ExpressionError(
             message(
@@ -106,42 +265,26 @@ def transfer(name: str, **parameters: float) -> TransferFunction:
                 instead=f"{instead} New ones are declared by register_transfer(name, expression).",
             )
         )
-    general = _DECLARED[name]
-    for key in parameters:
-        if key not in dict(general.parameters):
-            own = ", ".join(dict(general.parameters)) or "none"
-            raise ExpressionError(
-                message(
-                    f"the transfer function {name!r} has no parameter {key!r}",
-                    instead=f"{nearest(key, dict(general.parameters))} Its parameters: {own}.".strip(),
-                )
-            )
-    return _with_values(general, {**dict(general.parameters), **parameters})
+    return _DECLARED[name].at(**parameters)
 
 
 def transfer_names() -> list[str]:
-    """The names of all registered transfer functions, sorted."""
+    """The names of all registered transfer functions, those of installed packages included, sorted."""
+    load_plugins(TRANSFERS)
     return sorted(_DECLARED)
 
 
-def _by_name(name: str) -> Callable[..., Expr]:
+def called_by_name(function: Callable[[], TransferFunction], name: str) -> Function:
     """What an expression calls; looked up when called, so that an override takes effect."""
 
-    def called(x: Expr, **parameters: float) -> Expr:
-        return transfer(name, **parameters)(x)
+    def called(x: Expr, **parameters: Expr) -> Expr:
+        return function().at(**parameters)(x)
 
     called.__qualname__ = name
     return called
 
 
-def _check_name(name: str, override: bool) -> None:
-    if not name.isidentifier():
-        raise RegistrationError(
-            message(
-                f"{name!r} cannot name a transfer function",
-                instead="use letters, digits and underscores",
-            )
-        )
+def _require_free(name: str, override: bool) -> None:
     if name in _DECLARED and not override:
         raise RegistrationError(
             message(
@@ -152,50 +295,15 @@ def _check_name(name: str, override: bool) -> None:
         )
 
 
-def _general_expression(name: str, expression: str | Expr, defaults: Mapping[str, float]) -> Expr:
-    """The expression in :data:`ARGUMENT` and one real symbol a parameter."""
-    symbols = {key: Symbol(key, real=True) for key in defaults}
-    if isinstance(expression, str):
-        return parse_expression(
-            expression, {ARGUMENT.name: ARGUMENT, **symbols}, where=f"transfer function {name!r}"
-        )
-    free = sorted(expression.free_symbols, key=lambda symbol: symbol.name)
-    others = [symbol for symbol in free if symbol.name not in symbols]
-    if len(others) > 1:
-        raise RegistrationError(
-            message(
-                f"the transfer function {name!r} has {len(others)} arguments: {', '.join(map(str, others))}",
-                instead="name all but one of them in parameters={name: default}",
-            )
-        )
-    real = {symbol: symbols.get(symbol.name, ARGUMENT) for symbol in free}
-    return expression.xreplace(real)
-
-
-def _with_values(general: TransferFunction, values: Mapping[str, float | Expr]) -> TransferFunction:
-    exact = {
-        Symbol(key, real=True): value if isinstance(value, Expr) else number(float(value))
-        for key, value in values.items()
-    }
-    return TransferFunction(
-        general.name,
-        general.expression.xreplace(exact),
-        general.argument,
-        tuple((key, float(value)) for key, value in values.items()),
-        general.domain,
-        general.doc,
-        general.declared_at,
-    )
-
-
-def _caller() -> str:
-    """``file:line`` of the code that called this module."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__") == __name__:
-        if frame.f_code.co_name == "<module>":
-            break
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+def _add(function: TransferFunction) -> TransferFunction:
+    name = function.name
+    _DECLARED[name] = function
+    if name not in PRIMITIVES and name not in SHORTHANDS:
+        FUNCTIONS[name] = called_by_name(lambda: _DECLARED[name], name)
+    return function
 
 
 from . import vocabulary as _vocabulary  # noqa: E402, F401  (its declarations need the registry above)
+
+BUILT_IN = frozenset(_DECLARED)
+"""The names that come with the compiler, which a model file cannot give another meaning."""
