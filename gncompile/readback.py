@@ -1,0 +1,294 @@
+"""What can be read off a compiled program: the facts behind the text of ``explain`` and the HTML report.
+
+Nothing here knows how the program was made: costs, owners, formulas and source lines come from its
+instructions, so what is reported is what runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+
+from .builder import ProgramBuilder
+from .costs import Cost, CostModel, attribute, columns_within, forward_values, total
+from .formulas import Formulas
+from .losses import Loss
+from .model_graph import Affine, ModelGraph, Node, Pointwise, TracedModel
+from .optimiser.settings import Settings
+from .piecewise_linear import rule_of
+from .propagation import Forward
+from .step_program import StepProgram
+from .tables import binary_size, count, engineering
+from .transfer import transfer, transfer_names
+
+METHODS = {
+    "kfra": "one matrix for the batch, averaged at every pointwise layer [BRB §3.3]",
+    "kflr": "the columns of a root of the output Hessian, exact Ḡ [BRB §3.2]",
+    "kfac": "gradients of targets sampled from the model [MG §3]",
+    "kfac_rp": "random ±1 projections of a root of the output Hessian",
+    "empirical": "the training gradients themselves",
+    "adam": "no curvature",
+    "sgd": "no curvature",
+}
+
+
+PARTS = {
+    "forward": "Forward",
+    "gradient": "Slopes and gradient",
+    "input factor": "Input factor Q",
+    "output factor": "Output factor Ḡ: the recursion's step",
+    "average": "Running averages",
+    "invert": "Damped inverses",
+    "direction": "Direction",
+    "quadratic": "R-operator: the output's change along Δ (r1) and the last step δ (r2)",
+}
+"""Headings of the parts of a layer's work, in the order they are shown."""
+
+Row = list[str]
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A line of the emitted source: in which phase's method, its number, its text."""
+
+    phase: str
+    number: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Readback:
+    """A compiled step and what follows from it, for a mean step on ``batch`` samples.
+
+    ``itemsize`` is the bytes of one number. Tables are lists of rows, the first one with the headings.
+    """
+
+    traced: TracedModel
+    loss: Loss
+    settings: Settings
+    program: StepProgram
+    batch: int = 1000
+    itemsize: int = 4
+
+    @property
+    def graph(self) -> ModelGraph:
+        return self.traced.graph
+
+    @cached_property
+    def costs(self) -> CostModel:
+        program, settings = self.program, self.settings
+        columns = columns_within(program, self.batch, self.itemsize, settings.memory_budget)
+        rows = settings.rows(self.batch)
+        return CostModel(program, self.batch, self.itemsize, rows, columns)
+
+    @cached_property
+    def parts(self) -> dict[tuple[str, str], Cost]:
+        return self.costs.by_part(self.graph)
+
+    @cached_property
+    def owners(self) -> dict[str, tuple[str, str]]:
+        return attribute(self.program, self.graph)
+
+    @cached_property
+    def formulas(self) -> Formulas:
+        return Formulas.of(self.program, self.graph)
+
+    # --- tables ---------------------------------------------------------------------------------------
+
+    @property
+    def parameter_count(self) -> int:
+        """Trained parameters of all layers."""
+        return sum(self.parameters(node) for node in self.graph.layers.values())
+
+    def head(self) -> list[str]:
+        """Model, loss, method and what the costs refer to, a sentence each."""
+        loss, settings = self.loss, self.settings
+        return [
+            f"{self.traced.name}: {count(len(self.graph.layers), 'trainable layer')}, "
+            f"{self.parameter_count:,} trained parameters",
+            f"loss {loss.name}: {loss.scale}",
+            f"method {settings.method}: {METHODS[settings.method]}",
+            f"costs of a mean step on {self.batch} samples, {8 * self.itemsize}-bit numbers",
+        ]
+
+    def layer_rows(self) -> list[Row]:
+        """One row a trainable layer, the shared work, the total."""
+        layers = self.graph.layers
+        shared = self.mean_cost("")
+        everything = shared + total(self.mean_cost(layer) for layer in layers)
+        names = [
+            "layer",
+            "rule",
+            "then",
+            "method",
+            "Q",
+            "Ḡ",
+            "kept",
+            "parameters",
+            "FLOPs",
+            "traffic",
+        ]
+        return [
+            names,
+            *(self.row(layer, node) for layer, node in layers.items()),
+            ["(loss, step size)", *[""] * 7, *in_units(shared)],
+            ["total", *[""] * 6, f"{self.parameter_count:,}", *in_units(everything)],
+        ]
+
+    def row(self, layer: str, node: Node) -> list[str]:
+        source = self.graph[node.inputs[0]]
+        assert isinstance(node.op, Affine)
+        bias = "" if node.op.bias is None else " + b" if node.op.homogeneous else " + frozen b"
+        return [
+            layer,
+            f"{source.size} → {node.size}{bias}",
+            ", ".join(function_text(n) for n in self.pointwise_after(node)) or "-",
+            self.settings.method,
+            *(self.factor_text(kind, layer) for kind in "QG"),
+            ", ".join(dict.fromkeys(rule_of(n).keeps for n in self.pointwise_after(node))) or "-",
+            f"{self.parameters(node):,}",
+            *in_units(self.mean_cost(layer)),
+        ]
+
+    def parameters(self, node: Node) -> int:
+        assert isinstance(node.op, Affine)
+        return node.size * (self.graph[node.inputs[0]].size + int(node.op.homogeneous))
+
+    def factor_text(self, kind: str, layer: str) -> str:
+        name = self.program.results.get(f"{kind}.{layer}")
+        if name is None:
+            return "-"
+        spec = self.program[name].spec
+        return f"{spec.size} {spec.structure.name.lower().replace('_', ' ')}"
+
+    def pointwise_after(self, node: Node) -> list[Node]:
+        return [n for n in self.graph.consumers(node.name) if isinstance(n.op, Pointwise)]
+
+    def kept_rows(self) -> list[Row]:
+        """What each pointwise function keeps for the backward pass, and why; no rows if there is none."""
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for node in self.active_pointwise():
+            key = rule_of(node).keeps, rule_of(node).why
+            reasons.setdefault(key, []).append(function_text(node))
+        rows = [
+            [keeps, ", ".join(dict.fromkeys(functions)), why]
+            for (keeps, why), functions in reasons.items()
+        ]
+        return [["kept", "functions", "because"], *rows] if rows else []
+
+    def active_pointwise(self) -> list[Node]:
+        active = Forward(ProgramBuilder(), self.graph, {}).active
+        return [n for n in self.graph if isinstance(n.op, Pointwise) and n.name in active]
+
+    def mean_cost(self, layer: str) -> Cost:
+        shares = [(cost, self.share(part)) for (x, part), cost in self.parts.items() if x == layer]
+        return Cost(
+            round(sum(cost.flops * share for cost, share in shares)),
+            round(sum(cost.bytes * share for cost, share in shares)),
+        )
+
+    def share(self, phase: str) -> float:
+        """In which share of the steps a phase runs."""
+        every = {
+            "invert": self.settings.refresh_every,
+            **dict.fromkeys(("predict", "evaluate", "adapt"), self.settings.damping_period),
+        }
+        if phase in ("restore", "reject"):
+            return 0.0
+        if not self.settings.second_order and phase in every:
+            return 0.0
+        return 1 / every.get(phase, 1)
+
+    def when(self, phase: str) -> str:
+        share = self.share(phase)
+        if share == 0:
+            return "on demand" if phase in ("predict", "evaluate") else "after a failed step"
+        times = f", in {self.costs.runs(phase)} runs" if self.costs.runs(phase) > 1 else ""
+        return ("every step" if share == 1 else f"every {round(1 / share)} steps") + times
+
+    def phase_rows(self) -> list[Row]:
+        """When each phase runs, and its cost when it does."""
+        rows = [
+            [name, self.when(name), *in_units(cost)] for name, cost in self.costs.by_phase().items()
+        ]
+        return [["phase", "when", "FLOPs", "traffic"], *rows]
+
+    def memory_rows(self) -> list[Row]:
+        """Bytes of parameters, of each kind of state, of work buffers, and in total."""
+        kinds: dict[str, int] = {}
+        for key, size in self.costs.state_bytes().items():
+            kind = key.partition(".")[0]
+            kinds[kind] = kinds.get(kind, 0) + size
+        parameters = [
+            self.costs.elements(leaf.spec) * self.itemsize
+            for leaf in self.program.leaves("parameter")
+        ]
+        held = {
+            "parameters": sum(parameters),
+            **{f"state {kind}": size for kind, size in kinds.items() if size >= 1024},
+            f"work buffers, batch {self.batch}": sum(self.costs.buffer_bytes().values()),
+        }
+        sizes = [*held.items(), ("total", sum(held.values()))]
+        return [["memory", ""], *([name, binary_size(size)] for name, size in sizes)]
+
+    # --- one layer, one node --------------------------------------------------------------------------
+
+    def kept(self, node: Node) -> str:
+        """What a pointwise node keeps for the backward pass, and why."""
+        assert isinstance(node.op, Pointwise)
+        values = forward_values(self.program, self.graph)
+        rule = rule_of(node)
+        symbols = dict(zip(node.op.arguments, node.inputs, strict=True))
+        names = [values.get(symbols.get(s, node.name), str(s)) for s in rule.kept]
+        kept = ", ".join(names) or "nothing"
+        return f"{kept} ({rule.keeps}); {rule.why}"
+
+    def statements(self, names: Collection[str], source: str) -> list[Statement]:
+        """The lines of the emitted file ``source`` that compute the values ``names``."""
+        homes = {(i.phase, i.into or i.name) for i in self.program if i.name in names}
+        phase = ""
+        pending: list[Statement] = []
+        found: list[Statement] = []
+        for number, text in enumerate(source.splitlines(), start=1):
+            if method := re.match(r"    def (\w+)\(", text):
+                phase, pending = method[1], []
+            elif phase and text.startswith("        "):
+                pending.append(Statement(phase, number, text.strip()))
+                target = _written(text)
+                if (phase, target) in homes:
+                    found += pending
+                if target and not target.startswith("scratch"):
+                    pending = []
+        return found
+
+    def last_layer_hessian(self) -> str:
+        """The stored form of the mean output Hessian where it is the last layer's Ḡ, else nothing."""
+        last = list(self.graph.layers)[-1]
+        mean = self.program.results.get(f"G.{last}")
+        if mean is None or self.graph.output.inputs[0] != self.graph.layers[last].name:
+            return ""
+        return f"{self.program[mean].spec}, as the output factor of the last layer"
+
+
+def function_text(node: Node) -> str:
+    """``tanh`` where the expression is a registered transfer function, else the expression itself."""
+    assert isinstance(node.op, Pointwise)
+    expression, arguments = node.op.expression, node.op.arguments
+    for name in transfer_names() if len(arguments) == 1 else []:
+        if transfer(name)(arguments[0]) == expression:
+            return name
+    return str(expression)
+
+
+def _written(line: str) -> str:
+    """The tensor a statement of the emitted source writes."""
+    found = re.search(r"out=(\w+)", line) or re.match(r"\s*memory\.random\(\S+ (\w+)\)", line)
+    found = found or re.match(r"\s*(\w+)\b[^=]*\.\w+_\(", line)
+    return found[1] if found else ""
+
+
+def in_units(cost: Cost) -> Row:
+    """FLOPs and bytes for people."""
+    return [engineering(cost.flops), binary_size(cost.bytes)]
