@@ -201,18 +201,27 @@ def _test_on_output(
 ) -> Expr | None:
     """A condition on ``t = select(c, u, v)`` that holds exactly where ``c > 0``, or None if none is found.
 
-    With ``c = k u + m`` it is ``k t + m > 0``: true on the first branch, where it *is* ``c``; on the second
-    it must be shown that ``k v + m <= 0`` wherever ``c <= 0``.
+    Where ``c`` depends on the arguments through ``u`` alone, it is ``c`` with ``t`` in place of ``u``: on the
+    first branch it *is* ``c``; on the second it must be shown that ``c(v) <= 0`` wherever ``c(u) <= 0``.
     """
-    scale_u, core_u, shift_u = _affine(u, arguments)
-    scale_c, core_c, shift_c = _affine(c, arguments)
-    if core_u != core_c:
+    scale, core, shift = _affine(u, arguments)
+    if not core.has(*arguments):
         return None
-    k = scale_c / scale_u
-    m = shift_c - k * shift_u
-    elsewhere = k * v + m
-    shown = elsewhere.is_nonpositive or _follows_sign(elsewhere, c)
-    return k * t + m if shown else None
+    test, elsewhere = (c.xreplace({core: (value - shift) / scale}) for value in (t, v))
+    if test.has(*arguments):
+        return None
+    return test if _never_positive(elsewhere, c) else None
+
+
+def _never_positive(e: Expr, c: Expr) -> bool:
+    """Whether ``e`` is provably at most zero wherever ``c`` is."""
+    if e.is_nonpositive or _follows_sign(e, c):
+        return True
+    scale, core = e.as_coeff_Mul()
+    if not (scale.is_positive and isinstance(core, select)):
+        return False
+    inner, u, v = core.args
+    return (_never_positive(u, c) or _follows_sign(-u, inner)) and _never_positive(v, c)
 
 
 _SIGN_KEEPING = (expm1, log1p, tanh, sinh, sympy.asinh, sympy.atan, erf)
@@ -220,8 +229,8 @@ _SIGN_KEEPING = (expm1, log1p, tanh, sinh, sympy.asinh, sympy.atan, erf)
 
 def _follows_sign(e: Expr, c: Expr) -> bool:
     """Whether ``e`` provably has the sign of ``c``."""
-    if (e / c).is_positive and (e / c).is_number:
-        return True
+    if e.as_content_primitive()[1] == c.as_content_primitive()[1]:
+        return True  # contents are positive numbers
     scale, core = e.as_coeff_Mul()
     return (
         bool(scale.is_positive)
