@@ -305,5 +305,6 @@ def _add(function: TransferFunction) -> TransferFunction:
 
 from . import vocabulary as _vocabulary  # noqa: E402, F401  (its declarations need the registry above)
 
-BUILT_IN = frozenset(_DECLARED)
-"""The names that come with the compiler, which a model file cannot give another meaning."""
+BUILT_IN: Mapping[str, TransferFunction] = dict(_DECLARED)
+"""What comes with the compiler, whatever overrides it: a frontend means torch's function by its name, and a
+model file cannot give it another meaning."""

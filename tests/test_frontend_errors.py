@@ -211,7 +211,7 @@ def test_shared_over_positions() -> None:
 
 def test_trainable_parameter_in_a_pointwise_operator() -> None:
     module = nn.Sequential(nn.Linear(4, 4), nn.PReLU())
-    refused(module, "the trainable parameter '1.weight' is used in prelu", "requires_grad_(False)")
+    refused(module, "the slope '1.weight' of prelu is trainable", "requires_grad_(False)")
 
 
 def test_reparametrised_weight() -> None:

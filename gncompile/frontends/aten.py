@@ -20,20 +20,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import sympy
-from sympy import Abs, Expr, Integer, Rational
+from sympy import Abs, Expr, Rational
 
-from ..functions import (
-    clamp,
-    expm1,
-    log1p,
-    maximum,
-    minimum,
-    number,
-    relu,
-    select,
-    sigmoid,
-    softplus,
-)
+from ..functions import expm1, log1p, maximum, minimum, number, select, sigmoid
+from ..gates import GATES
+from ..transfer import ARGUMENT, BUILT_IN
 
 Rule = Callable[..., Expr]
 HALF = Rational(1, 2)
@@ -43,18 +34,23 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+def _declared(name: str, x: Expr, **parameters: Expr) -> Expr:
+    """The vocabulary's ``name`` at ``x``; a parameter may be any expression, such as a constant's symbol."""
+    function = BUILT_IN[name]
+    values = {key: number(value) for key, value in function.parameters} | parameters
+    symbols = {sympy.Symbol(key, real=True): value for key, value in values.items()}
+    assert function.general is not None  # it is for whatever is declared
+    return function.general.xreplace({ARGUMENT: x, **symbols})
+
+
 def _gelu(self: Expr, approximate: str) -> Expr:
-    """``x Φ(x)``, or its tanh form with ``Φ(x) ≈ ½ (1 + tanh(√(2/π) (x + 0.044715 x³)))``."""
-    if approximate == "tanh":
-        inner = sympy.sqrt(2 / sympy.pi) * (self + Rational("0.044715") * self**3)
-        return self * (1 + sympy.tanh(inner)) / 2
-    return self * (1 + sympy.erf(self / sympy.sqrt(2))) / 2
+    return _declared("gelu_tanh" if approximate == "tanh" else "gelu", self)
 
 
 def _clamp(self: Expr, min: Expr | None, max: Expr | None) -> Expr:
-    """``min(max(x, lower), upper)`` with either bound left out when it is ``None``."""
-    raised = self if min is None else maximum(self, min)
-    return raised if max is None else minimum(raised, max)
+    """``min(max(x, lower), upper)``, ``None`` for no bound; the slope at a bound is 1, as torch's."""
+    raised = self if min is None else maximum(min, self)
+    return raised if max is None else minimum(max, raised)
 
 
 def _divide(self: Expr, other: Expr, rounding_mode: str | None = None) -> Expr:
@@ -73,7 +69,24 @@ def _power(self: Expr, exponent: Expr) -> Expr:
 
 
 def _elu(self: Expr, alpha: Expr, scale: Expr, input_scale: Expr) -> Expr:
-    return select(self, scale * self, scale * alpha * expm1(input_scale * self))
+    """``scale x`` above zero, ``scale alpha (e^(input_scale x) - 1)`` below: elu, celu and selu in one."""
+    inner = _declared("elu", input_scale * self, alpha=alpha * input_scale)
+    return scale / input_scale * inner
+
+
+SOFTPLUS_THRESHOLD = 20
+
+
+def _softplus(self: Expr, beta: Expr, threshold: Expr) -> Expr:
+    """``log(1 + e^(βx)) / β``; torch returns ``x`` where ``βx`` exceeds the threshold.
+
+    At torch's default of 20 that guards against overflow, drops less than 3e-9, and is not imitated: it would
+    put a jump into the slope. A lower threshold is another function, and taken as written.
+    """
+    smooth = _declared("softplus", self, beta=beta)
+    return (
+        smooth if threshold >= SOFTPLUS_THRESHOLD else select(beta * self - threshold, self, smooth)
+    )
 
 
 def _where(condition: Expr, u: Expr, v: Expr) -> Expr:
@@ -84,9 +97,6 @@ def _where(condition: Expr, u: Expr, v: Expr) -> Expr:
         return select(condition.args[0], v, u)
     return select(condition - HALF, u, v)
 
-
-# selu's constants, as torch defines them to double precision
-_SELU_ALPHA, _SELU_SCALE = number(1.6732632423543772), number(1.0507009873554805)
 
 POINTWISE: Mapping[str, Rule] = {
     # arithmetic
@@ -112,8 +122,8 @@ POINTWISE: Mapping[str, Rule] = {
     "fmax": lambda self, other: maximum(self, other),
     "fmin": lambda self, other: minimum(self, other),
     "clamp": _clamp,
-    "clamp_min": lambda self, min: maximum(self, min),
-    "clamp_max": lambda self, max: minimum(self, max),
+    "clamp_min": lambda self, min: _clamp(self, min, None),
+    "clamp_max": lambda self, max: _clamp(self, None, max),
     # exponentials and logarithms
     "exp": lambda self: sympy.exp(self),
     "exp2": lambda self: sympy.exp(self * sympy.log(2)),
@@ -123,7 +133,6 @@ POINTWISE: Mapping[str, Rule] = {
     "log10": lambda self: sympy.log(self) / sympy.log(10),
     "log1p": lambda self: log1p(self),
     "sigmoid": lambda self: sigmoid(self),
-    "log_sigmoid": lambda self: -softplus(-self),
     # trigonometric and hyperbolic functions, the error function
     "sin": lambda self: sympy.sin(self),
     "cos": lambda self: sympy.cos(self),
@@ -135,29 +144,33 @@ POINTWISE: Mapping[str, Rule] = {
     "asinh": lambda self: sympy.asinh(self),
     "erf": lambda self: sympy.erf(self),
     "erfc": lambda self: sympy.erfc(self),
-    # transfer functions
-    "relu": lambda self: relu(self),
-    "relu6": lambda self: clamp(self, 0, 6),
-    "leaky_relu": lambda self, negative_slope: select(self, self, negative_slope * self),
-    "rrelu": lambda self, lower, upper: select(self, self, (lower + upper) / 2 * self),
-    "prelu": lambda self, weight: select(self, self, weight * self),
-    "elu": _elu,
-    "selu": lambda self: _elu(self, _SELU_ALPHA, _SELU_SCALE, Integer(1)),
-    "celu": lambda self, alpha: select(self, self, alpha * expm1(self / alpha)),
-    "gelu": _gelu,
-    "silu": lambda self: self * sigmoid(self),
-    "mish": lambda self: self * sympy.tanh(softplus(self)),
-    # torch's threshold only switches to the asymptote, which softplus here does by itself
-    "softplus": lambda self, beta: softplus(beta * self) / beta,
-    "hardtanh": lambda self, min_val, max_val: clamp(self, min_val, max_val),
-    "hardswish": lambda self: self * clamp(self + 3, 0, 6) / 6,
-    "hardsigmoid": lambda self: clamp(self + 3, 0, 6) / 6,
-    "hardshrink": lambda self, lambd: select(Abs(self) - lambd, self, 0),
-    "softshrink": lambda self, lambd: select(
-        self - lambd, self - lambd, select(-self - lambd, self + lambd, 0)
+    # transfer functions, as the vocabulary declares them
+    "relu": lambda self: _declared("relu", self),
+    "relu6": lambda self: _declared("relu6", self),
+    "leaky_relu": lambda self, negative_slope: _declared(
+        "leaky_relu", self, negative_slope=negative_slope
     ),
-    "threshold": lambda self, threshold, value: select(self - threshold, self, value),
-    "glu": lambda self, gate: self * sigmoid(gate),
+    "rrelu": lambda self, lower, upper: _declared("rrelu", self, lower=lower, upper=upper),
+    "prelu": lambda self, weight: _declared("prelu", self, weight=weight),
+    "elu": _elu,
+    "selu": lambda self: _declared("selu", self),
+    "celu": lambda self, alpha: _declared("celu", self, alpha=alpha),
+    "gelu": _gelu,
+    "silu": lambda self: _declared("silu", self),
+    "mish": lambda self: _declared("mish", self),
+    "softplus": _softplus,
+    "log_sigmoid": lambda self: _declared("logsigmoid", self),
+    "hardtanh": lambda self, min_val, max_val: _declared(
+        "hardtanh", self, min_val=min_val, max_val=max_val
+    ),
+    "hardswish": lambda self: _declared("hardswish", self),
+    "hardsigmoid": lambda self: _declared("hardsigmoid", self),
+    "hardshrink": lambda self, lambd: _declared("hardshrink", self, lambd=lambd),
+    "softshrink": lambda self, lambd: _declared("softshrink", self, lambd=lambd),
+    "threshold": lambda self, threshold, value: _declared(
+        "threshold", self, threshold=threshold, value=value
+    ),
+    "glu": lambda self, gate: GATES["glu"](self, gate),
     # branches; a mask is 1 or 0
     "where": lambda condition, self, other: _where(condition, self, other),
     "masked_fill": lambda self, mask, value: _where(mask, value, self),

@@ -87,8 +87,35 @@ def glu(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activati
     return importer.pointwise(node, "glu", {"self": halves["value"], "gate": halves["gate"]}, shape)
 
 
+def rrelu(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activation:
+    """A fixed slope below zero in evaluation mode."""
+    check_rrelu(importer, node, args)
+    return importer.pointwise(node, "rrelu", args, shape)
+
+
+def check_rrelu(importer: Importer, node: fx.Node, args: Args) -> None:
+    """RReLU has a fixed slope only in evaluation mode."""
+    if args["training"]:
+        importer.refuse(
+            node,
+            "rrelu in training mode draws a new random slope at every call",
+            "call .eval() on it (or on the model) before compiling",
+        )
+
+
 def prelu(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activation:
-    """``x`` where positive, else ``x`` times a frozen weight a channel."""
+    """``x`` where positive, else ``x`` times a constant slope, one for all or one a channel.
+
+    A slope is no weight of an affine layer, so it has no Kronecker factors and cannot be trained here.
+    """
+    slope = args["weight"]
+    if isinstance(slope, Weight) and slope.trainable:
+        importer.refuse(
+            node,
+            f"the slope {slope.name!r} of prelu is trainable; only weights and biases of affine layers can "
+            "be trained",
+            "freeze it with requires_grad_(False), which keeps its value as a constant, or use nn.LeakyReLU",
+        )
     weight = _per_channel(importer, node, args["weight"], shape)
     return importer.pointwise(node, "prelu", {**args, "weight": weight}, shape)
 
@@ -116,6 +143,7 @@ Handler = Callable[["Importer", fx.Node, Args, Shape], Any]
 RULES: Mapping[str, Handler] = {
     "glu": glu,
     "prelu": prelu,
+    "rrelu": rrelu,
     "logical_not": logical_not,
     **dict.fromkeys(aten.CASTS, cast),
     **dict.fromkeys(aten.DROPOUTS, dropout),

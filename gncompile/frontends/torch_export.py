@@ -20,7 +20,7 @@ from .export_errors import check_examples, explain_failure
 from .fx_nodes import bind, op_name
 from .graph_builder import GraphBuilder
 from .importer import Importer
-from .special import check_batch_norm, dropout
+from .special import check_batch_norm, check_rrelu, dropout
 from .values import Activation, Constant, Weight
 
 
@@ -123,6 +123,8 @@ def _check_modes(program: ExportedProgram, importer: Importer) -> None:
             name = op_name(node)
             if name == "batch_norm":
                 check_batch_norm(importer, node, bind(node))
+            elif name == "rrelu":
+                check_rrelu(importer, node, bind(node))
             elif name.endswith("dropout"):
                 dropout(importer, node, bind(node), ())
             elif name == "detach" and _depends_on(node, inputs):
