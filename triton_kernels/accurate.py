@@ -49,6 +49,12 @@ def select(c, u, v):
 
 
 @triton.jit
+def step(c, above: tl.constexpr, below: tl.constexpr):
+    """The number ``above`` where ``c > 0``, else ``below``; NaN where ``c`` is."""
+    return select(c, constant(c, above), constant(c, below))
+
+
+@triton.jit
 def sqrt(x):
     """Correctly rounded."""
     if x.dtype == tl.float64:
@@ -56,6 +62,16 @@ def sqrt(x):
     else:
         y = tl.sqrt_rn(x)  # tl.sqrt approximates in float32
     return y
+
+
+@triton.jit
+def hypot(a, b):
+    """``√(a² + b²)`` as ``m √(1 + (n/m)²)`` of the larger and the smaller magnitude: does not overflow."""
+    a, b = tl.abs(a), tl.abs(b)
+    larger = tl.where(a > b, a, b)
+    smaller = tl.where(a > b, b, a)
+    ratio = tl.where(smaller == larger, constant(larger, 1.0), smaller / larger)  # also 0/0 and ∞/∞
+    return larger * sqrt(1.0 + ratio * ratio) + (a + b) * 0.0
 
 
 # Exponentials ---------------------------------------------------------------------------------------------
@@ -132,7 +148,7 @@ def tanh(x):
 
 @triton.jit
 def sinh(x):
-    """``(e + e/(e + 1)) / 2`` with ``e = e^|x| - 1``; from 20 on ``e^|x| / 2``, in halves that do not overflow."""
+    """``(e + e/(e + 1)) / 2`` with ``e = e^|x| - 1``; from 20 on ``e^|x| / 2``, by two half powers."""
     a = tl.abs(x)
     e = expm1(a)
     root = exp(0.5 * a)
@@ -223,7 +239,7 @@ def atan(x):
 
 @triton.jit
 def erfc(x):
-    """``1 - erf(x)``: literally below 1/2, else ``e^(-x²) P(t) / (1 + 2x)`` with ``t = (x - K) / (x + K)``."""
+    """``1 - erf(x)``; from 1/2 on ``e^(-x²) P(t) / (1 + 2x)`` with ``t = (x - K) / (x + K)``."""
     a = tl.where(x < 0.5, constant(x, 0.5), x)
     if x.dtype == tl.float64:
         a = tl.where(a > 28.0, constant(x, 28.0), a)

@@ -1,0 +1,164 @@
+"""The host's side of a template: tensors become kernel arguments, and launches are kept to be repeated.
+
+A template builds a list of :class:`Launch` from tensors. Calling the template runs them once; a caller that
+repeats the same step on the same tensors keeps ``template.launches(...)`` and runs that.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, ParamSpec
+
+import torch
+from torch import Tensor
+
+from gncompile.errors import InternalError, expected_got, message
+
+from .language import tl
+from .settings import MatrixSettings, Precision, accumulator, input_precision
+from .tiles import Matrix, Operand
+
+P = ParamSpec("P")
+
+Number = float | Tensor
+"""A factor: a Python number, or a 0-d tensor in device memory."""
+
+TYPES = {
+    torch.float64: tl.float64,
+    torch.float32: tl.float32,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel with its grid and arguments. The tensors among them stay alive as long as the launch."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: Mapping[str, Any]
+    num_warps: int
+    num_stages: int
+
+    def run(self) -> None:
+        """Start the kernel on the current stream."""
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        self.kernel[self.grid](**self.arguments, **options)
+
+
+class Template(Generic[P]):
+    """A function that builds launches, made callable: calling it builds and runs them."""
+
+    def __init__(self, build: Callable[P, list[Launch]]) -> None:
+        functools.update_wrapper(self, build)
+        self.launches = build
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        for launch in self.launches(*args, **kwargs):
+            launch.run()
+
+
+def launch(
+    kernel: Any, grid: tuple[int, ...], settings: MatrixSettings, **arguments: Any
+) -> Launch:
+    """A launch with the warps and stages of ``settings``."""
+    return Launch(kernel, grid, arguments, settings.num_warps, settings.num_stages)
+
+
+# --- tensors ------------------------------------------------------------------------------------------
+
+
+def matrix(tensor: Tensor) -> Matrix:
+    """A tensor ``[M, N]`` or ``[B, M, N]`` as the kernels see it; fewer dimensions have strides of zero."""
+    strides = [0] * (3 - tensor.dim()) + list(tensor.stride())
+    return Matrix(tensor, strides[1], strides[2], strides[0])
+
+
+def operand(tensor: Tensor, size: int, readable: int) -> Operand:
+    """A tensor ``[outer, inner]`` or ``[B, outer, inner]`` as one side of a product."""
+    pointer, outer, inner, batch = matrix(tensor)
+    return Operand(pointer, outer, inner, batch, readable, size)
+
+
+def readable_outer(tensors: Sequence[Tensor]) -> int:
+    """How many outer indices of every ``[outer, inner]`` tensor may be read: its size, and padding if any.
+
+    Rows of a padded buffer begin every 16 elements. Where *outer* is the contiguous dimension, reading to
+    the next multiple of 16 stays inside the row, and lets the kernel load whole vectors.
+    """
+    size = tensors[0].shape[-2]
+    padded = -(-size // 16) * 16
+    return padded if all(_has_padding(tensor, padded) for tensor in tensors) else size
+
+
+def _has_padding(tensor: Tensor, padded: int) -> bool:
+    outer, inner = tensor.stride()[-2:]
+    if tensor.dim() != 2 or outer != 1 or inner % 16 or inner < padded:
+        return False
+    last = tensor.storage_offset() + (tensor.shape[1] - 1) * inner + padded
+    return tensor.shape[1] > 0 and last * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def kind(tensor: Tensor, rows: int, columns: int) -> str:
+    """How an input is broadcast to a tile: ``scalar``, ``row``, ``column`` or ``full``."""
+    if tensor.dim() == 0:
+        return "scalar"
+    if tensor.shape == (columns,):
+        return "row"
+    if tensor.shape[-2:] == (rows, columns):
+        return "full"
+    if tensor.shape[-2:] == (rows, 1):
+        return "column"
+    raise InternalError(
+        message(
+            "an input of a generated function fits no tile",
+            where=expected_got(
+                f"[], [{columns}], [{rows}, 1] or [{rows}, {columns}]", _sizes(tensor)
+            ),
+        )
+    )
+
+
+def kinds(tensors: Sequence[Tensor], rows: int, columns: int) -> tuple[str, ...]:
+    """:func:`kind` of each input."""
+    return tuple(kind(tensor, rows, columns) for tensor in tensors)
+
+
+def require(name: str, tensor: Tensor, *shape: int) -> None:
+    """Raise unless ``tensor`` ends in ``shape``; anything else would read or write outside of it."""
+    if tuple(tensor.shape[-len(shape) :]) != shape:
+        raise InternalError(
+            message(f"{name} has the wrong shape", where=expected_got(list(shape), _sizes(tensor)))
+        )
+
+
+def _sizes(tensor: Tensor) -> list[int]:
+    return list(tensor.shape)
+
+
+# --- numbers ------------------------------------------------------------------------------------------
+
+
+def factor(value: Number) -> tuple[float, Tensor | None]:
+    """A factor as a number and an optional tensor; the kernel multiplies them."""
+    return (1.0, value) if isinstance(value, Tensor) else (float(value), None)
+
+
+def arithmetic(tensors: Sequence[Tensor], precision: Precision) -> dict[str, Any]:
+    """The compile-time arguments ``DTYPE``, ``ACCUMULATOR`` and ``PRECISION`` of a product of ``tensors``.
+
+    Operands of different types are multiplied in the wider one.
+    """
+    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    if dtype not in TYPES:
+        raise InternalError(
+            message(f"no matrix kernel for {dtype}", instead=f"one of {', '.join(map(str, TYPES))}")
+        )
+    return {
+        "DTYPE": TYPES[dtype],
+        "ACCUMULATOR": TYPES[accumulator(dtype)],
+        "PRECISION": input_precision(precision, dtype),
+    }

@@ -1,0 +1,186 @@
+"""Settings of the matrix kernels: tile sizes, warps and stages, chosen from shape, type and precision only.
+
+Nothing here looks at a clock or a device, so a run is the same on every machine. A tuner may measure the
+settings of :func:`matrix_space` and pass the best to a template instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+
+from gncompile.errors import InternalError, message
+
+Precision = Literal["highest", "high", "medium"]
+
+SHARED_MEMORY = {80: 166912, 90: 232448, 100: 232448}
+"""Bytes of shared memory that one block may use, by compute capability (CUDA C++ programming guide)."""
+
+PROCESSORS = 132
+"""Multiprocessors to keep busy: as many as on an H100 or H200, more than on an A100 (108)."""
+
+
+class Shape(NamedTuple):
+    """A product ``[rows, inner] [inner, columns]``, ``batch`` times."""
+
+    rows: int
+    columns: int
+    inner: int
+    batch: int = 1
+
+
+@dataclass(frozen=True)
+class MatrixSettings:
+    """How a matrix kernel is cut up: the tile of C, the step along k, and what a program runs on.
+
+    ``group`` rows of tiles are walked together; ``split`` programs share the sum of one tile, each
+    taking a part of the inner dimension.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int = 4
+    num_stages: int = 3
+    group: int = 8
+    split: int = 1
+
+
+def input_precision(precision: Precision, dtype: torch.dtype) -> str:
+    """Triton's word for how float32 operands are multiplied; other types have one way only.
+
+    ``highest`` is IEEE float32 without tensor cores; ``high`` splits each operand into two TF32 parts and
+    is nearly as exact; ``medium`` truncates operands to 10 bits, which biases products by about -7e-4.
+    """
+    words = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
+    if precision not in words:
+        raise InternalError(
+            message(f"unknown precision {precision!r}", instead=f"one of {', '.join(words)}")
+        )
+    return words[precision] if dtype == torch.float32 else "ieee"
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The type products are summed in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def cdiv(a: int, b: int) -> int:
+    """``⌈a / b⌉``."""
+    return -(-a // b)
+
+
+def shared_memory(settings: MatrixSettings, dtype: torch.dtype) -> int:
+    """Estimated bytes of shared memory: the operands' tiles, once for each stage of the pipeline."""
+    step = (settings.block_m + settings.block_n) * settings.block_k
+    return settings.num_stages * step * dtype.itemsize
+
+
+def accumulator_registers(
+    settings: MatrixSettings, dtype: torch.dtype, accumulators: int = 1
+) -> int:
+    """Registers per thread that hold sums, of the 255 there are."""
+    words = accumulator(dtype).itemsize // 4
+    elements = accumulators * settings.block_m * settings.block_n
+    return cdiv(elements * words, 32 * settings.num_warps)
+
+
+def fits(
+    settings: MatrixSettings, dtype: torch.dtype, precision: Precision, accumulators: int = 1
+) -> bool:
+    """Whether settings are worth compiling: they fit every device of :data:`SHARED_MEMORY` without spills.
+
+    Sums may take 64 registers of a thread, half of that where operands are multiplied in parts or without
+    tensor cores, because fragments of both operands then wait in registers too.
+    """
+    in_registers = dtype == torch.float64 or (dtype == torch.float32 and precision != "medium")
+    budget = 32 if in_registers else 64
+    return (
+        shared_memory(settings, dtype) <= min(SHARED_MEMORY.values())
+        and accumulator_registers(settings, dtype, accumulators) <= budget
+    )
+
+
+def tile_counts(shape: Shape, settings: MatrixSettings, triangle: bool = False) -> int:
+    """Tiles of one product; only those on and below the diagonal for a ``triangle``."""
+    rows, columns = cdiv(shape.rows, settings.block_m), cdiv(shape.columns, settings.block_n)
+    return (rows * (rows + 1) // 2 if triangle else rows * columns) * shape.batch
+
+
+def split_count(tiles: int, inner: int, block_k: int) -> int:
+    """Programs per tile, so that ``tiles`` fill the device twice; each still takes four steps or more."""
+    return max(1, min(cdiv(2 * PROCESSORS, tiles), inner // (4 * block_k)))
+
+
+def matrix_default(
+    shape: Shape,
+    dtype: torch.dtype,
+    precision: Precision,
+    *,
+    triangle: bool = False,
+    split: bool = False,
+    accumulators: int = 1,
+) -> MatrixSettings:
+    """The largest square tile that still gives every multiprocessor work, or the smallest there is."""
+    chosen = None
+    for block in (128, 64, 32):
+        settings = _square(block, dtype, precision, accumulators)
+        if not fits(settings, dtype, precision, accumulators):
+            continue
+        tiles = tile_counts(shape, settings, triangle)
+        parts = split_count(tiles, shape.inner, settings.block_k) if split else 1
+        chosen = MatrixSettings(
+            **{**vars(settings), "split": parts},
+        )
+        if tiles * parts >= PROCESSORS and block <= 2 * min(shape.rows, shape.columns):
+            break
+    assert chosen is not None, "a tile of 32 fits every type"
+    return chosen
+
+
+def _square(
+    block: int, dtype: torch.dtype, precision: Precision, accumulators: int
+) -> MatrixSettings:
+    """A square tile with the warps it needs, and 128 bytes of each operand's row a step."""
+    warps = 8 if block * block * accumulators > 64 * 64 else 4
+    return MatrixSettings(block, block, max(16, 128 // dtype.itemsize), warps, 3)
+
+
+def matrix_space(
+    shape: Shape,
+    dtype: torch.dtype,
+    precision: Precision,
+    *,
+    square: bool = False,
+    split: bool = False,
+    accumulators: int = 1,
+) -> tuple[MatrixSettings, ...]:
+    """Settings worth measuring for this shape, in a fixed order; the default is the first.
+
+    ``square`` keeps to square tiles, ``split`` also varies how many programs share a sum.
+    """
+    default = matrix_default(
+        shape, dtype, precision, triangle=square, split=split, accumulators=accumulators
+    )
+    found = [default]
+    for block_m in (16, 32, 64, 128):
+        for block_n in (block_m,) if square else (16, 32, 64, 128, 256):
+            if block_m > 2 * max(16, shape.rows) or block_n > 2 * max(16, shape.columns):
+                continue
+            for block_k in (16, 32, 64):
+                for num_warps, num_stages in ((4, 2), (4, 3), (4, 4), (8, 2), (8, 3)):
+                    settings = MatrixSettings(block_m, block_n, block_k, num_warps, num_stages)
+                    if fits(settings, dtype, precision, accumulators):
+                        found += _with_splits(settings, shape, square, split)
+    return tuple(dict.fromkeys(found))
+
+
+def _with_splits(
+    settings: MatrixSettings, shape: Shape, triangle: bool, split: bool
+) -> list[MatrixSettings]:
+    """The settings unsplit and, if the sum may be split, with the default number of parts."""
+    parts = split_count(tile_counts(shape, settings, triangle), shape.inner, settings.block_k)
+    counts = {1, parts} if split else {1}
+    return [MatrixSettings(**{**vars(settings), "split": count}) for count in sorted(counts)]

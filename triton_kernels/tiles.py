@@ -1,0 +1,246 @@
+"""Device helpers shared by the matrix kernels: which tile a program owns, how tiles are read and written.
+
+A matrix product is computed tile by tile, ``C[rows, columns] = Σ_k A[rows, k] B[columns, k]``: both operands
+are addressed as ``[outer, inner]``, where *inner* is the dimension summed over. A transposed operand is the
+same memory with its two strides exchanged.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from .language import tl, triton
+
+
+class Matrix(NamedTuple):
+    """A matrix in device memory: element ``(r, c)`` of item ``z`` is at ``pointer + r·row + c·column + z·batch``."""
+
+    pointer: Any
+    row: Any
+    column: Any
+    batch: Any
+
+
+class Operand(NamedTuple):
+    """One side of a product, ``[outer, inner]``.
+
+    Outer indices below ``readable ≥ size`` may be read. What lies between is padding: it ends up in rows or
+    columns of a product that are never stored. A limit divisible by 16 keeps loads vectorised.
+    """
+
+    pointer: Any
+    outer: Any
+    inner: Any
+    batch: Any
+    readable: Any
+    size: Any
+
+
+# --- which tile ---------------------------------------------------------------------------------------
+
+
+@triton.jit
+def triangle_position(index):
+    """Row and column (column ≤ row) of the ``index``-th tile of a lower triangle, counted row by row."""
+    row = ((tl.sqrt(8.0 * index.to(tl.float32) + 1.0) - 1.0) * 0.5).to(tl.int32)
+    # The root is approximate on the device, so it may be one off on either side.
+    row = tl.where(row * (row + 1) // 2 > index, row - 1, row)
+    row = tl.where((row + 1) * (row + 2) // 2 <= index, row + 1, row)
+    return row, index - row * (row + 1) // 2
+
+
+@triton.jit
+def grouped_position(index, row_tiles, column_tiles, GROUP: tl.constexpr):
+    """Row and column of a tile in an order that walks ``GROUP`` rows at once, so that tiles of B stay in L2."""
+    per_group = GROUP * column_tiles
+    first = (index // per_group) * GROUP
+    height = tl.minimum(row_tiles - first, GROUP)
+    return first + (index % per_group) % height, (index % per_group) // height
+
+
+# --- reading ------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def offsets(index, stride):
+    """Element offsets in 64 bits: a batch of activations can have more than 2³¹ elements."""
+    return index.to(tl.int64) * stride
+
+
+@triton.jit
+def load_tile(
+    matrix, rows, columns, row_mask, column_mask, KIND: tl.constexpr, DTYPE: tl.constexpr
+):
+    """A tile of a matrix, converted to ``DTYPE`` and zero where masked, as far as it is not constant.
+
+    ``KIND`` says how the matrix is broadcast: ``full``, ``row`` [N], ``column`` [M, 1] or ``scalar``.
+    """
+    pointer, row, column, _ = matrix  # by place: Triton 3.6 forgets names inside nested tuples
+    if KIND == "scalar":
+        tile = tl.load(pointer)
+    elif KIND == "row":
+        tile = tl.load(pointer + offsets(columns, column), mask=column_mask, other=0.0)[None, :]
+    elif KIND == "column":
+        tile = tl.load(pointer + offsets(rows, row), mask=row_mask, other=0.0)[:, None]
+    else:
+        at = offsets(rows, row)[:, None] + offsets(columns, column)[None, :]
+        mask = row_mask[:, None] & column_mask[None, :]
+        tile = tl.load(pointer + at, mask=mask, other=0.0)
+    return tile.to(DTYPE)
+
+
+@triton.jit
+def load_tiles(
+    inputs, rows, columns, row_mask, column_mask, KINDS: tl.constexpr, DTYPE: tl.constexpr
+):
+    """:func:`load_tile` of each input of a generated function."""
+    tiles = ()
+    for i in tl.static_range(len(KINDS)):
+        tile = load_tile(inputs[i], rows, columns, row_mask, column_mask, tl.constexpr(KINDS[i]), DTYPE)
+        tiles = tiles + (tile,)
+    return tiles
+
+
+@triton.jit
+def operand_tile(
+    operand, inputs, outer, inner, end,
+    PROLOGUE: tl.constexpr, KINDS: tl.constexpr, ONES: tl.constexpr, MASKED: tl.constexpr,
+    DTYPE: tl.constexpr, ACCUMULATOR: tl.constexpr,
+):  # fmt: skip
+    """A tile ``[outer, inner]`` of an operand, after its prologue, zero from inner index ``end`` on.
+
+    ``ONES`` appends a column of ones at outer index ``size``; ``MASKED`` says that ``end`` may be reached.
+    """
+    at = offsets(outer, operand.outer)[:, None] + offsets(inner, operand.inner)[None, :]
+    outer_mask = outer < operand.readable
+    inner_mask = inner < end
+    if MASKED:
+        mask = outer_mask[:, None] & inner_mask[None, :]
+    else:
+        mask = outer_mask[:, None]
+    tile = tl.load(operand.pointer + at, mask=mask, other=0.0)
+    if PROLOGUE is not None:
+        tiles = load_tiles(inputs, outer, inner, outer_mask, inner_mask, KINDS, ACCUMULATOR)
+        tile = PROLOGUE(tile.to(ACCUMULATOR), *tiles)[0]
+    tile = tile.to(DTYPE)
+    if ONES:
+        tile = tl.where((outer == operand.size)[:, None], 1.0, tile).to(DTYPE)
+    if MASKED and (ONES or PROLOGUE is not None):
+        tile = tl.where(inner_mask[None, :], tile, 0.0).to(DTYPE)  # φ(0) need not be 0
+    return tile
+
+
+@triton.jit
+def multiply_step(
+    product, a, a_inputs, b, b_inputs, rows, columns, inner, end,
+    PROLOGUE_A: tl.constexpr, KINDS_A: tl.constexpr, ONES_A: tl.constexpr,
+    PROLOGUE_B: tl.constexpr, KINDS_B: tl.constexpr, ONES_B: tl.constexpr,
+    MASKED: tl.constexpr, DTYPE: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """``product + A[rows, inner] B[columns, inner]ᵀ``."""
+    a_tile = operand_tile(
+        a, a_inputs, rows, inner, end, PROLOGUE_A, KINDS_A, ONES_A, MASKED, DTYPE, ACCUMULATOR
+    )
+    b_tile = operand_tile(
+        b, b_inputs, columns, inner, end, PROLOGUE_B, KINDS_B, ONES_B, MASKED, DTYPE, ACCUMULATOR
+    )
+    # Adding inside the instruction, not after it, is also what Blackwell compiles correctly.
+    return tl.dot(
+        a_tile, tl.trans(b_tile), product, input_precision=PRECISION, out_dtype=ACCUMULATOR
+    )
+
+
+@triton.jit
+def multiply_tile(
+    a, a_inputs, b, b_inputs, rows, columns, begin, end,
+    PROLOGUE_A: tl.constexpr, KINDS_A: tl.constexpr, ONES_A: tl.constexpr,
+    PROLOGUE_B: tl.constexpr, KINDS_B: tl.constexpr, ONES_B: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    DTYPE: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """``Σ_{begin ≤ k < end} A[rows, k] B[columns, k]``, ``[BLOCK_M, BLOCK_N]``.
+
+    Only the last, partial block is masked along k, so that an odd size costs one slow block, not all.
+    """
+    product = tl.zeros((BLOCK_M, BLOCK_N), ACCUMULATOR)
+    whole = begin + (end - begin) // BLOCK_K * BLOCK_K
+    for first in range(begin, whole, BLOCK_K):
+        product = multiply_step(
+            product, a, a_inputs, b, b_inputs, rows, columns, first + tl.arange(0, BLOCK_K), end,
+            PROLOGUE_A, KINDS_A, ONES_A, PROLOGUE_B, KINDS_B, ONES_B,
+            False, DTYPE, ACCUMULATOR, PRECISION,
+        )  # fmt: skip
+    if whole < end:
+        product = multiply_step(
+            product, a, a_inputs, b, b_inputs, rows, columns, whole + tl.arange(0, BLOCK_K), end,
+            PROLOGUE_A, KINDS_A, ONES_A, PROLOGUE_B, KINDS_B, ONES_B,
+            True, DTYPE, ACCUMULATOR, PRECISION,
+        )  # fmt: skip
+    return product
+
+
+# --- writing ------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def scale(value, tensor):
+    """A factor that is a number, times one in device memory if there is one."""
+    if tensor is not None:
+        value = value * tl.load(tensor)
+    return value
+
+
+@triton.jit
+def combine(
+    product, rows, columns, row_mask, column_mask,
+    alpha, alpha_tensor, bias, add, beta, beta_tensor, AVERAGE: tl.constexpr,
+):  # fmt: skip
+    """``alpha·product + bias + beta·add``; an ``AVERAGE`` also weights the product by ``1 - beta_tensor``."""
+    ACCUMULATOR: tl.constexpr = product.dtype
+    value = product * scale(alpha, alpha_tensor)
+    if AVERAGE:
+        value = value * (1.0 - tl.load(beta_tensor))
+    if bias is not None:
+        value += load_tile(bias, rows, columns, row_mask, column_mask, "row", ACCUMULATOR)
+    if add is not None:
+        old = load_tile(add, rows, columns, row_mask, column_mask, "full", ACCUMULATOR)
+        value += old * scale(beta, beta_tensor)
+    return value
+
+
+@triton.jit
+def store_tile(matrix, value, rows, columns, row_mask, column_mask):
+    """Write a tile; values are rounded to the type stored there."""
+    pointer, row, column, _ = matrix
+    at = offsets(rows, row)[:, None] + offsets(columns, column)[None, :]
+    tl.store(pointer + at, value, mask=row_mask[:, None] & column_mask[None, :])
+
+
+@triton.jit
+def store_symmetric(matrix, value, rows, columns, row_mask, column_mask, diagonal):
+    """Write a tile of the lower triangle and its mirror image, so that the matrix is symmetric bit by bit."""
+    if diagonal:
+        mirrored = tl.where(rows[:, None] >= columns[None, :], value, tl.trans(value))
+        store_tile(matrix, mirrored, rows, columns, row_mask, column_mask)
+    else:
+        store_tile(matrix, value, rows, columns, row_mask, column_mask)
+        store_tile(matrix, tl.trans(value), columns, rows, column_mask, row_mask)
+
+
+@triton.jit
+def store_results(
+    value, out, outputs, inputs, rows, columns, row_mask, column_mask,
+    EPILOGUE: tl.constexpr, KINDS: tl.constexpr, STORED: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Apply the epilogue to a tile, then write result 0 to ``out`` and result ``STORED[i]`` to ``outputs[i]``."""
+    if EPILOGUE is None:
+        store_tile(out, value, rows, columns, row_mask, column_mask)
+    else:
+        tiles = load_tiles(inputs, rows, columns, row_mask, column_mask, KINDS, value.dtype)
+        results = EPILOGUE(value, *tiles)
+        first = tl.broadcast_to(results[0], (BLOCK_M, BLOCK_N))
+        store_tile(out, first, rows, columns, row_mask, column_mask)
+        for i in tl.static_range(len(STORED)):
+            result = tl.broadcast_to(results[STORED[i]], (BLOCK_M, BLOCK_N))
+            store_tile(outputs[i], result, rows, columns, row_mask, column_mask)
