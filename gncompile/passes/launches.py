@@ -1,0 +1,200 @@
+"""From a step program to launches: elementwise work joins the product or the sum beside it, then
+independent kernels of one kind share a launch.
+
+Both passes only ever contract the graph of dependencies, so every order they leave is a right one.
+"""
+
+from __future__ import annotations
+
+import networkx as nx
+
+from .. import step_program as ir
+from ..schedule import Kernel, Kind, Launch, Schedule, is_elementwise, storage, used_outside
+from ..step_program import Instruction, Spec, StepProgram
+from .dependencies import dependencies
+
+MOST_OPERANDS = 12
+"""Tensors an elementwise kernel reads and writes at most; beyond that registers run short."""
+
+
+def schedule(program: StepProgram) -> Schedule:
+    """The launches of every phase."""
+    return Schedule(program, {p: group(fuse(program, p)) for p in program.phases})
+
+
+# --- fusion -------------------------------------------------------------------------------------------
+
+
+def fuse(program: StepProgram, phase: str) -> nx.DiGraph:
+    """The kernels of a phase: a graph whose nodes are :class:`Kernel`, edges from earlier to later.
+
+    ::
+
+        h = Affine(x, W, b)              gemm: h, a from x, W, b
+        a = φ[tanh h](h)         →
+        g = φ[u (1 - a²)](u, a)          elementwise: g from u, a
+    """
+    fusion = _Fusion(program, phase)
+    for i in program.phase(phase):
+        if isinstance(i.op, ir.VIEWS):
+            continue
+        if isinstance(i.op, ir.Hadamard):
+            fusion.join_congruence(i)
+        elif is_elementwise(i) or isinstance(i.op, ir.Total | ir.Dot):
+            fusion.join_producer(i)
+    return fusion.kernels()
+
+
+class _Fusion:
+    """Groups of instructions under contraction; a group is named after its first member."""
+
+    def __init__(self, program: StepProgram, phase: str) -> None:
+        self.program = program
+        self.home = storage(program)
+        self.graph = dependencies(program, phase)
+        self.members = {name: [program[name]] for name in self.graph}
+        self.group_of = {name: name for name in self.graph}
+
+    def join_producer(self, i: Instruction) -> None:
+        """Let an elementwise instruction or a sum join the group that computes one of its operands."""
+        for producer in dict.fromkeys(self.group_of.get(self._seen(name)) for name in i.inputs):
+            if producer is not None and self._fits(producer, i) and self._free(producer, i.name):
+                self._contract(producer, i.name)
+                return
+
+    def join_congruence(self, i: Instruction) -> None:
+        """``(Wᵀ Y) ⊙ E[b cᵀ]`` becomes one kernel if nothing else reads the product and the moment."""
+        product, moment = (self.program[name] for name in i.inputs)
+        if not isinstance(product.op, ir.SymmetricProduct) or not isinstance(moment.op, ir.Moment):
+            return
+        names = [product.name, moment.name]
+        alone = all(
+            self.group_of.get(n) == n and self.members[n] == [self.program[n]] for n in names
+        )
+        if not alone or used_outside(self.program, [*names, i.name]) & set(names):
+            return
+        for name in names:
+            if not self._free(name, i.name):
+                return
+            self._contract(name, i.name)
+            # The group goes by its first member; the Hadamard product is what others know.
+            self._rename(name, i.name)
+
+    def _seen(self, name: str) -> str:
+        """The value itself, or that which it is the whole of under another type."""
+        op = self.program[name].op
+        return self.program[name].inputs[0] if isinstance(op, ir.AsMatrix) else name
+
+    def _fits(self, producer: str, i: Instruction) -> bool:
+        members = self.members[producer]
+        kind, shape = kind_of(self.program, members), members[-1].spec.shape
+        reduces = not is_elementwise(i)
+        if kind not in ((Kind.ELEMENTWISE,) if reduces else (Kind.ELEMENTWISE, Kind.GEMM)):
+            return False
+        of = self.program[i.inputs[0]].spec.shape if reduces else i.spec.shape
+        if of != shape or any(m.spec.shape != shape for m in members) or (reduces and not shape):
+            return False
+        joined = [*members, i]
+        operands = {name for m in joined for name in (*m.inputs, m.name)}
+        return len(operands) <= MOST_OPERANDS and self._same_places(joined)
+
+    def _same_places(self, joined: list[Instruction]) -> bool:
+        """Whether what the group overwrites is read by it at the same places only: no tile races another."""
+        written = {self.home[m.name]: m.spec.shape for m in joined if m.into is not None}
+        own = {m.name for m in joined}
+        for m in joined:
+            for name in m.inputs:
+                if self.home[name] not in written or self._seen(name) in own:
+                    continue
+                whole = self.program[name].spec.shape == written[self.home[name]]
+                if not whole or not is_elementwise(m):
+                    return False
+        return True
+
+    def _free(self, first: str, last: str) -> bool:
+        """Whether two groups can become one: no way leads from one to the other through a third."""
+        last = self.group_of[last]
+        between = (s for s in self.graph.successors(first) if s != last)
+        return first != last and not any(nx.has_path(self.graph, s, last) for s in between)
+
+    def _contract(self, first: str, last: str) -> None:
+        last = self.group_of[last]
+        nx.contracted_nodes(self.graph, first, last, self_loops=False, copy=False)
+        self.members[first] += self.members.pop(last)
+        for m in self.members[first]:
+            self.group_of[m.name] = first
+
+    def _rename(self, old: str, new: str) -> None:
+        nx.relabel_nodes(self.graph, {old: new}, copy=False)
+        self.members[new] = self.members.pop(old)
+        for m in self.members[new]:
+            self.group_of[m.name] = new
+
+    def kernels(self) -> nx.DiGraph:
+        """The groups as kernels, members in program order."""
+        order = {i.name: position for position, i in enumerate(self.program)}
+        kernels = {}
+        for name, members in self.members.items():
+            members.sort(key=lambda m: order[m.name])
+            needed = used_outside(self.program, [m.name for m in members])
+            # A value nothing reads was asked for by a later phase's view or is the kernel's purpose.
+            stores = tuple(m.name for m in members if m.name in needed) or (members[-1].name,)
+            kernels[name] = Kernel(kind_of(self.program, members), tuple(members), stores)
+        graph = nx.DiGraph()
+        graph.add_nodes_from(kernels[name] for name in self.graph)
+        graph.add_edges_from((kernels[a], kernels[b]) for a, b in self.graph.edges)
+        return graph
+
+
+def kind_of(program: StepProgram, members: list[Instruction]) -> Kind:
+    """The template that computes these instructions together."""
+    rooted = [m for m in members if not is_elementwise(m)]
+    if not rooted:
+        return Kind.ELEMENTWISE
+    if any(isinstance(m.op, ir.Hadamard) for m in rooted):
+        return Kind.CONGRUENCE if len(rooted) > 1 else Kind.TORCH
+    (root,) = rooted
+    specs = [program[name].spec for name in root.inputs]
+    match root.op:
+        case ir.Total() | ir.Dot():
+            return Kind.REDUCTION
+        case ir.Affine() | ir.MatMul() if all(_is_matrix(s) for s in specs[:2]):
+            return Kind.GEMM
+        case ir.Multiply() if _is_matrix(specs[0]):
+            return Kind.GEMM
+        case ir.SymmetricProduct():
+            return Kind.CONGRUENCE
+        case ir.Moment():
+            return Kind.SECOND_MOMENT if len(specs) == 1 else Kind.CROSS_MOMENT
+        case ir.Precondition():
+            return Kind.PRECONDITION
+    return Kind.TORCH
+
+
+def _is_matrix(spec: Spec) -> bool:
+    return len(spec.shape) == 2
+
+
+# --- grouping -----------------------------------------------------------------------------------------
+
+GROUPED = frozenset(Kind) - {Kind.TORCH}
+
+
+def group(kernels: nx.DiGraph) -> tuple[Launch, ...]:
+    """Kernels of one kind that wait for nothing but earlier launches go together, kinds in a fixed order::
+
+    level 0:  Q1, Q2, Q3, grad3          second_moment: Q1 + Q2 + Q3
+    level 1:  grad2 (reads g2)      →    cross_moment: grad3
+                                         cross_moment: grad2
+    """
+    launches: list[Launch] = []
+    for level in nx.topological_generations(kernels):
+        by_kind: dict[Kind, list[Kernel]] = {}
+        for kernel in level:
+            by_kind.setdefault(kernel.kind, []).append(kernel)
+        for kind, together in by_kind.items():
+            if kind in GROUPED:
+                launches.append(Launch(kind, tuple(together)))
+            else:
+                launches += [Launch(kind, (kernel,)) for kernel in together]
+    return tuple(launches)

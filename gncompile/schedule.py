@@ -1,0 +1,133 @@
+"""The third representation: which instructions run in one kernel launch, decided before emission.
+
+A :class:`Kernel` is a set of instructions of one phase that are computed together, tile by tile, so that
+what only they use never reaches memory. A :class:`Launch` is one or more kernels of one kind that do not
+depend on each other. A schedule is the launches of a phase in order. Grammar::
+
+    launch ::= kind kernel {"+" kernel}
+    kernel ::= product {pointwise}            a matrix product and what is done to its tiles
+            |  pointwise {pointwise}          elementwise work on tensors of one shape
+            |  {pointwise} reduction          elementwise work, summed
+            |  symmetric product ⊙ moment     the KFRA step (Wᵀ M W) ⊙ E[b bᵀ]
+            |  instruction                    anything else, left to torch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import sympy
+
+from . import step_program as ir
+from .step_program import Instruction, Leaf, StepProgram
+
+
+class Kind(StrEnum):
+    """What a kernel is an instance of: a template, or a torch statement."""
+
+    GEMM = "gemm"
+    SECOND_MOMENT = "second_moment"
+    CROSS_MOMENT = "cross_moment"
+    CONGRUENCE = "congruence"
+    ELEMENTWISE = "elementwise"
+    REDUCTION = "reduction"
+    PRECONDITION = "precondition"
+    TORCH = "torch"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """``instructions``, in program order, computed together; of their values ``stores`` reach memory."""
+
+    kind: Kind
+    instructions: tuple[Instruction, ...]
+    stores: tuple[str, ...]
+
+    @property
+    def root(self) -> Instruction:
+        """The product or reduction that gives the kernel its kind; else its first instruction."""
+        rooted = (i for i in self.instructions if not is_elementwise(i))
+        return next(rooted, self.instructions[0])
+
+    @property
+    def elementwise(self) -> tuple[Instruction, ...]:
+        """The elementwise instructions."""
+        return tuple(i for i in self.instructions if is_elementwise(i))
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The values read from memory, each once, in order of first use."""
+        own = {i.name for i in self.instructions}
+        read = (name for i in self.instructions for name in i.inputs)
+        return tuple(dict.fromkeys(name for name in read if name not in own))
+
+    def __str__(self) -> str:
+        inner = ", ".join(i.name for i in self.instructions if i.name not in self.stores)
+        through = f" through {inner}" if inner else ""
+        return f"{', '.join(self.stores)}{through} from {', '.join(self.inputs) or 'nothing'}"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Independent kernels of one kind."""
+
+    kind: Kind
+    kernels: tuple[Kernel, ...]
+
+    def __str__(self) -> str:
+        return f"{self.kind}: " + " + ".join(f"({kernel})" for kernel in self.kernels)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The launches of every phase of a program, in order."""
+
+    program: StepProgram
+    phases: dict[str, tuple[Launch, ...]]
+
+    def to_text(self) -> str:
+        """The schedule as text, phase by phase."""
+        lines = []
+        for phase, launches in self.phases.items():
+            kernels = sum(len(launch.kernels) for launch in launches)
+            lines.append(f"{phase}: {len(launches)} launches, {kernels} kernels")
+            lines += [f"  {launch}" for launch in launches]
+        return "\n".join(lines)
+
+
+def is_elementwise(i: Instruction) -> bool:
+    """Whether an instruction is a formula at every place, with broadcasting."""
+    return isinstance(i.op, ir.Pointwise | ir.Average)
+
+
+def formula(i: Instruction) -> tuple[sympy.Expr, tuple[sympy.Symbol, ...]]:
+    """The expression of an elementwise instruction, and the symbol of each input."""
+    if isinstance(i.op, ir.Pointwise):
+        return i.op.expression, i.op.symbols
+    old, new, weight = symbols = sympy.symbols("old new weight", real=True)
+    return new + weight * (old - new), symbols
+
+
+def storage(program: StepProgram) -> dict[str, str]:
+    """The tensor that every value lives in: the leaf it overwrites, what it is a view of, or its own."""
+    home: dict[str, str] = {}
+    for i in program:
+        if i.into is not None:
+            home[i.name] = home[i.into]
+        elif isinstance(i.op, ir.VIEWS):
+            home[i.name] = home[i.inputs[0]]
+        else:
+            home[i.name] = i.name
+    return home
+
+
+def used_outside(program: StepProgram, names: Iterable[str]) -> set[str]:
+    """Those of the values that something outside their own set reads, also through views, or a result."""
+    own = set(names)
+    needed = own & set(program.results.values())
+    for i in program:
+        if i.name not in own and not isinstance(i.op, Leaf):
+            needed |= own & set(i.inputs)
+    return needed | {name for name in own if program[name].into is not None}

@@ -1,0 +1,169 @@
+"""Launches compute what the program says, in an order that respects every use and every overwrite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from architectures import normal
+from torch import nn
+from training import NETWORKS, WIDTH, Gated
+
+from gncompile.api import understand
+from gncompile.losses import Loss
+from gncompile.model_graph import TracedModel
+from gncompile.optimiser.settings import Settings
+from gncompile.passes.dependencies import dependencies
+from gncompile.passes.launches import fuse, schedule
+from gncompile.pipeline import step_program
+from gncompile.runtime.executable import Executable
+from gncompile.schedule import Kernel, Kind, Schedule
+from gncompile.step_program import VIEWS, Instruction, Leaf, StepProgram
+
+PHASES = ("gradient", "curvature", "columns_begin", "columns", "average", "invert", "direction",
+          "layer_quadratic", "quadratic", "update", "predict", "evaluate", "adapt")  # fmt: skip
+METHODS = ("kfra", "kflr", "kfac", "empirical")
+
+
+def traced(model: nn.Module, loss: str = "bce_with_logits") -> tuple[TracedModel, Loss]:
+    found, declared, _ = understand(model.double(), loss, torch.zeros(4, WIDTH).double())
+    return found, declared
+
+
+def program_of(model: nn.Module, method: str = "kfra", **options: object) -> StepProgram:
+    found, loss = traced(model)
+    return step_program(found.graph, loss, Settings.from_options(method=method, **options))
+
+
+def instructions(s: Schedule, phase: str) -> Iterator[Instruction]:
+    for launch in s.phases[phase]:
+        for kernel in launch.kernels:
+            yield from kernel.instructions
+
+
+def reordered(s: Schedule) -> StepProgram:
+    """The program with its instructions in the order of the launches, views right after what they show."""
+    program = s.program
+    done = [i for i in program if isinstance(i.op, Leaf)]
+    waiting = [i for i in program if isinstance(i.op, VIEWS)]
+
+    def views() -> None:
+        names = {i.name for i in done}
+        while ready := [v for v in waiting if v.inputs[0] in names]:
+            for v in ready:
+                waiting.remove(v)
+                done.append(v)
+                names.add(v.name)
+
+    for phase in program.phases:
+        views()
+        for i in instructions(s, phase):
+            done.append(i)
+            views()
+    return replace(program, instructions=tuple(done))
+
+
+def states_after(program: StepProgram, found: TracedModel, loss: Loss, steps: int) -> dict:
+    """All states and parameters after some steps by the reference backend, phase by phase in order."""
+    parameters = {k: v.detach().clone() for k, v in found.parameters.items()}
+    own = replace(found, parameters=parameters)
+    run = Executable(program, own, loss, backend="reference", dtype=torch.float64,
+                     device=torch.device("cpu"))  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        x, y = normal(generator, 7, WIDTH), torch.sigmoid(normal(generator, 7, 3))
+        run.load((x,), y)
+        run.run(*PHASES)
+    run.run("reject")
+    return {**run.memory.states, **parameters}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_the_launches_compute_what_the_program_computes(name: str, method: str) -> None:
+    model = NETWORKS[name]().double()
+    found, loss = traced(model)
+    options = {"l2": 1e-3, "average": 0.9, "factor_share": 0.5, "factor_samples": 2}
+    program = step_program(found.graph, loss, Settings(method=method, **options))
+    order = schedule(program)
+    for phase in program.phases:
+        expected = [i for i in program.phase(phase) if not isinstance(i.op, VIEWS)]
+        assert sorted(map(str, instructions(order, phase))) == sorted(map(str, expected))
+    shuffled = reordered(order)
+    before, after = (states_after(p, found, loss, 3) for p in (program, shuffled))
+    for key in before:
+        # The same operations on the same numbers, so not even rounding differs.
+        assert torch.equal(before[key], after[key]), key
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_kernel_waits_for_itself(method: str) -> None:
+    program = program_of(Gated(), method, l2=1e-3)
+    for phase in program.phases:
+        order = {i.name: n for n, launch in enumerate(schedule(program).phases[phase])
+                 for kernel in launch.kernels for i in kernel.instructions}  # fmt: skip
+        for before, after in dependencies(program, phase).edges:
+            assert order[before] <= order[after]
+        together = list(fuse(program, phase))
+        inside = {i.name: k for k in together for i in k.instructions}
+        for before, after in dependencies(program, phase).edges:
+            if order[before] == order[after]:
+                assert inside[before] is inside[after], "kernels of one launch depend on each other"
+
+
+def test_values_that_something_else_reads_reach_memory() -> None:
+    program = program_of(NETWORKS["residual"](), l2=1e-3)
+    for launches in schedule(program).phases.values():
+        for kernel in (k for launch in launches for k in launch.kernels):
+            own = {i.name for i in kernel.instructions}
+            read = {
+                n
+                for i in program
+                if i.name not in own and not isinstance(i.op, Leaf)
+                for n in i.inputs
+            }
+            assert own & (read | set(program.results.values())) <= set(kernel.stores)
+            assert all(program[n].into is None or n in kernel.stores for n in own)
+
+
+def kernels(program: StepProgram, phase: str) -> list[Kernel]:
+    return [k for launch in schedule(program).phases[phase] for k in launch.kernels]
+
+
+def chain() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(WIDTH, 5), nn.Tanh(), nn.Linear(5, 4), nn.SiLU(), nn.Linear(4, 3)
+    )
+
+
+def test_a_transfer_function_and_its_slope_are_an_epilogue() -> None:
+    first = kernels(program_of(chain()), "gradient")[0]
+    assert first.kind is Kind.GEMM
+    # tanh' follows from tanh, so the pre-activation never reaches memory.
+    assert first.stores == ("a_layer_1_tanh", "b_layer_1_tanh")
+    assert first.instructions[0].name == "h_layer_0"
+
+
+def test_the_kfra_step_is_one_kernel() -> None:
+    found = [k for k in kernels(program_of(chain()), "curvature") if k.kind is Kind.CONGRUENCE]
+    assert [k.stores for k in found] == [("G_layer_2",), ("G_layer_0",)]
+    assert all(len(k.instructions) == 3 for k in found)
+
+
+def test_independent_kernels_share_launches() -> None:
+    text = schedule(program_of(chain())).to_text()
+    phases = schedule(program_of(chain())).phases
+    assert [launch.kind for launch in phases["direction"]] == [Kind.PRECONDITION]
+    (moments,) = (x for x in phases["curvature"] if x.kind is Kind.SECOND_MOMENT)
+    assert len(moments.kernels) == 3
+    assert "direction: 1 launches, 3 kernels" in text
+
+
+def test_an_overwritten_tensor_is_read_before() -> None:
+    program = program_of(chain())
+    graph = dependencies(program, "update")
+    moved = next(i for i in program.phase("update") if i.into == "v_0_weight")
+    saved = next(i for i in program.phase("update") if i.into == "last_good_v_0_weight")
+    assert graph.has_edge(saved.name, moved.name)
