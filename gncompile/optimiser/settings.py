@@ -52,8 +52,8 @@ class Settings:
     factor_damping_rate: float = 0.5
     trace_correction: bool = True
     """KFRA only: scale each Ḡ to the exact trace, estimated by one ±1 projection (one backward pass)."""
-    factor_share: float = 1.0
-    """Share of the batch that the curvature factors are computed on [MG §8: ⅛]."""
+    factor_share: float = 0.25
+    """Share of the batch that the curvature factors are computed on [MG §8: ⅛]; running averages make up for the rest."""
     factor_samples: int = 256
     """Samples that the factors are computed on at least, if the batch has them."""
     factors_every: int = 1
