@@ -57,6 +57,18 @@ def assert_close(got: Tensor, expected: Tensor, rtol: float = EXACT, what: str =
     )
 
 
+def standard_scores(got: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """Deviations from ``mean`` in standard deviations; entries without variance must agree.
+
+    Without variance means below rounding: entries of ±1 projections whose square is always one.
+    """
+    scale = max(rms(mean), SMALLEST_SCALE)
+    error = variance.sqrt()
+    certain = error < 1e-9 * scale
+    assert_close(got[certain], mean[certain], rtol=EXACT * 10, what="entries that do not vary")
+    return (got - mean)[~certain] / error[~certain]
+
+
 class Factors(Protocol):
     """What the tests read of a layer's Kronecker factors."""
 

@@ -6,7 +6,7 @@ import oracles
 import pytest
 import torch
 from architectures import Act, Fork, Linear
-from comparison import EXACT, SMALLEST_SCALE, assert_close, assert_outputs, rms
+from comparison import assert_outputs, rms, standard_scores
 from hypothesis import given
 from problems import Case, cases
 from torch import Tensor
@@ -46,18 +46,6 @@ def test_empirical_factors_are_second_moments_of_the_training_gradients(case: Ca
     assert_outputs(gncompile.curvature(model, loss, x, y, method="empirical"), expected)
 
 
-def z_scores(got: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """Deviations in standard errors of the mean of DRAWS draws; entries without variance must agree.
-
-    Without variance means below rounding: entries of ±1 projections whose square is always one.
-    """
-    scale = max(rms(mean), SMALLEST_SCALE)
-    error = (variance / DRAWS).sqrt()
-    certain = error < 1e-9 * scale
-    assert_close(got[certain], mean[certain], rtol=EXACT * 10, what="entries that do not vary")
-    return (got - mean)[~certain] / error[~certain]
-
-
 @pytest.mark.parametrize("loss", SAMPLED_LOSSES)
 @pytest.mark.parametrize("method", ["kfac", "kfac_rp"])
 def test_sampled_factors_approach_kflr_within_their_standard_error(method: str, loss: str) -> None:
@@ -73,7 +61,7 @@ def test_sampled_factors_approach_kflr_within_their_standard_error(method: str, 
     scores = []
     for name, J in oracles.jacobians(model, x).items():
         mean, variance = oracles.sampling_moments(loss, method, J, z)
-        scores.append(z_scores(factors[name].output, mean, variance))
+        scores.append(standard_scores(factors[name].output, mean, variance / DRAWS))
     every = torch.cat(scores)
     assert float(every.abs().max()) < 6.0, (
         f"worst deviation {every.abs().max():.2f} standard errors"

@@ -232,7 +232,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "circular": lambda x: torch.sin(x) + torch.cos(x) * torch.tan(x / 20) + torch.atan(x),
     "hyperbolic": lambda x: torch.sinh(x / 4) + torch.cosh(x / 4) + torch.asinh(x),
     "error function": lambda x: torch.erf(x) + torch.erfc(x),
-    "extrema": lambda x: torch.maximum(x, x**2 - 1) + torch.minimum(x, 1 - x),
+    "extrema": lambda x: torch.maximum(x, x**2 - 1) + torch.minimum(x, 1 - x) + torch.max(x, -x),
     "clamp": lambda x: x.clamp(-1, 0.5) + x.clamp(min=0.1) + x.clamp(max=0.2) + x.clamp_min(0),
     "clamp between tensors": lambda x: torch.clamp(x, min=-x.abs(), max=x * x),
     "where >": lambda x: torch.where(x > 0.5, x, 2 * x),

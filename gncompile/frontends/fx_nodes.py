@@ -21,10 +21,17 @@ _FRAME = re.compile(
 )
 
 
+# by their other overloads, these reduce over features
+_ELEMENTWISE_OVERLOADS = {("max", "other"): "maximum", ("min", "other"): "minimum"}
+
+
 def op_name(node: fx.Node) -> str:
     """The canonical name in aten's tables: ``aten.relu_.default`` is ``relu``."""
     schema = getattr(node.target, "_schema", None)
-    return canonical(schema.name.split("::")[-1]) if schema else str(node.target)
+    if not schema:
+        return str(node.target)
+    name = schema.name.split("::")[-1]
+    return _ELEMENTWISE_OVERLOADS.get((name, schema.overload_name)) or canonical(name)
 
 
 def bind(node: fx.Node) -> dict[str, Any]:

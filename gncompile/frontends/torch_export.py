@@ -112,7 +112,10 @@ def _new_importer(program: ExportedProgram, examples: tuple[Tensor, ...]) -> Imp
 
 
 def _check_modes(program: ExportedProgram, importer: Importer) -> None:
-    """Refuse training modes and cut gradients before functionalisation rewrites them."""
+    """Refuse what is impossible, first of all and before functionalisation rewrites it.
+
+    So attention is refused as such, and not for the transposition that prepares it.
+    """
     inputs = set(program.graph_signature.user_inputs)
     learnable = inputs | set(program.graph_signature.inputs_to_parameters)
     for node in program.graph.nodes:
@@ -127,7 +130,7 @@ def _check_modes(program: ExportedProgram, importer: Importer) -> None:
                 check_rrelu(importer, node, bind(node))
             elif name.endswith("dropout"):
                 dropout(importer, node, bind(node), ())
-            elif name == "detach" and _depends_on(node, inputs):
+            elif _depends_on(node, inputs):
                 importer.refuse_known(node, name)
 
 
