@@ -15,7 +15,7 @@ from functools import cached_property, lru_cache
 from typing import Literal
 
 import sympy
-from sympy import Add, Expr, Integer, Mul, Pow, Symbol, erf, exp, log, sinh, tanh
+from sympy import Add, Expr, Integer, Mul, Pow, Rational, Symbol, cosh, erf, exp, log, sinh, tanh
 
 from .functions import erfc, expm1, log1p, select, sigmoid, softplus
 from .stable_forms import rebuilt, stable, transcendental
@@ -175,6 +175,7 @@ RELATIONS: dict[type, Callable[[Expr, Expr], dict[Expr, Expr]]] = {
     expm1: lambda u, t: {exp(u): 1 + t},
     erf: lambda u, t: {erfc(u): 1 - t},
     erfc: lambda u, t: {erf(u): 1 - t},
+    tanh: lambda u, t: {cosh(u): (1 - t**2) ** Rational(-1, 2)},
 }
 """What ``f(u) = t`` says about other functions of ``u``."""
 

@@ -12,7 +12,23 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import sympy
-from sympy import Add, Expr, Integer, Mul, Pow, Rational, Symbol, cosh, erf, exp, log, sinh, tanh
+from sympy import (
+    Add,
+    Expr,
+    Integer,
+    Mul,
+    Pow,
+    Rational,
+    Symbol,
+    cos,
+    cosh,
+    erf,
+    exp,
+    log,
+    sin,
+    sinh,
+    tanh,
+)
 
 from .errors import ExpressionError, message
 from .functions import (
@@ -132,13 +148,84 @@ def logistic_product(e: Expr) -> Expr | None:
 
 
 def hyperbolic_quotient(e: Expr) -> Expr | None:
-    """``sinh(u) / cosh(u) -> tanh(u)``"""
+    """``sinh(u) / cosh(u)^n -> tanh(u) / cosh(u)^(n-1)``"""
     if not isinstance(e, Mul):
         return None
     for factor in e.args:
-        if isinstance(factor, sinh) and 1 / cosh(factor.args[0]) in e.args:
-            return e / factor * cosh(factor.args[0]) * tanh(factor.args[0])
+        if isinstance(factor, sinh):
+            quotient = cosh(factor.args[0])
+            powers = dict(other.as_base_exp() for other in e.args)
+            if powers.get(quotient, Integer(0)).is_negative:
+                return e / factor * quotient * tanh(factor.args[0])
     return None
+
+
+def hyperbolic_square(e: Expr) -> Expr | None:
+    """``1 - tanh(u)² -> cosh(u)^-2``, whose tails do not cancel, and back: ``1 - cosh(u)^-2 -> tanh(u)²``"""
+    if not isinstance(e, Add):
+        return None
+    constant, _ = e.as_coeff_Add()
+    for term in e.args:
+        scale, core = term.as_coeff_Mul()
+        base, power = core.as_base_exp()
+        if constant == 0 or scale != -constant or (type(base), power) not in _SQUARES:
+            continue
+        return e - constant - term + constant * _SQUARES[type(base), power](base.args[0])
+    return None
+
+
+_SQUARES: dict[tuple[type, Expr], Callable[[Expr], Expr]] = {
+    (tanh, Integer(2)): lambda u: cosh(u) ** -2,
+    (cosh, Integer(-2)): lambda u: tanh(u) ** 2,
+}
+
+
+def squared_sum(e: Expr) -> Expr | None:
+    """``1 ± 2 sin(u) cos(u) -> (sin(u) ± cos(u))²``, which does not cancel to less than nothing"""
+    if not isinstance(e, Add):
+        return None
+    constant, _ = e.as_coeff_Add()
+    for term in e.args:
+        scale, core = term.as_coeff_Mul()
+        for sine in core.atoms(sin):
+            u = sine.args[0]
+            if constant != 0 and core == sin(u) * cos(u) and abs(scale) == 2 * constant:
+                square = (sin(u) + scale / (2 * constant) * cos(u)) ** 2
+                return e - constant - term + constant * square
+    return None
+
+
+def magnitude(e: Expr) -> Expr | None:
+    """``u sign(u) -> |u|``"""
+    if not isinstance(e, Mul):
+        return None
+    for factor in e.args:
+        if isinstance(factor, sympy.sign) and factor.args[0] in e.args:
+            return e / factor / factor.args[0] * sympy.Abs(factor.args[0])
+    return None
+
+
+def common_denominator(e: Expr) -> Expr | None:
+    """``1/d - |x|/d² -> 1/d²`` for ``d = 1 + |x|``: fractions added up where the sum has fewer terms"""
+    if not isinstance(e, Add) or len(e.args) > _MAX_TERMS:
+        return None
+    bases = {b for term in e.args for b, power in _powers(term).items() if _is_divisor(b, power)}
+    for base in sorted(bases, key=sympy.default_sort_key):
+        powers = [_powers(term).get(base, Integer(0)) for term in e.args]
+        least = min(powers)
+        if all((power - least).is_Integer and power.is_negative for power in powers):
+            numerator = sympy.expand(Add(*(term / base**least for term in e.args)))
+            if len(Add.make_args(numerator)) < len(e.args):
+                return numerator * base**least
+    return None
+
+
+def _powers(term: Expr) -> dict[Expr, Expr]:
+    return dict(factor.as_base_exp() for factor in Mul.make_args(term))
+
+
+def _is_divisor(base: Expr, power: Expr) -> bool:
+    return isinstance(base, Add) and bool(power.is_Rational and power.is_negative)
 
 
 def logarithms(e: Expr) -> Expr | None:
@@ -263,6 +350,10 @@ RULES: tuple[Callable[[Expr], Expr | None], ...] = (
     logistic_quotient,
     logistic_product,
     hyperbolic_quotient,
+    hyperbolic_square,
+    squared_sum,
+    magnitude,
+    common_denominator,
     logarithms,
     cancelling_sums,
     paired_exponentials,

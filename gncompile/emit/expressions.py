@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import TypeVar
 
 import sympy
 import torch
-from sympy import Add, Expr, Mul, Pow, Symbol
+from sympy import Add, Expr, Integer, Mul, Pow, Symbol, cosh
 
 from ..errors import InternalError
 from ..functions import erfc, expm1, log1p, select, sigmoid, softplus
@@ -59,9 +61,22 @@ def to_float(value: Expr) -> float:
 # Products -------------------------------------------------------------------------------------------------
 
 
+T = TypeVar("T")
+
+
+class hypot(sympy.Function):
+    """``√(a² + b²)``, which does not overflow before its value does; only printers make it."""
+
+    nargs = (2,)
+
+
 @dataclass(frozen=True)
 class Product:
-    """``coefficient · Π above / Π below``, in the order of multiplication; powers are written out."""
+    """``coefficient · Π above / Π below``, in the order of multiplication; powers are written out.
+
+    Factors that may underflow come before those that may overflow, and each divisor right after the factor
+    of its number, see :meth:`folded`: ``x²/(1 + x²)`` is ``x/h · x/h`` with ``h = hypot(1, x)``.
+    """
 
     coefficient: float
     above: tuple[Expr, ...]
@@ -72,20 +87,60 @@ class Product:
         numbers: list[Expr] = []
         above: list[Expr] = []
         below: list[Expr] = []
-        for factor in Mul.make_args(expression):
+        factors = Mul.make_args(expression)
+        alone = sum(not factor.is_number for factor in factors) == 1
+        for factor in factors:
+            base, power = factor.as_base_exp() if isinstance(factor, Pow) else (factor, Integer(1))
             if factor.is_number:
                 numbers.append(factor)
-            elif isinstance(factor, Pow) and factor.exp.is_Integer:
-                (above if factor.exp > 0 else below).extend([factor.base] * abs(int(factor.exp)))
+            elif isinstance(base, cosh) and power.is_Integer and power < 0 and not alone:
+                # Its reciprocal underflows, long before a polynomial overflows.
+                above.extend([1 / base] * -int(power))
+            elif power.is_negative and (root := root_of_squares(base)) and not alone:
+                below.extend([root] * -int(2 * power))
+            elif power.is_Integer:
+                (above if power > 0 else below).extend([base] * abs(int(power)))
+            elif power.is_negative and not alone:
+                below.append(base**-power)
             else:
                 above.append(factor)
         above.sort(key=lambda factor: (not may_underflow(factor), isinstance(factor, Add)))
         return cls(to_float(Mul(*numbers)), tuple(above), tuple(below))
 
+    @property
+    def scales(self) -> tuple[float, float]:
+        """What to multiply by first and last: a coefficient that shrinks, and one that makes overflow."""
+        c = self.coefficient
+        return (c, 1.0) if abs(c) < 1 else (1.0, c)
+
+    def folded(self, start: T, times: Callable[[T, Expr], T], over: Callable[[T, Expr], T]) -> T:
+        """Multiply and divide ``start`` in the order that overflows last."""
+        result = start
+        for factor, divisor in zip_longest(self.above, self.below):
+            result = result if factor is None else times(result, factor)
+            result = result if divisor is None else over(result, divisor)
+        return result
+
 
 def may_underflow(e: Expr) -> bool:
     """Whether ``e`` is to be multiplied before factors that may overflow."""
     return e.has(sympy.Function)
+
+
+def root_of_squares(e: Expr) -> hypot | None:
+    """``√e`` for ``e = a² + b²``: the sum of a positive number, or a square, and a square."""
+    if not (isinstance(e, Add) and len(e.args) == 2):
+        return None
+    roots = [_root(term) for term in e.args]
+    return None if None in roots else hypot(*roots)
+
+
+def _root(term: Expr) -> Expr | None:
+    """``√term`` where it is a positive number times a square."""
+    number, rest = term.as_independent(*term.free_symbols, as_Add=False)
+    base, power = rest.as_base_exp()
+    square = rest == 1 or (power.is_Integer and power > 0 and power % 2 == 0)
+    return sympy.sqrt(number) * base ** (power / 2) if number.is_positive and square else None
 
 
 # The reference --------------------------------------------------------------------------------------------
@@ -115,15 +170,21 @@ def evaluate(expression: Expr, values: Mapping[Symbol, torch.Tensor]) -> torch.T
             return functools.reduce(operator.add, map(value, e.args))
         if isinstance(e, Mul) or (isinstance(e, Pow) and e.exp.is_Integer):
             product = Product.of(e)
-            above = functools.reduce(operator.mul, map(value, product.above), product.coefficient)
-            return above / functools.reduce(operator.mul, map(value, product.below), 1.0)
+            early, late = product.scales
+            start: torch.Tensor | float = early
+            result = product.folded(start, lambda r, f: r * value(f), lambda r, d: r / value(d))
+            return result * late
+        if isinstance(e, Pow) and (root := root_of_squares(e.base)) and (2 * e.exp).is_Integer:
+            return value(root ** (2 * e.exp))
+        if isinstance(e, hypot):
+            return torch.hypot(tensor(e.args[0]), tensor(e.args[1]))
         if isinstance(e, Pow):
             return torch.pow(tensor(e.base), value(e.exp))
         if isinstance(e, select):
             c, u, v = map(tensor, e.args)
             return torch.where(c > 0, u, v)
         if isinstance(e, softplus):
-            return torch.logaddexp(tensor(e.args[0]), tensor(sympy.Integer(0)))
+            return torch.logaddexp(tensor(e.args[0]), tensor(Integer(0)))
         return getattr(torch, torch_name(e))(tensor(e.args[0]))
 
     return tensor(expression)

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from sympy import Add, Expr, Mul, Pow, Symbol
 
 from ..errors import InternalError
 from ..functions import select, softplus
-from .expressions import Product, may_underflow, to_float, torch_name
+from .expressions import Product, hypot, may_underflow, root_of_squares, to_float, torch_name
 
 
 def torch_statements(
@@ -88,6 +89,9 @@ class _Lowering:
             return self.power(e.base, e.exp)
         if isinstance(e, select):
             return self.branch(e)
+        if isinstance(e, hypot):
+            sides = [self.tensor(self.lower(side)) for side in e.args]
+            return self.emit("torch.hypot({0}, {1}, out={out})", *sides)
         operand = self.lower(e.args[0])
         if isinstance(e, softplus):
             # Beyond 40, log(1 + e^x) and x agree to less than one float64 rounding.
@@ -106,6 +110,10 @@ class _Lowering:
     def append(self, text: str, *operands: Operand) -> int:
         self.instructions.append(Instruction(text, operands))
         return len(self.instructions) - 1
+
+    def tensor(self, operand: Operand) -> Operand:
+        """A constant in a tensor of its own, for statements that take no numbers."""
+        return self.append(f"{{out}}.fill_({operand!r})") if isinstance(operand, float) else operand
 
     def scaled(self, operand: Operand, coefficient: float) -> Operand:
         if coefficient == 1 or isinstance(operand, float):
@@ -161,6 +169,8 @@ class _Lowering:
             text = "torch.div({0}, {1}, out={out})"
             return self.emit(text, product.coefficient, self.powers(product.below))
         coefficient = product.coefficient
+        if product.below:
+            return self.quotient(product)
         if len(set(product.above)) < len(product.above) and not any(
             map(may_underflow, product.above)
         ):
@@ -172,10 +182,24 @@ class _Lowering:
             result, coefficient = self.emit("torch.mul({0}, {1}, out={out})", first, last), 1.0
         else:
             result = self.multiplied(product.above)
-        if product.below:
-            below = self.powers(product.below)
-            result = self.emit("torch.div({0}, {1}, out={out})", result, below)
         return self.scaled(result, coefficient)
+
+    def quotient(self, product: Product) -> Operand:
+        """A product with divisors, multiplied and divided by turns."""
+        early, late = product.scales
+        first, *others = product.above
+        start = self.scaled(self.lower(first), early)
+        rest = dataclasses.replace(product, above=(sympy.Integer(1), *others))
+        result = rest.folded(start, self.multiply, self.divide)
+        return self.scaled(result, late)
+
+    def multiply(self, result: Operand, factor: Expr) -> Operand:
+        if factor == 1:
+            return result
+        return self.emit("torch.mul({0}, {1}, out={out})", result, self.lower(factor))
+
+    def divide(self, result: Operand, divisor: Expr) -> Operand:
+        return self.emit("torch.div({0}, {1}, out={out})", result, self.lower(divisor))
 
     def multiplied(self, factors: tuple[Expr, ...]) -> Operand:
         """``Π factors`` in the given order; products with the same beginning share it."""
@@ -206,6 +230,9 @@ class _Lowering:
         )
 
     def power(self, base: Expr, exponent: Expr) -> Operand:
+        root = root_of_squares(base)
+        if root is not None and not exponent.is_Integer and (2 * exponent).is_Integer:
+            return self.lower(root ** (2 * exponent))
         if exponent == sympy.Rational(1, 2):
             return self.emit("torch.sqrt({0}, out={out})", self.lower(base))
         if exponent == sympy.Rational(-1, 2):
@@ -234,12 +261,8 @@ class _Lowering:
         split = _one_sided(c, u, v)
         if split is not None:
             return self.lower(split)
-        operands = [self.lower(part) for part in e.args]
-        filled = [
-            self.append(f"{{out}}.fill_({operand!r})") if isinstance(operand, float) else operand
-            for operand in operands
-        ]
-        return self.emit("torch.where({0} > 0, {1}, {2}, out={out})", *filled)
+        operands = [self.tensor(self.lower(part)) for part in e.args]
+        return self.emit("torch.where({0} > 0, {1}, {2}, out={out})", *operands)
 
     def extreme(self, which: str, u: Expr, v: Expr) -> Operand:
         """The larger or smaller of two."""
