@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .api import curvature as curvature
     from .factors import KroneckerFactors as KroneckerFactors
     from .frontends.torch_export import trace as trace
+    from .losses import loss_function as loss_function
     from .losses import register_loss as register_loss
     from .optimiser.compile import compile as compile
     from .optimiser.trainer import Trainer as Trainer
@@ -23,6 +24,7 @@ _HOMES = {
     "KroneckerFactors": "factors",
     "compile": "optimiser.compile",
     "curvature": "api",
+    "loss_function": "losses",
     "register_loss": "losses",
     "register_transfer": "transfer",
     "trace": "frontends.torch_export",

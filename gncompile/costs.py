@@ -169,6 +169,10 @@ class CostModel:
                 return 2 * math.prod(sizes[0])
             case ir.Scatter():
                 return math.prod(sizes[0])
+            case ir.SampleRoot():
+                return EIGEN_FLOPS * out * sizes[0][-1]
+            case ir.SampleMultiply():
+                return 2 * math.prod(sizes[0])
         return out * _PER_ELEMENT.get(type(i.op), 0)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .errors import CompileError, message, nearest
-from .losses import Loss, SeparableLoss
+from .losses import CoupledLoss, Loss, SeparableLoss
 from .model_graph import ModelGraph, Node, TracedModel
 from .optimiser.settings import Settings
 from .piecewise_linear import theorem
@@ -121,6 +121,12 @@ class _Derivation:
                 f"convex    {loss.convexity.verdict}: {loss.convexity.reason}",
                 *lines,
             ]
+        elif isinstance(loss, CoupledLoss):
+            lines = [
+                f"value     E_n = c e(z, y),  e = {loss.expression}",
+                *_coupled_lines(loss),
+                *lines,
+            ]
         else:
             lines = [f"formulas  {loss.describe()}", "root      √(c m) (diag √p - p √pᵀ)", *lines]
         mean = self.read.last_layer_hessian()
@@ -175,3 +181,18 @@ class _Derivation:
             phase = statement.phase
             lines.append(f"{statement.number:>5}  {statement.text}")
         return ["Emitted statements\n" + "\n".join(lines)] if lines else []
+
+
+def _coupled_lines(loss: CoupledLoss) -> list[str]:
+    """Gradient, Hessian entry by entry, and the verdict on convexity."""
+    slopes = zip(loss.z, loss.gradient, strict=True)
+    entries = loss.hessian.items()
+    root = "C Cᵀ = 𝓗, from the eigenvalues of each sample's 𝓗"
+    if loss.negative_curvature == "clip":
+        root += ", the negative ones set to zero"
+    return [
+        *(f"gradient  c ∂e/∂{z},  ∂e/∂{z} = {slope}" for z, slope in slopes),
+        *(f"Hessian   ∂²e/∂{loss.z[i]}∂{loss.z[j]} = {entry}" for (i, j), entry in entries),
+        f"root      {root}",
+        f"convex    {loss.convexity.verdict}: {loss.convexity.reason}",
+    ]

@@ -174,7 +174,7 @@ class Formulas:
                 return Transpose(self._operand(instruction.inputs[0], inlined))
             case ir.Part(which):
                 return Component(self._operand(instruction.inputs[0], inlined), which)
-            case ir.AsMatrix() | ir.Head():
+            case ir.AsMatrix() | ir.Head() | ir.SampleMatrix():
                 return self._operand(instruction.inputs[0], inlined)
         if instruction.into:
             return Name(self.names[instruction.into])
@@ -232,6 +232,8 @@ _CALLS: Mapping[type, Callable[[list[Math]], Math]] = {
     ir.PlusTranspose: lambda v: _plus(v[0], Transpose(v[0])),
     ir.Precondition: lambda v: Sum(((False, product(v[1], v[0], v[2])),)),
     ir.PreconditionEigen: lambda v: Sum(((False, product(_damped(v), v[0])),)),
+    ir.SampleRoot: lambda v: Call("root", (v[0],)),
+    ir.SampleMultiply: lambda v: product(*v),
     ir.Columns: lambda v: product(Word("columns of"), v[0]),
     ir.BroadcastRows: lambda v: product(v[0], Word("in every row")),
     ir.Scatter: lambda v: Call("selectᵀ", (v[0],)),

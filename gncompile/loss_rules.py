@@ -13,7 +13,17 @@ import sympy
 
 from . import step_program as ir
 from .builder import ProgramBuilder, Value
-from .losses import NOISE, OUTPUT, TARGET, Loss, Scale, SeparableLoss, SoftmaxCrossEntropy
+from .errors import InternalError
+from .losses import (
+    NOISE,
+    OUTPUT,
+    TARGET,
+    CoupledLoss,
+    Loss,
+    Scale,
+    SeparableLoss,
+    SoftmaxCrossEntropy,
+)
 from .step_program import Structure
 
 SCALE = sympy.Symbol("c", positive=True)
@@ -26,7 +36,7 @@ class LossRules(Protocol):
     def value(self) -> Value: ...
     def gradient(self) -> Value: ...
     def mean_hessian(self) -> Value: ...
-    def sample_hessians(self) -> Value: ...
+    def sample_hessians(self, *, exact: bool = False) -> Value: ...
     def hessian_product(self, r: Value) -> Value: ...
     def root_columns(self) -> Value: ...
     def sampled_gradient(self) -> Value: ...
@@ -37,13 +47,15 @@ def loss_rules(builder: ProgramBuilder, loss: Loss, z: Value) -> LossRules:
     """The rules of ``loss`` at output ``z``: ``[N, K]``."""
     if isinstance(loss, SeparableLoss):
         return SeparableRules(builder, loss, z)
+    if isinstance(loss, CoupledLoss):
+        return CoupledRules(builder, loss, z)
     return CrossEntropyRules(builder, loss, z)
 
 
-def _target(builder: ProgramBuilder, z: Value) -> Value:
-    """The target rows of the samples that z holds."""
+def _target(builder: ProgramBuilder, z: Value, size: int | None = None) -> Value:
+    """The target rows of the samples that z holds; as many targets as outputs unless ``size`` says."""
     rows, outputs = z.spec.shape
-    y = builder.leaf("target", "y", ("N", outputs))
+    y = builder.leaf("target", "y", ("N", size or outputs))
     return y if rows == "N" else builder.emit(ir.Head(rows), y, name=f"{y.name}_{rows}")
 
 
@@ -99,7 +111,7 @@ class SeparableRules:
         mean = self.builder.emit(ir.Mean(), curvature, name="hessian_mean")
         return self.builder.as_matrix(mean, Structure.DIAGONAL, self.outputs)
 
-    def sample_hessians(self) -> Value:
+    def sample_hessians(self, *, exact: bool = False) -> Value:
         """``𝓗_L`` of every sample, ``[N, K, K]``."""
         curvature = self._per_output(self.c * self.loss.curvature, "hessian_elements")
         return self.builder.emit(ir.SampleDiagonal(), curvature)
@@ -176,7 +188,7 @@ class CrossEntropyRules:
         negative = self.builder.scaled(moment, -1.0)
         return self.builder.emit(ir.AddDiagonal(), negative, mean, name="hessian_mean")
 
-    def sample_hessians(self) -> Value:
+    def sample_hessians(self, *, exact: bool = False) -> Value:
         """``c m (diag p − p pᵀ)`` of every sample: ``[N, K, K]``."""
         m, p, a, b = sympy.symbols("m p a b", real=True)
         q = self._weighted_p()
@@ -218,3 +230,89 @@ class CrossEntropyRules:
         total = self.builder.emit(ir.RowSum(), rooted, name="signed_root_sum")
         return self._at(sympy.sqrt(self.c * m) * (v - p * s), "g_projected",
                         m=self.mass, p=self.p, v=rooted, s=total)  # fmt: skip
+
+
+@dataclass
+class CoupledRules:
+    """``E_n = c e(z, y)`` for a few outputs; each entry of gradient and Hessian is a value ``[N, 1]``.
+
+    The curvature is ``𝓗₊ = C Cᵀ``, which is ``𝓗`` unless the loss asks for negative curvature to be clipped.
+    """
+
+    builder: ProgramBuilder
+    loss: CoupledLoss
+    z: Value
+
+    def __post_init__(self) -> None:
+        builder, loss = self.builder, self.loss
+        self.c, self.symbols = _scale(builder, loss.scale, loss.outputs)
+        y = _target(builder, self.z, loss.targets_count)
+        self.columns = {
+            symbol: builder.emit(ir.Gather((k,)), rows, name=symbol.name)
+            for symbols, rows in ((loss.z, self.z), (loss.y, y))
+            for k, symbol in enumerate(symbols)
+        }
+
+    def _at(self, expression: sympy.Expr, name: str) -> Value:
+        value = self.builder.pointwise(expression, {**self.columns, **self.symbols}, name=name)
+        if value.spec.shape:
+            return value
+        return self.builder.emit(ir.BroadcastRows(), value, self.columns[self.loss.z[0]], name=name)
+
+    def value(self) -> Value:
+        """``(1/N) Σ_n E_n``, a scalar."""
+        each = self._at(self.c * self.loss.value, "loss_elements")
+        return self.builder.emit(ir.Total(mean=True), each, name="loss")
+
+    def gradient(self) -> Value:
+        """``∂E_n/∂z``: ``[N, K]``."""
+        slopes = [
+            self._at(self.c * slope, f"g_{z}")
+            for z, slope in zip(self.loss.z, self.loss.gradient, strict=True)
+        ]
+        return self.builder.emit(ir.Gather(tuple(range(len(slopes)))), *slopes, name="g_output")
+
+    def _hessians(self) -> Value:
+        """``𝓗_L`` of every sample: ``[N, K, K]``."""
+        k, z = self.loss.outputs, self.loss.z
+        entries = {
+            (i, j): self._at(self.c * entry, f"hessian_{z[i]}_{z[j]}")
+            for (i, j), entry in self.loss.hessian.items()
+        }
+        place = {key: number for number, key in enumerate(entries)}
+        index = tuple(place[min(i, j), max(i, j)] for i in range(k) for j in range(k))
+        rows = self.builder.emit(ir.Gather(index), *entries.values(), name="hessian_rows")
+        return self.builder.emit(ir.SampleMatrix(k), rows, name="hessians")
+
+    def _roots(self) -> Value:
+        """``C`` with ``C Cᵀ = 𝓗₊`` of every sample: ``[N, K, K]``."""
+        return self.builder.emit(ir.SampleRoot(), self._hessians(), name="roots")
+
+    def sample_hessians(self, *, exact: bool = False) -> Value:
+        """``𝓗₊`` of every sample, or ``𝓗`` if ``exact``: ``[N, K, K]``."""
+        if exact or self.loss.negative_curvature == "refuse":
+            return self._hessians()
+        roots = self._roots()
+        return self.builder.emit(ir.MatMul(transpose_b=True), roots, roots, name="hessians_clipped")
+
+    def mean_hessian(self) -> Value:
+        """``E[𝓗₊]``: symmetric."""
+        return self.builder.emit(ir.Mean(), self.sample_hessians(), name="hessian_mean")
+
+    def hessian_product(self, r: Value) -> Value:
+        """``𝓗₊ r``: ``[N, K]``."""
+        hessians = self.sample_hessians()
+        return self.builder.emit(ir.SampleMultiply(), hessians, r, name="hessian_times_r")
+
+    def root_columns(self) -> Value:
+        """A chunk of columns of ``C``: ``[S, N, K]``."""
+        return self.builder.emit(ir.Columns(), self._roots(), name="root_columns")
+
+    def sampled_gradient(self) -> Value:
+        """Refused by the pipeline: an expression is no model to draw targets from."""
+        raise InternalError(f"the loss {self.loss.name!r} has no sampler")
+
+    def projected_gradient(self) -> Value:
+        """``C v`` with random signs v: ``[N, K]``."""
+        signs = self.builder.emit(ir.Random("sign", self.z.spec.shape), name="signs")
+        return self.builder.emit(ir.SampleMultiply(), self._roots(), signs, name="g_projected")

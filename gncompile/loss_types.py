@@ -1,10 +1,11 @@
 """Losses as mathematics: value, gradient, output Hessian, its square root, and a sampler.
 
-The objective is ``Ē = (1/N) Σ_n E_n`` over a batch of ``N`` samples with ``K`` outputs each. Two
-kinds of per-sample loss ``E_n(z_n, y_n)`` are known, both convex in the network output ``z``::
+The objective is ``Ē = (1/N) Σ_n E_n`` over a batch of ``N`` samples with ``K`` outputs each. Three
+kinds of per-sample loss ``E_n(z_n, y_n)`` are known, all convex in the network output ``z``::
 
     SeparableLoss        E_n = c Σ_j e(z_j, y_j)                    𝓗 = c diag e''
     SoftmaxCrossEntropy  E_n = -c Σ_k ŷ_k log softmax(z)_k          𝓗 = c m (diag p - p pᵀ)
+    CoupledLoss          E_n = c e(z_1, …, z_K, y_1, …, y_T)        𝓗 = c ∂²e/∂z², K small
 
 ``c`` is the :class:`Scale`, part of the declaration. A separable loss is one sympy expression in
 :data:`OUTPUT` and :data:`TARGET`; its slope, curvature and the verdict on its convexity are
@@ -21,8 +22,10 @@ from typing import TYPE_CHECKING, Literal
 import sympy
 
 from .convexity import Convexity, convexity, is_nonnegative
+from .coupled_loss import CoupledLoss
 from .errors import LossError, message
 from .functions import select, sigmoid
+from .loss_scale import PER_SAMPLE, Scale
 
 if TYPE_CHECKING:
     import torch
@@ -33,37 +36,6 @@ NOISE = sympy.Symbol("noise", real=True)
 
 Sampler = Literal["normal", "bernoulli"]
 Noise = Literal["normal", "uniform", "sign"]
-
-
-@dataclass(frozen=True)
-class Scale:
-    """The constant ``c`` in ``E_n = c Σ_j e``; ``factor`` times a torch reduction.
-
-    ``over`` names what ``Ē`` averages over: ``"samples"`` (``c = factor``), ``"elements"``, torch's
-    mean over samples and outputs (``c = factor / K``), or ``"sum"``, torch's plain sum (``c =
-    factor · N``).
-    """
-
-    factor: float = 1.0
-    over: Literal["samples", "elements", "sum"] = "samples"
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.factor) and self.factor > 0):
-            raise LossError(message(f"a loss scale must be positive and finite, got {self.factor}"))
-
-    def value(self, batch: int, outputs: int) -> float:
-        """``c`` for ``batch`` = N samples of ``outputs`` = K outputs."""
-        if self.over == "elements":
-            return self.factor / outputs
-        return self.factor * batch if self.over == "sum" else self.factor
-
-    def __str__(self) -> str:
-        reduction = {
-            "samples": "sum over outputs, mean over samples (c = {})",
-            "elements": "mean over samples and outputs (c = {}/K)",
-            "sum": "sum over samples and outputs (c = {} N)",
-        }[self.over]
-        return reduction.format(f"{self.factor:g}")
 
 
 @dataclass(frozen=True)
@@ -79,7 +51,7 @@ class SeparableLoss:
     name: str
     expression: sympy.Expr
     sampler: Sampler | None = None
-    scale: Scale = Scale()
+    scale: Scale = PER_SAMPLE
     slope_form: sympy.Expr | None = field(default=None, repr=False)
     curvature_form: sympy.Expr | None = field(default=None, repr=False)
     targets: tuple[float, float] = (-math.inf, math.inf)
@@ -180,7 +152,7 @@ class SoftmaxCrossEntropy:
 
     name: str = "cross_entropy"
     label_smoothing: float = 0.0
-    scale: Scale = Scale()
+    scale: Scale = PER_SAMPLE
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing <= 1:
@@ -233,7 +205,7 @@ class SoftmaxCrossEntropy:
         )
 
 
-Loss = SeparableLoss | SoftmaxCrossEntropy
+Loss = SeparableLoss | SoftmaxCrossEntropy | CoupledLoss
 
 _SIMPLIFIED_OPERATIONS = 60
 

@@ -7,27 +7,37 @@ loss *is* stands in :mod:`gncompile.loss_types`, whose names are repeated here.
 
 from __future__ import annotations
 
-import inspect
 import math
 import textwrap
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import sympy
 
 from .convexity import unstable_point
+from .coupled_check import check_derivatives
+from .coupled_loss import (
+    MAX_OUTPUTS,
+    CoupledLoss,
+    NegativeCurvature,
+    output_symbols,
+    target_symbols,
+)
+from .declarations import Written, caller, check_name, check_size, over_symbols, without_piecewise
 from .errors import LossError, RegistrationError, message, nearest
 from .functions import number, select, sigmoid, softplus
+from .loss_scale import Scale
 from .loss_types import (
     NOISE,
     OUTPUT,
     TARGET,
     Loss,
     Sampler,
-    Scale,
     SeparableLoss,
     SoftmaxCrossEntropy,
 )
 from .parsing import parse_expression
+from .plugins import LOSSES, load_plugins
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,10 +46,12 @@ __all__ = [
     "NOISE",
     "OUTPUT",
     "TARGET",
+    "CoupledLoss",
     "Loss",
     "Scale",
     "SeparableLoss",
     "SoftmaxCrossEntropy",
+    "loss_function",
     "loss_names",
     "register_loss",
     "resolve_loss",
@@ -48,6 +60,8 @@ __all__ = [
 
 def _named(name: str) -> Loss:
     """The built-in and registered losses' declarations, by name."""
+    if name not in _BUILTIN and name not in _registered:
+        load_plugins(LOSSES)
     known = {**_BUILTIN, **{key: loss for key, (loss, _) in _registered.items()}}
     if name in known:
         return known[name]
@@ -127,7 +141,8 @@ _registered: dict[str, tuple[Loss, str]] = {}
 
 
 def loss_names() -> list[str]:
-    """Every known loss name, sorted."""
+    """Every known loss name, those of installed packages included, sorted."""
+    load_plugins(LOSSES)
     return sorted({*_BUILTIN, *_registered})
 
 
@@ -137,24 +152,152 @@ def register_loss(
     *,
     sampler: Sampler | None = None,
     targets: tuple[float, float] = (-math.inf, math.inf),
+    outputs: int | None = None,
+    negative_curvature: NegativeCurvature = "refuse",
     override: bool = False,
-) -> SeparableLoss:
-    """Declare the separable loss ``E_n = Σ_j e(z_j, y_j)`` under ``name``, averaged over samples.
+) -> SeparableLoss | CoupledLoss:
+    """Declare a loss under ``name``, averaged over samples; its kind follows from the symbols it uses.
 
-    ``expression`` is text or sympy in ``z`` and ``y``, convex in ``z`` for every target in
-    ``targets``. Raises :class:`RegistrationError` if the name is taken (``override=True`` replaces
-    it), :class:`ExpressionError` for bad text, and :class:`LossError` if the expression is not
-    convex.
+    ``z`` and ``y``: the separable loss ``E_n = Σ_j e(z_j, y_j)``. ``z1, z2, …`` (or ``z[0], z[1], …`` in
+    text) and ``y1, …``: one value for at most 16 outputs that act together, the number of which is the
+    highest index of a z, unless ``outputs`` is given. ``expression`` is text or sympy, convex in the outputs
+    for every target in ``targets``; a coupled loss that is not may say ``negative_curvature="clip"``, and the
+    negative eigenvalues of its output Hessian are then left out. ``sampler`` is for separable losses that
+    are the likelihood of a known model; without one use the method ``"kfac_rp"`` in place of ``"kfac"``.
+
+    Raises :class:`RegistrationError` if the name is taken (``override=True`` replaces it),
+    :class:`ExpressionError` for bad text, and :class:`LossError` if the expression is not convex or its
+    derivatives overflow.
 
         register_loss("weibull", "exp(z) - y*z", targets=(0, inf))
+        register_loss("distance", "sqrt(1 + (z1 - y1)**2 + (z2 - y2)**2)")
     """
-    if not name.isidentifier() or name in {"z", "y"}:
-        raise RegistrationError(
+    _require_free(name, override)
+    loss = define_loss(
+        name,
+        expression,
+        sampler=sampler,
+        targets=targets,
+        outputs=outputs,
+        negative_curvature=negative_curvature,
+    )
+    _registered[name] = (loss, caller(__name__))
+    return loss
+
+
+def loss_function(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    outputs: int | None = None,
+    targets_count: int | None = None,
+    name: str | None = None,
+    override: bool = False,
+    **options: Any,
+) -> Any:
+    """Declare a loss by a Python function of sympy symbols; a decorator, with or without arguments.
+
+    The function takes ``(z, y)``: two symbols, or with ``outputs=K`` two tuples of symbols, of K outputs
+    and of ``targets_count`` targets (default K; a batch has as many as the highest one used). Arguments with
+    defaults are constants. ``options`` and what is raised are those of :func:`register_loss`.
+
+    >>> @loss_function(outputs=2, override=True)
+    ... def distance(z, y, softness=1):
+    ...     return sympy.sqrt(softness + (z[0] - y[0])**2 + (z[1] - y[1])**2)
+    >>> distance.outputs
+    2
+    """
+
+    def declare(function: Callable[..., Any]) -> SeparableLoss | CoupledLoss:
+        written = Written.read(function, "loss", 2)
+        chosen = name or written.name
+        _require_free(chosen, override)
+        z: Any = OUTPUT if outputs is None else output_symbols(outputs)
+        y: Any = TARGET if outputs is None else target_symbols(targets_count or outputs)
+        constants = {key: number(value) for key, value in written.parameters.items()}
+        expression = written.expression(z, y, **constants)
+        loss = define_loss(chosen, expression, outputs=outputs, **options)
+        _registered[chosen] = (loss, written.declared_at)
+        return loss
+
+    return declare if function is None else declare(function)
+
+
+def define_loss(
+    name: str,
+    expression: str | sympy.Expr,
+    *,
+    sampler: Sampler | None = None,
+    targets: tuple[float, float] = (-math.inf, math.inf),
+    outputs: int | None = None,
+    negative_curvature: NegativeCurvature = "refuse",
+) -> SeparableLoss | CoupledLoss:
+    """The loss of a declaration, checked, but not registered; see :func:`register_loss`."""
+    read = _expression(expression)
+    if outputs is None and not read.free_symbols & _COUPLED:
+        if negative_curvature == "clip":
+            raise LossError(
+                message(
+                    f"the separable loss {name!r} cannot clip negative curvature",
+                    where=f"e(z, y) = {read}",
+                    instead='write it in z1 and y1: a coupled loss may use negative_curvature="clip"',
+                )
+            )
+        loss: SeparableLoss | CoupledLoss = SeparableLoss(
+            name, read, sampler=sampler, targets=targets
+        )
+    else:
+        loss = _coupled(name, read, outputs, targets, negative_curvature)
+        if sampler is not None:
+            raise LossError(
+                message(
+                    f"the coupled loss {name!r} cannot have a sampler",
+                    instead="leave it out, and use method='kfac_rp' in place of 'kfac'",
+                )
+            )
+    _require_convex(loss)
+    return loss
+
+
+def _coupled(
+    name: str,
+    expression: sympy.Expr,
+    outputs: int | None,
+    targets: tuple[float, float],
+    negative_curvature: NegativeCurvature,
+) -> CoupledLoss:
+    """A coupled loss, its numbers of outputs and targets read off the highest indices."""
+    known = {s.name: s for s in (*output_symbols(MAX_OUTPUTS), *target_symbols(MAX_OUTPUTS))}
+    used = [symbol.name for symbol in expression.free_symbols]
+    others = sorted(set(used) - set(known))
+    highest = {
+        letter: max((int(n[1:]) for n in used if n in known and n[0] == letter), default=0)
+        for letter in "zy"
+    }
+    count = outputs or highest["z"]
+    if others or not highest["z"] <= count <= MAX_OUTPUTS or count == 0:
+        found = f"uses {', '.join(others)}" if others else f"has {highest['z'] or 'no'} outputs"
+        raise LossError(
             message(
-                f"{name!r} cannot name a loss", instead="use letters, digits and _, not 'z' or 'y'"
+                f"the loss {name!r} {found}",
+                where=f"e = {expression}",
+                instead="use z and y for a loss summed over outputs, or z1 … zK and y1 … yT with K at most "
+                f"{MAX_OUTPUTS}, not both",
             )
         )
-    if not override and name in loss_names():
+    return CoupledLoss(
+        name,
+        expression,
+        count,
+        highest["y"] or 1,
+        targets=targets,
+        negative_curvature=negative_curvature,
+    )
+
+
+def _require_free(name: str, override: bool) -> None:
+    check_name("loss", name, reserved=frozenset(_SYMBOLS))
+    if not override and name in _BUILTIN.keys() | _registered.keys():
         first = _registered[name][1] if name in _registered else "gncompile/losses.py (built in)"
         raise RegistrationError(
             message(
@@ -163,11 +306,6 @@ def register_loss(
                 instead="choose another name, or pass override=True to replace it",
             )
         )
-    loss = SeparableLoss(name, _expression(expression), sampler=sampler, targets=targets)
-    _require_convex(loss)
-    caller = inspect.stack(context=0)[1]
-    _registered[name] = (loss, f"{caller.filename}:{caller.lineno}")
-    return loss
 
 
 def resolve_loss(spec: str | sympy.Expr | Loss | nn.Module) -> Loss:
@@ -178,31 +316,42 @@ def resolve_loss(spec: str | sympy.Expr | Loss | nn.Module) -> Loss:
     malformed or unsafe text.
     """
     loss = _resolved(spec)
-    if isinstance(loss, SeparableLoss):
+    if isinstance(loss, SeparableLoss):  # also one that the caller made; the verdict is kept
         _require_convex(loss)
     return loss
 
 
 def _resolved(spec: object) -> Loss:
-    if isinstance(spec, SeparableLoss | SoftmaxCrossEntropy):
+    if isinstance(spec, SeparableLoss | SoftmaxCrossEntropy | CoupledLoss):
         return spec
-    if isinstance(spec, str) and spec.isidentifier() and spec not in {"z", "y"}:
+    if isinstance(spec, str) and spec.isidentifier() and spec not in _SYMBOLS:
         return _named(spec)
     if isinstance(spec, str | sympy.Expr):
-        return SeparableLoss(textwrap.shorten(str(spec), 60, placeholder=" …"), _expression(spec))
+        return define_loss(textwrap.shorten(str(spec), 60, placeholder=" …"), spec)
     from .losses_torch import loss_from_module
 
     return loss_from_module(spec)
 
 
+_SYMBOLS: dict[str, sympy.Symbol] = {
+    "z": OUTPUT,
+    "y": TARGET,
+    **{s.name: s for s in (*output_symbols(MAX_OUTPUTS), *target_symbols(MAX_OUTPUTS))},
+}
+_COUPLED = frozenset(_SYMBOLS.values()) - {OUTPUT, TARGET}
+_INDEXED = {
+    f"{letter}[{i}]": _SYMBOLS[f"{letter}{i + 1}"] for letter in "zy" for i in range(MAX_OUTPUTS)
+}
+
+
 def _expression(spec: str | sympy.Expr) -> sympy.Expr:
     """Text or sympy as an expression in this module's symbols, matched by name."""
-    symbols = {"z": OUTPUT, "y": TARGET}
     if isinstance(spec, str):
-        return _stable(parse_expression(spec, symbols, where="the loss"))
-    return _stable(
-        spec.xreplace({s: symbols[s.name] for s in spec.free_symbols if s.name in symbols})
-    )
+        read = parse_expression(spec, {**_SYMBOLS, **_INDEXED}, where="the loss")
+    else:
+        read = without_piecewise(over_symbols(spec, _SYMBOLS), "the loss")
+    check_size(read, tuple(_SYMBOLS[name] for name in _SYMBOLS if name[0] == "z"), "the loss")
+    return _stable(read)
 
 
 def _stable(expression: sympy.Expr) -> sympy.Expr:
@@ -212,9 +361,11 @@ def _stable(expression: sympy.Expr) -> sympy.Expr:
     return expression.replace(sympy.log(sympy.cosh(u)), log_cosh(u))
 
 
-def _require_convex(loss: SeparableLoss) -> None:
+def _require_convex(loss: SeparableLoss | CoupledLoss) -> None:
     where = f"e(z, y) = {loss.expression}"
-    if loss.curvature == 0:
+    coupled = isinstance(loss, CoupledLoss)
+    curvatures = loss.hessian.values() if isinstance(loss, CoupledLoss) else [loss.curvature]
+    if all(curvature == 0 for curvature in curvatures):
         raise LossError(
             message(
                 f"the loss {loss.name!r} has zero curvature everywhere: its output Hessian is 0 "
@@ -223,6 +374,10 @@ def _require_convex(loss: SeparableLoss) -> None:
                 instead="use a smooth relative such as 'huber', 'smooth_l1' or 'log_cosh'",
             )
         )
+    if isinstance(loss, CoupledLoss):
+        check_derivatives(loss)
+        if loss.negative_curvature == "clip":
+            return
     found = loss.convexity
     if found.verdict == "not convex":
         raise LossError(
@@ -230,9 +385,13 @@ def _require_convex(loss: SeparableLoss) -> None:
                 f"the loss {loss.name!r} is not convex in the output z: {found.reason}",
                 where=where,
                 instead="use a loss with e'' ≥ 0; if it is convex for the targets you have, "
-                "declare them: gncompile.register_loss(name, expression, targets=(low, high))",
+                "declare them: gncompile.register_loss(name, expression, targets=(low, high))"
+                + coupled
+                * '; or leave negative curvature out: negative_curvature="clip"',
             )
         )
+    if isinstance(loss, CoupledLoss):
+        return
     point = unstable_point((loss.slope, loss.curvature), OUTPUT, TARGET, loss.targets)
     if point:
         raise LossError(

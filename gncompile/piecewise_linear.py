@@ -7,7 +7,7 @@ import sympy
 from .builder import ProgramBuilder
 from .derive import PointwiseRule, pointwise_rule
 from .functions import select
-from .losses import Loss, SeparableLoss
+from .losses import Loss, SoftmaxCrossEntropy
 from .model_graph import ModelGraph, Node, Pointwise
 from .propagation import Forward
 
@@ -56,7 +56,7 @@ def theorem(graph: ModelGraph, loss: Loss) -> str:
 
 
 def _loss_doubts(loss: Loss) -> str:
-    if not isinstance(loss, SeparableLoss):
+    if isinstance(loss, SoftmaxCrossEntropy):
         return ""
     if loss.convexity.verdict != "convex":
         return f"convexity of {loss.name} is {loss.convexity.verdict} ({loss.convexity.reason})."

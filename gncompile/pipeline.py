@@ -22,7 +22,7 @@ from .debug import dump
 from .errors import CompileError, message
 from .functions import select
 from .loss_rules import LossRules, loss_rules
-from .losses import Loss, SeparableLoss
+from .losses import Loss, SoftmaxCrossEntropy
 from .model_graph import Affine, ModelGraph
 from .optimiser.phases import Optimiser
 from .optimiser.settings import Settings
@@ -100,7 +100,7 @@ class Phases:
                 if trace_correction:
                     self.outputs = self._with_exact_traces(self.outputs)
             elif method in ("ggn", "hessian"):
-                hessians = self.rules.sample_hessians()
+                hessians = self.rules.sample_hessians(exact=method == "hessian")
                 representation_n = PerSample(self.builder, curved=method == "hessian")
                 self.outputs = pull_back_matrices(
                     self.forward, hessians, representation_n, self.vectors
@@ -148,7 +148,7 @@ class Phases:
             return pull_back(self.sampled, self.sampled_rules.root_columns(), prefix="c")
         if method == "kfac_rp":
             return pull_back(self.sampled, self.sampled_rules.projected_gradient(), prefix="s")
-        if isinstance(self.loss, SeparableLoss) and self.loss.sampler is None:
+        if not isinstance(self.loss, SoftmaxCrossEntropy) and self.loss.sampler is None:
             raise CompileError(
                 message(
                     f"method 'kfac' needs a model to sample targets from; the loss {self.loss.name!r} "

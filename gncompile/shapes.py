@@ -35,7 +35,10 @@ from .step_program import (
     RowSum,
     SampleCategorical,
     SampleDiagonal,
+    SampleMatrix,
+    SampleMultiply,
     SampleOuter,
+    SampleRoot,
     ScaleSides,
     Scatter,
     Softmax,
@@ -120,12 +123,16 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
         case Random(_, shape):
             return Spec(shape)
         case Columns():
-            return Spec(("S", *shapes[0]))
+            return Spec(("S", *shapes[0][:2]))
         case SampleDiagonal():
             return Spec((*shapes[0], shapes[0][-1]))
         case SampleOuter():
             return Spec((*shapes[0], shapes[1][-1]))
-        case ScaleSides() | Decay() | Precondition() | PreconditionEigen():
+        case SampleMatrix(size):
+            return Spec((*shapes[0][:-1], size, size))
+        case SampleMultiply():
+            return Spec(shapes[0][:-1])
+        case SampleRoot() | ScaleSides() | Decay() | Precondition() | PreconditionEigen():
             return Spec(shapes[0])
         case Average() | DampedInverse():
             return inputs[0]

@@ -28,13 +28,15 @@ from .model_graph import (
 Kept = dict[str, set[int]]
 
 
-def shrink(traced: TracedModel, generator: torch.Generator) -> TracedModel:
+def shrink(
+    traced: TracedModel, generator: torch.Generator, whole_output: bool = False
+) -> TracedModel:
     """The same graph with at most about 8 features a node, and normal weights of variance 1/in, in float64.
 
     Constants keep their values at the features that stay. Where selections need more features than that,
-    more are kept.
+    more are kept; ``whole_output`` keeps every output, for a loss that couples them.
     """
-    kept = features(traced.graph)
+    kept = features(traced.graph, whole_output)
     order = {name: sorted(indices) for name, indices in kept.items()}
     parameters: dict[str, Tensor] = {}
     constants: dict[str, Tensor] = {}
@@ -44,9 +46,11 @@ def shrink(traced: TracedModel, generator: torch.Generator) -> TracedModel:
     return replace(traced, graph=ModelGraph(nodes), parameters=parameters, constants=constants)
 
 
-def features(graph: ModelGraph) -> Kept:
+def features(graph: ModelGraph, whole_output: bool = False) -> Kept:
     """The features every node keeps: the smallest sets that agree, above a few of each."""
     kept = {node.name: _first_choice(node, i, graph) for i, node in enumerate(graph)}
+    if whole_output:
+        kept[graph.output.name] = set(range(graph.output.size))
     changed = True
     while changed:
         before = {name: len(indices) for name, indices in kept.items()}

@@ -18,6 +18,7 @@ is ``value = op(inputs)``, or ``state ← op(inputs)`` when ``into`` names the s
         |  Transpose() | AsMatrix(structure) | Part(which) | Element(index) | Head(rows)  views
         |  Zeros(spec) | Softmax() | LogSumExp() | SampleCategorical() | Random(kind) | Columns()
         |  SampleDiagonal() | SampleOuter() | ScaleSides()           per-sample matrices [N, d, d]
+        |  SampleMatrix(size) | SampleRoot() | SampleMultiply()      read from rows, their roots, M_n v_n
         |  Decay(weight, bias)         ∇W̄ + [η_W W, η_b b]
         |  Average() | DampedInverse() | Eigen() | Precondition() | PreconditionEigen() | StepSizes(groups, …)
 
@@ -267,7 +268,8 @@ class Random:
 class Columns:
     """Columns k = start … start + S − 1 of the square root of 𝓗_L: ``r_k (e_k − p)``, ``[S, N, K]``.
 
-    Inputs r ``[N, K]`` and, optionally, p. The runtime gives ``start``; columns beyond K are zero.
+    Inputs r ``[N, K]`` and, optionally, p; or the roots C ``[N, K, K]`` themselves. The runtime gives
+    ``start``; columns beyond K are zero.
     """
 
 
@@ -279,6 +281,23 @@ class SampleDiagonal:
 @dataclass(frozen=True)
 class SampleOuter:
     """``a_n b_nᵀ`` for every sample: ``[N, d], [N, e] → [N, d, e]``."""
+
+
+@dataclass(frozen=True)
+class SampleMatrix:
+    """A view of rows ``[N, d²]`` as a matrix for every sample, row by row: ``[N, d, d]``."""
+
+    size: int
+
+
+@dataclass(frozen=True)
+class SampleRoot:
+    """``C_n`` with ``C_n C_nᵀ = M_n`` for symmetric M ``[N, d, d]``, its negative eigenvalues set to zero."""
+
+
+@dataclass(frozen=True)
+class SampleMultiply:
+    """``M_n v_n`` for every sample: ``[N, d, e], [N, e] → [N, d]``."""
 
 
 @dataclass(frozen=True)
@@ -346,11 +365,12 @@ Op = (
     Leaf | Affine | MatMul | Pointwise | Gather | Scatter | Moment | Mean | Total | RowSum | Dot | Multiply
     | SymmetricProduct | Hadamard | AddDiagonal | Densify | Trace | PlusTranspose | BroadcastRows
     | Transpose | AsMatrix | Part | Element | Head | Zeros | Softmax | LogSumExp | SampleCategorical
-    | Random | Columns | SampleDiagonal | SampleOuter | ScaleSides | Decay | Average | DampedInverse
+    | Random | Columns | SampleDiagonal | SampleOuter | SampleMatrix | SampleRoot | SampleMultiply
+    | ScaleSides | Decay | Average | DampedInverse
     | Eigen | Precondition | PreconditionEigen | StepSizes
 )  # fmt: skip
 
-VIEWS = (Transpose, AsMatrix, Part, Element, Head)
+VIEWS = (Transpose, AsMatrix, Part, Element, Head, SampleMatrix)
 """Operations whose result shares memory with their input."""
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .emit.expressions import evaluate
-from .losses import OUTPUT, TARGET, Loss, SeparableLoss
+from .losses import OUTPUT, TARGET, CoupledLoss, Loss, SeparableLoss
 from .model_graph import (
     Affine,
     FixedLinear,
@@ -90,6 +90,9 @@ def objective(loss: Loss, module: nn.Module | None) -> Callable[[Tensor, Tensor]
         scale = loss.scale.value(*z.shape) / z.shape[0]
         if isinstance(loss, SeparableLoss):
             return scale * evaluate(loss.expression, {OUTPUT: z, TARGET: y}).sum()
+        if isinstance(loss, CoupledLoss):
+            columns = dict(zip((*loss.z, *loss.y), (*z.T, *y.T), strict=True))
+            return scale * evaluate(loss.value, columns).sum()
         smoothing = loss.label_smoothing
         entropy = nn.CrossEntropyLoss(reduction="sum", label_smoothing=smoothing)
         return scale * entropy(z, y)

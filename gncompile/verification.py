@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import grad, hessian, jacrev, jvp
 
 from .frontends.torch_export import trace
-from .losses import Loss, SoftmaxCrossEntropy, resolve_loss
+from .losses import CoupledLoss, Loss, SoftmaxCrossEntropy, resolve_loss
 from .model_graph import (
     Affine,
     ModelGraph,
@@ -117,7 +117,7 @@ def verify(
     checks = [_forward_check(full, traced, inputs)]
     traced = traced.with_graph(prepare(traced.graph))
     checks.append(_forward_check(full, traced, inputs, "after the passes"))
-    small = shrink(traced, generator)
+    small = shrink(traced, generator, whole_output=isinstance(declared, CoupledLoss))
     problem = Problem(small, declared, loss if isinstance(loss, nn.Module) else None, generator)
     checks += [
         *problem.first_order(),
@@ -166,6 +166,8 @@ class Problem:
             return inputs, torch.randint(outputs, (samples,), generator=self.generator)
         low, high = self.loss.targets
         low = max(low, 0.0) if high > 0 else high - 1.0
+        if isinstance(self.loss, CoupledLoss):
+            outputs = self.loss.targets_count
         unit = torch.rand(samples, outputs, generator=self.generator, dtype=torch.float64)
         return inputs, low + (min(high, low + 1.0) - low) * unit
 
@@ -255,10 +257,14 @@ class Problem:
         return self.objective(self.network(parameters, inputs), y)
 
     def _output_hessians(self, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
-        """``𝓗_n``: ``[N, K, K]``."""
+        """``𝓗_n``, without negative eigenvalues where the loss says so: ``[N, K, K]``."""
         z = self.network({}, inputs)
         whole = hessian(lambda u: self.objective(u, y))(z) * len(z)
-        return torch.stack([whole[n, :, n] for n in range(len(z))])
+        exact = torch.stack([whole[n, :, n] for n in range(len(z))])
+        if not (isinstance(self.loss, CoupledLoss) and self.loss.negative_curvature == "clip"):
+            return exact
+        values, vectors = torch.linalg.eigh(exact)
+        return (vectors * values.clamp(min=0)[:, None, :]) @ vectors.mT
 
     def gauss_newton(self, inputs: tuple[Tensor, ...], y: Tensor) -> dict[str, Tensor]:
         """``(1/N) Σ_n J_nᵀ 𝓗_n J_n`` at every layer's pre-activation, ``J_n`` and ``𝓗_n`` by torch.func."""

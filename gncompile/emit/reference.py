@@ -85,8 +85,12 @@ class ReferenceStep:
 
 
 def columns(v: list[Tensor], start: int, count: int) -> Tensor:
-    """``r_k (e_k − p)`` for k = start … start + count − 1, zero beyond the last."""
+    """``r_k (e_k − p)`` for k = start … start + count − 1, zero beyond the last; or columns of a root."""
     r, k_total = v[0], v[0].shape[-1]
+    if r.dim() == 3:
+        zero = torch.zeros_like(r[:, :, 0])
+        chosen = range(start, start + count)
+        return torch.stack([r[:, :, k] if k < k_total else zero for k in chosen])
     identity = torch.eye(k_total, dtype=r.dtype, device=r.device)
     result = r.new_zeros(count, *r.shape)
     for s, k in enumerate(range(start, min(start + count, k_total))):
@@ -136,6 +140,14 @@ def apply(op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
             return torch.diag_embed(v[0])
         case ir.SampleOuter():
             return v[0][:, :, None] * v[1][:, None, :]
+        case ir.SampleMatrix(size):
+            return v[0].reshape(-1, size, size)
+        case ir.SampleRoot():
+            out = torch.empty_like(v[0])
+            linalg.sample_roots(v[0], out)
+            return out
+        case ir.SampleMultiply():
+            return (v[0] @ v[1][:, :, None])[:, :, 0]
         case ir.ScaleSides(left, right):
             m = v[0] * v[1][:, :, None] if left else v[0]
             return m * v[-1][:, None, :] if right else m

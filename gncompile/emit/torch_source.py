@@ -110,6 +110,8 @@ class _Writer:
                 return f"{source}[{index}]"
             case ir.Head(rows):
                 return f"{source}[..., :{rows}, :]"
+            case ir.SampleMatrix(size):
+                return f"{source}.unflatten(-1, ({size}, {size}))"
         return source
 
     @staticmethod
@@ -355,6 +357,20 @@ def _diagonal(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Sp
 @_writes(ir.SampleOuter)
 def _outer(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"torch.mul({v[0]}[:, :, None], {v[1]}[:, None, :], out={out})"]
+
+
+@_writes(ir.SampleRoot)
+def _sample_root(
+    w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]
+) -> list[str]:
+    return [f"linalg.sample_roots({v[0]}, out={out})"]
+
+
+@_writes(ir.SampleMultiply)
+def _sample_multiply(
+    w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]
+) -> list[str]:
+    return [f"torch.bmm({v[0]}, {v[1]}.unsqueeze(-1), out={out}.unsqueeze(-1))"]
 
 
 @_writes(ir.ScaleSides)

@@ -187,8 +187,24 @@ def sample_categorical(p: Tensor, u: Tensor, out: Tensor) -> None:
     out.zero_().scatter_(-1, chosen, 1.0)
 
 
+def sample_roots(m: Tensor, out: Tensor) -> None:
+    """``out[n] ← U √max(λ, 0)`` for each symmetric ``M_n = U λ Uᵀ``: ``[N, d, d]``.
+
+    NaN where M is not finite. Eigenvalues rather than Cholesky, because output Hessians are often singular.
+    """
+    finite = m.isfinite().all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
+    values, vectors = _eigh(torch.where(finite, m, 0.0))
+    torch.mul(vectors, values.clamp(min=0).sqrt()[:, None, :], out=out)
+    out.masked_fill_(~finite, float("nan"))
+
+
 def root_columns(r: Tensor, p: Tensor | None, start: int, out: Tensor) -> None:
-    """``out[s] ← r_k (e_k − p)`` for columns k = start + s; zero beyond the last column."""
+    """``out[s] ← r_k (e_k − p)``, or ``r[:, :, k]``, for columns k = start + s; zero beyond the last."""
+    if r.dim() == 3:
+        part = r[:, :, start : start + out.shape[0]].permute(2, 0, 1)
+        out[: len(part)] = part
+        out[len(part) :] = 0
+        return
     if p is None:
         out.zero_()
     else:

@@ -7,8 +7,9 @@ from typing import Any
 
 import sympy
 
+from ..coupled_loss import output_symbols, target_symbols
 from ..functions import PRIMITIVES
-from ..losses import OUTPUT, TARGET, Loss, Scale, SeparableLoss, SoftmaxCrossEntropy
+from ..losses import OUTPUT, TARGET, CoupledLoss, Loss, Scale, SeparableLoss, SoftmaxCrossEntropy
 from ..parsing import FUNCTIONS, parse_expression
 
 # Expressions are printed by sympy's names of functions, such as Abs.
@@ -26,6 +27,15 @@ def loss_to_data(loss: Loss) -> dict[str, Any]:
     }
     if isinstance(loss, SoftmaxCrossEntropy):
         return {**data, "label_smoothing": loss.label_smoothing}
+    if isinstance(loss, CoupledLoss):
+        return {
+            **data,
+            "expression": str(loss.expression),
+            "outputs": loss.outputs,
+            "targets_count": loss.targets_count,
+            "targets": list(loss.targets),
+            "negative_curvature": loss.negative_curvature,
+        }
     forms = {key: _text(getattr(loss, key)) for key in ("slope_form", "curvature_form")}
     return {
         **data,
@@ -42,6 +52,18 @@ def loss_from_data(data: dict[str, Any]) -> Loss:
     if "label_smoothing" in data:
         return SoftmaxCrossEntropy(data["name"], data["label_smoothing"], scale)
     low, high = data["targets"]
+    if "outputs" in data:
+        outputs, targets = int(data["outputs"]), int(data["targets_count"])
+        symbols = {s.name: s for s in (*output_symbols(outputs), *target_symbols(targets))}
+        return CoupledLoss(
+            data["name"],
+            parse_expression(data["expression"], symbols, _PRINTED, where="the stored loss"),
+            outputs,
+            targets,
+            scale,
+            (float(low), float(high)),
+            data["negative_curvature"],
+        )
     expression = _expression(data["expression"])
     assert expression is not None
     return SeparableLoss(
