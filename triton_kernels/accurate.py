@@ -71,7 +71,7 @@ def hypot(a, b):
     larger = tl.where(a > b, a, b)
     smaller = tl.where(a > b, b, a)
     ratio = tl.where(smaller == larger, constant(larger, 1.0), smaller / larger)  # also 0/0 and ∞/∞
-    return larger * sqrt(1.0 + ratio * ratio) + (a + b) * 0.0
+    return larger * sqrt(1.0 + ratio * ratio)
 
 
 # Exponentials ---------------------------------------------------------------------------------------------
