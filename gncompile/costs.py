@@ -24,6 +24,7 @@ from .model_graph import (
     Pointwise,
     Select,
 )
+from .passes.buffers import plan_buffers
 from .step_program import Instruction, Spec, StepProgram, Structure
 
 EIGEN_FLOPS = 9
@@ -107,14 +108,9 @@ class CostModel:
 
     def buffer_bytes(self) -> dict[str, int]:
         """Bytes of every work buffer, batch included; scratch space of elementwise code comes on top."""
-        held = [
-            i
-            for i in self.program
-            if i.into is None
-            and not isinstance(i.op, ir.VIEWS)
-            and (not isinstance(i.op, ir.Leaf) or i.op.kind in ("input", "target"))
-        ]
-        return {i.name: self.elements(i.spec) * self.itemsize for i in held}
+        batch = [leaf.name for kind in ("input", "target") for leaf in self.program.leaves(kind)]
+        held = dict.fromkeys([*batch, *plan_buffers(self.program).values()])
+        return {name: self.elements(self.program[name].spec) * self.itemsize for name in held}
 
     def state_bytes(self) -> dict[str, int]:
         """Bytes of every tensor that survives a step, parameters excluded."""

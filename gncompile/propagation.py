@@ -30,11 +30,12 @@ class Forward:
     """The forward pass of one batch: every node's value, and slopes of pointwise nodes on demand."""
 
     def __init__(
-        self, builder: ProgramBuilder, graph: ModelGraph, values: dict[str, Value]
+        self, builder: ProgramBuilder, graph: ModelGraph, values: dict[str, Value], suffix: str = ""
     ) -> None:
         self.builder = builder
         self.graph = graph
         self.values = values
+        self.suffix = suffix
 
     @classmethod
     def emit(cls, builder: ProgramBuilder, graph: ModelGraph) -> Forward:
@@ -50,7 +51,7 @@ class Forward:
             name: self.builder.emit(ir.Head(rows), value, name=f"{value.name}_{rows}")
             for name, value in self.values.items()
         }
-        return Forward(self.builder, self.graph, views)
+        return Forward(self.builder, self.graph, views, f"_{rows}")
 
     @property
     def output(self) -> Value:
@@ -125,6 +126,7 @@ class Forward:
         if expression.is_number:
             return float(expression)
         symbols = {**self._symbols(node), self.rule(node).output: self.values[node.name]}
+        name += self.suffix
         value = self.builder.pointwise(expression, symbols, name=name, comment=comment)
         if len(value.spec.shape) == 2:
             return value

@@ -161,7 +161,7 @@ def formula(name: str, of: Compiled) -> str:
 
 
 def test_kfra_on_a_chain_reads_as_in_the_paper() -> None:
-    of = compiled(chain(), 6, trace_correction=False)
+    of = compiled(chain(), 6, trace_correction=False, factor_share=1.0)
     name = of[3].results["G.0"]
     assert formula(name, of) == (
         "(W[2]ᵀ (hessian_elements I W[2])) ⊙ E[b_layer_1_tanh b_layer_1_tanhᵀ]"

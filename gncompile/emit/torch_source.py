@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from .. import step_program as ir
 from ..errors import InternalError
+from ..passes.buffers import plan_buffers
 from ..step_program import Dim, Instruction, Leaf, Op, Spec, StepProgram, Structure
 from .torch_statements import torch_statements
 
@@ -84,10 +85,11 @@ class _Writer:
         return lines
 
     def _buffers(self) -> list[str]:
-        lines = ["# One buffer for every value of a step, then scratch space."]
-        for i in self.program:
-            if not isinstance(i.op, (Leaf, *ir.VIEWS)) and i.into is None:
-                lines.append(f"{i.name} = {self._buffer(i.name, i.spec.shape)}")
+        lines = [
+            "# Buffers for the values of a step, some shared by values that never meet; scratch space."
+        ]
+        for name, buffer in plan_buffers(self.program).items():
+            lines.append(f"{name} = {self._buffer(buffer, self.program[name].spec.shape)}")
         lines += [f"{name} = {self._buffer(name, shape)}" for name, shape in self.scratch.items()]
         lines += [f"{name} = {text}" for name, text in self.constants.items()]
         return lines
