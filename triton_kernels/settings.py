@@ -92,11 +92,10 @@ def fits(
 ) -> bool:
     """Whether settings are worth compiling: they fit every device of :data:`SHARED_MEMORY` without spills.
 
-    Sums may take 64 registers of a thread, half of that where operands are multiplied in parts or without
-    tensor cores, because fragments of both operands then wait in registers too.
+    Sums may take 64 registers of a thread; half of that where each operand is split into two parts, because
+    on compute capability 80 the parts wait in registers too.
     """
-    in_registers = dtype == torch.float64 or (dtype == torch.float32 and precision != "medium")
-    budget = 32 if in_registers else 64
+    budget = 32 if dtype == torch.float32 and precision == "high" else 64
     return (
         shared_memory(settings, dtype) <= min(SHARED_MEMORY.values())
         and accumulator_registers(settings, dtype, accumulators) <= budget

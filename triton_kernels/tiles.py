@@ -96,7 +96,11 @@ def load_tiles(
     """:func:`load_tile` of each input of a generated function."""
     tiles = ()
     for i in tl.static_range(len(KINDS)):
-        tile = load_tile(inputs[i], rows, columns, row_mask, column_mask, tl.constexpr(KINDS[i]), DTYPE)
+        tile = load_tile(
+            inputs[i], rows, columns, row_mask, column_mask,
+            tl.constexpr(KINDS[i]),  # a bare string is no argument in Triton 3.6
+            DTYPE,
+        )  # fmt: skip
         tiles = tiles + (tile,)
     return tiles
 
@@ -111,20 +115,21 @@ def operand_tile(
 
     ``ONES`` appends a column of ones at outer index ``size``; ``MASKED`` says that ``end`` may be reached.
     """
-    at = offsets(outer, operand.outer)[:, None] + offsets(inner, operand.inner)[None, :]
-    outer_mask = outer < operand.readable
+    pointer, outer_stride, inner_stride, _, readable, size = operand
+    at = offsets(outer, outer_stride)[:, None] + offsets(inner, inner_stride)[None, :]
+    outer_mask = outer < readable
     inner_mask = inner < end
     if MASKED:
         mask = outer_mask[:, None] & inner_mask[None, :]
     else:
         mask = outer_mask[:, None]
-    tile = tl.load(operand.pointer + at, mask=mask, other=0.0)
+    tile = tl.load(pointer + at, mask=mask, other=0.0)
     if PROLOGUE is not None:
         tiles = load_tiles(inputs, outer, inner, outer_mask, inner_mask, KINDS, ACCUMULATOR)
         tile = PROLOGUE(tile.to(ACCUMULATOR), *tiles)[0]
     tile = tile.to(DTYPE)
     if ONES:
-        tile = tl.where((outer == operand.size)[:, None], 1.0, tile).to(DTYPE)
+        tile = tl.where((outer == size)[:, None], 1.0, tile).to(DTYPE)
     if MASKED and (ONES or PROLOGUE is not None):
         tile = tl.where(inner_mask[None, :], tile, 0.0).to(DTYPE)  # φ(0) need not be 0
     return tile

@@ -1,0 +1,459 @@
+"""Sums of a generated function, in a fixed order: losses, dot products, row and column sums, softmax.
+
+``out = scale · Σ f(inputs)``, over all elements, over rows (``[M, N]`` to ``[N]``) or over columns (to ``[M]``).
+The function's other results are stored elementwise, so that a loss and its gradient cost one pass.
+
+Every element is added in float64. That costs nothing here: the kernels wait for memory, and even devices with a
+64th of their arithmetic in float64 add faster than they read. Large sums have two passes, partial sums by
+program and their sum in order; nothing is atomic, so equal shapes and settings give equal bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gncompile.errors import InternalError, expected_got, message
+
+from . import accurate
+from .elementwise import arithmetic_type
+from .groups import Group, Problem, group_operands, group_tile, plan_group
+from .language import tl, triton
+from .launches import Launch, Number, Template, factor, kinds, matrix
+from .settings import PROCESSORS
+from .tiles import load_tiles, scale, store_tile
+
+Over = Literal["all", "rows", "columns"]
+"""The dimensions that are summed away."""
+
+
+@dataclass(frozen=True)
+class ReduceSettings:
+    """The tile added at once, and how many programs share the tiles; results depend on them in rounding only."""
+
+    block_m: int
+    block_n: int
+    programs: int = 2 * PROCESSORS
+    num_warps: int = 4
+
+
+Settings = ReduceSettings
+
+TILE = 1024
+"""Elements of a tile by default: with float64 accumulators 16 registers a thread."""
+
+
+def default_settings(rows: int, columns: int, elements: int = TILE) -> ReduceSettings:
+    """Tiles as wide as the matrix, up to 256 columns, so that most have no idle lanes."""
+    width = min(triton.next_power_of_2(max(columns, 1)), 256, elements)
+    height = min(triton.next_power_of_2(max(rows, 1)), elements // width)
+    return ReduceSettings(height, width)
+
+
+def space(rows: int, columns: int) -> tuple[ReduceSettings, ...]:
+    """Settings worth measuring."""
+    tiles = dict.fromkeys(default_settings(rows, columns, size) for size in (512, 1024, 2048))
+    return tuple(
+        ReduceSettings(tile.block_m, tile.block_n, programs, warps)
+        for tile in tiles
+        for programs in (PROCESSORS, 2 * PROCESSORS, 4 * PROCESSORS)
+        for warps in (4, 8)
+    )
+
+
+def cost(inputs: Sequence[Tensor], outputs: Sequence[Tensor] = ()) -> tuple[int, int]:
+    """Flops, counted as two an element of the largest input, and bytes moved."""
+    moved = sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, *outputs))
+    return 2 * max(tensor.numel() for tensor in inputs), moved
+
+
+@triton.jit
+def product(a, b):
+    """The summand of a dot product."""
+    return (a * b,)
+
+
+@triton.jit
+def itself(a):
+    """The summand of a plain sum."""
+    return (a,)
+
+
+# Kernels --------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def summand_tile(
+    inputs, outputs, rows, columns, row_count, column_count,
+    FUNCTION: tl.constexpr, KINDS: tl.constexpr, RESULTS: tl.constexpr, DTYPE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """A tile of summands in float64, zero outside; the function's other results are stored."""
+    row_mask = rows < row_count
+    column_mask = columns < column_count
+    tiles = load_tiles(inputs, rows, columns, row_mask, column_mask, KINDS, DTYPE)
+    results = FUNCTION(*tiles)
+    for i in tl.static_range(RESULTS):
+        result = tl.broadcast_to(results[i + 1], (BLOCK_M, BLOCK_N))
+        store_tile(outputs[i], result, rows, columns, row_mask, column_mask)
+    value = tl.broadcast_to(results[0], (BLOCK_M, BLOCK_N)).to(tl.float64)
+    return tl.where(row_mask[:, None] & column_mask[None, :], value, 0.0)
+
+
+@triton.jit
+def partial_kernel(
+    inputs, outputs, partial, row_count, column_count, row_steps, column_steps,
+    FUNCTION: tl.constexpr, KINDS: tl.constexpr, RESULTS: tl.constexpr, DTYPE: tl.constexpr,
+    OVER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Program ``(i, j)`` sums ``row_steps · column_steps`` tiles: ``partial`` is ``[i, j]``, ``[i, N]`` or ``[M]``."""
+    i = tl.program_id(0)
+    j = tl.program_id(1)
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float64)
+    for row_step in range(row_steps):
+        rows = (i * row_steps + row_step) * BLOCK_M + tl.arange(0, BLOCK_M)
+        for column_step in range(column_steps):
+            columns = (j * column_steps + column_step) * BLOCK_N + tl.arange(0, BLOCK_N)
+            total += summand_tile(
+                inputs, outputs, rows, columns, row_count, column_count,
+                FUNCTION, KINDS, RESULTS, DTYPE, BLOCK_M, BLOCK_N,
+            )  # fmt: skip
+    if OVER == "all":
+        tl.store(partial + i * tl.num_programs(1) + j, tl.sum(tl.sum(total, axis=1), axis=0))
+    elif OVER == "rows":
+        columns = j * BLOCK_N + tl.arange(0, BLOCK_N)
+        at = partial + i.to(tl.int64) * column_count + columns
+        tl.store(at, tl.sum(total, axis=0), mask=columns < column_count)
+    else:
+        rows = i * BLOCK_M + tl.arange(0, BLOCK_M)
+        tl.store(partial + rows, tl.sum(total, axis=1), mask=rows < row_count)
+
+
+@triton.jit
+def finish_kernel(
+    partial, out, stride, parts, size, alpha: tl.float64, alpha_tensor,
+    ADD: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """``out[k] = alpha Σ_s partial[s, k]`` in the order of s; with ``ADD`` onto what is there."""
+    k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
+    total = tl.zeros((BLOCK_S, BLOCK_K), tl.float64)
+    for first in range(0, parts, BLOCK_S):
+        s = first + tl.arange(0, BLOCK_S)
+        mask = (s < parts)[:, None] & (k < size)[None, :]
+        total += tl.load(partial + s.to(tl.int64)[:, None] * size + k[None, :], mask=mask, other=0.0)
+    result = tl.sum(total, axis=0) * scale(alpha, alpha_tensor)
+    at = out + k.to(tl.int64) * stride
+    if ADD:
+        result += tl.load(at, mask=k < size, other=0.0).to(tl.float64)
+    tl.store(at, result, mask=k < size)
+
+
+@triton.jit
+def grouped_partial_kernel(
+    table, problem_count, partial,
+    FUNCTION: tl.constexpr, KINDS: tl.constexpr, TYPES: tl.constexpr, DTYPE: tl.constexpr,
+    LAYOUT: tl.constexpr, PROBLEMS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Program ``t`` sums tile ``t`` of all problems' tiles in a row."""
+    line, rows, columns, row_count, column_count = group_tile(
+        table, problem_count, len(TYPES), PROBLEMS, BLOCK_M, BLOCK_N
+    )
+    total = summand_tile(
+        group_operands(line, 0, len(KINDS), TYPES, LAYOUT), (),
+        rows, columns, row_count, column_count,
+        FUNCTION, KINDS, 0, DTYPE, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
+    tl.store(partial + tl.program_id(0), tl.sum(tl.sum(total, axis=1), axis=0))
+
+
+@triton.jit
+def slot_kernel(
+    partial, firsts, out, stride, alpha: tl.float64, alpha_tensor,
+    ADD: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """Program k sums the partial sums from ``firsts[k]`` to ``firsts[k + 1]`` into ``out[k]``."""
+    slot = tl.program_id(0)
+    last = tl.load(firsts + slot + 1)
+    total = tl.zeros((BLOCK_S,), tl.float64)
+    for first in range(tl.load(firsts + slot), last, BLOCK_S):
+        at = first + tl.arange(0, BLOCK_S)
+        total += tl.load(partial + at, mask=at < last, other=0.0)
+    result = tl.sum(total, axis=0) * scale(alpha, alpha_tensor)
+    if ADD:
+        result += tl.load(out + slot * stride).to(tl.float64)
+    tl.store(out + slot * stride, result)
+
+
+@triton.jit
+def softmax_kernel(
+    x, out, log_sum, row_count, column_count, DTYPE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Maximum and sum of each row together in one pass; the probabilities, if wanted, in a second."""
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_mask = rows < row_count
+    largest = tl.full((BLOCK_M,), float("-inf"), DTYPE)
+    total = tl.zeros((BLOCK_M,), DTYPE)
+    for first in range(0, column_count, BLOCK_N):
+        columns = first + tl.arange(0, BLOCK_N)
+        mask = columns < column_count
+        (tile,) = load_tiles((x,), rows, columns, row_mask, mask, ("full",), DTYPE)
+        tile = tl.where(mask[None, :], tile, float("-inf"))
+        larger = tl.maximum(largest, tl.max(tile, axis=1))
+        shift = tl.where(larger == float("-inf"), 0.0, larger).to(DTYPE)
+        total = total * accurate.exp(largest - shift)
+        total += tl.sum(accurate.exp(tile - shift[:, None]), axis=1)
+        largest = larger
+    shift = tl.where(largest == float("-inf"), 0.0, largest).to(DTYPE)
+    if log_sum is not None:
+        tl.store(log_sum + rows, shift + tl.log(total), mask=row_mask)
+    if out is not None:
+        for first in range(0, column_count, BLOCK_N):
+            columns = first + tl.arange(0, BLOCK_N)
+            mask = columns < column_count
+            (tile,) = load_tiles((x,), rows, columns, row_mask, mask, ("full",), DTYPE)
+            probability = accurate.exp(tile - shift[:, None]) / total[:, None]
+            store_tile(out, probability, rows, columns, row_mask, mask)
+
+
+# Launches -------------------------------------------------------------------------------------------------
+
+
+def _reduce(
+    function: Any,
+    inputs: Sequence[Tensor],
+    out: Tensor,
+    *,
+    over: Over = "all",
+    outputs: Sequence[Tensor] = (),
+    alpha: Number = 1.0,
+    mean: bool = False,
+    add: bool = False,
+    settings: ReduceSettings | None = None,
+) -> list[Launch]:
+    """``out = alpha · Σ function(*inputs)[0]``; the function's further results go to ``outputs``.
+
+    Args:
+        function: A ``@triton.jit`` function of tiles to a tuple of tiles.
+        inputs: ``[M, N]`` (at least one), ``[N]``, ``[M, 1]``, ``[]``.
+        out: ``[]``, or ``[N]`` over rows, or ``[M]`` or ``[M, 1]`` over columns.
+        over: The dimensions that are summed away.
+        outputs: Tensors ``[M, N]``.
+        alpha: A number, or a 0-d tensor.
+        mean: Divide by the number of summands too.
+        add: Add onto what ``out`` holds.
+        settings: :func:`default_settings` by default.
+    """
+    rows, columns = _size(inputs)
+    settings = settings or default_settings(rows, columns)
+    size = {"all": 1, "rows": columns, "columns": rows}[over]
+    if out.numel() != size:
+        raise InternalError(
+            message(f"a sum over {over} has another size", where=expected_got(size, out.numel()))
+        )
+    grid, steps = _shares(rows, columns, over, settings)
+    parts = {"all": grid[0] * grid[1], "rows": grid[0], "columns": 1}[over]
+    partial = torch.empty(parts * size, dtype=torch.float64, device=out.device)
+    arguments = {
+        "inputs": tuple(map(matrix, inputs)),
+        "outputs": tuple(map(matrix, outputs)),
+        "partial": partial,
+        "row_count": rows,
+        "column_count": columns,
+        "row_steps": steps[0],
+        "column_steps": steps[1],
+        "FUNCTION": function,
+        "KINDS": kinds(inputs, rows, columns),
+        "RESULTS": len(outputs),
+        "DTYPE": arithmetic_type(inputs),
+        "OVER": over,
+        "BLOCK_M": settings.block_m,
+        "BLOCK_N": settings.block_n,
+    }
+    count = rows * columns // size
+    finish = _finish(partial, parts, out, size, alpha, 1 / count if mean else 1.0, add)
+    return [Launch(partial_kernel, grid, arguments, settings.num_warps, 1), finish]
+
+
+reduce = Template(_reduce)
+
+
+def _size(inputs: Sequence[Tensor]) -> tuple[int, int]:
+    shape = max(inputs, key=lambda tensor: (tensor.numel(), tensor.dim())).shape
+    if len(shape) > 2 or 0 in shape:
+        raise InternalError(f"only matrices with elements are summed, not {list(shape)}")
+    rows, columns = (1,) * (2 - len(shape)) + tuple(shape)
+    return rows, columns
+
+
+def _shares(
+    rows: int, columns: int, over: Over, settings: ReduceSettings
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The grid, and how many tiles down and across each program sums."""
+    down = triton.cdiv(rows, settings.block_m)
+    across = triton.cdiv(columns, settings.block_n)
+    if over == "columns":
+        return (down, 1), (1, across)
+    if over == "rows":
+        split = max(min(settings.programs // across, down), 1)
+        steps = triton.cdiv(down, split)
+        return (triton.cdiv(down, steps), across), (steps, 1)
+    if across > settings.programs:
+        steps = triton.cdiv(across, settings.programs)
+        return (1, triton.cdiv(across, steps)), (down, steps)
+    steps = triton.cdiv(down, max(settings.programs // across, 1))
+    return (triton.cdiv(down, steps), across), (steps, 1)
+
+
+def _finish(
+    partial: Tensor, parts: int, out: Tensor, size: int, alpha: Number, weight: float, add: bool
+) -> Launch:
+    number, tensor = factor(alpha)
+    block_k = min(triton.next_power_of_2(size), 64)
+    block_s = max(min(triton.next_power_of_2(parts), 1024 // block_k), 1)
+    arguments = {
+        "partial": partial,
+        "out": out,
+        "stride": out.stride(0) if out.dim() else 0,
+        "parts": parts,
+        "size": size,
+        "alpha": number * weight,
+        "alpha_tensor": tensor,
+        "ADD": add,
+        "BLOCK_S": block_s,
+        "BLOCK_K": block_k,
+    }
+    return Launch(finish_kernel, (triton.cdiv(size, block_k),), arguments, 4, 1)
+
+
+def plan_sums(problems: Sequence[Problem], settings: ReduceSettings | None = None) -> Group:
+    """The table of :func:`grouped_reduce`, built once: inputs of each problem and the slot it is added to."""
+    tile = settings or ReduceSettings(8, 128)
+    return plan_group(problems, tile.block_m, tile.block_n)
+
+
+def _grouped_reduce(
+    function: Any,
+    group: Group,
+    out: Tensor,
+    *,
+    alpha: Number = 1.0,
+    add: bool = False,
+    num_warps: int = 4,
+) -> list[Launch]:
+    """``out[slot] = alpha · Σ function(*inputs)[0]`` over the problems of each slot, in two launches.
+
+    Dot products of many pairs at once, each slot summed over the layers: the entries of a quadratic model.
+    A slot that no problem names gets zero.
+    """
+    slots = len(group.slots) - 1
+    if out.shape != (slots,):
+        raise InternalError(
+            message(
+                "sums need one element a slot", where=expected_got([slots], list(out.shape))
+            )
+        )
+    partial = torch.empty(group.tiles, dtype=torch.float64, device=out.device)
+    number, tensor = factor(alpha)
+    first = {
+        **group.arguments(),
+        "partial": partial,
+        "FUNCTION": function,
+        "DTYPE": arithmetic_type(group.tensors),
+    }
+    second = {
+        "partial": partial,
+        "firsts": torch.tensor(group.slots, dtype=torch.int32, device=out.device),
+        "out": out,
+        "stride": out.stride(0),
+        "alpha": number,
+        "alpha_tensor": tensor,
+        "ADD": add,
+        "BLOCK_S": 1024,
+    }
+    return [
+        Launch(grouped_partial_kernel, (group.tiles,), first, num_warps, 1),
+        Launch(slot_kernel, (slots,), second, 4, 1),
+    ]
+
+
+grouped_reduce = Template(_grouped_reduce)
+
+
+def _softmax(
+    x: Tensor,
+    *,
+    out: Tensor | None = None,
+    log_sum: Tensor | None = None,
+    settings: ReduceSettings | None = None,
+) -> list[Launch]:
+    """``out = softmax(x)`` and ``log_sum = log Σ e^x`` by row of ``[M, N]``, either or both; stable.
+
+    ``log_sum`` is ``[M]`` or ``[M, 1]``, contiguous. A row that is -inf throughout gives NaN and -inf.
+    """
+    rows, columns = x.shape
+    settings = settings or default_settings(rows, columns)
+    if log_sum is not None and not log_sum.is_contiguous():
+        raise InternalError("the logarithms of a softmax need contiguous memory")
+    arguments = {
+        "x": matrix(x),
+        "out": None if out is None else matrix(out),
+        "log_sum": log_sum,
+        "row_count": rows,
+        "column_count": columns,
+        "DTYPE": arithmetic_type((x,)),
+        "BLOCK_M": settings.block_m,
+        "BLOCK_N": settings.block_n,
+    }
+    grid = (triton.cdiv(rows, settings.block_m),)
+    return [Launch(softmax_kernel, grid, arguments, settings.num_warps, 1)]
+
+
+softmax = Template(_softmax)
+
+
+def _trace(a: Tensor, out: Tensor, *, alpha: Number = 1.0) -> list[Launch]:
+    """``out = alpha · tr A`` of a square matrix, into a 0-d tensor."""
+    return _reduce(itself, (a.diagonal().unsqueeze(1),), out, alpha=alpha)
+
+
+trace = Template(_trace)
+
+
+# References -----------------------------------------------------------------------------------------------
+
+
+def reduce_reference(
+    function: Callable[..., tuple[Tensor, ...]],
+    inputs: Sequence[Tensor],
+    out: Tensor,
+    *,
+    over: Over = "all",
+    outputs: Sequence[Tensor] = (),
+    alpha: Number = 1.0,
+    mean: bool = False,
+    add: bool = False,
+) -> None:
+    """:data:`reduce` in torch, with a function of tensors."""
+    rows, columns = _size(inputs)
+    summand, *others = function(*inputs)
+    summand = summand.expand(rows, columns).double()
+    dimensions = {"all": (0, 1), "rows": (0,), "columns": (1,)}[over]
+    total = alpha * (summand.mean(dimensions) if mean else summand.sum(dimensions))
+    out.copy_((total + (out.double().reshape(total.shape) if add else 0.0)).reshape(out.shape))
+    for target, other in zip(outputs, others, strict=False):
+        target.copy_(other)
+
+
+def softmax_reference(
+    x: Tensor, *, out: Tensor | None = None, log_sum: Tensor | None = None
+) -> None:
+    """:data:`softmax` in torch."""
+    if out is not None:
+        out.copy_(torch.softmax(x, dim=1))
+    if log_sum is not None:
+        log_sum.copy_(torch.logsumexp(x, dim=1).reshape(log_sum.shape))
