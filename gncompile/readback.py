@@ -16,6 +16,7 @@ from .costs import Cost, CostModel, attribute, columns_within, forward_values, t
 from .formulas import Formulas
 from .losses import Loss
 from .model_graph import Affine, ModelGraph, Node, Pointwise, TracedModel
+from .notation import Elementwise, text
 from .optimiser.settings import Settings
 from .piecewise_linear import rule_of
 from .propagation import Forward
@@ -237,13 +238,15 @@ class Readback:
 
     def kept(self, node: Node) -> str:
         """What a pointwise node keeps for the backward pass, and why."""
+        rule = rule_of(node)
+        return f"{', '.join(self.kept_values(node)) or 'nothing'} ({rule.keeps}); {rule.why}"
+
+    def kept_values(self, node: Node) -> list[str]:
+        """The values of the program that the slopes of a pointwise node are computed from."""
         assert isinstance(node.op, Pointwise)
         values = forward_values(self.program, self.graph)
-        rule = rule_of(node)
         symbols = dict(zip(node.op.arguments, node.inputs, strict=True))
-        names = [values.get(symbols.get(s, node.name), str(s)) for s in rule.kept]
-        kept = ", ".join(names) or "nothing"
-        return f"{kept} ({rule.keeps}); {rule.why}"
+        return [values[symbols.get(symbol, node.name)] for symbol in rule_of(node).kept]
 
     def statements(self, names: Collection[str], source: str) -> list[Statement]:
         """The lines of the emitted file ``source`` that compute the values ``names``."""
@@ -251,12 +254,12 @@ class Readback:
         phase = ""
         pending: list[Statement] = []
         found: list[Statement] = []
-        for number, text in enumerate(source.splitlines(), start=1):
-            if method := re.match(r"    def (\w+)\(", text):
+        for number, line in enumerate(source.splitlines(), start=1):
+            if method := re.match(r"    def (\w+)\(", line):
                 phase, pending = method[1], []
-            elif phase and text.startswith("        "):
-                pending.append(Statement(phase, number, text.strip()))
-                target = _written(text)
+            elif phase and line.startswith("        "):
+                pending.append(Statement(phase, number, line.strip()))
+                target = _written(line)
                 if (phase, target) in homes:
                     found += pending
                 if target and not target.startswith("scratch"):
@@ -279,7 +282,7 @@ def function_text(node: Node) -> str:
     for name in transfer_names() if len(arguments) == 1 else []:
         if transfer(name)(arguments[0]) == expression:
             return name
-    return str(expression)
+    return text(Elementwise(expression, ()))
 
 
 def _written(line: str) -> str:

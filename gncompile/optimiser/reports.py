@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..emit.torch_source import emit_torch
 from ..files import atomic_write
@@ -12,6 +13,9 @@ from ..model_graph import TracedModel
 from ..runtime.executable import Executable
 from ..step_program import StepProgram
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from ..readback import Readback
 
 
 class Reports:
@@ -46,6 +50,31 @@ class Reports:
             layer,
             itemsize=self._executable.memory.dtype.itemsize,
             source=self.source,
+        )
+
+    def report(self, folder: str | os.PathLike[str], title: str | None = None) -> list[Path]:
+        """Write the derivation as linked HTML pages into ``folder``; returns the files, ``index.html`` first.
+
+        A page a node of the network, with formulas, cost and source lines; ``title`` is the network's name
+        if it is not its class. Plots of transfer functions need matplotlib.
+        """
+        from ..report import write_html
+
+        return write_html(self._readback, self.source, folder, title)
+
+    def report_latex(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
+        """Write the derivation as one LaTeX article to ``path``, and return it."""
+        from ..report import write_latex
+
+        return write_latex(self._readback, self.source, path, title)
+
+    @property
+    def _readback(self) -> Readback:
+        from ..readback import Readback
+
+        itemsize = self._executable.memory.dtype.itemsize
+        return Readback(
+            self.traced, self.loss_function, self.settings, self.program, itemsize=itemsize
         )
 
     def emit(self, folder: str | os.PathLike[str]) -> list[Path]:
