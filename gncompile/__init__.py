@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
+    from .accuracy import measure_accuracy as measure_accuracy
     from .api import curvature as curvature
     from .factors import KroneckerFactors as KroneckerFactors
     from .frontends.torch_export import trace as trace
@@ -25,6 +26,7 @@ _HOMES = {
     "compile": "optimiser.compile",
     "curvature": "api",
     "loss_function": "losses",
+    "measure_accuracy": "accuracy",
     "register_loss": "losses",
     "register_transfer": "transfer",
     "trace": "frontends.torch_export",

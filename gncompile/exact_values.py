@@ -16,8 +16,8 @@ from sympy import Expr, Symbol
 
 from .functions import sigmoid, softplus
 
-DIGITS = (40, 80, 400, 800)
-"""Tried in turn until two agree and are not zero; the last tells ``1e308 + 1e-324`` from ``1e308``."""
+DIGITS = (40, 400, 800)
+"""Tried in turn until two agree and are not zero: ``1 + e^-800`` is 1 in the first, not in the second."""
 _AGREE = mpf("1e-24")
 _NOTHING = mpf("1e-360")  # far below the smallest float64
 
@@ -87,4 +87,4 @@ _BOUNDED: dict[str, Callable[..., mpf]] = {
     "cos": _bounded(mpmath.cos, _HUGE, lambda x: mpmath.nan),
     "tan": _bounded(mpmath.tan, _HUGE, lambda x: mpmath.nan),
 }
-"""What mpmath lacks, and functions whose values at what a tower of exponentials gives would fill the memory."""
+"""What mpmath lacks, and what would fill the memory at the values of a tower of exponentials."""
