@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .optimiser.trainer import Trainer as Trainer
     from .transfer import register_transfer as register_transfer
     from .transfer import transfer_function as transfer_function
+    from .transfer_report import transfer_page as transfer_page
     from .verification import verify as verify
 
 _HOMES = {
@@ -31,6 +32,7 @@ _HOMES = {
     "register_transfer": "transfer",
     "trace": "frontends.torch_export",
     "transfer_function": "transfer",
+    "transfer_page": "transfer_report",
     "verify": "verification",
 }
 """Where each public name lives; looked up on first use, so that ``import gncompile`` stays quick."""

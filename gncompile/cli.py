@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 an error of the model, the data or the machine, 2 wrong us
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ from .errors import GncompileError, InternalError
 
 if TYPE_CHECKING:
     from .training_run import TrainingRun
+    from .transfer import TransferFunction
 
 app = typer.Typer(
     help="Compile a feedforward network and a loss into a second-order trainer.",
@@ -90,12 +92,27 @@ def resume(
 def explain(
     file: ModelPath,
     layer: Annotated[str | None, typer.Option(help="One layer only, by its name.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write linked HTML pages instead.")
+    ] = None,
+    latex: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a LaTeX article instead.")
+    ] = None,
 ) -> None:
-    """Print what is derived and compiled for a model file."""
+    """Print what is derived and compiled for a model file, or write it as a report."""
     from .frontends.model_file import load_model_file
     from .training_run import compile_file
 
-    trainer = compile_file(load_model_file(file))
+    if layer is not None and (html or latex):
+        raise typer.BadParameter("--html and --latex report the whole network: leave --layer out")
+    model_file = load_model_file(file)
+    trainer = compile_file(model_file)
+    if html:
+        _print(str(trainer.report(html, model_file.name)[0]))
+    if latex:
+        _print(str(trainer.report_latex(latex, model_file.name)))
+    if html or latex:
+        return
     if layer is None:
         _print(trainer.summary() + "\n")
     _print(trainer.explain(layer))
@@ -126,6 +143,28 @@ def verify(file: ModelPath) -> None:
     _print(report.to_text())
     if not report.ok:
         raise typer.Exit(1)
+
+
+@app.command()
+def transfer(
+    name: Annotated[str | None, typer.Argument(help="A name; without one all are listed.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Also know the functions of this model file.")
+    ] = None,
+) -> None:
+    """Print what is derived from a transfer function, and what kind of function it is."""
+    from .transfer import transfer_names
+    from .transfer_report import transfer_page
+
+    own: Mapping[str, TransferFunction] = {}
+    if file is not None:
+        from .frontends.model_file import load_model_file
+
+        own = load_model_file(file).transfers
+    if name is None:
+        _print("\n".join([*own, *(known for known in transfer_names() if known not in own)]))
+    else:
+        _print(transfer_page(own.get(name, name)))
 
 
 @app.command()

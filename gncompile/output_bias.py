@@ -22,11 +22,11 @@ def set_output_bias(file: ModelFile, model: nn.Module, targets: Tensor) -> None:
     :class:`~gncompile.errors.ModelFileError` where the file's loss has no such formula here, or the network
     does not end with a linear node with a bias and no transfer function.
     """
-    constant = CONSTANTS.get(file.loss)
+    constant = CONSTANTS.get(file.sections.loss.name or "")
     if constant is None:
         raise ModelFileError(
             message(
-                f'output_bias = "mean" is not known for the loss {file.loss!r}',
+                f'output_bias = "mean" is not known for the loss {file.sections.loss.text!r}',
                 where=f"[training] of {file.path}",
                 instead=f"leave it out, or use one of {', '.join(CONSTANTS)}",
             )

@@ -181,7 +181,7 @@ class _Parser:
         name = node.func.id
         if name in ("select", "where"):
             return self.branch(node, depth)
-        if name not in self.functions and self.functions is FUNCTIONS:
+        if name not in self.functions:
             load_plugins(TRANSFERS)
         if name not in self.functions:
             hint = nearest(name, self.functions)

@@ -61,7 +61,7 @@ def _zeros(condition: Expr, argument: Symbol, domain: Domain) -> Iterator[Number
         yield mpmath.mpmathify((-shift / slope).evalf(mpmath.mp.dps))
         return
     function = precise_function(condition, (argument,))
-    grid = sorted({*probe_points(domain, ()), *_dense(domain)})
+    grid = sorted({*probe_points(domain, ()), *dense(domain)})
     values = [real_value(function, x) for x in grid]
     for (a, fa), (b, fb) in itertools.pairwise(zip(grid, values, strict=True)):
         if fa is None or fb is None:
@@ -76,7 +76,7 @@ def _zeros(condition: Expr, argument: Symbol, domain: Domain) -> Iterator[Number
             yield b
 
 
-def _dense(domain: Domain) -> list[Number]:
+def dense(domain: Domain) -> list[Number]:
     """Seventy points within ±10 or, for a bounded domain, across it."""
     low, high = max(domain[0], -10.0), min(domain[1], 10.0)
     count = 71

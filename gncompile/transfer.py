@@ -202,11 +202,12 @@ def define_transfer(
     declared_at: str = "",
     functions: Mapping[str, Function] | None = None,
     arguments: tuple[str, ...] = (ARGUMENT.name,),
+    where: str = "",
 ) -> TransferFunction:
     """The function of a declaration, derived, but not registered.
 
     ``functions`` are those that the text may call, by default all registered ones; ``arguments`` are the
-    names that stand for the argument.
+    names that stand for the argument. ``where`` names the place in error texts.
     """
     check_name("transfer function", name)
     if not domain[0] < domain[1]:
@@ -221,7 +222,7 @@ def define_transfer(
         check_name("parameter", key, reserved=frozenset({*arguments, "pi"}))
     defaults = {key: float(value) for key, value in parameters.items()}
     symbols = {key: Symbol(key, real=True) for key in defaults}
-    where = f"transfer function {name!r}"
+    where = where or f"transfer function {name!r}"
     if isinstance(expression, str):
         names = {**dict.fromkeys(arguments, ARGUMENT), **symbols}
         general = parse_expression(expression, names, functions, where=where)
@@ -274,11 +275,16 @@ def transfer_names() -> list[str]:
     return sorted(_DECLARED)
 
 
-def called_by_name(function: Callable[[], TransferFunction], name: str) -> Function:
-    """What an expression calls; looked up when called, so that an override takes effect."""
+def is_registered(name: str) -> bool:
+    """Whether ``name`` is a transfer function, and not a primitive or a gate, declared so far."""
+    return name in _DECLARED
+
+
+def called_by_name(function: TransferFunction, name: str) -> Function:
+    """What an expression calls for ``name``: ``name(u)``, or ``name(u, parameter=value)``."""
 
     def called(x: Expr, **parameters: Expr) -> Expr:
-        return function().at(**parameters)(x)
+        return function.at(**parameters)(x)
 
     called.__qualname__ = name
     return called
@@ -299,7 +305,7 @@ def _add(function: TransferFunction) -> TransferFunction:
     name = function.name
     _DECLARED[name] = function
     if name not in PRIMITIVES and name not in SHORTHANDS:
-        FUNCTIONS[name] = called_by_name(lambda: _DECLARED[name], name)
+        FUNCTIONS[name] = called_by_name(function, name)
     return function
 
 

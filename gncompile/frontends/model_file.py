@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import textwrap
 import tomllib
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +22,19 @@ from pydantic import BaseModel, ValidationError
 from sympy import Expr, Symbol
 
 from ..data import READERS, DataSpec
+from ..declarations import check_size
 from ..errors import ExpressionError, ModelFileError, expected_got, message, nearest
+from ..losses import Loss, define_loss
 from ..parsing import FUNCTIONS, parse_expression
-from ..transfer import transfer_names
+from ..plugins import TRANSFERS, load_plugins
+from ..transfer import (
+    BUILT_IN,
+    TransferFunction,
+    called_by_name,
+    define_transfer,
+    is_registered,
+    transfer_names,
+)
 from .declared_network import ARGUMENT, INPUT, DeclaredNetwork, Function, function_name
 from .model_schema import (
     VARIANTS,
@@ -41,17 +53,21 @@ Functions = Mapping[str, Callable[..., Expr]]
 _ARGUMENTS = {
     "u": ARGUMENT,
     "x": ARGUMENT,
-}  # declared transfer functions elsewhere are written in x
+}  # transfer functions declared in Python are written in x
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model file that makes sense: its sections, and its network's sizes and functions by node name."""
+    """A model file that makes sense: its sections, and its network's sizes and functions by node name.
+
+    ``transfers`` are the file's own transfer functions.
+    """
 
     path: Path
     sections: Sections
     sizes: Mapping[str, int]
     functions: Mapping[str, Function]
+    transfers: Mapping[str, TransferFunction]
 
     @property
     def name(self) -> str:
@@ -64,9 +80,18 @@ class ModelFile:
         return self.sections.data
 
     @property
-    def loss(self) -> str:
-        """The loss's name or expression, as ``gncompile.compile`` takes it."""
-        return self.sections.loss.text
+    def loss(self) -> str | Loss:
+        """The loss as ``gncompile.compile`` takes it: its name, or what the file's expression declares."""
+        section = self.sections.loss
+        if section.expression is None:
+            return section.text
+        return define_loss(
+            textwrap.shorten(section.text, 60, placeholder=" …"),
+            section.expression,
+            targets=section.targets,
+            outputs=section.outputs,
+            negative_curvature=section.negative_curvature,
+        )
 
     @property
     def training(self) -> Training:
@@ -106,7 +131,9 @@ def load_model_file(
         home = path.parent if base is None else Path(base)
         spec = dataclasses.replace(spec, name=str((home / Path(spec.name).expanduser()).absolute()))
         sections = sections.model_copy(update={"data": spec})
-    known = _declared_functions(sections, path)
+    transfers = _declared_transfers(sections, path)
+    own = {name: called_by_name(function, name) for name, function in transfers.items()}
+    known = ChainMap(own, FUNCTIONS)
     nodes = sections.network.node
     _check_names(nodes, path)
     sizes = _sizes(nodes, sections.network.input_size, path)
@@ -116,7 +143,7 @@ def load_model_file(
         for node in nodes
         if isinstance(node, Linear | Pointwise)
     }
-    return ModelFile(path, sections, sizes, functions)
+    return ModelFile(path, sections, sizes, functions, transfers)
 
 
 # --- Reading and validation ------------------------------------------------------------------------
@@ -198,12 +225,13 @@ def _keys(location: tuple[int | str, ...]) -> list[str]:
 # --- The network -----------------------------------------------------------------------------------
 
 
-def _declared_functions(sections: Sections, path: Path) -> Functions:
-    """What expressions may call: the vocabulary and the file's own ``[transfer.NAME]``, in order."""
-    known: dict[str, Callable[..., Expr]] = dict(FUNCTIONS)
-    for name, declared in sections.transfer.items():
+def _declared_transfers(sections: Sections, path: Path) -> dict[str, TransferFunction]:
+    """The file's own ``[transfer.NAME]``, each of which may call those above it."""
+    declared: dict[str, TransferFunction] = {}
+    own: dict[str, Callable[..., Expr]] = {}
+    for name, record in sections.transfer.items():
         place = f"[transfer.{name}] of {path}"
-        if name in FUNCTIONS:
+        if name in BUILT_IN or (name in FUNCTIONS and not is_registered(name)):
             raise ModelFileError(
                 message(
                     f"the transfer function {name!r} exists already",
@@ -211,16 +239,20 @@ def _declared_functions(sections: Sections, path: Path) -> Functions:
                     instead="choose another name",
                 )
             )
-        expression = parse_expression(declared.expression, _ARGUMENTS, known, where=place)
-        known[name] = _substitution(expression)
-    return known
-
-
-def _substitution(expression: Expr) -> Callable[[Expr], Expr]:
-    def function(argument: Expr) -> Expr:
-        return expression.xreplace({ARGUMENT: argument})
-
-    return function
+        function = define_transfer(
+            name,
+            record.expression,
+            record.parameters,
+            record.domain,
+            record.doc,
+            place,
+            ChainMap(own, FUNCTIONS),
+            tuple(_ARGUMENTS),
+            place,
+        )
+        function.check()
+        declared[name], own[name] = function, called_by_name(function, name)
+    return declared
 
 
 def _check_names(nodes: tuple[Node, ...], path: Path) -> None:
@@ -316,14 +348,20 @@ def _function(node: Linear | Pointwise, known: Functions, path: Path) -> Functio
         symbols = {name: Symbol(name, real=True) for name in node.inputs}
         names = {**symbols, "u": symbols[node.inputs[0]]} if len(symbols) == 1 else symbols
         expression = parse_expression(node.expression, names, known, where=place)
-        return Function(expression, tuple(symbols[name] for name in node.inputs))
-    return Function(_transfer(str(node.transfer), known, place), (ARGUMENT,))
+        arguments = tuple(symbols[name] for name in node.inputs)
+        check_size(expression, arguments, place)
+        return Function(expression, arguments)
+    expression = _transfer(str(node.transfer), known, place)
+    check_size(expression, (ARGUMENT,), place)
+    return Function(expression, (ARGUMENT,))
 
 
 def _transfer(text: str, known: Functions, place: str) -> Expr:
     """A transfer function: a name, or an expression in ``u``."""
     if not text.isidentifier() or text in _ARGUMENTS:
         return parse_expression(text, _ARGUMENTS, known, where=place)
+    if text not in known:
+        load_plugins(TRANSFERS)
     if text not in known:
         declared = [*transfer_names(), *(name for name in known if name not in FUNCTIONS)]
         raise ModelFileError(

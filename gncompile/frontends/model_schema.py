@@ -6,13 +6,14 @@
     [data]       see gncompile.data.DataSpec
     [network]    layers, transfer, code_layer, output, bias     a chain of affine layers, or
                  input_size and [[network.node]] tables         any DAG, in any order that reads upwards
-    [loss]       name, or expression in z and y
+    [loss]       name, or expression in z and y (or z1, z2, … and y1, …) with targets, negative_curvature
     [training]   method, batch_size, updates or epochs, seed, dtype; [training.options] for the trainer
-    [transfer.NAME]   expression in u
+    [transfer.NAME]   expression in x (or u), parameters, domain, doc
 """
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
@@ -20,6 +21,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
 from ..data import DataSpec
 
 Size = Annotated[int, Field(gt=0)]
+Interval = tuple[float, float]
+EVERYWHERE = (-math.inf, math.inf)
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 
 
@@ -163,20 +166,29 @@ Network = Annotated[
 
 
 class LossSection(Record):
-    """``[loss]``: a name, or an expression ``e(z, y)`` summed over outputs and averaged over samples."""
+    """``[loss]``: a name, or an expression averaged over samples; see :func:`gncompile.register_loss`.
+
+    ``e(z, y)`` is summed over outputs; ``e(z1, …, zK, y1, …)`` couples them. ``outputs``, ``targets`` and
+    ``negative_curvature`` are those of ``register_loss``.
+    """
 
     name: str | None = None
     expression: str | None = None
+    outputs: Size | None = None
+    targets: Interval = EVERYWHERE
+    negative_curvature: Literal["refuse", "clip"] = "refuse"
 
     @model_validator(mode="after")
     def _one_loss(self) -> LossSection:
         if (self.name is None) == (self.expression is None):
             raise ValueError("give either name or expression")
+        if self.name is not None and self.model_fields_set > {"name"}:
+            raise ValueError("a loss given by name takes no other keys")
         return self
 
     @property
     def text(self) -> str:
-        """What ``gncompile.compile(loss=...)`` takes."""
+        """The name or the expression."""
         return self.name or self.expression or ""
 
 
@@ -203,9 +215,16 @@ class Training(Record):
 
 
 class Transfer(Record):
-    """``[transfer.NAME]``: a function of ``u`` for this file."""
+    """``[transfer.NAME]``: a function for this file only, as :func:`gncompile.register_transfer` declares.
+
+    Nothing outside the file sees it. It goes before a function of the same name that the process has
+    registered, so that a file means the same everywhere; the compiler's own names cannot be redefined.
+    """
 
     expression: str
+    parameters: dict[Name, float] = {}
+    domain: Interval = EVERYWHERE
+    doc: str = ""
 
 
 class Sections(Record):
