@@ -20,7 +20,7 @@ from torch import Tensor
 from gncompile.errors import InternalError, expected_got, message
 
 from .gemm import items
-from .groups import Group, Problem, group_operands, group_tile, plan_group
+from .pointwise_groups import Group, Problem, group_matrices, group_tile, plan_group
 from .language import tl, triton
 from .launches import TYPES, Launch, Template, kinds, matrix
 from .tiles import load_tiles, store_tile
@@ -101,18 +101,19 @@ def elementwise_kernel(
 
 @triton.jit
 def grouped_elementwise_kernel(
-    table, problem_count,
-    FUNCTION: tl.constexpr, KINDS: tl.constexpr, TYPES: tl.constexpr, DTYPE: tl.constexpr,
-    LAYOUT: tl.constexpr, PROBLEMS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    table, COUNT: tl.constexpr, PADDED: tl.constexpr, WIDTH: tl.constexpr,
+    TYPES: tl.constexpr, UNITS: tl.constexpr, ALIGNED: tl.constexpr,
+    FUNCTION: tl.constexpr, KINDS: tl.constexpr, DTYPE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Program ``t`` computes tile ``t`` of all problems' tiles in a row."""
-    line, rows, columns, row_count, column_count = group_tile(
-        table, problem_count, len(TYPES), PROBLEMS, BLOCK_M, BLOCK_N
+    entry, rows, columns, row_count, column_count = group_tile(
+        table, COUNT, PADDED, WIDTH, BLOCK_M, BLOCK_N
     )
     RESULTS: tl.constexpr = len(TYPES) - len(KINDS)
     apply_tile(
-        group_operands(line, 0, len(KINDS), TYPES, LAYOUT),
-        group_operands(line, len(KINDS), RESULTS, TYPES, LAYOUT),
+        group_matrices(entry, 0, len(KINDS), TYPES, UNITS, ALIGNED),
+        group_matrices(entry, len(KINDS), RESULTS, TYPES, UNITS, ALIGNED),
         rows, columns, row_count, column_count,
         FUNCTION, KINDS, RESULTS, DTYPE, BLOCK_M, BLOCK_N,
     )  # fmt: skip

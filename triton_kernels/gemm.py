@@ -23,9 +23,9 @@ from .launches import (
     kinds,
     launch,
     matrix,
-    operand,
-    readable_outer,
+    padded_operand,
     require,
+    transposed,
 )
 from .settings import MatrixSettings, Precision, Shape, cdiv, matrix_default, matrix_space
 from .tiles import (
@@ -156,7 +156,7 @@ def gemm(
     batch = out.shape[0] if out.dim() == 3 else 1
     require("b", right, columns, inner)
     require("out", out, rows, columns)
-    left_inputs = _oriented(prologue_a_inputs, a, transpose_a)
+    left_inputs = transposed(prologue_a_inputs) if transpose_a else list(prologue_a_inputs)
     if settings is None:
         settings = default_settings(Shape(rows, columns, inner, batch), left.dtype, precision)
     stored = [(i, tensor) for i, tensor in enumerate(outputs, start=1) if tensor is not None]
@@ -169,9 +169,9 @@ def gemm(
             gemm_kernel,
             (tiles, batch),
             settings,
-            a=operand(left, rows, readable_outer([left, *_full(left_inputs, left)])),
+            a=padded_operand(left, left_inputs),
             a_inputs=tuple(matrix(tensor) for tensor in left_inputs),
-            b=operand(right, columns, readable_outer([right])),
+            b=padded_operand(right),
             out=matrix(out),
             outputs=tuple(matrix(tensor) for _, tensor in stored),
             inputs=tuple(matrix(tensor) for tensor in epilogue_inputs),
@@ -193,21 +193,6 @@ def gemm(
             **arithmetic([left, right], precision),
         )
     ]
-
-
-def _oriented(inputs: Sequence[Tensor], a: Tensor, transpose: bool) -> list[Tensor]:
-    """Prologue inputs, given for A, as seen from op(A): a row becomes a column when A is transposed."""
-    if not transpose:
-        return list(inputs)
-    return [
-        tensor if tensor.dim() == 0 else tensor[:, None] if tensor.dim() == 1 else tensor.mT
-        for tensor in inputs
-    ]
-
-
-def _full(inputs: Sequence[Tensor], like: Tensor) -> list[Tensor]:
-    """The inputs that are read wherever the operand is."""
-    return [tensor for tensor in inputs if tensor.shape[-2:] == like.shape[-2:]]
 
 
 def blocks(settings: Settings) -> dict[str, int]:

@@ -25,8 +25,7 @@ from .launches import (
     kinds,
     launch,
     matrix,
-    operand,
-    readable_outer,
+    padded_operand,
     require,
 )
 from .settings import Precision, Shape, cdiv, matrix_default
@@ -129,10 +128,7 @@ def _item(problem: Problem, left: Tensor, right: Tensor, settings: Settings) -> 
         columns,
         inner,
         cdiv(rows, settings.block_m) * cdiv(columns, settings.block_n),
-        (
-            operand(left, rows, readable_outer([left])),
-            operand(right, columns, readable_outer([right])),
-        ),
+        (padded_operand(left), padded_operand(right)),
         tuple(
             matrix(tensor)
             for tensor in (problem.out, *optional, *problem.epilogue_inputs, *stored)

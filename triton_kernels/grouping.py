@@ -131,7 +131,7 @@ class Table:
     def arguments(self) -> dict[str, Any]:
         """The arguments of a grouped kernel that describe the table."""
         places = zip(*((*item.operands, *item.matrices) for item in self.items), strict=True)
-        types, units, aligned = zip(*(_layout(place) for place in places), strict=True)
+        types, units, aligned = zip(*(place_layout(place) for place in places), strict=True)
         return {
             "table": self.values,
             "COUNT": len(self.items),
@@ -163,7 +163,7 @@ def tabulate(items: Sequence[Item]) -> Table:
     return Table(torch.tensor(rows, dtype=torch.int64).to(device), first, tuple(items))
 
 
-def _layout(place: Sequence[Operand | Matrix]) -> tuple[Any, int, bool]:
+def place_layout(place: Sequence[Operand | Matrix]) -> tuple[Any, int, bool]:
     """Type, contiguous dimension (-1: none) and alignment that one matrix has in every problem."""
     dtypes = {matrix.pointer.dtype for matrix in place}
     if len(dtypes) != 1:

@@ -102,6 +102,20 @@ def _has_padding(tensor: Tensor, padded: int) -> bool:
     return tensor.shape[1] > 0 and last * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
+def padded_operand(tensor: Tensor, inputs: Sequence[Tensor] = ()) -> Operand:
+    """A tensor ``[…, outer, inner]`` as an operand, read into its padding if its prologue's inputs have it too."""
+    whole = [each for each in inputs if each.shape[-2:] == tensor.shape[-2:]]
+    return operand(tensor, tensor.shape[-2], readable_outer([tensor, *whole]))
+
+
+def transposed(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Prologue inputs as seen from the transposed operand: matrices turned, a row made a column."""
+    return [
+        each if each.dim() == 0 else each[:, None] if each.dim() == 1 else each.mT
+        for each in inputs
+    ]
+
+
 def kind(tensor: Tensor, rows: int, columns: int) -> str:
     """How an input is broadcast to a tile: ``scalar``, ``row``, ``column`` or ``full``."""
     if tensor.dim() == 0:
@@ -145,6 +159,18 @@ def _sizes(tensor: Tensor) -> list[int]:
 def factor(value: Number) -> tuple[float, Tensor | None]:
     """A factor as a number and an optional tensor; the kernel multiplies them."""
     return (1.0, value) if isinstance(value, Tensor) else (float(value), None)
+
+
+def averaging(weight: Number | None) -> tuple[float, float, Tensor | None]:
+    """Factors of the new value and of the old one, and the weight of the old one if it is on the device.
+
+    With a weight on the device the kernel itself forms ``1 - w``.
+    """
+    if weight is None:
+        return 1.0, 0.0, None
+    if isinstance(weight, Tensor):
+        return 1.0, 1.0, weight
+    return 1.0 - weight, float(weight), None
 
 
 def arithmetic(tensors: Sequence[Tensor], precision: Precision) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Random numbers on the device: Philox, numbered by element, so that no result depends on tile sizes.
 
 The state is an int64 tensor ``[seed, counter]`` in device memory. Element e of a draw is word ``e // Q`` of
-Philox 4x32-10 at counter words ``(e % Q, 0, counter low, counter high)`` under the key ``seed``, where Q is a
-quarter of the number of elements, rounded up. Each draw ends by adding one to the counter on the device, so a
-captured graph draws anew at each replay; equal states draw equal numbers.
+Philox 4x32-10 at the 128-bit counter ``(e % Q, counter)`` under the key ``seed``, where Q is a quarter of the
+number of elements, rounded up; a categorical draw takes word 0 at ``(e, counter)``. Each draw ends by adding
+one to the counter on the device, so a captured graph draws anew at each replay; equal states draw equal
+numbers.
 
 Source: Salmon, Moraes, Dror, Shaw, *Parallel random numbers: as easy as 1, 2, 3*, SC 2011.
 """
@@ -19,15 +20,17 @@ from torch import Tensor
 from gncompile.errors import InternalError, expected_got, message
 
 from . import accurate
-from .elementwise import shape_of
+from .elementwise import arithmetic_type, shape_of
 from .language import tl, triton
-from .launches import TYPES, Launch, Template, matrix
+from .launches import Launch, Template, matrix
 from .reduce import ReduceSettings
 from .reduce import default_settings as row_settings
 from .tiles import load_tiles, offsets, store_tile
 
-Distribution = Literal["uniform", "normal", "signs"]
+Distribution = Literal["uniform", "normal", "sign"]
 """Uniform on [0, 1), standard normal, ±1 with equal probability."""
+
+MASK = 0xFFFFFFFF
 
 BLOCK = 512
 """Counters of a program by default; each gives four numbers."""
@@ -53,11 +56,11 @@ def words(state, index):
     """The four words of Philox at ``index`` and the state's counter."""
     seed = tl.load(state)
     counter = tl.load(state + 1)
-    low = index.to(tl.uint32)
-    zero = low * 0
-    third = zero + (counter & 0xFFFFFFFF).to(tl.uint32)
-    fourth = zero + (counter >> 32).to(tl.uint32)
-    return tl.philox(seed, low, zero, third, fourth)
+    low = (index & 0xFFFFFFFF).to(tl.uint32)
+    high = (index >> 32).to(tl.uint32)
+    third = low * 0 + (counter & 0xFFFFFFFF).to(tl.uint32)
+    fourth = low * 0 + (counter >> 32).to(tl.uint32)
+    return tl.philox(seed, low, high, third, fourth)
 
 
 @triton.jit
@@ -72,7 +75,7 @@ def unit(word, DTYPE: tl.constexpr):
 
 @triton.jit
 def inner_unit(word, DTYPE: tl.constexpr):
-    """Uniform on (0, 1), ends excluded: the middle of one of 2²³ intervals in float32, of 2³² in float64."""
+    """Uniform on (0, 1), ends excluded: the middles of 2²³ intervals in float32, of 2³² in float64."""
     if DTYPE == tl.float64:
         u = (word.to(tl.float64) + 0.5) * 2.3283064365386963e-10
     else:
@@ -111,7 +114,7 @@ def draw_kernel(
     w0, w1, w2, w3 = words(state, index)
     if DISTRIBUTION == "uniform":
         x0, x1, x2, x3 = unit(w0, DTYPE), unit(w1, DTYPE), unit(w2, DTYPE), unit(w3, DTYPE)
-    elif DISTRIBUTION == "signs":
+    elif DISTRIBUTION == "sign":
         x0, x1, x2, x3 = sign(w0, DTYPE), sign(w1, DTYPE), sign(w2, DTYPE), sign(w3, DTYPE)
     else:
         x0, x1 = normal_pair(w0, w1, DTYPE)
@@ -126,13 +129,13 @@ def draw_kernel(
 
 @triton.jit
 def advance_kernel(state):
-    """The next draw's counter. A launch of its own: every program of the draw has to have read the old one."""
+    """The next draw's counter; a launch of its own, after every program of the draw has read the old one."""
     tl.store(state + 1, tl.load(state + 1) + 1)
 
 
 @triton.jit
 def gumbel_kernel(
-    logits, chosen, one_hot, state, row_count, column_count, quarter, DTYPE: tl.constexpr,
+    logits, chosen, one_hot, state, row_count, column_count, DTYPE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """``argmax(logits + Gumbel noise)`` of each row: a sample of its softmax, without computing that."""
@@ -145,9 +148,7 @@ def gumbel_kernel(
         mask = columns < column_count
         (tile,) = load_tiles((logits,), rows, columns, row_mask, mask, ("full",), DTYPE)
         element = rows.to(tl.int64)[:, None] * column_count + columns[None, :]
-        w0, w1, w2, w3 = words(state, element % quarter)
-        part = element // quarter
-        word = tl.where(part == 0, w0, tl.where(part == 1, w1, tl.where(part == 2, w2, w3)))
+        word, _, _, _ = words(state, element)
         score = tile - tl.log(-tl.log(inner_unit(word, DTYPE)))
         score = tl.where(mask[None, :], score, float("-inf"))
         highest, where = tl.max(score, axis=1, return_indices=True)
@@ -180,9 +181,7 @@ def inverse_kernel(
 
 
 @triton.jit
-def store_choice(
-    chosen, one_hot, choice, rows, row_mask, column_count, BLOCK_N: tl.constexpr
-):
+def store_choice(chosen, one_hot, choice, rows, row_mask, column_count, BLOCK_N: tl.constexpr):
     """Write the chosen column of each row, as a number or as a row of zeros and one 1."""
     if chosen is not None:
         tl.store(chosen + rows, choice, mask=row_mask)
@@ -216,7 +215,7 @@ def _draw(
         "column_count": columns,
         "quarter": quarter,
         "DISTRIBUTION": distribution,
-        "DTYPE": TYPES[torch.float64 if out.dtype == torch.float64 else torch.float32],
+        "DTYPE": arithmetic_type((out,)),
         "BLOCK": block,
     }
     return [Launch(draw_kernel, (triton.cdiv(quarter, block),), arguments, 4, 1), _advance(state)]
@@ -226,25 +225,109 @@ draw = Template(_draw)
 
 
 def _choice(
-    name: str, x: Tensor, chosen: Tensor | None, one_hot: Tensor | None, settings: ReduceSettings
+    name: str,
+    x: Tensor,
+    chosen: Tensor | None,
+    one_hot: Tensor | None,
+    settings: ReduceSettings | None,
 ) -> dict[str, Any]:
     """Arguments of both samplers; checks what they write to."""
     rows, columns = x.shape
     for what, tensor, shape in (("chosen", chosen, (rows,)), ("one_hot", one_hot, (rows, columns))):
-        if tensor is not None and tensor.shape != shape:
+        if tensor is not None and (tensor.shape != shape):
             raise InternalError(
                 message(
                     f"{what} of a categorical sample has the wrong shape",
                     where=expected_got(list(shape), list(tensor.shape)),
                 )
             )
+    settings = settings or row_settings(rows, columns)
     return {
         name: matrix(x),
-        "chosen": None if chosen is None else chosen.contiguous() if False else chosen,
+        "chosen": chosen,
         "one_hot": None if one_hot is None else matrix(one_hot),
         "row_count": rows,
         "column_count": columns,
-        "DTYPE": TYPES[torch.float64 if x.dtype == torch.float64 else torch.float32],
+        "DTYPE": arithmetic_type((x,)),
         "BLOCK_M": settings.block_m,
         "BLOCK_N": settings.block_n,
     }
+
+
+def _categorical(
+    logits: Tensor,
+    state: Tensor,
+    *,
+    chosen: Tensor | None = None,
+    one_hot: Tensor | None = None,
+    settings: ReduceSettings | None = None,
+) -> list[Launch]:
+    """One sample of ``softmax(logits)`` for each row of ``[M, N]``; advances the state.
+
+    Args:
+        logits: ``[M, N]``; -inf excludes a class.
+        state: From :func:`random_state`.
+        chosen: Integers ``[M]``, contiguous, for the class.
+        one_hot: ``[M, N]``, for the class as a row of zeros and one 1.
+        settings: The tile of rows and columns; the sample does not depend on it.
+    """
+    arguments = _choice("logits", logits, chosen, one_hot, settings) | {"state": state}
+    grid = (triton.cdiv(arguments["row_count"], arguments["BLOCK_M"]),)
+    return [Launch(gumbel_kernel, grid, arguments, 4, 1), _advance(state)]
+
+
+categorical = Template(_categorical)
+
+
+def _categorical_at(
+    probabilities: Tensor,
+    uniforms: Tensor,
+    *,
+    chosen: Tensor | None = None,
+    one_hot: Tensor | None = None,
+    settings: ReduceSettings | None = None,
+) -> list[Launch]:
+    """The first class of each row whose cumulated probability exceeds u ``[M, 1]``; the last one at most."""
+    arguments = _choice("probabilities", probabilities, chosen, one_hot, settings)
+    arguments["uniforms"] = matrix(uniforms)
+    grid = (triton.cdiv(arguments["row_count"], arguments["BLOCK_M"]),)
+    return [Launch(inverse_kernel, grid, arguments, 4, 1)]
+
+
+categorical_at = Template(_categorical_at)
+
+
+# References -----------------------------------------------------------------------------------------------
+
+
+def philox_reference(seed: int, counters: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    """Philox 4x32-10 in Python's integers: four words for each counter of four words."""
+    found = []
+    for counter in counters:
+        c0, c1, c2, c3 = counter
+        key0, key1 = seed & MASK, seed >> 32 & MASK
+        for _ in range(10):
+            first, second = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+            c0, c1, c2, c3 = (
+                second >> 32 ^ c1 ^ key0,
+                second & MASK,
+                first >> 32 ^ c3 ^ key1,
+                first & MASK,
+            )
+            key0, key1 = key0 + 0x9E3779B9 & MASK, key1 + 0xBB67AE85 & MASK
+        found.append((c0, c1, c2, c3))
+    return found
+
+
+def uniform_reference(size: int, seed: int, counter: int) -> list[float]:
+    """What :data:`draw` puts into ``size`` float32 elements."""
+    quarter = -(-size // 4)
+    low, high = counter & MASK, counter >> 32
+    drawn = philox_reference(seed, [(q, 0, low, high) for q in range(quarter)])
+    return [(drawn[e % quarter][e // quarter] >> 8) * 2.0**-24 for e in range(size)]
+
+
+def categorical_at_reference(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """The classes that :data:`categorical_at` chooses."""
+    passed = probabilities.cumsum(dim=1) <= uniforms
+    return passed.sum(dim=1).clamp(max=probabilities.shape[1] - 1)

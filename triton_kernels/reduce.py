@@ -1,10 +1,10 @@
 """Sums of a generated function, in a fixed order: losses, dot products, row and column sums, softmax.
 
-``out = scale · Σ f(inputs)``, over all elements, over rows (``[M, N]`` to ``[N]``) or over columns (to ``[M]``).
+``out = alpha · Σ f(inputs)``, over all elements, over rows (``[M, N]`` to ``[N]``) or over columns (to ``[M]``).
 The function's other results are stored elementwise, so that a loss and its gradient cost one pass.
 
-Every element is added in float64. That costs nothing here: the kernels wait for memory, and even devices with a
-64th of their arithmetic in float64 add faster than they read. Large sums have two passes, partial sums by
+Every element is added in float64. That costs nothing here: the kernels wait for memory, and even devices with
+a 64th of their arithmetic in float64 add faster than they read. Large sums have two passes, partial sums by
 program and their sum in order; nothing is atomic, so equal shapes and settings give equal bits.
 """
 
@@ -21,7 +21,7 @@ from gncompile.errors import InternalError, expected_got, message
 
 from . import accurate
 from .elementwise import arithmetic_type
-from .groups import Group, Problem, group_operands, group_tile, plan_group
+from .pointwise_groups import Group, Problem, group_matrices, group_tile, plan_group
 from .language import tl, triton
 from .launches import Launch, Number, Template, factor, kinds, matrix
 from .settings import PROCESSORS
@@ -33,7 +33,7 @@ Over = Literal["all", "rows", "columns"]
 
 @dataclass(frozen=True)
 class ReduceSettings:
-    """The tile added at once, and how many programs share the tiles; results depend on them in rounding only."""
+    """The tile added at once, and how many programs share the tiles; sums depend on them in rounding only."""
 
     block_m: int
     block_n: int
@@ -110,7 +110,7 @@ def partial_kernel(
     FUNCTION: tl.constexpr, KINDS: tl.constexpr, RESULTS: tl.constexpr, DTYPE: tl.constexpr,
     OVER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Program ``(i, j)`` sums ``row_steps · column_steps`` tiles: ``partial`` is ``[i, j]``, ``[i, N]`` or ``[M]``."""
+    """Program ``(i, j)`` sums ``row_steps · column_steps`` tiles into ``partial[i, j]``, ``[i, N]`` or ``[M]``."""
     i = tl.program_id(0)
     j = tl.program_id(1)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float64)
@@ -144,7 +144,9 @@ def finish_kernel(
     for first in range(0, parts, BLOCK_S):
         s = first + tl.arange(0, BLOCK_S)
         mask = (s < parts)[:, None] & (k < size)[None, :]
-        total += tl.load(partial + s.to(tl.int64)[:, None] * size + k[None, :], mask=mask, other=0.0)
+        total += tl.load(
+            partial + s.to(tl.int64)[:, None] * size + k[None, :], mask=mask, other=0.0
+        )
     result = tl.sum(total, axis=0) * scale(alpha, alpha_tensor)
     at = out + k.to(tl.int64) * stride
     if ADD:
@@ -154,16 +156,17 @@ def finish_kernel(
 
 @triton.jit
 def grouped_partial_kernel(
-    table, problem_count, partial,
-    FUNCTION: tl.constexpr, KINDS: tl.constexpr, TYPES: tl.constexpr, DTYPE: tl.constexpr,
-    LAYOUT: tl.constexpr, PROBLEMS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    table, partial, COUNT: tl.constexpr, PADDED: tl.constexpr, WIDTH: tl.constexpr,
+    TYPES: tl.constexpr, UNITS: tl.constexpr, ALIGNED: tl.constexpr,
+    FUNCTION: tl.constexpr, KINDS: tl.constexpr, DTYPE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Program ``t`` sums tile ``t`` of all problems' tiles in a row."""
-    line, rows, columns, row_count, column_count = group_tile(
-        table, problem_count, len(TYPES), PROBLEMS, BLOCK_M, BLOCK_N
+    entry, rows, columns, row_count, column_count = group_tile(
+        table, COUNT, PADDED, WIDTH, BLOCK_M, BLOCK_N
     )
     total = summand_tile(
-        group_operands(line, 0, len(KINDS), TYPES, LAYOUT), (),
+        group_matrices(entry, 0, len(KINDS), TYPES, UNITS, ALIGNED), (),
         rows, columns, row_count, column_count,
         FUNCTION, KINDS, 0, DTYPE, BLOCK_M, BLOCK_N,
     )  # fmt: skip
@@ -353,9 +356,7 @@ def _grouped_reduce(
     slots = len(group.slots) - 1
     if out.shape != (slots,):
         raise InternalError(
-            message(
-                "sums need one element a slot", where=expected_got([slots], list(out.shape))
-            )
+            message("sums need one element a slot", where=expected_got([slots], list(out.shape)))
         )
     partial = torch.empty(group.tiles, dtype=torch.float64, device=out.device)
     number, tensor = factor(alpha)
