@@ -166,6 +166,14 @@ def test_piecewise_linear_is_recognised():
         (select(2 * x, x, 0), select(x, x, 0)),
         (select(x, 1, 0) * select(x, y, 3), select(x, y, 0)),
         (log(sympy.cosh(x)), softplus(2 * x) - x - log(2)),
+        (3 - 3 * tanh(2 * x) ** 2, 3 * sympy.cosh(2 * x) ** -2),
+        (1 - sympy.cosh(x) ** -2, tanh(x) ** 2),
+        (sympy.sinh(x) / sympy.cosh(x) ** 3, tanh(x) / sympy.cosh(x) ** 2),
+        (1 - 2 * sympy.sin(x) * sympy.cos(x), (sympy.sin(x) - sympy.cos(x)) ** 2),
+        (x * sympy.sign(x) / 3, sympy.Abs(x) / 3),
+        (1 / (1 + sympy.Abs(x)) - sympy.Abs(x) / (1 + sympy.Abs(x)) ** 2, (1 + sympy.Abs(x)) ** -2),
+        (1 / sqrt(1 + x**2) - x**2 / sqrt(1 + x**2) ** 3, sqrt(1 + x**2) ** -3),
+        (1 / (1 + x**2) - y / (1 + x**2) ** 2, 1 / (1 + x**2) - y / (1 + x**2) ** 2),
     ],
 )
 def test_stable_forms(raw, form):

@@ -149,6 +149,50 @@ def test_statements_are_those_a_person_would_write(expression, expected):
     )
 
 
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        (
+            y / sympy.sqrt(1 + 4 * x**2),
+            [
+                "out.fill_(1.0)",
+                "torch.mul(x, 2.0, out=s0)",
+                "torch.hypot(out, s0, out=s0)",
+                "torch.div(y, s0, out=out)",
+            ],
+        ),
+        (
+            y * z / (1 + sympy.Abs(x)) ** 2 / 2,
+            [
+                "torch.mul(y, 0.5, out=out)",
+                "torch.abs(x, out=s0)",
+                "torch.add(s0, 1.0, out=s0)",
+                "torch.div(out, s0, out=out)",
+                "torch.mul(out, z, out=out)",
+                "torch.div(out, s0, out=out)",
+            ],
+        ),
+    ],
+)
+def test_quotients_are_divided_as_soon_as_they_can(expression, expected):
+    values = {s: torch.randn(3, 5, dtype=torch.float64) for s in (x, y, z)}
+    got, statements, _ = run(expression, values)
+    assert statements == expected
+    exact = sympy.lambdify((x, y, z), expression, "torch")(*values.values())
+    torch.testing.assert_close(got, exact, rtol=1e-14, atol=0)  # a handful of roundings
+
+
+@pytest.mark.parametrize(
+    "expression", [x**2 / (1 + x**2), x / sympy.sqrt(1 + x**2), 2 * x**3 / (3 + 2 * x**2) ** 2]
+)
+def test_quotients_do_not_overflow_before_they_are_divided(expression):
+    """float32 at 1e30, where the square is infinite, against float64, where it is not."""
+    inputs = torch.tensor([1e-30, 1e-3, 1.0, 1e19, 1e30, -3e38])
+    expected = evaluate(expression, {x: inputs.double()}).float()
+    for got in (evaluate(expression, {x: inputs}), run(expression, {x: inputs})[0]):
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-38)  # a handful of roundings
+
+
 def test_equal_parts_are_computed_once():
     _, statements, count = run(
         sympy.tanh(x) + y * sympy.tanh(x) ** 2, {x: torch.randn(3), y: torch.randn(3)}
