@@ -108,9 +108,10 @@ def check_derivatives(loss: CoupledLoss) -> None:
             expected = directional(loss, point, d)
             if expected is None:
                 raise _wrong(loss, point, "its value is not a finite real number", RESTRICT)
-            first = mpmath.fsum(s(*point) * di for s, di in zip(slopes, d, strict=True))
+            at = [mpmath.mpf(p) for p in point]
+            first = mpmath.fsum(s(*at) * di for s, di in zip(slopes, d, strict=True))
             second = mpmath.fsum(
-                h(*point) * d[i] * d[j] * (1 if i == j else 2) for (i, j), h in entries.items()
+                h(*at) * d[i] * d[j] * (1 if i == j else 2) for (i, j), h in entries.items()
             )
             pairs = {"gradient": (expected[1], first), "output Hessian": (expected[2], second)}
             for what, (wanted, got) in pairs.items():

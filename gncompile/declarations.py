@@ -144,6 +144,11 @@ def caller(*inside: str) -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
+def shortened(text: str, width: int = 60) -> str:
+    """``text`` cut to ``width`` characters, for a name in messages."""
+    return text if len(text) <= width else text[: width - 2] + " …"
+
+
 def derivative_size(expression: Expr, arguments: tuple[Symbol, ...]) -> int:
     """An upper bound, found without building them, on the parts of value and first two derivatives.
 
@@ -179,8 +184,8 @@ def _combined(e: Expr, parts: list[tuple[int, int, int]]) -> tuple[int, int, int
     return value, first + 2 * value, second + 2 * first + 3 * value
 
 
-MAX_DERIVATIVE_SIZE = 30_000
-"""Beyond this many parts deriving would take minutes; functions people use have some hundreds."""
+MAX_DERIVATIVE_SIZE = 10_000
+"""Beyond this many parts deriving and checking take tens of seconds; usual functions have some hundreds."""
 
 
 def check_size(expression: Expr, arguments: tuple[Symbol, ...], where: str) -> None:

@@ -8,7 +8,6 @@ loss *is* stands in :mod:`gncompile.loss_types`, whose names are repeated here.
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,15 @@ from .coupled_loss import (
     output_symbols,
     target_symbols,
 )
-from .declarations import Written, caller, check_name, check_size, over_symbols, without_piecewise
+from .declarations import (
+    Written,
+    caller,
+    check_name,
+    check_size,
+    over_symbols,
+    shortened,
+    without_piecewise,
+)
 from .errors import LossError, RegistrationError, message, nearest
 from .functions import number, select, sigmoid, softplus
 from .loss_scale import Scale
@@ -327,7 +334,7 @@ def _resolved(spec: object) -> Loss:
     if isinstance(spec, str) and spec.isidentifier() and spec not in _SYMBOLS:
         return _named(spec)
     if isinstance(spec, str | sympy.Expr):
-        return define_loss(textwrap.shorten(str(spec), 60, placeholder=" …"), spec)
+        return define_loss(shortened(str(spec)), spec)
     from .losses_torch import loss_from_module
 
     return loss_from_module(spec)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -95,6 +96,9 @@ class _Parser:
                 f"an expression of {len(self.text)} characters; at most {MAX_LENGTH} are allowed"
             )
             raise self.refusal(found, None, "split it into several functions")
+        if unicodedata.normalize("NFKC", self.text) != self.text:
+            # Python reads such characters as others, as a wide x for an x.
+            raise self.refusal("characters that only look like usual ones", None, "type them again")
         try:
             # Leading blanks would count as indentation, line breaks as further statements.
             tree = ast.parse(self.text.replace("\n", " ").lstrip(), mode="eval")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import textwrap
 import tomllib
 from collections import ChainMap
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from sympy import Expr, Symbol
 
 from ..data import READERS, DataSpec
-from ..declarations import check_size
+from ..declarations import check_size, shortened
 from ..errors import ExpressionError, ModelFileError, expected_got, message, nearest
 from ..losses import Loss, define_loss
 from ..parsing import FUNCTIONS, parse_expression
@@ -86,7 +85,7 @@ class ModelFile:
         if section.expression is None:
             return section.text
         return define_loss(
-            textwrap.shorten(section.text, 60, placeholder=" …"),
+            shortened(section.text),
             section.expression,
             targets=section.targets,
             outputs=section.outputs,
