@@ -20,9 +20,9 @@ from torch import Tensor
 from gncompile.errors import InternalError, expected_got, message
 
 from .gemm import items
-from .pointwise_groups import Group, Problem, group_matrices, group_tile, plan_group
 from .language import tl, triton
 from .launches import TYPES, Launch, Template, kinds, matrix
+from .pointwise_groups import Group, Problem, group_matrices, group_tile, plan_group
 from .tiles import load_tiles, store_tile
 
 
@@ -101,14 +101,14 @@ def elementwise_kernel(
 
 @triton.jit
 def grouped_elementwise_kernel(
-    table, COUNT: tl.constexpr, PADDED: tl.constexpr, WIDTH: tl.constexpr,
+    table, COUNT: tl.constexpr, PADDED: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr,
     TYPES: tl.constexpr, UNITS: tl.constexpr, ALIGNED: tl.constexpr,
     FUNCTION: tl.constexpr, KINDS: tl.constexpr, DTYPE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Program ``t`` computes tile ``t`` of all problems' tiles in a row."""
     entry, rows, columns, row_count, column_count = group_tile(
-        table, COUNT, PADDED, WIDTH, BLOCK_M, BLOCK_N
+        table, COUNT, PADDED, WIDTH, WHOLE, BLOCK_M, BLOCK_N
     )
     RESULTS: tl.constexpr = len(TYPES) - len(KINDS)
     apply_tile(

@@ -96,7 +96,7 @@ def read_matrices(
     row, FIRST: tl.constexpr, COUNT: tl.constexpr,
     TYPES: tl.constexpr, UNITS: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Matrices ``FIRST … FIRST + COUNT - 1`` of the problem; the table's first two places are the operands'."""
+    """Matrices ``FIRST … FIRST + COUNT - 1`` of the problem; in the layouts the two operands come first."""
     found = ()
     for i in tl.static_range(COUNT):
         matrix = read_matrix(

@@ -1,7 +1,7 @@
 """Elementwise problems of different sizes in one launch: their table in device memory.
 
-Row ``p`` of the table is ``first tile, M, N, slot``, then (pointer, row stride, column stride) of each input and
-output of problem p. The programs of a launch are the tiles of all problems in a row.
+Row ``p`` of the table is ``first tile, M, N, slot``, then (pointer, row stride, column stride) of each input
+and output of problem p. The programs of a launch are the tiles of all problems in a row.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class Group:
     """How each input is broadcast, in every problem."""
     layouts: tuple[tuple[Any, int, bool], ...]
     """Type, contiguous dimension and alignment of each input and output, in every problem."""
+    whole: bool
+    """Whether every N is divisible by 16, so that masks do not cut vectors."""
     block_m: int
     block_n: int
     slots: tuple[int, ...]
@@ -58,6 +60,7 @@ class Group:
             "TYPES": types,
             "UNITS": units,
             "ALIGNED": aligned,
+            "WHOLE": self.whole,
             "KINDS": self.kinds,
             "BLOCK_M": self.block_m,
             "BLOCK_N": self.block_n,
@@ -66,13 +69,15 @@ class Group:
 
 @triton.jit
 def group_tile(
-    table, COUNT: tl.constexpr, PADDED: tl.constexpr, WIDTH: tl.constexpr,
+    table, COUNT: tl.constexpr, PADDED: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """This program's row of the table, its rows and columns, and the size of its problem."""
     entry, index = find_problem(table, tl.program_id(0), COUNT, PADDED, WIDTH)
     row_count = tl.load(entry + 1).to(tl.int32)
     column_count = tl.load(entry + 2).to(tl.int32)
+    if WHOLE:
+        column_count = tl.multiple_of(column_count, 16)
     column_tiles = tl.cdiv(column_count, BLOCK_N)
     rows = index // column_tiles * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = index % column_tiles * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -125,6 +130,7 @@ def plan_group(problems: Sequence[Problem], block_m: int, block_n: int) -> Group
         tiles=tiles,
         kinds=signatures.pop()[: len(problems[0].inputs)],
         layouts=tuple(place_layout(place) for place in zip(*members, strict=True)),
+        whole=all(entry[2] % 16 == 0 for entry in entries),
         block_m=block_m,
         block_n=block_n,
         slots=(*slots, tiles),

@@ -66,7 +66,7 @@ def words(state, index):
 @triton.jit
 def unit(word, DTYPE: tl.constexpr):
     """Uniform on [0, 1): the upper 24 bits in float32, all 32 in float64."""
-    if DTYPE == tl.float64:
+    if DTYPE == tl.float64:  # noqa: SIM300
         u = word.to(tl.float64) * 2.3283064365386963e-10
     else:
         u = (word >> 8).to(tl.int32).to(tl.float32) * 5.960464477539063e-08
@@ -76,7 +76,7 @@ def unit(word, DTYPE: tl.constexpr):
 @triton.jit
 def inner_unit(word, DTYPE: tl.constexpr):
     """Uniform on (0, 1), ends excluded: the middles of 2²³ intervals in float32, of 2³² in float64."""
-    if DTYPE == tl.float64:
+    if DTYPE == tl.float64:  # noqa: SIM300
         u = (word.to(tl.float64) + 0.5) * 2.3283064365386963e-10
     else:
         u = ((word >> 9).to(tl.int32).to(tl.float32) + 0.5) * 1.1920928955078125e-07
@@ -302,7 +302,7 @@ categorical_at = Template(_categorical_at)
 
 def philox_reference(seed: int, counters: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
     """Philox 4x32-10 in Python's integers: four words for each counter of four words."""
-    found = []
+    found: list[tuple[int, ...]] = []
     for counter in counters:
         c0, c1, c2, c3 = counter
         key0, key1 = seed & MASK, seed >> 32 & MASK

@@ -1,6 +1,6 @@
 """Sums of a generated function, in a fixed order: losses, dot products, row and column sums, softmax.
 
-``out = alpha · Σ f(inputs)``, over all elements, over rows (``[M, N]`` to ``[N]``) or over columns (to ``[M]``).
+``out = alpha · Σ f(inputs)``, over all elements, over rows (``[M, N]`` to ``[N]``) or columns (to ``[M]``).
 The function's other results are stored elementwise, so that a loss and its gradient cost one pass.
 
 Every element is added in float64. That costs nothing here: the kernels wait for memory, and even devices with
@@ -21,9 +21,9 @@ from gncompile.errors import InternalError, expected_got, message
 
 from . import accurate
 from .elementwise import arithmetic_type
-from .pointwise_groups import Group, Problem, group_matrices, group_tile, plan_group
 from .language import tl, triton
 from .launches import Launch, Number, Template, factor, kinds, matrix
+from .pointwise_groups import Group, Problem, group_matrices, group_tile, plan_group
 from .settings import PROCESSORS
 from .tiles import load_tiles, scale, store_tile
 
@@ -110,7 +110,7 @@ def partial_kernel(
     FUNCTION: tl.constexpr, KINDS: tl.constexpr, RESULTS: tl.constexpr, DTYPE: tl.constexpr,
     OVER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Program ``(i, j)`` sums ``row_steps · column_steps`` tiles into ``partial[i, j]``, ``[i, N]`` or ``[M]``."""
+    """Program ``(i, j)`` sums its tiles into ``partial[i, j]``, ``partial[i, N]`` or ``partial[M]``."""
     i = tl.program_id(0)
     j = tl.program_id(1)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float64)
@@ -156,14 +156,14 @@ def finish_kernel(
 
 @triton.jit
 def grouped_partial_kernel(
-    table, partial, COUNT: tl.constexpr, PADDED: tl.constexpr, WIDTH: tl.constexpr,
+    table, partial, COUNT: tl.constexpr, PADDED: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr,
     TYPES: tl.constexpr, UNITS: tl.constexpr, ALIGNED: tl.constexpr,
     FUNCTION: tl.constexpr, KINDS: tl.constexpr, DTYPE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Program ``t`` sums tile ``t`` of all problems' tiles in a row."""
     entry, rows, columns, row_count, column_count = group_tile(
-        table, COUNT, PADDED, WIDTH, BLOCK_M, BLOCK_N
+        table, COUNT, PADDED, WIDTH, WHOLE, BLOCK_M, BLOCK_N
     )
     total = summand_tile(
         group_matrices(entry, 0, len(KINDS), TYPES, UNITS, ALIGNED), (),
