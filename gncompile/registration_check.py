@@ -109,7 +109,8 @@ class TransferCheck:
             raise self._undefined("the function", kink)
         if here is None or not mpmath.isfinite(here):
             raise self._undefined("the slope", kink)
-        assert before is not None and after is not None  # both are probe points, checked by now
+        assert before is not None  # both are probe points, checked by now
+        assert after is not None
         low, high = min(before, after), max(before, after)
         slack = 1e-3 * (1 + abs(low) + abs(high))
         if not low - slack <= here <= high + slack:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import sympy
 from sympy import Expr, Symbol
@@ -38,6 +38,9 @@ from .functions import PRIMITIVES, SHORTHANDS, number
 from .parsing import FUNCTIONS, Function, parse_expression
 from .plugins import TRANSFERS, load_plugins
 from .registration_check import TransferCheck
+
+if TYPE_CHECKING:
+    from torch import nn
 
 ARGUMENT = Symbol("x", real=True)
 EVERYWHERE = (-math.inf, math.inf)
@@ -90,6 +93,13 @@ class TransferFunction:
             self.declared_at,
             self.general,
         )
+
+    def module(self) -> nn.Module:
+        """The function as a layer of a network; the compiler reads its expression back when it traces."""
+        from .frontends.declared_network import Elementwise
+        from .frontends.declared_network import Function as Applied
+
+        return Elementwise(Applied(self.expression, (self.argument,)))
 
     @property
     def rule(self) -> PointwiseRule:
