@@ -55,9 +55,7 @@ def grouped_gemm_kernel(
     if ADD:
         add = read_matrices(row, 1 + BIAS, 1, TYPES, UNITS, ALIGNED)[0]
     inputs = read_matrices(row, 1 + BIAS + ADD, len(KINDS), TYPES, UNITS, ALIGNED)
-    outputs = read_matrices(
-        row, 1 + BIAS + ADD + len(KINDS), len(STORED), TYPES, UNITS, ALIGNED
-    )
+    outputs = read_matrices(row, 1 + BIAS + ADD + len(KINDS), len(STORED), TYPES, UNITS, ALIGNED)
     gemm_tile(
         a, (), b, out, outputs, inputs, index, rows, columns, inner,
         alpha, alpha_tensor, bias, add, beta, beta_tensor,
@@ -130,8 +128,7 @@ def _item(problem: Problem, left: Tensor, right: Tensor, settings: Settings) -> 
         cdiv(rows, settings.block_m) * cdiv(columns, settings.block_n),
         (padded_operand(left), padded_operand(right)),
         tuple(
-            matrix(tensor)
-            for tensor in (problem.out, *optional, *problem.epilogue_inputs, *stored)
+            matrix(tensor) for tensor in (problem.out, *optional, *problem.epilogue_inputs, *stored)
         ),
     )
 
@@ -144,7 +141,7 @@ def grouped_gemm(
     beta: Number = 1.0,
     epilogue: Any = None,
 ) -> list[Launch]:
-    """Every product of the group as :func:`~.gemm.gemm` computes it, with common ``α``, ``β`` and epilogue."""
+    """Every product of the group as :func:`~.gemm.gemm` computes it; ``α``, ``β`` and epilogue are common."""
     first = group.problems[0]
     rows, columns = first.out.shape
     (alpha, alpha_tensor), (beta, beta_tensor) = factor(alpha), factor(beta)
@@ -153,6 +150,7 @@ def grouped_gemm(
             grouped_gemm_kernel,
             (group.table.tiles,),
             group.settings,
+            group,
             alpha=alpha,
             alpha_tensor=alpha_tensor,
             beta=beta,
@@ -188,9 +186,7 @@ def grouped_gemm_reference(
         )
 
 
-def default_settings(
-    shapes: Sequence[Shape], dtype: torch.dtype, precision: Precision
-) -> Settings:
+def default_settings(shapes: Sequence[Shape], dtype: torch.dtype, precision: Precision) -> Settings:
     """Settings for a group, as for one product with the tiles of all: the largest sizes, batched."""
     largest = max(shapes, key=lambda shape: shape.rows * shape.columns)
     whole = sum(shape.rows * shape.columns for shape in shapes)

@@ -35,13 +35,18 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel with its grid and arguments. The tensors among them stay alive as long as the launch."""
+    """One kernel with its grid and arguments.
+
+    The tensors among them stay alive as long as the launch, and so does ``owner``: whatever holds tensors
+    that the kernel finds through a table of addresses.
+    """
 
     kernel: Any
     grid: tuple[int, ...]
     arguments: Mapping[str, Any]
     num_warps: int
     num_stages: int
+    owner: object = None
 
     def run(self) -> None:
         """Start the kernel on the current stream."""
@@ -62,10 +67,14 @@ class Template(Generic[P]):
 
 
 def launch(
-    kernel: Any, grid: tuple[int, ...], settings: MatrixSettings, **arguments: Any
+    kernel: Any,
+    grid: tuple[int, ...],
+    settings: MatrixSettings,
+    owner: object = None,
+    **arguments: Any,
 ) -> Launch:
     """A launch with the warps and stages of ``settings``."""
-    return Launch(kernel, grid, arguments, settings.num_warps, settings.num_stages)
+    return Launch(kernel, grid, arguments, settings.num_warps, settings.num_stages, owner)
 
 
 # --- tensors ------------------------------------------------------------------------------------------
@@ -103,9 +112,14 @@ def _has_padding(tensor: Tensor, padded: int) -> bool:
 
 
 def padded_operand(tensor: Tensor, inputs: Sequence[Tensor] = ()) -> Operand:
-    """A tensor ``[…, outer, inner]`` as an operand, read into its padding if its prologue's inputs have it too."""
+    """A tensor ``[…, outer, inner]`` as an operand; padding is read if its prologue's inputs have it too."""
     whole = [each for each in inputs if each.shape[-2:] == tensor.shape[-2:]]
     return operand(tensor, tensor.shape[-2], readable_outer([tensor, *whole]))
+
+
+def padded_empty(rows: int, columns: int, like: Tensor) -> Tensor:
+    """Memory for a matrix whose rows begin every 16 elements, as the kernels read it best."""
+    return like.new_empty(rows, -(-columns // 16) * 16)[:, :columns]
 
 
 def transposed(inputs: Sequence[Tensor]) -> list[Tensor]:

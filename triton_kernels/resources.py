@@ -73,7 +73,8 @@ def resources(launch: Launch, capability: int) -> Resources:
         shared=compiled.metadata.shared,
         tensor_memory=getattr(compiled.metadata, "tmem_size", None) or 0,
         registers=_number(r"Used (\d+) registers", log),
-        spilled=_number(r"(\d+) bytes spill stores", log) + _number(r"(\d+) bytes spill loads", log),
+        spilled=_number(r"(\d+) bytes spill stores", log)
+        + _number(r"(\d+) bytes spill loads", log),
         instructions={name: len(re.findall(text, ptx)) for name, text in INSTRUCTIONS.items()},
         copies={
             size: len(re.findall(rf"cp\.async\.c[ag]\.shared\.global .*\], {size:#x}, ", ptx))

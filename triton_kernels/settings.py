@@ -142,9 +142,13 @@ def matrix_default(
 def _square(
     block: int, dtype: torch.dtype, precision: Precision, accumulators: int
 ) -> MatrixSettings:
-    """A square tile with the warps it needs, and 128 bytes of each operand's row a step."""
+    """A square tile with the warps it needs, and 128 bytes of each operand's row a step.
+
+    Without tensor cores a whole step is unrolled into registers, so with two sums it is kept short.
+    """
     warps = 8 if block * block * accumulators > 64 * 64 else 4
-    return MatrixSettings(block, block, max(16, 128 // dtype.itemsize), warps, 3)
+    unrolled = dtype == torch.float32 and precision == "highest" and accumulators > 1
+    return MatrixSettings(block, block, 16 if unrolled else 128 // dtype.itemsize, warps, 3)
 
 
 def matrix_space(

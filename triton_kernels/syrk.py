@@ -105,9 +105,7 @@ def finish_moment(
         alpha, alpha_tensor, None, add, beta, beta_tensor, AVERAGE,
     )  # fmt: skip
     if SYMMETRIC:
-        store_symmetric(
-            out, value, rows, columns, row_mask, column_mask, row_tile == column_tile
-        )
+        store_symmetric(out, value, rows, columns, row_mask, column_mask, row_tile == column_tile)
     else:
         store_results(
             value, out, outputs, inputs, rows, columns, row_mask, column_mask,
@@ -253,7 +251,7 @@ def moment_launches(
     precision: Precision,
     settings: Settings | None,
 ) -> list[Launch]:
-    """The launches of :func:`syrk` and :func:`cross_moment`: with ``split`` parts, one for the parts is first."""
+    """The launches of :func:`syrk` and :func:`cross_moment`; if the sum is split, the first makes the parts."""
     samples = a.shape[0]
     rows, columns = a.shape[1] + (homogeneous and symmetric), b.shape[1] + homogeneous
     require("b", b, samples, b.shape[1])

@@ -13,7 +13,7 @@ from .language import tl, triton
 
 
 class Matrix(NamedTuple):
-    """A matrix in device memory: element ``(r, c)`` of item ``z`` is at ``pointer + r·row + c·column + z·batch``."""
+    """A matrix in device memory: element ``(r, c)`` of item z at ``pointer + r·row + c·column + z·batch``."""
 
     pointer: Any
     row: Any
@@ -51,7 +51,7 @@ def triangle_position(index):
 
 @triton.jit
 def grouped_position(index, row_tiles, column_tiles, GROUP: tl.constexpr):
-    """Row and column of a tile in an order that walks ``GROUP`` rows at once, so that tiles of B stay in L2."""
+    """Row and column of a tile in an order that walks ``GROUP`` rows at once, to find tiles of B in L2."""
     per_group = GROUP * column_tiles
     first = (index // per_group) * GROUP
     height = tl.minimum(row_tiles - first, GROUP)
@@ -184,6 +184,12 @@ def multiply_tile(
     return product
 
 
+@triton.jit
+def scaled(tile, factor):
+    """A prologue or epilogue: a tile times a diagonal matrix or a scalar."""
+    return (tile * factor,)
+
+
 # --- writing ------------------------------------------------------------------------------------------
 
 
@@ -238,7 +244,7 @@ def store_results(
     EPILOGUE: tl.constexpr, KINDS: tl.constexpr, STORED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Apply the epilogue to a tile, then write result 0 to ``out`` and result ``STORED[i]`` to ``outputs[i]``."""
+    """Apply the epilogue to a tile; result 0 goes to ``out``, result ``STORED[i]`` to ``outputs[i]``."""
     if EPILOGUE is None:
         store_tile(out, value, rows, columns, row_mask, column_mask)
     else:
