@@ -88,7 +88,7 @@ def items(matrices, index, COUNT: tl.constexpr):
     """Item ``index`` of each of ``COUNT`` batches."""
     found = ()
     for i in tl.static_range(COUNT):
-        found = found + (item(matrices[i], index),)
+        found = found + (item(matrices[i], index),)  # type: ignore[assignment]
     return found
 
 

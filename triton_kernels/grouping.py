@@ -103,7 +103,7 @@ def read_matrices(
             row, MATRICES + 3 * (FIRST + i),
             TYPES[2 + FIRST + i], UNITS[2 + FIRST + i], ALIGNED[2 + FIRST + i],
         )  # fmt: skip
-        found = found + (matrix,)
+        found = found + (matrix,)  # type: ignore[assignment]
     return found
 
 

@@ -251,7 +251,7 @@ def moment_launches(
     precision: Precision,
     settings: Settings | None,
 ) -> list[Launch]:
-    """The launches of :func:`syrk` and :func:`cross_moment`; if the sum is split, the first makes the parts."""
+    """The launches of :func:`syrk` and :func:`cross_moment`; if split, the first makes the parts."""
     samples = a.shape[0]
     rows, columns = a.shape[1] + (homogeneous and symmetric), b.shape[1] + homogeneous
     require("b", b, samples, b.shape[1])

@@ -101,7 +101,7 @@ def load_tiles(
             tl.constexpr(KINDS[i]),  # a bare string is no argument in Triton 3.6
             DTYPE,
         )  # fmt: skip
-        tiles = tiles + (tile,)
+        tiles = tiles + (tile,)  # type: ignore[assignment]
     return tiles
 
 
