@@ -38,7 +38,7 @@ def summary(
     kept = read.kept_rows()
     tables = [
         table(read.layer_rows(), right=(7, 8, 9)),
-        *([table(kept)] if kept else []),
+        *([table(kept, right=(3,))] if kept else []),
         table(read.phase_rows(), right=(2, 3)),
         table(read.memory_rows(), right=(1,)),
     ]

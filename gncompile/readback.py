@@ -6,14 +6,19 @@ instructions, so what is reported is what runs.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from sympy import Expr, Symbol
+
 from .builder import ProgramBuilder
 from .costs import Cost, CostModel, attribute, columns_within, forward_values, total
+from .derive import PointwiseRule
 from .formulas import Formulas
+from .gates import GATES, Gate
 from .losses import Loss
 from .model_graph import Affine, ModelGraph, Node, Pointwise, TracedModel
 from .notation import Elementwise, text
@@ -22,7 +27,7 @@ from .piecewise_linear import rule_of
 from .propagation import Forward
 from .step_program import StepProgram
 from .tables import binary_size, count, engineering
-from .transfer import transfer, transfer_names
+from .transfer import TransferFunction, transfer, transfer_names
 
 METHODS = {
     "kfra": "one matrix for the batch, averaged at every pointwise layer [BRB §3.3]",
@@ -148,7 +153,7 @@ class Readback:
             ", ".join(function_text(n) for n in self.pointwise_after(node)) or "-",
             self.settings.method,
             *(self.factor_text(kind, layer) for kind in "QG"),
-            ", ".join(dict.fromkeys(rule_of(n).keeps for n in self.pointwise_after(node))) or "-",
+            self.kept_text(self.pointwise_after(node)),
             f"{self.parameters(node):,}",
             *in_units(self.mean_cost(layer)),
         ]
@@ -168,16 +173,40 @@ class Readback:
         return [n for n in self.graph.consumers(node.name) if isinstance(n.op, Pointwise)]
 
     def kept_rows(self) -> list[Row]:
-        """What each pointwise function keeps for the backward pass, and why; no rows if there is none."""
-        reasons: dict[tuple[str, str], list[str]] = {}
+        """What each pointwise function keeps for the backward pass, why, and its bytes; no rows if none is.
+
+        The last row compares with keeping every input and output of these functions.
+        """
+        reasons: dict[tuple[str, str], list[Node]] = {}
         for node in self.active_pointwise():
-            key = rule_of(node).keeps, rule_of(node).why
-            reasons.setdefault(key, []).append(function_text(node))
+            reasons.setdefault((rule_of(node).keeps, rule_of(node).why), []).append(node)
         rows = [
-            [keeps, ", ".join(dict.fromkeys(functions)), why]
-            for (keeps, why), functions in reasons.items()
+            [
+                keeps,
+                ", ".join(dict.fromkeys(map(function_text, nodes))),
+                why,
+                binary_size(self.bytes_of(*map(self.kept_values, nodes))),
+            ]
+            for (keeps, why), nodes in reasons.items()
         ]
-        return [["kept", "functions", "because"], *rows] if rows else []
+        nodes = self.active_pointwise()
+        kept = self.bytes_of(*map(self.kept_values, nodes))
+        everything = self.bytes_of(*map(self.values_around, nodes))
+        compared = f"of {binary_size(everything)} for all their inputs and outputs"
+        heading = ["kept", "functions", "because", f"batch {self.batch}"]
+        return [heading, *rows, ["total", "", compared, binary_size(kept)]] if rows else []
+
+    def kept_text(self, nodes: Sequence[Node]) -> str:
+        """What these pointwise nodes keep, and its bytes."""
+        if not nodes:
+            return "-"
+        size = binary_size(self.bytes_of(*map(self.kept_values, nodes)))
+        return f"{', '.join(dict.fromkeys(rule_of(n).keeps for n in nodes))} {size}"
+
+    def bytes_of(self, *names: Collection[str]) -> int:
+        """Bytes of values of the program, each counted once."""
+        distinct = {name for each in names for name in each}
+        return sum(self.costs.elements(self.program[n].spec) for n in distinct) * self.itemsize
 
     def active_pointwise(self) -> list[Node]:
         active = Forward(ProgramBuilder(), self.graph, {}).active
@@ -244,9 +273,17 @@ class Readback:
     def kept_values(self, node: Node) -> list[str]:
         """The values of the program that the slopes of a pointwise node are computed from."""
         assert isinstance(node.op, Pointwise)
-        values = forward_values(self.program, self.graph)
         symbols = dict(zip(node.op.arguments, node.inputs, strict=True))
-        return [values[symbols.get(symbol, node.name)] for symbol in rule_of(node).kept]
+        return [self.values[symbols.get(symbol, node.name)] for symbol in rule_of(node).kept]
+
+    def values_around(self, node: Node) -> list[str]:
+        """The values of the program that a node reads and writes."""
+        return [self.values[name] for name in (*node.inputs, node.name)]
+
+    @cached_property
+    def values(self) -> dict[str, str]:
+        """The value of the program that holds each node's result."""
+        return forward_values(self.program, self.graph)
 
     def statements(self, names: Collection[str], source: str) -> list[Statement]:
         """The lines of the emitted file ``source`` that compute the values ``names``."""
@@ -276,13 +313,21 @@ class Readback:
 
 
 def function_text(node: Node) -> str:
-    """``tanh`` where the expression is a registered transfer function, else the expression itself."""
+    """``tanh`` where the node computes a declared function, however written, else its expression."""
     assert isinstance(node.op, Pointwise)
-    expression, arguments = node.op.expression, node.op.arguments
-    for name in transfer_names() if len(arguments) == 1 else []:
-        if transfer(name)(arguments[0]) == expression:
-            return name
-    return text(Elementwise(expression, ()))
+    value, arguments = rule_of(node).value, node.op.arguments
+    functions: list[TransferFunction | Gate] = [transfer(name) for name in transfer_names()]
+    known = [
+        function.name
+        for function in (*functions, *GATES.values())
+        if len(function.rule.arguments) == len(arguments)
+        and any(_at(function.rule, order) == value for order in itertools.permutations(arguments))
+    ]
+    return min(known, key=len) if known else text(Elementwise(value, ()))
+
+
+def _at(rule: PointwiseRule, arguments: Sequence[Symbol]) -> Expr:
+    return rule.value.xreplace(dict(zip(rule.arguments, arguments, strict=True)))
 
 
 def _written(line: str) -> str:

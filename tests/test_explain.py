@@ -212,8 +212,30 @@ def test_summary_has_a_row_for_each_layer() -> None:
 
 def test_summary_names_what_is_kept_and_why() -> None:
     text = summary(*compiled(chain(), 6))
-    assert re.search(r"^output +tanh +the slope follows from the function's own value$", text, re.M)
-    assert re.search(r"^0 .* tanh +kfra .* output ", text, re.M)
+    reason = "the slope follows from the function's own value"
+    # tanh keeps its value [1000, 5] in float32; its input has as many numbers
+    assert re.search(rf"^output +tanh +{reason} +19.5 KiB$", text, re.M)
+    assert re.search(r"^total +of 39.1 KiB for all their inputs and outputs +19.5 KiB$", text, re.M)
+    assert re.search(r"^0 .* tanh +kfra .* output 19.5 KiB ", text, re.M)
+
+
+def test_a_function_is_called_by_its_declared_name_however_it_is_written() -> None:
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.top = nn.Linear(5, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.left(x)
+            return self.top(h / (1 + torch.exp(-h)))
+
+    class Gate(Chain):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.left(x)
+            return self.top(h.flip(1) * torch.nn.functional.silu(h))
+
+    assert re.search(r"^left .* silu +kfra", summary(*compiled(Chain(), 5)), re.M)
+    assert re.search(r"^left .* swiglu +kfra", summary(*compiled(Gate(), 5)), re.M)
 
 
 def test_explaining_a_layer_quotes_the_emitted_source() -> None:

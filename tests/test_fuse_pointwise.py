@@ -7,7 +7,7 @@ import sympy
 from gncompile.functions import sigmoid
 from gncompile.model_graph import Affine, Input, ModelGraph, Node, Op, Output, Pointwise, Select
 from gncompile.passes.dead_nodes import remove_dead_nodes
-from gncompile.passes.fuse_pointwise import fuse_pointwise
+from gncompile.passes.fuse_pointwise import MAX_OPERATIONS, fuse_pointwise
 
 A, B, C = sympy.symbols("a b c", real=True)
 
@@ -52,7 +52,8 @@ def test_picture() -> None:
     assert shown(before) == {"a": "tanh(a)", "y": "a + b"}, "the pass must not change its argument"
 
 
-def test_a_value_with_two_readers_stays() -> None:
+def test_a_value_whose_readers_meet_in_one_expression_becomes_a_part_of_it() -> None:
+    """Written ``t = tanh(x)``, ``y = sin(t) exp(t)``: ``t`` has two readers until those are composed."""
     fork = [
         pointwise("a", sympy.tanh(A), a="x"),
         pointwise("b", sympy.sin(A), a="a"),
@@ -60,9 +61,30 @@ def test_a_value_with_two_readers_stays() -> None:
         pointwise("y", A * B, a="b", b="c"),
     ]
     assert shown(fuse_pointwise(ModelGraph([X, *fork, OUTPUT]))) == {
-        "a": "tanh(x)",
-        "y": "exp(a)*sin(a)",
+        "y": "exp(tanh(x))*sin(tanh(x))"
     }
+
+
+def test_a_value_with_readers_elsewhere_stays() -> None:
+    fork = [
+        pointwise("a", sympy.tanh(A), a="x"),
+        node("s", Select((1, 0)), "a"),
+        pointwise("y", A * B, a="a", b="s"),
+    ]
+    assert shown(fuse_pointwise(ModelGraph([X, *fork, OUTPUT]))) == {"a": "tanh(x)", "y": "a*s"}
+
+
+def test_what_doubles_at_every_step_stops_growing() -> None:
+    """Thirty residuals ``h + tanh(h)`` would be an expression of 2³⁰ parts."""
+    nodes = [X, pointwise("n0", sympy.sin(A), a="x")]
+    for i in range(1, 31):
+        nodes.append(pointwise(f"t{i}", sympy.tanh(A), a=f"n{i - 1}"))
+        nodes.append(pointwise(f"n{i}", A + B, a=f"n{i - 1}", b=f"t{i}"))
+    fused = fuse_pointwise(ModelGraph([*nodes, node("z", Output(), "n30")]))
+    fused.check()
+    sizes = [n.op.expression.count_ops() for n in fused if isinstance(n.op, Pointwise)]
+    assert 1 < len(sizes) < 30
+    assert max(sizes) <= MAX_OPERATIONS
 
 
 def test_output_counts_as_a_reader() -> None:

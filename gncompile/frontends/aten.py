@@ -253,6 +253,9 @@ CREATORS = _words(
     "full full_like new_full new_ones new_zeros ones ones_like scalar_tensor zeros zeros_like"
 )
 
+# sizes that depend on the batch; the importer takes their values from the trace
+SIZES = _words("sym_numel sym_size")
+
 # asserts that torch.export adds about shapes and values; they compute nothing
 ASSERTS = _words("_assert_async _assert_scalar _assert_tensor_metadata sym_constrain_range")
 
@@ -319,7 +322,7 @@ def is_known(name: str) -> bool:
     elementwise = name in POINTWISE or name in COMPARISONS
     moving = name in ALIASES or name in CASTS or name in SELECTING or name in DROPOUTS
     linear = name in PRODUCTS or name in LINEAR
-    return elementwise or moving or linear or name in CREATORS | ASSERTS or name in REFUSED
+    return elementwise or moving or linear or name in CREATORS | SIZES | ASSERTS or name in REFUSED
 
 
 def expression_of(rule: Rule, arguments: Mapping[str, Any]) -> Expr:

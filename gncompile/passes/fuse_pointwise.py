@@ -12,7 +12,8 @@ def fuse_pointwise(graph: ModelGraph) -> ModelGraph:
     """Substitute every pointwise node into its consumer when that is pointwise and its only consumer.
 
     A composed node keeps the name of the last one, so slopes are averaged once a layer, not once an
-    operation (the approximation is better for it). Identities and dead nodes are removed.
+    operation (the approximation is better for it). Repeated until nothing is left to compose, so that a value
+    whose readers all end in one expression becomes a part of it. Identities and dead nodes are removed.
 
     before::
 
@@ -23,13 +24,48 @@ def fuse_pointwise(graph: ModelGraph) -> ModelGraph:
         h = affine[fc](x)      y = x + tanh(h)                 output(y)
     """
     graph = _without_identities(remove_dead_nodes(graph))
+    fused = _fused_once(graph)
+    while len(fused) < len(graph):
+        graph, fused = fused, _fused_once(fused)
+    return fused
+
+
+MAX_OPERATIONS = 200
+"""Beyond so many operations a node is left on its own: every value read twice doubles the expression.
+
+The recursion composes the slopes of what is left, to the same result.
+"""
+
+
+def _fused_once(graph: ModelGraph) -> ModelGraph:
+    """Every node into the one node that reads it, in one walk."""
     fused: dict[str, Node] = {}
     for node in graph:
-        inlined = [name for name in node.inputs if _goes_into(graph, name, node)]
-        fused[node.name] = _composed(
-            node, {name: fused.pop(name) for name in dict.fromkeys(inlined)}
-        )
+        inlined = _inlined(graph, node, fused)
+        fused[node.name] = _composed(node, {name: fused.pop(name) for name in inlined})
     return _without_identities(ModelGraph(list(fused.values())))
+
+
+def _inlined(graph: ModelGraph, node: Node, fused: dict[str, Node]) -> list[str]:
+    """The inputs to substitute into ``node``, the first ones as far as the result stays small."""
+    names, operations = [], _operations(node)
+    for name in dict.fromkeys(node.inputs):
+        if _goes_into(graph, name, node):
+            operations += _uses(node, name) * _operations(fused[name])
+            if operations <= MAX_OPERATIONS:
+                names.append(name)
+    return names
+
+
+def _operations(node: Node) -> int:
+    return int(node.op.expression.count_ops()) if isinstance(node.op, Pointwise) else 0
+
+
+def _uses(node: Node, name: str) -> int:
+    """How often the expression of ``node`` has the input ``name``."""
+    assert isinstance(node.op, Pointwise)
+    symbols = [s for s, n in zip(node.op.arguments, node.inputs, strict=True) if n == name]
+    return sum(int(node.op.expression.count(s)) for s in symbols)
 
 
 def _goes_into(graph: ModelGraph, name: str, consumer: Node) -> bool:

@@ -101,10 +101,9 @@ def _kept_section(views: Views) -> list[Section]:
         return []
     read = views.read
     values = [read.kept_values(node) for node in read.active_pointwise()]
-    names = sorted({name for each in values for name in each})
-    size = sum(read.costs.elements(read.program[name].spec) for name in names) * read.itemsize
+    names = {name for each in values for name in each}
     said = (
-        f"Slopes are computed from {len(names)} kept tensors, together {size:,} bytes for "
+        f"Slopes are computed from {len(names)} kept tensors, together {read.bytes_of(names):,} bytes for "
         f"{read.batch} samples; nothing else is held for them."
     )
     return [Section("Kept for the backward pass", (Table(tuple(rows)), Paragraph(said)))]
