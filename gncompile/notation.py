@@ -158,6 +158,11 @@ def product(*parts: Math) -> Infix:
     return Infix("", parts)
 
 
+def bare(m: Math) -> Math:
+    """The tree without parentheses around it, for a place that has brackets or a bar already."""
+    return m.body if isinstance(m, Group) else m
+
+
 # --- one line of text ---------------------------------------------------------------------------------
 
 
@@ -272,15 +277,11 @@ def _quotient(e: sympy.Mul, operands: Mapping[sympy.Symbol, Math]) -> Math:
         else:
             above.append(_factor(factor, operands))
     numerator = _several(above) if above else Number("1")
-    return Fraction(_bare(numerator), _bare(_several(below))) if below else numerator
+    return Fraction(bare(numerator), bare(_several(below))) if below else numerator
 
 
 def _several(parts: list[Math]) -> Math:
     return parts[0] if len(parts) == 1 else Infix("", tuple(parts))
-
-
-def _bare(m: Math) -> Math:
-    return m.body if isinstance(m, Group) else m
 
 
 def _factor(e: sympy.Expr, operands: Mapping[sympy.Symbol, Math]) -> Math:
@@ -291,9 +292,9 @@ def _factor(e: sympy.Expr, operands: Mapping[sympy.Symbol, Math]) -> Math:
 def _power(e: sympy.Pow, operands: Mapping[sympy.Symbol, Math]) -> Math:
     base, exponent = e.args
     if exponent.is_number and exponent < 0:
-        return Fraction(Number("1"), _bare(expanded(1 / e, operands)))
+        return Fraction(Number("1"), bare(expanded(1 / e, operands)))
     if exponent == sympy.Rational(1, 2):
-        return Root(_bare(expanded(base, operands)))
+        return Root(bare(expanded(base, operands)))
     return Power(Group(expanded(base, operands)), expanded(exponent, operands))
 
 

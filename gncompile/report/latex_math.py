@@ -20,6 +20,7 @@ from ..notation import (
     Sum,
     Transpose,
     Word,
+    bare,
     expanded,
 )
 from .symbols import as_term, is_one_thing, typeset_name
@@ -86,9 +87,9 @@ def latex_math(m: Math) -> str:
             return latex_math(body) if is_one_thing(body) else f"({latex_math(body)})"
         case Bracket(opening, body, closing):
             left, right = (r"\lvert ", r"\rvert ") if opening == "|" else (opening, closing)
-            return f"{left}{latex_math(body)}{right}"
+            return f"{left}{latex_math(bare(body))}{right}"
         case Call(function, arguments, brackets):
-            inner = ", ".join(map(latex_math, arguments))
+            inner = ", ".join(latex_math(bare(argument)) for argument in arguments)
             return f"{_function(function)}{brackets[0]}{inner}{brackets[1]}"
         case Elementwise(expression, operands):
             return latex_math(expanded(expression, dict(operands)))

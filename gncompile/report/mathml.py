@@ -23,6 +23,7 @@ from ..notation import (
     Sum,
     Transpose,
     Word,
+    bare,
     expanded,
 )
 from .elements import element
@@ -56,9 +57,9 @@ def mathml(m: Math) -> Element:
         case Group(body):
             return mathml(body) if is_one_thing(body) else _fenced("(", mathml(body), ")")
         case Bracket(opening, body, closing):
-            return _fenced(opening, mathml(body), closing)
+            return _fenced(opening, mathml(bare(body)), closing)
         case Call(function, arguments, brackets):
-            inner = _joined(",", [mathml(argument) for argument in arguments])
+            inner = _joined(",", [mathml(bare(argument)) for argument in arguments])
             return element("mrow", _function(function), _fenced(brackets[0], inner, brackets[1]))
         case Elementwise(expression, operands):
             return mathml(expanded(expression, dict(operands)))
@@ -123,7 +124,7 @@ def _symbol(base: str) -> Element:
     if rest[0] in ACCENTS:
         return element("mover", element("mi", letter), operator(ACCENTS[rest[0]]), accent="true")
     if rest[0] in "′″":
-        return element("msup", element("mi", letter), operator(rest[0]))
+        return element("mrow", element("mi", letter), operator(rest[0], lspace="0", rspace="0"))
     return element("mtext", base)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import Element
@@ -30,6 +31,7 @@ GRID = 61
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: it takes the page's font and can be read aloud
     "svg.hashsalt": "gncompile",  # the same names of clip paths every time
+    "text.parse_math": False,  # a $ in a name is a dollar
     "font.size": 9.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -55,7 +57,10 @@ def plot(node: Node, traced: TracedModel) -> Element | None:
             axes, node, _constants(node, traced)
         )
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        with warnings.catch_warnings():
+            # The text is drawn by the reader's fonts, so a letter that matplotlib's lack does not matter.
+            warnings.filterwarnings("ignore", message="Glyph .* missing")
+            figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = parsed_svg(buffer.getvalue())
     svg.set("class", "plot")
     svg.set("role", "img")
