@@ -1,0 +1,232 @@
+"""Losses of a few coupled outputs: the exact blocks at one sample (oracle 1) and on batches (oracle 3)."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import oracles
+import pytest
+import torch
+from architectures import Act, Fork, Linear, build, calibrate, normal
+from comparison import assert_close, assert_inputs, assert_outputs
+from torch import Tensor, nn
+
+import gncompile
+from gncompile import losses
+from gncompile.coupled_loss import CoupledLoss
+from gncompile.errors import BatchError, CompileError, LossError
+from gncompile.losses import register_loss, resolve_loss
+from gncompile.runtime.stored_loss import loss_from_data, loss_to_data
+
+DISTANCE = "sqrt(1 + (z1 - y1)**2 + (z2 - y2)**2 + (z3 - y3)**2) + exp(z1 - 2*z2)/9"
+FIRST = "-softplus(-z1) - softplus((1 - 2*y1)*z2)"
+SECOND = "-softplus(z1) - softplus((1 - 2*y1)*z3)"
+MIXTURE = f"-({SECOND}) - softplus({FIRST} - ({SECOND}))"
+"""``-log(σ(z1) p(y|z2) + σ(-z1) p(y|z3))``: two experts for a binary target, and a gate."""
+CHAIN = (Linear(4), Act("tanh"), Fork("sum", ((), (Linear(4), Act("silu")))), Linear(3))
+
+
+class Distance(nn.Module):
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        apart = (1 + (z - y).square().sum(dim=1)).sqrt()
+        return (apart + (z[:, 0] - 2 * z[:, 1]).exp() / 9).mean()
+
+
+class Mixture(nn.Module):
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        sign, gate = 2 * y[:, 0] - 1, torch.sigmoid(z[:, 0])
+        first, second = torch.sigmoid(sign * z[:, 1]), torch.sigmoid(sign * z[:, 2])
+        return -torch.log(gate * first + (1 - gate) * second).mean()
+
+
+def clipped(h: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(h)
+    return (vectors * values.clamp(min=0)[:, None, :]) @ vectors.mT
+
+
+def problem(name: str, batch: int) -> tuple[nn.Module, CoupledLoss, nn.Module, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    model = build(CHAIN, 5, generator)
+    calibrate(model, normal(generator, 64, 5))
+    x = normal(generator, batch, 5)
+    if name == "distance":
+        return model, declared(name), Distance(), x, normal(generator, batch, 3)
+    return model, declared(name), Mixture(), x, (normal(generator, batch, 1) > 0).double()
+
+
+@cache
+def declared(name: str) -> CoupledLoss:
+    if name == "distance":
+        return losses.define_loss("distance", DISTANCE)
+    return losses.define_loss("mixture", MIXTURE, targets=(0, 1), negative_curvature="clip")
+
+
+def exact_blocks(
+    name: str, model: nn.Module, reference: nn.Module, x: Tensor, y: Tensor
+) -> dict[str, Tensor]:
+    top = oracles.output_hessian(reference, model(x), y)
+    top = clipped(top) if name == "mixture" else top
+    return {
+        layer: oracles.congruence(J, top).mean(dim=0)
+        for layer, J in oracles.jacobians(model, x).items()
+    }
+
+
+@pytest.mark.parametrize("name", ["distance", "mixture"])
+@pytest.mark.parametrize("method", ["kfra", "kflr", "ggn"])
+def test_one_sample_gives_the_exact_blocks(name: str, method: str, backend: str) -> None:
+    model, loss, reference, x, y = problem(name, 1)
+    factors = gncompile.curvature(model, loss, x, y, method=method, backend=backend)
+    assert_outputs(factors, exact_blocks(name, model, reference, x, y))
+    assert_inputs(factors, oracles.input_moments(model, x))
+
+
+@pytest.mark.parametrize("name", ["distance", "mixture"])
+@pytest.mark.parametrize("budget", [1 << 30, 600])
+def test_kflr_is_the_exact_average_also_in_chunks(name: str, budget: int, backend: str) -> None:
+    model, loss, reference, x, y = problem(name, 17)
+    factors = gncompile.curvature(
+        model, loss, x, y, method="kflr", memory_budget=budget, backend=backend
+    )
+    assert_outputs(factors, exact_blocks(name, model, reference, x, y))
+
+
+def test_random_projections_scatter_around_kflr() -> None:
+    """Signs have fourth moments of one, so entries of a mean of R draws over N samples deviate by about
+    ``‖Ḡ‖/√(R N)``; six times that is allowed."""
+    model, loss, reference, x, y = problem("mixture", 200)
+    expected = exact_blocks("mixture", model, reference, x, y)
+    factors = gncompile.curvature(model, loss, x, y, method="kfac_rp", samples=20)
+    for layer, wanted in expected.items():
+        spread = 6 * float(wanted.norm()) / math.sqrt(20 * 200) * 3
+        assert float((factors[layer].output - wanted).abs().max()) < spread, layer
+
+
+def test_the_hessian_oracle_keeps_negative_curvature() -> None:
+    model, loss, reference, x, y = problem("mixture", 1)
+    factors = gncompile.curvature(model, loss, x, y, method="hessian")
+    expected = oracles.per_sample_hessian(model, reference, x, y)
+    for layer, block in expected.items():
+        assert_close(factors[layer].output, block.mean(dim=0), what=layer)
+    assert min(float(torch.linalg.eigvalsh(f.output)[0]) for f in factors.values()) < 0
+
+
+@pytest.mark.parametrize("name", ["distance", "mixture"])
+def test_gradient_and_quadratic_model_agree_with_torch(name: str) -> None:
+    model, loss, _, x, _ = problem(name, 3)
+    report = gncompile.verify(model, loss, x)
+    assert report.ok, report.to_text()
+
+
+@pytest.mark.parametrize("method", ["kfra", "kflr", "kfac_rp", "empirical"])
+def test_the_mixture_trains(method: str, backend: str) -> None:
+    model, loss, reference, x, y = problem("mixture", 40)
+    trainer = gncompile.compile(model, loss, example_inputs=x, method=method, backend=backend)
+    before = float(reference(model(x), y).detach())
+    for _ in range(6):
+        trainer.step(x, y)
+    assert float(reference(model(x), y).detach()) < 0.97 * before
+
+
+def test_kfac_says_what_to_use_instead() -> None:
+    model, loss, _, x, y = problem("mixture", 4)
+    with pytest.raises(CompileError, match="'mixture' declares none[\\s\\S]*method='kfac_rp'"):
+        gncompile.curvature(model, loss, x, y, method="kfac")
+
+
+def test_the_mixture_is_refused_unless_clipped() -> None:
+    with pytest.raises(LossError, match=r"not convex.*eigenvalue -\S+ at z1 = [\s\S]*\"clip\""):
+        resolve_loss(MIXTURE)
+
+
+def test_a_saddle_is_found_with_a_point_where_it_is_one() -> None:
+    """``z1² + z2² + 3 z1 z2`` has the eigenvalues 5 and -1 everywhere."""
+    with pytest.raises(LossError, match=r"eigenvalue -1\.0 at z1 = "):
+        resolve_loss("z1**2 + z2**2 + 3*z1*z2 - y1")
+
+
+def test_verdicts() -> None:
+    assert resolve_loss("(z1 - y1)**2 + (z2 - y2)**2 + z1*z2").convexity.verdict == "convex"
+    seen = resolve_loss(DISTANCE).convexity
+    assert seen.verdict == "unproved"
+    assert "241 points" in seen.reason
+
+
+def test_indices_may_start_at_zero_in_brackets() -> None:
+    brackets = resolve_loss("(z[0] - y[0])**2 + z[1]**2")
+    numbered = resolve_loss("(z1 - y1)**2 + z2**2")
+    assert brackets.expression == numbered.expression
+    assert (brackets.outputs, brackets.targets_count) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("z1**2 + z**2", "uses z[\\s\\S]*not both"),
+        ("z17**2", "the name 'z17' is unknown"),
+        ("y1 - y2", "has no outputs"),
+        ("z1 - y1", "zero curvature"),
+        ("log(exp(z1) + exp(z2) + exp(z3)) + z1**2", "not finite in float32"),
+        ("z1**2 + sqrt(z2)", "not a finite real number"),
+        ("*".join(f"(z{i} + y{i})" for i in range(1, 13)), "not convex"),
+    ],
+)
+def test_refusals(text: str, error: str) -> None:
+    with pytest.raises(gncompile.errors.GncompileError, match=error):
+        resolve_loss(text)
+
+
+def test_outputs_and_targets_are_checked() -> None:
+    _, loss, _, _, _ = problem("mixture", 1)
+    with pytest.raises(LossError, match=r"couples 3 outputs[\s\S]*return \[N, 3\]"):
+        loss.check_output((4,))
+    with pytest.raises(BatchError, match=r"\[5, 1\]"):
+        loss.check_target((5, 3), torch.float64, torch.zeros(5, 3).double())
+    with pytest.raises(BatchError, match="between 0 and 1"):
+        loss.check_target((5, 3), torch.float64, torch.full((5, 1), 2.0).double())
+
+
+def test_a_stored_loss_is_the_same() -> None:
+    for name in ("distance", "mixture"):
+        loss = problem(name, 1)[1]
+        assert loss_from_data(loss_to_data(loss)) == loss
+
+
+def test_a_wrong_derivative_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule for tanh with the wrong sign, as a mistake in the derivation would leave it."""
+    import gncompile.coupled_loss as module
+
+    right = module.differentiate
+    monkeypatch.setattr(module, "differentiate", lambda e, s: -right(e, s))
+    with pytest.raises(
+        LossError, match="its gradient along a direction is wrong: .* expected, .* derived"
+    ):
+        resolve_loss("(z1 - y1)**4 + cosh(z2)")
+
+
+def test_non_finite_outputs_give_nan_roots_and_no_crash(backend: str) -> None:
+    from gncompile.runtime import linalg
+
+    h = torch.eye(2).repeat(3, 1, 1)
+    h[1, 0, 0] = math.inf
+    root = torch.empty_like(h)
+    linalg.sample_roots(h, root)
+    assert root[1].isnan().all()
+    torch.testing.assert_close(root[[0, 2]] @ root[[0, 2]].mT, h[[0, 2]])
+
+
+def test_registered_by_decorator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "_registered", {})
+
+    @gncompile.loss_function(outputs=2, targets_count=1)
+    def ring(z, y, softness=1):
+        """Distance from a circle's centre, told apart by one target."""
+        return (softness + z[0] ** 2 + (z[1] - y[0]) ** 2) ** 0.5
+
+    assert resolve_loss("ring") is ring
+    assert (ring.outputs, ring.targets_count) == (2, 1)
+    with pytest.raises(
+        gncompile.errors.RegistrationError, match="already registered[\\s\\S]*test_coupled"
+    ):
+        register_loss("ring", "z**2")
