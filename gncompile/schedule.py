@@ -87,6 +87,12 @@ class Schedule:
     program: StepProgram
     phases: dict[str, tuple[Launch, ...]]
 
+    @property
+    def stores(self) -> set[str]:
+        """The values that reach memory."""
+        every = (launch for launches in self.phases.values() for launch in launches)
+        return {name for launch in every for kernel in launch.kernels for name in kernel.stores}
+
     def to_text(self) -> str:
         """The schedule as text, phase by phase."""
         lines = []
@@ -108,6 +114,59 @@ def formula(i: Instruction) -> tuple[sympy.Expr, tuple[sympy.Symbol, ...]]:
         return i.op.expression, i.op.symbols
     old, new, weight = symbols = sympy.symbols("old new weight", real=True)
     return new + weight * (old - new), symbols
+
+
+@dataclass(frozen=True)
+class Function:
+    """What a kernel computes on its tiles: ``expressions`` of ``symbols``, one for every value it stores.
+
+    ``symbols`` stand for the product's tile, if there is one, then for tiles of the ``operands``.
+    """
+
+    symbols: tuple[sympy.Symbol, ...]
+    operands: tuple[str, ...]
+    expressions: tuple[sympy.Expr, ...]
+
+    @property
+    def signature(self) -> tuple[sympy.Expr, ...]:
+        """The expressions with symbols by position: equal for kernels that can share a function."""
+        by_position = {s: sympy.Symbol(f"t{n}", real=True) for n, s in enumerate(self.symbols)}
+        return tuple(e.xreplace(by_position) for e in self.expressions)
+
+
+def function_of(kernel: Kernel) -> Function:
+    """The kernel's elementwise instructions composed into one function of tiles.
+
+    For a sum the first expression is the summand. For a product that is stored as it is, the only
+    expression is the symbol of its tile.
+    """
+    root = kernel.root
+    product = not is_elementwise(root) and not isinstance(root.op, SUMS)
+    values: dict[str, sympy.Expr] = {}
+    operands: list[str] = []
+
+    def value(name: str) -> sympy.Expr:
+        if name not in values:
+            operands.append(name)
+            values[name] = sympy.Symbol(name, real=True)
+        return values[name]
+
+    tile = [root.name] if product else []
+    values |= {name: sympy.Symbol(name, real=True) for name in tile}
+    for i in kernel.elementwise:
+        expression, symbols = formula(i)
+        # An instruction may overwrite what it reads: its operands are taken before it has a value.
+        read = {s: value(name) for s, name in zip(symbols, i.inputs, strict=True)}
+        values[i.name] = expression.xreplace(read)
+    results = [values[name] for name in kernel.stores if name in values]
+    if isinstance(root.op, SUMS):
+        results.insert(0, sympy.Mul(*(value(name) for name in root.inputs)))
+    named = tuple(sympy.Symbol(name, real=True) for name in (*tile, *operands))
+    return Function(named, tuple(operands), tuple(results))
+
+
+SUMS = (ir.Total, ir.Dot)
+"""Reductions that elementwise work can join."""
 
 
 def storage(program: StepProgram) -> dict[str, str]:

@@ -54,6 +54,12 @@ class Launch:
         self.kernel[self.grid](**self.arguments, **options)
 
 
+def run(launches: Sequence[Launch]) -> None:
+    """Start kernels one after the other on the current stream."""
+    for each in launches:
+        each.run()
+
+
 class Template(Generic[P]):
     """A function that builds launches, made callable: calling it builds and runs them."""
 
@@ -62,8 +68,7 @@ class Template(Generic[P]):
         self.launches = build
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        for launch in self.launches(*args, **kwargs):
-            launch.run()
+        run(self.launches(*args, **kwargs))
 
 
 def launch(

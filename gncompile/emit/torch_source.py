@@ -37,10 +37,14 @@ def bind(memory, N, F, Q, S):
 
 def emit_torch(program: StepProgram, title: str = "A training step.", summary: str = "") -> str:
     """The source text of a module with ``bind`` for this program."""
-    return _Writer(program).module(title, summary)
+    return TorchWriter(program).module(title, summary)
 
 
-class _Writer:
+class TorchWriter:
+    """Writes a program as torch statements; a backend that does some of them otherwise derives from it."""
+
+    header = HEADER
+
     def __init__(self, program: StepProgram) -> None:
         self.program = program
         self.scratch: dict[str, tuple[Dim, ...]] = {}
@@ -56,7 +60,7 @@ class _Writer:
     def module(self, title: str, summary: str) -> str:
         """The whole file."""
         functions = [self._phase(name) for name in self.program.phases]
-        setup = [*self._leaves(), "", *self._buffers(), "", *self._views()]
+        setup = [*self._leaves(), "", *self._buffers(), "", *self._views(), *self._launches()]
         phases = ", ".join(f'"{name}": {name}' for name in self.program.phases)
         asked = {leaf.name for kind in ("input", "target") for leaf in self.program.leaves(kind)}
         asked |= set(self.program.results.values())
@@ -71,7 +75,7 @@ class _Writer:
             "}",
             "return phases, values",
         ]
-        header = HEADER.format(title=title, summary=summary)
+        header = self.header.format(title=title, summary=summary)
         return header + textwrap.indent("\n".join(body), "    ") + "\n"
 
     def _leaves(self) -> list[str]:
@@ -88,11 +92,19 @@ class _Writer:
         lines = [
             "# Buffers for the values of a step, some shared by values that never meet; scratch space."
         ]
-        for name, buffer in plan_buffers(self.program).items():
+        for name, buffer in self._plan().items():
             lines.append(f"{name} = {self._buffer(buffer, self.program[name].spec.shape)}")
         lines += [f"{name} = {self._buffer(name, shape)}" for name, shape in self.scratch.items()]
         lines += [f"{name} = {text}" for name, text in self.constants.items()]
         return lines
+
+    def _plan(self) -> dict[str, str]:
+        """The buffer of every value that reaches memory."""
+        return plan_buffers(self.program)
+
+    def _launches(self) -> list[str]:
+        """What is planned once a batch size is bound."""
+        return []
 
     def _views(self) -> list[str]:
         lines = ["# Views of the above."]
@@ -127,12 +139,14 @@ class _Writer:
         argument = "start" if name == "columns" else ""
         lines = [f"def {name}({argument}):"]
         for instruction in self.program.phase(name):
-            if isinstance(instruction.op, ir.VIEWS):
-                continue
-            comment = f"  # {instruction.comment}" if instruction.comment else ""
-            first, *rest = self._statements(instruction)
-            lines += [f"    {first}{comment}", *(f"    {line}" for line in rest)]
+            if not isinstance(instruction.op, ir.VIEWS):
+                lines += self._commented(instruction)
         return lines
+
+    def _commented(self, instruction: Instruction) -> list[str]:
+        comment = f"  # {instruction.comment}" if instruction.comment else ""
+        first, *rest = self._statements(instruction)
+        return [f"    {first}{comment}", *(f"    {line}" for line in rest)]
 
     def _statements(self, i: Instruction) -> list[str]:
         out = self.home[i.name]
@@ -187,7 +201,7 @@ def _compact(values: list[int]) -> str:
     return repr(values)
 
 
-Writer = Callable[[_Writer, Instruction, str, list[str], list[Spec]], list[str]]
+Writer = Callable[[TorchWriter, Instruction, str, list[str], list[Spec]], list[str]]
 _WRITERS: dict[type, Writer] = {}
 
 
@@ -201,7 +215,7 @@ def _writes(*ops: type) -> Callable[[Writer], Writer]:
 
 
 @_writes(ir.Affine)
-def _affine(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _affine(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     bias = len(v) % 2 == 1
     first = f"torch.addmm({v[-1]}, " if bias else "torch.mm("
     lines = [f"{first}{v[0]}, {v[1]}.T, out={out})"]
@@ -209,7 +223,7 @@ def _affine(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec
 
 
 @_writes(ir.MatMul)
-def _matmul(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _matmul(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.MatMul)
     a = f"{v[0]}.mT" if i.op.transpose_a else v[0]
     b = f"{v[1]}.mT" if i.op.transpose_b else v[1]
@@ -218,7 +232,7 @@ def _matmul(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec
 
 
 @_writes(ir.Gather)
-def _gather(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _gather(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     """Runs of consecutive features become slice copies."""
     assert isinstance(i.op, ir.Gather)
     index, lines, start = i.op.index, [], 0
@@ -263,7 +277,7 @@ def _runs(index: tuple[int, ...], sizes: list[int]) -> list[tuple[int, int, int]
 
 
 @_writes(ir.Scatter)
-def _scatter(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _scatter(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     op = i.op
     assert isinstance(op, ir.Scatter)
     kept = [j for j, place in enumerate(op.index) if place >= 0]
@@ -281,31 +295,31 @@ def _scatter(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spe
 
 
 @_writes(ir.Moment)
-def _moment(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _moment(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.Moment)
     name = "second_moment" if len(v) == 1 else "cross_moment"
     return [f"linalg.{name}({', '.join(v)}, {i.op.homogeneous}, out={out})"]
 
 
 @_writes(ir.Mean)
-def _mean(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _mean(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"torch.mean({v[0]}, dim=0, out={out})"]
 
 
 @_writes(ir.Total)
-def _total(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _total(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.Total)
     lines = [f"torch.sum({v[0]}, dim=None, out={out})"]
     return lines + ([f"{out}.div_({specs[0].shape[0]})"] if i.op.mean else [])
 
 
 @_writes(ir.RowSum)
-def _row_sum(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _row_sum(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"torch.sum({v[0]}, dim=-1, keepdim=True, out={out})"]
 
 
 @_writes(ir.Dot)
-def _dot(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _dot(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.Dot)
     if not i.op.mean and all(w.owned(name) for name in i.inputs):
         return [f"torch.dot({w.flat(v[0])}, {w.flat(v[1])}, out={out})"]
@@ -313,71 +327,71 @@ def _dot(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) 
 
 
 @_writes(ir.Softmax)
-def _softmax(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _softmax(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"torch.softmax({v[0]}, dim=-1, out={out})"]
 
 
 @_writes(ir.LogSumExp)
 def _log_sum_exp(
-    w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]
+    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
 ) -> list[str]:
     return [f"torch.logsumexp({v[0]}, dim=-1, keepdim=True, out={out})"]
 
 
 @_writes(ir.SampleCategorical)
-def _sample(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _sample(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"linalg.sample_categorical({v[0]}, {v[1]}, out={out})"]
 
 
 @_writes(ir.Random)
-def _random(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _random(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.Random)
     return [f'memory.random("{i.op.kind}", {out})']
 
 
 @_writes(ir.Columns)
-def _columns(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _columns(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     p = v[1] if len(v) > 1 else "None"
     return [f"linalg.root_columns({v[0]}, {p}, start, out={out})"]
 
 
 @_writes(ir.Zeros)
-def _zeros(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _zeros(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"{out}.zero_()"]
 
 
 @_writes(ir.BroadcastRows)
-def _broadcast(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _broadcast(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"{out}.copy_({v[0]})"]
 
 
 @_writes(ir.SampleDiagonal)
-def _diagonal(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _diagonal(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"{out}.zero_()", f"{out}.diagonal(dim1=-2, dim2=-1).copy_({v[0]})"]
 
 
 @_writes(ir.SampleOuter)
-def _outer(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _outer(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"torch.mul({v[0]}[:, :, None], {v[1]}[:, None, :], out={out})"]
 
 
 @_writes(ir.SampleRoot)
 def _sample_root(
-    w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]
+    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
 ) -> list[str]:
     return [f"linalg.sample_roots({v[0]}, out={out})"]
 
 
 @_writes(ir.SampleMultiply)
 def _sample_multiply(
-    w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]
+    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
 ) -> list[str]:
     return [f"torch.bmm({v[0]}, {v[1]}.unsqueeze(-1), out={out}.unsqueeze(-1))"]
 
 
 @_writes(ir.ScaleSides)
 def _scale_sides(
-    w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]
+    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
 ) -> list[str]:
     assert isinstance(i.op, ir.ScaleSides)
     if not i.op.left:
@@ -387,7 +401,7 @@ def _scale_sides(
 
 
 @_writes(ir.Multiply)
-def _multiply(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _multiply(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     match specs[0].structure:
         case Structure.SCALED_IDENTITY:
             return [f"torch.mul({v[1]}, {v[0]}, out={out})"]
@@ -397,29 +411,29 @@ def _multiply(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Sp
 
 
 @_writes(ir.SymmetricProduct)
-def _symmetric(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _symmetric(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"linalg.symmetric_product({v[0]}, {v[1]}, out={out})"]
 
 
 @_writes(ir.Hadamard)
-def _hadamard(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _hadamard(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"torch.mul({v[0]}, {v[1]}, out={out})"]
 
 
 @_writes(ir.AddDiagonal)
 def _add_diagonal(
-    w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]
+    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
 ) -> list[str]:
     return [f"{out}.copy_({v[0]})", f"{out}.diagonal().add_({v[1]})"]
 
 
 @_writes(ir.Densify)
-def _densify(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _densify(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"{out}.zero_()", f"{out}.diagonal().copy_({v[0]})"]
 
 
 @_writes(ir.Trace)
-def _trace(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _trace(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     match specs[0].structure:
         case Structure.SCALED_IDENTITY:
             return [f"torch.mul({v[0]}, {specs[0].size}, out={out})"]
@@ -430,13 +444,13 @@ def _trace(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]
 
 @_writes(ir.PlusTranspose)
 def _plus_transpose(
-    w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]
+    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
 ) -> list[str]:
     return [f"torch.add({v[0]}, {v[0]}.mT, out={out})"]
 
 
 @_writes(ir.Decay)
-def _decay(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _decay(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.Decay)
     lines = [f"{out}.copy_({v[0]})"]
     if i.op.weight:
@@ -445,25 +459,25 @@ def _decay(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]
 
 
 @_writes(ir.Average)
-def _average(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _average(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"torch.lerp({v[1]}, {v[0]}, {v[2]}, out={out})"]
 
 
 @_writes(ir.DampedInverse)
 def _damped_inverse(
-    w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]
+    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
 ) -> list[str]:
     return [f"linalg.damped_inverse({v[0]}, {v[1]}, out={out})"]
 
 
 @_writes(ir.Eigen)
-def _eigen(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _eigen(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"linalg.eigen({v[0]}, out={out})"]
 
 
 @_writes(ir.Precondition)
 def _precondition(
-    w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]
+    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
 ) -> list[str]:
     scratch = w._scratch(0, i.spec.shape)
     return [f"linalg.precondition({', '.join(v)}, {scratch}, out={out})"]
@@ -471,13 +485,13 @@ def _precondition(
 
 @_writes(ir.PreconditionEigen)
 def _precondition_eigen(
-    w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]
+    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
 ) -> list[str]:
     return [f"linalg.precondition_eigen({', '.join(v)}, out={out})"]
 
 
 @_writes(ir.StepSizes)
-def _step_sizes(w: _Writer, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _step_sizes(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.StepSizes)
     terms, op = ", ".join(v), i.op
     return [f"linalg.step_sizes([{terms}], {op.groups}, {op.momentum}, {op.cap!r}, out={out})"]

@@ -23,6 +23,7 @@ def compile(
     seed: int = 0,
     dtype: torch.dtype | None = None,
     backend: str = "torch",
+    precision: str = "highest",
     **options: object,
 ) -> Trainer:
     """Compile a feedforward module and a loss into a :class:`Trainer`.
@@ -32,6 +33,9 @@ def compile(
     computes). ``example_inputs`` ``[N, …]`` give shapes only. ``method`` is ``"kfra"``, ``"kflr"``,
     ``"kfac"``, ``"kfac_rp"``, ``"empirical"``, or a baseline, ``"adam"`` or ``"sgd"``. ``options`` are the
     fields of :class:`~gncompile.optimiser.settings.Settings`. ``seed`` starts the sampling of KFAC.
+    ``backend`` is ``"torch"``, ``"triton"`` (CUDA) or ``"reference"``; ``precision`` is that of the Triton
+    backend's float32 products, in the words of ``torch.set_float32_matmul_precision``: ``"highest"``,
+    ``"high"`` or ``"medium"``.
 
     Raises a :class:`~gncompile.errors.GncompileError` that names the place in the model for whatever cannot
     be compiled. Compiling costs about a second; memory is a few copies of the batch's activations, of the
@@ -56,6 +60,7 @@ def compile(
         traced,
         declared,
         backend=backend,
+        precision=precision,
         dtype=reader.dtype,
         device=reader.device,
         seed=seed,

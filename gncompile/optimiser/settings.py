@@ -53,7 +53,8 @@ class Settings:
     trace_correction: bool = True
     """KFRA only: scale each Ḡ to the exact trace, estimated by one ±1 projection (one backward pass)."""
     factor_share: float = 0.25
-    """Share of the batch that the curvature factors are computed on [MG §8: ⅛]; running averages make up for the rest."""
+    """Share of the batch that the curvature factors are computed on [MG §8: ⅛]; their running averages make
+    up for the rest."""
     factor_samples: int = 256
     """Samples that the factors are computed on at least, if the batch has them."""
     factors_every: int = 1

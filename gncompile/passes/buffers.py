@@ -17,15 +17,16 @@ def plan_buffers(program: StepProgram, order: Schedule | None = None) -> dict[st
 
     A buffer passes on after the last use of its value. Values that another phase reads, results, and what
     is kept in a state or parameter are never moved, for phases run in any number and order. ``order`` gives
-    the launches to follow instead of the program's own order::
+    the launches to follow instead of the program's own order; what stays inside a kernel needs no buffer::
 
         r1 = x V      r1
         r2 = f(r1)    r2
         r3 = r2 W     r1     r1 is dead, and r3 has its shape
     """
     home = storage(program)
-    plan = {i.name: i.name for i in program if _has_buffer(i)}
-    local = _phase_local(program, home)
+    stored = None if order is None else order.stores
+    plan = {i.name: i.name for i in program if _has_buffer(i) and (not stored or i.name in stored)}
+    local = _phase_local(program, home) & set(plan)
     for phase in program.phases:
         if order is None:
             steps: Steps = [[i] for i in program.phase(phase)]

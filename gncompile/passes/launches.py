@@ -9,7 +9,17 @@ from __future__ import annotations
 import networkx as nx
 
 from .. import step_program as ir
-from ..schedule import Kernel, Kind, Launch, Schedule, is_elementwise, storage, used_outside
+from ..schedule import (
+    SUMS,
+    Kernel,
+    Kind,
+    Launch,
+    Schedule,
+    function_of,
+    is_elementwise,
+    storage,
+    used_outside,
+)
 from ..step_program import Instruction, Spec, StepProgram
 from .dependencies import dependencies
 
@@ -19,7 +29,7 @@ MOST_OPERANDS = 12
 
 def schedule(program: StepProgram) -> Schedule:
     """The launches of every phase."""
-    return Schedule(program, {p: group(fuse(program, p)) for p in program.phases})
+    return Schedule(program, {p: group(program, fuse(program, p)) for p in program.phases})
 
 
 # --- fusion -------------------------------------------------------------------------------------------
@@ -38,9 +48,9 @@ def fuse(program: StepProgram, phase: str) -> nx.DiGraph:
     for i in program.phase(phase):
         if isinstance(i.op, ir.VIEWS):
             continue
-        if isinstance(i.op, ir.Hadamard):
+        if isinstance(i.op, ir.SymmetricProduct | ir.Hadamard):
             fusion.join_congruence(i)
-        elif is_elementwise(i) or isinstance(i.op, ir.Total | ir.Dot):
+        elif is_elementwise(i) or isinstance(i.op, SUMS):
             fusion.join_producer(i)
     return fusion.kernels()
 
@@ -63,22 +73,31 @@ class _Fusion:
                 return
 
     def join_congruence(self, i: Instruction) -> None:
-        """``(Wᵀ Y) ⊙ E[b cᵀ]`` becomes one kernel if nothing else reads the product and the moment."""
-        product, moment = (self.program[name] for name in i.inputs)
-        if not isinstance(product.op, ir.SymmetricProduct) or not isinstance(moment.op, ir.Moment):
-            return
-        names = [product.name, moment.name]
-        alone = all(
-            self.group_of.get(n) == n and self.members[n] == [self.program[n]] for n in names
-        )
-        if not alone or used_outside(self.program, [*names, i.name]) & set(names):
-            return
-        for name in names:
-            if not self._free(name, i.name):
+        """``Wᵀ (M W)``, and ``(Wᵀ M W) ⊙ E[b bᵀ]``, become one kernel if nothing else reads their parts."""
+        parts = [self.program[name] for name in i.inputs]
+        if isinstance(i.op, ir.SymmetricProduct):
+            w, product = parts
+            if not isinstance(product.op, ir.Multiply) or product.inputs[1] != w.name:
                 return
-            self._contract(name, i.name)
-            # The group goes by its first member; the Hadamard product is what others know.
-            self._rename(name, i.name)
+            parts = [product]
+        elif not self._is_kfra_step(*parts):
+            return
+        names = {m.name for part in parts for m in self.members.get(part.name, [])}
+        if len(names) < len(parts) or used_outside(self.program, [*names, i.name]) & names:
+            return
+        if all(self._free(self.group_of[part.name], i.name) for part in parts):
+            for part in parts:
+                self._contract(self.group_of[part.name], i.name)
+                # A group goes by its first member; what others know is the last.
+                self._rename(self.group_of[i.name], i.name)
+
+    def _is_kfra_step(self, product: Instruction, moment: Instruction) -> bool:
+        joined = len(self.members.get(product.name, ())) == 2
+        return (
+            joined
+            and isinstance(product.op, ir.SymmetricProduct)
+            and (isinstance(moment.op, ir.Moment) and len(moment.inputs) == 1)
+        )
 
     def _seen(self, name: str) -> str:
         """The value itself, or that which it is the whole of under another type."""
@@ -150,25 +169,28 @@ def kind_of(program: StepProgram, members: list[Instruction]) -> Kind:
     """The template that computes these instructions together."""
     rooted = [m for m in members if not is_elementwise(m)]
     if not rooted:
-        return Kind.ELEMENTWISE
-    if any(isinstance(m.op, ir.Hadamard) for m in rooted):
-        return Kind.CONGRUENCE if len(rooted) > 1 else Kind.TORCH
-    (root,) = rooted
-    specs = [program[name].spec for name in root.inputs]
+        return Kind.ELEMENTWISE if any(m.inputs for m in members) else Kind.TORCH
+    if len(rooted) > 1:
+        return Kind.CONGRUENCE
+    root = rooted[0]
+    matrices = [_is_matrix(program[name].spec) for name in root.inputs]
     match root.op:
         case ir.Total() | ir.Dot():
             return Kind.REDUCTION
-        case ir.Affine() | ir.MatMul() if all(_is_matrix(s) for s in specs[:2]):
+        case ir.Affine() | ir.MatMul() if _is_product(program, root):
             return Kind.GEMM
-        case ir.Multiply() if _is_matrix(specs[0]):
+        case ir.Multiply() if matrices[0]:
             return Kind.GEMM
-        case ir.SymmetricProduct():
-            return Kind.CONGRUENCE
         case ir.Moment():
-            return Kind.SECOND_MOMENT if len(specs) == 1 else Kind.CROSS_MOMENT
-        case ir.Precondition():
+            return Kind.SECOND_MOMENT if len(matrices) == 1 else Kind.CROSS_MOMENT
+        case ir.Precondition() if matrices[2]:
             return Kind.PRECONDITION
     return Kind.TORCH
+
+
+def _is_product(program: StepProgram, root: Instruction) -> bool:
+    """Whether the second factor is one matrix; the first may be a stack of them."""
+    return _is_matrix(program[root.inputs[1]].spec)
 
 
 def _is_matrix(spec: Spec) -> bool:
@@ -177,24 +199,61 @@ def _is_matrix(spec: Spec) -> bool:
 
 # --- grouping -----------------------------------------------------------------------------------------
 
-GROUPED = frozenset(Kind) - {Kind.TORCH}
 
+def group(program: StepProgram, kernels: nx.DiGraph) -> tuple[Launch, ...]:
+    """Kernels that wait for nothing but earlier launches and do the same go together::
 
-def group(kernels: nx.DiGraph) -> tuple[Launch, ...]:
-    """Kernels of one kind that wait for nothing but earlier launches go together, kinds in a fixed order::
+        level 0:  Q1, Q2, grad3              second_moment: Q1 + Q2
+        level 1:  grad2 (reads g2)      →    cross_moment: grad3
+                                             cross_moment: grad2
 
-    level 0:  Q1, Q2, Q3, grad3          second_moment: Q1 + Q2 + Q3
-    level 1:  grad2 (reads g2)      →    cross_moment: grad3
-                                         cross_moment: grad2
+    Work on scalars, however different, is one kernel: what it costs is the launch.
     """
     launches: list[Launch] = []
     for level in nx.topological_generations(kernels):
-        by_kind: dict[Kind, list[Kernel]] = {}
-        for kernel in level:
-            by_kind.setdefault(kernel.kind, []).append(kernel)
-        for kind, together in by_kind.items():
-            if kind in GROUPED:
-                launches.append(Launch(kind, tuple(together)))
-            else:
-                launches += [Launch(kind, (kernel,)) for kernel in together]
+        alike: dict[tuple, list[Kernel]] = {}
+        for kernel in _with_scalars_merged(program, list(level)):
+            alike.setdefault(_likeness(program, kernel), []).append(kernel)
+        launches += [Launch(together[0].kind, tuple(together)) for together in alike.values()]
     return tuple(launches)
+
+
+def _likeness(program: StepProgram, kernel: Kernel) -> tuple:
+    """Equal for kernels that differ in tensors and sizes only, so that one launch can hold them."""
+    if kernel.kind is Kind.TORCH:
+        return kernel.stores
+    if kernel.kind is Kind.PRECONDITION:
+        return (kernel.kind,)
+    function = function_of(kernel)
+    # The number and ranks of a product's own operands: with a bias or without, one product or two.
+    own = [i for i in kernel.instructions if not is_elementwise(i)]
+    ranks = tuple((type(i.op), len(program[name].spec.shape)) for i in own for name in i.inputs)
+    places = tuple(_place(program, name, kernel) for name in function.operands)
+    operations = tuple(i.op for i in own if not isinstance(i.op, ir.Pointwise))
+    mean = program[own[0].inputs[0]].spec.shape[:1] if _is_mean(own) else ()
+    return kernel.kind, operations, ranks, function.signature, places, mean
+
+
+def _is_mean(own: list[Instruction]) -> bool:
+    return bool(own) and isinstance(own[0].op, SUMS) and own[0].op.mean
+
+
+def _place(program: StepProgram, name: str, kernel: Kernel) -> str:
+    """How an operand meets the kernel's tiles."""
+    shape, own = program[name].spec.shape, kernel.instructions[0].spec.shape
+    if isinstance(kernel.root.op, SUMS):
+        own = program[kernel.root.inputs[0]].spec.shape
+    if shape == own:
+        return "full"
+    return f"{len(shape)} column" if shape[-1:] == (1,) else f"{len(shape)} broadcast"
+
+
+def _with_scalars_merged(program: StepProgram, level: list[Kernel]) -> list[Kernel]:
+    order = {i.name: position for position, i in enumerate(program)}
+    scalar = [k for k in level if k.kind is Kind.ELEMENTWISE and k.root.spec.shape == ()]
+    if len(scalar) < 2:
+        return level
+    inside = sorted((i for k in scalar for i in k.instructions), key=lambda i: order[i.name])
+    stores = tuple(name for k in scalar for name in k.stores)
+    merged = Kernel(Kind.ELEMENTWISE, tuple(inside), stores)
+    return [merged, *(k for k in level if k not in scalar)]

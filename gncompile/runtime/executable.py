@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,6 +16,7 @@ from ..costs import columns_within
 from ..debug import dump
 from ..emit.reference import ReferenceStep
 from ..emit.torch_source import emit_torch
+from ..emit.triton_source import emit_triton
 from ..errors import CompileError, message
 from ..losses import Loss
 from ..model_graph import TracedModel
@@ -20,20 +24,24 @@ from ..step_program import StepProgram
 from .memory import Memory
 from .source_files import load_source
 
-BACKENDS = ("torch", "reference")
+Backend = Literal["torch", "triton", "reference"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+PRECISIONS = ("highest", "high", "medium")
 BOUND_SHAPES_KEPT = 4
 """Batch sizes whose buffers stay bound; views of the same memory, so keeping a few is cheap."""
 
 
-class EmittedStep:
-    """A bound instance of an emitted torch module; same interface as ``ReferenceStep``."""
+Bind = Callable[[int, int, int, int], tuple[dict[str, Callable[..., None]], dict[str, Tensor]]]
+"""An emitted module's function from N, F, Q and S to its phases and values."""
 
-    def __init__(
-        self, module: ModuleType, program: StepProgram, memory: Memory, dims: Mapping[str, int]
-    ) -> None:
+
+class EmittedStep:
+    """Phases and values of an emitted module, bound to a batch size; same interface as ``ReferenceStep``."""
+
+    def __init__(self, bind: Bind, program: StepProgram, dims: Mapping[str, int]) -> None:
         self.program = program
         self.column_start = 0
-        self._phases, self._values = module.bind(memory, *(dims[d] for d in "NFQS"))
+        self._phases, self._values = bind(*(dims[d] for d in "NFQS"))
         self._inputs = {leaf.op.key: leaf.name for leaf in program.leaves("input")}  # type: ignore
         self._targets = [leaf.name for leaf in program.leaves("target")]
 
@@ -43,6 +51,7 @@ class EmittedStep:
             if str(position) in self._inputs:
                 self._values[self._inputs[str(position)]].copy_(x)
         for name in self._targets if target is not None else []:
+            assert target is not None
             self._values[name].copy_(target)
 
     def run(self, phase: str) -> None:
@@ -60,8 +69,9 @@ class EmittedStep:
 class Executable:
     """Runs the phases of a program on batches of any size.
 
-    ``backend`` is ``"torch"`` (emitted source) or ``"reference"`` (interpreted). ``memory_budget`` bounds
-    the bytes that a chunk of KFLR's columns uses; ``rows`` gives the dimensions F and Q for a batch of N.
+    ``backend`` is ``"torch"`` or ``"triton"`` (emitted source) or ``"reference"`` (interpreted).
+    ``memory_budget`` bounds the bytes that a chunk of KFLR's columns uses; ``rows`` gives the dimensions F and
+    Q for a batch of N; ``precision`` is that of the Triton backend's float32 products.
     """
 
     def __init__(
@@ -71,6 +81,7 @@ class Executable:
         loss: Loss,
         *,
         backend: str = "torch",
+        precision: str = "highest",
         dtype: torch.dtype,
         device: torch.device,
         seed: int = 0,
@@ -81,22 +92,43 @@ class Executable:
             raise CompileError(
                 message(f"unknown backend {backend!r}", instead=f"use one of {', '.join(BACKENDS)}")
             )
+        if precision not in PRECISIONS:
+            raise CompileError(
+                message(
+                    f"unknown precision {precision!r}",
+                    instead=f"use one of {', '.join(PRECISIONS)}",
+                )
+            )
+        if backend == "triton":
+            require_triton(device)
         self.program = program
         self.loss = loss
         self.backend = backend
         self.rows = rows
         self.memory_budget = memory_budget
-        self.memory = Memory(program, traced.parameters, traced.constants, dtype, device, seed)
+        tensors = traced.parameters, traced.constants
+        self.memory = Memory(program, *tensors, dtype, device, seed, precision)
         self.source_file: Path | None = None
         dump("step_program.txt", program.to_text())
-        self._module = None
-        if backend == "torch":
-            text = emit_torch(program, f"A training step of {traced.name}.", traced.graph.to_text())
-            dump("training_step.py", text)
-            self._module, self.source_file = load_source(text, traced.name)
+        self._bind_emitted = None if backend == "reference" else self._emit(traced)
         self._bound: dict[tuple[int, ...], ReferenceStep | EmittedStep] = {}
         self._step: ReferenceStep | EmittedStep | None = None
         self._chunk = 1
+
+    def _emit(self, traced: TracedModel) -> Bind:
+        """Write the program as source, import it, and return its ``bind``."""
+        about = f"A training step of {traced.name}.", traced.graph.to_text()
+        if self.backend == "torch":
+            text = emit_torch(self.program, *about)
+            dump("training_step.py", text)
+            module, self.source_file = load_source(text, traced.name)
+            return partial(module.bind, self.memory)
+        functions, text = emit_triton(self.program, *about)
+        dump("kernels.py", functions)
+        dump("step.py", text)
+        kernels, _ = load_source(functions, f"{traced.name}_kernels")
+        module, self.source_file = load_source(text, f"{traced.name}_step")
+        return partial(module.bind, self.memory, kernels)
 
     @property
     def step(self) -> ReferenceStep | EmittedStep:
@@ -123,10 +155,10 @@ class Executable:
         if key not in self._bound:
             for old in list(self._bound)[: len(self._bound) - BOUND_SHAPES_KEPT + 1]:
                 del self._bound[old]
-            if self._module is None:
+            if self._bind_emitted is None:
                 self._bound[key] = ReferenceStep(self.program, self.memory, dims)
             else:
-                self._bound[key] = EmittedStep(self._module, self.program, self.memory, dims)
+                self._bound[key] = EmittedStep(self._bind_emitted, self.program, dims)
         return self._bound[key]
 
     def chunk(self, batch: int) -> int:
@@ -149,3 +181,18 @@ class Executable:
     def result(self, role: str) -> Tensor:
         """The tensor of a named result; valid until its phase runs again."""
         return self.step.value(self.program.results[role])
+
+
+def require_triton(device: torch.device) -> None:
+    """Raise :class:`CompileError` unless Triton is installed and can run on ``device``."""
+    if find_spec("triton") is None:
+        raise CompileError(
+            message("the backend 'triton' needs Triton, which is not installed",
+                    instead="pip install 'gncompile[gpu]', or use backend='torch'")
+        )  # fmt: skip
+    if device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):
+        raise CompileError(
+            message(f"the backend 'triton' runs on CUDA devices, and the model is on {device}",
+                    instead="move the model with model.cuda(), use backend='torch', or set "
+                    "TRITON_INTERPRET=1 before starting Python to run the kernels slowly on the CPU")
+        )  # fmt: skip

@@ -28,6 +28,7 @@ class Memory:
         dtype: torch.dtype,
         device: torch.device,
         seed: int = 0,
+        precision: str = "highest",
     ) -> None:
         self.dtype = dtype
         self.device = device
@@ -38,6 +39,7 @@ class Memory:
         }
         self.states = {key: self._initial(state) for key, state in program.states.items()}
         self.generator = torch.Generator(device=device).manual_seed(seed)
+        self.precision = precision
         self.batch_size = torch.zeros((), dtype=dtype, device=device)
         self._flat: dict[str, Tensor] = {}
 
