@@ -14,7 +14,7 @@ import sympy
 from sympy import Expr, Symbol
 
 from .errors import ExpressionError, RegistrationError, message
-from .functions import select
+from .functions import number, select
 
 
 def check_name(kind: str, name: str, reserved: frozenset[str] = frozenset()) -> None:
@@ -130,10 +130,13 @@ def _no_select(piecewise: Expr, why: str, where: str) -> ExpressionError:
 
 
 def over_symbols(expression: Expr, symbols: Mapping[str, Symbol]) -> Expr:
-    """``expression`` with its symbols replaced by those of the same name; others stay as they are."""
-    return expression.xreplace(
-        {s: symbols[s.name] for s in expression.free_symbols if s.name in symbols}
-    )
+    """``expression`` with its symbols replaced by those of the same name, and decimals by exact numbers.
+
+    Symbols of other names stay as they are.
+    """
+    exact: dict[Expr, Expr] = {f: number(float(f)) for f in expression.atoms(sympy.Float)}
+    named = {s: symbols[s.name] for s in expression.free_symbols if s.name in symbols}
+    return expression.xreplace({**exact, **named})
 
 
 def caller(*inside: str) -> str:
