@@ -1,0 +1,162 @@
+"""Moments over a batch against float64, in the interpreter."""
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from comparison import assert_close
+from matrices import TOLERANCE, assert_surroundings_untouched, matrix, result, symmetric
+
+from gncompile.errors import InternalError
+from gncompile.triton_kernels.syrk import (
+    Settings,
+    cross_moment,
+    cross_moment_reference,
+    syrk,
+    syrk_reference,
+)
+from gncompile.triton_kernels.tiles import triangle_position
+
+ONE = Settings(16, 16, 16)
+SPLIT = Settings(16, 16, 16, split=3)
+
+
+@triton.jit
+def positions(rows, columns):
+    index = tl.program_id(0)
+    row, column = triangle_position(index)
+    tl.store(rows + index, row)
+    tl.store(columns + index, column)
+
+
+def test_every_tile_of_a_triangle_has_one_owner():
+    rows, columns = torch.empty(2, 210, dtype=torch.int32)
+    positions[(210,)](rows, columns)
+    expected = torch.tril_indices(20, 20)
+    assert torch.equal(torch.stack([rows, columns]).long(), expected)
+
+
+@triton.jit
+def shifted_square(x, shift):
+    return (x * x + shift,)
+
+
+def shifted_square_of_tensors(x, shift):
+    return (x * x + shift,)
+
+
+@triton.jit
+def with_decay(gradient, weight):
+    return gradient + weight * 0.01, gradient
+
+
+def extended(a):
+    return torch.cat([a.double(), torch.ones(len(a), 1, dtype=torch.float64)], dim=1)
+
+
+@pytest.mark.parametrize("homogeneous", [False, True])
+@pytest.mark.parametrize(
+    ("samples", "size"), [(1, 1), (17, 16), (63, 15), (130, 17), (16, 64), (65, 33)]
+)
+def test_sizes(samples, size, homogeneous):
+    a = matrix(samples, size)
+    out = result(size + homogeneous, size + homogeneous)
+    syrk(a, out, alpha=1 / samples, homogeneous=homogeneous, settings=ONE)
+    values = extended(a) if homogeneous else a.double()
+    assert_close(out, values.mT @ values / samples, TOLERANCE[torch.float32])
+    assert torch.equal(out, out.mT)
+    assert_surroundings_untouched(out)
+
+
+@pytest.mark.parametrize("settings", [ONE, SPLIT], ids=["one part", "three parts"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_types(dtype, settings):
+    a = matrix(130, 33, dtype)
+    out = result(34, 34, torch.promote_types(dtype, torch.float32))
+    syrk(a, out, homogeneous=True, settings=settings)
+    assert_close(out, extended(a).mT @ extended(a), TOLERANCE[dtype])
+    assert torch.equal(out, out.mT)
+
+
+@pytest.mark.parametrize("settings", [ONE, SPLIT], ids=["one part", "three parts"])
+@pytest.mark.parametrize("on_device", [False, True])
+def test_an_average_applies_once_to_every_element(on_device, settings):
+    """Twice in place: an element that two programs own would be averaged more often."""
+    weight = torch.tensor(0.75) if on_device else 0.75
+    out, expected = symmetric(33), torch.empty(0)
+    expected = out.double()
+    for _ in range(2):
+        a = matrix(40, 33)
+        syrk(a, out, average=weight, alpha=1 / 40, settings=settings)
+        expected = 0.75 * expected + 0.25 * a.double().mT @ a.double() / 40
+    assert_close(out, expected, TOLERANCE[torch.float32])
+    assert torch.equal(out, out.mT)
+    assert_surroundings_untouched(out)
+
+
+@pytest.mark.parametrize("shape", ["full", "row"])
+def test_prologue(shape):
+    """φ(0) is not zero: samples beyond the last, and the appended ones, must not pass through φ."""
+    a, out = matrix(40, 20), result(21, 21)
+    shift = matrix(40, 20) if shape == "full" else torch.randn(20)
+    options = {"prologue_inputs": [shift], "homogeneous": True, "alpha": torch.tensor(0.025)}
+    syrk(a, out, prologue=shifted_square, **options, settings=SPLIT)
+    expected = torch.empty(21, 21, dtype=torch.float64)
+    syrk_reference(a.double(), expected, prologue=shifted_square_of_tensors, **options)
+    assert_close(out, expected, TOLERANCE[torch.float32])
+
+
+def test_runs_are_bitwise_equal():
+    a = matrix(130, 20)
+    first, second = result(20, 20), result(20, 20)
+    syrk(a, first, settings=SPLIT)
+    syrk(a, second, settings=SPLIT)
+    assert torch.equal(first, second)
+
+
+def test_views_and_default_settings():
+    """A parameter without its bias column, transposed; and settings chosen by shape."""
+    a = matrix(20, 41)[:, :-1].mT
+    out = result(20, 20)
+    syrk(a, out, settings=ONE)
+    assert_close(out, a.double().mT @ a.double(), TOLERANCE[torch.float32])
+    syrk(a, out)
+    assert_close(out, a.double().mT @ a.double(), TOLERANCE[torch.float32])
+
+
+def test_tiles_that_are_not_square_are_refused():
+    with pytest.raises(InternalError, match="square tiles, not 16×32"):
+        syrk(matrix(3, 4), result(4, 4), settings=Settings(16, 32, 16))
+
+
+@pytest.mark.parametrize("settings", [ONE, SPLIT, Settings(16, 32, 16, split=2)])
+@pytest.mark.parametrize(("samples", "rows", "columns"), [(1, 17, 1), (70, 1, 33), (65, 33, 31)])
+def test_weight_gradients(samples, rows, columns, settings):
+    v, x = matrix(samples, rows), matrix(samples, columns)
+    out = result(rows, columns + 1)
+    cross_moment(v, x, out, alpha=1 / samples, homogeneous=True, settings=settings)
+    assert_close(out, v.double().mT @ extended(x) / samples, TOLERANCE[torch.float32])
+    assert_surroundings_untouched(out)
+
+
+@pytest.mark.parametrize("settings", [ONE, SPLIT], ids=["one part", "three parts"])
+def test_weight_gradients_with_decay_and_the_bare_gradient(settings):
+    v, x, weight = matrix(40, 17), matrix(40, 20), matrix(17, 21)
+    out, bare = result(17, 21), result(17, 21)
+    cross_moment(
+        v, x, out, alpha=1 / 40, homogeneous=True, prologue=shifted_square,
+        prologue_inputs=[torch.tensor(0.5)], epilogue=with_decay, epilogue_inputs=[weight],
+        outputs=[bare], settings=settings,
+    )  # fmt: skip
+    gradient = v.double().mT @ extended(x.double() ** 2 + 0.5) / 40
+    assert_close(bare, gradient, TOLERANCE[torch.float32])
+    assert_close(out, gradient + 0.01 * weight.double(), TOLERANCE[torch.float32])
+
+
+def test_the_reference_of_a_cross_moment_agrees():
+    v, x, out = (matrix(n, d, torch.float64) for n, d in ((40, 17), (40, 20), (17, 21)))
+    expected = out.clone()
+    options = {"average": 0.75, "alpha": 1 / 40, "homogeneous": True}
+    cross_moment(v, x, out, **options, settings=SPLIT)
+    cross_moment_reference(v, x, expected, **options)
+    assert_close(out, expected, TOLERANCE[torch.float64])
