@@ -9,6 +9,7 @@
     loss.png                 the loss against updates
     reconstructions.png      originals above their reconstructions
     report.md                results, the compiled model and its derivation
+    derivation/index.html    the derivation as linked pages
 """
 
 from __future__ import annotations
@@ -79,6 +80,11 @@ class RunFolder:
     def checkpoint(self) -> Path:
         """Where the trainer saves."""
         return self.path / "checkpoint.safetensors"
+
+    @property
+    def derivation(self) -> Path:
+        """The folder of the derivation's HTML pages."""
+        return self.path / "derivation"
 
     @property
     def settings(self) -> dict[str, Any]:

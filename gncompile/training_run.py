@@ -128,6 +128,7 @@ class TrainingRun:
         self.trainer.save(self.folder.checkpoint)
         self.draw_reconstructions()
         self.folder.write_report(self.report())
+        self.trainer.report(self.folder.derivation, self.file.name)
 
     def _fit(self, updates: int) -> None:
         with _sigint_sets(self._stop):
@@ -180,6 +181,7 @@ class TrainingRun:
                 "## Compiled model",
                 _block(self.trainer.summary()),
                 "## Derivation",
+                "As linked pages: [derivation/index.html](derivation/index.html).",
                 _block(self.trainer.explain()),
                 "## Environment",
                 _block(table(environment())),

@@ -74,6 +74,7 @@ def test_train_writes_the_run_folder(model: Path, capsys: pytest.CaptureFixture[
     history = losses(out)
     assert len(history) == 30
     assert history[-1] < history[0]
+    assert "small" in (out / "derivation/index.html").read_text()
     report = (out / "report.md").read_text()
     for text in ("# small", "loss, 8 validation samples", "reconstructions.png", "layer4"):
         assert text in report

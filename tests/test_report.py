@@ -461,13 +461,15 @@ def test_the_report_is_written_without_matplotlib(
 
 def test_the_same_program_gives_the_same_bytes(tmp_path: Path) -> None:
     first, second = (views(Gated(), 5, "huber") for _ in range(2))
-    assert html(first) == html(second)
-    assert latex(first) == latex(second)
+    files = html(first)
+    assert files == html(second)
+    article = latex(first)
+    assert article == latex(second)
     written = write_html(first.read, first.source, tmp_path / "report")
     assert written[0].name == "index.html"
-    assert {path.name: path.read_text() for path in written} == html(first)
-    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == sorted(html(first))
-    assert write_latex(first.read, first.source, tmp_path / "a.tex").read_text() == latex(first)
+    assert {path.name: path.read_text() for path in written} == files
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == sorted(files)
+    assert write_latex(first.read, first.source, tmp_path / "a.tex").read_text() == article
 
 
 def test_a_trainer_reports(tmp_path: Path) -> None:

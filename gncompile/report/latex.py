@@ -75,8 +75,10 @@ def _section(section: Section, views: Views) -> str:
 
 def _block(block: Block, views: Views) -> str:
     match block:
-        case Paragraph(text) | Preformatted(text):
+        case Paragraph(text):
             return escaped(text) + "\n"
+        case Preformatted(text):
+            return f"{{\\raggedright\\obeylines {escaped(text)}\n}}\n"
         case Facts(pairs):
             items = [f"\\item[{escaped(term)}] {_cell(said, views)}" for term, said in pairs]
             return "\n".join(["\\begin{description}\\raggedright", *items, "\\end{description}"])
@@ -100,12 +102,12 @@ def _formula(line: Line) -> str:
 
 
 def _table(rows: Sequence[Sequence[Cell]], right: tuple[int, ...], views: Views) -> str:
-    width = 0.9 / len(rows[0])
+    width = 0.85 / len(rows[0])
     ragged = ["raggedleft" if k in right else "raggedright" for k in range(len(rows[0]))]
     columns = "".join(rf">{{\{side}\arraybackslash}}p{{{width:.3f}\linewidth}}" for side in ragged)
     lines = [" & ".join(_cell(cell, views) for cell in row) + r" \\" for row in rows]
     head, *rest = lines
-    setting = "{\\footnotesize\\setlength{\\tabcolsep}{2pt}"
+    setting = "{\\footnotesize\\setlength{\\tabcolsep}{4pt}"
     begin = f"\\begin{{longtable}}{{{columns}}}"
     return "\n".join([setting, begin, head, "\\hline\\endhead", *rest, "\\end{longtable}}"])
 

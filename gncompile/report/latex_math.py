@@ -43,6 +43,7 @@ ESCAPES = {
     "$": r"\$", "#": r"\#", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}", '"': r"\textquotedbl{}", "’": "'", "“": "``", "”": "''", "–": "--", "—": "---",
+    "§": r"\S{}",
 }  # fmt: skip
 
 
@@ -101,7 +102,7 @@ def _decorated(m: Transpose | Inverse | Component | Fraction | Power | Root | Ca
         case Transpose(Transpose(body)):
             return latex_math(body)
         case Transpose(body):
-            return rf"{{{latex_math(Group(body))}}}^{{\top}}"
+            return rf"{{{latex_math(Group(bare(body)))}}}^{{\top}}"
         case Inverse(body):
             return f"({latex_math(body)})^{{-1}}"
         case Component(body, which):

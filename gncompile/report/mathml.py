@@ -71,7 +71,7 @@ def _decorated(m: Transpose | Inverse | Component | Fraction | Power | Root | Ca
         case Transpose(Transpose(body)):
             return mathml(body)
         case Transpose(body):
-            return element("msup", mathml(Group(body)), element("mi", "⊤"))
+            return element("msup", mathml(Group(bare(body))), element("mi", "⊤"))
         case Inverse(body):
             inverse = element("mrow", operator("−", form="prefix"), element("mn", "1"))
             return element("msup", _fenced("(", mathml(body), ")"), inverse)

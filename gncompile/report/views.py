@@ -95,11 +95,13 @@ class Views:
         return {re.sub(r"\W", "_", node.name): node.name for node in self.nodes}
 
     def _named_after(self, value: str) -> str:
-        found = re.fullmatch(r"(?:[abcghsxG]|r\d+)_(.+?)(_\d+)?", value)
-        if not found:
+        """The node in a value's name, without what tells values of one name apart, as in ``b_mul_F_2``."""
+        quantity, _, rest = value.partition("_")
+        if not re.fullmatch(r"[abcghsxG]|r\d+", quantity):
             return ""
-        whole = found[1] + (found[2] or "")
-        return self._by_identifier.get(whole) or self._by_identifier.get(found[1], "")
+        while rest not in self._by_identifier and re.search(r"_(\d+|[FQS])$", rest):
+            rest = rest.rpartition("_")[0]
+        return self._by_identifier.get(rest, "")
 
     # --- one node; "" is what they share --------------------------------------------------------------
 
@@ -132,7 +134,7 @@ class Views:
         costs = {phase: cost for phase, cost in self.costs(name).items() if cost != Cost()}
         rows = [[phase, self.read.when(phase), *in_units(cost)] for phase, cost in costs.items()]
         return [["phase", "when", "FLOPs", "traffic"], *rows,
-                ["total", "", *in_units(total(costs.values()))]]  # fmt: skip
+                ["all of them once", "", *in_units(total(costs.values()))]]  # fmt: skip
 
     def statements(self, name: str) -> list[Statement]:
         """The lines of the emitted source that serve the node."""
