@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import sympy
 
 from .builder import ProgramBuilder
@@ -20,11 +22,7 @@ def theorem(graph: ModelGraph, loss: Loss) -> str:
     """
     active = Forward(ProgramBuilder(), graph, {}).active
     bent = {
-        node.name: node
-        for node in graph
-        if isinstance(node.op, Pointwise)
-        and node.name in active
-        and not rule_of(node).piecewise_linear
+        node.name: pairs[0] for node in graph if (pairs := _curved_pairs(graph, node.name, active))
     }
     statement = [
         "If every transfer function is piecewise linear, parameters enter through affine maps only, and the",
@@ -37,22 +35,64 @@ def theorem(graph: ModelGraph, loss: Loss) -> str:
     verdict = ["", "Parameters enter through affine maps only: checked when the model was traced."]
     if doubts:
         verdict += [f"The loss: {doubts}"]
-    if not bent:
+    if bent:
+        verdict.append("The conditions do not hold, because of what is curved between its kinks:")
+        verdict += [f"  {name} = {_curved_text(graph[name], *pair)}" for name, pair in bent.items()]
+        verdict += _spared(graph)
+    else:
         verdict.append("Every transfer function of this model is piecewise linear.")
         verdict.append(
-            "The conditions hold." if not doubts else "So the network meets them, up to the loss."
+            "The conditions hold."
+            if not doubts
+            else "So the network meets them, and what they imply holds where the loss does too."
         )
-        return "\n".join([*statement, *verdict])
-    verdict.append("The conditions do not hold, because of what is curved between its kinks:")
-    verdict += [f"  {name} = {_curved_text(node)}" for name, node in bent.items()]
-    kept = [
-        layer for layer, node in graph.layers.items() if not _reaches(graph, node.name, set(bent))
-    ]
-    if kept:
-        verdict.append(
-            f"For the layers {', '.join(kept)} nothing curved follows, so there H = G all the same."
-        )
+        verdict += _plateaus(graph, active)
     return "\n".join([*statement, *verdict])
+
+
+def _curved_pairs(graph: ModelGraph, name: str, moving: Collection[str]) -> list[tuple[int, int]]:
+    """Pairs of moving inputs in which a node is curved: ``∂²φ/∂x_i∂x_j`` is not zero."""
+    node = graph[name]
+    if not isinstance(node.op, Pointwise):
+        return []
+    seconds = rule_of(node).seconds
+    return [
+        (i, j)
+        for (i, j), second in seconds.items()
+        if second != 0 and node.inputs[i] in moving and node.inputs[j] in moving
+    ]
+
+
+def _spared(graph: ModelGraph) -> list[str]:
+    """The layers whose own Hessian block meets no curvature, such as one that feeds one side of a product."""
+    layers = [
+        layer
+        for layer, start in graph.layers.items()
+        if not any(
+            _curved_pairs(graph, node.name, moving)
+            for moving in [_downstream(graph, start.name)]
+            for node in graph
+        )
+    ]
+    if not layers:
+        return []
+    return [
+        f"For the layers {', '.join(layers)} nothing follows that is curved in them alone, "
+        "so H = G there all the same."
+    ]
+
+
+def _plateaus(graph: ModelGraph, active: Collection[str]) -> list[str]:
+    """Functions whose slope is zero on whole regions, where the objective may be flat."""
+    flat = [node.name for node in graph if node.name in active and _has_flat_part(node)]
+    if not flat:
+        return []
+    return [f"Slopes vanish on whole regions, so plateaus are possible: {', '.join(flat)}."]
+
+
+def _has_flat_part(node: Node) -> bool:
+    slopes = rule_of(node).slopes if isinstance(node.op, Pointwise) else ()
+    return any(0 in branch.args[1:] for slope in slopes for branch in slope.atoms(select))
 
 
 def _loss_doubts(loss: Loss) -> str:
@@ -65,25 +105,19 @@ def _loss_doubts(loss: Loss) -> str:
     return ""
 
 
-def _curved_text(node: Node) -> str:
-    assert isinstance(node.op, Pointwise)
-    rule = rule_of(node)
-    names = dict(zip(range(len(node.inputs)), node.inputs, strict=True))
-    i, j = next(pair for pair, second in rule.seconds.items() if second != 0)
+def _curved_text(node: Node, i: int, j: int) -> str:
+    rule, names = rule_of(node), node.inputs
     where = f"∂²/∂{names[i]}²" if i == j else f"∂²/∂{names[i]}∂{names[j]}"
     return f"{rule.value}, {where} = {rule.seconds[i, j]}   ({node.origin})"
 
 
-def _reaches(graph: ModelGraph, start: str, goals: set[str]) -> bool:
-    todo, seen = [start], {start}
-    while todo:
-        for node in graph.consumers(todo.pop()):
-            if node.name in goals:
-                return True
-            if node.name not in seen:
-                seen.add(node.name)
-                todo.append(node.name)
-    return False
+def _downstream(graph: ModelGraph, start: str) -> set[str]:
+    """The node ``start`` and everything that depends on it."""
+    reached = {start}
+    for node in graph:
+        if reached.intersection(node.inputs):
+            reached.add(node.name)
+    return reached
 
 
 def rule_of(node: Node) -> PointwiseRule:
