@@ -111,9 +111,9 @@ class _Writer:
                 return element("dl", *cells)
             case Formulas(lines):
                 rows = [self._formula(line) for line in lines]
-                return _scrolling(element("table", *rows, class_="formulas"))
+                return _scrolling(element("table", *rows, class_="formulas"), "formulas")
             case Table(rows, right):
-                return _scrolling(self._table(rows, right))
+                return _scrolling(self._table(rows, right), "table")
             case Listing(statements):
                 return element("div", _source(statements), class_="scroll listing")
             case Plot(node):
@@ -161,8 +161,9 @@ class _Writer:
         )
 
 
-def _scrolling(table: Element) -> Element:
-    return element("div", table, class_="scroll", tabindex="0")
+def _scrolling(table: Element, label: str) -> Element:
+    # In reach of the keyboard, because a table may be wider than the page.
+    return element("div", table, class_="scroll", tabindex="0", role="region", aria_label=label)
 
 
 def _source(statements: Sequence[Statement]) -> Element:
