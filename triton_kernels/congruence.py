@@ -28,6 +28,7 @@ from .launches import (
     require,
     transposed,
 )
+from .moments import finish_moment, moment_position, sum_parts
 from .settings import (
     MatrixSettings,
     Precision,
@@ -37,13 +38,7 @@ from .settings import (
     matrix_space,
     tile_counts,
 )
-from .syrk import (
-    finish_moment,
-    moment_launches,
-    moment_position,
-    require_square,
-    sum_parts,
-)
+from .syrk import moment_launches, require_square
 from .tiles import multiply_tile, scaled
 
 Settings = MatrixSettings

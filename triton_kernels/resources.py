@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Resources:
     spilled: int
     instructions: dict[str, int]
     copies: dict[int, int]
-    ptx: str
+    ptx: str = field(repr=False)
 
     @property
     def is_trap(self) -> bool:

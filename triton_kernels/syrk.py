@@ -1,8 +1,5 @@
 """Moments over a batch: ``AᵀA``, symmetric, and ``AᵀB``, with running averages kept in place.
 
-The sum over N samples is split between programs where the result is small: each writes its part to a
-workspace, and a second kernel adds the parts in order. So results are the same in every run.
-
 A symmetric moment computes tiles on and below the diagonal and stores each also mirrored. Tiles are square:
 then exactly one program reads and writes an element, as an average in place needs.
 """
@@ -32,6 +29,7 @@ from .launches import (
     require,
     transposed,
 )
+from .moments import finish_moment, moment_part, moment_position, sum_parts, workspace_tile
 from .settings import (
     MatrixSettings,
     Precision,
@@ -41,76 +39,8 @@ from .settings import (
     matrix_space,
     tile_counts,
 )
-from .tiles import (
-    combine,
-    grouped_position,
-    multiply_tile,
-    store_results,
-    store_symmetric,
-    triangle_position,
-)
 
 Settings = MatrixSettings
-
-
-@triton.jit
-def moment_position(
-    index, M, N, SYMMETRIC: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
-    """Row and column of tile ``index``: of the lower triangle, or of the whole matrix."""
-    if SYMMETRIC:
-        row_tile, column_tile = triangle_position(index)
-    else:
-        row_tile, column_tile = grouped_position(
-            index, tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP
-        )
-    return row_tile, column_tile
-
-
-@triton.jit
-def workspace_tile(workspace, part, index, tiles, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Pointers to the part of a sum that program ``(index, part)`` computes."""
-    first = (tiles.to(tl.int64) * part + index) * (BLOCK_M * BLOCK_N)
-    inside = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-    return workspace + first + inside
-
-
-@triton.jit
-def sum_parts(
-    workspace, parts, index, tiles,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ACCUMULATOR: tl.constexpr,
-):  # fmt: skip
-    """The parts of a tile, added in order."""
-    total = tl.zeros((BLOCK_M, BLOCK_N), ACCUMULATOR)
-    for part in range(parts):
-        total += tl.load(workspace_tile(workspace, part, index, tiles, BLOCK_M, BLOCK_N))
-    return total
-
-
-@triton.jit
-def finish_moment(
-    total, row_tile, column_tile, M, N, out, outputs, inputs,
-    alpha, alpha_tensor, add, beta, beta_tensor, AVERAGE: tl.constexpr, SYMMETRIC: tl.constexpr,
-    EPILOGUE: tl.constexpr, KINDS: tl.constexpr, STORED: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """Scale a tile, average it with what was stored before, apply the epilogue, and store it."""
-    rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    row_mask = rows < M
-    column_mask = columns < N
-    value = combine(
-        total, rows, columns, row_mask, column_mask,
-        alpha, alpha_tensor, None, add, beta, beta_tensor, AVERAGE,
-    )  # fmt: skip
-    if SYMMETRIC:
-        store_symmetric(out, value, rows, columns, row_mask, column_mask, row_tile == column_tile)
-    else:
-        store_results(
-            value, out, outputs, inputs, rows, columns, row_mask, column_mask,
-            EPILOGUE, KINDS, STORED, BLOCK_M, BLOCK_N,
-        )  # fmt: skip
 
 
 @triton.jit
@@ -128,13 +58,8 @@ def moment_kernel(
     index = tl.program_id(0)
     part = tl.program_id(1)
     row_tile, column_tile = moment_position(index, M, N, SYMMETRIC, BLOCK_M, BLOCK_N, GROUP)
-    steps = tl.cdiv(tl.cdiv(SAMPLES, tl.num_programs(1)), BLOCK_K)
-    begin = tl.minimum(part * steps * BLOCK_K, SAMPLES)
-    total = multiply_tile(
-        a, a_inputs, b, b_inputs,
-        row_tile * BLOCK_M + tl.arange(0, BLOCK_M),
-        column_tile * BLOCK_N + tl.arange(0, BLOCK_N),
-        begin, tl.minimum(begin + steps * BLOCK_K, SAMPLES),
+    total = moment_part(
+        a, a_inputs, b, b_inputs, row_tile, column_tile, SAMPLES, part, tl.num_programs(1),
         PROLOGUE_A, KINDS_A, ONES_A, PROLOGUE_B, KINDS_B, ONES_B,
         BLOCK_M, BLOCK_N, BLOCK_K, DTYPE, ACCUMULATOR, PRECISION,
     )  # fmt: skip

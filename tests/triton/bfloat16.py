@@ -50,7 +50,7 @@ def teach_bfloat16() -> None:
         if target.scalar == BF16 and not _is_bfloat16(source):
             bits = to_bits(source.data.astype(np.float32))
             return interpreter.TensorHandle(bits, BF16)
-        return cast(self, _wide(source), target) if not target.scalar == BF16 else source
+        return cast(self, _wide(source), target) if target.scalar != BF16 else source
 
     def create_fp_to_fp(self: Any, source: Any, target: Any, rounding: Any) -> Any:
         return cast_impl(self, source, target)

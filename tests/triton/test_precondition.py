@@ -17,7 +17,13 @@ SMALL = Settings(16, 16, 16)
 
 def layers(dtype: torch.dtype) -> list[Layer]:
     """Hidden layers with a full G⁻¹, one of a single unit; outputs with a diagonal and a scalar one."""
-    sizes = {(17, 33): "full", (1, 20): "full", (33, 18): "full", (6, 7): "diagonal", (3, 40): "scalar"}
+    sizes = {
+        (17, 33): "full",
+        (1, 20): "full",
+        (33, 18): "full",
+        (6, 7): "diagonal",
+        (3, 40): "scalar",
+    }
     factors = {
         "full": lambda d: symmetric(d, dtype),
         "diagonal": lambda d: torch.randn(d, dtype=dtype),

@@ -1,0 +1,135 @@
+"""Ahead-of-time tier: matrix kernels with default settings, for layers of the MNIST and CURVES autoencoders.
+
+What is compiled is what would run, for GPUs that are not here. Each must fit its device, spill nothing, and
+multiply with the instructions its precision is meant for.
+"""
+
+from itertools import pairwise
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from gncompile.triton_kernels import gemm, settings
+from gncompile.triton_kernels.congruence import congruence
+from gncompile.triton_kernels.grouped_gemm import Problem, grouped_gemm, plan_group
+from gncompile.triton_kernels.launches import padded_empty
+from gncompile.triton_kernels.resources import resources
+from gncompile.triton_kernels.syrk import cross_moment, syrk
+
+TENSOR_CORES = {80: "mma", 90: "wgmma", 100: "tcgen05"}
+TENSOR_MEMORY = 512  # columns, on compute capability 100
+SPILLED = {80: 0, 90: 0, 100: 16}  # there a register or two, of the 128 that tensor memory leaves
+BATCH = 1000
+
+
+@triton.jit
+def sigmoid_and_slope(h):
+    a = tl.sigmoid(h)
+    return a, a * (1.0 - a)
+
+
+@triton.jit
+def slope(a):
+    return (a * (1.0 - a),)
+
+
+def buffer(rows, columns, dtype=torch.float32):
+    return padded_empty(rows, columns, torch.empty(0, dtype=dtype))
+
+
+def check(launches, capability, instruction):
+    """Every launch fits, and the last product among them uses ``instruction``."""
+    used = [resources(launch, capability) for launch in launches]
+    for each in used:
+        assert each.spilled <= SPILLED[capability], each
+        assert not each.is_trap
+        assert each.shared <= settings.SHARED_MEMORY[capability]
+        assert each.tensor_memory <= TENSOR_MEMORY
+    assert used[0].instructions[instruction] > 0, used[0].instructions
+    others = {"mma", "wgmma", "tcgen05"} - {instruction}
+    assert all(used[0].instructions[other] == 0 for other in others), used[0].instructions
+    return used
+
+
+def forward(dtype, precision):
+    x, weight = buffer(BATCH, 784, dtype), buffer(1000, 785, dtype)
+    out, slopes = buffer(BATCH, 1000, dtype), buffer(BATCH, 1000, dtype)
+    return gemm.gemm.launches(
+        x, weight[:, :-1], out, transpose_b=True, bias=weight[:, -1], epilogue=sigmoid_and_slope,
+        outputs=[slopes], precision=precision,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [(torch.float32, "high"), (torch.bfloat16, "high")], ids=str
+)
+def test_forward_pass_on_tensor_cores(dtype, precision, capability):
+    (used,) = check(forward(dtype, precision), capability, TENSOR_CORES[capability])
+    assert used.copies[16] > 0
+    assert used.copies[4] == 0, "rows are padded, so odd sizes still load 16 bytes at once"
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_forward_pass_in_full_float32(capability):
+    (used,) = check(forward(torch.float32, "highest"), capability, "fma")
+    assert used.copies[4] == 0
+
+
+def test_forward_pass_in_float64():
+    check(forward(torch.float64, "highest"), 90, "mma")
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_input_moment_of_a_wide_layer(capability):
+    a, q = buffer(BATCH, 784), buffer(785, 785)
+    launches = syrk.launches(
+        a, q, average=torch.tensor(0.9), alpha=1 / BATCH, homogeneous=True, precision="high"
+    )
+    check(launches, capability, TENSOR_CORES[capability])
+
+
+def test_input_moment_in_bfloat16():
+    a, q = buffer(BATCH, 784, torch.bfloat16), buffer(785, 785)
+    used, *_ = check(syrk.launches(a, q, alpha=1 / BATCH, homogeneous=True), 90, "wgmma")
+    assert used.copies[4] == 0, "16-bit operands need no transposing on their way in"
+
+
+def test_a_narrow_layer_splits_its_batch():
+    v, x, gradient = buffer(BATCH, 6), buffer(BATCH, 25), buffer(6, 26)
+    launches = cross_moment.launches(v, x, gradient, alpha=1 / BATCH, homogeneous=True)
+    assert [launch.grid for launch in launches] == [(1, 7), (1,)]
+    check(launches, 90, "fma")
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_curvature_step(precision, capability):
+    weight, g = buffer(500, 1001)[:, :-1], buffer(500, 500)
+    a, out = buffer(BATCH, 1000), buffer(1000, 1000)
+    _, *launches = congruence.launches(weight, g, a, out, prologue=slope, precision=precision)
+    check(launches, capability, "fma" if precision == "highest" else TENSOR_CORES[capability])
+
+
+def test_all_layers_in_one_launch():
+    sizes = [784, 1000, 500, 250, 30, 250, 500, 1000, 784]
+    problems = [
+        Problem(buffer(n, m + 1), buffer(m + 1, m + 1), buffer(n, m + 1))
+        for m, n in pairwise(sizes)
+    ]
+    launches = grouped_gemm.launches(plan_group(problems, precision="high"))
+    (used,) = check(launches, 90, "wgmma")
+    assert used.copies[16] > 0
+    assert used.copies[4] == 0, "the alignment of addresses from the table is known"
+
+
+def test_settings_of_the_space_fit_every_device():
+    shape = settings.Shape(1000, 785, 1000)
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        found = gemm.space(shape, dtype, "high")
+        assert found[0] == gemm.default_settings(shape, dtype, "high")
+        assert len(found) == len(set(found)) > 10
+        limit = min(settings.SHARED_MEMORY.values())
+        assert all(settings.shared_memory(each, dtype) <= limit for each in found)
