@@ -122,6 +122,12 @@ def test_what_the_vocabulary_keeps(name):
         (select(x, x, 2), "input", (select(x, 1, 0),)),
         (select(x, x, expm1(x) + 1), "input", (select(x, 1, exp(x)),)),
         (select(y, x, 2 * x), "input", (select(y, 1, 2), 0)),
+        (transfer("hardshrink").expression, "output", (select(2 * sympy.Abs(a) - 1, 1, 0),)),
+        (transfer("softshrink").expression, "output", (select(a, 1, select(-a, 1, 0)),)),
+        (transfer("logsigmoid").expression, "output", (-expm1(a),)),
+        # the output cannot tell the branches apart: 2 is also an x beyond 1, and 3 no function of x
+        (select(sympy.Abs(x) - 1, x, 2), "input", (select(sympy.Abs(x) - 1, 1, 0),)),
+        (select(x, 3, x), "input", (select(x, 0, 1),)),
     ],
 )
 def test_what_is_kept(value, keeps, slopes):
