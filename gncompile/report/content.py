@@ -85,7 +85,7 @@ def _node_rows(views: Views) -> Iterator[list[Cell]]:
             str(node.size),
             where,
         ]
-    yield [Link("loss"), views.read.loss.name, [Link("output", graph.output)], "1", ""]
+    yield [Link("loss"), views.read.loss.name, _links(graph, [graph.output.name]), "1", ""]
 
 
 def _layer_rows(views: Views) -> Iterator[list[Cell]]:
@@ -104,7 +104,7 @@ def _kept_section(views: Views) -> list[Section]:
     names = {name for each in values for name in each}
     said = (
         f"Slopes are computed from {len(names)} kept tensors, together {read.bytes_of(names):,} bytes for "
-        f"{read.batch} samples; nothing else is held for them."
+        f"{read.batch} samples."
     )
     return [Section("Kept for the backward pass", (Table(tuple(rows)), Paragraph(said)))]
 

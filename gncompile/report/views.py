@@ -68,17 +68,13 @@ class Views:
         readers: dict[str, set[str]] = {}
         for i in reversed(self.read.program.instructions):
             near = readers.get(i.name, set())
-            if isinstance(i.op, ir.VIEWS):
-                owner = near
-            elif i.name in owners:
-                nameless = not (
-                    i.into or i.comment or i.name in self._results or self._named_after(i.name)
-                )
-                if nameless and len(near) == 1 and owners[i.name]:
+            if i.name in owners and not isinstance(i.op, ir.VIEWS):
+                named = i.into or i.comment or i.name in self._results or self._named_after(i.name)
+                if not named and len(near) == 1 and owners[i.name]:
                     owners[i.name] = next(iter(near)) or owners[i.name]
-                owner = {owners[i.name]}
+                near = {owners[i.name]}
             for name in i.inputs:
-                readers.setdefault(name, set()).update(owner)
+                readers.setdefault(name, set()).update(near)
         return owners
 
     @cached_property
@@ -107,7 +103,7 @@ class Views:
 
     def values(self, name: str) -> list[str]:
         """The values shown with a node, in program order."""
-        return [value for value, owner in self.owners.items() if owner == name]
+        return [i.name for i in self.read.program if self.owners.get(i.name) == name]
 
     def sections(self, name: str) -> list[tuple[str, list[Equation]]]:
         """Headings and equations of a node's values, part by part."""
