@@ -181,7 +181,7 @@ _SQUARES: dict[tuple[type, Expr], Callable[[Expr], Expr]] = {
 
 
 def squared_sum(e: Expr) -> Expr | None:
-    """``1 ± 2 sin(u) cos(u) -> (sin(u) ± cos(u))²``, which does not cancel to less than nothing"""
+    """``1 ± 2 sin(u) cos(u) -> (sin(u) ± cos(u))²``, which is never negative"""
     if not isinstance(e, Add):
         return None
     constant, _ = e.as_coeff_Add()

@@ -97,6 +97,7 @@ class Product:
                 # Its reciprocal underflows, long before a polynomial overflows.
                 above.extend([1 / base] * -int(power))
             elif power.is_negative and (root := root_of_squares(base)) and not alone:
+                # The sum of squares overflows where the quotient does not.
                 below.extend([root] * -int(2 * power))
             elif power.is_Integer:
                 (above if power > 0 else below).extend([base] * abs(int(power)))
@@ -109,7 +110,7 @@ class Product:
 
     @property
     def scales(self) -> tuple[float, float]:
-        """What to multiply by first and last: a coefficient that shrinks, and one that makes overflow."""
+        """What to multiply by first and last: a coefficient that shrinks goes first, any other last."""
         c = self.coefficient
         return (c, 1.0) if abs(c) < 1 else (1.0, c)
 
