@@ -132,3 +132,42 @@ class CoupledLoss:
         clipped = ", negative eigenvalues set to zero" if self.negative_curvature == "clip" else ""
         hessian = f"𝓗 = ∂²e/∂z² [{self.outputs}, {self.outputs}]{clipped}"
         return f"{self.name}: e = {self.expression}, {hessian}, {self.scale}"
+
+
+def coupled_loss(
+    name: str,
+    expression: Expr,
+    outputs: int | None,
+    targets: tuple[float, float],
+    negative_curvature: NegativeCurvature,
+) -> CoupledLoss:
+    """The loss of an expression, its numbers of outputs and targets read off the highest indices.
+
+    ``outputs`` may be more than the highest index. Raises :class:`LossError` for other symbols, or too many.
+    """
+    known = {s.name: s for s in (*output_symbols(MAX_OUTPUTS), *target_symbols(MAX_OUTPUTS))}
+    used = [symbol.name for symbol in expression.free_symbols]
+    others = sorted(set(used) - set(known))
+    highest = {
+        letter: max((int(n[1:]) for n in used if n in known and n[0] == letter), default=0)
+        for letter in "zy"
+    }
+    count = outputs or highest["z"]
+    if others or not highest["z"] <= count <= MAX_OUTPUTS or count == 0:
+        found = f"uses {', '.join(others)}" if others else f"has {highest['z'] or 'no'} outputs"
+        raise LossError(
+            message(
+                f"the loss {name!r} {found}",
+                where=f"e = {expression}",
+                instead="use z and y for a loss summed over outputs, or z1 … zK and y1 … yT with K at most "
+                f"{MAX_OUTPUTS}, not both",
+            )
+        )
+    return CoupledLoss(
+        name,
+        expression,
+        count,
+        highest["y"] or 1,
+        targets=targets,
+        negative_curvature=negative_curvature,
+    )

@@ -19,6 +19,7 @@ from .coupled_loss import (
     MAX_OUTPUTS,
     CoupledLoss,
     NegativeCurvature,
+    coupled_loss,
     output_symbols,
     target_symbols,
 )
@@ -254,7 +255,7 @@ def define_loss(
             name, read, sampler=sampler, targets=targets
         )
     else:
-        loss = _coupled(name, read, outputs, targets, negative_curvature)
+        loss = coupled_loss(name, read, outputs, targets, negative_curvature)
         if sampler is not None:
             raise LossError(
                 message(
@@ -264,42 +265,6 @@ def define_loss(
             )
     _require_convex(loss)
     return loss
-
-
-def _coupled(
-    name: str,
-    expression: sympy.Expr,
-    outputs: int | None,
-    targets: tuple[float, float],
-    negative_curvature: NegativeCurvature,
-) -> CoupledLoss:
-    """A coupled loss, its numbers of outputs and targets read off the highest indices."""
-    known = {s.name: s for s in (*output_symbols(MAX_OUTPUTS), *target_symbols(MAX_OUTPUTS))}
-    used = [symbol.name for symbol in expression.free_symbols]
-    others = sorted(set(used) - set(known))
-    highest = {
-        letter: max((int(n[1:]) for n in used if n in known and n[0] == letter), default=0)
-        for letter in "zy"
-    }
-    count = outputs or highest["z"]
-    if others or not highest["z"] <= count <= MAX_OUTPUTS or count == 0:
-        found = f"uses {', '.join(others)}" if others else f"has {highest['z'] or 'no'} outputs"
-        raise LossError(
-            message(
-                f"the loss {name!r} {found}",
-                where=f"e = {expression}",
-                instead="use z and y for a loss summed over outputs, or z1 … zK and y1 … yT with K at most "
-                f"{MAX_OUTPUTS}, not both",
-            )
-        )
-    return CoupledLoss(
-        name,
-        expression,
-        count,
-        highest["y"] or 1,
-        targets=targets,
-        negative_curvature=negative_curvature,
-    )
 
 
 def _require_free(name: str, override: bool) -> None:

@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import threading
 import warnings
-from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 TRANSFERS = "gncompile.transfers"
 LOSSES = "gncompile.losses"
@@ -28,6 +31,8 @@ def load_plugins(group: str) -> None:
     One that fails is reported by a warning that names its package; the others are still loaded. A plugin
     that asks for unknown names while it is imported does not start the loading again.
     """
+    from importlib.metadata import entry_points
+
     with _lock:
         if group in _loaded:
             return

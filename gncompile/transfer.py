@@ -214,7 +214,7 @@ def define_transfer(
     arguments: tuple[str, ...] = (ARGUMENT.name,),
     where: str = "",
 ) -> TransferFunction:
-    """The function of a declaration, derived, but not registered.
+    """The function of a declaration, neither derived nor checked nor registered yet.
 
     ``functions`` are those that the text may call, by default all registered ones; ``arguments`` are the
     names that stand for the argument. ``where`` names the place in error texts.
@@ -239,11 +239,9 @@ def define_transfer(
     else:
         general = _in_argument(name, without_piecewise(expression, where), symbols)
     check_size(general, (ARGUMENT,), where)
-    function = TransferFunction(
+    return TransferFunction(
         name, general, ARGUMENT, tuple(defaults.items()), domain, doc, declared_at, general
     ).at()
-    _ = function.rule
-    return function
 
 
 def _in_argument(name: str, expression: Expr, symbols: Mapping[str, Symbol]) -> Expr:
