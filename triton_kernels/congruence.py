@@ -39,7 +39,7 @@ from .settings import (
     tile_counts,
 )
 from .syrk import moment_launches, require_square
-from .tiles import multiply_tile, scaled
+from .tiles import multiply_tile, scale, scaled
 
 Settings = MatrixSettings
 
@@ -66,14 +66,15 @@ def congruence_kernel(
         BLOCK_M, BLOCK_N, BLOCK_K, DTYPE, ACCUMULATOR, PRECISION,
     )  # fmt: skip
     if SLOPES == "here":
-        value *= mean * multiply_tile(
+        value *= scale(mean, None, ACCUMULATOR) * multiply_tile(
             b, b_inputs, c, c_inputs, rows, columns, 0, SAMPLES,
             PROLOGUE, KINDS_B, False, PROLOGUE, KINDS_C, False,
             BLOCK_M, BLOCK_N, BLOCK_K, SLOPE_DTYPE, ACCUMULATOR, PRECISION,
         )  # fmt: skip
     elif SLOPES == "parts":
         tiles = tl.num_programs(0)
-        value *= mean * sum_parts(workspace, parts, index, tiles, BLOCK_M, BLOCK_N, ACCUMULATOR)
+        moment = sum_parts(workspace, parts, index, tiles, BLOCK_M, BLOCK_N, ACCUMULATOR)
+        value *= scale(mean, None, ACCUMULATOR) * moment
     finish_moment(
         value, row_tile, column_tile, M, N, out, (), (),
         alpha, alpha_tensor, add, beta, beta_tensor, AVERAGE, SYMMETRIC,

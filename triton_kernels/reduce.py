@@ -147,7 +147,7 @@ def finish_kernel(
         total += tl.load(
             partial + s.to(tl.int64)[:, None] * size + k[None, :], mask=mask, other=0.0
         )
-    result = tl.sum(total, axis=0) * scale(alpha, alpha_tensor)
+    result = tl.sum(total, axis=0) * scale(alpha, alpha_tensor, total.dtype)
     at = out + k.to(tl.int64) * stride
     if ADD:
         result += tl.load(at, mask=k < size, other=0.0).to(tl.float64)
@@ -185,7 +185,7 @@ def slot_kernel(
     for first in range(tl.load(firsts + slot), last, BLOCK_S):
         at = first + tl.arange(0, BLOCK_S)
         total += tl.load(partial + at, mask=at < last, other=0.0)
-    result = tl.sum(total, axis=0) * scale(alpha, alpha_tensor)
+    result = tl.sum(total, axis=0) * scale(alpha, alpha_tensor, total.dtype)
     if ADD:
         result += tl.load(out + slot * stride).to(tl.float64)
     tl.store(out + slot * stride, result)

@@ -194,10 +194,14 @@ def scaled(tile, factor):
 
 
 @triton.jit
-def scale(value, tensor):
-    """A factor that is a number, times one in device memory if there is one."""
+def scale(number, tensor, DTYPE: tl.constexpr):
+    """A factor that is a number, times one in device memory if there is one.
+
+    Numbers arrive as float64. Left so, they would make float64 of every float32 tile they multiply.
+    """
+    value = tl.full((), number, DTYPE)
     if tensor is not None:
-        value = value * tl.load(tensor)
+        value = value * tl.load(tensor).to(DTYPE)
     return value
 
 
@@ -208,14 +212,14 @@ def combine(
 ):  # fmt: skip
     """``alpha·product + bias + beta·add``; an ``AVERAGE`` also weights the product by ``1 - beta_tensor``."""
     ACCUMULATOR: tl.constexpr = product.dtype
-    value = product * scale(alpha, alpha_tensor)
+    value = product * scale(alpha, alpha_tensor, ACCUMULATOR)
     if AVERAGE:
-        value = value * (1.0 - tl.load(beta_tensor))
+        value = value * (1.0 - tl.load(beta_tensor).to(ACCUMULATOR))
     if bias is not None:
         value += load_tile(bias, rows, columns, row_mask, column_mask, "row", ACCUMULATOR)
     if add is not None:
         old = load_tile(add, rows, columns, row_mask, column_mask, "full", ACCUMULATOR)
-        value += old * scale(beta, beta_tensor)
+        value += old * scale(beta, beta_tensor, ACCUMULATOR)
     return value
 
 
