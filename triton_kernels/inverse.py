@@ -1,9 +1,9 @@
 """Damped inverses carried from step to step by Newton and Schulz's iteration: matrix products only.
 
-For symmetric positive definite M = A + κI and a guess X, ``X ← X (2I - M X)``. The residual E = I - M X is squared
-by every iteration, so a slowly moving A needs two. For a spectral radius of E of 1 or more the iteration diverges,
-and an eigenvalue of M X above 2 turns X indefinite; so ``‖E‖_F``, which bounds the radius, is compared on the
-device with a limit below 1, in a way that a NaN fails. Where it fails, with no host involved,
+For symmetric positive definite M = A + κI and a guess X, ``X ← X (2I - M X)``. Every iteration squares the
+residual E = I - M X, so a slowly moving A needs two. For a spectral radius of E of 1 or more the iteration
+diverges, and an eigenvalue of M X above 2 turns X indefinite; so ``‖E‖_F``, which bounds the radius, is
+compared on the device with a limit below 1, in a way that a NaN fails. Where it fails, with no host involved,
 
 * X becomes the ``fallback``, a matrix that a Cholesky factorisation is kept in; or, without one,
 * the iteration starts afresh from ``X = I/‖M‖_F``, which converges from anywhere, at first by a factor of two
@@ -75,7 +75,7 @@ def space(size: int, dtype: torch.dtype, precision: Precision) -> tuple[MatrixSe
 
 
 def cost(size: int, iterations: int = 2, itemsize: int = 4) -> tuple[int, int]:
-    """Flops and bytes: a product and half of one for each iteration, each reading two matrices, writing one."""
+    """Flops and bytes: one and a half products an iteration, each reading two matrices and writing one."""
     return 3 * iterations * size**3, 6 * iterations * size**2 * itemsize
 
 
@@ -313,22 +313,12 @@ def _newton_schulz(
     current, following = X.value, inputs + 1
     for iteration in range(iterations):
         first = iteration == 0
-        launches.append(
-            make_launch(
-                residual_kernel,
-                grid,
-                chosen,
-                **products,
-                partial=plan.partial,
-                CURRENT=current,
-                GUARD=first,
-            )  # fmt: skip
-        )
+        places = {"CURRENT": current, "NEXT": following}
+        guard = {"partial": plan.partial, "CURRENT": current, "GUARD": first}
+        launches.append(make_launch(residual_kernel, grid, chosen, **products, **guard))
         if first:
             launches += _judged(plan, limit, grid, shared)
-        launches.append(
-            make_launch(update_kernel, grid, chosen, **products, CURRENT=current, NEXT=following)
-        )
+        launches.append(make_launch(update_kernel, grid, chosen, **products, **places))
         current, following = following, current
     if plan.fallback or current != X.value:
         arguments = {**shared, "tripped": plan.tripped, "CURRENT": current}
