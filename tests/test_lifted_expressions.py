@@ -198,6 +198,20 @@ def test_what_is_written_out_simplifies_to_the_declared_function(
     assert value == transfer(name).rule.value.xreplace({ARGUMENT: op.arguments[0]})
 
 
+def test_a_lifted_tail_keeps_its_digits() -> None:
+    """``erfc(-x)`` near zero must not become ``2 - erfc(x)``, which has none left at ``x = -8``."""
+    module = nn.Module()
+    module.forward = lambda h: torch.erfc(-h)
+    (op,) = (
+        n.op
+        for n in fuse_pointwise(trace(module, torch.zeros(2, 1)).graph)
+        if isinstance(n.op, Pointwise)
+    )
+    h = torch.tensor([-8.0], dtype=torch.float64)
+    rule = pointwise_rule(op.expression, op.arguments)
+    assert_close(1e30 * evaluate(rule.value, {op.arguments[0]: h}), 1e30 * torch.erfc(-h), 1e-12)
+
+
 @pytest.mark.parametrize(
     ("function", "operator"),
     [

@@ -22,7 +22,7 @@ from typing import Any
 import sympy
 from sympy import Abs, Expr, Rational
 
-from ..functions import expm1, log1p, maximum, minimum, number, select, sigmoid
+from ..functions import erfc, expm1, log1p, maximum, minimum, number, select, sigmoid
 from ..gates import GATES
 from ..transfer import ARGUMENT, BUILT_IN
 
@@ -143,7 +143,7 @@ POINTWISE: Mapping[str, Rule] = {
     "atan": lambda self: sympy.atan(self),
     "asinh": lambda self: sympy.asinh(self),
     "erf": lambda self: sympy.erf(self),
-    "erfc": lambda self: sympy.erfc(self),
+    "erfc": lambda self: erfc(self),
     # transfer functions, as the vocabulary declares them
     "relu": lambda self: _declared("relu", self),
     "relu6": lambda self: _declared("relu6", self),
