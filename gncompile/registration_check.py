@@ -70,7 +70,7 @@ class TransferCheck:
             return
         _, finer, _ = self._differences(x, STEP / 1000)
         if abs(finer - first) > RELATIVE * (abs(first) + 1):
-            return  # too steep for any step, as sin(exp(exp(x))) far out: nothing can be said
+            return  # too steep for these steps, as sin(1e18 x): nothing can be said
         scale = 1 + abs(here) + abs(first) + abs(second)
         value = real_value(self.value, x)
         self._compare("value, rewritten to be stable,", x, here, value, scale)
