@@ -249,8 +249,9 @@ def erfc(x):
         a = tl.where(a > 10.6, constant(x, 10.6), a)
         head = (a.to(tl.int32, bitcast=True) & -(1 << 12)).to(tl.float32, bitcast=True)
         t = (a - 2.0) / (a + 2.0)
-    # head² is exact, so this is what rounding x² lost; times x² it would be the error of e^(-x²).
+    # What rounding x² lost, from a head of x whose square is exact. The fused product is a promise that the
+    # compiler does not fuse the other one, a·a, which would make the difference exact and the loss zero.
     square = a * a
-    lost = (head * head - square) + (a - head) * (a + head)
+    lost = tl.fma(head, head, -square) + (a - head) * (a + head)
     tail = exp_sum(-square, -lost) * (polynomials.erfcx_core(t) / (1.0 + 2.0 * a))
     return tl.where(x < 0.5, 1.0 - tl.erf(x), tail)

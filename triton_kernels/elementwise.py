@@ -37,8 +37,8 @@ class ElementwiseSettings:
 
 Settings = ElementwiseSettings
 
-TILE = 2048
-"""Elements a program computes by default: 16 for each thread of 4 warps."""
+TILE = 1024
+"""Elements a program computes by default: 8 for each of 128 threads, so that long functions do not spill."""
 
 
 def default_settings(rows: int, columns: int, elements: int = TILE) -> ElementwiseSettings:
@@ -52,7 +52,7 @@ def space(rows: int, columns: int) -> tuple[ElementwiseSettings, ...]:
     """Settings worth measuring."""
     shapes = dict.fromkeys(
         (tile.block_m, tile.block_n)
-        for elements in (512, 1024, 2048, 4096)
+        for elements in (1024, 512, 2048, 4096)
         for tile in (default_settings(rows, columns, elements),)
     )
     return tuple(ElementwiseSettings(m, n, warps) for m, n in shapes for warps in (2, 4, 8))

@@ -93,7 +93,7 @@ def group_matrices(
     found = ()
     for i in tl.static_range(FIRST, FIRST + COUNT):
         at = read_matrix(entry, MATRICES + 3 * i, TYPES[i], UNITS[i], ALIGNED[i])
-        found = found + (Matrix(*at),)
+        found = found + (Matrix(*at),)  # type: ignore[assignment]
     return found
 
 

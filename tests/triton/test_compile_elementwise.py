@@ -1,0 +1,135 @@
+"""Ahead-of-time tier: elementwise, reducing and random kernels as each architecture would run them."""
+
+import re
+
+import pytest
+import sympy
+import torch
+
+from gncompile.emit.triton_functions import FUNCTIONS, kernels_module, triton_function
+from gncompile.functions import select, sigmoid, softplus
+from gncompile.runtime.source_files import load_source
+from gncompile.transfer import ARGUMENT, transfer
+from gncompile.triton_kernels import elementwise, inverse, random, reduce
+from gncompile.triton_kernels.pointwise_groups import Problem
+from gncompile.triton_kernels.resources import resources
+from gncompile.triton_kernels.settings import SHARED_MEMORY
+
+x, y = sympy.symbols("x y", real=True)
+CAPABILITIES = (80, 90, 100)
+HEAVY = ("gelu", "mish")
+"""Transfer functions with the longest second derivatives."""
+
+
+@pytest.fixture(scope="module")
+def functions(tmp_path_factory):
+    """Generated functions: every primitive, a loss with its gradient, a small update."""
+    folder = tmp_path_factory.mktemp("source")
+    every = [
+        function(x, y, x) if function is select else function(x)
+        for function in FUNCTIONS
+        if function.__name__ != "hypot"
+    ]
+    rules = {name: transfer(name).rule for name in HEAVY}
+    texts = [
+        *(
+            triton_function(name, [rule.value, rule.slopes[0], rule.seconds[0, 0]], [ARGUMENT])
+            for name, rule in rules.items()
+        ),
+        triton_function("every_primitive", sum(every) + sympy.sqrt(x) + x**y / 3, [x, y]),
+        triton_function("loss", [softplus(x) - x * y, sigmoid(x) - y], [x, y]),
+        triton_function("update", x + y / 10, [x, y]),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GNCOMPILE_CACHE", str(folder))
+        module, _ = load_source(kernels_module(texts), "compile_test")
+    return module
+
+
+def compiled(launches, capability):
+    """Resources of each launch; nothing may spill, nor compile to a lone trap."""
+    found = [resources(launch, capability) for launch in launches]
+    for launch, used in zip(launches, found, strict=True):
+        assert used.spilled == 0, launch.kernel
+        assert not used.is_trap, launch.kernel
+    return found
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_primitive(functions, dtype, capability):
+    a, b = (torch.ones(1000, 784, dtype=dtype) for _ in range(2))
+    few = elementwise.ElementwiseSettings(1, 128)  # nobody computes twenty functions at once
+    (used,) = compiled(
+        elementwise.elementwise.launches(functions.every_primitive, [a, b], [a], settings=few),
+        capability,
+    )
+    # A float64 division, logarithm or root is never the float32 one.
+    assert (dtype == torch.float64) == ("div.rn.f64" in used.ptx)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", HEAVY)
+def test_long_functions_fit_the_default_tile(functions, name, dtype):
+    a = torch.ones(1000, 784, dtype=dtype)
+    launches = elementwise.elementwise.launches(getattr(functions, name), [a], [a, a, a])
+    for capability in (80, 90):
+        compiled(launches, capability)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_elementwise_and_reduction_kernels(functions, capability):
+    a, b = (torch.ones(1000, 784) for _ in range(2))
+    row, column, scalar = torch.ones(784), torch.ones(1000, 1), torch.ones(())
+    update = [Problem((a, b), (a,)), Problem((b, a), (b,))]
+    launches = [
+        *elementwise.elementwise.launches(functions.update, [a, row], [b]),
+        *elementwise.grouped_elementwise.launches(
+            functions.update, elementwise.plan_elementwise_group(update)
+        ),
+        *reduce.reduce.launches(functions.loss, [a, b], scalar, outputs=[a]),
+        *reduce.reduce.launches(reduce.itself, [a], row, over="rows"),
+        *reduce.reduce.launches(reduce.itself, [a], column, over="columns"),
+        *reduce.grouped_reduce.launches(
+            reduce.product, reduce.plan_sums([Problem((a, b))]), torch.ones(1)
+        ),
+        *reduce.softmax.launches(a, out=b, log_sum=column),
+    ]
+    first, grouped, loss, *_ = compiled(launches, capability)
+    for used in (first, grouped, loss):
+        assert re.search(r"ld\.global\S*\.v4\.b32", used.ptx), "loads are not whole vectors"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_random_kernels(dtype):
+    out, column, state = (
+        torch.ones(1000, 784, dtype=dtype),
+        torch.ones(1000, 1),
+        torch.ones(2).long(),
+    )
+    launches = [
+        launch
+        for kind in ("uniform", "normal", "sign")
+        for launch in random.draw.launches(kind, out, state)[:1]
+    ]
+    launches += random.categorical.launches(out, state, chosen=torch.zeros(1000).long())
+    launches += random.categorical_at.launches(out, column, one_hot=out)
+    for capability in CAPABILITIES if dtype == torch.float32 else (90,):
+        compiled(launches, capability)
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "instruction"),
+    [(80, "high", "mma"), (90, "high", "wgmma"), (100, "high", "tcgen05"), (90, "highest", "fma")],
+)
+def test_inverse_kernels(capability, precision, instruction):
+    a, x = torch.eye(1008), torch.eye(1008)
+    plan = inverse.plan_inverses([inverse.Inverse(a, x, 0.1)] * 2, precision=precision)
+    launches = inverse.newton_schulz.launches(plan, iterations=1, precision=precision)
+    used = dict(
+        zip((launch.kernel for launch in launches), compiled(launches, capability), strict=True)
+    )
+    for kernel in (inverse.residual_kernel, inverse.update_kernel):
+        assert used[kernel].instructions[instruction] > 0
+        assert used[kernel].shared <= SHARED_MEMORY[capability]
+        assert used[kernel].copies[4] == 0, "rows are not copied in whole vectors"
