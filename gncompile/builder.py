@@ -53,6 +53,7 @@ RESERVED = frozenset(keyword.kwlist) | {
         "invert",
     ),
     *("direction", "quadratic", "layer_quadratic", "update", "adapt", "restore", "reject"),
+    *("guard", "guard_step", "damping_begin", "damping_note", "damping_end", "report"),
 }
 """Names of an emitted file that no value may take: its symbols, modules and phases."""
 
@@ -96,6 +97,12 @@ class ProgramBuilder:
         spec = shape if isinstance(shape, Spec) else Spec(shape)
         hint = {"input": f"x{key}", "target": "y"}.get(kind, key)
         return self._emit(ir.Leaf(kind, key), (), hint, spec=spec)
+
+    def batch(self) -> list[Value]:
+        """The leaves met so far that hold the batch: the inputs in use, and the target."""
+        kinds = ("input", "target")
+        leaves = (i for i in self._instructions if isinstance(i.op, ir.Leaf) and i.op.kind in kinds)
+        return [Value(leaf.name, leaf.spec) for leaf in leaves]
 
     def state(self, key: str, spec: Spec, initial: str | float = "zero") -> Value:
         """A tensor that survives from step to step, zero (or one, identity, a number) at first."""

@@ -24,6 +24,14 @@ from .functions import select
 from .loss_rules import LossRules, loss_rules
 from .losses import Loss, SoftmaxCrossEntropy
 from .model_graph import Affine, ModelGraph
+from .optimiser.guards import (
+    choose_factor_damping,
+    guard_factors,
+    guard_gradient,
+    guard_step,
+    keep_ratio,
+    report,
+)
 from .optimiser.phases import Optimiser
 from .optimiser.settings import Settings
 from .passes.fuse_pointwise import fuse_pointwise
@@ -206,6 +214,9 @@ def step_program(graph: ModelGraph, loss: Loss, settings: Settings) -> StepProgr
         gradients = optimiser.decayed(phases.gradients)
         builder.results["objective"] = objective.name
         builder.results |= {f"grad.{layer}": value.name for layer, value in gradients.items()}
+    if settings.guarded:
+        with builder.phase("guard", sees=("gradient",)):
+            guard_gradient(optimiser, builder.batch(), objective, gradients)
     phases.evaluation(optimiser)
     if not settings.second_order:
         return builder.finish()
@@ -216,6 +227,8 @@ def step_program(graph: ModelGraph, loss: Loss, settings: Settings) -> StepProgr
     phases.report_factors()
     inputs, outputs = phases.inputs, phases.outputs
     with builder.phase("average", sees=("gradient", "curvature", "columns")):
+        if settings.guarded:
+            guard_factors(optimiser, inputs, outputs)
         optimiser.average(inputs, outputs)
     with builder.phase("invert"):
         optimiser.invert(inputs, outputs)
@@ -227,11 +240,23 @@ def step_program(graph: ModelGraph, loss: Loss, settings: Settings) -> StepProgr
         ):
             model = phases.on_first(settings.quadratic_dim)
             optimiser.quadratic(*model, gradients, deltas, by_layer)
+    if settings.guarded:
+        for part in ("begin", "note", "end"):
+            with builder.phase(f"damping_{part}"):
+                choose_factor_damping(optimiser, part)
+        with builder.phase("guard_step"):
+            guard_step(optimiser)
     with builder.phase("update", sees=("gradient", "direction")):
         optimiser.update(deltas)
     with builder.phase("adapt", sees=("gradient", "evaluate")):
         ratio = optimiser.adapt(objective, phases.after)
         builder.results["rho"] = ratio.name
+        if settings.guarded:
+            keep_ratio(optimiser, ratio)
+    if settings.guarded:
+        with builder.phase("report", sees=("gradient",)):
+            numbers = report(optimiser, phases.loss_value, objective)
+            builder.results["report"] = numbers.name
     with builder.phase("restore"):
         optimiser.restore()
     with builder.phase("reject"):

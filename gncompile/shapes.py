@@ -49,6 +49,7 @@ from .step_program import (
     Total,
     Trace,
     Transpose,
+    Stack,
     Zeros,
     matrix,
 )
@@ -114,6 +115,8 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
             return Spec((rows, _int(cols) - 1) if which == "weight" else (rows,))
         case Element():
             return SCALAR
+        case Stack():
+            return Spec((len(inputs),))
         case Zeros(spec):
             return spec
         case Head(rows):

@@ -16,7 +16,7 @@ is ``value = op(inputs)``, or ``state ← op(inputs)`` when ``into`` names the s
         |  SymmetricProduct()          aᵀ b, known to be symmetric
         |  AddDiagonal() | Densify() | Trace() | PlusTranspose() | BroadcastRows()
         |  Transpose() | AsMatrix(structure) | Part(which) | Element(index) | Head(rows)  views
-        |  Zeros(spec) | Softmax() | LogSumExp() | SampleCategorical() | Random(kind) | Columns()
+        |  Stack() | Zeros(spec) | Softmax() | LogSumExp() | SampleCategorical() | Random(kind) | Columns()
         |  SampleDiagonal() | SampleOuter() | ScaleSides()           per-sample matrices [N, d, d]
         |  SampleMatrix(size) | SampleRoot() | SampleMultiply()      read from rows, their roots, M_n v_n
         |  Decay(weight, bias)         ∇W̄ + [η_W W, η_b b]
@@ -242,6 +242,11 @@ class Zeros:
 
 
 @dataclass(frozen=True)
+class Stack:
+    """Scalars as the elements of a vector."""
+
+
+@dataclass(frozen=True)
 class Softmax:
     """Softmax over the last dimension."""
 
@@ -364,7 +369,7 @@ class StepSizes:
 Op = (
     Leaf | Affine | MatMul | Pointwise | Gather | Scatter | Moment | Mean | Total | RowSum | Dot | Multiply
     | SymmetricProduct | Hadamard | AddDiagonal | Densify | Trace | PlusTranspose | BroadcastRows
-    | Transpose | AsMatrix | Part | Element | Head | Zeros | Softmax | LogSumExp | SampleCategorical
+    | Transpose | AsMatrix | Part | Element | Head | Stack | Zeros | Softmax | LogSumExp | SampleCategorical
     | Random | Columns | SampleDiagonal | SampleOuter | SampleMatrix | SampleRoot | SampleMultiply
     | ScaleSides | Decay | Average | DampedInverse
     | Eigen | Precondition | PreconditionEigen | StepSizes

@@ -124,6 +124,8 @@ def apply(op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
             return scatter(v[0], index, size, axis)
         case ir.Mean():
             return v[0].mean(dim=0)
+        case ir.Stack():
+            return torch.stack(v)
         case ir.Total(mean):
             return v[0].sum() / (v[0].shape[0] if mean else 1)
         case ir.RowSum():

@@ -277,7 +277,9 @@ def _runs(index: tuple[int, ...], sizes: list[int]) -> list[tuple[int, int, int]
 
 
 @_writes(ir.Scatter)
-def _scatter(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _scatter(
+    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
+) -> list[str]:
     op = i.op
     assert isinstance(op, ir.Scatter)
     kept = [j for j, place in enumerate(op.index) if place >= 0]
@@ -314,7 +316,9 @@ def _total(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[S
 
 
 @_writes(ir.RowSum)
-def _row_sum(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _row_sum(
+    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
+) -> list[str]:
     return [f"torch.sum({v[0]}, dim=-1, keepdim=True, out={out})"]
 
 
@@ -327,7 +331,9 @@ def _dot(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spe
 
 
 @_writes(ir.Softmax)
-def _softmax(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _softmax(
+    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
+) -> list[str]:
     return [f"torch.softmax({v[0]}, dim=-1, out={out})"]
 
 
@@ -350,9 +356,16 @@ def _random(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[
 
 
 @_writes(ir.Columns)
-def _columns(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _columns(
+    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
+) -> list[str]:
     p = v[1] if len(v) > 1 else "None"
     return [f"linalg.root_columns({v[0]}, {p}, start, out={out})"]
+
+
+@_writes(ir.Stack)
+def _stack(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+    return [f"torch.stack([{', '.join(v)}], out={out})"]
 
 
 @_writes(ir.Zeros)
@@ -361,12 +374,16 @@ def _zeros(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[S
 
 
 @_writes(ir.BroadcastRows)
-def _broadcast(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _broadcast(
+    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
+) -> list[str]:
     return [f"{out}.copy_({v[0]})"]
 
 
 @_writes(ir.SampleDiagonal)
-def _diagonal(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _diagonal(
+    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
+) -> list[str]:
     return [f"{out}.zero_()", f"{out}.diagonal(dim1=-2, dim2=-1).copy_({v[0]})"]
 
 
@@ -401,7 +418,9 @@ def _scale_sides(
 
 
 @_writes(ir.Multiply)
-def _multiply(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _multiply(
+    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
+) -> list[str]:
     match specs[0].structure:
         case Structure.SCALED_IDENTITY:
             return [f"torch.mul({v[1]}, {v[0]}, out={out})"]
@@ -411,12 +430,16 @@ def _multiply(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: lis
 
 
 @_writes(ir.SymmetricProduct)
-def _symmetric(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _symmetric(
+    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
+) -> list[str]:
     return [f"linalg.symmetric_product({v[0]}, {v[1]}, out={out})"]
 
 
 @_writes(ir.Hadamard)
-def _hadamard(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _hadamard(
+    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
+) -> list[str]:
     return [f"torch.mul({v[0]}, {v[1]}, out={out})"]
 
 
@@ -428,7 +451,9 @@ def _add_diagonal(
 
 
 @_writes(ir.Densify)
-def _densify(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _densify(
+    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
+) -> list[str]:
     return [f"{out}.zero_()", f"{out}.diagonal().copy_({v[0]})"]
 
 
@@ -459,7 +484,9 @@ def _decay(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[S
 
 
 @_writes(ir.Average)
-def _average(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _average(
+    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
+) -> list[str]:
     return [f"torch.lerp({v[1]}, {v[0]}, {v[2]}, out={out})"]
 
 
@@ -491,7 +518,9 @@ def _precondition_eigen(
 
 
 @_writes(ir.StepSizes)
-def _step_sizes(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+def _step_sizes(
+    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
+) -> list[str]:
     assert isinstance(i.op, ir.StepSizes)
     terms, op = ", ".join(v), i.op
     return [f"linalg.step_sizes([{terms}], {op.groups}, {op.momentum}, {op.cap!r}, out={out})"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -45,8 +47,10 @@ def compile(
     >>> trainer = compile(model, "mse", torch.zeros(16, 4))
     >>> stats = trainer.step(torch.ones(16, 4), torch.ones(16, 1))
     """
-    settings = Settings.from_options(method=method, **options)
     traced, declared, reader = understand(model, loss, example_inputs)
+    settings = Settings.from_options(method=method, **options)
+    if reader.device.type == "cuda" and settings.second_order:
+        settings = replace(settings, guarded=True)
     if dtype is not None and dtype != reader.dtype:
         raise CompileError(
             message(

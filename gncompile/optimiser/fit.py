@@ -156,7 +156,7 @@ def _steps(
     for x, y in _batches(train, epochs):
         begun = time.perf_counter()
         try:
-            stats = trainer.step(x, y)
+            stats = trainer.step(x, y).resolved()
         except BatchError:
             bad += 1
             if not skip_bad_batches or bad >= most:

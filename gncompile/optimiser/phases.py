@@ -27,7 +27,7 @@ from .settings import Settings
 SMALLEST_TRACE = 1e-20
 """Floor of a factor's mean eigenvalue: a dead layer (all slopes 0) would make π infinite."""
 
-a, b, c, d, k = sympy.symbols("a b c d k", real=True)
+a, b, c, d, k, old, sound = sympy.symbols("a b c d k old sound", real=True)
 
 
 CHOSEN = {"momentum": -3, "predicted": -2, "step_size": -1}
@@ -44,13 +44,27 @@ class Optimiser:
 
     def __post_init__(self) -> None:
         self.layers: dict[str, Node] = self.forward.graph.layers
-        self.damping = self._scalar("damping", self.settings.damping)
-        self.factor_damping = self._scalar("factor_damping", math.sqrt(self.settings.damping))
+        self.damping = self.scalar("damping", self.settings.damping)
+        self.factor_damping = self.scalar("factor_damping", math.sqrt(self.settings.damping))
 
-    def _scalar(self, key: str, initial: float | str = "zero") -> Value:
+    def scalar(self, key: str, initial: float | str = "zero") -> Value:
         return self.builder.state(key, Spec(()), initial)
 
-    def _step(self, layer: str) -> Value:
+    @property
+    def ok(self) -> Value:
+        """1 while the step under way is sound; only a guarded program ever lowers it (``guards.py``)."""
+        return self.scalar("ok", "one")
+
+    def write(
+        self, into: Value, expression: sympy.Expr, values: Mapping[sympy.Symbol, Value], name: str
+    ) -> Value:
+        """``into ← expression``; in a guarded program only while the step is sound."""
+        if self.settings.guarded:
+            expression = select(sound, expression, old)
+            values = {**values, sound: self.ok, old: into}
+        return self.builder.pointwise(expression, values, into=into, name=name)
+
+    def last_step(self, layer: str) -> Value:
         """δ of the last step, shaped like W̄."""
         node = self.layers[layer]
         assert isinstance(node.op, Affine)
@@ -105,16 +119,21 @@ class Optimiser:
 
     def average(self, inputs: Mapping[str, Value], outputs: Mapping[str, Value]) -> None:
         """Running averages ``F ← ε F + (1 − ε) F_batch``, ``ε = min(1 − 1/k, bound)`` [MG §5]."""
-        count = self._scalar("updates")
-        count = self.builder.pointwise(k + 1, {k: count}, into=count, name="updates_now")
+        count = self.scalar("updates")
+        count = self.write(count, k + 1, {k: count}, "updates_now")
         bound = _number(self.settings.factor_average)
         epsilon = self.builder.pointwise(minimum(1 - 1 / k, bound), {k: count}, name="epsilon")
         for kind, factors in (("Q", inputs), ("G", outputs)):
             for layer, factor in factors.items():
                 state = self._factor(kind, layer, factor.spec)
-                self.builder.emit(
-                    ir.Average(), state, factor, epsilon, into=state, name=f"{kind}_average"
-                )
+                self._lerp(state, factor, epsilon, f"{kind}_average")
+
+    def _lerp(self, state: Value, now: Value, weight: Value, name: str) -> None:
+        """``state ← w state + (1 − w) now``."""
+        if self.settings.guarded:
+            self.write(state, b + c * (a - b), {a: state, b: now, c: weight}, name)
+        else:
+            self.builder.emit(ir.Average(), state, now, weight, into=state, name=name)
 
     def _factor(self, kind: str, layer: str, spec: Spec) -> Value:
         return self.builder.state(f"{kind}.{layer}", spec)
@@ -206,7 +225,7 @@ class Optimiser:
         for group, (layer, delta) in zip(groups, deltas.items(), strict=True):
             directions[group][layer] = delta
         if self.settings.momentum:
-            directions.append({layer: self._step(layer) for layer in deltas})
+            directions.append({layer: self.last_step(layer) for layer in deltas})
         m, rhs = self.model(forward, rules, gradients, directions)
         upper = [m[i][j] for i in range(len(m)) for j in range(i, len(m))]
         op = ir.StepSizes(groups, self.settings.momentum, self.settings.step_cap)
@@ -217,7 +236,7 @@ class Optimiser:
         """The chosen step: a size for each layer, then :data:`CHOSEN`."""
         return self.builder.state("step_sizes", Spec((len(self.layers) + len(CHOSEN),)))
 
-    def _chosen(self, index: int) -> Value:
+    def chosen(self, index: int) -> Value:
         index %= len(self.layers) + len(CHOSEN)
         return self.builder.emit(ir.Element(index), self._sizes, name=f"size_{index}")
 
@@ -278,19 +297,17 @@ class Optimiser:
     def update(self, deltas: Mapping[str, Value]) -> None:
         """``δ ← c_l Δ_l + c_m δ`` for each layer l, ``θ ← θ + δ``; θ before it is kept for ``restore``."""
         for number, (layer, delta) in enumerate(deltas.items()):
-            step = self._step(layer)
-            values = {a: delta, b: self._chosen(number)}
+            step = self.last_step(layer)
+            values = {a: delta, b: self.chosen(number)}
             expression = a * b
             if self.settings.momentum:
-                values |= {c: step, d: self._chosen(CHOSEN["momentum"])}
+                values |= {c: step, d: self.chosen(CHOSEN["momentum"])}
                 expression = a * b + c * d
-            step = self.builder.pointwise(expression, values, into=step, name="step")
+            step = self.write(step, expression, values, "step")
             for parameter, change in self._pairs(layer, step):
                 saved = self.builder.state(f"last_good.{parameter.name}", parameter.spec)
                 self.builder.pointwise(a, {a: parameter}, into=saved, name="saved")
-                self.builder.pointwise(
-                    a + b, {a: parameter, b: change}, into=parameter, name="moved"
-                )
+                self.write(parameter, a + b, {a: parameter, b: change}, "moved")
         self._average_parameters()
 
     def _pairs(self, layer: str, value: Value) -> list[tuple[Value, Value]]:
@@ -308,18 +325,16 @@ class Optimiser:
         decay = self.settings.average
         if not decay:
             return
-        count = self._scalar("averaged")
-        count = self.builder.pointwise(k + 1, {k: count}, into=count, name="averaged_now")
+        count = self.scalar("averaged")
+        count = self.write(count, k + 1, {k: count}, "averaged_now")
         weight = self.builder.pointwise(
             minimum(1 - 1 / k, _number(decay)), {k: count}, name="average_decay"
         )
         for layer in self.layers:
-            for parameter, _ in self._pairs(layer, self._step(layer)):
+            for parameter, _ in self._pairs(layer, self.last_step(layer)):
                 state, saved = self._parameter_average(parameter)
                 self.builder.pointwise(a, {a: state}, into=saved, name="saved_average")
-                self.builder.emit(
-                    ir.Average(), state, parameter, weight, into=state, name="averaged"
-                )
+                self._lerp(state, parameter, weight, "averaged")
 
     def _parameter_average(self, parameter: Value) -> tuple[Value, Value]:
         """The running average of a parameter, and what it was before the last update."""
@@ -328,44 +343,58 @@ class Optimiser:
 
     def adapt(self, before: Value, after: Value) -> Value:
         """Levenberg-Marquardt: λ falls where ``ρ = (E(θ+δ) − E(θ)) / predicted > ¾``, rises below ¼."""
-        low, high = (_number(x) for x in self.settings.damping_bounds)
-        factor = _number(self.settings.damping_rate**self.settings.damping_period)
-        predicted = self._chosen(CHOSEN["predicted"])
+        predicted = self.chosen(CHOSEN["predicted"])
         ratio = self.builder.pointwise((a - b) / c, {a: after, b: before, c: predicted}, name="rho")
         rho = d
         # A comparison with NaN is false, so a broken ratio falls through to the last branch and raises λ.
         quarter, three_quarters = sympy.Rational(1, 4), sympy.Rational(3, 4)
+        factor = self._damping_factor
         changed = select(rho - quarter, select(rho - three_quarters, a * factor, a), a / factor)
-        self._write_damping(changed, {a: self.damping, d: ratio}, low, high)
+        values = {a: self.damping, d: ratio}
+        self.write(self.damping, self._bounded(changed), values, "damping_now")
         return ratio
 
-    def _write_damping(
-        self, changed: sympy.Expr, values: dict, low: sympy.Expr, high: sympy.Expr
-    ) -> None:
-        bounded = select(changed - high, high, select(low - changed, low, changed))
-        self.builder.pointwise(bounded, values, into=self.damping, name="damping_now")
+    @property
+    def _damping_factor(self) -> sympy.Expr:
+        """ω^T."""
+        return _number(self.settings.damping_rate**self.settings.damping_period)
+
+    def _bounded(self, changed: sympy.Expr) -> sympy.Expr:
+        low, high = (_number(x) for x in self.settings.damping_bounds)
+        return select(changed - high, high, select(low - changed, low, changed))
+
+    def raise_damping(self, where: Value | None = None) -> None:
+        """``λ ← λ / ω^T``, if ``where`` is positive."""
+        raised, values = self._bounded(a / self._damping_factor), {a: self.damping}
+        if where is not None:
+            raised, values = select(b, raised, a), values | {b: where}
+        self.builder.pointwise(raised, values, into=self.damping, name="damping_now")
 
     def reject(self) -> None:
         """After a step that cannot be taken: λ raised, no momentum."""
-        low, high = (_number(x) for x in self.settings.damping_bounds)
-        factor = _number(self.settings.damping_rate**self.settings.damping_period)
-        self._write_damping(a / factor, {a: self.damping}, low, high)
+        self.raise_damping()
         for layer in self.layers:
-            step = self._step(layer)
+            step = self.last_step(layer)
             self.builder.emit(ir.Zeros(step.spec), into=step, name="no_step")
 
-    def restore(self) -> None:
-        """Parameters, and their averages, as they were before the last update."""
+    def restore(self, where: Value | None = None) -> None:
+        """Parameters, and their averages, as they were before the last update, if ``where`` is positive."""
+
+        def take_back(state: Value, earlier: sympy.Expr, values: dict, name: str) -> None:
+            if where is not None:
+                earlier, values = select(b, earlier, c), values | {b: where, c: state}
+            self.builder.pointwise(earlier, values, into=state, name=name)
+
         for layer in self.layers:
-            for parameter, _ in self._pairs(layer, self._step(layer)):
+            for parameter, _ in self._pairs(layer, self.last_step(layer)):
                 saved = self.builder.state(f"last_good.{parameter.name}", parameter.spec)
-                self.builder.pointwise(a, {a: saved}, into=parameter, name="restored")
+                take_back(parameter, a, {a: saved}, "restored")
                 if self.settings.average:
                     state, saved = self._parameter_average(parameter)
-                    self.builder.pointwise(a, {a: saved}, into=state, name="restored_average")
+                    take_back(state, a, {a: saved}, "restored_average")
         if self.settings.average:
-            count = self._scalar("averaged")
-            self.builder.pointwise(k - 1, {k: count}, into=count, name="averaged_before")
+            count = self.scalar("averaged")
+            take_back(count, k - 1, {k: count}, "averaged_before")
 
 
 def _number(x: float) -> sympy.Number:

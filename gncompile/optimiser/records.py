@@ -29,6 +29,10 @@ class StepStats:
     rejected: int = 0
     """Updates undone or refused so far."""
 
+    def resolved(self) -> StepStats:
+        """The statistics themselves, as those of a step that runs ahead of the host have to be waited for."""
+        return self
+
 
 @dataclass(frozen=True)
 class Record(StepStats):

@@ -77,6 +77,8 @@ class Settings:
     """Samples that M is evaluated on at least, if the batch has them."""
     samples: int = 1
     """Sampled gradients a step for KFAC and its projections."""
+    guarded: bool = False
+    """Whether the program itself refuses bad steps, so that steps can run ahead of the host."""
     average: float = 0.0
     """Decay of the parameter average used for evaluation; 0 keeps none."""
     memory_budget: int = 1 << 30

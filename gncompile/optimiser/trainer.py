@@ -21,13 +21,15 @@ from ..runtime.executable import Executable
 from ..runtime.memory import dense
 from ..step_program import StepProgram
 from . import fit
+from .ahead import AheadOfHost, DeferredStats
 from .first_order import FirstOrder
 from .phases import CHOSEN
 from .records import StepStats
 from .reports import Reports
 from .settings import Settings
+from .timetable import Due, due
 
-COUNTERS = ("updates", "rejected", "_since_refresh", "_unconfirmed")
+COUNTERS = ("updates", "_rejected", "_since_refresh", "_unconfirmed")
 """The trainer's own numbers between steps."""
 
 
@@ -54,13 +56,21 @@ class Trainer(Reports):
         self.loss_function = loss
         self.settings = settings
         self.updates = 0
-        self.rejected = 0
+        self._rejected = 0
         self.place = fit.Place()
         self._reader = reader
         self._executable = executable
         self._since_refresh = 0
         self._unconfirmed = False  # whether the last update has not been seen to give a finite loss
+        self._ahead = AheadOfHost(executable, settings) if settings.guarded else None
         self._first_order = None if settings.second_order else FirstOrder(settings, self.trained())
+
+    @property
+    def rejected(self) -> int:
+        """Updates undone or refused so far."""
+        if self._ahead:
+            return int(self._executable.memory.states["refused"])
+        return self._rejected
 
     def trained(self) -> dict[str, Tensor]:
         """The parameters this trainer updates, by name, in graph order."""
@@ -75,14 +85,21 @@ class Trainer(Reports):
 
     # --- one step -------------------------------------------------------------------------------------
 
-    def step(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> StepStats:
+    def step(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> StepStats | DeferredStats:
         """Update the model's parameters on the batch ``x: [N, …]``, ``y`` (as the loss takes it).
 
         Raises :class:`~gncompile.errors.BatchError` for a batch of the wrong shape or dtype or with
-        non-finite values; nothing is changed then.
+        non-finite values; nothing is changed then. On a CUDA device the step only begins here: the
+        statistics wait for it when they are read, and a bad batch is left out and counted (``rejected``).
         """
         inputs = self._reader.inputs(x)
         target = self._reader.target(inputs[0].shape[0], y)
+        if self._ahead:
+            self._executable.load(inputs, target)
+            stats, now = self._ahead.step(self.updates, self._since_refresh)
+            self._count_refresh(now)
+            self.updates += 1
+            return stats
         # Checked before anything runs: tanh(inf) is 1, so a finite loss proves nothing about the batch.
         if not all(math.isfinite(float(part.sum())) for part in (*inputs, target)):
             self._reader.require_finite(inputs, target)
@@ -112,53 +129,48 @@ class Trainer(Reports):
         return self._second_order_step()
 
     def _second_order_step(self) -> StepStats:
-        executable, settings = self._executable, self.settings
-        always = self.updates < settings.refresh_always
-        fresh = always or self.updates % settings.factors_every == 0
-        if fresh:
+        executable = self._executable
+        now = due(self.settings, self.updates, self._since_refresh)
+        if now.factors:
             executable.run("curvature", "columns_begin", "columns")
         # Without fresh factors their buffers hold an earlier batch's, or after a resume nothing.
-        if not self._factors_finite(("Q.", "G.", "grad.") if fresh else ("grad.",)):
+        if not self._factors_finite(("Q.", "G.", "grad.") if now.factors else ("grad.",)):
             return self._refused()
-        if fresh:
+        if now.factors:
             executable.run("average")
-        self._since_refresh += 1
-        if self.updates and self.updates % settings.factor_damping_period == 0:
-            self._choose_factor_damping()
-            self._since_refresh = 0
+        self._count_refresh(now)
+        if now.factor_damping:
+            self._choose_factor_damping(now.quadratic)
+        elif now.inverses:
+            executable.run("invert", "direction", now.quadratic)
         else:
-            if always or self._since_refresh >= settings.refresh_every:
-                executable.run("invert")
-                self._since_refresh = 0
-            executable.run("direction", self._quadratic)
+            executable.run("direction", now.quadratic)
         if not self._finite("predicted") or not self._finite("step_size"):
             return self._refused()
         executable.run("update")
         self.updates += 1
         self._unconfirmed = True
-        due = self.updates % settings.damping_period == 0
-        if due:
+        if now.damping:
             executable.run("predict", "evaluate", "adapt")
-        return self._stats(rho=self._number("rho") if due else None)
+        return self._stats(rho=self._number("rho") if now.damping else None)
 
-    def _choose_factor_damping(self) -> None:
+    def _count_refresh(self, now: Due) -> None:
+        fresh = now.inverses or now.factor_damping
+        self._since_refresh = 0 if fresh else self._since_refresh + 1
+
+    def _choose_factor_damping(self, quadratic: str) -> None:
         """Of three factor dampings γ take the one whose step is predicted to be best [MG §6.6]."""
         gamma = self._executable.memory.states["factor_damping"]
         base, rate, predicted = float(gamma), self.settings.factor_damping_rate, {}
         for tried in (base / rate, base * rate, base):
             gamma.fill_(tried)
-            self._executable.run("invert", "direction", self._quadratic)
+            self._executable.run("invert", "direction", quadratic)
             value = self._number("predicted")
             predicted[tried] = value if math.isfinite(value) else math.inf
         best = min(predicted, key=predicted.__getitem__)
         if best != base:
             gamma.fill_(best)
-            self._executable.run("invert", "direction", self._quadratic)
-
-    @property
-    def _quadratic(self) -> str:
-        """The phase that chooses step sizes: for each layer in the first steps, for all together later."""
-        return "layer_quadratic" if self.updates < self.settings.layer_steps else "quadratic"
+            self._executable.run("invert", "direction", quadratic)
 
     def _stats(self, rho: float | None = None) -> StepStats:
         return StepStats(
@@ -185,14 +197,14 @@ class Trainer(Reports):
         elif self._unconfirmed:
             self._executable.run("restore", "reject")
             self._since_refresh = self.settings.refresh_every
-        self.rejected += int(self._unconfirmed)
+        self._rejected += int(self._unconfirmed)
         self._unconfirmed = False
 
     def _refused(self) -> StepStats:
         """No update: raise the damping and refresh the inverses at the next step."""
         self._executable.run("reject")
         self._since_refresh = self.settings.refresh_every
-        self.rejected += 1
+        self._rejected += 1
         self.updates += 1
         loss, objective = self._number("loss"), self._number("objective")
         return StepStats(self.updates, loss, objective, self.damping, rejected=self.rejected)

@@ -70,8 +70,8 @@ class Executable:
     """Runs the phases of a program on batches of any size.
 
     ``backend`` is ``"torch"`` or ``"triton"`` (emitted source) or ``"reference"`` (interpreted).
-    ``memory_budget`` bounds the bytes that a chunk of KFLR's columns uses; ``rows`` gives the dimensions F and
-    Q for a batch of N; ``precision`` is that of the Triton backend's float32 products.
+    ``memory_budget`` bounds the bytes that a chunk of KFLR's columns uses; ``rows`` gives the dimensions F
+    and Q for a batch of N; ``precision`` is that of the Triton backend's float32 products.
     """
 
     def __init__(

@@ -19,7 +19,8 @@ def damped_inverse(m: Tensor, damping: Tensor, out: Tensor) -> None:
     """``out ← (M + c I)⁻¹`` for a symmetric M ``[d, d]`` or a diagonal one ``[d]``.
 
     By Cholesky. Where rounding makes ``M + c I`` indefinite (c far below ``‖M‖`` times the precision) the
-    eigenvalues are clipped at c instead, so the result is always positive definite. Cost d³ flops.
+    eigenvalues are clipped at c instead, so the result is always positive definite; on CUDA, where nothing
+    may wait for the host, ``out`` stays as it is. Cost d³ flops.
     """
     if m.dim() < 2:
         torch.reciprocal(m + damping, out=out)
@@ -30,6 +31,11 @@ def damped_inverse(m: Tensor, damping: Tensor, out: Tensor) -> None:
     shifted[:size, :size] = m
     shifted.diagonal()[:size].add_(damping)
     factor, info = torch.linalg.cholesky_ex(shifted)
+    if m.is_cuda:
+        # Without asking the host: where there is no factor, the inverse of before stays.
+        inverse = torch.cholesky_inverse(factor)[:size, :size]
+        torch.where((info == 0) & torch.isfinite(inverse).all(), inverse, out, out=out)
+        return
     if int(info) == 0:
         out.copy_(torch.cholesky_inverse(factor)[:size, :size])
         return
@@ -95,8 +101,7 @@ def step_sizes(
     b = values[len(rows) :]
     scale = torch.where(m.diagonal() > 0, m.diagonal().clamp(min=0).rsqrt(), 0.0)
     scaled = scale[:, None] * m * scale + RIDGE * torch.eye(count, dtype=m.dtype, device=m.device)
-    solved, _ = torch.linalg.solve_ex(scaled, scale * b)
-    c = -scale * solved
+    c = -scale * _solve(scaled, scale * b)
     own = slice(0, count - 1 if momentum else count)
     if cap is not None:
         c[own] = c[own].clamp(-cap, cap)
@@ -108,6 +113,16 @@ def step_sizes(
     last = c[-1] if momentum else torch.zeros_like(predicted)
     sizes = [c[group] for group in groups]
     out.copy_(torch.stack([*sizes, last, predicted, effective]))
+
+
+def _solve(m: Tensor, b: Tensor) -> Tensor:
+    """``m⁻¹ b`` for a small positive definite m by Gauss and Jordan, without waiting for the host."""
+    rows = torch.cat([m, b[:, None]], dim=1)
+    for k in range(len(m)):
+        pivot = rows[k] / rows[k, k]
+        rows = rows - rows[:, k, None] * pivot
+        rows[k] = pivot
+    return rows[:, -1]
 
 
 def symmetric_product(a: Tensor, b: Tensor, out: Tensor, alpha: float = 1.0) -> None:

@@ -1,0 +1,116 @@
+"""Steps that run ahead of the host: it only starts them, by number, and reads statistics when asked.
+
+The program refuses bad steps by itself (``guards.py``), so nothing of a step waits for a number; on a CUDA
+device every sequence of phases is a captured graph.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import BatchError, message
+from ..runtime.executable import Executable
+from ..runtime.graphs import Graphs, Plan
+from .guards import REPORTED
+from .records import StepStats
+from .settings import Settings
+from .timetable import Due, due
+
+KEPT = 4096
+"""Steps whose statistics can still be read."""
+
+
+class AheadOfHost:
+    """Runs the steps of a guarded program."""
+
+    def __init__(self, executable: Executable, settings: Settings) -> None:
+        self._executable = executable
+        self._settings = settings
+        self._graphs = Graphs(executable)
+        self.keep_parameters()
+        memory = executable.memory
+        self._rows = torch.zeros(KEPT, len(REPORTED), dtype=memory.dtype, device=memory.device)
+        self._written = 0
+
+    def keep_parameters(self) -> None:
+        """Take the parameters as they are for the last good ones, before the first step or after a load."""
+        memory = self._executable.memory
+        for leaf in self._executable.program.leaves("parameter"):
+            saved = memory.states.get(f"last_good.{leaf.name}")
+            if saved is not None:
+                saved.copy_(memory.parameter(leaf.op.key))  # type: ignore[union-attr]
+
+    def step(self, updates: int, since_refresh: int) -> tuple[DeferredStats, Due]:
+        """One step on the loaded batch; returns its statistics, to be read later, and what was due."""
+        now = due(self._settings, updates, since_refresh)
+        self._graphs.run(plan(now))
+        row = self._written % KEPT
+        self._rows[row].copy_(self._executable.result("report"))
+        self._written += 1
+        return DeferredStats(self, self._written, updates + 1, now.damping), now
+
+    def read(self, number: int) -> Tensor:
+        """The report of the ``number``-th step, on the host."""
+        if self._written - number >= KEPT:
+            raise BatchError(
+                message(
+                    f"the statistics of step {number} are gone, {self._written - number} steps later",
+                    instead=f"read them within {KEPT} steps",
+                )
+            )
+        return self._rows[(number - 1) % KEPT].cpu()
+
+    def momentum_is_chosen(self) -> bool:
+        """Whether steps have a momentum."""
+        return self._settings.momentum
+
+
+def plan(now: Due) -> Plan:
+    """The phases of one step in order."""
+    factors = ("curvature", "columns_begin", "columns", "average") if now.factors else ()
+    step: Plan = ("direction", now.quadratic)
+    if now.factor_damping:
+        tried = ("invert", *step, "damping_note")
+        step = ("damping_begin", *tried * 3, "damping_end", "invert", *step)
+    elif now.inverses:
+        step = ("invert", *step)
+    checked = ("predict", "evaluate", "adapt") if now.damping else ()
+    return ("gradient", "guard", *factors, *step, "guard_step", "update", *checked, "report")
+
+
+class DeferredStats:
+    """The :class:`~gncompile.optimiser.records.StepStats` of a step that may still be running.
+
+    Its fields are those of StepStats; the first that is read waits for the step.
+    """
+
+    def __init__(self, steps: AheadOfHost, number: int, update: int, checked: bool) -> None:
+        self._steps = steps
+        self._number = number
+        self._checked = checked
+        self.update = update
+        self._resolved: StepStats | None = None
+
+    def resolved(self) -> StepStats:
+        """The statistics themselves; waits for the step."""
+        if self._resolved is None:
+            numbers = dict(zip(REPORTED, self._steps.read(self._number).tolist(), strict=True))
+            numbers["rejected"] = int(numbers["rejected"])
+            if not self._checked or math.isnan(numbers["rho"]):
+                numbers["rho"] = None
+            if not self._steps.momentum_is_chosen():
+                numbers["momentum"] = None
+            self._resolved = StepStats(self.update, **numbers)
+        return self._resolved
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.resolved(), name)
+
+    def __repr__(self) -> str:
+        return repr(self.resolved())

@@ -1,0 +1,131 @@
+"""Refusing a bad step on the device, for backends that run ahead of the host.
+
+The host of a captured step learns of a broken loss many steps later. So the program itself decides: the
+state ``ok`` is 1 while everything seen in this step is finite, and whatever a step overwrites keeps its old
+value where ``ok`` is 0 (``Optimiser.write``). Three checks, each able to turn ``ok`` to 0:
+
+=============  =================================================  ==========================================
+phase          finite?                                            if not
+=============  =================================================  ==========================================
+guard          the batch; then the objective and its gradient     a bad batch is left out; a bad loss undoes
+                                                                  the last update, which caused it
+average        the traces of Q and Ḡ                              running averages and parameters stay
+guard_step     the chosen step and its predicted change           parameters stay
+=============  =================================================  ==========================================
+
+After a refused step on a sound batch the damping rises and the momentum is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import sympy
+
+from .. import step_program as ir
+from ..builder import Value
+from ..functions import select
+from .phases import CHOSEN, Optimiser
+
+LARGEST = sympy.Float(3e38)
+"""What exceeds this, just below the largest float32, counts as not finite."""
+
+u, ok, sound, last, now = sympy.symbols("u ok sound last now", real=True)
+
+
+def finite(value: sympy.Expr) -> sympy.Expr:
+    """1 where ``value`` is finite, else 0: a comparison with NaN is false."""
+    return select(LARGEST - sympy.Abs(value), sympy.Integer(1), sympy.Integer(0))
+
+
+def guard_gradient(
+    optimiser: Optimiser, batch: Iterable[Value], objective: Value, gradients: Mapping[str, Value]
+) -> None:
+    """``ok`` and ``sound`` (is the batch finite?); after a bad loss the parameters before the last update."""
+    builder = optimiser.builder
+    sums = [builder.emit(ir.Total(), x, name="batch_sum") for x in batch]
+    is_sound = builder.pointwise(
+        finite(u), {u: _sum(optimiser, sums)}, into=optimiser.scalar("sound"), name="sound_now"
+    )
+    sums = [objective, *(builder.emit(ir.Total(), g, name="grad_sum") for g in gradients.values())]
+    values = {u: _sum(optimiser, sums), sound: is_sound}
+    is_ok = builder.pointwise(sound * finite(u), values, into=optimiser.ok, name="ok_now")
+    undo = builder.pointwise(sound - ok, {sound: is_sound, ok: is_ok}, name="undo")
+    optimiser.restore(undo)
+
+
+def guard_factors(
+    optimiser: Optimiser, inputs: Mapping[str, Value], outputs: Mapping[str, Value]
+) -> None:
+    """``ok`` only if the traces of the batch's factors are finite; for PSD matrices that is enough."""
+    builder = optimiser.builder
+    traces = [
+        builder.emit(ir.Trace(), factor, name="trace")
+        for factor in (*inputs.values(), *outputs.values())
+    ]
+    values = {u: _sum(optimiser, traces), ok: optimiser.ok}
+    builder.pointwise(ok * finite(u), values, into=optimiser.ok, name="ok_now")
+
+
+def guard_step(optimiser: Optimiser) -> None:
+    """``ok`` only if the step is finite; counts refused steps, raises λ and drops the momentum after one."""
+    builder = optimiser.builder
+    sizes = [optimiser.chosen(CHOSEN[role]) for role in ("predicted", "step_size")]
+    values = {u: _sum(optimiser, sizes), ok: optimiser.ok}
+    is_ok = builder.pointwise(ok * finite(u), values, into=optimiser.ok, name="ok_now")
+    count = optimiser.scalar("refused")
+    builder.pointwise(last + 1 - ok, {last: count, ok: is_ok}, into=count, name="refused_now")
+    broken = builder.pointwise(
+        sound - ok, {sound: optimiser.scalar("sound"), ok: is_ok}, name="broken"
+    )
+    optimiser.raise_damping(broken)
+    for layer in optimiser.layers:
+        step = optimiser.last_step(layer)
+        values = {u: broken, last: step}
+        builder.pointwise(select(u, sympy.Integer(0), last), values, into=step, name="no_step")
+
+
+REPORTED = ("loss", "objective", "damping", "step_size", "momentum", "predicted", "rho", "rejected")
+"""The elements of the result ``report``, as :class:`~gncompile.optimiser.records.StepStats` names them."""
+
+
+def keep_ratio(optimiser: Optimiser, rho: Value) -> None:
+    """ρ as a state, for reports of steps that do not check it."""
+    optimiser.builder.pointwise(u, {u: rho}, into=optimiser.scalar("rho"), name="rho_now")
+
+
+def report(optimiser: Optimiser, loss: Value, objective: Value) -> Value:
+    """What a trainer tells of a step as one vector, :data:`REPORTED`; ρ is that of the last check."""
+    known = {"loss": loss, "objective": objective, "damping": optimiser.damping}
+    known["rho"] = optimiser.scalar("rho")
+    known |= {role: optimiser.chosen(place) for role, place in CHOSEN.items()}
+    known["rejected"] = optimiser.scalar("refused")
+    return optimiser.builder.emit(ir.Stack(), *(known[role] for role in REPORTED), name="report")
+
+
+def _sum(optimiser: Optimiser, values: list[Value]) -> Value:
+    return values[0] if len(values) == 1 else optimiser.builder.add(*values, name="sum")
+
+
+def choose_factor_damping(optimiser: Optimiser, part: str) -> None:
+    """Phases that try γ/r, γ and γ r in turn [MG §6.6]: ``begin``, then ``note`` after each, then ``end``.
+
+    Between them the host runs ``invert``, ``direction`` and the quadratic model; the γ whose step is
+    predicted to be best remains. A prediction that is not finite never is.
+    """
+    builder, gamma = optimiser.builder, optimiser.factor_damping
+    rate = sympy.Float(optimiser.settings.factor_damping_rate)
+    best, lowest = optimiser.scalar("best_factor_damping"), optimiser.scalar("lowest_predicted")
+    if part == "begin":
+        builder.pointwise(u, {u: gamma}, into=best, name="best_now")
+        builder.pointwise(0 * u + LARGEST, {u: gamma}, into=lowest, name="lowest_now")
+        builder.pointwise(u * rate, {u: gamma}, into=gamma, name="gamma_now")
+    elif part == "note":
+        predicted = optimiser.chosen(CHOSEN["predicted"])
+        values = {u: predicted, last: lowest, now: gamma, ok: best}
+        builder.pointwise(select(last - u, now, ok), values, into=best, name="best_now")
+        values = {u: predicted, last: lowest}
+        builder.pointwise(select(last - u, u, last), values, into=lowest, name="lowest_now")
+        builder.pointwise(u / rate, {u: gamma}, into=gamma, name="gamma_now")
+    else:
+        builder.pointwise(u, {u: best}, into=gamma, name="gamma_now")

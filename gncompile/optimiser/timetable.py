@@ -1,0 +1,35 @@
+"""Which phases a step runs, by its number: what is refreshed, chosen or checked when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class Due:
+    """What one second-order step does beside gradient, direction and update."""
+
+    factors: bool
+    """New curvature factors."""
+    inverses: bool
+    """New inverses of the factors."""
+    factor_damping: bool
+    """A choice of γ, which refreshes the inverses too."""
+    damping: bool
+    """The check of ρ that adapts λ."""
+    quadratic: str
+    """The phase that chooses step sizes: for each layer in the first steps, for all together later."""
+
+
+def due(settings: Settings, updates: int, since_refresh: int) -> Due:
+    """What is due in the step after ``updates`` steps, ``since_refresh`` of them since the last inverses."""
+    always = updates < settings.refresh_always
+    return Due(
+        factors=always or updates % settings.factors_every == 0,
+        inverses=always or since_refresh + 1 >= settings.refresh_every,
+        factor_damping=updates > 0 and updates % settings.factor_damping_period == 0,
+        damping=(updates + 1) % settings.damping_period == 0,
+        quadratic="layer_quadratic" if updates < settings.layer_steps else "quadratic",
+    )
