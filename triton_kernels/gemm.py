@@ -156,6 +156,9 @@ def gemm(
     batch = out.shape[0] if out.dim() == 3 else 1
     require("b", right, columns, inner)
     require("out", out, rows, columns)
+    for name, tensor in (("a", a), ("b", b), ("bias", bias)):
+        if tensor is not None and tensor.dim() != 2:
+            require(name, tensor, *((columns,) if name == "bias" else (batch, *tensor.shape[-2:])))
     left_inputs = transposed(prologue_a_inputs) if transpose_a else list(prologue_a_inputs)
     if settings is None:
         settings = default_settings(Shape(rows, columns, inner, batch), left.dtype, precision)

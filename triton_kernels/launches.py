@@ -117,9 +117,13 @@ def _has_padding(tensor: Tensor, padded: int) -> bool:
 
 
 def padded_operand(tensor: Tensor, inputs: Sequence[Tensor] = ()) -> Operand:
-    """A tensor ``[…, outer, inner]`` as an operand; padding is read if its prologue's inputs have it too."""
-    whole = [each for each in inputs if each.shape[-2:] == tensor.shape[-2:]]
-    return operand(tensor, tensor.shape[-2], readable_outer([tensor, *whole]))
+    """A tensor ``[…, outer, inner]`` as an operand; padding is read if its prologue's inputs have it too.
+
+    An input that is a vector along *outer* has none: it is read at the same indices and nowhere else.
+    """
+    size = tensor.shape[-2]
+    along = [each for each in inputs if each.dim() > 1 and each.shape[-2] == size]
+    return operand(tensor, size, readable_outer([tensor, *along]))
 
 
 def padded_empty(rows: int, columns: int, like: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import triton.language as tl
 from gncompile.triton_kernels import gemm, settings
 from gncompile.triton_kernels.congruence import congruence
 from gncompile.triton_kernels.grouped_gemm import Problem, grouped_gemm, plan_group
+from gncompile.triton_kernels.grouped_syrk import Moment, grouped_moments, plan_moments
 from gncompile.triton_kernels.launches import padded_empty
 from gncompile.triton_kernels.resources import resources
 from gncompile.triton_kernels.syrk import cross_moment, syrk
@@ -123,6 +124,13 @@ def test_all_layers_in_one_launch():
     (used,) = check(launches, 90, "wgmma")
     assert used.copies[16] > 0
     assert used.copies[4] == 0, "the alignment of addresses from the table is known"
+
+
+def test_all_input_moments_in_one_launch():
+    sizes = [784, 1000, 500, 250, 30, 250, 500, 1000]
+    moments = [Moment(buffer(BATCH, m), None, buffer(m + 1, m + 1)) for m in sizes]
+    group = plan_moments(moments, homogeneous=True, precision="high")
+    check(grouped_moments.launches(group, average=0.9, alpha=1 / BATCH), 90, "wgmma")
 
 
 def test_settings_of_the_space_fit_every_device():

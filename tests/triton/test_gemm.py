@@ -15,6 +15,7 @@ from gncompile.triton_kernels.grouped_gemm import (
     grouped_gemm_reference,
     plan_group,
 )
+from gncompile.triton_kernels.launches import padded_operand
 
 SMALL = Settings(16, 16, 16)
 WIDE = Settings(16, 32, 32, group=2)
@@ -29,6 +30,20 @@ def value_and_slope(h, row, scalar):
 def value_and_slope_of_tensors(h, row, scalar):
     a = torch.sigmoid(h + row)
     return a * scalar, a * (1 - a)
+
+
+def test_padding_is_read_where_there_is_some_and_nowhere_else():
+    """Reading 48 of 33 columns is fine in a buffer of 48, not in a slice of other rows' elements."""
+    padded = matrix(20, 33)
+    assert padded_operand(padded.mT).readable == 48
+    assert padded_operand(padded).readable == 20, "rows have nothing after them"
+    assert padded_operand(matrix(20, 33, pad=1).mT).readable == 33
+    assert padded_operand(padded[:, 16:].mT).readable == 32, "the view begins inside a row"
+    assert padded_operand(torch.zeros(20, 48)[:, 20:].mT).readable == 28, (
+        "its last row would overrun"
+    )
+    assert padded_operand(padded.mT, [padded.mT]).readable == 48
+    assert padded_operand(padded.mT, [torch.zeros(33)[:, None]]).readable == 33
 
 
 @triton.jit
@@ -163,6 +178,10 @@ def test_default_settings_compute_the_same():
 def test_a_shape_that_does_not_fit_is_refused():
     with pytest.raises(InternalError, match="b has the wrong shape"):
         gemm(matrix(3, 4), matrix(5, 6), result(3, 6))
+    with pytest.raises(InternalError, match="a has the wrong shape"):
+        gemm(torch.zeros(3, 4, 5), matrix(5, 6), result(4, 6))
+    with pytest.raises(InternalError, match="bias has the wrong shape"):
+        gemm(matrix(3, 4), matrix(4, 6), result(3, 6), bias=torch.zeros(5))
     with pytest.raises(InternalError, match="fits no tile"):
         gemm(
             matrix(3, 4), matrix(4, 6), result(3, 6),
