@@ -49,9 +49,10 @@ class Worst:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The largest errors of one expression on one backend in one dtype.
+    """The largest errors of one expression on one backend in one dtype, over ``points`` arguments.
 
-    ``what`` is ``"value"``, ``"slope"`` or ``"kept slope"``; the measures are those of this file's head.
+    Arguments where the function has no real value are left out. ``what`` is ``"value"``, ``"slope"`` or
+    ``"kept slope"``; the measures are those of this file's head.
     """
 
     what: str
@@ -60,6 +61,7 @@ class Measurement:
     ulps: Worst
     backward: Worst
     of_one: Worst
+    points: int
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,7 @@ class _Subject:
             ulps = _worst(samples, lambda sample: sample.ulps)
             of_one = _worst(samples, lambda sample: sample.of_one)
             backward = _worst_backward(samples, blame)
-            yield Measurement(what, backend, dtype, ulps, backward, of_one)
+            yield Measurement(what, backend, dtype, ulps, backward, of_one, len(samples))
 
     def _moved_value(self, sample: _Sample) -> mpf:
         return _spread(self.value, (sample.x,), 0, sample.dtype)

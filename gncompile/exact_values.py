@@ -1,7 +1,7 @@
 """Values of a function to more digits than any float has: what emitted code is measured against.
 
-Nothing of the compiler's derivation is used: the primitives are replaced by their definitions in sympy's own
-functions, sympy differentiates, and mpmath evaluates. What cancels in that form is met by more digits.
+Nothing of the compiler's derivation is used: sympy differentiates the declared expression as it stands, with
+the textbook derivatives of the primitives, and mpmath evaluates. What cancels there is met by more digits.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import mpmath
 import sympy
 from mpmath import mpf
 from sympy import Expr, Symbol
-
-from .functions import sigmoid, softplus
 
 DIGITS = (40, 400, 800)
 """Tried in turn until two agree and are not zero: ``1 + e^-800`` is 1 in the first, not in the second."""
@@ -28,7 +26,7 @@ class ExactFunction:
     def __init__(self, expression: Expr, arguments: tuple[Symbol, ...]) -> None:
         modules = [_BOUNDED, "mpmath"]
         self._evaluate: Callable[..., Any] = sympy.lambdify(
-            arguments, plain(expression), modules, cse=True
+            arguments, expression, modules, cse=True
         )
         self._known: dict[tuple[float, ...], mpf] = {}
 
@@ -57,16 +55,9 @@ class ExactFunction:
         return mpmath.nan if isinstance(value, mpmath.mpc) else mpf(value)
 
 
-def plain(expression: Expr) -> Expr:
-    """``expression`` with the primitives that mpmath does not know replaced by their definitions."""
-    args = [plain(arg) for arg in expression.args]
-    rebuilt = expression.func(*args) if args else expression
-    return rebuilt.definition() if isinstance(rebuilt, sigmoid | softplus) else rebuilt
-
-
 def plain_slope(expression: Expr, argument: Symbol) -> Expr:
     """Its derivative by sympy; at a kink that of the branch taken there."""
-    slope = plain(expression).diff(argument).doit()
+    slope = expression.diff(argument).doit()
     return slope.replace(sympy.DiracDelta, lambda *_: sympy.Integer(0))
 
 
@@ -76,13 +67,16 @@ def _bounded(
     return lambda x: function(x) if abs(x) < largest else beyond(x)
 
 
-_HUGE = mpf("1e400")  # far above the largest float64
+_HUGE = mpf("1e2000")  # the sixth power of the largest float64 is below
+_FAR = mpf("1e100")  # e^-x is far below the smallest float64
 _BOUNDED: dict[str, Callable[..., mpf]] = {
     "select": lambda condition, above, below: above if condition > 0 else below,
     "exp": _bounded(mpmath.exp, _HUGE, lambda x: mpmath.inf if x > 0 else mpf(0)),
     "cosh": _bounded(mpmath.cosh, _HUGE, lambda x: mpmath.inf),
     "sinh": _bounded(mpmath.sinh, _HUGE, lambda x: mpmath.inf * mpmath.sign(x)),
-    "erfc": _bounded(mpmath.erfc, mpf("1e100"), lambda x: 1 - mpmath.sign(x)),
+    "sigmoid": _bounded(lambda x: 1 / (1 + mpmath.exp(-x)), _FAR, lambda x: mpf(x > 0)),
+    "softplus": _bounded(lambda x: mpmath.log1p(mpmath.exp(x)), _FAR, lambda x: max(x, mpf(0))),
+    "erfc": _bounded(mpmath.erfc, _FAR, lambda x: 1 - mpmath.sign(x)),
     "sin": _bounded(mpmath.sin, _HUGE, lambda x: mpmath.nan),
     "cos": _bounded(mpmath.cos, _HUGE, lambda x: mpmath.nan),
     "tan": _bounded(mpmath.tan, _HUGE, lambda x: mpmath.nan),

@@ -48,6 +48,8 @@ def assert_bounds(name, measured):
 def test_every_backend_keeps_the_stated_bounds(name):
     measured = measure_accuracy(name, density=DENSITY)
     assert {m.backend for m in measured.measurements} == set(accuracy.BACKENDS)
+    for m in measured.measurements:
+        assert m.points == len(grid(transfer(name), m.dtype, DENSITY)), "somewhere it has no value"
     assert_bounds(name, measured)
 
 
