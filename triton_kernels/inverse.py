@@ -62,6 +62,8 @@ class InversePlan:
     tripped: Tensor
     start: Tensor
     fallback: bool
+    precision: Precision
+    settings: MatrixSettings
 
 
 def default_settings(size: int, dtype: torch.dtype, precision: Precision) -> MatrixSettings:
@@ -225,6 +227,11 @@ def plan_inverses(
 
     Either every problem has a fallback or none.
 
+    Args:
+        problems: Matrices ``[n, n]`` of one type, symmetric, with contiguous rows or columns.
+        precision: Of the products, in torch's words. Below ``high`` the result is as rough as the products.
+        settings: :func:`default_settings` of the largest by default; its tile must be square.
+
     Raises:
         InternalError: A matrix is not square or has no contiguous rows, or only some have a fallback.
     """
@@ -235,7 +242,8 @@ def plan_inverses(
         )
     largest = max(problem.a.shape[0] for problem in problems)
     dtype = problems[0].a.dtype
-    block = (settings or default_settings(largest, dtype, precision)).block_m
+    settings = settings or default_settings(largest, dtype, precision)
+    block = settings.block_m
     device = problems[0].a.device
     group = plan_group([_problem(i, p) for i, p in enumerate(problems)], block, block)
     return InversePlan(
@@ -245,6 +253,8 @@ def plan_inverses(
         tripped=torch.zeros(len(problems), dtype=torch.int32, device=device),
         start=torch.zeros(len(problems), dtype=torch.float64, device=device),
         fallback=with_fallback.pop(),
+        precision=precision,
+        settings=settings,
     )
 
 
@@ -279,27 +289,16 @@ def _with_rows(tensor: Tensor, size: int) -> Tensor:
     return seen
 
 
-def _newton_schulz(
-    plan: InversePlan,
-    *,
-    iterations: int = 2,
-    limit: float = LIMIT,
-    precision: Precision = "high",
-    settings: MatrixSettings | None = None,
-) -> list[Launch]:
+def _newton_schulz(plan: InversePlan, *, iterations: int = 2, limit: float = LIMIT) -> list[Launch]:
     """Refine every X of a plan in place, ``X ≈ (A + κI)⁻¹``; see the module docstring.
 
     Args:
-        plan: From :func:`plan_inverses`, with the tile of ``settings``.
+        plan: From :func:`plan_inverses`.
         iterations: Each squares the residual; 3 n³ flops.
         limit: Largest residual in Frobenius norm, below 1, from which a guess is refined.
-        precision: Of the products, in torch's words.
-        settings: Warps, stages and step along k.
     """
-    group = plan.group
-    size = max(int(tensor.shape[0]) for tensor in group.tensors if tensor.dim() == 2)
-    chosen = settings or default_settings(size, group.tensors[0].dtype, precision)
-    numbers = arithmetic(group.tensors[:1], precision)
+    group, chosen = plan.group, plan.settings
+    numbers = arithmetic(group.tensors[:1], plan.precision)
     inputs = len(group.kinds)
     shared = {
         name: value

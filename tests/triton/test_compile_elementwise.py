@@ -125,7 +125,7 @@ def test_random_kernels(dtype):
 def test_inverse_kernels(capability, precision, instruction):
     a, x = torch.eye(1008), torch.eye(1008)
     plan = inverse.plan_inverses([inverse.Inverse(a, x, 0.1)] * 2, precision=precision)
-    launches = inverse.newton_schulz.launches(plan, iterations=1, precision=precision)
+    launches = inverse.newton_schulz.launches(plan, iterations=1)
     used = dict(
         zip((launch.kernel for launch in launches), compiled(launches, capability), strict=True)
     )

@@ -38,7 +38,7 @@ def in_buffer(values, dtype):
 
 def refine(problems, settings=SMALL, precision="highest", **options):
     plan = plan_inverses(problems, settings=settings, precision=precision)
-    newton_schulz(plan, settings=settings, precision=precision, **options)
+    newton_schulz(plan, **options)
     return plan.tripped.tolist()
 
 
@@ -88,7 +88,7 @@ def test_a_warm_start_follows_a_moving_average():
     a = in_buffer(batches[0].T @ batches[0] / 200, torch.float32)
     x = in_buffer(inverse_reference(a.double(), 1e-2), torch.float32)
     plan = plan_inverses([Inverse(a, x, damping)], settings=SMALL, precision="highest")
-    launches = newton_schulz.launches(plan, settings=SMALL, precision="highest")
+    launches = newton_schulz.launches(plan)
     for batch in batches[1:]:
         a.mul_(0.95).add_(batch.T @ batch / 200, alpha=0.05)
         damping.mul_(0.9)  # read anew by every launch
@@ -163,7 +163,7 @@ def test_what_is_refused():
         plan_inverses([Inverse(eye, eye, 0.1), Inverse(eye, eye, 0.1, eye)])
     plan = plan_inverses([Inverse(eye, eye.clone(), 0.1)], settings=SMALL)
     with pytest.raises(InternalError, match="between 0 and 1"):
-        newton_schulz(plan, settings=SMALL, limit=1.0)
+        newton_schulz(plan, limit=1.0)
 
 
 def test_cost_and_space():
