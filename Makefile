@@ -1,4 +1,5 @@
 # make train: set up .venv and train the CURVES autoencoder.   make test: set up .venv and run all checks.
+# make kernels: set up .venv and check the Triton kernels without a GPU, interpreted and compiled.
 # make bench: set up .venv-bench and time the step against autograd and BackPACK.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ PIP    := $(BIN)/python -m pip -qq
 BENCH  := .venv-bench
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: train test bench bench-env clean
+.PHONY: train test kernels bench bench-env clean
 
 train: $(VENV)/installed-plots
 	$(BIN)/gncompile train examples/curves_autoencoder.toml
@@ -18,6 +19,10 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/python -m pytest --quiet
+
+kernels: $(VENV)/installed-test,gpu
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest --quiet tests/triton
+	$(BIN)/python -m pytest --quiet tests/triton
 
 # Options of the benchmark: make bench ARGS="--model curves --rounds 5"
 bench: bench-env

@@ -39,6 +39,20 @@ print(time.perf_counter() - start)
     assert float(python(code)) < 2
 
 
+def test_without_triton_a_template_says_what_to_install() -> None:
+    code = """
+import sys
+sys.modules["triton"] = None  # importing it now fails
+import gncompile.triton_kernels
+from gncompile.errors import CompileError
+try:
+    import gncompile.triton_kernels.language
+except CompileError as error:
+    print(error)
+"""
+    assert "pip install 'gncompile[gpu]'" in python(code)
+
+
 def test_public_names_resolve() -> None:
     import gncompile
 
