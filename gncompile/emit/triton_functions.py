@@ -114,7 +114,8 @@ def triton_function(
     lines = _Text(lowering.instructions, operands, set(parameters.values())).lines()
     doc = doc or "; ".join(_formula(e) for e in outputs)
     doc = doc if len(doc) <= WIDTH else doc[: WIDTH - 1] + "…"
-    body = [f'"""{doc.replace(chr(92), "")}"""', *lines]
+    doc = doc.replace("\\", "").replace('"', "'")
+    body = [f'"""{doc}"""', *lines]
     head = ["@triton.jit", f"def {name}({', '.join(parameters.values())}):"]
     return "\n".join([*head, *(f"    {line}" for line in body), ""])
 
