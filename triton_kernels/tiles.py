@@ -131,7 +131,9 @@ def operand_tile(
     if ONES:
         tile = tl.where((outer == size)[:, None], 1.0, tile).to(DTYPE)
     if MASKED and (ONES or PROLOGUE is not None):
-        tile = tl.where(inner_mask[None, :], tile, 0.0).to(DTYPE)  # φ(0) need not be 0
+        tile = tl.where(inner_mask[None, :], tile, 0.0).to(
+            DTYPE
+        )  # φ(0) need be neither 0 nor finite
     return tile
 
 

@@ -146,7 +146,6 @@ def test_an_unwanted_result_is_not_stored():
 @pytest.mark.parametrize("transpose_a", [False, True])
 @pytest.mark.parametrize("shape", ["full", "row", "scalar"])
 def test_prologue(shape, transpose_a):
-    """φ(0) = shift is not zero, so what lies beyond the inner dimension has to be masked after φ."""
     a = matrix(20, 33) if transpose_a else matrix(33, 20)
     b, out = matrix(20, 17), result(33, 17)
     shifts = {"full": matrix(*a.shape), "row": torch.randn(a.shape[1]), "scalar": torch.randn(())}
@@ -157,6 +156,18 @@ def test_prologue(shape, transpose_a):
         a.double(), b.double(), expected, prologue_a=shifted_square_of_tensors, **options
     )
     assert_close(out, expected, TOLERANCE[torch.float32])
+
+
+@triton.jit
+def reciprocal(x):
+    return (1.0 / x,)
+
+
+def test_a_prologue_that_is_infinite_at_zero():
+    """Beyond the inner dimension φ sees zeros: infinity there, times zeros of B, would be NaN."""
+    a, b, out = matrix(17, 20), matrix(20, 17), result(17, 17)
+    gemm(a, b, out, prologue_a=reciprocal, settings=SMALL)
+    assert_close(out, (1 / a.double()) @ b.double(), TOLERANCE[torch.float32])
 
 
 def test_batches():
