@@ -14,15 +14,23 @@ import torch
 from torch import Tensor
 
 from .gemm import Settings, blocks, gemm_reference, gemm_tile
-from .grouping import Item, Table, find_problem, read_matrices, read_operands, tabulate
+from .grouping import (
+    Item,
+    Table,
+    find_problem,
+    read_matrices,
+    read_operands,
+    require_alike,
+    tabulate,
+)
 from .language import tl, triton
 from .launches import (
     Launch,
     Number,
     Template,
     arithmetic,
+    common_kinds,
     factor,
-    kinds,
     launch,
     matrix,
     padded_operand,
@@ -101,6 +109,7 @@ def plan_group(
 
     Raises InternalError if shapes do not fit, or if types or optional tensors differ between problems.
     """
+    require_alike(problems)
     pairs = [
         (p.a.mT if transpose_a else p.a, p.b if transpose_b else p.b.mT) for p in problems
     ]  # both [outer, K]
@@ -143,7 +152,6 @@ def grouped_gemm(
 ) -> list[Launch]:
     """Every product of the group as :func:`~.gemm.gemm` computes it; ``α``, ``β`` and epilogue are common."""
     first = group.problems[0]
-    rows, columns = first.out.shape
     (alpha, alpha_tensor), (beta, beta_tensor) = factor(alpha), factor(beta)
     return [
         launch(
@@ -158,7 +166,7 @@ def grouped_gemm(
             BIAS=int(first.bias is not None),
             ADD=int(first.add is not None),
             EPILOGUE=epilogue,
-            KINDS=kinds(first.epilogue_inputs, rows, columns),
+            KINDS=common_kinds([(p.epilogue_inputs, *p.out.shape) for p in group.problems]),
             STORED=tuple(i for i, t in enumerate(first.outputs, start=1) if t is not None),
             **group.table.arguments,
             **blocks(group.settings),

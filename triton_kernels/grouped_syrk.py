@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from .gemm import blocks
-from .grouping import Item, Table, find_problem, read_matrices, read_operands, tabulate
+from .grouping import (
+    Item,
+    Table,
+    find_problem,
+    read_matrices,
+    read_operands,
+    require_alike,
+    tabulate,
+)
 from .language import tl, triton
 from .launches import (
     Launch,
@@ -18,8 +26,8 @@ from .launches import (
     Template,
     arithmetic,
     averaging,
+    common_kinds,
     factor,
-    kinds,
     launch,
     matrix,
     padded_operand,
@@ -159,6 +167,7 @@ def plan_moments(
     Raises InternalError if shapes do not fit, if types or optional tensors differ between the moments, or if
     tiles of symmetric ones are not square.
     """
+    require_alike(moments)
     symmetric = moments[0].b is None
     if settings is None:
         settings = default_settings([_shape(m, homogeneous) for m in moments], moments, precision)
@@ -209,7 +218,8 @@ def grouped_moments(
 
     The average's weight, ``α``, prologue and epilogue are common; symmetric moments take no epilogue.
     """
-    first, settings = group.moments[0], group.settings
+    moments, settings = group.moments, group.settings
+    first = moments[0]
     b = first.a if first.b is None else first.b
     numbers = arithmetic([first.a, b], group.precision)
     alpha, alpha_tensor = factor(alpha)
@@ -226,9 +236,14 @@ def grouped_moments(
         "ADD": average is not None,
         "AVERAGE": beta_tensor is not None,
         "SYMMETRIC": group.symmetric,
-        "PROLOGUE_KINDS": kinds(transposed(first.prologue_inputs), b.shape[1], len(b)),
+        "PROLOGUE_KINDS": common_kinds(
+            [
+                (transposed(m.prologue_inputs), *(m.a if m.b is None else m.b).mT.shape)
+                for m in moments
+            ]
+        ),
         "EPILOGUE": epilogue,
-        "KINDS": kinds(first.epilogue_inputs, *first.out.shape),
+        "KINDS": common_kinds([(m.epilogue_inputs, *m.out.shape) for m in moments]),
         "STORED": tuple(i for i, t in enumerate(first.outputs, start=1) if t is not None),
         "ACCUMULATOR": numbers["ACCUMULATOR"],
         **group.table.arguments,

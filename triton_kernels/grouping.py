@@ -143,12 +143,22 @@ class Table:
         }
 
 
-def tabulate(items: Sequence[Item]) -> Table:
-    """The table of ``items`` on their device; raises InternalError if their numbers of matrices differ."""
-    if len({len(item.matrices) for item in items}) != 1:
+def require_alike(problems: Sequence[Any]) -> None:
+    """Raise unless the same tensors are given in every problem, and absent in the others."""
+    given = {tuple(_presence(value) for value in vars(problem).values()) for problem in problems}
+    if len(given) != 1:
         raise InternalError(
-            message(f"a group of {len(items)} problems needs the same optional inputs in each")
+            message(f"a group of {len(problems)} problems needs the same optional inputs in each")
         )
+
+
+def _presence(value: Any) -> object:
+    """Whether a tensor, or each tensor of a tuple, is given."""
+    return tuple(map(_presence, value)) if isinstance(value, tuple) else value is not None
+
+
+def tabulate(items: Sequence[Item]) -> Table:
+    """The table of ``items``, which have the same matrices each, on their device."""
     rows, first = [], 0
     for item in items:
         row = [first, item.rows, item.columns, item.inner]

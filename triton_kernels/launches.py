@@ -164,6 +164,18 @@ def kinds(tensors: Sequence[Tensor], rows: int, columns: int) -> tuple[str, ...]
     return tuple(kind(tensor, rows, columns) for tensor in tensors)
 
 
+def common_kinds(groups: Sequence[tuple[Sequence[Tensor], int, int]]) -> tuple[str, ...]:
+    """:func:`kinds` that the inputs have in every problem ``(inputs, rows, columns)`` of a group.
+
+    In a problem of one column, ``column`` and ``full`` are the same: there the others decide.
+    """
+    wide = [group for group in groups if group[2] > 1] or groups[:1]
+    found = {kinds(*group) for group in wide}
+    if len(found) != 1:
+        raise InternalError(message(f"a group broadcasts its inputs differently: {sorted(found)}"))
+    return found.pop()
+
+
 def require(name: str, tensor: Tensor, *shape: int) -> None:
     """Raise unless ``tensor`` ends in ``shape``; anything else would read or write outside of it."""
     if tuple(tensor.shape[-len(shape) :]) != shape:

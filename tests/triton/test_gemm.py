@@ -16,6 +16,7 @@ from gncompile.triton_kernels.grouped_gemm import (
     plan_group,
 )
 from gncompile.triton_kernels.launches import padded_operand
+from gncompile.triton_kernels.tiles import scaled
 
 SMALL = Settings(16, 16, 16)
 WIDE = Settings(16, 32, 32, group=2)
@@ -260,11 +261,32 @@ def test_a_launch_keeps_the_tensors_of_its_table():
     assert_close(out, torch.full((17, 17), 120.0), TOLERANCE[torch.float32])
 
 
+def test_a_column_is_told_from_a_full_input_by_the_wider_problems():
+    """In the problem of one column, ``[3, 1]`` could be either."""
+    given = [
+        Problem(matrix(m, 4), matrix(4, n), result(m, n), epilogue_inputs=(torch.randn(m, 1),))
+        for m, n in ((3, 1), (17, 20))
+    ]
+    grouped_gemm(plan_group(given, settings=SMALL), epilogue=scaled)
+    for p in given:
+        expected = p.epilogue_inputs[0].double() * (p.a.double() @ p.b.double())
+        assert_close(p.out, expected, TOLERANCE[torch.float32])
+
+
 def test_a_group_of_unlike_problems_is_refused():
     one = Problem(matrix(3, 4), matrix(4, 5), result(3, 5))
     other = Problem(matrix(3, 4), matrix(4, 5), result(3, 5), bias=torch.zeros(5))
     with pytest.raises(InternalError, match="same optional inputs"):
         plan_group([one, other])
+    swapped = Problem(matrix(3, 4), matrix(4, 5), result(3, 5), add=matrix(3, 5))
+    with pytest.raises(InternalError, match="same optional inputs"):
+        plan_group([other, swapped])
+    row, column = (
+        Problem(matrix(3, 4), matrix(4, 5), result(3, 5), epilogue_inputs=(given,))
+        for given in (torch.zeros(5), torch.zeros(3, 1))
+    )
+    with pytest.raises(InternalError, match="broadcasts its inputs differently"):
+        grouped_gemm(plan_group([row, column]), epilogue=shifted_square)
     wide = Problem(matrix(3, 4, torch.float64), matrix(4, 5, torch.float64), result(3, 5))
     with pytest.raises(InternalError, match="mixes the types"):
         grouped_gemm(plan_group([one, wide]))
