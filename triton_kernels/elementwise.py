@@ -198,7 +198,7 @@ def _grouped_elementwise(function: Any, group: Group, *, num_warps: int = 4) -> 
         "FUNCTION": function,
         "DTYPE": arithmetic_type(group.tensors),
     }
-    return [Launch(grouped_elementwise_kernel, (group.tiles,), arguments, num_warps, 1)]
+    return [Launch(grouped_elementwise_kernel, (group.tiles,), arguments, num_warps, 1, group)]
 
 
 grouped_elementwise = Template(_grouped_elementwise)

@@ -377,7 +377,7 @@ def _grouped_reduce(
         "BLOCK_S": 1024,
     }
     return [
-        Launch(grouped_partial_kernel, (group.tiles,), first, num_warps, 1),
+        Launch(grouped_partial_kernel, (group.tiles,), first, num_warps, 1, group),
         Launch(slot_kernel, (slots,), second, 4, 1),
     ]
 
