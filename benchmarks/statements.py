@@ -83,7 +83,7 @@ def profile(
     # The same memory, so the timed functions write into the buffers of the bound step.
     compiled.executable.load(compiled.inputs, compiled.target)
     step = SimpleNamespace(**names)
-    functions, _ = step.bind(compiled.executable.memory, *(compiled.dims[d] for d in "NQS"))
+    functions, _ = step.bind(compiled.executable.memory, *(compiled.costs.dims[d] for d in "NFQS"))
     for _ in range(runs + 1):
         for phase in phases:
             functions[phase]()

@@ -44,13 +44,13 @@ def sign(x):
 
 @triton.jit
 def select(c, u, v):
-    """``u`` where ``c > 0``, else ``v``; NaN where ``c`` is, so that no branch hides a divergence."""
-    return tl.where(c > 0, u, tl.where(c == c, v, c))
+    """``u`` where ``c > 0``, else ``v``; also ``v`` where ``c`` is NaN, by which guards tell what is finite."""
+    return tl.where(c > 0, u, v)
 
 
 @triton.jit
 def step(c, above: tl.constexpr, below: tl.constexpr):
-    """The number ``above`` where ``c > 0``, else ``below``; NaN where ``c`` is."""
+    """The number ``above`` where ``c > 0``, else ``below``, also where ``c`` is NaN."""
     return select(c, constant(c, above), constant(c, below))
 
 
