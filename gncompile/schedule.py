@@ -7,7 +7,7 @@ depend on each other. A schedule is the launches of a phase in order. Grammar::
     launch ::= kind kernel {"+" kernel}
     kernel ::= product {pointwise}            a matrix product and what is done to its tiles
             |  pointwise {pointwise}          elementwise work on tensors of one shape
-            |  {pointwise} reduction          elementwise work, summed
+            |  {pointwise} reduction          elementwise work, summed over all, over rows or over columns
             |  symmetric product ⊙ moment     the KFRA step (Wᵀ M W) ⊙ E[b bᵀ]
             |  instruction                    anything else, left to torch
 """
@@ -33,6 +33,9 @@ class Kind(StrEnum):
     CONGRUENCE = "congruence"
     ELEMENTWISE = "elementwise"
     REDUCTION = "reduction"
+    SOFTMAX = "softmax"
+    DECAY = "decay"
+    INVERSE = "inverse"
     PRECONDITION = "precondition"
     TORCH = "torch"
 
@@ -141,7 +144,7 @@ def function_of(kernel: Kernel) -> Function:
     expression is the symbol of its tile.
     """
     root = kernel.root
-    product = not is_elementwise(root) and not isinstance(root.op, SUMS)
+    product = not is_elementwise(root) and not isinstance(root.op, REDUCTIONS)
     values: dict[str, sympy.Expr] = {}
     operands: list[str] = []
 
@@ -159,14 +162,23 @@ def function_of(kernel: Kernel) -> Function:
         read = {s: value(name) for s, name in zip(symbols, i.inputs, strict=True)}
         values[i.name] = expression.xreplace(read)
     results = [values[name] for name in kernel.stores if name in values]
-    if isinstance(root.op, SUMS):
+    if isinstance(root.op, REDUCTIONS):
         results.insert(0, sympy.Mul(*(value(name) for name in root.inputs)))
     named = tuple(sympy.Symbol(name, real=True) for name in (*tile, *operands))
     return Function(named, tuple(operands), tuple(results))
 
 
-SUMS = (ir.Total, ir.Dot)
+SUMS = (ir.Total, ir.Dot, ir.Mean, ir.RowSum)
 """Reductions that elementwise work can join."""
+
+REDUCTIONS = (*SUMS, ir.Trace)
+
+
+def averaged_rows(i: Instruction, program: StepProgram) -> tuple[ir.Dim, ...]:
+    """The dimension that a reduction divides by, if it is a mean."""
+    if isinstance(i.op, ir.Mean) or (isinstance(i.op, ir.Total | ir.Dot) and i.op.mean):
+        return program[i.inputs[0]].spec.shape[:1]
+    return ()
 
 
 def storage(program: StepProgram) -> dict[str, str]:

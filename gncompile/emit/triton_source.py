@@ -3,21 +3,24 @@
 ``kernels.py`` holds the generated device functions: what is done to the tiles of each launch. ``step.py``
 defines ``bind(memory, kernels, N, F, Q, S)`` like the torch backend's file: leaves, buffers, then every
 launch planned once over those buffers, then the phases, which run the launches in order. What no template
-computes stays a torch statement.
+computes stays a torch statement. How each kind of kernel is planned is in :mod:`.triton_templates`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+import textwrap
+
+import sympy
 
 from .. import step_program as ir
 from ..passes.buffers import plan_buffers
 from ..passes.launches import schedule
-from ..schedule import SUMS, Function, Kernel, Kind, Launch, function_of
+from ..schedule import Function, Kernel, Kind, Launch
 from ..step_program import Instruction, StepProgram
 from .torch_source import TorchWriter
 from .triton_functions import kernels_module, triton_function
+from .triton_templates import IMPORTS, planned
 
 HEADER = '''"""{title}
 
@@ -31,25 +34,16 @@ factors, Q: those of the quadratic model, S: columns of a chunk.
 import torch
 
 from gncompile.runtime import linalg
-from gncompile.triton_kernels import grouped_gemm as products
-from gncompile.triton_kernels import pointwise_groups as tiles
-from gncompile.triton_kernels.congruence import congruence
-from gncompile.triton_kernels.elementwise import (
-    elementwise,
-    grouped_elementwise,
-    plan_elementwise_group,
-)
-from gncompile.triton_kernels.gemm import gemm
-from gncompile.triton_kernels.launches import run
-from gncompile.triton_kernels.precondition import Layer, grouped_precondition
-from gncompile.triton_kernels.reduce import grouped_reduce, plan_sums, reduce
-from gncompile.triton_kernels.syrk import cross_moment, syrk
+IMPORTS
 
 
 def bind(memory, kernels, N, F, Q, S):
     """Buffers for a batch of N samples, launches over them, and the phases that run the launches."""
     precision = memory.precision
 '''
+
+WIDTH = 100
+"""Longest line of the emitted file."""
 
 
 def emit_triton(
@@ -71,14 +65,30 @@ class TritonWriter(TorchWriter):
         self.schedule = schedule(program)
         self.functions: dict[tuple, tuple[str, str]] = {}
         self.planned: list[str] = []
-        self.sums: dict[str, str] = {}
+        self.sums: dict[str, tuple[str, ...]] = {}
+
+    def module(self, title: str, summary: str) -> str:
+        """The whole file, with the imports it uses and lines of at most :data:`WIDTH` characters."""
+        head, bind, body = super().module(title, summary).partition("\n\n\ndef bind(")
+        used = [line for name, line in IMPORTS.items() if re.search(rf"\b{name}[.(]", body)]
+        head = head.replace("IMPORTS", "\n".join(used))
+        lines = [part for line in (bind + body).split("\n") for part in _folded(line)]
+        return head + "\n".join(lines)
 
     def _plan(self) -> dict[str, str]:
-        plan = plan_buffers(self.program, self.schedule)
-        return {name: buffer for name, buffer in plan.items() if name not in self.sums}
+        inside = {name for names in self.sums.values() for name in names}
+        return {
+            # Scalars do not share memory: their names are worth more.
+            name: buffer if self.program[name].spec.shape else name
+            for name, buffer in plan_buffers(self.program, self.schedule).items()
+            if name not in inside
+        }
 
     def _views(self) -> list[str]:
-        return [*(f"{name} = {element}" for name, element in self.sums.items()), *super()._views()]
+        elements = [
+            f"{', '.join(names)} = {vector}.unbind()" for vector, names in self.sums.items()
+        ]
+        return ["# Sums that are computed together.", *elements, "", *super()._views()]
 
     def _launches(self) -> list[str]:
         return ["", "# Launches, planned once.", *self.planned]
@@ -86,36 +96,30 @@ class TritonWriter(TorchWriter):
     def _phase(self, name: str) -> list[str]:
         lines = [f"def {name}({'start' if name == 'columns' else ''}):"]
         for launch in self.schedule.phases[name]:
-            if launch.kind is Kind.TORCH:
-                lines += self._commented(launch.kernels[0].root)
-            else:
-                lines += [f"    run({planned})" for planned in self._planned(launch)]
+            lines += self._zeros(launch) if launch.kind is Kind.TORCH else self._runs(launch)
         return lines
 
-    def _planned(self, launch: Launch) -> list[str]:
-        """The names of planned launches that together do the work of one."""
-        group = _GROUPS.get(launch.kind)
-        if (
-            group is not None
-            and all(map(self._is_flat, launch.kernels))
-            and (len(launch.kernels) > 1 or launch.kind is Kind.PRECONDITION)
-        ):
-            return [self._plan_as(launch.kernels, group(self, launch.kernels))]
-        return [
-            self._plan_as((kernel,), _TEMPLATES[launch.kind](self, kernel, function_of(kernel)))
-            for kernel in launch.kernels
-        ]
+    def _zeros(self, launch: Launch) -> list[str]:
+        """A torch statement; several that clear tensors become one."""
+        if len(launch.kernels) == 1:
+            return self._commented(launch.kernels[0].root)
+        cleared = ", ".join(self.home[kernel.root.name] for kernel in launch.kernels)
+        return [f"    torch._foreach_zero_([{cleared}])"]
 
-    def _is_flat(self, kernel: Kernel) -> bool:
-        """Whether no tensor of the kernel has more than two dimensions."""
-        names = (*kernel.inputs, *kernel.stores)
-        return all(len(self.program[name].spec.shape) <= 2 for name in names)
-
-    def _plan_as(self, kernels: tuple[Kernel, ...], lines: list[str]) -> str:
-        name = f"write_{kernels[0].stores[0]}"
-        comments = [line for kernel in kernels for line in _comment(kernel)]
-        self.planned += ["", *comments, f"{name} = [", *(f"    {x}" for x in lines), "]"]
-        return name
+    def _runs(self, launch: Launch) -> list[str]:
+        """The lines that run a launch, once it is planned."""
+        lines = []
+        for kernels, plan in planned(self, launch):
+            name = f"write_{kernels[0].stores[0]}"
+            self.planned += [
+                "",
+                *_comment(kernels),
+                f"{name} = [",
+                *(f"    {x}" for x in plan),
+                "]",
+            ]
+            lines.append(f"    run({name})")
+        return lines
 
     # --- pieces of a call -----------------------------------------------------------------------------
 
@@ -125,6 +129,18 @@ class TritonWriter(TorchWriter):
             name = f"{kernel.stores[0]}_tile"
             of = list(function.expressions), function.symbols
             text = triton_function(name, *of, doc=_meaning(kernel))
+            self.functions[function.signature] = name, text
+        return f"kernels.{self.functions[function.signature][0]}"
+
+    def plus_multiple(self, coefficient: float) -> str:
+        """The device function ``g, w → g + η w``, for η = 0 ``g → g``."""
+        g, w = symbols = sympy.symbols("g w", real=True)
+        expression = g + sympy.Float(coefficient) * w if coefficient else g
+        function = Function(symbols if coefficient else (g,), (), (expression,))
+        if function.signature not in self.functions:
+            name = f"plus_{coefficient!r}_times_tile" if coefficient else "copy_tile"
+            name = re.sub(r"\W", "_", name)
+            text = triton_function(name, [expression], function.symbols)
             self.functions[function.signature] = name, text
         return f"kernels.{self.functions[function.signature][0]}"
 
@@ -148,213 +164,34 @@ class TritonWriter(TorchWriter):
         self.scratch[scratch] = shape
         return scratch
 
-    def epilogue(self, kernel: Kernel, function: Function) -> list[str]:
-        """The keyword of what is done to a product's tiles; none if they are stored as they are."""
-        if not kernel.elementwise:
-            return []
-        return [f"epilogue={self.device_function(kernel, function)}"]
-
-    def further(self, kernel: Kernel, function: Function) -> list[str]:
-        """The keywords of the tensors that a product's epilogue reads, and writes beyond the first."""
-        words = []
-        if function.operands:
-            words.append(f"epilogue_inputs={self.tensors(function.operands)}")
-        if len(kernel.stores) > 1:
-            words.append(f"outputs={self.tensors(kernel.stores[1:])}")
-        return words
+    def sums_of(self, kernels: tuple[Kernel, ...]) -> str:
+        """A vector that the results of some reductions are the elements of."""
+        names = tuple(kernel.root.name for kernel in kernels)
+        vector = f"{names[0]}_sums"
+        self.sums[vector] = names
+        self.scratch[vector] = (len(names),)
+        return vector
 
 
-def _comment(kernel: Kernel) -> list[str]:
-    comments = [i.comment for i in kernel.instructions if i.comment]
-    return [f"# {'; '.join(comments)}"] if comments else []
+def _comment(kernels: tuple[Kernel, ...]) -> list[str]:
+    """What the kernels compute, as far as the program says."""
+    comments = [i.comment for kernel in kernels for i in kernel.instructions if i.comment]
+    text = textwrap.wrap("; ".join(comments), WIDTH - 10)
+    return [f"# {line}" for line in text]
 
 
 def _meaning(kernel: Kernel) -> str:
     return f"{', '.join(kernel.stores)} of {', '.join(kernel.inputs)}"
 
 
-def _call(template: str, *arguments: str) -> list[str]:
-    """``*template.launches(arguments)`` as lines of a list."""
-    line = f"*{template}.launches({', '.join(arguments)}),"
-    if len(line) <= 92:
-        return [line]
-    return [f"*{template}.launches(", *(f"    {argument}," for argument in arguments), "),"]
-
-
-PRECISION = "precision=precision"
-
-
-def _listed(lines: Sequence[str]) -> list[str]:
-    """An argument that is a list, an element a line."""
-    return ["    [", *(f"        {line}," for line in lines), "    ],"]
-
-
-Planner = Callable[[TritonWriter, Kernel, Function], list[str]]
-GroupPlanner = Callable[[TritonWriter, tuple[Kernel, ...]], list[str]]
-_GROUPS: dict[Kind, GroupPlanner] = {}
-
-
-def _groups(kind: Kind) -> Callable[[GroupPlanner], GroupPlanner]:
-    def register(planner: GroupPlanner) -> GroupPlanner:
-        _GROUPS[kind] = planner
-        return planner
-
-    return register
-
-
-_TEMPLATES: dict[Kind, Planner] = {}
-
-
-def _plans(kind: Kind) -> Callable[[Planner], Planner]:
-    def register(planner: Planner) -> Planner:
-        _TEMPLATES[kind] = planner
-        return planner
-
-    return register
-
-
-@dataclass(frozen=True)
-class _Product:
-    """``a b`` with what is added to it, as texts; ``words`` are the transpositions."""
-
-    a: str
-    b: str
-    out: str
-    words: tuple[str, ...] = ()
-    rest: tuple[str, ...] = ()
-
-
-def _products(w: TritonWriter, kernel: Kernel) -> list[_Product]:
-    """The products a kernel takes: one, or two that are added, ``x Wᵀ`` and then ``y Vᵀ``."""
-    root, out = kernel.root, w.home[kernel.stores[0]]
-    v = [w.home[name] for name in root.inputs]
-    if isinstance(root.op, ir.MatMul):
-        flags = (("transpose_a", root.op.transpose_a), ("transpose_b", root.op.transpose_b))
-        return [_Product(v[0], v[1], out, tuple(f"{name}=True" for name, on in flags if on))]
-    if not isinstance(root.op, ir.Affine):
-        return [_Product(v[0], v[1], out)]
-    words, bias = ("transpose_b=True",), (f"bias={v[-1]}",) if len(v) % 2 else ()
-    if len(v) < 4:
-        return [_Product(v[0], v[1], out, words, bias)]
-    partial = w.own_scratch(kernel.stores[0], root.spec.shape)
-    last = _Product(v[2], v[3], out, words, (f"add={partial}", *bias))
-    return [_Product(v[0], v[1], partial, words), last]
-
-
-@_plans(Kind.GEMM)
-def _gemm(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
-    *before, last = _products(w, kernel)
-    lines = [x for p in before for x in _call("gemm", p.a, p.b, p.out, *p.words, PRECISION)]
-    words = (*last.words, *last.rest, *w.epilogue(kernel, function), *w.further(kernel, function))
-    return lines + _call("gemm", last.a, last.b, last.out, *words, PRECISION)
-
-
-@_groups(Kind.GEMM)
-def _grouped_gemm(w: TritonWriter, kernels: tuple[Kernel, ...]) -> list[str]:
-    lines: list[str] = []
-    functions = [function_of(kernel) for kernel in kernels]
-    for stage in zip(*(_products(w, kernel) for kernel in kernels), strict=True):
-        problems = []
-        is_last = len(stage[0].rest) > 0 or len(_products(w, kernels[0])) == 1
-        for p, kernel, function in zip(stage, kernels, functions, strict=True):
-            further = w.further(kernel, function) if is_last else []
-            problems.append(f"products.Problem({', '.join([p.a, p.b, p.out, *p.rest, *further])})")
-        group = ["products.plan_group(", *_listed(problems),
-                 f"    {', '.join([*stage[0].words, PRECISION])},", "),"]  # fmt: skip
-        epilogue = w.epilogue(kernels[0], functions[0]) if is_last else []
-        lines += ["*products.grouped_gemm.launches(", *(f"    {x}" for x in group),
-                  *(f"    {word}," for word in epilogue), "),"]  # fmt: skip
-    return lines
-
-
-@_plans(Kind.SECOND_MOMENT)
-def _second_moment(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
-    root = kernel.root
-    words = [f"alpha=1 / {w.rows(root)}", *_homogeneous(root), PRECISION]
-    return _call("syrk", w.flattened(root.inputs[0]), w.home[root.name], *words)
-
-
-@_plans(Kind.CROSS_MOMENT)
-def _cross_moment(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
-    root = kernel.root
-    words = [f"alpha=1 / {w.rows(root)}", *_homogeneous(root), PRECISION]
-    a, b = map(w.flattened, root.inputs)
-    return _call("cross_moment", a, b, w.home[root.name], *words)
-
-
-def _homogeneous(root: Instruction) -> list[str]:
-    assert isinstance(root.op, ir.Moment)
-    return ["homogeneous=True"] if root.op.homogeneous else []
-
-
-@_plans(Kind.ELEMENTWISE)
-def _elementwise(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
-    words = [w.device_function(kernel, function), w.tensors(function.operands)]
-    return _call("elementwise", *words, w.tensors(kernel.stores))
-
-
-@_groups(Kind.ELEMENTWISE)
-def _grouped_elementwise(w: TritonWriter, kernels: tuple[Kernel, ...]) -> list[str]:
-    name = w.device_function(kernels[0], function_of(kernels[0]))
-    problems = [
-        f"tiles.Problem({w.tensors(function_of(k).operands)}, {w.tensors(k.stores)})"
-        for k in kernels
-    ]
-    return [f"*grouped_elementwise.launches({name}, plan_elementwise_group(", *_listed(problems),
-            ")),"]  # fmt: skip
-
-
-@_plans(Kind.REDUCTION)
-def _reduction(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
-    root = kernel.root
-    assert isinstance(root.op, SUMS)
-    rest = tuple(name for name in kernel.stores if name != root.name)
-    words = [w.device_function(kernel, function), w.tensors(function.operands), w.home[root.name]]
-    if rest:
-        words.append(f"outputs={w.tensors(rest)}")
-    return _call("reduce", *words, *_over_samples(w, root))
-
-
-def _over_samples(w: TritonWriter, root: Instruction) -> list[str]:
-    assert isinstance(root.op, SUMS)
-    rows = w.program[root.inputs[0]].spec.shape[:1]
-    return [f"alpha=1 / {rows[0]}"] if root.op.mean else []
-
-
-@_plans(Kind.CONGRUENCE)
-def _congruence(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
-    parts = {type(i.op): i for i in kernel.instructions}
-    g, weight = (w.home[name] for name in parts[ir.Multiply].inputs)
-    moment = parts.get(ir.Moment)
-    slopes = "None" if moment is None else w.flattened(moment.inputs[0])
-    words = [weight, g, slopes, w.home[kernel.stores[0]]]
-    if len(w.program[parts[ir.Multiply].inputs[0]].spec.shape) == 2:
-        scratch = w.own_scratch(kernel.stores[0], parts[ir.Multiply].spec.shape)
-        words.append(f"scratch={scratch}")
-    return _call("congruence", *words, PRECISION)
-
-
-@_groups(Kind.REDUCTION)
-def _grouped_reduction(w: TritonWriter, kernels: tuple[Kernel, ...]) -> list[str]:
-    """Sums of one function over many tensors, into one vector that the values are elements of."""
-    name = w.device_function(kernels[0], function_of(kernels[0]))
-    sums = w.own_scratch(kernels[0].root.name, (len(kernels),))
-    problems = []
-    for slot, kernel in enumerate(kernels):
-        w.sums[kernel.root.name] = f"{sums}[{slot}]"
-        operands = w.tensors(function_of(kernel).operands)
-        problems.append(f"tiles.Problem({operands}, slot={slot})")
-    words = _over_samples(w, kernels[0].root)
-    return [f"*grouped_reduce.launches({name}, plan_sums(", *_listed(problems),
-            f"), {', '.join([sums, *words])}),"]  # fmt: skip
-
-
-@_groups(Kind.PRECONDITION)
-def _precondition(w: TritonWriter, kernels: tuple[Kernel, ...]) -> list[str]:
-    """All layers' directions at once."""
-    layers = []
-    for kernel in kernels:
-        gradient, g, q = (w.home[name] for name in kernel.root.inputs)
-        scratch = w.own_scratch(kernel.root.name, kernel.root.spec.shape)
-        layers.append(f"Layer({g}, {gradient}, {q}, {w.home[kernel.root.name]}, {scratch})")
-    return ["*grouped_precondition.launches(", *_listed(layers), f"    {PRECISION},", "),"]
+def _folded(line: str) -> list[str]:
+    """A line broken at commas into lines of at most :data:`WIDTH` characters; comments stay whole."""
+    lines = []
+    indent = " " * (len(line) - len(line.lstrip()) + 4)
+    while len(line) > WIDTH and "#" not in line:
+        cut = line.rfind(", ", len(indent), WIDTH) + 1
+        if not cut:
+            break
+        lines.append(line[:cut])
+        line = indent + line[cut + 1 :]
+    return [*lines, line]

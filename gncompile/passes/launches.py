@@ -10,11 +10,13 @@ import networkx as nx
 
 from .. import step_program as ir
 from ..schedule import (
+    REDUCTIONS,
     SUMS,
     Kernel,
     Kind,
     Launch,
     Schedule,
+    averaged_rows,
     function_of,
     is_elementwise,
     storage,
@@ -24,7 +26,7 @@ from ..step_program import Instruction, Spec, StepProgram
 from .dependencies import dependencies
 
 MOST_OPERANDS = 12
-"""Tensors an elementwise kernel reads and writes at most; beyond that registers run short."""
+"""Tensors, not scalars, an elementwise kernel reads and writes at most; beyond, registers run short."""
 
 
 def schedule(program: StepProgram) -> Schedule:
@@ -113,9 +115,11 @@ class _Fusion:
         of = self.program[i.inputs[0]].spec.shape if reduces else i.spec.shape
         if of != shape or any(m.spec.shape != shape for m in members) or (reduces and not shape):
             return False
+        if isinstance(i.op, ir.Mean | ir.RowSum) and len(shape) != 2:
+            return False
         joined = [*members, i]
         operands = {name for m in joined for name in (*m.inputs, m.name)}
-        return len(operands) <= MOST_OPERANDS and self._same_places(joined)
+        return (len(operands) <= MOST_OPERANDS or not shape) and self._same_places(joined)
 
     def _same_places(self, joined: list[Instruction]) -> bool:
         """Whether what the group overwrites is read by it at the same places only: no tile races another."""
@@ -177,6 +181,14 @@ def kind_of(program: StepProgram, members: list[Instruction]) -> Kind:
     match root.op:
         case ir.Total() | ir.Dot():
             return Kind.REDUCTION
+        case ir.Mean() | ir.RowSum() if matrices[0]:
+            return Kind.REDUCTION
+        case ir.Trace() if program[root.inputs[0]].spec.shape:
+            return Kind.REDUCTION
+        case ir.Softmax() | ir.LogSumExp() if matrices[0]:
+            return Kind.SOFTMAX
+        case ir.Decay():
+            return Kind.DECAY
         case ir.Affine() | ir.MatMul() if _is_product(program, root):
             return Kind.GEMM
         case ir.Multiply() if matrices[0]:
@@ -203,57 +215,107 @@ def _is_matrix(spec: Spec) -> bool:
 def group(program: StepProgram, kernels: nx.DiGraph) -> tuple[Launch, ...]:
     """Kernels that wait for nothing but earlier launches and do the same go together::
 
-        level 0:  Q1, Q2, grad3              second_moment: Q1 + Q2
-        level 1:  grad2 (reads g2)      →    cross_moment: grad3
-                                             cross_moment: grad2
+        g2 → grad2, g1       g2 → g1                  gemm: g1
+        g1 → grad1      →    g1, g2 → grad1, grad2    cross_moment: grad2 + grad1
 
-    Work on scalars, however different, is one kernel: what it costs is the launch.
+    A kernel lets others run first if they lead to more of its kind, so the gradients and moments of all
+    layers are one launch at the end. What it reads is kept until then. Work on scalars, however different,
+    is one kernel: what it costs is the launch.
     """
-    launches: list[Launch] = []
-    for level in nx.topological_generations(kernels):
-        alike: dict[tuple, list[Kernel]] = {}
-        for kernel in _with_scalars_merged(program, list(level)):
-            alike.setdefault(_likeness(program, kernel), []).append(kernel)
-        launches += [Launch(together[0].kind, tuple(together)) for together in alike.values()]
+    alike: dict[tuple, set[Kernel]] = {}
+    for kernel in kernels:
+        alike.setdefault(_likeness(program, kernel), set()).add(kernel)
+    after = {kernel: nx.descendants(kernels, kernel) for kernel in kernels}
+    missing = dict(kernels.in_degree())
+    ready = [kernel for kernel in kernels if not missing[kernel]]
+    launches = []
+    while ready:
+        classes: dict[tuple, list[Kernel]] = {}
+        for kernel in ready:
+            classes.setdefault(_likeness(program, kernel), []).append(kernel)
+
+        def yet_to_come(likeness: tuple, classes: dict = classes) -> int:
+            """How many more kernels of a kind would be ready later, were it to wait."""
+            together = classes[likeness]
+            return len(alike[likeness].difference(together, *(after[k] for k in together)))
+
+        likeness = min(classes, key=yet_to_come)
+        together = classes[likeness]
+        alike[likeness].difference_update(together)
+        launches.append(_launch(program, together))
+        ready = [kernel for kernel in ready if kernel not in together]
+        for done in together:
+            for following in kernels.successors(done):
+                missing[following] -= 1
+                if not missing[following]:
+                    ready.append(following)
     return tuple(launches)
+
+
+SCALARS = ("scalars",)
+"""The likeness of all elementwise work on scalars."""
 
 
 def _likeness(program: StepProgram, kernel: Kernel) -> tuple:
     """Equal for kernels that differ in tensors and sizes only, so that one launch can hold them."""
-    if kernel.kind is Kind.TORCH:
+    if not _can_share(program, kernel):
         return kernel.stores
-    if kernel.kind is Kind.PRECONDITION:
+    if kernel.kind in (Kind.PRECONDITION, Kind.DECAY, Kind.TORCH):
         return (kernel.kind,)
+    if _is_scalar(kernel):
+        return SCALARS
     function = function_of(kernel)
+    places = tuple(_place(program, name, kernel) for name in function.operands)
+    if kernel.kind is Kind.REDUCTION:
+        return kernel.kind, function.signature, places, averaged_rows(kernel.root, program)
     # The number and ranks of a product's own operands: with a bias or without, one product or two.
     own = [i for i in kernel.instructions if not is_elementwise(i)]
     ranks = tuple((type(i.op), len(program[name].spec.shape)) for i in own for name in i.inputs)
-    places = tuple(_place(program, name, kernel) for name in function.operands)
-    operations = tuple(i.op for i in own if not isinstance(i.op, ir.Pointwise))
-    mean = program[own[0].inputs[0]].spec.shape[:1] if _is_mean(own) else ()
-    return kernel.kind, operations, ranks, function.signature, places, mean
+    operations = tuple(i.op for i in own)
+    samples = _samples(program, kernel)
+    return kernel.kind, operations, ranks, function.signature, places, samples
 
 
-def _is_mean(own: list[Instruction]) -> bool:
-    return bool(own) and isinstance(own[0].op, SUMS) and own[0].op.mean
+def _can_share(program: StepProgram, kernel: Kernel) -> bool:
+    """Whether there is a template for several kernels like this: of matrices, and nothing more unusual."""
+    match kernel.kind:
+        case Kind.TORCH:
+            return isinstance(kernel.root.op, ir.Zeros)
+        case Kind.CONGRUENCE | Kind.SOFTMAX:
+            return False
+        case Kind.REDUCTION:
+            partial = isinstance(kernel.root.op, ir.Mean | ir.RowSum)
+            if partial or len(kernel.stores) > 1:
+                return False
+    names = (*kernel.inputs, *kernel.stores)
+    return all(len(program[name].spec.shape) <= 2 for name in names)
+
+
+def _samples(program: StepProgram, kernel: Kernel) -> tuple[ir.Dim, ...]:
+    """The dimension that a moment is the mean over."""
+    is_moment = isinstance(kernel.root.op, ir.Moment)
+    return program[kernel.root.inputs[0]].spec.shape[:1] if is_moment else ()
 
 
 def _place(program: StepProgram, name: str, kernel: Kernel) -> str:
     """How an operand meets the kernel's tiles."""
     shape, own = program[name].spec.shape, kernel.instructions[0].spec.shape
-    if isinstance(kernel.root.op, SUMS):
+    if isinstance(kernel.root.op, REDUCTIONS):
         own = program[kernel.root.inputs[0]].spec.shape
     if shape == own:
         return "full"
     return f"{len(shape)} column" if shape[-1:] == (1,) else f"{len(shape)} broadcast"
 
 
-def _with_scalars_merged(program: StepProgram, level: list[Kernel]) -> list[Kernel]:
-    order = {i.name: position for position, i in enumerate(program)}
-    scalar = [k for k in level if k.kind is Kind.ELEMENTWISE and k.root.spec.shape == ()]
-    if len(scalar) < 2:
-        return level
-    inside = sorted((i for k in scalar for i in k.instructions), key=lambda i: order[i.name])
-    stores = tuple(name for k in scalar for name in k.stores)
-    merged = Kernel(Kind.ELEMENTWISE, tuple(inside), stores)
-    return [merged, *(k for k in level if k not in scalar)]
+def _is_scalar(kernel: Kernel) -> bool:
+    return kernel.kind is Kind.ELEMENTWISE and kernel.root.spec.shape == ()
+
+
+def _launch(program: StepProgram, together: list[Kernel]) -> Launch:
+    """One launch; of scalars one kernel."""
+    if len(together) > 1 and _is_scalar(together[0]):
+        order = {i.name: position for position, i in enumerate(program)}
+        inside = sorted((i for k in together for i in k.instructions), key=lambda i: order[i.name])
+        stores = tuple(name for k in together for name in k.stores)
+        together = [Kernel(Kind.ELEMENTWISE, tuple(inside), stores)]
+    return Launch(together[0].kind, tuple(together))
