@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -49,16 +50,21 @@ class BatchReader:
         )
 
     def target(self, batch: int, y: Tensor) -> Tensor:
-        """Targets as rows ``[N, K]``: class indices become one-hot rows."""
+        """Targets as rows ``[N, K]``: class indices become one-hot rows.
+
+        Targets out of the loss's range raise :class:`BatchError`; on a device, where looking at them
+        would wait, they become NaN instead, and the step leaves the batch out.
+        """
         output = self.graph.output
         y = y.detach()
         if y.is_floating_point():
             y = y.to(self.dtype)
         self.loss.check_target((batch, *output.shape), self.dtype, y)
         y = y.to(self.device)
-        if isinstance(self.loss, SoftmaxCrossEntropy) and not y.is_floating_point():
-            return torch.nn.functional.one_hot(y.long(), output.size).to(self.dtype)
-        return y.to(self.dtype).reshape(batch, -1)
+        if not y.is_floating_point() and isinstance(self.loss, SoftmaxCrossEntropy):
+            return one_hot(y, output.size, self.dtype)
+        rows = y.to(self.dtype).reshape(batch, -1)
+        return in_range(rows, self.loss) if y.device.type != "cpu" else rows
 
     def require_finite(self, inputs: tuple[Tensor, ...], target: Tensor | None) -> None:
         """Raise :class:`BatchError` naming the first non-finite element of the batch, if there is one."""
@@ -75,3 +81,22 @@ class BatchReader:
                         instead="clean the data; the step was refused, parameters and state are unchanged",
                     )
                 )
+
+
+def one_hot(indices: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """Rows ``[N, classes]`` with a one each; NaN for an index out of range.
+
+    Not ``torch.nn.functional.one_hot``, which on a CUDA device ends the process for such an index.
+    """
+    rows = (indices[:, None] == torch.arange(classes, device=indices.device)).to(dtype)
+    return rows.masked_fill(((indices < 0) | (indices >= classes))[:, None], float("nan"))
+
+
+def in_range(target: Tensor, loss: Loss) -> Tensor:
+    """``target`` with NaN where the loss cannot take it: beyond its bounds, or rows of negative mass."""
+    if isinstance(loss, SoftmaxCrossEntropy):
+        return target.masked_fill(~(target.sum(dim=1, keepdim=True) >= 0), float("nan"))
+    low, high = loss.targets
+    if (low, high) == (-math.inf, math.inf):
+        return target
+    return target.masked_fill(~((target >= low) & (target <= high)), float("nan"))

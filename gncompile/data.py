@@ -368,7 +368,7 @@ class Batches:
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The next batch, moving on to a new epoch where one ends."""
         start = self.position * self.batch_size
-        rows = self._permutation()[start : start + self.batch_size].to(self.x.device)
+        rows = self._permutation()[start : start + self.batch_size]
         self.position += 1
         if self.position == len(self):
             self.epoch, self.position = self.epoch + 1, 0
@@ -378,7 +378,7 @@ class Batches:
     def _permutation(self) -> torch.Tensor:
         if self._order is None or self._order[0] != self.epoch:
             order = _permutation(len(self.x), self.seed, self.epoch)
-            self._order = self.epoch, torch.from_numpy(order)
+            self._order = self.epoch, torch.from_numpy(order).to(self.x.device)
         return self._order[1]
 
     def state_dict(self) -> dict[str, int]:

@@ -156,11 +156,14 @@ def check_elementwise_target(
     target: torch.Tensor,
     bounds: tuple[float, float],
 ) -> None:
-    """Raise :class:`BatchError` unless ``target`` is like the output and inside ``bounds``."""
+    """Raise :class:`BatchError` unless ``target`` is like the output and inside ``bounds``.
+
+    The values of a tensor on a device are not looked at, which would wait for it.
+    """
     _check_batch(name, z_shape)
     if tuple(target.shape) != tuple(z_shape) or target.dtype != z_dtype:
         raise _mismatch(name, _spell(z_shape, z_dtype), target)
-    if bounds == (-math.inf, math.inf):
+    if bounds == (-math.inf, math.inf) or target.device.type != "cpu":
         return
     low, high = (value.item() for value in torch.aminmax(target))
     if not (bounds[0] <= low and high <= bounds[1]):
@@ -175,7 +178,10 @@ def check_elementwise_target(
 def check_class_target(
     name: str, z_shape: tuple[int, ...], z_dtype: torch.dtype, target: torch.Tensor
 ) -> None:
-    """Raise :class:`BatchError` unless ``target`` is class indices [N] or soft targets [N, K]."""
+    """Raise :class:`BatchError` unless ``target`` is class indices [N] or soft targets [N, K].
+
+    The values of a tensor on a device are not looked at, which would wait for it.
+    """
     _check_batch(name, z_shape)
     batch, classes = z_shape
     indices, soft = _spell((batch,), torch.int64), _spell(z_shape, z_dtype)
@@ -187,6 +193,8 @@ def check_class_target(
     )
     if not fits:
         raise _mismatch(name, f"{indices} class indices, or {soft} soft targets", target)
+    if target.device.type != "cpu":
+        return
     if is_soft:
         lightest = target.sum(dim=1).min().item()
         if not lightest >= 0:

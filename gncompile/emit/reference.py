@@ -6,7 +6,7 @@ plain torch. Tests compare the emitted source with it; it runs in the dtype of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -68,13 +68,13 @@ class ReferenceStep:
     def _apply(self, op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
         match op:
             case ir.Random(kind, shape):
-                out = torch.empty(bind_shape(shape, self.dims), dtype=self.memory.dtype)
+                out = self._new(torch.empty, bind_shape(shape, self.dims))
                 self.memory.random(kind, out)
                 return out
             case ir.Zeros(spec):
-                return torch.zeros(bind_shape(spec.shape, self.dims), dtype=self.memory.dtype)
+                return self._new(torch.zeros, bind_shape(spec.shape, self.dims))
             case ir.Pointwise(expression) if not v:
-                return torch.tensor(float(expression), dtype=self.memory.dtype)
+                return self._new(torch.tensor, float(expression))
             case ir.Head(rows):
                 return v[0][..., : self.dims[str(rows)], :]
             case ir.Columns():
@@ -82,6 +82,9 @@ class ReferenceStep:
             case ir.Moment(homogeneous):
                 return moment(v, homogeneous)
         return apply(op, v, specs)
+
+    def _new(self, make: Callable[..., Tensor], of: object) -> Tensor:
+        return make(of, dtype=self.memory.dtype, device=self.memory.device)
 
 
 def columns(v: list[Tensor], start: int, count: int) -> Tensor:
@@ -169,7 +172,7 @@ def apply_matrix(op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
         case ir.Hadamard():
             return v[0] * v[1]
         case ir.AddDiagonal():
-            return v[0] + torch.eye(len(v[0]), dtype=v[0].dtype) * v[1]
+            return v[0] + torch.eye(len(v[0]), dtype=v[0].dtype, device=v[0].device) * v[1]
         case ir.Densify():
             return dense(v[0], specs[0])
         case ir.Trace():
@@ -225,17 +228,20 @@ def affine(v: list[Tensor]) -> Tensor:
 
 def gather(x: Tensor, index: tuple[int, ...], fill: float) -> Tensor:
     """``x[..., index]`` with ``fill`` where the index is -1."""
-    places = torch.tensor(index)
-    return torch.where(places >= 0, x[..., places.clamp(min=0)], torch.tensor(fill, dtype=x.dtype))
+    places = torch.tensor(index, device=x.device)
+    return torch.where(places >= 0, x[..., places.clamp(min=0)], fill)
 
 
 def scatter(x: Tensor, index: tuple[int, ...], size: int, axis: int) -> Tensor:
     """``result[..., index_j, ...] += x[..., j, ...]`` along ``axis``; -1 is dropped."""
-    places = torch.tensor(index)
-    kept = (places >= 0).nonzero().reshape(-1)
+    kept = [j for j, place in enumerate(index) if place >= 0]
+    places, source = (
+        torch.tensor(j, dtype=torch.int64, device=x.device)
+        for j in ([index[j] for j in kept], kept)
+    )
     shape = list(x.shape)
     shape[axis] = size
-    return x.new_zeros(shape).index_add_(axis, places[kept], x.index_select(axis, kept))
+    return x.new_zeros(shape).index_add_(axis, places, x.index_select(axis, source))
 
 
 def sample_categorical(p: Tensor, u: Tensor) -> Tensor:

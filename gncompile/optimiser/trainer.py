@@ -373,7 +373,8 @@ class Trainer(Reports):
         own = self._executable
         executable = Executable(
             program, self.traced, self.loss_function,
-            backend=own.backend, dtype=own.memory.dtype, device=own.memory.device,
+            backend=own.backend, precision=own.memory.precision,
+            dtype=own.memory.dtype, device=own.memory.device,
         )  # fmt: skip
         for i, direction in enumerate(directions):
             for layer, value in self.join(direction).items():
@@ -391,8 +392,13 @@ class Trainer(Reports):
 
     @property
     def backend(self) -> str:
-        """``"torch"`` or ``"reference"``."""
+        """``"torch"``, ``"triton"`` or ``"reference"``."""
         return self._executable.backend
+
+    @property
+    def precision(self) -> str:
+        """That of the Triton backend's float32 products."""
+        return self._executable.memory.precision
 
     def __repr__(self) -> str:
         return (

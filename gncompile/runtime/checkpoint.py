@@ -147,6 +147,7 @@ def _compile(checkpoint: Checkpoint, model: nn.Module, loss: object) -> Trainer:
         loss_from_data(about["loss"]) if loss is None else loss,  # type: ignore[arg-type]
         tuple(examples),
         backend=about["backend"],
+        precision=about.get("precision", "highest"),
         **settings,
     )
 
@@ -160,6 +161,7 @@ def _about(trainer: Trainer) -> dict[str, Any]:
         "loss": loss_to_data(trainer.loss_function),
         "inputs": [list(node.shape) for node in trainer.traced.graph.inputs],
         "backend": trainer.backend,
+        "precision": trainer.precision,
         "fingerprint": fingerprint(trainer),
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -144,7 +145,8 @@ class Executable:
         ``whole`` is the size of the batch these rows are a part of, for losses summed over the batch.
         """
         batch = inputs[0].shape[0]
-        self._step = self._bind(batch)
+        with self.on_device():
+            self._step = self._bind(batch)
         self._chunk = self.chunk(batch)
         self.memory.batch_size.fill_(whole or batch)
         self._step.load(inputs, target)
@@ -168,15 +170,23 @@ class Executable:
 
     def run(self, *phases: str) -> None:
         """Execute phases in order; phases that the program does not have are skipped."""
-        for phase in phases:
-            if phase not in self.program.phases:
-                continue
-            if phase == "columns":
-                for start in range(0, self.program.columns, self._chunk):
-                    self.step.column_start = start
-                    self.step.run(phase)
-            else:
-                self.step.run(phase)
+        with self.on_device():
+            for phase in phases:
+                if phase in self.program.phases:
+                    self._run(phase)
+
+    def _run(self, phase: str) -> None:
+        if phase != "columns":
+            self.step.run(phase)
+            return
+        for start in range(0, self.program.columns, self._chunk):
+            self.step.column_start = start
+            self.step.run(phase)
+
+    def on_device(self) -> AbstractContextManager[object]:
+        """Triton and graphs use the current CUDA device, which need not be the model's."""
+        device = self.memory.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def result(self, role: str) -> Tensor:
         """The tensor of a named result; valid until its phase runs again."""

@@ -7,37 +7,54 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from .. import step_program as ir
+from ..step_program import StepProgram
 from .executable import Executable
 
 Plan = tuple[str, ...]
 
-UNCAPTURED = frozenset({"invert"})
-"""Phases launched one by one between graphs: cuSOLVER's factorisations are not captured."""
+FACTORISED = (ir.DampedInverse, ir.Eigen, ir.SampleRoot)
+"""Operations that call cuSOLVER, which is not captured; its eigensolver also reports to the host."""
+
+
+def uncaptured_phases(program: StepProgram) -> frozenset[str]:
+    """Phases launched one by one between graphs, because they factorise a matrix."""
+    return frozenset(
+        name
+        for name in program.phases
+        if any(isinstance(i.op, FACTORISED) and i.spec.shape for i in program.phase(name))
+    )
 
 
 class Graphs:
     """Runs sequences of phases of one executable; on CUDA devices by replaying what was captured.
 
     The first run of a sequence compiles its kernels and allocates what they need, so that the second can be
-    captured. A graph belongs to the buffers of one batch size and goes with them.
+    captured. A graph belongs to the buffers of one batch size and goes with them. The reference backend
+    allocates as it goes and is never captured.
     """
 
     def __init__(self, executable: Executable) -> None:
         self._executable = executable
+        self._captures = (
+            executable.memory.device.type == "cuda" and executable.backend != "reference"
+        )
+        self._uncaptured = uncaptured_phases(executable.program)
         self._known: WeakKeyDictionary[object, dict[Plan, torch.cuda.CUDAGraph | None]] = (
             WeakKeyDictionary()
         )
 
     def run(self, plan: Plan) -> None:
         """Run the phases in order on the loaded batch."""
-        if self._executable.memory.device.type != "cuda":
+        if not self._captures:
             self._executable.run(*plan)
             return
-        for uncaptured, part in groupby(plan, UNCAPTURED.__contains__):
-            if uncaptured:
-                self._executable.run(*part)
-            else:
-                self._run_captured(tuple(part))
+        with self._executable.on_device():
+            for uncaptured, part in groupby(plan, self._uncaptured.__contains__):
+                if uncaptured:
+                    self._executable.run(*part)
+                else:
+                    self._run_captured(tuple(part))
 
     def _run_captured(self, plan: Plan) -> None:
         known = self._known.setdefault(self._executable.step, {})
@@ -54,6 +71,7 @@ class Graphs:
         graph = torch.cuda.CUDAGraph()
         # Draws go on from replay to replay instead of repeating those of the capture.
         graph.register_generator_state(self._executable.memory.generator)
-        with torch.cuda.graph(graph):
+        # What other threads do meanwhile, a loader that pins memory say, does not end the capture.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._executable.run(*plan)
         return graph

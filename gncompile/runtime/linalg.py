@@ -19,8 +19,8 @@ def damped_inverse(m: Tensor, damping: Tensor, out: Tensor) -> None:
     """``out ← (M + c I)⁻¹`` for a symmetric M ``[d, d]`` or a diagonal one ``[d]``.
 
     By Cholesky. Where rounding makes ``M + c I`` indefinite (c far below ``‖M‖`` times the precision) the
-    eigenvalues are clipped at c instead, so the result is always positive definite; on CUDA, where nothing
-    may wait for the host, ``out`` stays as it is. Cost d³ flops.
+    eigenvalues are clipped at c instead, so the result is always positive definite; on a device, where
+    nothing may wait for the host, ``out`` stays as it is. Cost d³ flops.
     """
     if m.dim() < 2:
         torch.reciprocal(m + damping, out=out)
@@ -31,7 +31,7 @@ def damped_inverse(m: Tensor, damping: Tensor, out: Tensor) -> None:
     shifted[:size, :size] = m
     shifted.diagonal()[:size].add_(damping)
     factor, info = torch.linalg.cholesky_ex(shifted)
-    if m.is_cuda:
+    if m.device.type != "cpu":
         # Without asking the host: where there is no factor, the inverse of before stays.
         inverse = torch.cholesky_inverse(factor)[:size, :size]
         torch.where((info == 0) & torch.isfinite(inverse).all(), inverse, out, out=out)

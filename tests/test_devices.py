@@ -1,0 +1,214 @@
+"""What a step must keep to on a CUDA device, checked without one.
+
+Tensors on torch's ``meta`` device have no values: whoever asks for one, or mixes in a tensor of the host,
+mostly gets an error, as a step that runs ahead of the host must not do either on a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from architectures import normal
+from torch import Tensor, nn
+from training import NETWORKS, OUTPUTS, WIDTH, plain
+
+import gncompile
+from gncompile.api import understand
+from gncompile.batches import in_range, one_hot
+from gncompile.losses import define_loss, resolve_loss
+from gncompile.optimiser.ahead import AheadOfHost
+from gncompile.optimiser.settings import Settings
+from gncompile.pipeline import factor_program, step_program
+from gncompile.runtime import graphs
+from gncompile.runtime.executable import Executable
+from gncompile.runtime.graphs import Graphs, uncaptured_phases
+from gncompile.runtime.memory import Memory
+
+META = torch.device("meta")
+
+
+class Shuffled(nn.Module):
+    """Features that are picked, permuted and joined: index tensors on the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(WIDTH, 40), nn.Linear(40 + WIDTH, OUTPUTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x)).view(-1, 5, 8).transpose(1, 2).flatten(1)
+        return self.last(torch.cat([h, x], dim=1))
+
+
+def somewhere_random(memory: Memory, kind: str, out: Tensor) -> None:
+    """Random numbers where there is no generator."""
+    out.copy_(torch.empty_like(out))
+
+
+def on_meta(
+    monkeypatch: pytest.MonkeyPatch,
+    model: nn.Module,
+    loss: str,
+    y: Tensor,
+    backend: str,
+    **options: Any,
+) -> tuple[AheadOfHost, Executable, Any]:
+    """A guarded step whose parameters, states and buffers have no values."""
+    monkeypatch.setattr(Memory, "random", somewhere_random)
+    traced, declared, reader = understand(model, loss, torch.zeros(len(y), WIDTH))
+    settings = Settings.from_options(guarded=True, factor_damping_period=3, **options)
+    traced = replace(
+        traced,
+        parameters={k: v.detach().to(META) for k, v in traced.parameters.items()},
+        constants={k: v.to(META) for k, v in traced.constants.items()},
+    )
+    program = step_program(traced.graph, declared, settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "Generator", lambda device: torch._C.Generator())
+        executable = Executable(
+            program, traced, declared, backend=backend, dtype=torch.float32, device=META
+        )
+    return AheadOfHost(executable, settings), executable, replace(reader, device=META)
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize(
+    ("model", "method", "loss"),
+    [
+        (plain, "kfra", "bce_with_logits"),
+        (Shuffled, "kflr", "cross_entropy"),
+        (NETWORKS["gated"], "kfac", "cross_entropy"),
+        (Shuffled, "kfra", "mse"),
+    ],
+)
+def test_a_step_neither_asks_for_numbers_nor_leaves_its_device(
+    model: Any, method: str, loss: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    y = torch.zeros(10, dtype=torch.int64) if loss == "cross_entropy" else torch.zeros(10, OUTPUTS)
+    options = {"method": method, "average": 0.9, "l2": 1e-3}
+    ahead, executable, reader = on_meta(monkeypatch, model(), loss, y, backend, **options)
+    x, target = torch.zeros(10, WIDTH, device=META), y.to(META)
+
+    def step(number: int) -> None:
+        executable.load(reader.inputs(x), reader.target(10, target))
+        ahead.step(number, 0)
+
+    step(0)  # binds the batch size, where constants are made
+    if backend == "torch":
+
+        def made(*_: object, **__: object) -> Tensor:
+            raise AssertionError("a step copied numbers from the host")
+
+        for name in ("tensor", "as_tensor", "from_numpy", "nonzero"):
+            monkeypatch.setattr(torch, name, made)
+    for number in range(1, 6):  # step 3 chooses γ, step 4 checks ρ
+        step(number)
+
+
+def test_meta_tensors_would_notice() -> None:
+    with pytest.raises(RuntimeError):
+        float(torch.ones((), device=META))
+    with pytest.raises(RuntimeError):
+        torch.ones(3, device=META).addmm_(torch.ones(3, 2), torch.ones(2, 3))
+
+
+# --- targets that nobody may look at ------------------------------------------------------------------
+
+
+def test_indices_out_of_range_become_nan_and_others_one_hot_rows() -> None:
+    rows = one_hot(torch.tensor([2, -100, 0, 3]), 3, torch.float32)
+    assert torch.equal(rows[[0, 2]], torch.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]))
+    assert bool(rows[[1, 3]].isnan().all())
+
+
+def test_targets_out_of_bounds_become_nan() -> None:
+    y = torch.tensor([[0.0, 1.0], [-0.1, 1.1], [math.inf, math.nan]])
+    marked = in_range(y, define_loss("bounded", "exp(z) - y*z", targets=(0, 1)))
+    assert torch.equal(marked.isnan(), torch.tensor([[False] * 2, [True] * 2, [True] * 2]))
+    assert in_range(y, resolve_loss("mse")) is y
+    soft = in_range(torch.tensor([[0.5, 0.5], [-1.0, 0.5]]), resolve_loss("cross_entropy"))
+    assert soft.isnan().tolist() == [[False, False], [True, True]]
+
+
+def test_values_on_a_device_are_not_checked_but_shapes_are() -> None:
+    loss = resolve_loss("cross_entropy")
+    loss.check_target((4, 3), torch.float32, torch.zeros(4, dtype=torch.int64, device=META))
+    resolve_loss("bce_with_logits").check_target((4, 3), torch.float32, torch.zeros(4, 3).to(META))
+    with pytest.raises(gncompile.errors.BatchError):
+        loss.check_target((4, 3), torch.float32, torch.zeros(5, dtype=torch.int64, device=META))
+
+
+# --- which phases are captured, and when --------------------------------------------------------------
+
+
+def test_phases_with_factorisations_are_not_captured() -> None:
+    traced, loss, _ = understand(plain(), "mse", torch.zeros(2, WIDTH))
+    program = step_program(traced.graph, loss, Settings(guarded=True))
+    assert uncaptured_phases(program) == {"invert"}
+    coupled = "softplus(z1 - z2) + softplus(z2 - z3) - y1*z1"
+    traced, loss, _ = understand(plain(), coupled, torch.zeros(2, WIDTH))
+    assert "curvature" in uncaptured_phases(factor_program(traced.graph, loss, "kfac_rp"))
+
+
+class RecordedGraph:
+    """Stands for ``torch.cuda.CUDAGraph``: tells what happens to it."""
+
+    events: list[str]
+
+    def register_generator_state(self, generator: torch.Generator) -> None:
+        self.events.append("register")
+
+    def replay(self) -> None:
+        self.events.append("replay")
+
+
+def test_a_sequence_is_run_then_captured_then_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the graphs the factorisations are launched one by one; another batch size starts again."""
+    model = plain()
+    x, y = normal(torch.Generator().manual_seed(0), 9, WIDTH), torch.zeros(9, OUTPUTS)
+    trainer = gncompile.compile(model, "mse", x, guarded=True)
+    executable = trainer._executable
+    executable.load((x,), y)
+    events: list[str] = []
+    monkeypatch.setattr(RecordedGraph, "events", events, raising=False)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", RecordedGraph)
+    run = Executable.run
+
+    class Capture:
+        def __init__(self, graph: object, capture_error_mode: str) -> None: ...
+
+        def __enter__(self) -> None:
+            events.append("capture")
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(graphs.torch.cuda, "graph", Capture)
+
+    def noted(self: Executable, *phases: str) -> None:
+        events.append(" ".join(phases))
+        run(self, *phases)
+
+    monkeypatch.setattr(Executable, "run", noted)
+    tested = Graphs(executable)
+    tested._captures = True
+    seen = []
+    for rows in (9, 9, 9, 5):
+        executable.load((x[:rows],), y[:rows])
+        tested.run(("gradient", "guard", "invert", "direction"))
+        seen.append(list(events))
+        events.clear()
+    parts = ["gradient guard", "invert", "direction"]
+    capture = ["register", "capture"]
+    assert seen[0] == seen[3] == parts
+    assert seen[1] == [*capture, parts[0], "replay", "invert", *capture, parts[2], "replay"]
+    assert seen[2] == ["replay", "invert", "replay"]
+
+
+def test_a_resumed_trainer_keeps_its_precision(tmp_path: Path) -> None:
+    trainer = gncompile.compile(plain(), "mse", torch.zeros(2, WIDTH), precision="high")
+    trainer.save(tmp_path / "saved")
+    assert trainer.resume(tmp_path / "saved", plain()).precision == "high"
