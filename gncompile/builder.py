@@ -66,13 +66,15 @@ class ProgramBuilder:
 
     def __init__(self) -> None:
         self._instructions: list[Instruction] = []
-        self._known: dict[tuple[Op, tuple[str, ...]], tuple[str, Value]] = {}
+        self._known: dict[tuple[Op, tuple[str, ...]], dict[str, Value]] = {}
         self._names: set[str] = set(RESERVED)
         self._states: dict[str, State] = {}
         self._phase = ""
         self._visible: frozenset[str] = frozenset()
         self.results: dict[str, str] = {}
         self.columns = 0
+        self.methods: dict[str, str] = {}
+        self.reasons: tuple[str, ...] = ()
 
     @contextmanager
     def phase(self, name: str, sees: tuple[str, ...] = ()) -> Iterator[None]:
@@ -86,7 +88,9 @@ class ProgramBuilder:
         """The program, without values that nothing uses."""
         keep = _used(self._instructions, set(self.results.values()))
         kept = tuple(i for i in self._instructions if i.name in keep)
-        program = StepProgram(kept, dict(self._states), dict(self.results), self.columns)
+        program = StepProgram(
+            kept, dict(self._states), dict(self.results), self.columns, self.methods, self.reasons
+        )
         program.check()
         return program
 
@@ -125,17 +129,17 @@ class ProgramBuilder:
         comment: str = "",
     ) -> Value:
         key = (op, tuple(value.name for value in inputs))
-        phase, known = self._known.get(key, ("", None))
-        if known and into is None and (phase in self._visible or isinstance(op, ir.Leaf)):
-            return known
+        known = self._known.setdefault(key, {}) if into is None else {}
+        for phase, value in known.items():
+            if phase in self._visible or isinstance(op, ir.Leaf):
+                return value
         spec = spec or infer(op, [value.spec for value in inputs])
         value = Value(self._unique(name or type(op).__name__.lower()), spec)
         target = into.name if into else None
         self._instructions.append(
             Instruction(value.name, op, key[1], spec, self._phase, target, comment)
         )
-        if into is None:
-            self._known[key] = self._phase, value
+        known[self._phase] = value
         return value
 
     def _unique(self, hint: str) -> str:

@@ -15,7 +15,7 @@ from .losses import CoupledLoss, Loss, SeparableLoss
 from .model_graph import ModelGraph, Node, TracedModel
 from .optimiser.settings import Settings
 from .piecewise_linear import theorem
-from .readback import METHODS, PARTS, Readback, function_text
+from .readback import PARTS, Readback, function_text
 from .step_program import StepProgram
 from .tables import indent, table
 
@@ -90,7 +90,6 @@ class _Derivation:
         return self.read.graph
 
     def everything(self) -> list[str]:
-        name = self.read.settings.method
         conventions = (
             "N samples are rows; E[·] is the mean over them. W[l] is [out, in], b[l] is [out], "
             "[x, 1] appends a one.\nThe Gauss-Newton block of [W, b], flattened row by row, is G ⊗ Q. "
@@ -103,7 +102,7 @@ class _Derivation:
             f"## Loss: {self.read.loss.name}",
             self._loss_text(),
         ]
-        text += [f"## Curvature: {name}", METHODS[name]]
+        text += ["## Curvature", "\n".join(f"{x} {line}" for x, line in self.read.method_lines())]
         for layer in self.graph.layers:
             text += self.layer(layer, heading="##")
         text += ["## What the layers share", *self._section("", skip=("loss", "predict"))]
@@ -141,7 +140,7 @@ class _Derivation:
             f"in your model  {node.origin}",
             f"computes       {row[1]}, {row[7]} parameters",
             f"then           {row[2]}",
-            f"factors        Q {row[4]}, Ḡ {row[5]}, by {self.read.settings.method}",
+            f"factors        Q {row[4]}, Ḡ {row[5]}, by {self.read.method(layer)}",
             f"mean cost      {row[8]}FLOP, {row[9]} of memory traffic a step of {self.read.batch} samples",
         ]
         sections = self._section(

@@ -10,7 +10,8 @@ A step program is a sequence of phases. Each phase below lists the earlier phase
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import sympy
@@ -23,6 +24,7 @@ from .errors import CompileError, message
 from .functions import select
 from .loss_rules import LossRules, loss_rules
 from .losses import Loss, SoftmaxCrossEntropy
+from .method_choice import AVERAGED, EXACT, SAMPLED, Choice, by_cost, given
 from .model_graph import Affine, ModelGraph
 from .optimiser.guards import (
     choose_factor_damping,
@@ -33,7 +35,7 @@ from .optimiser.guards import (
     report,
 )
 from .optimiser.phases import Optimiser
-from .optimiser.settings import Settings
+from .optimiser.settings import AUTO, SAMPLED_METHODS, Settings
 from .passes.fuse_pointwise import fuse_pointwise
 from .propagation import Forward, pull_back, push_forward, weight_gradients
 from .recursion import (
@@ -95,30 +97,55 @@ class Phases:
         return forward, loss_rules(self.builder, self.loss, forward.output)
 
     def factors(
-        self, method: str, samples: int = 1, trace_correction: bool = False, rows: ir.Dim = "N"
+        self,
+        methods: Mapping[str, str],
+        samples: int = 1,
+        trace_correction: bool = False,
+        rows: ir.Dim = "N",
     ) -> None:
-        """Input moments Q and output factors Ḡ by the curvature method, on the batch's first ``rows``."""
-        with self.builder.phase("curvature", sees=("gradient",)):
+        """Q, and Ḡ of each layer by its curvature method in ``methods``, on the batch's first ``rows``."""
+        self.input_factors(rows)
+        found: dict[str, Value] = {}
+        for method in dict.fromkeys(methods.values()):
+            layers = [layer for layer, chosen in methods.items() if chosen == method]
+            found |= self.output_factors(method, layers, samples, trace_correction, rows)
+        self.outputs = {layer: found[layer] for layer in methods if layer in found}
+
+    def input_factors(self, rows: ir.Dim) -> None:
+        """Input moments Q of every layer; begins the phase ``curvature``."""
+        with self._curvature():
             self.sampled, self.sampled_rules = self.on_first(rows)
             self.inputs = input_moments(self.sampled)
+
+    def _curvature(self) -> AbstractContextManager[None]:
+        return self.builder.phase("curvature", sees=("gradient",))
+
+    def output_factors(
+        self,
+        method: str,
+        layers: Collection[str],
+        samples: int,
+        trace_correction: bool,
+        rows: ir.Dim,
+    ) -> dict[str, Value]:
+        """Output factors Ḡ of ``layers`` by one curvature method."""
+        if method == "kflr" or (method in SAMPLED_METHODS and samples > 1):
+            return self._summed(method, layers, samples)
+        with self._curvature():
             if method == "kfra":
                 hessian = self.sampled_rules.mean_hessian()
-                representation = Averaged(self.builder)
-                self.outputs = pull_back_matrices(self.sampled, hessian, representation)
-                if trace_correction:
-                    self.outputs = self._with_exact_traces(self.outputs)
-            elif method in ("ggn", "hessian"):
+                averaged = Averaged(self.builder)
+                outputs = pull_back_matrices(self.sampled, hessian, averaged, layers)
+                return self._with_exact_traces(outputs) if trace_correction else outputs
+            if method in ("ggn", "hessian"):
                 hessians = self.rules.sample_hessians(exact=method == "hessian")
-                representation_n = PerSample(self.builder, curved=method == "hessian")
-                self.outputs = pull_back_matrices(
-                    self.forward, hessians, representation_n, self.vectors
-                )
-            elif method == "empirical":
-                self.outputs = column_moments(self.sampled, self._first(self.vectors, rows))
-            elif method in ("kfac", "kfac_rp") and samples == 1:
-                self.outputs = column_moments(self.sampled, self._passed_back(method))
-        if method == "kflr" or (method in ("kfac", "kfac_rp") and samples > 1):
-            self._summed(method, samples)
+                per_sample = PerSample(self.builder, curved=method == "hessian")
+                return pull_back_matrices(self.forward, hessians, per_sample, layers, self.vectors)
+            if method == "empirical":
+                columns = self._first(self.vectors, rows)
+            else:
+                columns = self._passed_back(method)
+            return column_moments(self.sampled, columns, layers)
 
     def _first(self, vectors: Mapping[str, Value], rows: ir.Dim) -> Mapping[str, Value]:
         if rows == "N":
@@ -166,10 +193,11 @@ class Phases:
             )
         return pull_back(self.sampled, self.sampled_rules.sampled_gradient(), prefix="s")
 
-    def _summed(self, method: str, samples: int) -> None:
+    def _summed(self, method: str, layers: Collection[str], samples: int) -> dict[str, Value]:
         """Ḡ as a sum over runs of the phase ``columns``: chunks of KFLR's columns, or draws of KFAC."""
         builder, states = self.builder, {}
-        for layer, node in self.graph.layers.items():
+        for layer in layers:
+            node = self.graph.layers[layer]
             spec = ir.matrix(ir.Structure.SYMMETRIC, node.size)
             states[layer] = builder.state(f"G_sum.{layer}", spec)
         with builder.phase("columns_begin"):
@@ -177,14 +205,14 @@ class Phases:
                 builder.emit(ir.Zeros(state.spec), into=state, name=f"{state.name}_zero")
         builder.columns = self.graph.output.size if method == "kflr" else samples
         weight = 1.0 if method == "kflr" else 1 / samples
-        self.outputs = {}
+        outputs = {}
         with builder.phase("columns", sees=("gradient", "curvature")):
-            for layer, moment in column_moments(self.sampled, self._passed_back(method)).items():
+            columns = self._passed_back(method)
+            for layer, moment in column_moments(self.sampled, columns, layers).items():
                 part = builder.scaled(moment, weight) if weight != 1.0 else moment
                 name = f"G_{layer}"
-                self.outputs[layer] = builder.add(
-                    states[layer], part, name=name, into=states[layer]
-                )
+                outputs[layer] = builder.add(states[layer], part, name=name, into=states[layer])
+        return outputs
 
     def report_factors(self) -> None:
         """Mark the batch factors as results ``Q.<layer>`` and ``G.<layer>``."""
@@ -221,9 +249,9 @@ def step_program(graph: ModelGraph, loss: Loss, settings: Settings) -> StepProgr
     if not settings.second_order:
         return builder.finish()
 
-    phases.factors(
-        settings.method, settings.samples, settings.trace_correction, settings.factor_dim
-    )
+    chosen = curvature_methods(graph, loss, settings)
+    builder.methods, builder.reasons = chosen.methods, chosen.reasons
+    phases.factors(chosen.methods, settings.samples, settings.trace_correction, settings.factor_dim)
     phases.report_factors()
     inputs, outputs = phases.inputs, phases.outputs
     with builder.phase("average", sees=("gradient", "curvature", "columns")):
@@ -264,12 +292,40 @@ def step_program(graph: ModelGraph, loss: Loss, settings: Settings) -> StepProgr
     return builder.finish()
 
 
+def curvature_methods(graph: ModelGraph, loss: Loss, settings: Settings) -> Choice:
+    """The curvature method of every layer: as it was given, or by cost for ``"auto"``."""
+    if settings.method != AUTO:
+        return given(settings.method, list(graph.layers))
+    averaged = candidate_program(graph, loss, settings, (AVERAGED, SAMPLED))
+    exact = candidate_program(graph, loss, settings, (EXACT,))
+    return by_cost(averaged, exact, list(graph.layers), settings)
+
+
+def candidate_program(
+    graph: ModelGraph, loss: Loss, settings: Settings, methods: tuple[str, ...]
+) -> StepProgram:
+    """Gradient and factors of every layer by each of ``methods``: results ``<method>.<layer>``."""
+    builder = ProgramBuilder()
+    phases = Phases(builder, graph, loss)
+    phases.gradient()
+    builder.results |= {f"grad.{layer}": value.name for layer, value in phases.gradients.items()}
+    rows = settings.factor_dim
+    phases.input_factors(rows)
+    builder.results |= {f"Q.{layer}": value.name for layer, value in phases.inputs.items()}
+    for method in methods:
+        outputs = phases.output_factors(
+            method, list(graph.layers), settings.samples, settings.trace_correction, rows
+        )
+        builder.results |= {f"{method}.{layer}": value.name for layer, value in outputs.items()}
+    return builder.finish()
+
+
 def factor_program(graph: ModelGraph, loss: Loss, method: str, samples: int = 1) -> StepProgram:
     """Gradient and curvature factors of one batch, without an optimiser."""
     builder = ProgramBuilder()
     phases = Phases(builder, graph, loss)
     phases.gradient()
-    phases.factors(method, samples)
+    phases.factors(dict.fromkeys(graph.layers, method), samples)
     phases.report_factors()
     return builder.finish()
 

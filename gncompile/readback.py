@@ -110,14 +110,34 @@ class Readback:
 
     def head(self) -> list[str]:
         """Model, loss, method and what the costs refer to, a sentence each."""
-        loss, settings = self.loss, self.settings
+        loss = self.loss
         return [
             f"{self.traced.name}: {count(len(self.graph.layers), 'trainable layer')}, "
             f"{self.parameter_count:,} trained parameters",
             f"loss {loss.name}: {loss.scale}",
-            f"method {settings.method}: {METHODS[settings.method]}",
+            *(f"{name} {text}" for name, text in self.method_lines()),
             f"costs of a mean step on {self.batch} samples, {8 * self.itemsize}-bit numbers",
         ]
+
+    def method_lines(self) -> list[tuple[str, str]]:
+        """The method, or each one with its layers, and why they were chosen: a name and a text each."""
+        chosen = self.program.methods
+        used = self.methods
+        if len(used) == 1:
+            lines = [("method", f"{used[0]}: {METHODS[used[0]]}")]
+        else:
+            layers = {m: ", ".join(x for x, method in chosen.items() if method == m) for m in used}
+            lines = [("method", f"{m} of {layers[m]}: {METHODS[m]}") for m in used]
+        return [*lines, *(("auto", reason) for reason in self.program.reasons)]
+
+    @property
+    def methods(self) -> list[str]:
+        """The curvature methods in use, or the first-order one."""
+        return list(dict.fromkeys(self.method(layer) for layer in self.graph.layers))
+
+    def method(self, layer: str) -> str:
+        """The curvature method of a layer, or the first-order one."""
+        return self.program.methods.get(layer, str(self.settings.method))
 
     def layer_rows(self) -> list[Row]:
         """One row a trainable layer, the shared work, the total."""
@@ -151,7 +171,7 @@ class Readback:
             layer,
             f"{source.size} → {node.size}{bias}",
             ", ".join(function_text(n) for n in self.pointwise_after(node)) or "-",
-            self.settings.method,
+            self.method(layer),
             *(self.factor_text(kind, layer) for kind in "QG"),
             self.kept_text(self.pointwise_after(node)),
             f"{self.parameters(node):,}",

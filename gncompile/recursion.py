@@ -16,7 +16,7 @@ A layer's output factor Ḡ is the block of its pre-activation with itself, or t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from . import step_program as ir
@@ -37,13 +37,15 @@ def input_moments(forward: Forward) -> dict[str, Value]:
     return moments
 
 
-def column_moments(forward: Forward, columns: Mapping[str, Value]) -> dict[str, Value]:
-    """``Ḡ = (1/N) Σ_s C_sᵀ C_s`` for every trainable layer the columns reach."""
+def column_moments(
+    forward: Forward, columns: Mapping[str, Value], layers: Collection[str]
+) -> dict[str, Value]:
+    """``Ḡ = (1/N) Σ_s C_sᵀ C_s`` for those of ``layers`` that the columns reach."""
     return {
         layer: forward.builder.emit(ir.Moment(), columns[node.name], name=f"G_{node.name}",
                                     comment=f"output factor of {layer}")
         for layer, node in forward.graph.layers.items()
-        if node.name in columns
+        if layer in layers and node.name in columns
     }  # fmt: skip
 
 
@@ -279,13 +281,15 @@ def pull_back_matrices(
     forward: Forward,
     seed: Value,
     representation: Representation,
+    layers: Collection[str],
     vectors: Mapping[str, Value] | None = None,
 ) -> dict[str, Value]:
-    """Pass the output Hessian ``seed`` back to every trainable layer (SPEC §4); returns Ḡ by layer.
+    """Pass the output Hessian ``seed`` back to the trainable ``layers`` (SPEC §4); returns Ḡ by layer.
 
     A cut of live tensors moves from the output to the inputs. A node leaves it once everything that reads
     it has left: linear nodes first, and all pointwise nodes that are ready together, so that a layer of
-    gates and sums is averaged once. ``vectors`` are the gradients that the Hessian's D terms need.
+    gates and sums is averaged once. It goes no further than the last of ``layers``. ``vectors`` are the
+    gradients that the Hessian's D terms need.
     """
     frontier = Frontier(forward, representation.composes)
     graph = forward.graph
@@ -295,8 +299,10 @@ def pull_back_matrices(
     while blocks.tensors:
         leaving = _ready(frontier, blocks.tensors)
         for node in leaving:
-            if isinstance(node.op, Affine) and node.op.trainable:
+            if isinstance(node.op, Affine) and node.op.trainable and node.op.layer in layers:
                 factors[node.op.layer] = representation.output_factor(blocks[node.name, node.name])
+        if len(factors) == len(layers):
+            break
         blocks = blocks.without(leaving, frontier, vectors or {})
     return {layer: factors[layer] for layer in graph.layers if layer in factors}
 

@@ -422,12 +422,15 @@ class StepProgram:
     """Instructions in execution order, the states they use, and the values the trainer asks for by role.
 
     ``columns`` is how many columns or draws the phase ``columns`` has to go through in its repeated runs.
+    ``methods`` is the curvature method of every layer, and ``reasons`` says why if it was chosen by cost.
     """
 
     instructions: tuple[Instruction, ...]
     states: dict[str, State] = field(default_factory=dict)
     results: dict[str, str] = field(default_factory=dict)
     columns: int = 0
+    methods: dict[str, str] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Instruction]:
         return iter(self.instructions)

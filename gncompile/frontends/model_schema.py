@@ -198,7 +198,7 @@ class Training(Record):
     ``output_bias = "mean"`` starts the last layer's bias at the best constant prediction.
     """
 
-    method: str = "kfra"
+    method: str | dict[str, str] = "kfra"
     batch_size: Size = 1000
     updates: Size | None = None
     epochs: Size | None = None

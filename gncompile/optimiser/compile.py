@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -20,7 +21,7 @@ def compile(
     model: nn.Module,
     loss: str | Loss | nn.Module,
     example_inputs: Tensor | tuple[Tensor, ...],
-    method: str = "kfra",
+    method: str | Mapping[str, str] = "kfra",
     *,
     seed: int = 0,
     dtype: torch.dtype | None = None,
@@ -33,11 +34,13 @@ def compile(
     ``loss`` is a name (``"mse"``, ``"bce_with_logits"``, ``"cross_entropy"``, …: summed over outputs,
     averaged over samples), an expression in ``z`` and ``y``, or a ``torch.nn`` loss (exactly what torch
     computes). ``example_inputs`` ``[N, …]`` give shapes only. ``method`` is ``"kfra"``, ``"kflr"``,
-    ``"kfac"``, ``"kfac_rp"``, ``"empirical"``, or a baseline, ``"adam"`` or ``"sgd"``. ``options`` are the
-    fields of :class:`~gncompile.optimiser.settings.Settings`. ``seed`` starts the sampling of KFAC.
-    ``backend`` is ``"torch"``, ``"triton"`` (CUDA) or ``"reference"``; ``precision`` is that of the Triton
-    backend's float32 products, in the words of ``torch.set_float32_matmul_precision``: ``"highest"``,
-    ``"high"`` or ``"medium"``.
+    ``"kfac"``, ``"kfac_rp"``, ``"empirical"``, or a baseline, ``"adam"`` or ``"sgd"``; ``"auto"`` chooses
+    for every layer by cost (:mod:`gncompile.method_choice`), and a mapping of layer patterns chooses by
+    name, ``{"*": "kfra", "decoder.*": "kfac"}``. ``options`` are the fields of
+    :class:`~gncompile.optimiser.settings.Settings`. ``seed`` starts the sampling of KFAC. ``backend`` is
+    ``"torch"``, ``"triton"`` (CUDA) or ``"reference"``; ``precision`` is that of the Triton backend's
+    float32 products, in the words of ``torch.set_float32_matmul_precision``: ``"highest"``, ``"high"`` or
+    ``"medium"``.
 
     Raises a :class:`~gncompile.errors.GncompileError` that names the place in the model for whatever cannot
     be compiled. Compiling costs about a second; memory is a few copies of the batch's activations, of the

@@ -10,9 +10,11 @@ from typing import Literal
 
 from ..errors import CompileError, message, nearest
 
-Method = Literal["kfra", "kflr", "kfac", "kfac_rp", "empirical", "adam", "sgd"]
+Method = Literal["kfra", "kflr", "kfac", "kfac_rp", "empirical", "adam", "sgd", "auto"]
 CURVATURE_METHODS = ("kfra", "kflr", "kfac", "kfac_rp", "empirical")
+SAMPLED_METHODS = ("kfac", "kfac_rp")
 FIRST_ORDER_METHODS = ("adam", "sgd")
+AUTO = "auto"
 
 POSITIVE = (
     *("damping", "damping_rate", "damping_period", "factor_damping_period", "factor_damping_rate"),
@@ -32,11 +34,14 @@ POSITIVE = (
 class Settings:
     """How the trainer steps (SPEC §7); the defaults need no tuning.
 
-    ``l2`` is one coefficient η for every weight and bias, or a mapping from parameter-name patterns
+    ``method`` is one curvature method for all layers, ``"auto"`` (chosen by cost, see
+    :mod:`gncompile.method_choice`), a mapping from layer patterns to methods
+    (``{"*": "kfra", "decoder.*": "kfac"}``, the last pattern that matches decides), or a first-order
+    baseline. ``l2`` is one coefficient η for every weight and bias, or a mapping from parameter-name patterns
     (``"*.weight"``) to coefficients; parameters no pattern matches are not decayed.
     """
 
-    method: Method = "kfra"
+    method: Method | Mapping[str, str] = "kfra"
     l2: float | Mapping[str, float] = 0.0
     damping: float = 0.1
     """Initial Levenberg-Marquardt damping λ."""
@@ -99,12 +104,28 @@ class Settings:
             _require(name, share, 0 < share <= 1, "a number in (0, 1]")
         cap = self.step_cap
         _require("step_cap", cap, cap is None or cap > 0, "None or a positive number")
-        known = (*CURVATURE_METHODS, *FIRST_ORDER_METHODS)
-        if self.method not in known:
+        self._check_method()
+
+    def _check_method(self) -> None:
+        """Refuse unknown methods, and what cannot be mixed."""
+        by_pattern = isinstance(self.method, Mapping)
+        named = tuple(self.method.values()) if isinstance(self.method, Mapping) else (self.method,)
+        known = (
+            CURVATURE_METHODS if by_pattern else (*CURVATURE_METHODS, *FIRST_ORDER_METHODS, AUTO)
+        )
+        for method in named:
+            if method not in known:
+                raise CompileError(
+                    message(
+                        f"unknown method {method!r}. {nearest(method, known)}".rstrip(),
+                        instead=f"use one of {', '.join(known)}",
+                    )
+                )
+        if "kflr" in named and set(SAMPLED_METHODS) & set(named) and self.samples > 1:
             raise CompileError(
                 message(
-                    f"unknown method {self.method!r}. {nearest(self.method, known)}".rstrip(),
-                    instead=f"use one of {', '.join(known)}",
+                    f"samples = {self.samples} together with the columns of 'kflr' in other layers",
+                    instead="use samples=1, or 'kfra' in place of 'kflr'",
                 )
             )
 
@@ -125,7 +146,7 @@ class Settings:
     @property
     def second_order(self) -> bool:
         """Whether the method uses curvature factors."""
-        return self.method in CURVATURE_METHODS
+        return self.method not in FIRST_ORDER_METHODS
 
     def rows(self, batch: int) -> dict[str, int]:
         """The samples of a batch that factors (F) and quadratic model (Q) are computed on."""

@@ -69,7 +69,7 @@ def _head(views: Views) -> Iterator[tuple[str, Cell]]:
     layers = count(len(read.graph.layers), "trainable layer")
     yield "network", f"{layers}, {read.parameter_count:,} trained parameters"
     yield "loss", [Link(read.loss.name), f": {read.loss.scale}"]
-    yield "method", f"{read.settings.method}: {METHODS[read.settings.method]}"
+    yield from read.method_lines()
     yield "costs", f"of a mean step on {read.batch} samples, {8 * read.itemsize}-bit numbers"
 
 
@@ -116,10 +116,12 @@ def node_page(views: Views, node: Node) -> Page:
     """Facts, rules, plot, formulas of the program, cost and source lines of one node."""
     read = views.read
     name = node.name
-    derived = tuple(rules(node, read.settings.method))
+    layer = node.op.layer if isinstance(node.op, Affine) and node.op.trainable else None
+    methods = read.methods if layer is None else [read.method(layer)]
+    derived = tuple(rules(node, methods))
     sections = [Section("", (Picture(node), Facts(tuple(_facts(views, node)))))]
     if derived:
-        method = f"{read.settings.method}: {METHODS[read.settings.method]}"
+        method = "; ".join(f"{name}: {METHODS[name]}" for name in methods)
         blocks: list[Block] = [Formulas(derived), *_argument_legend(node)]
         sections.append(Section("Rules", (*blocks, Paragraph(f"Curvature by {method}."))))
     if isinstance(node.op, Pointwise):

@@ -1,10 +1,12 @@
 """The rules of a node as the field writes them: value, tangent, vectors and curvature passed backwards.
 
 Pointwise rules are the derived ones, with ``x`` (or ``x_1``, ``x_2``, …) for the inputs and ``y`` for the
-value. What the recursion of the chosen method passes on is a block G (KFRA) or columns c (the others).
+value. What the recursion of a curvature method passes on is a block G (KFRA) or columns c (the others).
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import sympy
 
@@ -32,21 +34,21 @@ X, Y, H, W, N = Name("x"), Name("y"), Name("h"), Name("W"), Name("N")
 COLUMN_METHODS = ("kflr", "kfac", "kfac_rp", "empirical")
 
 
-def rules(node: Node, method: str) -> list[Line]:
+def rules(node: Node, methods: Collection[str]) -> list[Line]:
     """The rules of a node, each a line of formulas with what it is."""
     match node.op:
         case Input():
             return []
         case Output():
-            return [Line("value", Name("z"), X), *_passed(X, Name("z"), None, method)]
+            return [Line("value", Name("z"), X), *_passed(X, Name("z"), None, methods)]
         case Affine():
-            return _affine(node.op, method)
+            return _affine(node.op, methods)
         case Select():
-            return _linear(Name("P"), method)
+            return _linear(Name("P"), methods)
         case FixedLinear():
-            return _linear(Name("A"), method)
+            return _linear(Name("A"), methods)
         case Pointwise():
-            return _pointwise(rule_of(node), method)
+            return _pointwise(rule_of(node), methods)
 
 
 def _at(base: str, *of: Name) -> Name:
@@ -58,7 +60,7 @@ def _lowered(name: Name) -> str:
     return name.text.replace("_", "").translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
 
 
-def _affine(op: Affine, method: str) -> list[Line]:
+def _affine(op: Affine, methods: Collection[str]) -> list[Line]:
     bias = [(True, Name("b"))] if op.bias else []
     forward: Math = Sum(((True, product(X, Transpose(W))), *bias))
     terms: list[tuple[bool, Math]] = [(True, product(_at("r", X), Transpose(W)))]
@@ -70,40 +72,40 @@ def _affine(op: Affine, method: str) -> list[Line]:
         Line(
             "tangent along [V, v]" if op.homogeneous else "tangent", _at("r", H), Sum(tuple(terms))
         ),
-        *_passed(X, H, W, method),
+        *_passed(X, H, W, methods),
     ]
     if not op.trainable:
         return lines
     row: Math = Bracket("[", Infix(",", (X, Number("1"))), "]") if op.homogeneous else X
     lines.append(Line("gradient", Name("∇"), _mean(product(_at("g", H), Transpose(row)))))
-    if method not in ("adam", "sgd"):
+    if not {"adam", "sgd"} & set(methods):
         lines.append(Line("input factor", Name("Q"), _mean(product(row, Transpose(row)))))
         block = Infix("≈", (Name("H[W]"), Infix("⊗", (_at("G", H), Name("Q")))))
         lines.append(Line("curvature block", block, None))
     return lines
 
 
-def _linear(matrix: Name, method: str) -> list[Line]:
+def _linear(matrix: Name, methods: Collection[str]) -> list[Line]:
     meant = "value; each row of P is zero but for one 1" if matrix.text == "P" else "value"
     return [
         Line(meant, Y, product(X, Transpose(matrix))),
         Line("tangent", _at("r", Y), product(_at("r", X), Transpose(matrix))),
-        *_passed(X, Y, matrix, method),
+        *_passed(X, Y, matrix, methods),
     ]
 
 
-def _passed(x: Name, y: Name, matrix: Name | None, method: str) -> list[Line]:
+def _passed(x: Name, y: Name, matrix: Name | None, methods: Collection[str]) -> list[Line]:
     """What a linear node passes back to x: vectors, and the curvature of the method."""
 
     def times(m: Math) -> Math:
         return m if matrix is None else product(m, matrix)
 
     lines = [Line("vector passed back", _at("g", x), times(_at("g", y)))]
-    if method == "kfra":
+    if "kfra" in methods:
         block = _at("G", y)
         inner = block if matrix is None else product(Transpose(matrix), block, matrix)
         lines.append(Line("block passed back", _at("G", x), inner))
-    elif method in COLUMN_METHODS:
+    if set(COLUMN_METHODS) & set(methods):
         lines.append(Line("columns passed back", _at("c", x), times(_at("c", y))))
         if y == H:
             lines.append(Line("output factor", _at("G", y), _moment_of_columns(_at("c", y))))
@@ -114,7 +116,7 @@ def _moment_of_columns(c: Math) -> Math:
     return product(Fraction(Number("1"), N), Word("Σ"), Transpose(c), c)
 
 
-def _pointwise(rule: PointwiseRule, method: str) -> list[Line]:
+def _pointwise(rule: PointwiseRule, methods: Collection[str]) -> list[Line]:
     inputs = argument_names(rule)
     known = (*zip(rule.arguments, inputs, strict=True), (rule.output, Y))
 
@@ -135,22 +137,25 @@ def _pointwise(rule: PointwiseRule, method: str) -> list[Line]:
     lines.append(Line("tangent", _at("r", Y), Sum(tuple((True, t) for t in tangents))))
     for x, b in zip(inputs, slopes, strict=True):
         lines.append(Line("vector passed back", _at("g", x), Infix("⊙", (_at("g", Y), b))))
-    return [*lines, *_pointwise_curvature(inputs, slopes, method)]
+    return [*lines, *_pointwise_curvature(inputs, slopes, methods)]
 
 
-def _pointwise_curvature(inputs: list[Name], slopes: list[Name], method: str) -> list[Line]:
+def _pointwise_curvature(
+    inputs: list[Name], slopes: list[Name], methods: Collection[str]
+) -> list[Line]:
     pairs = list(zip(inputs, slopes, strict=True))
-    if method == "kfra":
-        return [
+    lines = []
+    if "kfra" in methods:
+        lines += [
             Line("block passed back", _at("G", *dict.fromkeys((x, y))),
                  Infix("⊙", (_at("G", Y), _mean(product(b, Transpose(c))))))
             for i, (x, b) in enumerate(pairs) for y, c in pairs[i:]
         ]  # fmt: skip
-    if method in COLUMN_METHODS:
-        return [
+    if set(COLUMN_METHODS) & set(methods):
+        lines += [
             Line("columns passed back", _at("c", x), Infix("⊙", (_at("c", Y), b))) for x, b in pairs
         ]
-    return []
+    return lines
 
 
 def argument_names(rule: PointwiseRule) -> list[Name]:
