@@ -18,6 +18,7 @@ import sympy
 
 from . import step_program as ir
 from .errors import InternalError
+from .functions import as_float
 from .shapes import infer
 from .step_program import Instruction, LeafKind, Op, Spec, State, StepProgram, Structure
 
@@ -188,7 +189,7 @@ class ProgramBuilder:
         assert isinstance(a, Value)
         if isinstance(b, float):
             u = sympy.Symbol("u", real=True)
-            return self.pointwise(u + _number(b), {u: a})
+            return self.pointwise(u + as_float(b), {u: a})
         return self.add(a, b)
 
     def times(self, a: Factor, b: Factor, name: str = "") -> Factor:
@@ -205,7 +206,7 @@ class ProgramBuilder:
     def scaled(self, value: Value, factor: float, name: str = "") -> Value:
         """``factor · value``."""
         u = sympy.Symbol("u", real=True)
-        return self.pointwise(_number(factor) * u, {u: value}, name=name)
+        return self.pointwise(as_float(factor) * u, {u: value}, name=name)
 
     # --- structured matrices --------------------------------------------------------------------------
 
@@ -285,10 +286,6 @@ class ProgramBuilder:
     def dense(self, m: Value) -> Value:
         """The full matrix behind a block."""
         return m if m.is_full else self.emit(ir.Densify(), m, name=f"{m.name}_full")
-
-
-def _number(x: float) -> sympy.Number:
-    return sympy.Integer(int(x)) if x == int(x) else sympy.Float(x)
 
 
 def _used(instructions: list[Instruction], results: set[str]) -> set[str]:

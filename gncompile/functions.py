@@ -180,6 +180,11 @@ def number(value: float | str) -> sympy.Number:
     return Rational(value if isinstance(value, str) else repr(value))
 
 
+def as_float(value: float) -> sympy.Number:
+    """A number that is only evaluated, in few digits; a whole one is exact, so that 1 and 0 simplify."""
+    return sympy.Integer(int(value)) if value == int(value) else sympy.Float(value)
+
+
 PRIMITIVES: dict[str, type[sympy.Function]] = {
     "exp": sympy.exp,
     "log": sympy.log,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from training import NETWORKS, OUTPUTS, WIDTH
 import gncompile
 from gncompile.errors import BatchError
 from gncompile.optimiser import ahead
+from gncompile.optimiser import trainer as trainer_module
 from gncompile.optimiser.ahead import DeferredStats, plan
 from gncompile.optimiser.settings import Settings
 from gncompile.optimiser.timetable import due
@@ -48,6 +50,7 @@ def parameters(trainer: Trainer) -> list[Tensor]:
         ("plain", "kfra", {"l2": 1e-3, "average": 0.9}),
         ("residual", "kflr", {"factors_every": 2, "refresh_every": 3}),
         ("gated", "kfac", {"momentum": False, "samples": 2}),
+        ("plain", "kfac_rp", {"exact_damping": True}),
     ],
 )
 def test_good_steps_are_those_of_an_unguarded_program(
@@ -177,4 +180,25 @@ def test_what_is_due_when() -> None:
         "quadratic"
     ]
     assert plan(due(settings, 6, 0)).count("invert") == 4
+    exact = plan(due(replace(settings, exact_damping=True), 6, 0))
+    assert exact.count("invert") == 1
+    assert exact.count("direction") == 4
+    assert exact.index("invert") < exact.index("direction")
     assert "invert" not in plan(due(settings, 7, 0))
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_eigendecompositions_serve_every_factor_damping(
+    guarded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps are the same to the last bit if every γ tried decomposes anew, which is what was saved."""
+    options = {"exact_damping": True, "factor_damping_period": 3, "refresh_every": 4}
+    saving, wasteful = (trainers(**options)[guarded] for _ in range(2))
+    for step in range(8):
+        first = saving.step(*batch(step)).resolved()
+        with monkeypatch.context() as patch:
+            for module in (ahead, trainer_module):
+                patch.setattr(module, "due", lambda *now: replace(due(*now), inverts_each=True))
+            second = wasteful.step(*batch(step)).resolved()
+        assert first == second
+    assert all(map(torch.equal, parameters(saving), parameters(wasteful)))

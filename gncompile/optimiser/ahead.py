@@ -74,8 +74,10 @@ def plan(now: Due) -> Plan:
     factors = ("curvature", "columns_begin", "columns", "average") if now.factors else ()
     step: Plan = ("direction", now.quadratic)
     if now.factor_damping:
-        tried = ("invert", *step, "damping_note")
-        step = ("damping_begin", *tried * 3, "damping_end", "invert", *step)
+        invert: Plan = ("invert",)
+        once, each = ((), invert) if now.inverts_each else (invert, ())
+        tried = (*each, *step, "damping_note")
+        step = (*once, "damping_begin", *tried * 3, "damping_end", *each, *step)
     elif now.inverses:
         step = ("invert", *step)
     checked = ("predict", "evaluate", "adapt") if now.damping else ()

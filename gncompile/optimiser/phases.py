@@ -17,7 +17,7 @@ import sympy
 
 from .. import step_program as ir
 from ..builder import ProgramBuilder, Value
-from ..functions import minimum, select
+from ..functions import as_float, minimum, select
 from ..loss_rules import LossRules
 from ..model_graph import Affine, Node
 from ..propagation import Forward, push_forward
@@ -80,7 +80,7 @@ class Optimiser:
 
     def _kappa(self, layer: str) -> Value:
         """κ = γ² + η, the damping of a layer's factors, with the weight's η."""
-        eta = _number(self._etas(layer)[0])
+        eta = as_float(self._etas(layer)[0])
         return self.builder.pointwise(a**2 + eta, {a: self.factor_damping}, name="kappa")
 
     # --- objective ------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ class Optimiser:
                 if eta and part is not None:
                     norm = self.builder.emit(ir.Dot(), part, part, name=f"norm_{part.name}")
                     total = self.builder.pointwise(
-                        a + _number(eta / 2) * b, {a: total, b: norm}, name=name
+                        a + as_float(eta / 2) * b, {a: total, b: norm}, name=name
                     )
         return total
 
@@ -121,7 +121,7 @@ class Optimiser:
         """Running averages ``F ← ε F + (1 − ε) F_batch``, ``ε = min(1 − 1/k, bound)`` [MG §5]."""
         count = self.scalar("updates")
         count = self.write(count, k + 1, {k: count}, "updates_now")
-        bound = _number(self.settings.factor_average)
+        bound = as_float(self.settings.factor_average)
         epsilon = self.builder.pointwise(minimum(1 - 1 / k, bound), {k: count}, name="epsilon")
         for kind, factors in (("Q", inputs), ("G", outputs)):
             for layer, factor in factors.items():
@@ -177,7 +177,7 @@ class Optimiser:
     def _mean_eigenvalue(self, factor: Value) -> Value:
         """``tr F / dim F``, kept above a floor."""
         trace = self.builder.emit(ir.Trace(), factor, name=f"trace_{factor.name}")
-        floor = _number(SMALLEST_TRACE)
+        floor = as_float(SMALLEST_TRACE)
         mean = a / factor.spec.size
         return self.builder.pointwise(
             select(mean - floor, mean, floor), {a: trace}, name="mean_eigenvalue"
@@ -279,7 +279,7 @@ class Optimiser:
                 if eta:
                     parts = [self._part(which, layer, x[layer]) for x in (v, w)]
                     dot = self.builder.emit(ir.Dot(), *parts)
-                    total = self.builder.pointwise(a + _number(eta) * b, {a: total, b: dot})
+                    total = self.builder.pointwise(a + as_float(eta) * b, {a: total, b: dot})
         return total
 
     def _part(self, which: str, layer: str, value: Value) -> Value:
@@ -328,7 +328,7 @@ class Optimiser:
         count = self.scalar("averaged")
         count = self.write(count, k + 1, {k: count}, "averaged_now")
         weight = self.builder.pointwise(
-            minimum(1 - 1 / k, _number(decay)), {k: count}, name="average_decay"
+            minimum(1 - 1 / k, as_float(decay)), {k: count}, name="average_decay"
         )
         for layer in self.layers:
             for parameter, _ in self._pairs(layer, self.last_step(layer)):
@@ -357,10 +357,10 @@ class Optimiser:
     @property
     def _damping_factor(self) -> sympy.Expr:
         """ω^T."""
-        return _number(self.settings.damping_rate**self.settings.damping_period)
+        return as_float(self.settings.damping_rate**self.settings.damping_period)
 
     def _bounded(self, changed: sympy.Expr) -> sympy.Expr:
-        low, high = (_number(x) for x in self.settings.damping_bounds)
+        low, high = (as_float(x) for x in self.settings.damping_bounds)
         return select(changed - high, high, select(low - changed, low, changed))
 
     def raise_damping(self, where: Value | None = None) -> None:
@@ -395,7 +395,3 @@ class Optimiser:
         if self.settings.average:
             count = self.scalar("averaged")
             take_back(count, k - 1, {k: count}, "averaged_before")
-
-
-def _number(x: float) -> sympy.Number:
-    return sympy.Integer(int(x)) if x == int(x) else sympy.Float(x)

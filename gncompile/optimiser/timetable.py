@@ -17,6 +17,8 @@ class Due:
     """New inverses of the factors."""
     factor_damping: bool
     """A choice of γ, which refreshes the inverses too."""
+    inverts_each: bool
+    """Whether every γ tried needs inverses of its own; eigendecompositions serve them all."""
     damping: bool
     """The check of ρ that adapts λ."""
     quadratic: str
@@ -30,6 +32,7 @@ def due(settings: Settings, updates: int, since_refresh: int) -> Due:
         factors=always or updates % settings.factors_every == 0,
         inverses=always or since_refresh + 1 >= settings.refresh_every,
         factor_damping=updates > 0 and updates % settings.factor_damping_period == 0,
+        inverts_each=not settings.exact_damping,
         damping=(updates + 1) % settings.damping_period == 0,
         quadratic="layer_quadratic" if updates < settings.layer_steps else "quadratic",
     )

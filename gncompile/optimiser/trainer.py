@@ -140,7 +140,7 @@ class Trainer(Reports):
             executable.run("average")
         self._count_refresh(now)
         if now.factor_damping:
-            self._choose_factor_damping(now.quadratic)
+            self._choose_factor_damping(now)
         elif now.inverses:
             executable.run("invert", "direction", now.quadratic)
         else:
@@ -158,19 +158,25 @@ class Trainer(Reports):
         fresh = now.inverses or now.factor_damping
         self._since_refresh = 0 if fresh else self._since_refresh + 1
 
-    def _choose_factor_damping(self, quadratic: str) -> None:
+    def _choose_factor_damping(self, now: Due) -> None:
         """Of three factor dampings γ take the one whose step is predicted to be best [MG §6.6]."""
         gamma = self._executable.memory.states["factor_damping"]
         base, rate, predicted = float(gamma), self.settings.factor_damping_rate, {}
+        each = ("invert",) if now.inverts_each else ()
+        if not each:
+            self._executable.run("invert")
+
+        def attempt(value: float) -> None:
+            gamma.fill_(value)
+            self._executable.run(*each, "direction", now.quadratic)
+
         for tried in (base / rate, base * rate, base):
-            gamma.fill_(tried)
-            self._executable.run("invert", "direction", quadratic)
+            attempt(tried)
             value = self._number("predicted")
             predicted[tried] = value if math.isfinite(value) else math.inf
         best = min(predicted, key=predicted.__getitem__)
         if best != base:
-            gamma.fill_(best)
-            self._executable.run("invert", "direction", quadratic)
+            attempt(best)
 
     def _stats(self, rho: float | None = None) -> StepStats:
         return StepStats(
