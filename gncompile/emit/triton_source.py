@@ -86,7 +86,7 @@ class TritonWriter(TorchWriter):
 
     def _views(self) -> list[str]:
         elements = [
-            f"{', '.join(names)} = {vector}.unbind()" for vector, names in self.sums.items()
+            f"({', '.join(names)}) = {vector}.unbind()" for vector, names in self.sums.items()
         ]
         return ["# Sums that are computed together.", *elements, "", *super()._views()]
 

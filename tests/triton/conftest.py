@@ -18,6 +18,13 @@ import pytest
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of the tests in this folder."""
+    parser.addoption(
+        "--all-kernels", action="store_true", help="compile every kernel of whole programs"
+    )
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Collect what this process can do, and nothing unless this folder was asked for."""
     asked = any("triton" in str(argument) for argument in config.invocation_params.args)
