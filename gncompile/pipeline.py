@@ -38,13 +38,8 @@ from .optimiser.phases import Optimiser
 from .optimiser.settings import AUTO, SAMPLED_METHODS, Settings
 from .passes.fuse_pointwise import fuse_pointwise
 from .propagation import Forward, pull_back, push_forward, weight_gradients
-from .recursion import (
-    Averaged,
-    PerSample,
-    column_moments,
-    input_moments,
-    pull_back_matrices,
-)
+from .recursion import column_moments, input_moments, pull_back_matrices
+from .representations import Averaged, PerSample
 from .step_program import StepProgram
 
 PASSES: tuple[Callable[[ModelGraph], ModelGraph], ...] = (

@@ -8,12 +8,12 @@ symbols, so one file serves every batch size. The same program gives the same te
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
 
 from .. import step_program as ir
 from ..errors import InternalError
 from ..passes.buffers import plan_buffers
-from ..step_program import Dim, Instruction, Leaf, Op, Spec, StepProgram, Structure
+from ..step_program import Dim, Instruction, Leaf, Op, Spec, StepProgram
+from .torch_operations import WRITERS, compact
 from .torch_statements import torch_statements
 
 HEADER = '''"""{title}
@@ -154,7 +154,7 @@ class TorchWriter:
         specs = [self.program[name].spec for name in i.inputs]
         if isinstance(i.op, ir.Pointwise):
             return self._pointwise(i, out, operands, specs)
-        writer = _WRITERS.get(type(i.op))
+        writer = WRITERS.get(type(i.op))
         if writer is None:
             raise InternalError(f"the torch backend does not know {i.op}")
         return writer(self, i, out, operands, specs)
@@ -167,13 +167,13 @@ class TorchWriter:
         shape = i.spec.shape
 
         def scratch(number: int) -> str:
-            return self._scratch(number, shape)
+            return self.scratch_name(number, shape)
 
         names = dict(zip(op.symbols, operands, strict=True))
         full = frozenset(n for n, s in zip(operands, specs, strict=True) if s.shape == shape)
         return torch_statements(op.expression, names, out, scratch, full)
 
-    def _scratch(self, number: int, shape: tuple[Dim, ...]) -> str:
+    def scratch_name(self, number: int, shape: tuple[Dim, ...]) -> str:
         name = "_".join(["scratch", str(number), *(str(d) for d in shape)])
         self.scratch[name] = shape
         return name
@@ -188,339 +188,7 @@ class TorchWriter:
         self.constants[f"{name}_flat"] = f"memory.flat({name})"
         return f"{name}_flat"
 
-    def _index(self, name: str, values: list[int]) -> str:
+    def index(self, name: str, values: list[int]) -> str:
         """A constant index tensor, given by ranges where it has them."""
-        self.constants[name] = f"torch.tensor({_compact(values)}, device=memory.device)"
+        self.constants[name] = f"torch.tensor({compact(values)}, device=memory.device)"
         return name
-
-
-def _compact(values: list[int]) -> str:
-    """A list of integers as a Python expression: ranges where consecutive."""
-    if values and values == list(range(values[0], values[0] + len(values))):
-        return f"range({values[0]}, {values[0] + len(values)})"
-    return repr(values)
-
-
-Writer = Callable[[TorchWriter, Instruction, str, list[str], list[Spec]], list[str]]
-_WRITERS: dict[type, Writer] = {}
-
-
-def _writes(*ops: type) -> Callable[[Writer], Writer]:
-    def register(writer: Writer) -> Writer:
-        for op in ops:
-            _WRITERS[op] = writer
-        return writer
-
-    return register
-
-
-@_writes(ir.Affine)
-def _affine(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
-    bias = len(v) % 2 == 1
-    first = f"torch.addmm({v[-1]}, " if bias else "torch.mm("
-    lines = [f"{first}{v[0]}, {v[1]}.T, out={out})"]
-    return lines + ([f"{out}.addmm_({v[2]}, {v[3]}.T)"] if len(v) >= 4 else [])
-
-
-@_writes(ir.MatMul)
-def _matmul(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
-    assert isinstance(i.op, ir.MatMul)
-    a = f"{v[0]}.mT" if i.op.transpose_a else v[0]
-    b = f"{v[1]}.mT" if i.op.transpose_b else v[1]
-    plain = all(len(s.shape) == 2 for s in specs)
-    return [f"torch.{'mm' if plain else 'matmul'}({a}, {b}, out={out})"]
-
-
-@_writes(ir.Gather)
-def _gather(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
-    """Runs of consecutive features become slice copies."""
-    assert isinstance(i.op, ir.Gather)
-    index, lines, start = i.op.index, [], 0
-    sizes = [int(s.shape[-1]) for s in specs]
-    runs = _runs(index, sizes)
-    if len(runs) <= 16:
-        for source, first, count in runs:
-            part = f"{out}[..., {start}:{start + count}]"
-            if source < 0:
-                lines.append(f"{part}.fill_({i.op.fill!r})")
-            else:
-                lines.append(f"{part}.copy_({v[source]}[..., {first}:{first + count}])")
-            start += count
-        return lines
-    offset = 0
-    if -1 in index:
-        lines.append(f"{out}.fill_({i.op.fill!r})")
-    for number, (name, size) in enumerate(zip(v, sizes, strict=True)):
-        here = [(j, k - offset) for j, k in enumerate(index) if offset <= k < offset + size]
-        offset += size
-        if here:
-            to = w._index(f"{i.name}_to{number}", [j for j, _ in here])
-            picked = w._index(f"{i.name}_from{number}", [k for _, k in here])
-            lines.append(f"{out}.index_copy_(-1, {to}, {name}.index_select(-1, {picked}))")
-    return lines
-
-
-def _runs(index: tuple[int, ...], sizes: list[int]) -> list[tuple[int, int, int]]:
-    """``(input, first, count)`` for maximal runs of consecutive features; input -1 for the fill."""
-    places = []
-    starts = [sum(sizes[:n]) for n in range(len(sizes))]
-    for k in index:
-        number = max((n for n, s in enumerate(starts) if s <= k), default=-1)
-        places.append((number, k - starts[number] if number >= 0 else 0))
-    runs: list[tuple[int, int, int]] = []
-    for number, place in places:
-        if runs and runs[-1][0] == number and (number < 0 or runs[-1][1] + runs[-1][2] == place):
-            runs[-1] = (number, runs[-1][1], runs[-1][2] + 1)
-        else:
-            runs.append((number, place, 1))
-    return runs
-
-
-@_writes(ir.Scatter)
-def _scatter(
-    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
-) -> list[str]:
-    op = i.op
-    assert isinstance(op, ir.Scatter)
-    kept = [j for j, place in enumerate(op.index) if place >= 0]
-    places = [op.index[j] for j in kept]
-    if len(kept) == op.size and places == list(range(op.size)) and _compact(kept)[0] == "r":
-        picks = {-1: "...", 0: "", -2: "..."}[op.axis]
-        span = f"{kept[0]}:{kept[0] + len(kept)}"
-        view = {"...": f"[..., {span}]" if op.axis == -1 else f"[..., {span}, :]", "": f"[{span}]"}[
-            picks
-        ]
-        return [f"{out}.copy_({v[0]}{view})"]
-    to = w._index(f"{i.name}_to", places)
-    source = w._index(f"{i.name}_from", kept)
-    return [f"linalg.scatter({v[0]}, {to}, {source}, {op.axis}, out={out})"]
-
-
-@_writes(ir.Moment)
-def _moment(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
-    assert isinstance(i.op, ir.Moment)
-    name = "second_moment" if len(v) == 1 else "cross_moment"
-    return [f"linalg.{name}({', '.join(v)}, {i.op.homogeneous}, out={out})"]
-
-
-@_writes(ir.Mean)
-def _mean(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
-    return [f"torch.mean({v[0]}, dim=0, out={out})"]
-
-
-@_writes(ir.Total)
-def _total(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
-    assert isinstance(i.op, ir.Total)
-    lines = [f"torch.sum({v[0]}, dim=None, out={out})"]
-    return lines + ([f"{out}.div_({specs[0].shape[0]})"] if i.op.mean else [])
-
-
-@_writes(ir.RowSum)
-def _row_sum(
-    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
-) -> list[str]:
-    return [f"torch.sum({v[0]}, dim=-1, keepdim=True, out={out})"]
-
-
-@_writes(ir.Dot)
-def _dot(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
-    assert isinstance(i.op, ir.Dot)
-    if not i.op.mean and all(w.owned(name) for name in i.inputs):
-        return [f"torch.dot({w.flat(v[0])}, {w.flat(v[1])}, out={out})"]
-    return [f"linalg.dot({v[0]}, {v[1]}, {i.op.mean}, out={out})"]
-
-
-@_writes(ir.Softmax)
-def _softmax(
-    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
-) -> list[str]:
-    return [f"torch.softmax({v[0]}, dim=-1, out={out})"]
-
-
-@_writes(ir.LogSumExp)
-def _log_sum_exp(
-    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
-) -> list[str]:
-    return [f"torch.logsumexp({v[0]}, dim=-1, keepdim=True, out={out})"]
-
-
-@_writes(ir.SampleCategorical)
-def _sample(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
-    return [f"linalg.sample_categorical({v[0]}, {v[1]}, out={out})"]
-
-
-@_writes(ir.Random)
-def _random(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
-    assert isinstance(i.op, ir.Random)
-    return [f'memory.random("{i.op.kind}", {out})']
-
-
-@_writes(ir.Columns)
-def _columns(
-    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
-) -> list[str]:
-    p = v[1] if len(v) > 1 else "None"
-    return [f"linalg.root_columns({v[0]}, {p}, start, out={out})"]
-
-
-@_writes(ir.Stack)
-def _stack(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
-    return [f"torch.stack([{', '.join(v)}], out={out})"]
-
-
-@_writes(ir.Zeros)
-def _zeros(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
-    return [f"{out}.zero_()"]
-
-
-@_writes(ir.BroadcastRows)
-def _broadcast(
-    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
-) -> list[str]:
-    return [f"{out}.copy_({v[0]})"]
-
-
-@_writes(ir.SampleDiagonal)
-def _diagonal(
-    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
-) -> list[str]:
-    return [f"{out}.zero_()", f"{out}.diagonal(dim1=-2, dim2=-1).copy_({v[0]})"]
-
-
-@_writes(ir.SampleOuter)
-def _outer(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
-    return [f"torch.mul({v[0]}[:, :, None], {v[1]}[:, None, :], out={out})"]
-
-
-@_writes(ir.SampleRoot)
-def _sample_root(
-    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
-) -> list[str]:
-    return [f"linalg.sample_roots({v[0]}, out={out})"]
-
-
-@_writes(ir.SampleMultiply)
-def _sample_multiply(
-    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
-) -> list[str]:
-    return [f"torch.bmm({v[0]}, {v[1]}.unsqueeze(-1), out={out}.unsqueeze(-1))"]
-
-
-@_writes(ir.ScaleSides)
-def _scale_sides(
-    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
-) -> list[str]:
-    assert isinstance(i.op, ir.ScaleSides)
-    if not i.op.left:
-        return [f"torch.mul({v[0]}, {v[1]}[:, None, :], out={out})"]
-    lines = [f"torch.mul({v[0]}, {v[1]}[:, :, None], out={out})"]
-    return lines + ([f"{out}.mul_({v[2]}[:, None, :])"] if i.op.right else [])
-
-
-@_writes(ir.Multiply)
-def _multiply(
-    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
-) -> list[str]:
-    match specs[0].structure:
-        case Structure.SCALED_IDENTITY:
-            return [f"torch.mul({v[1]}, {v[0]}, out={out})"]
-        case Structure.DIAGONAL:
-            return [f"torch.mul({v[1]}, {v[0]}[:, None], out={out})"]
-    return [f"torch.mm({v[0]}, {v[1]}, out={out})"]
-
-
-@_writes(ir.SymmetricProduct)
-def _symmetric(
-    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
-) -> list[str]:
-    return [f"linalg.symmetric_product({v[0]}, {v[1]}, out={out})"]
-
-
-@_writes(ir.Hadamard)
-def _hadamard(
-    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
-) -> list[str]:
-    return [f"torch.mul({v[0]}, {v[1]}, out={out})"]
-
-
-@_writes(ir.AddDiagonal)
-def _add_diagonal(
-    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
-) -> list[str]:
-    return [f"{out}.copy_({v[0]})", f"{out}.diagonal().add_({v[1]})"]
-
-
-@_writes(ir.Densify)
-def _densify(
-    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
-) -> list[str]:
-    return [f"{out}.zero_()", f"{out}.diagonal().copy_({v[0]})"]
-
-
-@_writes(ir.Trace)
-def _trace(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
-    match specs[0].structure:
-        case Structure.SCALED_IDENTITY:
-            return [f"torch.mul({v[0]}, {specs[0].size}, out={out})"]
-        case Structure.DIAGONAL:
-            return [f"torch.sum({v[0]}, dim=None, out={out})"]
-    return [f"torch.sum({v[0]}.diagonal(), dim=None, out={out})"]
-
-
-@_writes(ir.PlusTranspose)
-def _plus_transpose(
-    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
-) -> list[str]:
-    return [f"torch.add({v[0]}, {v[0]}.mT, out={out})"]
-
-
-@_writes(ir.Decay)
-def _decay(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
-    assert isinstance(i.op, ir.Decay)
-    lines = [f"{out}.copy_({v[0]})"]
-    if i.op.weight:
-        lines.append(f"{out}[:, : {specs[1].shape[1]}].add_({v[1]}, alpha={i.op.weight!r})")
-    return lines + ([f"{out}[:, -1].add_({v[2]}, alpha={i.op.bias!r})"] if len(v) > 2 else [])
-
-
-@_writes(ir.Average)
-def _average(
-    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
-) -> list[str]:
-    return [f"torch.lerp({v[1]}, {v[0]}, {v[2]}, out={out})"]
-
-
-@_writes(ir.DampedInverse)
-def _damped_inverse(
-    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
-) -> list[str]:
-    return [f"linalg.damped_inverse({v[0]}, {v[1]}, out={out})"]
-
-
-@_writes(ir.Eigen)
-def _eigen(w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
-    return [f"linalg.eigen({v[0]}, out={out})"]
-
-
-@_writes(ir.Precondition)
-def _precondition(
-    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
-) -> list[str]:
-    scratch = w._scratch(0, i.spec.shape)
-    return [f"linalg.precondition({', '.join(v)}, {scratch}, out={out})"]
-
-
-@_writes(ir.PreconditionEigen)
-def _precondition_eigen(
-    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
-) -> list[str]:
-    return [f"linalg.precondition_eigen({', '.join(v)}, out={out})"]
-
-
-@_writes(ir.StepSizes)
-def _step_sizes(
-    w: TorchWriter, i: Instruction, out: str, v: list[str], specs: list[Spec]
-) -> list[str]:
-    assert isinstance(i.op, ir.StepSizes)
-    terms, op = ", ".join(v), i.op
-    return [f"linalg.step_sizes([{terms}], {op.groups}, {op.momentum}, {op.cap!r}, out={out})"]
