@@ -1,9 +1,9 @@
 """Is a separable loss convex in the network output? A proof if rules give one, else a check.
 
 Gauss-Newton matrices need ``e''(z) ≥ 0`` for every output ``z`` and every target ``y``. The rules
-of :func:`is_nonnegative` prove most smooth losses. Where they do not, ``e''`` is evaluated in high
-precision on a grid, and ``e`` and ``e'`` are compared on both sides of every kink. A counterexample
-refuses the loss.
+of :func:`is_nonnegative` prove most smooth losses, and piece by piece most losses with kinks
+(:func:`is_convex_in_pieces`). Where they do not, ``e''`` is evaluated in high precision on a grid, and ``e``
+and ``e'`` are compared on both sides of every kink. A counterexample refuses the loss.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ def convexity(
     found = check.negative_curvature() or check.bad_kink(kinks)
     if found:
         return found
+    if kinks and is_convex_in_pieces(expression, output):
+        return Convexity("convex", "every piece is convex, and e' falls at no kink between them")
     if proved:
         return Convexity(
             "unproved", "e'' ≥ 0 between the kinks; e' was seen not to fall at any of them"
@@ -94,6 +96,76 @@ def _kinks(expression: sympy.Expr, output: sympy.Symbol) -> tuple[sympy.Expr, ..
     """What changes sign where ``expression`` may have a kink in ``output``."""
     found = {part.args[0] for part in expression.atoms(sympy.Abs, sympy.sign, select)}
     return tuple(sorted((k for k in found if k.has(output)), key=sympy.default_sort_key))
+
+
+def is_convex_in_pieces(expression: sympy.Expr, output: sympy.Symbol) -> bool:
+    """Whether ``e`` is proved convex in ``z`` as a sum of smooth convex terms and of terms ``f(u)``.
+
+    ``u`` is affine in ``z`` (a residual ``z - y``, a margin ``1 - y z``), so ``f(u)`` is convex if ``f`` is: if each
+    of its pieces between kinks is, and at no kink ``f`` jumps or ``f'`` falls.
+    """
+    kinked, smooth = sympy.sift(
+        sympy.Add.make_args(expression), lambda term: bool(_kinks(term, output)), binary=True
+    )
+    if not is_nonnegative(sympy.diff(sympy.Add(*smooth), output, 2)):
+        return False
+    together = [sympy.Add(*kinked)]
+    return any(all(_is_convex_term(term, output) for term in terms) for terms in (together, kinked))
+
+
+def _is_convex_term(term: sympy.Expr, output: sympy.Symbol) -> bool:
+    u = sympy.Symbol("u", real=True)
+    for part in sorted(term.atoms(sympy.Abs, sympy.sign, select), key=sympy.default_sort_key):
+        affine = sympy.expand(part.args[0])
+        slope = affine.coeff(output)
+        if slope == 0 or (affine - slope * output).has(output):
+            continue
+        at = sympy.expand((u - (affine - slope * output)) / slope)
+        of_u = term.subs(output, at).replace(lambda e: e.is_Add, sympy.expand)
+        if of_u.free_symbols <= {u}:
+            return _is_convex_function(of_u, u)
+    return False
+
+
+def _is_convex_function(f: sympy.Expr, u: sympy.Symbol) -> bool:
+    """Whether ``f(u)`` is proved convex; not if it has a kink elsewhere than at a polynomial's roots."""
+    kinks: set[sympy.Expr] = {sympy.Integer(0)}  # more points than kinks do no harm
+    for kink in _kinks(f, u):
+        for sign in (1, -1):  # of what stands between bars
+            polynomial = kink.replace(sympy.Abs, lambda inner, sign=sign: sign * inner)
+            if not polynomial.is_polynomial(u):
+                return False
+            kinks |= set(sympy.real_roots(sympy.Poly(polynomial, u)))
+    points = sorted(kinks)
+    inner = [(low + high) / 2 for low, high in itertools.pairwise(points)]
+    pieces = [_piece(f, u, x) for x in (points[0] - 1, *inner, points[-1] + 1)]
+    t = sympy.Symbol("t", positive=True)
+    ends = [
+        (points[0] - t,),
+        *((x + t, y - t) for x, y in itertools.pairwise(points)),
+        (points[-1] + t,),
+    ]
+    for piece, from_end in zip(pieces, ends, strict=True):
+        second = sympy.diff(piece, u, 2)
+        if not any(is_nonnegative(second.subs(u, v)) for v in (u, *from_end)):
+            return False
+    for x, (below, above) in zip(points, itertools.pairwise(pieces), strict=True):
+        step = above - below
+        if sympy.simplify(step.subs(u, x)) != 0:
+            return False
+        if not sympy.simplify(sympy.diff(step, u).subs(u, x)).is_nonnegative:
+            return False
+    return True
+
+
+def _piece(f: sympy.Expr, u: sympy.Symbol, x: sympy.Expr) -> sympy.Expr:
+    """The smooth function that ``f`` is between the two kinks around ``x``."""
+
+    def sign(of: sympy.Expr) -> sympy.Expr:
+        return sympy.sign(of.subs(u, x))
+
+    f = f.replace(select, lambda c, above, below: above if sign(c) > 0 else below)
+    return f.replace(sympy.Abs, lambda inner: sign(inner) * inner).replace(sympy.sign, sign)
 
 
 def _grid() -> list[float]:

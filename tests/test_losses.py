@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from gncompile import losses
-from gncompile.convexity import is_nonnegative
+from gncompile.convexity import is_convex_in_pieces, is_nonnegative
 from gncompile.errors import BatchError, ExpressionError, LossError, RegistrationError
 from gncompile.losses import (
     NOISE,
@@ -27,6 +27,7 @@ from gncompile.losses import (
     register_loss,
     resolve_loss,
 )
+from gncompile.parsing import parse_expression
 
 SEPARABLE = [name for name in losses.loss_names() if isinstance(resolve_loss(name), SeparableLoss)]
 TEXTS = ["exp(z) - y*z", "log(1 + exp(z)) - y*z", "log(cosh(z - y))", "sqrt(1 + (z - y)**2)"]
@@ -309,9 +310,15 @@ def test_a_sampler_of_another_loss_is_refused() -> None:
         ("cosh(z - y)", "convex"),
         ("(z - y)**4 + 2*softplus(z)", "convex"),
         ("sqrt(1 + (z - y)**2)", "convex"),
-        ("relu(z - y)**2", "unproved"),
+        ("relu(z - y)**2", "convex"),
+        ("relu(z - y)**3", "convex"),
+        ("relu(1 - y*z)**2", "convex"),
+        ("exp(abs(z - y))", "convex"),
+        ("where(abs(z - y) < 0.3, (z - y)**2/2, 0.3*abs(z - y) - 0.045)", "convex"),
         ("z**2/2 + cos(z)", "unproved"),
-        ("z**2 + abs(z - y)", "unproved"),
+        ("z**2 + abs(z - y)", "convex"),
+        ("z**2 + abs(z - y) + 2*abs(z)", "convex"),
+        ("z**2 + abs(sinh(z - y))", "unproved"),
     ],
 )
 def test_convex_expressions_pass(text: str, verdict: str) -> None:
@@ -319,6 +326,31 @@ def test_convex_expressions_pass(text: str, verdict: str) -> None:
     assert isinstance(loss, SeparableLoss)
     assert loss.convexity.verdict == verdict
     assert loss.convexity.witness is None
+
+
+KINKED_NOT_CONVEX = (
+    "z**2 - abs(z - y)",
+    "z**2 + select(z - y, 1, 0)",
+    "z**2 + abs(abs(z - y) - 1)",
+    "z**2 + 5*abs(z - y)*(abs(z - y) - 1)",
+    "abs(z - y) - (z - y)**2/10",
+    "where(z - y < 0, (z - y)**2, sin(z - y))",
+    "where(abs(z - y) < 1, (z - y)**2/2, abs(z - y)/2)",
+)
+
+
+@pytest.mark.parametrize("text", KINKED_NOT_CONVEX)
+def test_no_proof_of_what_is_not_convex(text: str) -> None:
+    """Each violates the midpoint inequality somewhere, so a proof would be wrong."""
+    expression = parse_expression(text, {"z": OUTPUT, "y": TARGET})
+    points = np.arange(-24, 25) / 8
+    a, b = np.meshgrid(points, points)
+    middle, y = (a + b) / 2, np.zeros_like(a)
+    excess = (
+        numeric(expression, middle, y) - (numeric(expression, a, y) + numeric(expression, b, y)) / 2
+    )
+    assert excess.max() > 1e-4
+    assert not is_convex_in_pieces(expression, OUTPUT)
 
 
 @pytest.mark.parametrize(
