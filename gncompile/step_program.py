@@ -328,7 +328,9 @@ class Average:
 
 @dataclass(frozen=True)
 class DampedInverse:
-    """``(M + c I)⁻¹`` (inputs M, c), same structure as M."""
+    """``(M + c I)⁻¹`` (inputs M, c), same structure as M; ``refined`` from the inverse it overwrites."""
+
+    refined: bool = False
 
 
 @dataclass(frozen=True)

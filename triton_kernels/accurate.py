@@ -44,7 +44,7 @@ def sign(x):
 
 @triton.jit
 def select(c, u, v):
-    """``u`` where ``c > 0``, else ``v``; also ``v`` where ``c`` is NaN, by which guards tell what is finite."""
+    """``u`` where ``c > 0``, else ``v``, also where ``c`` is NaN: by which guards tell what is finite."""
     return tl.where(c > 0, u, v)
 
 

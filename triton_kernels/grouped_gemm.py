@@ -36,7 +36,7 @@ from .launches import (
     padded_operand,
     require,
 )
-from .settings import Precision, Shape, cdiv, matrix_default
+from .settings import Precision, Shape, cdiv, matrix_default, with_results
 
 
 @triton.jit
@@ -116,6 +116,7 @@ def plan_group(
     if settings is None:
         shapes = [Shape(len(left), len(right), left.shape[1]) for left, right in pairs]
         settings = default_settings(shapes, problems[0].a.dtype, precision)
+        settings = with_results(settings, 1 + len(problems[0].outputs))
     items = [_item(p, *pair, settings) for p, pair in zip(problems, pairs, strict=True)]
     table = tabulate(items)
     return Group(tuple(problems), transpose_a, transpose_b, precision, settings, table)

@@ -7,7 +7,8 @@ compared on the device with a limit below 1, in a way that a NaN fails. Where it
 
 * X becomes the ``fallback``, a matrix that a Cholesky factorisation is kept in; or, without one,
 * the iteration starts afresh from ``X = I/‖M‖_F``, which converges from anywhere, at first by a factor of two
-  for each iteration: ``log2(cond M · √n) + 5`` iterations make a cold start.
+  for each iteration: ``log2(cond M · √n) + 5`` iterations make a cold start. Those of ``restart`` are for
+  this; every tile of a matrix whose guess was good skips them.
 
 κI is never stored. Only the lower triangle of the new X is multiplied; it is mirrored, so that X is symmetric
 bit by bit. All matrices of a plan share each launch.
@@ -92,14 +93,18 @@ def symmetric_operand(x, size):
 
 @triton.jit
 def residual_kernel(
-    table, partial,
+    table, partial, tripped,
     COUNT: tl.constexpr, PADDED: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr,
     TYPES: tl.constexpr, UNITS: tl.constexpr, ALIGNED: tl.constexpr, INPUTS: tl.constexpr,
-    CURRENT: tl.constexpr, GUARD: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+    CURRENT: tl.constexpr, GUARD: tl.constexpr, RESTARTED: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
     DTYPE: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """``Q = X (A + κI)``; with ``GUARD`` each tile's part of ``‖I - Q‖_F²`` and ``‖A + κI‖_F²`` too."""
     entry, rows, columns, size, _ = group_tile(table, COUNT, PADDED, WIDTH, WHOLE, BLOCK, BLOCK)
+    if RESTARTED:  # noqa: SIM102 - known when compiling, unlike the other
+        if tl.load(tripped + tl.load(entry + 3)) == 0:
+            return
     matrices = group_matrices(entry, 0, INPUTS + 2, TYPES, UNITS, ALIGNED)
     a, x, out = matrices[A], matrices[CURRENT], matrices[INPUTS]
     product = multiply_tile(
@@ -167,14 +172,18 @@ def restart_kernel(
 
 @triton.jit
 def update_kernel(
-    table,
+    table, tripped,
     COUNT: tl.constexpr, PADDED: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr,
     TYPES: tl.constexpr, UNITS: tl.constexpr, ALIGNED: tl.constexpr, INPUTS: tl.constexpr,
-    CURRENT: tl.constexpr, NEXT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+    CURRENT: tl.constexpr, NEXT: tl.constexpr, RESTARTED: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
     DTYPE: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The next X, ``2 X - X Qᵀ``, in tiles on and below the diagonal, mirrored."""
     entry, rows, columns, size, _ = group_tile(table, COUNT, PADDED, WIDTH, WHOLE, BLOCK, BLOCK)
+    if RESTARTED:  # noqa: SIM102 - known when compiling, unlike the other
+        if tl.load(tripped + tl.load(entry + 3)) == 0:
+            return
     row = tl.min(rows, axis=0)
     column = tl.min(columns, axis=0)
     if row >= column:
@@ -289,14 +298,23 @@ def _with_rows(tensor: Tensor, size: int) -> Tensor:
     return seen
 
 
-def _newton_schulz(plan: InversePlan, *, iterations: int = 2, limit: float = LIMIT) -> list[Launch]:
+def _newton_schulz(
+    plan: InversePlan, *, iterations: int = 2, restart: int = 0, limit: float = LIMIT
+) -> list[Launch]:
     """Refine every X of a plan in place, ``X ≈ (A + κI)⁻¹``; see the module docstring.
 
     Args:
         plan: From :func:`plan_inverses`.
         iterations: Each squares the residual; 3 n³ flops.
+        restart: Further iterations, an even number, of matrices that started afresh.
         limit: Largest residual in Frobenius norm, below 1, from which a guess is refined.
+
+    Raises:
+        InternalError: The limit is not between 0 and 1, or ``restart`` is odd: the results of matrices with
+            and without these iterations would lie in different places.
     """
+    if restart % 2:
+        raise InternalError(f"iterations after a restart come in pairs, not {restart}")
     group, chosen = plan.group, plan.settings
     numbers = arithmetic(group.tensors[:1], plan.precision)
     inputs = len(group.kinds)
@@ -306,22 +324,22 @@ def _newton_schulz(plan: InversePlan, *, iterations: int = 2, limit: float = LIM
         if name not in ("KINDS", "BLOCK_M", "BLOCK_N")
     }
     shared |= {"INPUTS": inputs, "BLOCK": group.block_m, "ACCUMULATOR": numbers["ACCUMULATOR"]}
-    products = {**shared, **numbers, "BLOCK_K": chosen.block_k}
+    products = {**shared, **numbers, "BLOCK_K": chosen.block_k, "tripped": plan.tripped}
     grid = (group.tiles,)
     launches = []
     current, following = X.value, inputs + 1
-    for iteration in range(iterations):
+    for iteration in range(iterations + restart):
         first = iteration == 0
-        places = {"CURRENT": current, "NEXT": following}
-        guard = {"partial": plan.partial, "CURRENT": current, "GUARD": first}
-        launches.append(make_launch(residual_kernel, grid, chosen, **products, **guard))
+        common = {**products, "CURRENT": current, "RESTARTED": iteration >= iterations}
+        guard = {"partial": plan.partial, "GUARD": first}
+        launches.append(make_launch(residual_kernel, grid, chosen, group, **common, **guard))
         if first:
             launches += _judged(plan, limit, grid, shared)
-        launches.append(make_launch(update_kernel, grid, chosen, **products, **places))
+        launches.append(make_launch(update_kernel, grid, chosen, group, **common, NEXT=following))
         current, following = following, current
     if plan.fallback or current != X.value:
         arguments = {**shared, "tripped": plan.tripped, "CURRENT": current}
-        launches.append(Launch(settle_kernel, grid, arguments, 4, 1))
+        launches.append(Launch(settle_kernel, grid, arguments, 4, 1, group))
     return launches
 
 
@@ -341,7 +359,7 @@ def _judged(
     )
     if plan.fallback:
         return [judged]
-    return [judged, Launch(restart_kernel, grid, {**shared, **results}, 4, 1)]
+    return [judged, Launch(restart_kernel, grid, {**shared, **results}, 4, 1, plan.group)]
 
 
 def inverse_reference(a: Tensor, damping: Number) -> Tensor:

@@ -150,6 +150,15 @@ def _square(
     return MatrixSettings(block, block, 16 if unrolled else 128 // dtype.itemsize, warps, 3)
 
 
+def with_results(settings: MatrixSettings, results: int) -> MatrixSettings:
+    """The settings for an epilogue of so many results, whose tiles are in registers together.
+
+    A thread of 4 warps has 32 elements of each tile of 64 × 64: with three, compute capability 90 spilled.
+    """
+    wide = settings.block_m * settings.block_n >= 64 * 64
+    return replace(settings, num_warps=8) if wide and results > 2 else settings
+
+
 def matrix_space(
     shape: Shape,
     dtype: torch.dtype,

@@ -61,6 +61,13 @@ def compile(
                 instead=f"convert the model first: model.to({dtype})",
             )
         )
+    if settings.inverse == "newton_schulz" and backend != "triton":
+        raise CompileError(
+            message(
+                f"inverse='newton_schulz' with the backend {backend!r}",
+                instead="use backend='triton', or inverse='cholesky'",
+            )
+        )
     program = step_program(traced.graph, declared, settings)
     executable = Executable(
         program,

@@ -154,8 +154,9 @@ class Optimiser:
             g_damping = self.builder.pointwise(b / a, {a: pi, b: root}, name="g_damping")
             for kind, factor, damping in (("Q", q, q_damping), ("G", g, g_damping)):
                 inverse = self._inverse(kind, layer, factor.spec)
+                refined = self.settings.inverse == "newton_schulz" and len(factor.spec.shape) == 2
                 self.builder.emit(
-                    ir.DampedInverse(),
+                    ir.DampedInverse(refined),
                     factor,
                     damping,
                     into=inverse,

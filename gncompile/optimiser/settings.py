@@ -49,6 +49,9 @@ class Settings:
     damping_rate: float = 0.95
     """ω: λ is multiplied by ω^T or divided by it every T = ``damping_period`` steps."""
     damping_period: int = 5
+    inverse: Literal["cholesky", "newton_schulz"] = "cholesky"
+    """How damped factors are inverted: anew by Cholesky, or on the Triton backend by Newton and Schulz's
+    iteration from the inverses of before, in matrix products only."""
     exact_damping: bool = False
     """Divide by ``q_i g_j + κ`` in the eigenbases instead of damping the two factors separately."""
     factor_damping_period: int = 20
@@ -104,7 +107,20 @@ class Settings:
             _require(name, share, 0 < share <= 1, "a number in (0, 1]")
         cap = self.step_cap
         _require("step_cap", cap, cap is None or cap > 0, "None or a positive number")
+        self._check_inverse()
         self._check_method()
+
+    def _check_inverse(self) -> None:
+        """Refuse unknown inverses, and refined ones where eigenvectors take their place."""
+        known = ("cholesky", "newton_schulz")
+        _require("inverse", self.inverse, self.inverse in known, f"one of {', '.join(known)}")
+        if self.exact_damping and self.inverse != "cholesky":
+            raise CompileError(
+                message(
+                    f"exact_damping together with inverse={self.inverse!r}",
+                    instead="leave one of them out: exact damping inverts nothing, it decomposes",
+                )
+            )
 
     def _check_method(self) -> None:
         """Refuse unknown methods, and what cannot be mixed."""

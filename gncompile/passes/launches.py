@@ -189,6 +189,8 @@ def kind_of(program: StepProgram, members: list[Instruction]) -> Kind:
             return Kind.SOFTMAX
         case ir.Decay():
             return Kind.DECAY
+        case ir.DampedInverse(refined=True):
+            return Kind.INVERSE
         case ir.Affine() | ir.MatMul() if _is_product(program, root):
             return Kind.GEMM
         case ir.Multiply() if matrices[0]:
@@ -260,7 +262,7 @@ def _likeness(program: StepProgram, kernel: Kernel) -> tuple:
     """Equal for kernels that differ in tensors and sizes only, so that one launch can hold them."""
     if not _can_share(program, kernel):
         return kernel.stores
-    if kernel.kind in (Kind.PRECONDITION, Kind.DECAY, Kind.TORCH):
+    if kernel.kind in (Kind.PRECONDITION, Kind.DECAY, Kind.INVERSE, Kind.TORCH):
         return (kernel.kind,)
     if _is_scalar(kernel):
         return SCALARS

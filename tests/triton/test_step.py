@@ -11,7 +11,9 @@ from architectures import Act, Chain, Fork, Linear, Scale, Slice, build, calibra
 from torch import Tensor, nn
 
 import gncompile
+from gncompile.errors import CompileError
 from gncompile.losses import define_loss
+from gncompile.optimiser.settings import Settings
 from gncompile.optimiser.trainer import Trainer
 
 TANH = Act("tanh")
@@ -144,6 +146,30 @@ def test_loss_and_gradient_are_those_of_autograd() -> None:
     for name, parameter in one.model.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-10, atol=1e-12)
     assert math.isclose(float(one.loss(x, y)), loss.item(), rel_tol=1e-12)
+
+
+def test_refined_inverses_train_like_exact_ones() -> None:
+    """Each refinement leaves a residual of 1/16 at most, far less while the factors move slowly."""
+    generator = torch.Generator().manual_seed(8)
+    x, y = normal(generator, 33, INPUTS), torch.sigmoid(normal(generator, 33, 3))
+    losses = {}
+    for backend, inverse in (("triton", "newton_schulz"), ("torch", "cholesky")):
+        options = {"inverse": inverse, "layer_steps": 0, "refresh_always": 3, "refresh_every": 2}
+        one = trainer("narrow", "bce_with_logits", "kfra", backend, torch.float64, **options)
+        losses[inverse] = [float(one.step(x, y).loss) for _ in range(20)]
+    exact = torch.tensor(losses["cholesky"])
+    gained = exact[0] - exact.min()
+    assert float(gained) > 0.05
+    assert float((torch.tensor(losses["newton_schulz"]) - exact).abs().max()) < 0.02 * float(gained)
+
+
+def test_refined_inverses_need_triton() -> None:
+    with pytest.raises(CompileError, match="newton_schulz' with the backend 'torch'"):
+        trainer("narrow", "mse", "kfra", "torch", torch.float64, inverse="newton_schulz")
+    with pytest.raises(CompileError, match="exact_damping together with"):
+        Settings(inverse="newton_schulz", exact_damping=True)
+    with pytest.raises(CompileError, match="inverse = 'qr'"):
+        Settings.from_options(inverse="qr")
 
 
 def test_a_bad_batch_is_refused() -> None:
