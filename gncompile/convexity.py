@@ -101,8 +101,8 @@ def _kinks(expression: sympy.Expr, output: sympy.Symbol) -> tuple[sympy.Expr, ..
 def is_convex_in_pieces(expression: sympy.Expr, output: sympy.Symbol) -> bool:
     """Whether ``e`` is proved convex in ``z`` as a sum of smooth convex terms and of terms ``f(u)``.
 
-    ``u`` is affine in ``z`` (a residual ``z - y``, a margin ``1 - y z``), so ``f(u)`` is convex if ``f`` is: if each
-    of its pieces between kinks is, and at no kink ``f`` jumps or ``f'`` falls.
+    ``u`` is affine in ``z`` (a residual ``z - y``, a margin ``1 - y z``), so ``f(u)`` is convex if ``f`` is.
+    That holds if each piece of ``f`` between kinks is convex, and at no kink ``f`` jumps or ``f'`` falls.
     """
     kinked, smooth = sympy.sift(
         sympy.Add.make_args(expression), lambda term: bool(_kinks(term, output)), binary=True
