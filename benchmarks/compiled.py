@@ -30,8 +30,8 @@ class Compiled:
         backend: str = "torch",
     ) -> None:
         traced, declared, reader = understand(model, loss, x)
-        # Plain KFRA, without the trainer's trace correction: the peers' KFRA has none.
-        settings = Settings.from_options(method=method, trace_correction=False)
+        # As the peers do: plain KFRA, without the trainer's trace correction, on the whole batch.
+        settings = Settings.from_options(method=method, trace_correction=False, factor_share=1.0)
         self.program = step_program(traced.graph, declared, settings)
         self.executable = Executable(
             self.program,
