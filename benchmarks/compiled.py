@@ -28,6 +28,7 @@ class Compiled:
         y: Tensor,
         method: str = "kfra",
         backend: str = "torch",
+        precision: str = "highest",
     ) -> None:
         traced, declared, reader = understand(model, loss, x)
         # As the peers do: plain KFRA, without the trainer's trace correction, on the whole batch.
@@ -38,6 +39,7 @@ class Compiled:
             traced,
             declared,
             backend=backend,
+            precision=precision,
             dtype=reader.dtype,
             device=reader.device,
         )
@@ -53,10 +55,11 @@ class Compiled:
         method: str = "kfra",
         backend: str = "torch",
         dtype: torch.dtype = torch.float32,
+        precision: str = "highest",
     ) -> Compiled:
         """For a problem, on a copy of its model in that dtype."""
         x = problem.x.to(dtype)
-        return cls(problem.fresh(dtype), problem.declared_loss, x, x, method, backend)
+        return cls(problem.fresh(dtype), problem.declared_loss, x, x, method, backend, precision)
 
     def run(self, *phases: str) -> None:
         """Load the batch and run phases."""

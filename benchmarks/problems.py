@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -59,6 +59,10 @@ class Problem:
     def declared_loss(self) -> str | nn.Module:
         """The same loss as gncompile takes it."""
         return nn.MSELoss() if self.loss == "mse" else "bce_with_logits"
+
+    def on(self, device: torch.device) -> Problem:
+        """The same problem with model and batch on ``device``."""
+        return replace(self, model=copy.deepcopy(self.model).to(device), x=self.x.to(device))
 
     def fresh(self, dtype: torch.dtype = torch.float32) -> nn.Sequential:
         """A copy of the model, for a contestant that trains it."""

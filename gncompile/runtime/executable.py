@@ -42,7 +42,7 @@ class EmittedStep:
     def __init__(self, bind: Bind, program: StepProgram, dims: Mapping[str, int]) -> None:
         self.program = program
         self.column_start = 0
-        self._phases, self._values = bind(*(dims[d] for d in "NFQS"))
+        self.phase_functions, self._values = bind(*(dims[d] for d in "NFQS"))
         self._inputs = {leaf.op.key: leaf.name for leaf in program.leaves("input")}  # type: ignore
         self._targets = [leaf.name for leaf in program.leaves("target")]
 
@@ -58,9 +58,9 @@ class EmittedStep:
     def run(self, phase: str) -> None:
         """Execute one phase."""
         if phase == "columns":
-            self._phases[phase](self.column_start)
+            self.phase_functions[phase](self.column_start)
         else:
-            self._phases[phase]()
+            self.phase_functions[phase]()
 
     def value(self, name: str) -> Tensor:
         """The tensor a value lives in."""

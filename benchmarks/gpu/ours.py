@@ -1,0 +1,98 @@
+"""Our side: compiled programs on a device, replayed as graphs where they are on a GPU, and what they cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gncompile.costs import Cost, CostModel
+from gncompile.optimiser.settings import Settings
+from gncompile.optimiser.trainer import Trainer
+from gncompile.passes.launches import schedule
+from gncompile.runtime.graphs import Graphs
+from gncompile.schedule import Kernel
+from gncompile.step_program import StepProgram
+
+from ..compiled import Compiled
+from ..contestants import trainer
+from ..problems import Problem
+from .clock import Clock
+from .rows import Prepared
+
+STEADY = {"layer_steps": 0}
+"""What holds after the first 20 steps: one step size for all layers together."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How gncompile runs: backend and precision."""
+
+    backend: str
+    precision: str
+
+    def phases(self, problem: Problem, method: str, *names: str) -> Prepared:
+        """Phases of a step on the whole batch, without loading it: what is timed is the device's work."""
+        ours = Compiled.of(problem, method, self.backend, precision=self.precision)
+        ours.executable.load(ours.inputs, ours.target)
+        graphs = Graphs(ours.executable)
+        cost = phase_costs(ours.program, problem.batch)
+        total = sum((cost[n] for n in names if n in cost), Cost())
+        return Prepared(lambda: graphs.run(names), total.flops, total.bytes)
+
+    def step(self, problem: Problem, clock: Clock, **options: Any) -> Prepared:
+        """``Trainer.step`` over whole cycles of refreshes and damping choices."""
+        ours = self.trainer(problem, **options)
+        settings = ours.settings
+        if not settings.second_order:
+            return Prepared(lambda: ours.step(problem.x, problem.x))
+        cycle = math.lcm(
+            settings.refresh_every, settings.damping_period, min(settings.factor_damping_period, 20)
+        )
+        # On a GPU every sequence of phases has to be met twice before it is a graph.
+        warm_up = settings.refresh_always + (3 * cycle if clock.is_cuda else 1)
+        cost = step_cost(ours.program, settings, problem.batch)
+        return Prepared(
+            lambda: ours.step(problem.x, problem.x), cost.flops, cost.bytes, cycle, warm_up
+        )
+
+    def trainer(self, problem: Problem, **options: Any) -> Trainer:
+        """A trainer on a copy of the problem's model."""
+        return trainer(problem, backend=self.backend, precision=self.precision, **options)
+
+
+def kernel_cost(kernel: Kernel, costs: CostModel) -> Cost:
+    """Flops of all it computes; bytes of what it reads and stores only."""
+    flops = sum(costs.of(i).flops for i in kernel.instructions)
+    touched = (*kernel.inputs, *kernel.stores)
+    moved = sum(costs.elements(costs.program[name].spec) for name in touched)
+    return Cost(flops, moved * costs.itemsize)
+
+
+def phase_costs(
+    program: StepProgram, batch: int, rows: Mapping[str, int] | None = None
+) -> dict[str, Cost]:
+    """The cost of every phase once: traffic between launches, what a launch keeps to itself not counted."""
+    costs = CostModel(program, batch, rows=rows or {})
+    return {
+        phase: sum((kernel_cost(k, costs) for launch in launches for k in launch.kernels), Cost())
+        for phase, launches in schedule(program).phases.items()
+    }
+
+
+def step_cost(program: StepProgram, settings: Settings, batch: int) -> Cost:
+    """One step of a trainer, averaged over refreshes, checks of the damping and choices of γ."""
+    costs = phase_costs(program, batch, settings.rows(batch))
+    chosen = 1 / settings.factor_damping_period
+    share = {
+        **dict.fromkeys(
+            ("gradient", "guard", "curvature", "average", "guard_step", "update", "report"), 1.0
+        ),
+        **dict.fromkeys(("direction", "quadratic"), 1.0 + 3 * chosen),
+        "invert": 1 / settings.refresh_every + 3 * chosen,
+        **dict.fromkeys(("predict", "evaluate", "adapt"), 1 / settings.damping_period),
+    }
+    flops = sum(costs[name].flops * times for name, times in share.items() if name in costs)
+    moved = sum(costs[name].bytes * times for name, times in share.items() if name in costs)
+    return Cost(round(flops), round(moved))
