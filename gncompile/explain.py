@@ -91,7 +91,8 @@ class _Derivation:
 
     def everything(self) -> list[str]:
         conventions = (
-            "N samples are rows; E[·] is the mean over them. W[l] is [out, in], b[l] is [out], "
+            "N samples are rows; E[·] is the mean over them. Factors are computed on the first F of them, "
+            "the quadratic\nmodel's curvature on the first Q. W[l] is [out, in], b[l] is [out], "
             "[x, 1] appends a one.\nThe Gauss-Newton block of [W, b], flattened row by row, is G ⊗ Q. "
             "⊙ is elementwise, ← overwrites.\nNames are those of the emitted source."
         )

@@ -162,6 +162,10 @@ class Formulas:
             case ir.Average():
                 rest = Bracket("(", Sum(((True, Number("1")), (False, v[2]))), ")")
                 return _plus(product(v[2], v[0]), product(rest, self._matrix(i.inputs[1], v[1])))
+            case ir.Total(mean) | ir.Dot(mean):
+                rows = next((d for d in self.program[i.inputs[0]].spec.shape if d in SAMPLES), "")
+                over = (Fraction(Number("1"), Name(str(rows))),) if mean else ()
+                return product(*over, Word("Σ"), Infix("⊙", tuple(v)))
             case ir.DampedInverse():
                 damped = _plus(self._matrix(i.inputs[0], v[0]), product(v[1], IDENTITY))
                 return Inverse(damped)
@@ -191,6 +195,8 @@ class Formulas:
 
 
 IDENTITY = Name("I")
+SAMPLES = ("N", "F", "Q")
+"""Dimensions of samples: the batch, and its first ones for the factors and for the quadratic model."""
 
 
 def _plus(*terms: Math) -> Math:
@@ -250,9 +256,6 @@ def _call(op: ir.Op, v: list[Math]) -> Math:
         if whole and len(v) > 1:
             return Bracket("[", Infix("|", tuple(v)), "]")
         return Call("select", tuple(v))
-    if isinstance(op, ir.Total | ir.Dot):
-        mean = (Fraction(Number("1"), Name("N")),) if op.mean else ()
-        return product(*mean, Word("Σ"), Infix("⊙", tuple(v)))
     if isinstance(op, ir.Random):
         return Word(f"random {op.kind}")
     written = _CALLS.get(type(op))

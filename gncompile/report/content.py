@@ -33,7 +33,8 @@ from .views import Views, caption, kind
 INDEX, LOSS = "index.html", "loss.html"
 
 CONVENTIONS = (
-    "N samples are rows; E[·] is the mean over them. W of a layer is [out, in], b is [out], and [x, 1] "
+    "N samples are rows; E[·] is the mean over them. Factors are computed on the first F of them, the "
+    "quadratic model's curvature on the first Q. W of a layer is [out, in], b is [out], and [x, 1] "
     "appends a one. The Gauss-Newton block of [W, b], flattened row by row, is approximated by G ⊗ Q. "
     "⊙ is elementwise, ← overwrites a state. The subscript of a symbol is its node or layer: a with "
     "subscript fc1 is called a_fc1 in the emitted source."
