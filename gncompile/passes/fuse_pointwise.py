@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sympy
 
-from ..model_graph import ModelGraph, Node, Pointwise
+from ..model_graph import ModelGraph, Node, Op, Pointwise
 from .dead_nodes import remove_dead_nodes
 
 
 def fuse_pointwise(graph: ModelGraph) -> ModelGraph:
     """Substitute every pointwise node into its consumer when that is pointwise and its only consumer.
 
-    A composed node keeps the name of the last one, so slopes are averaged once a layer, not once an
-    operation (the approximation is better for it). Repeated until nothing is left to compose, so that a value
-    whose readers all end in one expression becomes a part of it. Identities and dead nodes are removed.
+    Slopes are then averaged once a layer, not once an operation (the approximation is better for it).
+    Repeated until nothing is left to compose, so that a value whose readers all end in one expression becomes
+    a part of it. Identities and dead nodes are removed. A composed node is named after the source line it
+    ends in, where that is known.
 
     before::
 
@@ -21,13 +22,13 @@ def fuse_pointwise(graph: ModelGraph) -> ModelGraph:
 
     after::
 
-        h = affine[fc](x)      y = x + tanh(h)                 output(y)
+        h = affine[fc](x)      line_12 = x + tanh(h)           output(line_12)
     """
-    graph = _without_identities(remove_dead_nodes(graph))
+    simple = graph = _without_identities(remove_dead_nodes(graph))
     fused = _fused_once(graph)
     while len(fused) < len(graph):
         graph, fused = fused, _fused_once(fused)
-    return fused
+    return _named_after_lines(fused, {node.name: node.op for node in simple})
 
 
 MAX_OPERATIONS = 200
@@ -122,6 +123,32 @@ def _without_identities(graph: ModelGraph) -> ModelGraph:
         else:
             kept.append(Node(node.name, node.op, inputs, node.shape, node.origin))
     return ModelGraph(kept)
+
+
+def _named_after_lines(graph: ModelGraph, simple: dict[str, Op]) -> ModelGraph:
+    """Composed nodes under their new names: those whose operation is not the one of that name in ``simple``."""
+    names: dict[str, str] = {}
+    taken = {node.name for node in graph}
+    for node in graph:
+        line = node.origin.location.rpartition(":")[2]
+        if node.op != simple[node.name] and isinstance(node.op, Pointwise) and line.isdigit():
+            path = "_".join(node.origin.module.split("."))
+            names[node.name] = _free(f"{path}_line_{line}".lstrip("_"), taken)
+    return ModelGraph([_renamed(node, names) for node in graph])
+
+
+def _free(name: str, taken: set[str]) -> str:
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name}_{number}"
+    taken.add(free)
+    return free
+
+
+def _renamed(node: Node, names: dict[str, str]) -> Node:
+    inputs = tuple(names.get(name, name) for name in node.inputs)
+    return Node(names.get(node.name, node.name), node.op, inputs, node.shape, node.origin)
 
 
 def _symbol(name: str) -> sympy.Symbol:
