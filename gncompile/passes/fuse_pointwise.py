@@ -126,7 +126,7 @@ def _without_identities(graph: ModelGraph) -> ModelGraph:
 
 
 def _named_after_lines(graph: ModelGraph, simple: dict[str, Op]) -> ModelGraph:
-    """Composed nodes under their new names: those whose operation is not the one of that name in ``simple``."""
+    """Composed nodes, whose operation is not the one of that name in ``simple``, under their new names."""
     names: dict[str, str] = {}
     taken = {node.name for node in graph}
     for node in graph:
