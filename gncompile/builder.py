@@ -131,8 +131,10 @@ class ProgramBuilder:
     ) -> Value:
         key = (op, tuple(value.name for value in inputs))
         known = self._known.setdefault(key, {}) if into is None else {}
+        # A draw is shared within its phase only: a phase that runs repeatedly draws anew each time.
+        visible = {self._phase} if isinstance(op, ir.Random) else self._visible
         for phase, value in known.items():
-            if phase in self._visible or isinstance(op, ir.Leaf):
+            if phase in visible or isinstance(op, ir.Leaf):
                 return value
         spec = spec or infer(op, [value.spec for value in inputs])
         value = Value(self._unique(name or type(op).__name__.lower()), spec)

@@ -138,7 +138,9 @@ def curvature_flops(program: StepProgram, settings: Settings) -> int:
     return sum(costs.phase(phase).flops for phase in CURVATURE)
 
 
-@pytest.mark.parametrize("options", [{}, {"trace_correction": False}, {"factor_share": 1.0}])
+@pytest.mark.parametrize(
+    "options", [{}, {"trace_correction": False}, {"factor_share": 1.0, "samples": 2}]
+)
 @BY_NAME
 def test_the_price_is_that_of_the_program(name: str, options: dict[str, object]) -> None:
     """What the choice reckons for its methods are the FLOPs of the step that is built, to the last one."""
@@ -222,6 +224,18 @@ def test_mixed_draws_go_through_the_columns() -> None:
     trainer = trained_once(model, "mse", x, y, method={"*": "kfra", "0": "kfac_rp"}, samples=3)
     sampled = trainer.factors()["0"].output
     torch.testing.assert_close(sampled, exact["0"].output, rtol=1e-12, atol=1e-14)
+
+
+def test_many_draws_beside_a_trace_correction_are_different_draws() -> None:
+    """The correction's own draw, in an earlier phase, is not taken for all of them."""
+    torch.manual_seed(4)
+    x, y = torch.randn(2, 5).double(), torch.randn(2, 3).double()
+    model = mlp(5, 6, 4, 3).double()
+    exact = gncompile.curvature(model, "mse", x, y, "kflr")["0"].output
+    trainer = gncompile.compile(model, "mse", x, {"*": "kfra", "0": "kfac_rp"}, samples=2000)
+    trainer.step(x, y)
+    # The mean of S draws is off by about 1/√S = 2 %, one draw for two samples by about its own size.
+    assert (trainer.factors()["0"].output - exact).norm() < 0.1 * exact.norm()
 
 
 def test_both_backends_agree_on_a_mixture() -> None:

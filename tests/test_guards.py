@@ -27,7 +27,9 @@ def batch(seed: int, rows: int = 12) -> tuple[Tensor, Tensor]:
     return x, torch.rand(rows, OUTPUTS, generator=generator, dtype=torch.float64)
 
 
-def trainers(name: str = "plain", method: str = "kfra", **options: Any) -> tuple[Trainer, Trainer]:
+def trainers(
+    name: str = "plain", method: str | dict[str, str] = "kfra", **options: Any
+) -> tuple[Trainer, Trainer]:
     """The same network trained by an ordinary and by a guarded program."""
     torch.manual_seed(0)
     model = NETWORKS[name]().double()
@@ -51,10 +53,11 @@ def parameters(trainer: Trainer) -> list[Tensor]:
         ("residual", "kflr", {"factors_every": 2, "refresh_every": 3}),
         ("gated", "kfac", {"momentum": False, "samples": 2}),
         ("plain", "kfac_rp", {"exact_damping": True}),
+        ("plain", {"*": "kfra", "0": "kflr"}, {}),
     ],
 )
 def test_good_steps_are_those_of_an_unguarded_program(
-    name: str, method: str, options: dict, backend: str
+    name: str, method: str | dict[str, str], options: dict, backend: str
 ) -> None:
     """Over the choices of γ at steps 8 and 16 too; tried in another order, so equal to rounding."""
     common = {"factor_damping_period": 8, "refresh_always": 3, "layer_steps": 4, "backend": backend}
