@@ -25,6 +25,7 @@ from .model_graph import (
     Select,
 )
 from .passes.buffers import plan_buffers
+from .schedule import Schedule
 from .step_program import Instruction, Spec, StepProgram, Structure
 
 EIGEN_FLOPS = 9
@@ -106,10 +107,13 @@ class CostModel:
             costs[owner] = costs.get(owner, Cost()) + cost
         return costs
 
-    def buffer_bytes(self) -> dict[str, int]:
-        """Bytes of every work buffer, batch included; scratch space of elementwise code comes on top."""
+    def buffer_bytes(self, order: Schedule | None = None) -> dict[str, int]:
+        """Bytes of every work buffer, batch included; scratch space comes on top.
+
+        ``order`` gives the launches to follow; without, it is the program's own order.
+        """
         batch = [leaf.name for kind in ("input", "target") for leaf in self.program.leaves(kind)]
-        held = dict.fromkeys([*batch, *plan_buffers(self.program).values()])
+        held = dict.fromkeys([*batch, *plan_buffers(self.program, order).values()])
         return {name: self.elements(self.program[name].spec) * self.itemsize for name in held}
 
     def state_bytes(self) -> dict[str, int]:

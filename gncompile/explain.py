@@ -16,6 +16,7 @@ from .model_graph import ModelGraph, Node, TracedModel
 from .optimiser.settings import Settings
 from .piecewise_linear import theorem
 from .readback import PARTS, Readback, function_text
+from .schedule import Schedule
 from .step_program import StepProgram
 from .tables import indent, table
 
@@ -28,18 +29,19 @@ def summary(
     *,
     batch: int = 1000,
     itemsize: int = 4,
+    order: Schedule | None = None,
 ) -> str:
     """An aligned table, one row a trainable layer, with totals, cost of the phases, and memory.
 
     FLOPs and bytes are those of a mean step on ``batch`` samples of ``itemsize``-byte numbers; what runs
-    only every k steps counts 1/k.
+    only every k steps counts 1/k. ``order`` is the schedule of launches, if the backend has one.
     """
-    read = Readback(traced, loss, settings, program, batch, itemsize)
+    read = Readback(traced, loss, settings, program, batch, itemsize, order)
     kept = read.kept_rows()
     tables = [
         table(read.layer_rows(), right=(7, 8, 9)),
         *([table(kept, right=(3,))] if kept else []),
-        table(read.phase_rows(), right=(2, 3)),
+        table(read.phase_rows(), right=(2, 3, 4)),
         table(read.memory_rows(), right=(1,)),
     ]
     return "\n\n".join(["\n".join(read.head()), *tables])

@@ -25,6 +25,7 @@ from .notation import Elementwise, text
 from .optimiser.settings import Settings
 from .piecewise_linear import rule_of
 from .propagation import Forward
+from .schedule import Schedule
 from .step_program import StepProgram
 from .tables import binary_size, count, engineering
 from .transfer import TransferFunction, transfer, transfer_names
@@ -68,7 +69,8 @@ class Statement:
 class Readback:
     """A compiled step and what follows from it, for a mean step on ``batch`` samples.
 
-    ``itemsize`` is the bytes of one number. Tables are lists of rows, the first one with the headings.
+    ``itemsize`` is the bytes of one number; ``order`` the launches, for the backend that has them. Tables are
+    lists of rows, the first one with the headings.
     """
 
     traced: TracedModel
@@ -77,6 +79,7 @@ class Readback:
     program: StepProgram
     batch: int = 1000
     itemsize: int = 4
+    order: Schedule | None = None
 
     @property
     def graph(self) -> ModelGraph:
@@ -259,14 +262,20 @@ class Readback:
         return ("every step" if share == 1 else f"every {round(1 / share)} steps") + times
 
     def phase_rows(self) -> list[Row]:
-        """When each phase runs, and its cost when it does."""
+        """When each phase runs, its cost when it does, and how many launches that takes if this is known."""
         rows = [
             [name, self.when(name), *in_units(cost)] for name, cost in self.costs.by_phase().items()
         ]
-        return [["phase", "when", "FLOPs", "traffic"], *rows]
+        if self.order is None:
+            return [["phase", "when", "FLOPs", "traffic"], *rows]
+        rows = [[*row, str(len(self.order.phases[row[0]]))] for row in rows]
+        return [["phase", "when", "FLOPs", "traffic", "launches"], *rows]
 
     def memory_rows(self) -> list[Row]:
-        """Bytes of parameters, of each kind of state, of work buffers, and in total."""
+        """Bytes of parameters, of each kind of state, of work buffers, and in total.
+
+        Work buffers are shared by values that never live together, so theirs is what a step holds at most.
+        """
         kinds: dict[str, int] = {}
         for key, size in self.costs.state_bytes().items():
             kind = key.partition(".")[0]
@@ -278,7 +287,7 @@ class Readback:
         held = {
             "parameters": sum(parameters),
             **{f"state {kind}": size for kind, size in kinds.items() if size >= 1024},
-            f"work buffers, batch {self.batch}": sum(self.costs.buffer_bytes().values()),
+            f"work buffers at most, batch {self.batch}": sum(self.costs.buffer_bytes(self.order).values()),
         }
         sizes = [*held.items(), ("total", sum(held.values()))]
         return [["memory", ""], *([name, binary_size(size)] for name, size in sizes)]

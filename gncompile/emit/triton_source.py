@@ -43,7 +43,15 @@ def bind(memory, kernels, N, F, Q, S):
 '''
 
 WIDTH = 100
-"""Longest line of the emitted file."""
+"""Longest line of the emitted files."""
+
+_T0, _T1 = sympy.symbols("t0 t1", real=True)
+COMMON: dict[tuple[sympy.Expr, ...], str] = {
+    (_T0,): "itself",
+    (_T0**2,): "square",
+    (_T0 * _T1,): "product",
+}
+"""Functions named for what they are, not after the first kernel that has them."""
 
 
 def emit_triton(
@@ -52,7 +60,8 @@ def emit_triton(
     """The texts of ``kernels.py`` and ``step.py`` for this program."""
     writer = TritonWriter(program)
     step = writer.module(title, summary)
-    return kernels_module(text for _, text in writer.functions.values()), step
+    functions = kernels_module(text for _, text in writer.functions.values())
+    return _folded(functions), _folded(step)
 
 
 class TritonWriter(TorchWriter):
@@ -68,12 +77,10 @@ class TritonWriter(TorchWriter):
         self.sums: dict[str, tuple[str, ...]] = {}
 
     def module(self, title: str, summary: str) -> str:
-        """The whole file, with the imports it uses and lines of at most :data:`WIDTH` characters."""
+        """The whole file, with the imports it uses."""
         head, bind, body = super().module(title, summary).partition("\n\n\ndef bind(")
         used = [line for name, line in IMPORTS.items() if re.search(rf"\b{name}[.(]", body)]
-        head = head.replace("IMPORTS", "\n".join(used))
-        lines = [part for line in (bind + body).split("\n") for part in _folded(line)]
-        return head + "\n".join(lines)
+        return head.replace("IMPORTS", "\n".join(used)) + bind + body
 
     def _plan(self) -> dict[str, str]:
         inside = {name for names in self.sums.values() for name in names}
@@ -125,24 +132,35 @@ class TritonWriter(TorchWriter):
 
     def device_function(self, kernel: Kernel, function: Function) -> str:
         """The name of the kernel's device function, written to ``kernels.py`` once for equal kernels."""
-        if function.signature not in self.functions:
-            name = f"{kernel.stores[0]}_tile"
-            of = list(function.expressions), function.symbols
-            text = triton_function(name, *of, doc=_meaning(kernel))
-            self.functions[function.signature] = name, text
-        return f"kernels.{self.functions[function.signature][0]}"
+        return self._function(
+            function.expressions, function.symbols, kernel.stores[0], _meaning(kernel)
+        )
 
     def plus_multiple(self, coefficient: float) -> str:
         """The device function ``g, w → g + η w``, for η = 0 ``g → g``."""
-        g, w = symbols = sympy.symbols("g w", real=True)
-        expression = g + sympy.Float(coefficient) * w if coefficient else g
-        function = Function(symbols if coefficient else (g,), (), (expression,))
-        if function.signature not in self.functions:
-            name = f"plus_{coefficient!r}_times_tile" if coefficient else "copy_tile"
-            name = re.sub(r"\W", "_", name)
-            text = triton_function(name, [expression], function.symbols)
-            self.functions[function.signature] = name, text
-        return f"kernels.{self.functions[function.signature][0]}"
+        g, w = sympy.symbols("g w", real=True)
+        if not coefficient:
+            return self._function((g,), (g,), "", "")
+        name = re.sub(r"\W", "_", f"plus_{coefficient!r}_times")
+        return self._function((g + sympy.Float(coefficient) * w,), (g, w), name, "")
+
+    def _function(
+        self,
+        expressions: tuple[sympy.Expr, ...],
+        symbols: tuple[sympy.Symbol, ...],
+        name: str,
+        doc: str,
+    ) -> str:
+        """A device function as the step calls it; what many kernels share has a name of its own."""
+        signature = Function(symbols, (), expressions).signature
+        key = len(symbols), signature  # the first says how it is called, even if it uses fewer
+        if key not in self.functions:
+            if signature in COMMON and len(signature[0].free_symbols) == len(symbols):
+                name, doc, expressions = COMMON[signature], "", signature
+                symbols = tuple(sorted(signature[0].free_symbols, key=str))
+            text = triton_function(f"{name}_tile", list(expressions), symbols, doc=doc)
+            self.functions[key] = f"{name}_tile", text
+        return f"kernels.{self.functions[key][0]}"
 
     def tensors(self, names: tuple[str, ...]) -> str:
         """A tuple of tensors as text."""
@@ -184,11 +202,15 @@ def _meaning(kernel: Kernel) -> str:
     return f"{', '.join(kernel.stores)} of {', '.join(kernel.inputs)}"
 
 
-def _folded(line: str) -> list[str]:
-    """A line broken at commas into lines of at most :data:`WIDTH` characters; comments stay whole."""
+def _folded(text: str) -> str:
+    """The text with its statements broken at commas into lines of at most :data:`WIDTH` characters."""
+    return "\n".join(part for line in text.split("\n") for part in _folded_line(line))
+
+
+def _folded_line(line: str) -> list[str]:
     lines = []
-    indent = " " * (len(line) - len(line.lstrip()) + 4)
-    while len(line) > WIDTH and "#" not in line:
+    indent = " " * (len(line) - len(line.lstrip()) + (8 if line.startswith("def ") else 4))
+    while len(line) > WIDTH and not re.search('#|"""', line):
         cut = line.rfind(", ", len(indent), WIDTH) + 1
         if not cut:
             break

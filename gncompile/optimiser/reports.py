@@ -10,6 +10,7 @@ from ..emit.torch_source import emit_torch
 from ..files import atomic_write
 from ..losses import Loss
 from ..model_graph import TracedModel
+from ..passes.launches import schedule
 from ..runtime.executable import Executable
 from ..step_program import StepProgram
 from .settings import Settings
@@ -27,15 +28,17 @@ class Reports:
     _executable: Executable
 
     def summary(self) -> str:
-        """A table of layers: parameters, rules, factors, cost and memory."""
+        """A table of layers: parameters, rules, factors, cost and memory; launches if there are any."""
         from ..explain import summary
 
+        launched = self._executable.backend == "triton"
         return summary(
             self.traced,
             self.loss_function,
             self.settings,
             self.program,
             itemsize=self._executable.memory.dtype.itemsize,
+            order=schedule(self.program) if launched else None,
         )
 
     def explain(self, layer: str | None = None) -> str:

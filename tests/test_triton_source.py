@@ -1,0 +1,177 @@
+"""The text of the Triton backend, which needs no Triton: names, order of launches, and how it reads."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from test_schedule import METHODS, chain, program_of, traced
+from training import NETWORKS
+
+from gncompile.emit.triton_source import WIDTH, emit_triton
+from gncompile.explain import summary
+from gncompile.optimiser.settings import Settings
+from gncompile.passes.launches import schedule
+from gncompile.schedule import Kind
+from gncompile.step_program import StepProgram
+
+EVERYTHING = {"l2": {"*weight": 1e-3}, "average": 0.9, "guarded": True}
+
+
+def phases_of(step: str) -> dict[str, str]:
+    """The text of every phase's function."""
+    (bind,) = (node for node in ast.parse(step).body if isinstance(node, ast.FunctionDef))
+    return {
+        node.name: "\n".join(map(ast.unparse, node.body))
+        for node in bind.body
+        if isinstance(node, ast.FunctionDef)
+    }
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_every_name_is_defined_and_every_import_used(name: str, method: str) -> None:
+    for text in emit_triton(program_of(NETWORKS[name](), method, **EVERYTHING)):
+        command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F,E9", "-"]
+        found = subprocess.run(command, input=text, capture_output=True, text=True)
+        # What a step does not need is bound all the same, for other phases and for reading.
+        unused = re.findall(r"^F841", found.stdout, re.MULTILINE)
+        assert len(re.findall(r"^[EF]\d+", found.stdout, re.MULTILINE)) == len(unused), found.stdout
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_launches_run_in_the_order_of_the_schedule(method: str) -> None:
+    program = program_of(NETWORKS["gated"](), method, **EVERYTHING)
+    phases = phases_of(emit_triton(program)[1])
+    for phase, launches in schedule(program).phases.items():
+        planned = [x.kernels[0].stores[0] for x in launches if x.kind is not Kind.TORCH]
+        assert re.findall(r"run\(write_(\w+)\)", phases[phase]) == planned
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_lines_are_of_moderate_width(method: str) -> None:
+    for text in emit_triton(program_of(chain(), method, **EVERYTHING)):
+        tree = ast.parse(text)
+        code = text.split("\n")[len((ast.get_docstring(tree) or "").split("\n")) + 1 :]
+        assert max(map(len, code)) <= WIDTH + 10, "an operand of a formula has no comma to break at"
+
+
+EXPECTED = {
+    "a_layer_1_tanh_tile": '''\
+        @triton.jit
+        def a_layer_1_tanh_tile(h_layer_0):
+            """a_layer_1_tanh, b_layer_1_tanh of x0, v_0_weight, v_0_bias"""
+            tanh_h_layer_0 = accurate.tanh(h_layer_0)  # tanh(h_layer_0)
+            return tanh_h_layer_0, 1.0 - tanh_h_layer_0 * tanh_h_layer_0
+        ''',
+    "write_a_layer_1_tanh": """\
+        # pre-activation of 0; 1; f' of layer_1_tanh
+        write_a_layer_1_tanh = [
+            *gemm.launches(
+                x0,
+                v_0_weight,
+                a_layer_1_tanh,
+                transpose_b=True,
+                bias=v_0_bias,
+                epilogue=kernels.a_layer_1_tanh_tile,
+                outputs=(b_layer_1_tanh,),
+                precision=precision,
+            ),
+        ]
+        """,
+    "write_Q_layer_0": """\
+        # input second moment of 0; input second moment of 2; input second moment of 4
+        write_Q_layer_0 = [
+            *moments.grouped_moments.launches(
+                moments.plan_moments(
+                    [
+                        moments.Moment(x0_F, None, Q_layer_0),
+                        moments.Moment(a_layer_1_tanh_F, None, Q_layer_2),
+                        moments.Moment(a_layer_3_silu_F, None, Q_layer_4),
+                    ],
+                    homogeneous=True,
+                    precision=precision,
+                ),
+                alpha=1 / F,
+            ),
+        ]
+        """,
+    "write_grad_layer_4_decayed": """\
+        write_grad_layer_4_l2 = [
+            *grouped_elementwise.launches(
+                kernels.plus_0_001_times_tile,
+                plan_elementwise_group([
+                    tiles.Problem((grad_layer_4[:, :-1], v_4_weight), (grad_layer_4_l2[:, :-1],)),
+                    tiles.Problem((grad_layer_2[:, :-1], v_2_weight), (grad_layer_2_l2[:, :-1],)),
+                    tiles.Problem((grad_layer_0[:, :-1], v_0_weight), (grad_layer_0_l2[:, :-1],)),
+                ]),
+            ),
+            *grouped_elementwise.launches(
+                kernels.itself_tile,
+                plan_elementwise_group([
+                    tiles.Problem((grad_layer_4[:, -1],), (grad_layer_4_l2[:, -1],)),
+                    tiles.Problem((grad_layer_2[:, -1],), (grad_layer_2_l2[:, -1],)),
+                    tiles.Problem((grad_layer_0[:, -1],), (grad_layer_0_l2[:, -1],)),
+                ]),
+            ),
+        ]
+        """,
+}
+
+
+@pytest.mark.parametrize("part", list(EXPECTED))
+def test_the_text_reads_as_written(part: str) -> None:
+    kernels, step = emit_triton(program_of(chain(), l2={"*weight": 1e-3}))
+    wanted = textwrap.dedent(EXPECTED[part])
+    assert wanted in (
+        kernels if part.endswith("tile") else textwrap.dedent(step[step.index("    #") :])
+    )
+
+
+def test_refined_inverses_are_one_launch_of_every_full_factor() -> None:
+    program = program_of(chain(), inverse="newton_schulz")
+    kernels = [
+        k for x in schedule(program).phases["invert"] if x.kind is Kind.INVERSE for k in x.kernels
+    ]
+    assert len(kernels) == 5, "the output factor of the last layer is diagonal"
+    assert "inverses.Inverse(Q_0, Q_inverse_0, q_damping)," in emit_triton(program)[1]
+
+
+def test_the_same_text_for_every_hash_seed() -> None:
+    """Sets and dictionaries of symbols are ordered by the hash seed; the text is not."""
+    script = (
+        "import hashlib, test_schedule as t; from gncompile.emit.triton_source import emit_triton; "
+        "program = t.program_of(t.Gated(), l2=1e-3); "
+        "print(hashlib.sha256(''.join(emit_triton(program)).encode()).hexdigest())"
+    )
+    texts = set()
+    for seed in ("1", "2"):
+        environment = {
+            **os.environ,
+            "PYTHONHASHSEED": seed,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
+        command = [sys.executable, "-c", script]
+        texts.add(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+    assert len(texts) == 1
+
+
+def launches_by_phase(program: StepProgram, **options: object) -> str:
+    found, loss = traced(chain())
+    return summary(found, loss, Settings(), program, **options)  # type: ignore[arg-type]
+
+
+def test_the_summary_counts_launches_where_there_are_any() -> None:
+    program = program_of(chain())
+    text = launches_by_phase(program, order=schedule(program))
+    assert re.search(r"^direction .* 1$", text, re.MULTILINE)
+    assert "launches" not in launches_by_phase(program)
+    # Values inside a kernel have no buffer, so launches need less than the program's own order.
+    pattern = r"work buffers at most, batch 1000 +([\d.]+) KiB"
+    least, most = (float(re.findall(pattern, t)[0]) for t in (text, launches_by_phase(program)))
+    assert least < most
