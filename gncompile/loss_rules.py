@@ -56,7 +56,7 @@ def _target(builder: ProgramBuilder, z: Value, size: int | None = None) -> Value
     """The target rows of the samples that z holds; as many targets as outputs unless ``size`` says."""
     rows, outputs = z.spec.shape
     y = builder.leaf("target", "y", ("N", size or outputs))
-    return y if rows == "N" else builder.emit(ir.Head(rows), y, name=f"{y.name}_{rows}")
+    return y if rows == "N" else builder.emit(ir.Share(rows), y, name=f"{y.name}_{rows}")
 
 
 def _scale(builder: ProgramBuilder, scale: Scale, outputs: int) -> tuple[sympy.Expr, dict]:

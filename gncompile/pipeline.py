@@ -86,9 +86,9 @@ class Phases:
             self.gradients = weight_gradients(self.forward, self.vectors)
             self.builder.results["loss"] = self.loss_value.name
 
-    def on_first(self, rows: ir.Dim) -> tuple[Forward, LossRules]:
-        """The forward pass and the loss on the first ``rows`` samples of the batch."""
-        forward = self.forward if rows == "N" else self.forward.head(rows)
+    def on_share(self, rows: ir.Dim) -> tuple[Forward, LossRules]:
+        """The forward pass and the loss on a share of the batch, or on all of it."""
+        forward = self.forward if rows == "N" else self.forward.share(rows)
         return forward, loss_rules(self.builder, self.loss, forward.output)
 
     def factors(
@@ -98,7 +98,7 @@ class Phases:
         trace_correction: bool = False,
         rows: ir.Dim = "N",
     ) -> None:
-        """Q, and Ḡ of each layer by its curvature method in ``methods``, on the batch's first ``rows``."""
+        """Q, and Ḡ of each layer by its curvature method in ``methods``, on a share of the batch."""
         self.input_factors(rows)
         found: dict[str, Value] = {}
         for method in dict.fromkeys(methods.values()):
@@ -109,7 +109,7 @@ class Phases:
     def input_factors(self, rows: ir.Dim) -> None:
         """Input moments Q of every layer; begins the phase ``curvature``."""
         with self._curvature():
-            self.sampled, self.sampled_rules = self.on_first(rows)
+            self.sampled, self.sampled_rules = self.on_share(rows)
             self.inputs = input_moments(self.sampled)
 
     def _curvature(self) -> AbstractContextManager[None]:
@@ -137,15 +137,15 @@ class Phases:
                 per_sample = PerSample(self.builder, curved=method == "hessian")
                 return pull_back_matrices(self.forward, hessians, per_sample, layers, self.vectors)
             if method == "empirical":
-                columns = self._first(self.vectors, rows)
+                columns = self._share(self.vectors, rows)
             else:
                 columns = self._passed_back(method)
             return column_moments(self.sampled, columns, layers)
 
-    def _first(self, vectors: Mapping[str, Value], rows: ir.Dim) -> Mapping[str, Value]:
+    def _share(self, vectors: Mapping[str, Value], rows: ir.Dim) -> Mapping[str, Value]:
         if rows == "N":
             return vectors
-        return {name: self.builder.emit(ir.Head(rows), v) for name, v in vectors.items()}
+        return {name: self.builder.emit(ir.Share(rows), v) for name, v in vectors.items()}
 
     def _with_exact_traces(self, outputs: Mapping[str, Value]) -> dict[str, Value]:
         """KFRA's Ḡ scaled to the exact trace ``E‖J^T C v‖²``, estimated by one ±1 projection v.
@@ -261,7 +261,7 @@ def step_program(graph: ModelGraph, loss: Loss, settings: Settings) -> StepProgr
         with builder.phase(
             "layer_quadratic" if by_layer else "quadratic", sees=("gradient", "direction")
         ):
-            model = phases.on_first(settings.quadratic_dim)
+            model = phases.on_share(settings.quadratic_dim)
             optimiser.quadratic(*model, gradients, deltas, by_layer)
     if settings.guarded:
         for part in ("begin", "note", "end"):

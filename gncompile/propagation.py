@@ -45,10 +45,10 @@ class Forward:
             forward.values[node.name] = forward._emit(node)
         return forward
 
-    def head(self, rows: ir.Dim) -> Forward:
-        """The same pass seen on the first ``rows`` samples only: views, nothing is computed again."""
+    def share(self, rows: ir.Dim) -> Forward:
+        """The same pass seen on a share of the batch: views, nothing is computed again."""
         views = {
-            name: self.builder.emit(ir.Head(rows), value, name=f"{value.name}_{rows}")
+            name: self.builder.emit(ir.Share(rows), value, name=f"{value.name}_{rows}")
             for name, value in self.values.items()
         }
         return Forward(self.builder, self.graph, views, f"_{rows}")

@@ -19,7 +19,6 @@ from .step_program import (
     Element,
     Gather,
     Hadamard,
-    Head,
     LogSumExp,
     MatMul,
     Mean,
@@ -41,15 +40,16 @@ from .step_program import (
     SampleRoot,
     ScaleSides,
     Scatter,
+    Share,
     Softmax,
     Spec,
+    Stack,
     StepSizes,
     Structure,
     SymmetricProduct,
     Total,
     Trace,
     Transpose,
-    Stack,
     Zeros,
     matrix,
 )
@@ -119,7 +119,7 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
             return Spec((len(inputs),))
         case Zeros(spec):
             return spec
-        case Head(rows):
+        case Share(rows):
             return Spec((*shapes[0][:-2], rows, shapes[0][-1]))
         case Softmax() | SampleCategorical():
             return Spec(shapes[0])

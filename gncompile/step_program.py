@@ -15,14 +15,14 @@ is ``value = op(inputs)``, or ``state ← op(inputs)`` when ``into`` names the s
         |  Multiply()                  M b for a structured M
         |  SymmetricProduct()          aᵀ b, known to be symmetric
         |  AddDiagonal() | Densify() | Trace() | PlusTranspose() | BroadcastRows()
-        |  Transpose() | AsMatrix(structure) | Part(which) | Element(index) | Head(rows)  views
+        |  Transpose() | AsMatrix(structure) | Part(which) | Element(index) | Share(rows)  views
         |  Stack() | Zeros(spec) | Softmax() | LogSumExp() | SampleCategorical() | Random(kind) | Columns()
         |  SampleDiagonal() | SampleOuter() | ScaleSides()           per-sample matrices [N, d, d]
         |  SampleMatrix(size) | SampleRoot() | SampleMultiply()      read from rows, their roots, M_n v_n
         |  Decay(weight, bias)         ∇W̄ + [η_W W, η_b b]
         |  Average() | DampedInverse() | Eigen() | Precondition() | PreconditionEigen() | StepSizes(groups, …)
 
-Dimensions are integers or symbols bound when the program meets a batch: ``N`` samples, of which the first
+Dimensions are integers or symbols bound when the program meets a batch: ``N`` samples, of which the last
 ``F`` are used for the curvature factors and the first ``Q`` for the quadratic model; ``S`` columns in a
 chunk of KFLR. A matrix carries a :class:`Structure`: what is stored is a scalar, a vector or the full matrix.
 """
@@ -228,8 +228,12 @@ class Element:
 
 
 @dataclass(frozen=True)
-class Head:
-    """A view of the first ``rows`` samples of a batch."""
+class Share:
+    """A view of a share of the batch: its last F samples, or its first Q.
+
+    Shares of one half or less have no sample in common: on the samples that made a step's factors, the
+    quadratic model would find less curvature along it than there is.
+    """
 
     rows: Dim
 
@@ -371,13 +375,13 @@ class StepSizes:
 Op = (
     Leaf | Affine | MatMul | Pointwise | Gather | Scatter | Moment | Mean | Total | RowSum | Dot | Multiply
     | SymmetricProduct | Hadamard | AddDiagonal | Densify | Trace | PlusTranspose | BroadcastRows
-    | Transpose | AsMatrix | Part | Element | Head | Stack | Zeros | Softmax | LogSumExp | SampleCategorical
+    | Transpose | AsMatrix | Part | Element | Share | Stack | Zeros | Softmax | LogSumExp | SampleCategorical
     | Random | Columns | SampleDiagonal | SampleOuter | SampleMatrix | SampleRoot | SampleMultiply
     | ScaleSides | Decay | Average | DampedInverse
     | Eigen | Precondition | PreconditionEigen | StepSizes
 )  # fmt: skip
 
-VIEWS = (Transpose, AsMatrix, Part, Element, Head, SampleMatrix)
+VIEWS = (Transpose, AsMatrix, Part, Element, Share, SampleMatrix)
 """Operations whose result shares memory with their input."""
 
 

@@ -75,8 +75,9 @@ class ReferenceStep:
                 return self._new(torch.zeros, bind_shape(spec.shape, self.dims))
             case ir.Pointwise(expression) if not v:
                 return self._new(torch.tensor, float(expression))
-            case ir.Head(rows):
-                return v[0][..., : self.dims[str(rows)], :]
+            case ir.Share(rows):
+                first = self.dims["N"] - self.dims["F"] if rows == "F" else 0
+                return v[0][..., first : first + self.dims[str(rows)], :]
             case ir.Columns():
                 return columns(v, self.column_start, self.dims["S"])
             case ir.Moment(homogeneous):

@@ -122,8 +122,8 @@ class TorchWriter:
                 return f"{source}[:, :-1]" if which == "weight" else f"{source}[:, -1]"
             case ir.Element(index):
                 return f"{source}[{index}]"
-            case ir.Head(rows):
-                return f"{source}[..., :{rows}, :]"
+            case ir.Share(rows):
+                return f"{source}[..., {'N - F:' if rows == 'F' else ':Q'}, :]"
             case ir.SampleMatrix(size):
                 return f"{source}.unflatten(-1, ({size}, {size}))"
         return source

@@ -173,7 +173,7 @@ class Settings:
 
     @property
     def factor_dim(self) -> str:
-        """The dimension of the samples the factors are computed on: all N, or the first F."""
+        """The dimension of the samples the factors are computed on: all N, or the last F."""
         return "N" if self.factor_share == 1 else "F"
 
     @property
