@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import gncompile
+from benchmarks.compare import Check
 from benchmarks.gpu import kernels
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.clock import Clock
@@ -66,6 +67,20 @@ def test_wrong_results_are_not_timed(
     output = capsys.readouterr().out
     assert "WRONG" in output
     assert "TFLOP/s" not in output
+
+
+def test_a_check_that_raises_does_not_hold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(*_: object) -> Iterator[Check]:
+        yield Check("first", 0.0, 1.0)
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr("benchmarks.gpu.__main__.checks", broken)
+    file = tmp_path / "record.json"
+    assert main(["--dry-run", "--stages", "curvature", "--output", str(file)]) == 2
+    assert list(json.loads(file.read_text())["checks"]) == [
+        "first",
+        "the check after first: RuntimeError: no such kernel",
+    ]
 
 
 def test_without_a_device_the_command_says_so(
