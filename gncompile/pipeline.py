@@ -4,6 +4,8 @@
     prepare(traced)          passes over the ModelGraph             passes/
     step_program(...)        ModelGraph + loss → StepProgram        propagation, recursion, optimiser/phases
     emit_torch(program)      StepProgram → readable source          emit/torch_source.py
+    schedule(program)        StepProgram → kernels, in launches     passes/launches.py
+    emit_triton(program)     schedule → readable source             emit/triton_source.py
 
 A step program is a sequence of phases. Each phase below lists the earlier phases whose values it may use.
 """
