@@ -7,15 +7,21 @@ scalar, their diagonal, or in full, so most writers go by structure.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from .. import step_program as ir
 from ..step_program import Dim, Instruction, Spec, Structure
 
+Options = Mapping[str, int | str | None]
+"""How an operation is computed where there is a choice, as keywords: ``{"block": 128}``; empty is default."""
+
 
 class File(Protocol):
     """What a writer may ask of the file under way."""
+
+    def options(self, i: Instruction) -> Options:
+        """How this instruction is to be computed."""
 
     def owned(self, name: str) -> bool:
         """Whether a value has a whole buffer or state to itself, padding included."""
@@ -47,6 +53,8 @@ def _writes(*ops: type) -> Callable[[Writer], Writer]:
 @_writes(ir.Affine)
 def _affine(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     bias = len(v) % 2 == 1
+    if w.options(i).get("bias") == "after":
+        return [f"torch.mm({v[0]}, {v[1]}.T, out={out})", f"{out}.add_({v[2]})"]
     first = f"torch.addmm({v[-1]}, " if bias else "torch.mm("
     lines = [f"{first}{v[0]}, {v[1]}.T, out={out})"]
     return lines + ([f"{out}.addmm_({v[2]}, {v[3]}.T)"] if len(v) >= 4 else [])
@@ -128,7 +136,8 @@ def _scatter(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec])
 def _moment(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.Moment)
     name = "second_moment" if len(v) == 1 else "cross_moment"
-    return [f"linalg.{name}({', '.join(v)}, {i.op.homogeneous}, out={out})"]
+    options = _keywords(w.options(i))
+    return [f"linalg.{name}({', '.join(v)}, {i.op.homogeneous}, out={out}{options})"]
 
 
 @_writes(ir.Mean)
@@ -241,7 +250,7 @@ def _multiply(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]
 
 @_writes(ir.SymmetricProduct)
 def _symmetric(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
-    return [f"linalg.symmetric_product({v[0]}, {v[1]}, out={out})"]
+    return [f"linalg.symmetric_product({v[0]}, {v[1]}, out={out}{_keywords(w.options(i))})"]
 
 
 @_writes(ir.Hadamard)
@@ -294,7 +303,7 @@ def _average(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec])
 def _damped_inverse(
     w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]
 ) -> list[str]:
-    return [f"linalg.damped_inverse({v[0]}, {v[1]}, out={out})"]
+    return [f"linalg.damped_inverse({v[0]}, {v[1]}, out={out}{_keywords(w.options(i))})"]
 
 
 @_writes(ir.Eigen)
@@ -320,6 +329,11 @@ def _step_sizes(w: File, i: Instruction, out: str, v: list[str], specs: list[Spe
     assert isinstance(i.op, ir.StepSizes)
     terms, op = ", ".join(v), i.op
     return [f"linalg.step_sizes([{terms}], {op.groups}, {op.momentum}, {op.cap!r}, out={out})"]
+
+
+def _keywords(options: Options) -> str:
+    """``, block=128`` to end a call with."""
+    return "".join(f", {name}={value!r}" for name, value in options.items())
 
 
 def compact(values: list[int]) -> str:

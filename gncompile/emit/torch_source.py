@@ -8,12 +8,13 @@ symbols, so one file serves every batch size. The same program gives the same te
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 
 from .. import step_program as ir
 from ..errors import InternalError
 from ..passes.buffers import plan_buffers
 from ..step_program import Dim, Instruction, Leaf, Op, Spec, StepProgram
-from .torch_operations import WRITERS, compact
+from .torch_operations import WRITERS, Options, compact
 from .torch_statements import torch_statements
 
 HEADER = '''"""{title}
@@ -35,9 +36,17 @@ def bind(memory, N, F, Q, S):
 '''
 
 
-def emit_torch(program: StepProgram, title: str = "A training step.", summary: str = "") -> str:
-    """The source text of a module with ``bind`` for this program."""
-    return TorchWriter(program).module(title, summary)
+def emit_torch(
+    program: StepProgram,
+    title: str = "A training step.",
+    summary: str = "",
+    variants: Mapping[str, Options] | None = None,
+) -> str:
+    """The source text of a module with ``bind`` for this program.
+
+    ``variants`` gives the options of instructions by name, where they are not the defaults.
+    """
+    return TorchWriter(program, variants).module(title, summary)
 
 
 class TorchWriter:
@@ -45,8 +54,9 @@ class TorchWriter:
 
     header = HEADER
 
-    def __init__(self, program: StepProgram) -> None:
+    def __init__(self, program: StepProgram, variants: Mapping[str, Options] | None = None) -> None:
         self.program = program
+        self.variants = variants or {}
         self.scratch: dict[str, tuple[Dim, ...]] = {}
         self.constants: dict[str, str] = {}
         # The tensor a value lives in: its own buffer, or the leaf it overwrites.
@@ -172,6 +182,10 @@ class TorchWriter:
         names = dict(zip(op.symbols, operands, strict=True))
         full = frozenset(n for n, s in zip(operands, specs, strict=True) if s.shape == shape)
         return torch_statements(op.expression, names, out, scratch, full)
+
+    def options(self, i: Instruction) -> Options:
+        """How an instruction is to be computed; empty for the default."""
+        return self.variants.get(i.name, {})
 
     def scratch_name(self, number: int, shape: tuple[Dim, ...]) -> str:
         name = "_".join(["scratch", str(number), *(str(d) for d in shape)])

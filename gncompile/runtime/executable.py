@@ -16,6 +16,7 @@ from torch import Tensor
 from ..costs import columns_within
 from ..debug import dump
 from ..emit.reference import ReferenceStep
+from ..emit.torch_operations import Options
 from ..emit.torch_source import emit_torch
 from ..emit.triton_source import emit_triton
 from ..errors import CompileError, message
@@ -72,7 +73,8 @@ class Executable:
 
     ``backend`` is ``"torch"`` or ``"triton"`` (emitted source) or ``"reference"`` (interpreted).
     ``memory_budget`` bounds the bytes that a chunk of KFLR's columns uses; ``rows`` gives the dimensions F
-    and Q for a batch of N; ``precision`` is that of the Triton backend's float32 products.
+    and Q for a batch of N; ``precision`` is that of the Triton backend's float32 products; ``variants`` are
+    the options of instructions that the torch backend does not compute in the default way.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Executable:
         seed: int = 0,
         rows: Callable[[int], dict[str, int]] = lambda batch: {"F": batch, "Q": batch},
         memory_budget: int = 1 << 30,
+        variants: Mapping[str, Options] | None = None,
     ) -> None:
         if backend not in BACKENDS:
             raise CompileError(
@@ -106,6 +109,7 @@ class Executable:
         self.loss = loss
         self.backend = backend
         self.rows = rows
+        self.variants = dict(variants or {})
         self.memory_budget = memory_budget
         tensors = traced.parameters, traced.constants
         self.memory = Memory(program, *tensors, dtype, device, seed, precision)
@@ -120,7 +124,7 @@ class Executable:
         """Write the program as source, import it, and return its ``bind``."""
         about = f"A training step of {traced.name}.", traced.graph.to_text()
         if self.backend == "torch":
-            text = emit_torch(self.program, *about)
+            text = emit_torch(self.program, *about, self.variants)
             dump("training_step.py", text)
             module, self.source_file = load_source(text, traced.name)
             return partial(module.bind, self.memory)

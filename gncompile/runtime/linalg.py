@@ -12,22 +12,22 @@ from torch import Tensor
 from .memory import ALIGNMENT
 
 BLOCK = 256
-"""Width of the diagonal blocks of a symmetric product: below this one plain product is faster."""
+"""Default width of the diagonal blocks of a symmetric product: below it one plain product is faster."""
 
 
-def damped_inverse(m: Tensor, damping: Tensor, out: Tensor) -> None:
+def damped_inverse(m: Tensor, damping: Tensor, out: Tensor, border: int = ALIGNMENT) -> None:
     """``out ← (M + c I)⁻¹`` for a symmetric M ``[d, d]`` or a diagonal one ``[d]``.
 
     By Cholesky. Where rounding makes ``M + c I`` indefinite (c far below ``‖M‖`` times the precision) the
     eigenvalues are clipped at c instead, so the result is always positive definite; on a device, where
-    nothing may wait for the host, ``out`` stays as it is. Cost d³ flops.
+    nothing may wait for the host, ``out`` stays as it is. Cost d³ flops. The matrix is bordered by an
+    identity to a multiple of ``border``, because LAPACK handles some sizes up to half again as fast.
     """
     if m.dim() < 2:
         torch.reciprocal(m + damping, out=out)
         return
     size = m.shape[0]
-    # Bordered by an identity to an even size, which LAPACK handles up to half again as fast.
-    shifted = torch.eye(-(-size // ALIGNMENT) * ALIGNMENT, dtype=m.dtype, device=m.device)
+    shifted = torch.eye(-(-size // border) * border, dtype=m.dtype, device=m.device)
     shifted[:size, :size] = m
     shifted.diagonal()[:size].add_(damping)
     factor, info = torch.linalg.cholesky_ex(shifted)
@@ -125,14 +125,16 @@ def _solve(m: Tensor, b: Tensor) -> Tensor:
     return rows[:, -1]
 
 
-def symmetric_product(a: Tensor, b: Tensor, out: Tensor, alpha: float = 1.0) -> None:
+def symmetric_product(
+    a: Tensor, b: Tensor, out: Tensor, alpha: float = 1.0, block: int | None = BLOCK
+) -> None:
     """``out ← α aᵀ b`` where the result is known to be symmetric (``b = M a``, or ``b = a``).
 
     Only blocks on and below the diagonal are multiplied, then mirrored: about half the flops of a plain
-    product once ``d`` is a few times :data:`BLOCK`.
+    product once ``d`` is a few times ``block``; None makes it one plain product.
     """
     size = a.shape[-1]
-    blocks = -(-size // BLOCK)
+    blocks = 1 if block is None else -(-size // block)
     if blocks < 2:
         torch.mm(a.T, b, out=out)
         if alpha != 1.0:
@@ -151,12 +153,15 @@ def symmetric_product(a: Tensor, b: Tensor, out: Tensor, alpha: float = 1.0) -> 
         out[left, rows] = out[rows, left].T
 
 
-def second_moment(a: Tensor, homogeneous: bool, out: Tensor) -> None:
-    """``out ← (1/N) Σ ā āᵀ`` over the rows of a ``[.., N, d]``, ``ā = [a, 1]`` where homogeneous."""
+def second_moment(a: Tensor, homogeneous: bool, out: Tensor, block: int | None = BLOCK) -> None:
+    """``out ← (1/N) Σ ā āᵀ`` over the rows of a ``[.., N, d]``, ``ā = [a, 1]`` where homogeneous.
+
+    ``block`` is that of :func:`symmetric_product`.
+    """
     batch = a.shape[-2]
     a = a.reshape(-1, a.shape[-1])
     size = a.shape[-1]
-    symmetric_product(a, a, out[:size, :size], 1 / batch)
+    symmetric_product(a, a, out[:size, :size], 1 / batch, block)
     if homogeneous:
         mean = a.sum(dim=0) / batch
         out[size, :size] = mean
