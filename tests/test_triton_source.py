@@ -33,8 +33,7 @@ def phases_of(step: str) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", list(NETWORKS))
+@pytest.mark.parametrize(("name", "method"), zip([*NETWORKS, "gated"], METHODS, strict=True))
 def test_every_name_is_defined_and_every_import_used(name: str, method: str) -> None:
     for text in emit_triton(program_of(NETWORKS[name](), method, **EVERYTHING)):
         command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F,E9", "-"]

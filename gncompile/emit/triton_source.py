@@ -20,7 +20,7 @@ from ..schedule import Function, Kernel, Kind, Launch
 from ..step_program import Instruction, StepProgram
 from .torch_source import TorchWriter
 from .triton_functions import kernels_module, triton_function
-from .triton_templates import IMPORTS, planned
+from .triton_templates import imports, planned
 
 HEADER = '''"""{title}
 
@@ -34,7 +34,6 @@ factors, Q: those of the quadratic model, S: columns of a chunk.
 import torch
 
 from gncompile.runtime import linalg
-IMPORTS
 
 
 def bind(memory, kernels, N, F, Q, S):
@@ -79,8 +78,7 @@ class TritonWriter(TorchWriter):
     def module(self, title: str, summary: str) -> str:
         """The whole file, with the imports it uses."""
         head, bind, body = super().module(title, summary).partition("\n\n\ndef bind(")
-        used = [line for name, line in IMPORTS.items() if re.search(rf"\b{name}[.(]", body)]
-        return head.replace("IMPORTS", "\n".join(used)) + bind + body
+        return head + "\n" + imports(body) + bind + body
 
     def _plan(self) -> dict[str, str]:
         inside = {name for names in self.sums.values() for name in names}
@@ -103,10 +101,10 @@ class TritonWriter(TorchWriter):
     def _phase(self, name: str) -> list[str]:
         lines = [f"def {name}({'start' if name == 'columns' else ''}):"]
         for launch in self.schedule.phases[name]:
-            lines += self._zeros(launch) if launch.kind is Kind.TORCH else self._runs(launch)
+            lines += self._torch(launch) if launch.kind is Kind.TORCH else self._runs(launch)
         return lines
 
-    def _zeros(self, launch: Launch) -> list[str]:
+    def _torch(self, launch: Launch) -> list[str]:
         """A torch statement; several that clear tensors become one."""
         if len(launch.kernels) == 1:
             return self._commented(launch.kernels[0].root)
@@ -118,13 +116,8 @@ class TritonWriter(TorchWriter):
         lines = []
         for kernels, plan in planned(self, launch):
             name = f"write_{kernels[0].stores[0]}"
-            self.planned += [
-                "",
-                *_comment(kernels),
-                f"{name} = [",
-                *(f"    {x}" for x in plan),
-                "]",
-            ]
+            self.planned += ["", *_comment(kernels), f"{name} = ["]
+            self.planned += [*(f"    {line}" for line in plan), "]"]
             lines.append(f"    run({name})")
         return lines
 

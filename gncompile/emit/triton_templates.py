@@ -7,6 +7,7 @@ the plain form.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,26 +20,39 @@ if TYPE_CHECKING:
     from .triton_source import TritonWriter
 
 IMPORTS = {
-    "congruence": "from gncompile.triton_kernels.congruence import congruence",
-    "elementwise": "from gncompile.triton_kernels.elementwise import elementwise",
-    "grouped_elementwise": "from gncompile.triton_kernels.elementwise import grouped_elementwise",
-    "plan_elementwise_group": "from gncompile.triton_kernels.elementwise import plan_elementwise_group",
-    "gemm": "from gncompile.triton_kernels.gemm import gemm",
-    "products": "from gncompile.triton_kernels import grouped_gemm as products",
-    "moments": "from gncompile.triton_kernels import grouped_syrk as moments",
-    "inverses": "from gncompile.triton_kernels import inverse as inverses",
-    "tiles": "from gncompile.triton_kernels import pointwise_groups as tiles",
-    "run": "from gncompile.triton_kernels.launches import run",
-    "Layer": "from gncompile.triton_kernels.precondition import Layer",
-    "grouped_precondition": "from gncompile.triton_kernels.precondition import grouped_precondition",
-    "grouped_reduce": "from gncompile.triton_kernels.reduce import grouped_reduce",
-    "plan_sums": "from gncompile.triton_kernels.reduce import plan_sums",
-    "reduce": "from gncompile.triton_kernels.reduce import reduce",
-    "softmax": "from gncompile.triton_kernels.reduce import softmax",
-    "cross_moment": "from gncompile.triton_kernels.syrk import cross_moment",
-    "syrk": "from gncompile.triton_kernels.syrk import syrk",
+    "congruence": ("congruence",),
+    "elementwise": ("elementwise", "grouped_elementwise", "plan_elementwise_group"),
+    "gemm": ("gemm",),
+    "launches": ("run",),
+    "precondition": ("Layer", "grouped_precondition"),
+    "reduce": ("grouped_reduce", "plan_sums", "reduce", "softmax"),
+    "syrk": ("cross_moment", "syrk"),
 }
-"""The import of each name that a call may use."""
+"""The names a call may use, by the module of ``triton_kernels`` they come from."""
+
+MODULES = {
+    "products": "grouped_gemm",
+    "moments": "grouped_syrk",
+    "inverses": "inverse",
+    "tiles": "pointwise_groups",
+}
+"""Modules whose plans and problems have equal names, as they are called."""
+
+
+def imports(body: str) -> str:
+    """The imports of what the text of a step uses."""
+    lines = [
+        f"from gncompile.triton_kernels import {module} as {name}"
+        for name, module in MODULES.items()
+        if re.search(rf"\b{name}\.", body)
+    ]
+    for module, names in IMPORTS.items():
+        used = [name for name in names if re.search(rf"\b{name}[.(]", body)]
+        if used:
+            listed = used[0] if len(used) == 1 else f"({', '.join(used)})"
+            lines.append(f"from gncompile.triton_kernels.{module} import {listed}")
+    return "\n".join(lines)
+
 
 Kernels = tuple[Kernel, ...]
 Planner = Callable[["TritonWriter", Kernel, Function], list[str]]
