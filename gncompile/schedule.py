@@ -9,7 +9,7 @@ depend on each other. A schedule is the launches of a phase in order. Grammar::
             |  pointwise {pointwise}          elementwise work on tensors of one shape
             |  {pointwise} reduction          elementwise work, summed over all, over rows or over columns
             |  symmetric product ⊙ moment     the KFRA step (Wᵀ M W) ⊙ E[b bᵀ]
-            |  instruction                    anything else, left to torch
+            |  instruction                    softmax, decay, direction or refined inverse; or left to torch
 """
 
 from __future__ import annotations

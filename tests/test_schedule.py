@@ -20,7 +20,7 @@ from gncompile.passes.launches import fuse, schedule
 from gncompile.pipeline import step_program
 from gncompile.runtime.executable import Executable
 from gncompile.schedule import Kernel, Kind, Schedule
-from gncompile.step_program import VIEWS, Instruction, Leaf, StepProgram
+from gncompile.step_program import VIEWS, Instruction, Leaf, StepProgram, Trace
 
 PHASES = ("gradient", "curvature", "columns_begin", "columns", "average", "invert", "direction",
           "layer_quadratic", "quadratic", "update", "predict", "evaluate", "adapt")  # fmt: skip
@@ -149,7 +149,10 @@ def test_a_transfer_function_and_its_slope_are_an_epilogue() -> None:
 def test_the_kfra_step_is_one_kernel() -> None:
     found = [k for k in kernels(program_of(chain()), "curvature") if k.kind is Kind.CONGRUENCE]
     assert [k.stores for k in found] == [("G_layer_2",), ("G_layer_0",)]
-    assert [len(k.instructions) for k in found] == [4, 4]  # M W, Wᵀ(M W), E[b bᵀ], and their product
+    assert [len(k.instructions) for k in found] == [
+        4,
+        4,
+    ]  # M W, Wᵀ(M W), E[b bᵀ], and their product
 
 
 def test_independent_kernels_share_launches() -> None:
@@ -159,6 +162,18 @@ def test_independent_kernels_share_launches() -> None:
     (moments,) = (x for x in phases["curvature"] if x.kind is Kind.SECOND_MOMENT)
     assert len(moments.kernels) == 3
     assert "direction: 1 launches, 3 kernels" in text
+
+
+def test_kernels_wait_for_more_of_their_kind() -> None:
+    """Gradients become known layer by layer, traces of Ḡ too; each are one launch."""
+    phases = schedule(program_of(chain())).phases
+    (gradients,) = (x for x in phases["gradient"] if x.kind is Kind.CROSS_MOMENT)
+    assert [k.root.name for k in gradients.kernels] == [f"grad_layer_{n}" for n in (0, 2, 4)]
+    traces = [x for x in phases["curvature"] if isinstance(x.kernels[0].root.op, Trace)]
+    assert [len(x.kernels) for x in traces] == [2]
+    # The recursion itself cannot wait.
+    steps = [x for x in phases["curvature"] if x.kind is Kind.CONGRUENCE]
+    assert [len(x.kernels) for x in steps] == [1, 1]
 
 
 def test_an_overwritten_tensor_is_read_before() -> None:

@@ -33,7 +33,7 @@ def phases_of(step: str) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize(("name", "method"), zip([*NETWORKS, "gated"], METHODS, strict=True))
+@pytest.mark.parametrize(("name", "method"), list(zip([*NETWORKS, "gated"], METHODS, strict=True)))
 def test_every_name_is_defined_and_every_import_used(name: str, method: str) -> None:
     for text in emit_triton(program_of(NETWORKS[name](), method, **EVERYTHING)):
         command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F,E9", "-"]
@@ -100,22 +100,22 @@ EXPECTED = {
             ),
         ]
         """,
-    "write_grad_layer_4_decayed": """\
-        write_grad_layer_4_l2 = [
+    "write_grad_layer_0_decayed": """\
+        write_grad_layer_0_l2 = [
             *grouped_elementwise.launches(
                 kernels.plus_0_001_times_tile,
                 plan_elementwise_group([
-                    tiles.Problem((grad_layer_4[:, :-1], v_4_weight), (grad_layer_4_l2[:, :-1],)),
-                    tiles.Problem((grad_layer_2[:, :-1], v_2_weight), (grad_layer_2_l2[:, :-1],)),
                     tiles.Problem((grad_layer_0[:, :-1], v_0_weight), (grad_layer_0_l2[:, :-1],)),
+                    tiles.Problem((grad_layer_2[:, :-1], v_2_weight), (grad_layer_2_l2[:, :-1],)),
+                    tiles.Problem((grad_layer_4[:, :-1], v_4_weight), (grad_layer_4_l2[:, :-1],)),
                 ]),
             ),
             *grouped_elementwise.launches(
                 kernels.itself_tile,
                 plan_elementwise_group([
-                    tiles.Problem((grad_layer_4[:, -1],), (grad_layer_4_l2[:, -1],)),
-                    tiles.Problem((grad_layer_2[:, -1],), (grad_layer_2_l2[:, -1],)),
                     tiles.Problem((grad_layer_0[:, -1],), (grad_layer_0_l2[:, -1],)),
+                    tiles.Problem((grad_layer_2[:, -1],), (grad_layer_2_l2[:, -1],)),
+                    tiles.Problem((grad_layer_4[:, -1],), (grad_layer_4_l2[:, -1],)),
                 ]),
             ),
         ]

@@ -224,33 +224,30 @@ def group(program: StepProgram, kernels: nx.DiGraph) -> tuple[Launch, ...]:
     layers are one launch at the end. What it reads is kept until then. Work on scalars, however different,
     is one kernel: what it costs is the launch.
     """
-    alike: dict[tuple, set[Kernel]] = {}
-    for kernel in kernels:
-        alike.setdefault(_likeness(program, kernel), set()).add(kernel)
+    likeness = {kernel: _likeness(program, kernel) for kernel in kernels}
     after = {kernel: nx.descendants(kernels, kernel) for kernel in kernels}
-    missing = dict(kernels.in_degree())
-    ready = [kernel for kernel in kernels if not missing[kernel]]
+    waiting = dict(kernels.in_degree())  # how many others a kernel waits for
     launches = []
-    while ready:
-        classes: dict[tuple, list[Kernel]] = {}
-        for kernel in ready:
-            classes.setdefault(_likeness(program, kernel), []).append(kernel)
-
-        def yet_to_come(likeness: tuple, classes: dict = classes) -> int:
-            """How many more kernels of a kind would be ready later, were it to wait."""
-            together = classes[likeness]
-            return len(alike[likeness].difference(together, *(after[k] for k in together)))
-
-        likeness = min(classes, key=yet_to_come)
-        together = classes[likeness]
-        alike[likeness].difference_update(together)
+    while waiting:
+        alike: dict[tuple, list[Kernel]] = {}
+        for kernel in waiting:
+            alike.setdefault(likeness[kernel], []).append(kernel)
+        ready = {
+            like: [k for k in some if not waiting[k]]
+            for like, some in alike.items()
+            if not all(waiting[k] for k in some)
+        }
+        # More of a kind would be ready later, unless it is for these that they wait.
+        later = {
+            like: len(set(alike[like]).difference(some, *(after[k] for k in some)))
+            for like, some in ready.items()
+        }
+        together = ready[min(later, key=later.__getitem__)]
         launches.append(_launch(program, together))
-        ready = [kernel for kernel in ready if kernel not in together]
         for done in together:
+            del waiting[done]
             for following in kernels.successors(done):
-                missing[following] -= 1
-                if not missing[following]:
-                    ready.append(following)
+                waiting[following] -= 1
     return tuple(launches)
 
 
