@@ -1,5 +1,5 @@
 # make train: set up .venv and train the CURVES autoencoder.   make test: set up .venv and run all checks.
-# make kernels: set up .venv and check the Triton kernels without a GPU, interpreted and compiled.
+# make kernels: the part of make test that checks the Triton kernels without a GPU, interpreted and compiled.
 # make bench: set up .venv-bench and time the step against autograd and BackPACK.
 
 PYTHON ?= python3
@@ -9,7 +9,10 @@ PIP    := $(BIN)/python -m pip -qq
 BENCH  := .venv-bench
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: train test kernels bench bench-env clean
+# Triton is there for Linux only.
+KERNELS := $(if $(filter Linux,$(shell uname -s)),kernels)
+
+.PHONY: train test plain kernels bench bench-env clean
 
 train: $(VENV)/installed-plots
 	$(BIN)/gncompile train examples/curves_autoencoder.toml
@@ -18,9 +21,12 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy --no-error-summary
+	@$(MAKE) --no-print-directory --jobs=2 plain $(KERNELS)
+
+plain: $(VENV)/installed-test
 	$(BIN)/python -m pytest --quiet
 
-kernels: $(VENV)/installed-test,gpu
+kernels: $(VENV)/installed-test
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest --quiet tests/triton
 	$(BIN)/python -m pytest --quiet tests/triton
 
