@@ -2,8 +2,8 @@
 
 The programs are KFRA steps for the tanh autoencoders of MNIST and CURVES at a batch of 1000. Kernels that
 differ only in names, or in what Triton does not specialise on, are compiled once. The plain run takes one of
-each form for compute capability 90, fewer for 80 and 100; with ``--all-kernels`` everything is compiled for
-all three, at both precisions.
+each form for compute capability 90, a quarter of these for 80 and 100; with ``--all-kernels`` everything is
+compiled for all three, at both precisions.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ENCODERS = {
 BATCH, SAMPLES = 1000, 256
 TENSOR_CORES = {80: "mma", 90: "wgmma", 100: "tcgen05"}
 TENSOR_MEMORY = 512  # columns, on compute capability 100
-SPILLED = {80: 0, 90: 0, 100: 16}  # there a register or two, of the 128 that tensor memory leaves
+SPILLED = {80: 8, 90: 0, 100: 16}  # a register of one kernel; a register or two of some
 PROCESSES = 2
 
 
@@ -162,26 +162,26 @@ def check(selected: list[Launch], capability: int, folder: Path, patch: pytest.M
     with multiprocessing.get_context("fork").Pool(PROCESSES) as pool:
         results = pool.map(compiled, tasks, chunksize=1)
     assert len(results) == len(selected) > 0
-    for kernel in results:
-        assert kernel.spilled <= SPILLED[capability], kernel
-        assert not kernel.is_trap, kernel
-        assert kernel.shared <= SHARED_MEMORY[capability], kernel
-        assert kernel.tensor_memory <= TENSOR_MEMORY, kernel
-        if kernel.precision:
-            assert kernel.instructions[instruction(kernel, capability)] > 0, kernel
+    wrong = [str(kernel) for kernel in results if not is_sound(kernel, capability)]
+    assert not wrong, "\n".join(wrong)
+
+
+def is_sound(kernel: Compiled, capability: int) -> bool:
+    return (
+        not kernel.is_trap
+        and kernel.spilled <= SPILLED[capability]
+        and kernel.shared <= SHARED_MEMORY[capability]
+        and kernel.tensor_memory <= TENSOR_MEMORY
+        and (not kernel.precision or kernel.instructions[instruction(kernel, capability)] > 0)
+    )
 
 
 def form(launch: Launch) -> Hashable:
-    """Equal for launches of one kernel with equal tiles and equal numbers of tensors."""
-    names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "STORED", "RESULTS")
-    known = tuple(launch.arguments.get(name) for name in names)
-    functions = [launch.arguments.get(name) for name in ("EPILOGUE", "FUNCTION")]
-    count = (
-        0
-        if launch.kernel.__name__ == "elementwise_kernel"
-        else len(launch.arguments.get("KINDS", ()))
-    )
-    return launch.kernel.__name__, known, [f is not None for f in functions] == [True, False], count
+    """Equal for launches of one kernel with equal tiles; for products with equal kinds of operands, too."""
+    words = launch.arguments
+    sizes = tuple(words.get(name) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
+    operands = (words["KINDS"], words["STORED"]) if "STORED" in words else ()
+    return launch.kernel.__name__, sizes, words.get("EPILOGUE") is not None, operands
 
 
 def sample(precision: str) -> list[Launch]:
@@ -190,7 +190,7 @@ def sample(precision: str) -> list[Launch]:
     return list({form(launch): launch for launch in launches}.values())
 
 
-@pytest.mark.parametrize(("capability", "every"), [(90, 1), (80, 6), (100, 6)])
+@pytest.mark.parametrize(("capability", "every"), [(90, 1), (80, 4), (100, 4)])
 def test_kernels_of_every_form(
     capability: int, every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
