@@ -37,16 +37,24 @@ def compile_file(file: ModelFile, seed: int | None = None, **options: Any) -> Tr
     from .optimiser.compile import compile as compile_model
 
     model = file.build(seed)
-    settings = {name: _tuples(value) for name, value in file.training.options.items()}
-    settings = {"method": file.training.method, **settings, **options}
+    training = file.training
+    settings = {
+        **{"method": training.method, "tune": training.tune},
+        **{**trainer_options(file), **options},
+    }
     return compile_model(
         model,
         loss=file.loss,
-        example_inputs=example(file),
+        example_inputs=example(file, training.batch_size),
         seed=file.training.seed if seed is None else seed,
         dtype=file.dtype,
         **settings,
     )
+
+
+def trainer_options(file: ModelFile) -> dict[str, Any]:
+    """The ``[training.options]`` of a model file as ``gncompile.compile`` takes them."""
+    return {name: _tuples(value) for name, value in file.training.options.items()}
 
 
 def example(file: ModelFile, samples: int = 2) -> torch.Tensor:
@@ -81,7 +89,7 @@ class TrainingRun:
     ) -> TrainingRun:
         """A fresh run; arguments that are not None go before the model file."""
         file = load_model_file(model_file)
-        data = _load(file)
+        data = load_data(file)
         training = file.training
         seed = training.seed if seed is None else seed
         if updates is None and epochs is None:
@@ -106,7 +114,7 @@ class TrainingRun:
         settings = run_folder.settings
         file = load_model_file(run_folder.model_file, base=settings["base"])
         trainer = Trainer.resume(run_folder.checkpoint, file.build(settings["seed"]))
-        data = _load(file)
+        data = load_data(file)
         run_folder.rewind(trainer.updates)
         batches = Batches(data.train_x, data.train_y, file.training.batch_size, settings["seed"])
         return cls(file, run_folder, trainer, data, batches, progress)
@@ -190,7 +198,8 @@ class TrainingRun:
         )
 
 
-def _load(file: ModelFile) -> DataSplit:
+def load_data(file: ModelFile) -> DataSplit:
+    """The data of a model file; :class:`~gncompile.errors.ModelFileError` unless the network fits them."""
     data = load(file.data).to(file.dtype)
     if data.train_x.shape[1] != file.input_size:
         raise ModelFileError(

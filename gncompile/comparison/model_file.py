@@ -1,0 +1,89 @@
+"""The same comparison on a user's model file: what ``gncompile compare`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from ..environment import environment
+from ..errors import ModelFileError, message
+from ..files import atomic_write
+from ..frontends.model_file import ModelFile, load_model_file
+from ..losses import resolve_loss
+from ..optimiser.settings import Settings
+from ..output_bias import set_output_bias
+from ..torch_network import objective
+from ..training_run import load_data, trainer_options
+from .contest import Contest
+from .optimisers import named
+from .report import write_report
+from .running import Budget
+from .task import Task
+
+
+def compare(
+    path: Path,
+    optimisers: Sequence[str],
+    folder: Path,
+    budget: Budget,
+    seeds: int = 1,
+    search: bool = True,
+    report: Callable[[str], None] = print,
+) -> str:
+    """Train a model file with each of ``optimisers`` (names in :mod:`.optimisers`); returns the tables.
+
+    Each is trained at ``seeds`` seeds, the file's own and those after it, under the same ``budget``; settings
+    of optimisers that are not ours are searched on their grid unless ``search`` is False. Runs, tables,
+    pictures and JSON go to ``folder``; runs that are there already, under the same budget, are taken from
+    it. Raises :class:`~gncompile.errors.CompileError` for an unknown optimiser, and whatever the model file
+    or its data may raise.
+    """
+    contestants = named(optimisers)
+    file = load_model_file(path)
+    _claim(folder, path)
+    machine = environment()
+    first = file.training.seed
+    contest = Contest(
+        folder, budget, range(first, first + seeds), search=search, report=report, machine=machine
+    )
+    runs = contest.hold(task_of(file), contestants)
+    return write_report(folder, file.name, runs, machine)
+
+
+def _claim(folder: Path, path: Path) -> None:
+    """Keep the model file in the folder, whose runs must not be mixed with those of another one."""
+    kept, content = folder / "model.toml", path.read_bytes()
+    if kept.exists() and kept.read_bytes() != content:
+        raise ModelFileError(
+            message(
+                f"the folder {str(folder)!r} holds runs of another model file, or of this one as it was",
+                instead="delete it, or choose another one with --out",
+            )
+        )
+    atomic_write(kept, content)
+
+
+def task_of(file: ModelFile) -> Task:
+    """The network, loss and data of a model file; its method is left to the contestants."""
+    data, options = load_data(file), trainer_options(file)
+    settings = Settings.from_options(**options)
+
+    def build(seed: int) -> nn.Module:
+        model = file.build(seed)
+        if file.training.output_bias == "mean":
+            set_output_bias(file, model, data.train_y)
+        return model
+
+    declared = resolve_loss(file.loss)
+    return Task(
+        file.name,
+        build,
+        declared,
+        objective(declared, None),
+        data,
+        file.training.batch_size,
+        options,
+        settings.l2_of,
+    )

@@ -1,0 +1,71 @@
+"""Loss against updates and against seconds: the median over seeds, and the range as a band."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from ..files import atomic_path
+from .standings import Standing
+from .store import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Abscissa = Literal["updates", "seconds"]
+DASHES = {
+    "gauss-newton": "-",
+    "first-order": "--",
+    "preconditioned": "-.",
+    "quasi-newton": ":",
+}
+
+
+def draw(standings: Sequence[Standing], path: Path) -> Path | None:
+    """One task's training losses, two panels; None without matplotlib or without a finished run."""
+    shown = [s for s in standings if math.isfinite(s.loss)]
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    if not shown:
+        return None
+    figure = Figure(figsize=(10, 4.2), dpi=120, layout="constrained")
+    panels: Sequence[Axes] = figure.subplots(1, 2, sharey=True)
+    abscissas: tuple[Abscissa, ...] = ("updates", "seconds")
+    for axes, abscissa in zip(panels, abscissas, strict=True):
+        for number, standing in enumerate(shown):
+            x, losses = curves([run for run in standing.runs if run.status == "done"], abscissa)
+            colour = f"C{number % 10}"
+            style, label = DASHES[standing.family], standing.optimiser
+            axes.plot(x, np.median(losses, axis=0), style, color=colour, label=label)
+            axes.fill_between(x, losses.min(axis=0), losses.max(axis=0), color=colour, alpha=0.15)
+        axes.set(xlabel=abscissa, xscale="symlog" if abscissa == "updates" else "linear")
+        axes.grid(visible=True, alpha=0.3)
+    if all(point.train > 0 for s in shown for run in s.runs for point in run.points):
+        panels[0].set_yscale("log")
+    panels[0].set_ylabel("training loss")
+    panels[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.suptitle(shown[0].task)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)
+    return path
+
+
+def curves(runs: Sequence[Run], abscissa: Abscissa) -> tuple[np.ndarray, np.ndarray]:
+    """All runs' training losses at the same values of the abscissa: ``[P]`` and ``[runs, P]``.
+
+    Runs of one budget of seconds make different numbers of updates; losses between two evaluations are
+    interpolated, up to where the shortest run ends.
+    """
+    positions = [[float(getattr(point, abscissa)) for point in run.points] for run in runs]
+    shortest = min(positions, key=lambda each: each[-1])
+    losses = [
+        np.interp(shortest, own, [point.train for point in run.points])
+        for own, run in zip(positions, runs, strict=True)
+    ]
+    return np.array(shortest), np.stack(losses)

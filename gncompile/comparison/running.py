@@ -1,0 +1,121 @@
+"""One training under a budget of seconds or of updates."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from ..data import Batches
+from ..errors import CompileError, GncompileError, message
+from .optimisers import Optimiser, Setting
+from .store import Point, Run, Status
+from .task import Task
+
+POINTS = 40
+"""Evaluations in a run besides the first, ``(k / POINTS)²`` through the budget."""
+Clock = Literal["wall", "cpu"]
+CLOCKS: dict[Clock, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+"""``cpu`` counts what this process computed: one thread's results compare even on a busy machine."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """``amount`` seconds, or updates, of training; evaluations and compilation are not counted."""
+
+    amount: float
+    unit: Literal["s", "u"]
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """``"60s"``, ``"2m"``, or ``"100u"`` for updates; else :class:`~gncompile.errors.CompileError`."""
+        found = re.fullmatch(r"(\d+(?:\.\d*)?)([smu])", text)
+        amount = float(found[1]) * (60 if found[2] == "m" else 1) if found else 0.0
+        unit: Literal["s", "u"] = "u" if found and found[2] == "u" else "s"
+        if amount <= 0 or (unit == "u" and amount % 1):
+            raise CompileError(
+                message(f"{text!r} is no budget", instead="write 60s, 2m, or 100u for 100 updates")
+            )
+        return cls(amount, unit)
+
+    def __str__(self) -> str:
+        return f"{self.amount:g}{self.unit}"
+
+    def progress(self, seconds: float, updates: int) -> float:
+        """The share that is spent."""
+        return (seconds if self.unit == "s" else updates) / self.amount
+
+
+def run(
+    task: Task,
+    optimiser: Optimiser,
+    setting: Setting,
+    seed: int,
+    budget: Budget,
+    clock: Clock = "wall",
+) -> Run:
+    """Train from the weights and in the order of ``seed`` until the budget is spent.
+
+    A run ends early, as ``diverged``, when a loss it reports is not finite, and is ``failed``, with the
+    error's first line, when the optimiser cannot be started on the task.
+    """
+    now = CLOCKS[clock]
+    began = now()
+    model = task.build(seed)
+    try:
+        steps = optimiser.start(task, model, seed, setting)
+    except GncompileError as error:
+        return Run(
+            task.name,
+            optimiser.name,
+            setting,
+            seed,
+            str(budget),
+            "failed",
+            str(error).split("\n")[0],
+        )
+    setup = now() - began
+    points = [measured(task, model, 0, 0.0)]
+    marks = iter([(k / POINTS) ** 2 for k in range(1, POINTS)] + [1.0])
+    mark, spent, updates, seconds = next(marks), 0.0, 0, 0.0
+    batches = _batches(task, seed)
+    while spent < 1 and points[-1].finite:
+        start = now()
+        x, y = next(batches)
+        made = steps.step(x, y, spent)
+        seconds += now() - start
+        updates += made
+        # An optimiser that can go no further has spent its budget, in whatever unit.
+        spent = budget.progress(seconds, updates) if made else 1.0
+        if spent >= mark:
+            steps.settle(x, y)
+            points.append(measured(task, model, updates, seconds))
+            mark = next((each for each in marks if each > spent), 1.0)
+    status: Status = "done" if points[-1].finite else "diverged"
+    return Run(
+        task.name, optimiser.name, setting, seed, str(budget), status,
+        setup=setup, points=tuple(points),
+    )  # fmt: skip
+
+
+def measured(task: Task, model: nn.Module, updates: int, seconds: float) -> Point:
+    """The losses at this moment."""
+    return Point(updates, seconds, *(_number(loss) for loss in task.losses(model)))
+
+
+def _number(loss: float) -> float:
+    """A NaN as infinity, so that losses can be ordered."""
+    return loss if math.isfinite(loss) else math.inf
+
+
+def _batches(task: Task, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    data = task.data
+    if task.full_batch:
+        while True:
+            yield data.train_x, data.train_y
+    yield from Batches(data.train_x, data.train_y, task.batch_size, seed).forever()
