@@ -179,50 +179,6 @@ def compare(
 
 
 @app.command()
-def tune(
-    file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="A TOML model file.")
-    ] = None,
-    effort: Annotated[str, typer.Option(help="quick, or full: every candidate.")] = "quick",
-    budget: Annotated[
-        str | None, typer.Option(metavar="TIME", help="As 60s or 2m; default 60s, full 10m.")
-    ] = None,
-    export: Annotated[
-        Path | None, typer.Option(metavar="JSON", help="Write this device's settings there.")
-    ] = None,
-    import_: Annotated[
-        Path | None, typer.Option("--import", metavar="JSON", help="Merge an exported file.")
-    ] = None,
-    list_: Annotated[bool, typer.Option("--list", help="Print all stored settings.")] = False,
-    explain: Annotated[
-        str | None, typer.Option(metavar="OPERATION", help="Print what was measured for it.")
-    ] = None,
-    clear: Annotated[bool, typer.Option(help="Delete this device's settings.")] = False,
-    quiet: Quiet = False,
-) -> None:
-    """Choose by measurement how a model file's step is computed here, or look after what was chosen."""
-    from .tuning import command
-
-    asked = [file, export, import_, list_ or None, explain, clear or None]
-    if sum(each is not None for each in asked) != 1:
-        raise typer.BadParameter(
-            "give one of FILE, --export, --import, --list, --explain and --clear"
-        )
-    if file is not None and not command.tune_file(file, effort, budget, not quiet, _print):
-        raise typer.Exit(130)
-    if export is not None:
-        command.export_store(export, _print)
-    if import_ is not None:
-        command.import_store(import_, _print)
-    if list_:
-        command.list_stores(_print)
-    if explain is not None:
-        command.explain(explain, _print)
-    if clear:
-        command.clear_store(_print)
-
-
-@app.command()
 def transfer(
     name: Annotated[str | None, typer.Argument(help="A name; without one all are listed.")] = None,
     file: Annotated[
