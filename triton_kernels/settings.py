@@ -93,7 +93,7 @@ def fits(
     """Whether settings are worth compiling: they fit every device of :data:`SHARED_MEMORY` without spills.
 
     Sums may take 64 registers of a thread; half of that where the operands wait in registers too: split into
-    two parts, on compute capability 80, or multiplied without tensor cores, where a tile of 128 spilled 20 kB.
+    two parts, on compute capability 80, or multiplied without tensor cores, where 128 spilled 20 kB.
     """
     budget = 32 if dtype == torch.float32 and precision != "medium" else 64
     return (
