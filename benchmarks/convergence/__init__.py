@@ -1,0 +1,1 @@
+"""Convergence: problems × optimisers × seeds under equal budgets; see ../README.md."""

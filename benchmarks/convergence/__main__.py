@@ -1,0 +1,105 @@
+"""``python -m benchmarks.convergence``: optimisers on problems under equal budgets; see ../README.md."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from gncompile.comparison.contest import Contest
+from gncompile.comparison.optimisers import OPTIMISERS, named
+from gncompile.comparison.report import write_report
+from gncompile.comparison.running import CLOCKS, Budget
+from gncompile.comparison.store import Run
+from gncompile.errors import CompileError, GncompileError, message, nearest
+
+from ..machine import environment, installed
+from . import alignment
+from .problems import PROBLEMS, Problem
+
+ALIGNED = ("classifier", "curves")
+"""Problems of the alignment if none are named: few outputs, and a deep network."""
+
+
+def main(given: list[str] | None = None) -> int:
+    """The command; returns the exit status, 1 after an error of ours."""
+    options = arguments(given)
+    torch.set_num_threads(options.threads)
+    try:
+        chosen = problems(options.problems or (ALIGNED if options.action == "alignment" else ()))
+        if options.action == "alignment":
+            align(chosen, options)
+        else:
+            compete(chosen, options)
+    except GncompileError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def compete(chosen: Sequence[Problem], options: argparse.Namespace) -> None:
+    """Make the runs that are missing, and after every problem write the tables of all that there are."""
+    machine = {**environment(), "pytorch_optimizer": installed("pytorch_optimizer")}
+    budget = Budget.parse(options.budget)
+    contest = Contest(
+        options.output, budget, options.seeds, options.clock, machine=machine, report=say
+    )
+    optimisers = named(options.optimisers or list(OPTIMISERS))
+    runs: list[Run] = []
+    tables = ""
+    for problem in chosen:
+        say(f"{problem.name}: {problem.about}")
+        runs += contest.hold(problem.task(options.samples), optimisers)
+        tables = write_report(options.output, f"Convergence within {budget}", runs, machine)
+    print("\n" + tables)
+
+
+def align(chosen: Sequence[Problem], options: argparse.Namespace) -> None:
+    """Measure and write the alignment; what was measured is there after every problem."""
+    found: list[alignment.Alignment] = []
+    for problem in chosen:
+        task = problem.task(options.samples)
+        found += alignment.measure(task, batch_size=options.batch, seed=options.seeds[0])
+        say(f"{problem.name}: measured; {alignment.write(found, options.output)}")
+    print("\n" + alignment.text(found))
+
+
+def problems(names: Sequence[str]) -> list[Problem]:
+    """Problems by name, all without one; an unknown one raises with the nearest known."""
+    for name in names:
+        if name not in PROBLEMS:
+            raise CompileError(
+                message(
+                    f"unknown problem {name!r}. {nearest(name, PROBLEMS)}".rstrip(),
+                    instead=f"use some of {', '.join(PROBLEMS)}",
+                )
+            )
+    return [PROBLEMS[name] for name in names or PROBLEMS]
+
+
+def say(text: str) -> None:
+    """A line of progress, at once."""
+    print(text, flush=True)
+
+
+def arguments(given: list[str] | None) -> argparse.Namespace:
+    """The command's options."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.convergence", description=__doc__)
+    parser.add_argument("action", nargs="?", choices=("run", "alignment"), default="run")
+    parser.add_argument("--problems", nargs="+", default=[], metavar="NAME")
+    parser.add_argument("--optimisers", nargs="+", default=[], metavar="NAME")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED")
+    parser.add_argument("--budget", default="60s", help="60s, 2m, or 100u for updates")
+    parser.add_argument("--samples", type=int, help="only so many of each problem's data")
+    parser.add_argument("--batch", type=int, default=500, help="batch of the alignment")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--output", type=Path, default=Path("runs/convergence"))
+    return parser.parse_args(given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

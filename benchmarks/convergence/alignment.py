@@ -1,0 +1,233 @@
+"""How well each method's update agrees with the exact damped Gauss-Newton update.
+
+At several moments of a training, for one batch and a damping λ: the cosine between ``d = -(G + λI)⁻¹ ∇``,
+by conjugate gradients in float64 on products ``J^T H J v`` of ``torch.func``, and the update that the trainer
+makes of the same batch with freshly computed factors.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp, vjp
+
+import gncompile
+from gncompile.comparison.optimisers import FEW_OUTPUTS
+from gncompile.comparison.task import Task
+from gncompile.data import Batches
+from gncompile.errors import CompileError, message
+from gncompile.files import atomic_path, atomic_write
+from gncompile.tables import table
+
+METHODS = ("kfra", "kflr", "kfac", "kfac_rp")
+SAMPLED = ("kfac", "kfac_rp")
+DRAWS = 5
+TOLERANCE = 1e-6
+"""Residual of the conjugate gradients relative to the gradient: cosines are shown with three digits."""
+ITERATIONS = 2000
+WHOLE_BATCH = {"factor_share": 1.0, "quadratic_share": 1.0, "layer_steps": 0}
+"""Options for a step with nothing but the method's factors in it: all of the batch, one step size."""
+
+Vectors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The cosine of one method's update, or of the negative gradient; for a method that samples, the
+    median over :data:`DRAWS`."""
+
+    task: str
+    updates: int
+    damping: float
+    method: str
+    cosine: float
+    iterations: int
+    """Of the conjugate gradients."""
+
+
+def measure(
+    task: Task,
+    moments: Sequence[int] = (0, 5, 20, 50),
+    dampings: Sequence[float] = (0.1, 0.001),
+    batch_size: int = 500,
+    seed: int = 0,
+) -> list[Alignment]:
+    """Train by KFRA with the defaults; at each of ``moments`` (updates made) measure all methods."""
+    model, data = task.build(seed), task.data
+    options: dict[str, Any] = dict(task.options)
+    trainer = gncompile.compile(model, task.loss, data.train_x[:2], seed=seed, **options)
+    batches = Batches(data.train_x, data.train_y, task.batch_size, seed)
+    x, y = data.train_x[:batch_size].double(), data.train_y[:batch_size]
+    y = y.double() if y.is_floating_point() else y
+    found: list[Alignment] = []
+    for moment in sorted(moments):
+        while trainer.updates < moment:
+            trainer.step(*batches.next())
+        exact = copy.deepcopy(model).double()
+        for damping in dampings:
+            found += _at(task, exact, x, y, moment, damping)
+    return found
+
+
+def _at(
+    task: Task, model: nn.Module, x: Tensor, y: Tensor, moment: int, damping: float
+) -> list[Alignment]:
+    gradient = gradients(model, task.objective, x, y)
+    product = gauss_newton(model, task.objective, x, y)
+    newton, iterations = conjugate_gradients(product, gradient, damping)
+    updates: dict[str, list[Vectors]] = {"gradient": [{name: -g for name, g in gradient.items()}]}
+    for method in METHODS:
+        if method == "kflr" and task.outputs > FEW_OUTPUTS:
+            continue
+        seeds = range(DRAWS if method in SAMPLED else 1)
+        try:
+            updates[method] = [update(task, model, x, y, method, damping, seed) for seed in seeds]
+        except CompileError:
+            continue  # KFAC of a loss that is no model to draw targets from
+    return [
+        Alignment(
+            task.name, moment, damping, method,
+            statistics.median(cosine(newton, each) for each in draws), iterations,
+        )
+        for method, draws in updates.items()
+    ]  # fmt: skip
+
+
+def update(
+    task: Task, model: nn.Module, x: Tensor, y: Tensor, method: str, damping: float, seed: int = 0
+) -> Vectors:
+    """The change of the parameters in the first step of a trainer with the given damping."""
+    stepped = copy.deepcopy(model)
+    options: dict[str, Any] = {**task.options, **WHOLE_BATCH, "damping": damping}
+    trainer = gncompile.compile(stepped, task.loss, x[:2], method, seed=seed, **options)
+    trainer.step(x, y)
+    before = dict(model.named_parameters())
+    return {name: p.detach() - before[name].detach() for name, p in stepped.named_parameters()}
+
+
+# --- The exact update ------------------------------------------------------------------------------------
+
+
+def gradients(
+    model: nn.Module, objective: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor
+) -> Vectors:
+    """The objective's gradient by parameter name."""
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    return dict(grad(lambda own: objective(functional_call(model, own, (x,)), y))(parameters))
+
+
+def gauss_newton(
+    model: nn.Module, objective: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor
+) -> Callable[[Vectors], Vectors]:
+    """``v → J^T H J v`` with ``H`` the Hessian of the objective in the outputs, exact for any loss."""
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def network(own: Mapping[str, Tensor]) -> Tensor:
+        return functional_call(model, dict(own), (x,))
+
+    outputs, pull_back = vjp(network, parameters)[:2]
+    slope = grad(lambda z: objective(z, y))
+
+    def product(v: Vectors) -> Vectors:
+        tangent = jvp(network, (parameters,), (v,))[1]
+        curved = jvp(slope, (outputs,), (tangent,))[1]
+        return dict(pull_back(curved)[0])
+
+    return product
+
+
+def conjugate_gradients(
+    product: Callable[[Vectors], Vectors], gradient: Vectors, damping: float
+) -> tuple[Vectors, int]:
+    """``-(G + λI)⁻¹ ∇`` and the iterations it took; the residual ends below TOLERANCE of the gradient.
+
+    Raises :class:`~gncompile.errors.CompileError` where ``G + λI`` is not positive, and :class:`RuntimeError`
+    if :data:`ITERATIONS` are not enough.
+    """
+    solution = {name: torch.zeros_like(g) for name, g in gradient.items()}
+    residual = {name: -g for name, g in gradient.items()}
+    direction, squared = residual, dot(residual, residual)
+    goal = TOLERANCE**2 * squared
+    for iteration in range(ITERATIONS):
+        if squared <= goal:
+            return solution, iteration
+        bent = add(product(direction), direction, damping)
+        curvature = dot(direction, bent)
+        if curvature <= 0:
+            raise CompileError(
+                message(
+                    "the Gauss-Newton matrix has a negative eigenvalue: the loss is not convex",
+                    instead="measure the alignment of a problem with a convex loss",
+                )
+            )
+        size = squared / curvature
+        solution = add(solution, direction, size)
+        residual = add(residual, bent, -size)
+        before, squared = squared, dot(residual, residual)
+        direction = add(residual, direction, squared / before)
+    raise RuntimeError(f"conjugate gradients did not converge in {ITERATIONS} iterations")
+
+
+def dot(a: Vectors, b: Vectors) -> float:
+    """``aᵀb`` over all parameters."""
+    return float(sum((a[name] * b[name]).sum() for name in a))
+
+
+def add(a: Vectors, b: Vectors, factor: float) -> Vectors:
+    """``a + factor · b``."""
+    return {name: a[name] + factor * b[name] for name in a}
+
+
+def cosine(a: Vectors, b: Vectors) -> float:
+    """``aᵀb / (‖a‖ ‖b‖)``."""
+    return dot(a, b) / (dot(a, a) * dot(b, b)) ** 0.5
+
+
+# --- What is written ---------------------------------------------------------------------------------
+
+
+def text(found: Sequence[Alignment]) -> str:
+    """Cosines, a row for each moment and damping."""
+    methods = list(dict.fromkeys(each.method for each in found))
+    cells: dict[tuple[str, int, float], dict[str, Alignment]] = {}
+    for each in found:
+        cells.setdefault((each.task, each.updates, each.damping), {})[each.method] = each
+    rows = [("task", "updates", "damping", *methods, "CG iterations")]
+    for (task, updates, damping), by_method in cells.items():
+        cosines = [f"{by_method[m].cosine:.3f}" if m in by_method else "" for m in methods]
+        iterations = str(next(iter(by_method.values())).iterations)
+        rows.append((task, str(updates), f"{damping:g}", *cosines, iterations))
+    return table(rows, right=range(1, len(rows[0])))
+
+
+def write(found: Sequence[Alignment], folder: Path) -> Path:
+    """``alignment.json`` and, with matplotlib, ``alignment.png``: a panel for each task and damping."""
+    records = [asdict(each) for each in found]
+    path = atomic_write(folder / "alignment.json", json.dumps(records, indent=2) + "\n")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return path
+    panels = list(dict.fromkeys((each.task, each.damping) for each in found))
+    figure = Figure(figsize=(4 * len(panels), 3.4), dpi=120, layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for panel, (task, damping) in zip(axes, panels, strict=True):
+        own = [each for each in found if (each.task, each.damping) == (task, damping)]
+        for method in dict.fromkeys(each.method for each in own):
+            points = [(each.updates, each.cosine) for each in own if each.method == method]
+            panel.plot(*zip(*points, strict=True), "o-", label=method, markersize=4)
+        panel.set(title=f"{task}, λ = {damping:g}", xlabel="updates", ylim=(0, 1.02))
+        panel.grid(visible=True, alpha=0.3)
+    axes[0].set_ylabel("cosine with the exact update")
+    axes[-1].legend(fontsize=8)
+    with atomic_path(folder / "alignment.png") as temporary:
+        figure.savefig(temporary)
+    return path
