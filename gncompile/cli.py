@@ -150,10 +150,10 @@ def compare(
     file: ModelPath,
     optimisers: Annotated[
         str, typer.Option(metavar="NAMES", help="Names divided by commas.")
-    ] = "kfra,kfac,auto,adam,sgd",
+    ] = "kfra,kfac,adam",
     updates: Annotated[int | None, typer.Option(min=1, help="Updates each run makes.")] = None,
     seconds: Annotated[
-        float | None, typer.Option(min=0.001, help="Seconds each run trains; default 60.")
+        float | None, typer.Option(min=0.001, help="Seconds each run trains; default 30.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds to run.")] = 1,
     search: Annotated[
@@ -171,11 +171,55 @@ def compare(
 
     if updates is not None and seconds is not None:
         raise typer.BadParameter("give --updates or --seconds, not both")
-    budget = Budget(updates, "u") if updates is not None else Budget(seconds or 60.0, "s")
+    budget = Budget(updates, "u") if updates is not None else Budget(seconds or 30.0, "s")
     folder = out or Path("runs") / f"{load_model_file(file).name}-compare"
     names = [name.strip() for name in optimisers.split(",") if name.strip()]
     _print("\n" + compare_file(file, names, folder, budget, seeds, search, report=_print))
     _print(f"\n{folder / 'report.md'}")
+
+
+@app.command()
+def tune(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="A TOML model file.")
+    ] = None,
+    effort: Annotated[str, typer.Option(help="quick, or full: every candidate.")] = "quick",
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="As 60s or 2m; default 60s, full 10m.")
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option(metavar="JSON", help="Write this device's settings there.")
+    ] = None,
+    import_: Annotated[
+        Path | None, typer.Option("--import", metavar="JSON", help="Merge an exported file.")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Print all stored settings.")] = False,
+    explain: Annotated[
+        str | None, typer.Option(metavar="OPERATION", help="Print what was measured for it.")
+    ] = None,
+    clear: Annotated[bool, typer.Option(help="Delete this device's settings.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Choose by measurement how a model file's step is computed here, or look after what was chosen."""
+    from .tuning import command
+
+    asked = [file, export, import_, list_ or None, explain, clear or None]
+    if sum(each is not None for each in asked) != 1:
+        raise typer.BadParameter(
+            "give one of FILE, --export, --import, --list, --explain and --clear"
+        )
+    if file is not None and not command.tune_file(file, effort, budget, not quiet, _print):
+        raise typer.Exit(130)
+    if export is not None:
+        command.export_store(export, _print)
+    if import_ is not None:
+        command.import_store(import_, _print)
+    if list_:
+        command.list_stores(_print)
+    if explain is not None:
+        command.explain(explain, _print)
+    if clear:
+        command.clear_store(_print)
 
 
 @app.command()

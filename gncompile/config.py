@@ -41,6 +41,7 @@ SWITCHES: Mapping[str, Switch] = {
     for switch in (
         Switch("data", "folder", "where data sets are looked for first"),
         Switch("cache", "folder", "where downloads and emitted sources are kept"),
+        Switch("tuning", "folder", "where tuned settings are kept, if not in the cache"),
         Switch("dump", "folder", "write graphs, programs and sources there, in reading order"),
         Switch("override", "folder", "use edited copies of emitted sources found there"),
         Switch("check", "flag", "check the graph and the program after every pass"),

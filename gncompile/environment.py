@@ -30,11 +30,12 @@ def environment() -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "threads": str(torch.get_num_threads()),
         "CUDA device": cuda,
-        **{name: _version(name) for name in PACKAGES},
+        **{name: package_version(name) for name in PACKAGES},
     }
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """An installed package's version, or ``"absent"``."""
     try:
         return version(package)
     except PackageNotFoundError:

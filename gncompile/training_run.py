@@ -37,11 +37,15 @@ def compile_file(file: ModelFile, seed: int | None = None, **options: Any) -> Tr
     from .optimiser.compile import compile as compile_model
 
     model = file.build(seed)
-    settings = {"method": file.training.method, **trainer_options(file), **options}
+    training = file.training
+    settings = {
+        **{"method": training.method, "tune": training.tune},
+        **{**trainer_options(file), **options},
+    }
     return compile_model(
         model,
         loss=file.loss,
-        example_inputs=example(file),
+        example_inputs=example(file, training.batch_size),
         seed=file.training.seed if seed is None else seed,
         dtype=file.dtype,
         **settings,

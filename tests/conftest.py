@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
@@ -31,6 +34,10 @@ settings.load_profile("gncompile")
 # Tests compare numbers, not speed; one thread keeps them off the other cores and their sums in one
 # order.
 torch.set_num_threads(1)
+
+
+# What is tuned on this machine must not change what a test compiles.
+os.environ["GNCOMPILE_TUNING"] = tempfile.mkdtemp(prefix="gncompile-untuned-")
 
 
 def pytest_report_header() -> str:

@@ -121,15 +121,19 @@ def load_model_file(
 ) -> ModelFile:
     """Read and check a model file; :class:`ModelFileError` names the key, the place and a remedy.
 
-    Relative data paths are taken from ``base``, by default the file's own folder.
+    Relative paths of data and of tuned settings are taken from ``base``, by default the file's own folder.
     """
     path = Path(path)
     sections = _validate(_read(path), path)
     spec = sections.data
+    home = path.parent if base is None else Path(base)
     if Path(spec.name).suffix in READERS:
-        home = path.parent if base is None else Path(base)
         spec = dataclasses.replace(spec, name=str((home / Path(spec.name).expanduser()).absolute()))
         sections = sections.model_copy(update={"data": spec})
+    if sections.training.tune.endswith(".json"):
+        tune = str((home / sections.training.tune).absolute())
+        training = sections.training.model_copy(update={"tune": tune})
+        sections = sections.model_copy(update={"training": training})
     transfers = _declared_transfers(sections, path)
     own = {name: called_by_name(function, name) for name, function in transfers.items()}
     known = ChainMap(own, FUNCTIONS)

@@ -7,7 +7,7 @@
     [network]    layers, transfer, code_layer, output, bias     a chain of affine layers, or
                  input_size and [[network.node]] tables         any DAG, in any order that reads upwards
     [loss]       name, or expression in z and y (or z1, z2, … and y1, …) with targets, negative_curvature
-    [training]   method, batch_size, updates or epochs, seed, dtype; [training.options] for the trainer
+    [training]   method, batch_size, updates or epochs, seed, dtype, tune; [training.options] for the trainer
     [transfer.NAME]   expression in x (or u), parameters, domain, doc
 """
 
@@ -195,7 +195,8 @@ class LossSection(Record):
 class Training(Record):
     """``[training]``: how long and with what; ``options`` go to ``gncompile.compile`` as they are.
 
-    ``output_bias = "mean"`` starts the last layer's bias at the best constant prediction.
+    ``output_bias = "mean"`` starts the last layer's bias at the best constant prediction. ``tune`` is that of
+    ``compile``; a ``.json`` file is relative to the model file.
     """
 
     method: str | dict[str, str] = "kfra"
@@ -205,6 +206,7 @@ class Training(Record):
     seed: Annotated[int, Field(ge=0)] = 0
     dtype: Literal["float32", "float64"] = "float32"
     output_bias: Literal["zero", "mean"] = "zero"
+    tune: str = "cached"
     options: dict[str, JsonValue] = {}
 
     @model_validator(mode="after")

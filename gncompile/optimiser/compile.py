@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -13,6 +14,8 @@ from ..errors import CompileError, expected_got, message
 from ..losses import Loss
 from ..pipeline import step_program
 from ..runtime.executable import Executable
+from ..tuning.problem import Variants
+from ..tuning.tuner import Tune, tunable, variants_for
 from .settings import Settings
 from .trainer import Trainer
 
@@ -27,20 +30,24 @@ def compile(
     dtype: torch.dtype | None = None,
     backend: str = "torch",
     precision: str = "highest",
+    tune: Tune = "cached",
     **options: object,
 ) -> Trainer:
     """Compile a feedforward module and a loss into a :class:`Trainer`.
 
     ``loss`` is a name (``"mse"``, ``"bce_with_logits"``, ``"cross_entropy"``, …: summed over outputs,
     averaged over samples), an expression in ``z`` and ``y``, or a ``torch.nn`` loss (exactly what torch
-    computes). ``example_inputs`` ``[N, …]`` give shapes only. ``method`` is ``"kfra"``, ``"kflr"``,
-    ``"kfac"``, ``"kfac_rp"``, ``"empirical"``, or a baseline, ``"adam"`` or ``"sgd"``; ``"auto"`` chooses
-    for every layer by cost (:mod:`gncompile.method_choice`), and a mapping of layer patterns chooses by
-    name, ``{"*": "kfra", "decoder.*": "kfac"}``. ``options`` are the fields of
-    :class:`~gncompile.optimiser.settings.Settings`. ``seed`` starts the sampling of KFAC. ``backend`` is
-    ``"torch"``, ``"triton"`` (CUDA) or ``"reference"``; ``precision`` is that of the Triton backend's
-    float32 products, in the words of ``torch.set_float32_matmul_precision``: ``"highest"``, ``"high"`` or
-    ``"medium"``.
+    computes). ``example_inputs`` ``[N, …]`` give shapes only; N is the batch size that ``tune`` looks at.
+    ``method`` is ``"kfra"``, ``"kflr"``, ``"kfac"``, ``"kfac_rp"``, ``"empirical"``, or a baseline,
+    ``"adam"`` or ``"sgd"``; ``"auto"`` chooses for every layer by cost (:mod:`gncompile.method_choice`),
+    and a mapping of layer patterns chooses by name, ``{"*": "kfra", "decoder.*": "kfac"}``. ``options``
+    are the fields of :class:`~gncompile.optimiser.settings.Settings`. ``seed`` starts the sampling of
+    KFAC. ``backend`` is ``"torch"``, ``"triton"`` (CUDA) or ``"reference"``; ``precision`` is that of the
+    Triton backend's float32 products, in the words of ``torch.set_float32_matmul_precision``:
+    ``"highest"``, ``"high"`` or ``"medium"``. ``tune`` chooses variants of the torch backend's operations
+    on a CPU (:mod:`gncompile.tuning`): ``"cached"`` takes what was measured before on this machine and
+    measures nothing, ``"quick"`` and ``"full"`` measure what is not yet known, ``"off"`` takes the
+    defaults, and a path of a ``.json`` file those that it pins.
 
     Raises a :class:`~gncompile.errors.GncompileError` that names the place in the model for whatever cannot
     be compiled. Compiling costs about a second; memory is a few copies of the batch's activations, of the
@@ -69,6 +76,16 @@ def compile(
             )
         )
     program = step_program(traced.graph, declared, settings)
+
+    def again(variants: Variants) -> Trainer:
+        return compile(
+            copy.deepcopy(model), loss, example_inputs, method, seed=seed, dtype=dtype,
+            backend=backend, precision=precision, tune=variants, **options,
+        )  # fmt: skip
+
+    samples = reader.inputs(example_inputs)[0].shape[0]
+    on_cpu = backend == "torch" and reader.device.type == "cpu"
+    wanted = tunable(program, settings, samples, reader.dtype, on_cpu)
     executable = Executable(
         program,
         traced,
@@ -80,5 +97,6 @@ def compile(
         seed=seed,
         rows=settings.rows,
         memory_budget=settings.memory_budget,
+        variants=variants_for(tune, wanted, again, samples),
     )
     return Trainer(model, traced, declared, reader, settings, executable)

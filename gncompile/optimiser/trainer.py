@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batches import BatchReader
+from ..emit.torch_operations import Options
 from ..errors import BatchError, message
 from ..losses import Loss
 from ..model_graph import TracedModel
@@ -231,6 +232,11 @@ class Trainer(Questions):
     def precision(self) -> str:
         """That of the Triton backend's float32 products."""
         return self._executable.memory.precision
+
+    @property
+    def variants(self) -> Mapping[str, Options]:
+        """Options of the instructions that are not computed in the default way, by name."""
+        return self._executable.variants
 
     def __repr__(self) -> str:
         return (

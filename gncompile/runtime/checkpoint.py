@@ -148,6 +148,8 @@ def _compile(checkpoint: Checkpoint, model: nn.Module, loss: object) -> Trainer:
         tuple(examples),
         backend=about["backend"],
         precision=about.get("precision", "highest"),
+        # What was tuned decides the rounding: a resumed training computes as the stored one did.
+        tune=about.get("variants", "off"),
         **settings,
     )
 
@@ -162,6 +164,7 @@ def _about(trainer: Trainer) -> dict[str, Any]:
         "inputs": [list(node.shape) for node in trainer.traced.graph.inputs],
         "backend": trainer.backend,
         "precision": trainer.precision,
+        "variants": {name: dict(options) for name, options in trainer.variants.items()},
         "fingerprint": fingerprint(trainer),
     }
 

@@ -1,0 +1,77 @@
+"""What is tuned: one operation at one shape, its candidates, and how they are checked and timed.
+
+A :class:`TuningProblem` is all that the search knows. Problems of the torch backend are in
+:mod:`gncompile.tuning.cpu`; another backend brings problems of its own and changes nothing here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..emit.torch_operations import Options
+
+Variants = Mapping[str, Options]
+"""Options of the instructions of a program that are not computed in the default way, by name."""
+
+DEFAULT: Options = {}
+"""The options of an operation that nothing was chosen for."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a setting belongs to, besides the device and the versions it was measured with.
+
+    ``source`` is the digest of the code that is measured, so that a setting does not outlive it.
+    """
+
+    kernel: str
+    source: str
+    shape: tuple[int, ...]
+    dtype: str
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.kernel} {'x'.join(map(str, self.shape))} {self.dtype}"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to compute an operation, and the seconds the cost model predicts for it."""
+
+    options: Options
+    predicted: float
+
+    def __str__(self) -> str:
+        return shown(self.options)
+
+
+class TuningProblem(Protocol):
+    """An operation at one shape, with everything the search asks of it."""
+
+    @property
+    def key(self) -> Key:
+        """What the result is stored under."""
+
+    @property
+    def uses(self) -> int:
+        """How many instructions of the program share the result."""
+
+    @property
+    def candidates(self) -> Sequence[Candidate]:
+        """At least one, in an order that depends on the key only; the first is the default."""
+
+    def check(self, candidate: Candidate) -> str | None:
+        """What is wrong with the candidate's result, against a reference; None if it is right."""
+
+    def measure(self, candidate: Candidate) -> float:
+        """Seconds of one execution, on scratch operands; nothing of a user's is read or written."""
+
+    def release(self) -> None:
+        """Free the scratch operands."""
+
+
+def shown(options: Options) -> str:
+    """``block=128``, or ``default``."""
+    return ", ".join(f"{name}={value!r}" for name, value in options.items()) or "default"

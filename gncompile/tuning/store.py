@@ -1,0 +1,336 @@
+"""The store of tuned settings: one JSON file for every kind of device.
+
+It lies in the folder of the switch ``tuning``, by default in the cache. Reading never fails: a file that is
+damaged, foreign or unreadable holds nothing, and a note says so. Writing merges what is new into what the
+file holds by then, under a lock, and replaces it in one step; so many processes may tune at once.
+
+A setting is used only for the code, dtype, precision, device and versions that it was measured with. Its
+shape is the wanted one or else the nearest in the same bucket: every size rounded to a power of two.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .. import config
+from ..emit.torch_operations import Options
+from ..errors import GncompileError, message
+from ..files import atomic_write
+from .device import Device, this_device, versions
+from .problem import Key
+from .search import Outcome
+
+FORMAT = 1
+LOCK_SECONDS = 10.0
+"""How long a process waits for another one that is writing."""
+
+
+class TuningWarning(UserWarning):
+    """Tuned settings that were not used or not kept, and why."""
+
+
+class Record(BaseModel):
+    """A frozen part of the file that refuses unknown keys and values of another type."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class StoredTrial(Record):
+    """What became of one candidate; see :class:`~gncompile.tuning.search.Trial`."""
+
+    options: dict[str, int | str | None]
+    predicted: float
+    seconds: float | None
+    rejected: str | None
+
+
+class Entry(Record):
+    """One setting: what it is for, what was chosen, and the measurements behind it."""
+
+    kernel: str
+    source: str
+    shape: tuple[int, ...]
+    dtype: str
+    precision: str
+    versions: dict[str, str]
+    options: dict[str, int | str | None]
+    trials: tuple[StoredTrial, ...]
+    effort: str
+    note: str = ""
+
+    @property
+    def key(self) -> Key:
+        """What it is for."""
+        return Key(self.kernel, self.source, self.shape, self.dtype, self.precision)
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """Entries of equal identity replace each other."""
+        return (self.key, tuple(sorted(self.versions.items())))
+
+
+class StoreFile(Record):
+    """The whole file."""
+
+    format: int
+    device: Device
+    entries: tuple[Entry, ...]
+
+
+Allowed = Callable[[str, Options], bool]
+"""Whether an operation knows these options."""
+
+
+def entry_of(outcome: Outcome, effort: str) -> Entry:
+    """An outcome of the search as it is stored, with the versions of now."""
+    key = outcome.key
+    return Entry(
+        kernel=key.kernel,
+        source=key.source,
+        shape=key.shape,
+        dtype=key.dtype,
+        precision=key.precision,
+        versions=versions(),
+        options=dict(outcome.options),
+        trials=tuple(
+            StoredTrial(options=dict(t.options), predicted=t.predicted, seconds=t.seconds,
+                        rejected=t.rejected)
+            for t in outcome.trials
+        ),
+        effort=effort,
+        note=outcome.note,
+    )  # fmt: skip
+
+
+# --- Files ----------------------------------------------------------------------------------------------
+
+
+def folder() -> Path:
+    """Where the stores of all devices lie."""
+    chosen = config.folder("tuning")
+    if chosen is not None:
+        return chosen
+    cache = config.folder("cache")
+    assert cache is not None
+    return cache / "tuning"
+
+
+def path_of(device: Device) -> Path:
+    """The store of a kind of device."""
+    return folder() / f"{device.slug}.json"
+
+
+class Unreadable(Exception):
+    """A file that holds no settings for us; the text says why."""
+
+
+def parse(path: Path) -> StoreFile:
+    """The content of a store, which exists; :class:`Unreadable` if it is not one of this version's."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        found = data["format"]
+    except OSError as error:
+        raise Unreadable(f"cannot be read: {error}") from error
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise Unreadable("is damaged, or no store of tuned settings") from error
+    if found != FORMAT:
+        raise Foreign(f"has format {found!r}, this version of gncompile knows {FORMAT}")
+    try:
+        # JSON is where pydantic's strict mode knows arrays from tuples.
+        return StoreFile.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise Unreadable(f"is damaged at {place}: {first['msg']}") from error
+
+
+class Foreign(Unreadable):
+    """A file of another version of gncompile, which is left as it is."""
+
+
+@dataclass
+class Store:
+    """The settings of one file, for one device.
+
+    A ``pinned`` file is used on any device and with any versions, so that a run is the same everywhere;
+    it is never written.
+    """
+
+    path: Path
+    device: Device
+    pinned: bool = False
+    notes: list[str] = field(default_factory=list)
+    """What was ignored or could not be done, and why."""
+    entries: tuple[Entry, ...] = ()
+
+    @classmethod
+    def open(cls) -> Store:
+        """The store of this device; empty, with a note, if there is none that can be used."""
+        device = this_device()
+        store = cls(path_of(device), device)
+        store.entries = store._read()
+        return store
+
+    @classmethod
+    def pin(cls, path: Path) -> Store:
+        """A file that was exported and is kept with a project; raises unless it can be used."""
+        content = _given(path)
+        return cls(path, content.device, pinned=True, entries=content.entries)
+
+    def _read(self) -> tuple[Entry, ...]:
+        if not self.path.exists():
+            return ()
+        try:
+            content = parse(self.path)
+        except Unreadable as error:
+            self.notes.append(f"the tuned settings in {self.path} are ignored: the file {error}")
+            return ()
+        if content.device != self.device:
+            self.notes.append(
+                f"the tuned settings in {self.path} are ignored: they are of {content.device}"
+            )
+            return ()
+        return content.entries
+
+    # --- looking up -------------------------------------------------------------------------------------
+
+    def current(self, entry: Entry) -> bool:
+        """Whether an entry was measured with the versions of now."""
+        return self.pinned or entry.versions == versions()
+
+    def look_up(self, key: Key, allowed: Allowed) -> Entry | None:
+        """The entry for ``key``, or for the nearest shape of its bucket; None if there is neither."""
+        similar = [
+            e
+            for e in self.entries
+            if e.key == replace(key, shape=e.shape)
+            and self.current(e)
+            and allowed(e.kernel, e.options)
+            and bucket(e.shape) == bucket(key.shape)
+        ]
+        return min(similar, key=lambda e: (distance(e.shape, key.shape), e.shape), default=None)
+
+    def note_stale(self, wanted: Iterable[Key]) -> None:
+        """Note how many of the wanted settings are there, but of other code or other versions."""
+        same = {(k.kernel, k.shape, k.dtype, k.precision): k.source for k in wanted}
+        why: dict[str, int] = {}
+        fresh = {entry.key for entry in self.entries if self.current(entry)}
+        for e in self.entries:
+            source = same.get((e.kernel, e.shape, e.dtype, e.precision))
+            if source is None or replace(e.key, source=source) in fresh:
+                continue
+            reason = _changed(e.versions) if e.source == source else "the measured code has changed"
+            why[reason] = why.get(reason, 0) + 1
+        self.notes += [
+            f"{count} tuned settings in {self.path} are stale and ignored: {reason}; "
+            "gncompile tune measures them anew"
+            for reason, count in why.items()
+        ]
+
+    # --- writing ----------------------------------------------------------------------------------------
+
+    def add(self, new: Collection[Entry]) -> bool:
+        """Merge entries into the file; whether it could be written. They are used in any case."""
+        if self.pinned:
+            raise GncompileError(
+                message("a pinned file of settings is not written", where=str(self.path),
+                        instead="tune without it, then export")
+            )  # fmt: skip
+        self.entries = _merged(self.entries, new)
+        try:
+            with self._lock():
+                if self.path.exists():
+                    self.entries = _merged(self._held(), self.entries)
+                self._write(self.entries)
+        except (OSError, Timeout, Foreign) as error:
+            self.notes.append(f"the settings found are not kept: {self.path}: {error}")
+            return False
+        return True
+
+    def clear(self) -> None:
+        """Delete the file; raises OSError if that is not allowed."""
+        self.path.unlink(missing_ok=True)
+        self.entries = ()
+
+    def _lock(self) -> FileLock:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.path.with_suffix(".lock"), timeout=LOCK_SECONDS)
+
+    def _held(self) -> tuple[Entry, ...]:
+        """What the file holds now; nothing if it is damaged, since then there is nothing to lose."""
+        try:
+            content = parse(self.path)
+        except Foreign:
+            raise
+        except Unreadable:
+            return ()
+        return content.entries if content.device == self.device else ()
+
+    def _write(self, entries: tuple[Entry, ...]) -> None:
+        content = StoreFile(format=FORMAT, device=self.device, entries=entries)
+        atomic_write(self.path, content.model_dump_json(indent=1) + "\n")
+
+    def export(self, path: Path) -> None:
+        """Write a copy of the settings, to be imported elsewhere or pinned by a project."""
+        content = StoreFile(format=FORMAT, device=self.device, entries=self.entries)
+        atomic_write(path, content.model_dump_json(indent=1) + "\n")
+
+    def warn(self) -> None:
+        """Say all notes as :class:`TuningWarning`, once."""
+        for note in self.notes:
+            warnings.warn(note, TuningWarning, stacklevel=3)
+        self.notes.clear()
+
+
+def import_file(path: Path) -> Store:
+    """Merge an exported file into the store of the device it was measured on, and return that."""
+    content = _given(path)
+    store = Store(path_of(content.device), content.device)
+    store.add(content.entries)
+    return store
+
+
+def _given(path: Path) -> StoreFile:
+    """The content of a file that was asked for by name, which therefore has to be usable."""
+    try:
+        return parse(path)
+    except Unreadable as error:
+        raise GncompileError(
+            message(f"the file of tuned settings {error}", where=str(path),
+                    instead="give a file written by gncompile tune --export")
+        ) from error  # fmt: skip
+
+
+def _merged(held: Iterable[Entry], new: Iterable[Entry]) -> tuple[Entry, ...]:
+    """Entries by identity, the new ones before the held, sorted so that files differ only where they must."""
+    by_identity = {e.identity: e for e in (*held, *new)}
+    return tuple(sorted(by_identity.values(), key=lambda e: str(e.identity)))
+
+
+def _changed(measured: Mapping[str, str]) -> str:
+    """``torch 2.12 then, 2.13 now``."""
+    now = versions()
+    parts = [
+        f"{name} {measured.get(name, 'absent')} then, {now.get(name, 'absent')} now"
+        for name in {**measured, **now}
+        if measured.get(name) != now.get(name)
+    ]
+    return ", ".join(parts)
+
+
+def bucket(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Every size rounded to the nearest power of two, in ratio."""
+    return tuple(round(math.log2(max(size, 1))) for size in shape)
+
+
+def distance(a: tuple[int, ...], b: tuple[int, ...]) -> float:
+    """Sum of the sizes' ratios, as logarithms."""
+    return sum(abs(math.log2(max(x, 1) / max(y, 1))) for x, y in zip(a, b, strict=True))

@@ -1,0 +1,168 @@
+"""From what ``compile`` is given for ``tune`` to the variants of a program, measured or looked up."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+
+from ..costs import columns_within
+from ..emit.torch_operations import Options
+from ..errors import CompileError, message, nearest
+from ..optimiser.settings import Settings
+from ..step_program import StepProgram
+from . import cpu
+from .problem import DEFAULT, Key, Variants, shown
+from .search import EFFORTS, Found, Outcome, check_effort, search
+from .step_check import StepComparison, compare
+from .store import Store, TuningWarning, entry_of
+
+if TYPE_CHECKING:
+    from ..optimiser.trainer import Trainer
+
+Word = Literal["off", "cached", "quick", "full"]
+WORDS: tuple[Word, ...] = get_args(Word)
+Tune = str | os.PathLike[str] | Mapping[str, Options]
+"""A word, a pinned file of settings (``.json``), or the variants themselves, as a checkpoint holds them."""
+
+BUDGETS = {"quick": 60.0, "full": 600.0}
+"""Seconds that tuning may take if nothing is said."""
+SEARCHED = 0.6
+"""Share of the budget for the search; the rest is for the whole step."""
+
+Make = Callable[[Variants], "Trainer"]
+"""Compiles the trainer again with given variants, from equal states."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What tuning found: the search, the variants it leads to, and the whole step with and without them."""
+
+    found: Found
+    variants: Variants
+    comparison: StepComparison | None
+    """None if there was nothing to compare, or the search was interrupted."""
+
+
+def tunable(
+    program: StepProgram, settings: Settings, samples: int, dtype: torch.dtype, on_cpu: bool
+) -> dict[str, Key]:
+    """The key of every instruction that may be tuned for batches of ``samples``; none beyond a CPU."""
+    if not on_cpu:
+        return {}
+    chunk = columns_within(program, samples, dtype.itemsize, settings.memory_budget)
+    return cpu.keys(program, {"N": samples, **settings.rows(samples), "S": chunk}, dtype)
+
+
+def variants_for(tune: Tune, wanted: Mapping[str, Key], make: Make, samples: int) -> Variants:
+    """The variants of the instructions in ``wanted`` by the word, file or mapping ``tune``.
+
+    ``"quick"`` and ``"full"`` measure what the store does not know, and keep it. Says what is ignored as a
+    :class:`~gncompile.tuning.store.TuningWarning`; raises ``CompileError`` for an unknown word and
+    ``GncompileError`` for a file that cannot be used.
+    """
+    if isinstance(tune, Mapping):
+        return _checked(tune, wanted)
+    if not isinstance(tune, str) or tune.endswith(".json"):
+        return from_store(Store.pin(Path(tune)), wanted)
+    if tune not in WORDS:
+        raise CompileError(
+            message(
+                f"unknown tune={tune!r}. {nearest(tune, WORDS)}".rstrip(),
+                instead=f"use one of {', '.join(WORDS)}, or a .json file of gncompile tune --export",
+            )
+        )
+    if tune == "off" or not wanted:
+        return {}
+    store = Store.open()
+    if tune in EFFORTS:
+        unknown = {name: key for name, key in wanted.items() if not _known(store, key, tune)}
+        if unknown:
+            tune_step(unknown, make, samples, store, effort=tune)
+    return from_store(store, wanted)
+
+
+def from_store(store: Store, wanted: Mapping[str, Key]) -> Variants:
+    """What a store knows of the wanted settings, where it is not the default; warns of what is ignored."""
+    store.note_stale(wanted.values())
+    store.warn()
+    entries = {name: store.look_up(key, cpu.allowed) for name, key in wanted.items()}
+    return {name: e.options for name, e in entries.items() if e is not None and e.options}
+
+
+def _known(store: Store, key: Key, effort: str) -> bool:
+    """Whether the store has this very shape, measured with no less effort."""
+    entry = store.look_up(key, cpu.allowed)
+    return entry is not None and entry.key == key and entry.effort in ("full", effort)
+
+
+def tune_step(
+    wanted: Mapping[str, Key],
+    make: Make,
+    samples: int,
+    store: Store,
+    *,
+    effort: str = "quick",
+    budget: float | None = None,
+    report: Callable[[Outcome], None] = lambda outcome: None,
+) -> Tuned:
+    """Measure, keep every choice in the store as it is made, then compare the whole step.
+
+    If the step with the choices disagrees with the default one, or is slower, the defaults are stored in
+    their place; the outcomes returned are still the measured ones. An interrupted search is not compared;
+    its choices were checked one by one.
+    """
+    budget = BUDGETS.get(effort, 0.0) if budget is None else budget
+    check_effort(effort, budget)
+    end = time.perf_counter() + budget
+
+    def keep(outcome: Outcome) -> None:
+        store.add([entry_of(outcome, effort)])
+        report(outcome)
+
+    found = search(cpu.problems(wanted), effort, SEARCHED * budget, keep)
+    chosen = {outcome.key: outcome.options for outcome in found.outcomes}
+    variants = {name: chosen[key] for name, key in wanted.items() if chosen.get(key)}
+    if found.interrupted or not variants:
+        return Tuned(found, variants, None)
+    try:
+        comparison = compare(make({}), make(variants), samples, end)
+    except KeyboardInterrupt:
+        found.interrupted = True
+        return Tuned(found, variants, None)
+    if comparison.kept:
+        return Tuned(found, variants, comparison)
+    why = "was slower" if comparison.agrees else "made another update"
+    reverted = [
+        replace(
+            o, options=DEFAULT, note=f"{shown(o.options)} measured best, but the whole step {why}"
+        )
+        for o in found.outcomes
+        if o.options
+    ]
+    store.add([entry_of(outcome, effort) for outcome in reverted])
+    return Tuned(found, {}, comparison)
+
+
+def _checked(given: Mapping[str, Options], wanted: Mapping[str, Key]) -> Variants:
+    """Those of the given variants that this program has; warns of the others."""
+    known = {
+        name: options
+        for name, options in given.items()
+        if name in wanted and cpu.allowed(wanted[name].kernel, options)
+    }
+    dropped = ", ".join(name for name in given if name not in known)
+    if dropped:
+        warnings.warn(
+            f"this program has no such variants of {dropped}; they are computed in the default way, "
+            "which may round otherwise",
+            TuningWarning,
+            stacklevel=2,
+        )
+    return known

@@ -1,0 +1,87 @@
+"""The torch backend's tuning problems: every candidate is right, wrong ones are seen, times are means."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from gncompile.runtime import linalg
+from gncompile.tuning import cpu
+from gncompile.tuning.cpu import OPERATIONS, CpuProblem
+from gncompile.tuning.problem import Key
+
+SHAPES = {
+    "symmetric_product": [(20, 300), (65, 300), (1, 520)],
+    "second_moment": [(33, 300, 1), (7, 520, 0)],
+    "damped_inverse": [(1,), (63,), (401,)],
+    "affine": [(17, 5, 3), (1, 70, 65)],
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("kernel", "shape"), [(kernel, shape) for kernel in SHAPES for shape in SHAPES[kernel]]
+)
+def test_every_candidate_is_right(kernel: str, shape: tuple[int, ...], dtype: str) -> None:
+    problem = CpuProblem(Key(kernel, "abc", shape, dtype, "highest"), 1, OPERATIONS[kernel])
+    assert problem.candidates[0].options == {}
+    for candidate in problem.candidates:
+        assert problem.check(candidate) is None
+
+
+@pytest.mark.parametrize("wrong", ["twice", "upper", "unwritten"])
+def test_a_wrong_variant_is_rejected(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    """As fast as can be: off by a factor, only one triangle written, or nothing at all."""
+
+    def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, **options: object) -> None:
+        if wrong == "twice":
+            torch.mm(a.T, b, out=out).mul_(2)
+        elif wrong == "upper":
+            out.copy_((a.T @ b).triu())
+
+    key = Key("symmetric_product", "abc", (20, 300), "float32", "highest")
+    problem = CpuProblem(key, 1, OPERATIONS["symmetric_product"])
+    monkeypatch.setattr(linalg, "symmetric_product", product)
+    found = problem.check(problem.candidates[1])
+    assert found is not None
+    assert "relative error" in found
+
+
+def test_options_that_do_the_same_are_one_candidate() -> None:
+    def widths(size: int) -> list[object]:
+        return [
+            o.get("block", "default") for o in OPERATIONS["symmetric_product"].options((9, size))
+        ]
+
+    assert widths(100) == ["default"]
+    assert widths(200) == ["default", 128]
+    assert widths(300) == ["default", None, 128]
+    assert widths(784) == ["default", None, 128, 384, 512] or widths(784) == [
+        "default",
+        None,
+        128,
+        384,
+    ]
+
+
+def test_measuring_repeats_until_the_clock_can_tell() -> None:
+    ticks = itertools.count()
+    key = Key("affine", "abc", (2, 3, 4), "float32", "highest")
+    problem = CpuProblem(key, 1, OPERATIONS["affine"], clock=lambda: next(ticks) * 0.0007)
+    # Three ticks of 0.7 ms are the first sum beyond 2 ms.
+    assert math.isclose(problem.measure(problem.candidates[0]), 0.0007)
+    assert next(ticks) == 4
+
+
+def test_the_source_digest_follows_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = cpu.DampedInverse().source
+    assert before == cpu.DampedInverse().source
+
+    def other(m: torch.Tensor, damping: torch.Tensor, out: torch.Tensor) -> None:
+        out.copy_(m)
+
+    monkeypatch.setattr(cpu.DampedInverse, "sources", (other,))
+    assert cpu.DampedInverse().source != before
