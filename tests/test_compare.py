@@ -153,6 +153,25 @@ def test_a_run_that_diverges_says_so_and_ends() -> None:
     assert made_long.final == math.inf
 
 
+def test_a_step_that_raises_ends_its_run_only(tmp_path: Path) -> None:
+    class Failing:
+        def step(self, x: torch.Tensor, y: torch.Tensor, progress: float) -> int:
+            if progress >= 0.5:
+                torch.linalg.cholesky(-torch.eye(2))
+            return 1
+
+        def settle(self, x: torch.Tensor, y: torch.Tensor) -> None:
+            pass
+
+    failing = replace(OPTIMISERS["sgd"], name="adamw", start=lambda *given: Failing())
+    runs = quiet(tmp_path, seeds=(0,), search=False).hold(
+        small_task(), [failing, OPTIMISERS["kfra"]]
+    )
+    assert [each.status for each in runs] == ["diverged", "done"]
+    assert runs[0].points[-1].updates == 5
+    assert "adamw: diverged: linalg.cholesky" in text(standings(runs))
+
+
 def test_what_cannot_be_compiled_is_a_failed_run() -> None:
     task = replace(small_task(), loss=nn.HuberLoss(), objective=nn.functional.huber_loss)
     made = run(task, OPTIMISERS["kfac"], {}, 0, TEN)
@@ -194,6 +213,8 @@ def test_an_interrupted_contest_goes_on_without_repeating_a_run(
     assert again == resumed
     assert sorted(map(repr, read_all(tmp_path, "10u"))) == sorted(map(repr, resumed))
     assert read_all(tmp_path, "60s") == []
+    replace(contest, clock="cpu").hold(small_task(), contestants[:1])
+    assert made[4:] == [("kfra", 0), ("kfra", 1)]
 
 
 def test_the_grid_is_searched_at_one_seed_and_its_best_run_at_all(tmp_path: Path) -> None:
@@ -236,7 +257,8 @@ def stored(
 ) -> Run:
     setting = {"lr": rate, "schedule": "cosine"} if rate else {}
     each = tuple(Point(updates, seconds, loss, loss + 1) for updates, seconds, loss in points)
-    return Run("task", optimiser, setting, seed, "8s", "done", setup=0.5, points=each)
+    clock = {"clock": "wall"}
+    return Run("task", optimiser, setting, seed, "8s", "done", "", 0.5, each, clock)
 
 
 RUNS = [

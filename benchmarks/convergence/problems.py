@@ -34,12 +34,12 @@ class Problem:
     batch_size: int
 
     def task(self, samples: int | None = None) -> Task:
-        """What the optimisers are given; with ``samples`` only so many of the data and as large a batch."""
-        data = self.data()
+        """What the optimisers are given; with ``samples`` one of another name, on the first few."""
+        name, data = self.name, self.data()
         if samples is not None:
-            data = first(data, samples)
+            name, data = f"{name}-{samples}", first(data, samples)
         batch = min(self.batch_size or len(data.train_x), len(data.train_x))
-        return Task(self.name, self.build, self.loss, self.torch_loss, data, batch)
+        return Task(name, self.build, self.loss, self.torch_loss, data, batch)
 
 
 def first(data: DataSplit, samples: int) -> DataSplit:

@@ -22,7 +22,7 @@ class Contest:
 
     The grid of an optimiser is searched at the first seed, with the whole budget for every point of it; its
     best setting, by the final training loss, is run at the other seeds too. Without ``search`` the grid's
-    first entry, the recommended one, is run only.
+    first entry, the recommended one, is run only. A run kept with another clock is made again.
     """
 
     folder: Path
@@ -57,8 +57,8 @@ class Contest:
 
     def _run(self, task: Task, optimiser: Optimiser, setting: Setting, seed: int) -> Run:
         path = file_of(self.folder, task.name, optimiser.name, setting, seed, str(self.budget))
-        if path.is_file():
-            return read(path)
+        if path.is_file() and (kept := read(path)).environment["clock"] == self.clock:
+            return kept
         made = run(task, optimiser, setting, seed, self.budget, self.clock)
         label = f"{task.name}: {optimiser.name} {spelled(setting)}, seed {seed}"
         if made.status == "failed":

@@ -61,8 +61,9 @@ def run(
 ) -> Run:
     """Train from the weights and in the order of ``seed`` until the budget is spent.
 
-    A run ends early, as ``diverged``, when a loss it reports is not finite, and is ``failed``, with the
-    error's first line, when the optimiser cannot be started on the task.
+    A run ends early, as ``diverged``, when a loss it reports is not finite or a step raises, as the
+    factorisation of a matrix that overflowed does; it is ``failed`` when the optimiser cannot be started on
+    the task. The error's first line is kept as a note.
     """
     now = CLOCKS[clock]
     began = now()
@@ -83,11 +84,15 @@ def run(
     points = [measured(task, model, 0, 0.0)]
     marks = iter([(k / POINTS) ** 2 for k in range(1, POINTS)] + [1.0])
     mark, spent, updates, seconds = next(marks), 0.0, 0, 0.0
-    batches = _batches(task, seed)
+    batches, note = _batches(task, seed), ""
     while spent < 1 and points[-1].finite:
         start = now()
         x, y = next(batches)
-        made = steps.step(x, y, spent)
+        try:
+            made = steps.step(x, y, spent)
+        except (RuntimeError, GncompileError) as error:
+            note = str(error).split("\n")[0]
+            break
         seconds += now() - start
         updates += made
         # An optimiser that can go no further has spent its budget, in whatever unit.
@@ -96,9 +101,9 @@ def run(
             steps.settle(x, y)
             points.append(measured(task, model, updates, seconds))
             mark = next((each for each in marks if each > spent), 1.0)
-    status: Status = "done" if points[-1].finite else "diverged"
+    status: Status = "done" if points[-1].finite and not note else "diverged"
     return Run(
-        task.name, optimiser.name, setting, seed, str(budget), status,
+        task.name, optimiser.name, setting, seed, str(budget), status, note,
         setup=setup, points=tuple(points),
     )  # fmt: skip
 

@@ -114,7 +114,7 @@ def text(of_task: Sequence[Standing]) -> str:
             f"{against.loss:.6g}, which took it {against.seconds:.3g} s"
         )
     lines += [
-        f"{s.optimiser}: {s.runs[0].status}: {s.runs[0].note}" for s in of_task if not _ran(s)
+        f"{s.optimiser}: {run.status}: {run.note}" for s in of_task for run in s.runs if run.note
     ]
     return "\n".join(lines)
 
