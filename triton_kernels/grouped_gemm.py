@@ -7,7 +7,7 @@ therefore multiplied together. The tiles are those of :mod:`.gemm`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -113,12 +113,16 @@ def plan_group(
     pairs = [
         (p.a.mT if transpose_a else p.a, p.b if transpose_b else p.b.mT) for p in problems
     ]  # both [outer, K]
+    given = settings
     if settings is None:
         shapes = [Shape(len(left), len(right), left.shape[1]) for left, right in pairs]
         settings = default_settings(shapes, problems[0].a.dtype, precision)
         settings = with_results(settings, 1 + len(problems[0].outputs))
     items = [_item(p, *pair, settings) for p, pair in zip(problems, pairs, strict=True)]
     table = tabulate(items)
+    if given is None and problems[0].epilogue_inputs and not any(table.arguments["ALIGNED"]):
+        # Every element has an address of its own then: 4 warps ran out of registers.
+        settings = replace(settings, num_warps=8)
     return Group(tuple(problems), transpose_a, transpose_b, precision, settings, table)
 
 
