@@ -6,14 +6,14 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor, nn
 
 from ..data import Batches
 from ..errors import CompileError, GncompileError, message
-from .optimisers import Optimiser, Setting
+from .optimisers import Optimiser, Setting, Steps
 from .store import Point, Run, Status
 from .task import Task
 
@@ -67,32 +67,39 @@ def run(
     """
     now = CLOCKS[clock]
     began = now()
+    made = Run(task.name, optimiser.name, setting, seed, str(budget), "done")
     model = task.build(seed)
     try:
         steps = optimiser.start(task, model, seed, setting)
     except GncompileError as error:
-        return Run(
-            task.name,
-            optimiser.name,
-            setting,
-            seed,
-            str(budget),
-            "failed",
-            str(error).split("\n")[0],
-        )
+        return replace(made, status="failed", note=_first_line(error))
     setup = now() - began
+    points, note = _train(task, model, steps, seed, budget, now)
+    ended_well = points[-1].finite and not note
+    status: Status = "done" if ended_well else "diverged"
+    return replace(made, status=status, note=note, setup=setup, points=tuple(points))
+
+
+def _train(
+    task: Task,
+    model: nn.Module,
+    steps: Steps,
+    seed: int,
+    budget: Budget,
+    now: Callable[[], float],
+) -> tuple[list[Point], str]:
+    """The points of a run, and what ended it before its budget was spent, if anything was raised."""
     points = [measured(task, model, 0, 0.0)]
     marks = iter([(k / POINTS) ** 2 for k in range(1, POINTS)] + [1.0])
     mark, spent, updates, seconds = next(marks), 0.0, 0, 0.0
-    batches, note = _batches(task, seed), ""
+    batches = _batches(task, seed)
     while spent < 1 and points[-1].finite:
         start = now()
         x, y = next(batches)
         try:
             made = steps.step(x, y, spent)
         except (RuntimeError, GncompileError) as error:
-            note = str(error).split("\n")[0]
-            break
+            return points, _first_line(error)
         seconds += now() - start
         updates += made
         # An optimiser that can go no further has spent its budget, in whatever unit.
@@ -101,11 +108,11 @@ def run(
             steps.settle(x, y)
             points.append(measured(task, model, updates, seconds))
             mark = next((each for each in marks if each > spent), 1.0)
-    status: Status = "done" if points[-1].finite and not note else "diverged"
-    return Run(
-        task.name, optimiser.name, setting, seed, str(budget), status, note,
-        setup=setup, points=tuple(points),
-    )  # fmt: skip
+    return points, ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0] or type(error).__name__
 
 
 def measured(task: Task, model: nn.Module, updates: int, seconds: float) -> Point:
