@@ -1,6 +1,7 @@
 # make train: set up .venv and train the CURVES autoencoder.   make test: set up .venv and run all checks.
 # make kernels: the part of make test that checks the Triton kernels without a GPU, interpreted and compiled.
 # make bench: set up .venv-bench and time the step against autograd and BackPACK.
+# make convergence: set up .venv-bench and compare optimisers on ten problems, for hours.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -12,7 +13,7 @@ INPUTS := pyproject.toml constraints.txt
 # Triton is there for Linux only.
 KERNELS := $(if $(filter Linux,$(shell uname -s)),kernels)
 
-.PHONY: train test plain kernels bench bench-env clean
+.PHONY: train test plain kernels bench convergence bench-env clean
 
 train: $(VENV)/installed-plots
 	$(BIN)/gncompile train examples/curves_autoencoder.toml
@@ -34,6 +35,10 @@ kernels: $(VENV)/installed-test
 bench: bench-env
 	$(BENCH)/bin/python -m pytest --quiet benchmarks/peers
 	$(BENCH)/bin/python -m benchmarks.cpu_step $(ARGS)
+
+# Options as for bench: make convergence ARGS="--problems stiff --budget 10s"
+convergence: bench-env
+	$(BENCH)/bin/python -m benchmarks.convergence $(ARGS)
 
 bench-env: $(BENCH)/installed
 

@@ -207,13 +207,15 @@ def _soap(model: nn.Module) -> Sequence[torch.optim.Optimizer]:
 
 
 def _shampoo(model: nn.Module) -> Sequence[torch.optim.Optimizer]:
-    """Distributed Shampoo's algorithm, its roots computed anew every 20 steps as its authors recommend
-    for small networks, grafted to AdaGrad's step size."""
+    """Distributed Shampoo with RMSProp's step sizes, so that Adam's learning rates fit.
+
+    Roots are computed anew every 20 steps: the package's 1000 suits trainings of many thousand steps.
+    """
     optimisers = import_module("pytorch_optimizer")
-    adagrad = 2  # LayerWiseGrafting.ADAGRAD, which the package does not export
+    rmsprop = 3  # LayerWiseGrafting.RMSPROP; the package keeps the name to itself
     return [
         optimisers.ScalableShampoo(
-            model.parameters(), preconditioning_compute_steps=20, graft_type=adagrad
+            model.parameters(), preconditioning_compute_steps=20, graft_type=rmsprop
         )
     ]
 
@@ -255,7 +257,11 @@ OPTIMISERS: Mapping[str, Optimiser] = {
             "soap", "preconditioned", rates(3e-3, 1e-3, 1e-2), _soap, "pytorch_optimizer"
         ),
         torch_optimiser(
-            "shampoo", "preconditioned", rates(1e-3, 1e-2, 1e-1), _shampoo, "pytorch_optimizer"
+            "shampoo",
+            "preconditioned",
+            rates(1e-3, 3e-4, 3e-3, 1e-2),
+            _shampoo,
+            "pytorch_optimizer",
         ),
         Optimiser("lbfgs", "quasi-newton", _lbfgs, rates(1.0), unsuited=_minibatches),
     )
