@@ -87,6 +87,19 @@ def test_tuning_changes_the_emitted_step_and_the_store_serves_the_next(favoured:
     assert off.source_file != tuned.source_file
 
 
+def test_tuning_leaves_the_model_and_the_random_numbers_alone() -> None:
+    """Operations and whole steps are really run, on copies."""
+    model = network()
+    before = [p.detach().clone() for p in model.parameters()]
+    gncompile.compile(model, "mse", batch()[0], tune="quick")
+    after = torch.rand(1)
+    for one, other in zip(before, model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    network()
+    gncompile.compile(model, "mse", batch()[0], tune="off")
+    assert torch.equal(after, torch.rand(1))
+
+
 def test_a_second_compile_measures_nothing(favoured: None, monkeypatch: pytest.MonkeyPatch) -> None:
     tuned = compiled("quick")
 

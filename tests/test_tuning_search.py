@@ -186,6 +186,18 @@ def test_an_interrupted_search_keeps_what_was_found() -> None:
     assert third.log == []
 
 
+def test_an_interrupt_while_a_choice_is_kept_ends_the_search() -> None:
+    clock = Clock()
+
+    def report(outcome: object) -> None:
+        raise KeyboardInterrupt
+
+    problems = [Made(clock, {0: 2.0, 1: 1.0}), Made(clock, {0: 1.0}, name="second")]
+    found = search(problems, budget=1e4, report=report, clock=clock)
+    assert found.interrupted
+    assert (len(found.outcomes), len(found.unreached)) == (1, 1)
+
+
 def test_equal_measurements_give_equal_choices() -> None:
     def run() -> list[object]:
         clock = Clock()

@@ -95,6 +95,15 @@ def test_a_new_entry_replaces_the_old_one_and_keeps_the_others() -> None:
     assert again.options == {}
 
 
+def test_what_another_process_replaced_or_cleared_stays_so() -> None:
+    saved(entry(), entry(replace(KEY, shape=(50,))))
+    early, other = Store.open(), replace(KEY, shape=(9,))
+    Store.open().clear()
+    saved(entry(options={}))
+    assert early.add([entry(other)])
+    assert {e.shape: e.options for e in Store.open().entries} == {(400,): {}, (9,): BORDER}
+
+
 def test_entries_of_other_versions_are_stale(monkeypatch: pytest.MonkeyPatch) -> None:
     saved(entry())
     now = {**stores.versions(), "torch": "99.0"}
@@ -102,7 +111,7 @@ def test_entries_of_other_versions_are_stale(monkeypatch: pytest.MonkeyPatch) ->
     store = Store.open()
     assert store.look_up(KEY, anything) is None
     with pytest.warns(
-        TuningWarning, match=r"1 tuned settings .* stale .* torch .* then, 99\.0 now"
+        TuningWarning, match=r"stale .*: 1 tuned setting in .* \(torch .* then, 99\.0 now"
     ):
         assert from_store(store, {"inverse": KEY}) == {}
 

@@ -72,19 +72,19 @@ def tune_file(path: Path, effort: str, budget: str | None, progress: bool, say: 
 
 def table(tuned: Tuned) -> str:
     """A line for every problem: default and chosen, with their times."""
-    rows = [["operation", "shape", "dtype", "uses", "default", "chosen", "ms", "ratio"]]
+    rows = [["operation", "shape", "dtype", "uses", "default ms", "chosen", "ms", "ratio"]]
     for o in tuned.found.outcomes:
         key = o.key
         rows.append(
             [
                 *(key.kernel, "x".join(map(str, key.shape)), key.dtype, str(o.uses)),
-                f"{o.default_seconds * 1e3:.3f} ms",
+                f"{o.default_seconds * 1e3:.3f}",
                 shown(o.options),
                 f"{o.seconds * 1e3:.3f}",
                 f"{o.default_seconds / o.seconds:.2f}",
             ]
         )
-    return aligned(rows)
+    return aligned(rows, right=(3, 4, 6, 7))
 
 
 def verdict(tuned: Tuned) -> str:

@@ -98,7 +98,8 @@ def search(
     waiting = sorted(problems, key=_weight, reverse=True)
     while waiting:
         problem, left = waiting[0], end - clock()
-        share = left * _weight(problem) / sum(map(_weight, waiting))
+        # A small problem's rounds cost as much as the clock needs, so none gets less than an equal part.
+        share = left * max(_weight(problem) / sum(map(_weight, waiting)), 1 / len(waiting))
         try:
             outcome = solve(problem, effort, clock() + share, end, clock) if left > 0 else None
         except KeyboardInterrupt:
@@ -109,9 +110,13 @@ def search(
         waiting.pop(0)
         if outcome is None:
             found.unreached.append(problem.key)
-        else:
-            found.outcomes.append(outcome)
+            continue
+        found.outcomes.append(outcome)
+        try:
             report(outcome)
+        except KeyboardInterrupt:
+            found.interrupted = True
+            break
     found.unreached += [problem.key for problem in waiting]
     return found
 
@@ -152,7 +157,8 @@ def solve(
     while 0 in best and rounds < ROUNDS[effort]:
         if clock() >= (end if rounds < FEWEST_ROUNDS else own_end):
             break
-        for place in right:
+        # Every other round goes backwards, so that no candidate gains from its place.
+        for place in right if rounds % 2 == 0 else right[::-1]:
             best[place] = min(best[place], problem.measure(timed[place]))
         rounds += 1
     if rounds < FEWEST_ROUNDS:

@@ -24,6 +24,7 @@ from .. import config
 from ..emit.torch_operations import Options
 from ..errors import GncompileError, message
 from ..files import atomic_write
+from ..tables import count
 from .device import Device, this_device, versions
 from .problem import Key
 from .search import Outcome
@@ -174,7 +175,11 @@ class Store:
     @classmethod
     def open(cls) -> Store:
         """The store of this device; empty, with a note, if there is none that can be used."""
-        device = this_device()
+        return cls.of(this_device())
+
+    @classmethod
+    def of(cls, device: Device) -> Store:
+        """The store of a kind of device."""
         store = cls(path_of(device), device)
         store.entries = store._read()
         return store
@@ -230,9 +235,9 @@ class Store:
             reason = _changed(e.versions) if e.source == source else "the measured code has changed"
             why[reason] = why.get(reason, 0) + 1
         self.notes += [
-            f"{count} tuned settings in {self.path} are stale and ignored: {reason}; "
-            "gncompile tune measures them anew"
-            for reason, count in why.items()
+            f"stale and ignored: {count(number, 'tuned setting')} in {self.path} ({reason}); "
+            "gncompile tune measures anew"
+            for reason, number in why.items()
         ]
 
     # --- writing ----------------------------------------------------------------------------------------
@@ -247,9 +252,8 @@ class Store:
         self.entries = _merged(self.entries, new)
         try:
             with self._lock():
-                if self.path.exists():
-                    self.entries = _merged(self._held(), self.entries)
-                self._write(self.entries)
+                # Of this process only what is new: what it read before may have been replaced since.
+                self._write(_merged(self._held(), new))
         except (OSError, Timeout, Foreign) as error:
             self.notes.append(f"the settings found are not kept: {self.path}: {error}")
             return False
@@ -266,6 +270,8 @@ class Store:
 
     def _held(self) -> tuple[Entry, ...]:
         """What the file holds now; nothing if it is damaged, since then there is nothing to lose."""
+        if not self.path.exists():
+            return ()
         try:
             content = parse(self.path)
         except Foreign:
@@ -293,7 +299,7 @@ class Store:
 def import_file(path: Path) -> Store:
     """Merge an exported file into the store of the device it was measured on, and return that."""
     content = _given(path)
-    store = Store(path_of(content.device), content.device)
+    store = Store.of(content.device)
     store.add(content.entries)
     return store
 
