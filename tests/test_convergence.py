@@ -303,6 +303,18 @@ def test_alignment_is_measured_and_written(tmp_path: Path) -> None:
     assert [row.split()[1] for row in rows] == ["0", "3"]
 
 
+def test_conjugate_gradients_stop_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = tiny()
+    model, x, y = task.build(0), task.data.train_x, task.data.train_y
+    monkeypatch.setattr(alignment, "ITERATIONS", 3)
+    gradient = alignment.gradients(model, task.objective, x, y)
+    product = alignment.gauss_newton(model, task.objective, x, y)
+    found, iterations = alignment.conjugate_gradients(product, gradient, 0.01)
+    assert iterations == 3
+    assert alignment.cosine(found, gradient) < 0  # downhill already
+    assert alignment.cosine(found, {name: 0 * g for name, g in gradient.items()}) == 0
+
+
 def test_a_loss_that_is_not_convex_has_no_exact_update() -> None:
     gradient = {"w": torch.ones(2, dtype=torch.float64)}
     with pytest.raises(CompileError, match="negative eigenvalue"):

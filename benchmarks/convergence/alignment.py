@@ -50,7 +50,7 @@ class Alignment:
     method: str
     cosine: float
     iterations: int
-    """Of the conjugate gradients."""
+    """Of the conjugate gradients; at :data:`ITERATIONS` they were stopped, and the cosine is less exact."""
 
 
 def measure(
@@ -147,10 +147,10 @@ def gauss_newton(
 def conjugate_gradients(
     product: Callable[[Vectors], Vectors], gradient: Vectors, damping: float
 ) -> tuple[Vectors, int]:
-    """``-(G + λI)⁻¹ ∇`` and the iterations it took; the residual ends below TOLERANCE of the gradient.
+    """``-(G + λI)⁻¹ ∇`` to a residual of TOLERANCE of the gradient, and the iterations it took.
 
-    Raises :class:`~gncompile.errors.CompileError` where ``G + λI`` is not positive, and :class:`RuntimeError`
-    if :data:`ITERATIONS` are not enough.
+    After :data:`ITERATIONS` the solution is taken as it is. Raises :class:`~gncompile.errors.CompileError`
+    where ``G + λI`` is not positive.
     """
     solution = {name: torch.zeros_like(g) for name, g in gradient.items()}
     residual = {name: -g for name, g in gradient.items()}
@@ -173,7 +173,7 @@ def conjugate_gradients(
         residual = add(residual, bent, -size)
         before, squared = squared, dot(residual, residual)
         direction = add(residual, direction, squared / before)
-    raise RuntimeError(f"conjugate gradients did not converge in {ITERATIONS} iterations")
+    return solution, ITERATIONS
 
 
 def dot(a: Vectors, b: Vectors) -> float:
@@ -187,8 +187,9 @@ def add(a: Vectors, b: Vectors, factor: float) -> Vectors:
 
 
 def cosine(a: Vectors, b: Vectors) -> float:
-    """``aᵀb / (‖a‖ ‖b‖)``."""
-    return dot(a, b) / (dot(a, a) * dot(b, b)) ** 0.5
+    """``aᵀb / (‖a‖ ‖b‖)``; 0 where one is zero, as an update that was refused."""
+    norms = (dot(a, a) * dot(b, b)) ** 0.5
+    return dot(a, b) / norms if norms else 0.0
 
 
 # --- What is written ---------------------------------------------------------------------------------
