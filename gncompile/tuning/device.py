@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from ..environment import package_version
+from ..tables import count
 
 
 class Device(BaseModel):
@@ -29,7 +30,7 @@ class Device(BaseModel):
         return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
     def __str__(self) -> str:
-        return f"{self.name}, {self.capability}, {self.threads} threads"
+        return f"{self.name}, {self.capability}, {count(self.threads, 'thread')}"
 
 
 def this_device() -> Device:

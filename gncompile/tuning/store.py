@@ -255,7 +255,8 @@ class Store:
                 # Of this process only what is new: what it read before may have been replaced since.
                 self._write(_merged(self._held(), new))
         except (OSError, Timeout, Foreign) as error:
-            self.notes.append(f"the settings found are not kept: {self.path}: {error}")
+            note = f"the settings found are not kept: {self.path}: {error}"
+            self.notes += [note] if note not in self.notes else []
             return False
         return True
 
