@@ -287,7 +287,9 @@ class Readback:
         held = {
             "parameters": sum(parameters),
             **{f"state {kind}": size for kind, size in kinds.items() if size >= 1024},
-            f"work buffers at most, batch {self.batch}": sum(self.costs.buffer_bytes(self.order).values()),
+            f"work buffers at most, batch {self.batch}": sum(
+                self.costs.buffer_bytes(self.order).values()
+            ),
         }
         sizes = [*held.items(), ("total", sum(held.values()))]
         return [["memory", ""], *([name, binary_size(size)] for name, size in sizes)]
