@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 import re
@@ -80,6 +81,10 @@ def views(model: nn.Module, width: int, loss: str = "mse", **options: object) ->
     program = step_program(traced.graph, declared, chosen)
     source = emit_torch(program, "A step.", traced.graph.to_text())
     return Views(Readback(traced, declared, chosen, program), source, traced.name)
+
+
+GATE = f"line_{inspect.getsourcelines(Gated.forward)[1] + 1}"
+"""The node of the gate, named after the line that computes it."""
 
 
 @pytest.fixture(scope="module")
@@ -175,17 +180,17 @@ def test_every_instruction_is_shown_once(drawn: tuple, method: str) -> None:
 
 
 def test_a_node_page_has_its_own_values(gated: Views) -> None:
-    for node, value in (("left", "h_left"), ("mul", "a_mul"), ("top", "grad_top")):
+    for node, value in (("left", "h_left"), (GATE, f"a_{GATE}"), ("top", "grad_top")):
         assert gated.owners[value] == node
-    titles = {name: [title for title, _ in gated.sections(name)] for name in ("top", "mul", "")}
+    titles = {name: [title for title, _ in gated.sections(name)] for name in ("top", GATE, "")}
     assert {"Forward", "Slopes and gradient", "Input factor Q", "Direction"} <= set(titles["top"])
-    assert "R-operator" in titles["mul"]
+    assert "R-operator" in titles[GATE]
     assert {"Loss", "Damping"} <= set(titles[""])
 
 
 def test_source_lines_are_those_of_the_emitted_file(gated: Views) -> None:
     lines = gated.source.splitlines()
-    for name, value in (("left", "h_left"), ("mul", "a_mul"), ("cat", "x_cat")):
+    for name, value in (("left", "h_left"), (GATE, f"a_{GATE}"), ("cat", "x_cat")):
         statements = gated.statements(name)
         assert any(value in s.text and s.phase == "gradient" for s in statements)
         assert all(lines[s.number - 1].strip() == s.text for s in statements)
@@ -429,7 +434,7 @@ def test_plots_show_the_function_and_its_slope(gated: Views) -> None:
     text = "".join(svg.itertext())
     assert "f ′" in text
     assert "#000000" not in str([e.get("style") for e in svg.iter()])
-    gate = next(n for n in gated.nodes if n.name == "mul")
+    gate = next(n for n in gated.nodes if n.name == GATE)
     drawn = plots.plot(gate, gated.read.traced)
     assert drawn is not None
     assert {"left", "right"} <= {(e.text or "").strip() for e in drawn.iter("text")}
@@ -452,7 +457,7 @@ def test_the_report_is_written_without_matplotlib(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     files = html(gated)
     checked(files)
-    (gate,) = (gated.file(n) for n in gated.nodes if n.name == "mul")
+    (gate,) = (gated.file(n) for n in gated.nodes if n.name == GATE)
     assert "pip install 'gncompile[plots]'" in files[gate].replace("&#x27;", "'")
 
 

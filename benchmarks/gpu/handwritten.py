@@ -58,8 +58,8 @@ class HandwrittenKFRA:
         loss = nn.functional.mse_loss(activations[-1], y)
         gradients = self.gradients(activations, y)
         rows = min(len(x), max(-(-len(x) // 4), 256))
-        head = [a[:rows] for a in activations]
-        self.average(*self.factors(head))
+        first, last = [a[:rows] for a in activations], [a[-rows:] for a in activations]
+        self.average(*self.factors(last))
         if self.updates < 10 or self.since_refresh + 1 >= self.refresh_every:
             self.inverses = [
                 self.inverted(q, g) for q, g in zip(self.inputs, self.outputs, strict=True)
@@ -71,7 +71,7 @@ class HandwrittenKFRA:
             -(g @ d @ q if g.dim() == 2 else g * (d @ q))
             for d, (q, g) in zip(gradients, self.inverses, strict=True)
         ]
-        (size, momentum), predicted = self.sizes(head, directions, gradients)
+        (size, momentum), predicted = self.sizes(first, directions, gradients)
         self.steps = [size * d + momentum * s for d, s in zip(directions, self.steps, strict=True)]
         for layer, step in zip(self.layers, self.steps, strict=True):
             layer.weight += step[:, :-1]
