@@ -8,41 +8,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
+from small_model import HEAD, write_model
 
 import gncompile
 from gncompile.cli import main
 from gncompile.run_folder import RunFolder
 
-MODEL = """
-[model]
-name = "small"
-[data]
-name = "images.npz"
-target = "input"
-[network]
-layers = [9, 6, 3, 6, 9]
-code_layer = 2
-[loss]
-name = "bce_with_logits"
-[training]
-batch_size = 16
-updates = 30
-seed = 1
-dtype = "float64"
+MODEL = f"""{HEAD}dtype = "float64"
 """
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A model file and images of 3×3 pixels that two numbers describe."""
-    random = np.random.default_rng(0)
-    images = random.uniform(size=(80, 3, 1)) * random.uniform(size=(80, 1, 3))
-    np.savez(tmp_path / "images.npz", x=images.astype(np.float32))
-    path = tmp_path / "model.toml"
-    path.write_text(MODEL)
-    return path
+    return write_model(tmp_path, MODEL)
 
 
 def run(*arguments: object) -> int:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from small_model import HEAD, write_model
 from torch import nn
 
 from gncompile.cli import main
@@ -237,22 +237,7 @@ def test_an_unknown_optimiser_is_named_with_its_neighbour() -> None:
 
 # --- The command ----------------------------------------------------------------------------------
 
-MODEL = """
-[model]
-name = "small"
-[data]
-name = "images.npz"
-target = "input"
-[network]
-layers = [9, 6, 3, 6, 9]
-code_layer = 2
-[loss]
-name = "bce_with_logits"
-[training]
-batch_size = 16
-updates = 30
-seed = 1
-output_bias = "mean"
+MODEL = f"""{HEAD}output_bias = "mean"
 [training.options]
 l2 = 1e-4
 """
@@ -260,12 +245,7 @@ l2 = 1e-4
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    random = np.random.default_rng(0)
-    images = random.uniform(size=(80, 3, 1)) * random.uniform(size=(80, 1, 3))
-    np.savez(tmp_path / "images.npz", x=images.astype(np.float32))
-    path = tmp_path / "model.toml"
-    path.write_text(MODEL)
-    return path
+    return write_model(tmp_path, MODEL)
 
 
 def command(*arguments: object) -> int:

@@ -23,6 +23,7 @@ from .gemm import items
 from .language import tl, triton
 from .launches import TYPES, Launch, Template, kinds, matrix
 from .pointwise_groups import Group, Problem, group_matrices, group_tile, plan_group
+from .settings import bytes_of, wide_tile
 from .tiles import load_tiles, store_tile
 
 
@@ -42,10 +43,8 @@ TILE = 1024
 
 
 def default_settings(rows: int, columns: int, elements: int = TILE) -> ElementwiseSettings:
-    """Tiles as wide as the matrix, up to 512 columns, so that most have no idle lanes."""
-    width = min(triton.next_power_of_2(max(columns, 1)), 512, elements)
-    height = min(triton.next_power_of_2(max(rows, 1)), elements // width)
-    return ElementwiseSettings(height, width)
+    """Tiles as wide as the matrix, up to 512 columns."""
+    return ElementwiseSettings(*wide_tile(rows, columns, 512, elements))
 
 
 def space(rows: int, columns: int) -> tuple[ElementwiseSettings, ...]:
@@ -60,8 +59,7 @@ def space(rows: int, columns: int) -> tuple[ElementwiseSettings, ...]:
 
 def cost(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[int, int]:
     """Flops, counted as one an element and result, and bytes moved."""
-    moved = sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, *outputs))
-    return sum(tensor.numel() for tensor in outputs), moved
+    return sum(tensor.numel() for tensor in outputs), bytes_of((*inputs, *outputs))
 
 
 @triton.jit

@@ -24,7 +24,7 @@ from .elementwise import arithmetic_type
 from .language import tl, triton
 from .launches import Launch, Number, Template, factor, kinds, matrix
 from .pointwise_groups import Group, Problem, group_matrices, group_tile, plan_group
-from .settings import PROCESSORS
+from .settings import PROCESSORS, bytes_of, wide_tile
 from .tiles import load_tiles, scale, store_tile
 
 Over = Literal["all", "rows", "columns"]
@@ -48,10 +48,8 @@ TILE = 1024
 
 
 def default_settings(rows: int, columns: int, elements: int = TILE) -> ReduceSettings:
-    """Tiles as wide as the matrix, up to 256 columns, so that most have no idle lanes."""
-    width = min(triton.next_power_of_2(max(columns, 1)), 256, elements)
-    height = min(triton.next_power_of_2(max(rows, 1)), elements // width)
-    return ReduceSettings(height, width)
+    """Tiles as wide as the matrix, up to 256 columns."""
+    return ReduceSettings(*wide_tile(rows, columns, 256, elements))
 
 
 def space(rows: int, columns: int) -> tuple[ReduceSettings, ...]:
@@ -67,8 +65,7 @@ def space(rows: int, columns: int) -> tuple[ReduceSettings, ...]:
 
 def cost(inputs: Sequence[Tensor], outputs: Sequence[Tensor] = ()) -> tuple[int, int]:
     """Flops, counted as two an element of the largest input, and bytes moved."""
-    moved = sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, *outputs))
-    return 2 * max(tensor.numel() for tensor in inputs), moved
+    return 2 * max(tensor.numel() for tensor in inputs), bytes_of((*inputs, *outputs))
 
 
 @triton.jit

@@ -6,6 +6,7 @@ settings of :func:`matrix_space` and pass the best to a template instead.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -65,6 +66,21 @@ def input_precision(precision: Precision, dtype: torch.dtype) -> str:
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The type products are summed in: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def wide_tile(rows: int, columns: int, widest: int, elements: int) -> tuple[int, int]:
+    """Height and width of a tile as wide as the matrix, up to ``widest``, so that most have no idle lanes."""
+    width = min(_power_of_two(columns), widest, elements)
+    return min(_power_of_two(rows), elements // width), width
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << (max(least, 1) - 1).bit_length()
+
+
+def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of all elements, each counted once."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def cdiv(a: int, b: int) -> int:
