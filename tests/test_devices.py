@@ -21,8 +21,9 @@ import gncompile
 from gncompile.api import understand
 from gncompile.batches import in_range, one_hot
 from gncompile.losses import define_loss, resolve_loss
-from gncompile.optimiser.ahead import AheadOfHost
+from gncompile.optimiser.ahead import AheadOfHost, plan
 from gncompile.optimiser.settings import Settings
+from gncompile.optimiser.timetable import due
 from gncompile.pipeline import factor_program, step_program
 from gncompile.runtime import graphs
 from gncompile.runtime.executable import Executable
@@ -145,10 +146,25 @@ def test_values_on_a_device_are_not_checked_but_shapes_are() -> None:
 # --- which phases are captured, and when --------------------------------------------------------------
 
 
-def test_phases_with_factorisations_are_not_captured() -> None:
+@pytest.mark.parametrize(
+    ("options", "uncaptured"),
+    [
+        ({}, {"invert"}),
+        ({"exact_damping": True}, {"invert"}),
+        ({"inverse": "newton_schulz"}, set()),
+        ({"inverse": "newton_schulz", "method": "kfac"}, set()),
+    ],
+)
+def test_phases_with_factorisations_are_not_captured(
+    options: dict[str, Any], uncaptured: set[str]
+) -> None:
+    """The output factor of ``mse`` is a multiple of the identity, which nothing factorises."""
     traced, loss, _ = understand(plain(), "mse", torch.zeros(2, WIDTH))
-    program = step_program(traced.graph, loss, Settings(guarded=True))
-    assert uncaptured_phases(program) == {"invert"}
+    program = step_program(traced.graph, loss, Settings(guarded=True, **options))
+    assert uncaptured_phases(program) == uncaptured
+
+
+def test_roots_of_output_hessians_are_not_captured() -> None:
     coupled = "softplus(z1 - z2) + softplus(z2 - z3) - y1*z1"
     traced, loss, _ = understand(plain(), coupled, torch.zeros(2, WIDTH))
     assert "curvature" in uncaptured_phases(factor_program(traced.graph, loss, "kfac_rp"))
@@ -166,13 +182,17 @@ class RecordedGraph:
         self.events.append("replay")
 
 
-def test_a_sequence_is_run_then_captured_then_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the graphs the factorisations are launched one by one; another batch size starts again."""
-    model = plain()
-    x, y = normal(torch.Generator().manual_seed(0), 9, WIDTH), torch.zeros(9, OUTPUTS)
-    trainer = gncompile.compile(model, "mse", x, guarded=True)
-    executable = trainer._executable
-    executable.load((x,), y)
+def on_cpu(**options: Any) -> tuple[Executable, Settings]:
+    """A guarded step of the torch backend, whatever its settings."""
+    traced, loss, _ = understand(plain(), "mse", torch.zeros(2, WIDTH))
+    settings = Settings.from_options(guarded=True, **options)
+    program = step_program(traced.graph, loss, settings)
+    device = torch.device("cpu")
+    return Executable(program, traced, loss, dtype=torch.float32, device=device), settings
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch, executable: Executable) -> tuple[Graphs, list[str]]:
+    """Graphs of what is no CUDA device, and the events there."""
     events: list[str] = []
     monkeypatch.setattr(RecordedGraph, "events", events, raising=False)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", RecordedGraph)
@@ -195,6 +215,14 @@ def test_a_sequence_is_run_then_captured_then_replayed(monkeypatch: pytest.Monke
     monkeypatch.setattr(Executable, "run", noted)
     tested = Graphs(executable)
     tested._captures = True
+    return tested, events
+
+
+def test_a_sequence_is_run_then_captured_then_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the graphs the factorisations are launched one by one; another batch size starts again."""
+    executable, _ = on_cpu()
+    tested, events = recorded(monkeypatch, executable)
+    x, y = normal(torch.Generator().manual_seed(0), 9, WIDTH), torch.zeros(9, OUTPUTS)
     seen = []
     for rows in (9, 9, 9, 5):
         executable.load((x[:rows],), y[:rows])
@@ -206,6 +234,24 @@ def test_a_sequence_is_run_then_captured_then_replayed(monkeypatch: pytest.Monke
     assert seen[0] == seen[3] == parts
     assert seen[1] == [*capture, parts[0], "replay", "invert", *capture, parts[2], "replay"]
     assert seen[2] == ["replay", "invert", "replay"]
+
+
+@pytest.mark.parametrize(("inverse", "inverted"), [("cholesky", 4), ("newton_schulz", 0)])
+def test_without_factorisations_the_whole_step_is_one_graph(
+    inverse: str, inverted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even one that tries three γ and checks ρ, with an inversion for each γ and one for the best."""
+    executable, settings = on_cpu(inverse=inverse, factor_damping_period=4, damping_period=5)
+    tested, events = recorded(monkeypatch, executable)
+    x, y = normal(torch.Generator().manual_seed(0), 9, WIDTH), torch.zeros(9, OUTPUTS)
+    executable.load((x,), y)
+    phases = plan(due(settings, updates=4, since_refresh=0))
+    for _ in range(3):
+        events.clear()
+        tested.run(phases)
+    assert phases.count("invert") == 4
+    assert events.count("invert") == inverted
+    assert events.count("replay") == inverted + 1
 
 
 def test_a_resumed_trainer_keeps_its_precision(tmp_path: Path) -> None:

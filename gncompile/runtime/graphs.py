@@ -1,4 +1,15 @@
-"""CUDA graphs: a sequence of phases run once as it is, captured the second time, replayed from then on."""
+"""CUDA graphs: a sequence of phases run once as it is, captured the second time, replayed from then on.
+
+Phases that factorise a matrix are not captured but launched one by one between graphs, even where they need
+nothing from the host:
+
+* ``torch.linalg.eigh`` cannot be captured (pytorch/pytorch#188355, #195731).
+* cuSOLVER makes no promise for ``cholesky_ex`` and ``cholesky_inverse``. They are not among the operations
+  reported to fail, but trying has its price: after a capture that fails, depending on torch's version, its
+  default generator refuses to draw (#171263) or memory stays reserved (#190308), and the user pays.
+
+With ``inverse="newton_schulz"`` no matrix is factorised, and the whole step is captured.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +24,18 @@ from .executable import Executable
 
 Plan = tuple[str, ...]
 
-FACTORISED = (ir.DampedInverse, ir.Eigen, ir.SampleRoot)
-"""Operations that call cuSOLVER, which is not captured; its eigensolver also reports to the host."""
-
 
 def uncaptured_phases(program: StepProgram) -> frozenset[str]:
     """Phases launched one by one between graphs, because they factorise a matrix."""
-    return frozenset(
-        name
-        for name in program.phases
-        if any(isinstance(i.op, FACTORISED) and i.spec.shape for i in program.phase(name))
-    )
+    return frozenset(name for name in program.phases if any(map(_factorises, program.phase(name))))
+
+
+def _factorises(instruction: ir.Instruction) -> bool:
+    """Whether cuSOLVER is called: not for a diagonal, nor where an inverse is refined by products."""
+    match instruction.op:
+        case ir.DampedInverse(refined=False) | ir.Eigen() | ir.SampleRoot():
+            return len(instruction.spec.shape) > 1
+    return False
 
 
 class Graphs:
