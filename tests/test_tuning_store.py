@@ -12,6 +12,7 @@ import pytest
 from gncompile import config
 from gncompile.errors import GncompileError
 from gncompile.tuning import store as stores
+from gncompile.tuning.cpu import CpuBench
 from gncompile.tuning.device import this_device
 from gncompile.tuning.problem import Key, Variants
 from gncompile.tuning.search import Outcome, Trial
@@ -30,7 +31,7 @@ def _folder(tmp_path: Path):
 
 def entry(key: Key = KEY, options: dict[str, int | str | None] = BORDER) -> Entry:
     trials = (Trial({}, 2.0, 0.2), Trial(options, 1.0, 0.1))
-    return entry_of(Outcome(key, options, trials), "quick")
+    return entry_of(Outcome(key, options, trials), "quick", this_device())
 
 
 def saved(*entries: Entry) -> Store:
@@ -107,24 +108,26 @@ def test_what_another_process_replaced_or_cleared_stays_so() -> None:
 def test_entries_of_other_versions_are_stale(monkeypatch: pytest.MonkeyPatch) -> None:
     saved(entry())
     now = {**stores.versions(), "torch": "99.0"}
-    monkeypatch.setattr(stores, "versions", lambda: now)
+    monkeypatch.setattr(stores, "versions", lambda kind: now)
     store = Store.open()
     assert store.look_up(KEY, anything) is None
     with pytest.warns(
         TuningWarning, match=r"stale .*: 1 tuned setting in .* \(torch .* then, 99\.0 now"
     ):
-        assert from_store(store, {"inverse": KEY}) == {}
+        assert from_store(store, CpuBench({"inverse": KEY})) == {}
 
 
 def test_entries_of_other_code_are_stale() -> None:
     saved(entry())
     with pytest.warns(TuningWarning, match="the measured code has changed"):
-        assert from_store(Store.open(), {"inverse": replace(KEY, source="new")}) == {}
+        assert from_store(Store.open(), CpuBench({"inverse": replace(KEY, source="new")})) == {}
 
 
 def test_no_warning_once_a_stale_entry_is_measured_anew(recwarn: pytest.WarningsRecorder) -> None:
     saved(entry(), entry(replace(KEY, source="new")))
-    assert from_store(Store.open(), {"inverse": replace(KEY, source="new")}) == {"inverse": BORDER}
+    assert from_store(Store.open(), CpuBench({"inverse": replace(KEY, source="new")})) == {
+        "inverse": BORDER
+    }
     assert not recwarn.list
 
 
@@ -174,7 +177,7 @@ def test_a_file_that_cannot_be_used_holds_nothing_and_says_why(damage) -> None:
     assert len(store.notes) == 1
     assert str(path) in store.notes[0]
     with pytest.warns(TuningWarning, match="are ignored: "):
-        assert from_store(store, {"inverse": KEY}) == {}
+        assert from_store(store, CpuBench({"inverse": KEY})) == {}
 
 
 def test_bytes_that_are_no_text() -> None:
@@ -280,8 +283,8 @@ def test_a_pinned_file_holds_on_any_device_and_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = pinned(tmp_path)
-    monkeypatch.setattr(stores, "versions", lambda: {"torch": "99.0"})
-    variants: Variants = from_store(Store.pin(path), {"inverse": KEY})
+    monkeypatch.setattr(stores, "versions", lambda kind: {"torch": "99.0"})
+    variants: Variants = from_store(Store.pin(path), CpuBench({"inverse": KEY}))
     assert variants == {"inverse": BORDER}
 
 

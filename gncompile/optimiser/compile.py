@@ -85,7 +85,7 @@ def compile(
 
     samples = reader.inputs(example_inputs)[0].shape[0]
     on_cpu = backend == "torch" and reader.device.type == "cpu"
-    wanted = tunable(program, settings, samples, reader.dtype, on_cpu)
+    bench = tunable(program, settings, samples, reader.dtype, on_cpu)
     executable = Executable(
         program,
         traced,
@@ -97,6 +97,6 @@ def compile(
         seed=seed,
         rows=settings.rows,
         memory_budget=settings.memory_budget,
-        variants=variants_for(tune, wanted, again, samples),
+        variants=variants_for(tune, bench, again, samples),
     )
     return Trainer(model, traced, declared, reader, settings, executable)

@@ -48,14 +48,14 @@ def tune_file(path: Path, effort: str, budget: str | None, progress: bool, say: 
 
     trainer = make({})
     on_cpu = trainer.backend == "torch"
-    wanted = tunable(trainer.program, trainer.settings, samples, trainer.dtype, on_cpu)
-    if not wanted:
+    bench = tunable(trainer.program, trainer.settings, samples, trainer.dtype, on_cpu)
+    if not bench.keys:
         say(f"nothing to choose among for {file.name} with the backend {trainer.backend!r}")
         return True
-    store = Store.open()
-    with _bar(len(set(wanted.values())), progress) as report:
+    store = Store.of(bench.device)
+    with _bar(len(set(bench.keys.values())), progress) as report:
         tuned = tune_step(
-            wanted,
+            bench,
             make,
             samples,
             store,

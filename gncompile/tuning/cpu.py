@@ -30,6 +30,7 @@ from ..emit.torch_operations import Options
 from ..runtime import linalg
 from ..runtime.memory import ALIGNMENT, bind_shape, padded_shape
 from ..step_program import Instruction, StepProgram
+from .device import Device, processor
 from .problem import DEFAULT, Candidate, Key
 
 FLOPS, BANDWIDTH, CALL = 3e10, 1e10, 3e-6
@@ -367,13 +368,20 @@ def keys(program: StepProgram, dims: Mapping[str, int], dtype: torch.dtype) -> d
     return found
 
 
-def problems(wanted: Mapping[str, Key]) -> list[CpuProblem]:
-    """One problem for every distinct key, in order of first use."""
-    uses = list(wanted.values())
-    return [CpuProblem(key, uses.count(key), OPERATIONS[key.kernel]) for key in dict.fromkeys(uses)]
+@dataclass(frozen=True)
+class CpuBench:
+    """The torch backend on a CPU, see :class:`~gncompile.tuning.problem.Bench`."""
 
+    keys: Mapping[str, Key]
 
-def allowed(kernel: str, options: Options) -> bool:
-    """Whether an operation knows these options."""
-    operation = OPERATIONS.get(kernel)
-    return operation is not None and options in (DEFAULT, *operation.alternatives)
+    @property
+    def device(self) -> Device:
+        return processor()
+
+    def problems(self, wanted: Mapping[str, Key]) -> list[CpuProblem]:
+        uses = list(wanted.values())
+        return [CpuProblem(k, uses.count(k), OPERATIONS[k.kernel]) for k in dict.fromkeys(uses)]
+
+    def allowed(self, kernel: str, options: Options) -> bool:
+        operation = OPERATIONS.get(kernel)
+        return operation is not None and options in (DEFAULT, *operation.alternatives)

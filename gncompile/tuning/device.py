@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from ..environment import package_version
+from ..errors import GncompileError, message
 from ..tables import count
 
 
@@ -18,28 +19,56 @@ class Device(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     kind: str
+    """``cpu``, ``cuda``, or ``interpreter``, which runs Triton's kernels on a CPU."""
     name: str
     capability: str
-    """Instruction set of a processor."""
-    threads: int
+    """Instruction set of a processor; compute capability of a GPU, ``9.0``."""
+    threads: int = 0
+    """Of a processor."""
 
     @property
     def slug(self) -> str:
         """A file name for it."""
-        text = f"{self.kind} {self.name} {self.capability} {self.threads} threads"
+        threads = f"{self.threads} threads" if self.threads else ""
+        text = f"{self.kind} {self.name} {self.capability} {threads}"
         return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
     def __str__(self) -> str:
-        return f"{self.name}, {self.capability}, {count(self.threads, 'thread')}"
+        threads = [count(self.threads, "thread")] if self.threads else []
+        return ", ".join([self.name, self.capability, *threads])
 
 
-def this_device() -> Device:
+KINDS = ("cpu", "cuda", "interpreter")
+
+
+def this_device(kind: str = "cpu") -> Device:
+    """The device of a kind that is current in this process; ``GncompileError`` if there is none."""
+    if kind not in KINDS:
+        raise GncompileError(
+            message(f"unknown kind of device {kind!r}", instead=f"use one of {', '.join(KINDS)}")
+        )
+    return graphics_processor() if kind == "cuda" else processor(kind)
+
+
+def graphics_processor() -> Device:
+    """The current CUDA device."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise GncompileError(
+            message("there is no CUDA device", instead="ask for the settings of the device 'cpu'")
+        )
+    major, minor = torch.cuda.get_device_capability()
+    return Device(kind="cuda", name=torch.cuda.get_device_name(), capability=f"{major}.{minor}")
+
+
+def processor(kind: str = "cpu") -> Device:
     """The processor that torch's CPU operations run on, with as many threads as they use now."""
     import torch
 
     capability = torch.backends.cpu.get_cpu_capability()
     return Device(
-        kind="cpu",
+        kind=kind,
         name=_processor(),
         capability=str(capability),
         threads=torch.get_num_threads(),
@@ -56,7 +85,7 @@ def _processor() -> str:
     return model[1].strip() if model else platform.processor() or platform.machine()
 
 
-def versions() -> dict[str, str]:
+def versions(kind: str = "cpu") -> dict[str, str]:
     """Versions of torch, Triton and the device's driver; a setting measured with others is stale."""
     import torch
 
@@ -65,5 +94,15 @@ def versions() -> dict[str, str]:
     return {
         "torch": package_version("torch"),
         "triton": package_version("triton"),
-        "driver": blas,
+        "driver": _nvidia_driver() if kind == "cuda" else blas,
     }
+
+
+def _nvidia_driver() -> str:
+    """The version of NVIDIA's driver as its kernel module says it, where that can be read."""
+    try:
+        said = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "unknown"
+    found = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", said)
+    return found[1] if found else "unknown"

@@ -1,7 +1,7 @@
 """What is tuned: one operation at one shape, its candidates, and how they are checked and timed.
 
-A :class:`TuningProblem` is all that the search knows. Problems of the torch backend are in
-:mod:`gncompile.tuning.cpu`; another backend brings problems of its own and changes nothing here.
+A :class:`TuningProblem` is all that the search knows, a :class:`Bench` all that the tuner knows of a backend:
+:mod:`gncompile.tuning.cpu` has those of the torch backend, :mod:`gncompile.tuning.gpu` those of Triton's.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..emit.torch_operations import Options
+from .device import Device
 
 Variants = Mapping[str, Options]
 """Options of the instructions of a program that are not computed in the default way, by name."""
@@ -70,6 +71,24 @@ class TuningProblem(Protocol):
 
     def release(self) -> None:
         """Free the scratch operands."""
+
+
+class Bench(Protocol):
+    """What of one program can be tuned, for one batch size, and where it is measured."""
+
+    @property
+    def device(self) -> Device:
+        """The device that settings are measured on and belong to."""
+
+    @property
+    def keys(self) -> Mapping[str, Key]:
+        """The key of every instruction that can be computed in more than one way, by its name."""
+
+    def problems(self, wanted: Mapping[str, Key]) -> Sequence[TuningProblem]:
+        """One problem for every distinct key among the ``wanted``, in order of first use."""
+
+    def allowed(self, kernel: str, options: Options) -> bool:
+        """Whether an operation knows these options."""
 
 
 def shown(options: Options) -> str:

@@ -90,8 +90,8 @@ Allowed = Callable[[str, Options], bool]
 """Whether an operation knows these options."""
 
 
-def entry_of(outcome: Outcome, effort: str) -> Entry:
-    """An outcome of the search as it is stored, with the versions of now."""
+def entry_of(outcome: Outcome, effort: str, device: Device) -> Entry:
+    """An outcome of the search on a device as it is stored, with the versions of now."""
     key = outcome.key
     return Entry(
         kernel=key.kernel,
@@ -99,7 +99,7 @@ def entry_of(outcome: Outcome, effort: str) -> Entry:
         shape=key.shape,
         dtype=key.dtype,
         precision=key.precision,
-        versions=versions(),
+        versions=versions(device.kind),
         options=dict(outcome.options),
         trials=tuple(
             StoredTrial(options=dict(t.options), predicted=t.predicted, seconds=t.seconds,
@@ -173,13 +173,13 @@ class Store:
     entries: tuple[Entry, ...] = ()
 
     @classmethod
-    def open(cls) -> Store:
-        """The store of this device; empty, with a note, if there is none that can be used."""
-        return cls.of(this_device())
+    def open(cls, kind: str = "cpu") -> Store:
+        """The store of this machine's device of a kind."""
+        return cls.of(this_device(kind))
 
     @classmethod
     def of(cls, device: Device) -> Store:
-        """The store of a kind of device."""
+        """The store of a device; empty, with a note, if there is none that can be used."""
         store = cls(path_of(device), device)
         store.entries = store._read()
         return store
@@ -209,7 +209,7 @@ class Store:
 
     def current(self, entry: Entry) -> bool:
         """Whether an entry was measured with the versions of now."""
-        return self.pinned or entry.versions == versions()
+        return self.pinned or entry.versions == versions(self.device.kind)
 
     def look_up(self, key: Key, allowed: Allowed) -> Entry | None:
         """The entry for ``key``, or for the nearest shape of its bucket; None if there is neither."""
@@ -232,13 +232,25 @@ class Store:
             source = same.get((e.kernel, e.shape, e.dtype, e.precision))
             if source is None or replace(e.key, source=source) in fresh:
                 continue
-            reason = _changed(e.versions) if e.source == source else "the measured code has changed"
+            reason = (
+                self._changed(e.versions) if e.source == source else "the measured code has changed"
+            )
             why[reason] = why.get(reason, 0) + 1
         self.notes += [
             f"stale and ignored: {count(number, 'tuned setting')} in {self.path} ({reason}); "
             "gncompile tune measures anew"
             for reason, number in why.items()
         ]
+
+    def _changed(self, measured: Mapping[str, str]) -> str:
+        """``torch 2.12 then, 2.13 now``."""
+        now = versions(self.device.kind)
+        parts = [
+            f"{name} {measured.get(name, 'absent')} then, {now.get(name, 'absent')} now"
+            for name in {**measured, **now}
+            if measured.get(name) != now.get(name)
+        ]
+        return ", ".join(parts)
 
     # --- writing ----------------------------------------------------------------------------------------
 
@@ -320,17 +332,6 @@ def _merged(held: Iterable[Entry], new: Iterable[Entry]) -> tuple[Entry, ...]:
     """Entries by identity, the new ones before the held, sorted so that files differ only where they must."""
     by_identity = {e.identity: e for e in (*held, *new)}
     return tuple(sorted(by_identity.values(), key=lambda e: str(e.identity)))
-
-
-def _changed(measured: Mapping[str, str]) -> str:
-    """``torch 2.12 then, 2.13 now``."""
-    now = versions()
-    parts = [
-        f"{name} {measured.get(name, 'absent')} then, {now.get(name, 'absent')} now"
-        for name in {**measured, **now}
-        if measured.get(name) != now.get(name)
-    ]
-    return ", ".join(parts)
 
 
 def bucket(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -17,8 +18,9 @@ from ..emit.torch_operations import Options
 from ..errors import CompileError, message, nearest
 from ..optimiser.settings import Settings
 from ..step_program import StepProgram
-from . import cpu
-from .problem import DEFAULT, Key, Variants, shown
+from .cpu import CpuBench
+from .cpu import keys as cpu_keys
+from .problem import DEFAULT, Bench, Key, Variants, shown
 from .search import EFFORTS, Found, Outcome, check_effort, search
 from .step_check import StepComparison, compare
 from .store import Store, TuningWarning, entry_of
@@ -52,25 +54,26 @@ class Tuned:
 
 def tunable(
     program: StepProgram, settings: Settings, samples: int, dtype: torch.dtype, on_cpu: bool
-) -> dict[str, Key]:
-    """The key of every instruction that may be tuned for batches of ``samples``; none beyond a CPU."""
+) -> Bench:
+    """What may be tuned of a program for batches of ``samples``; nothing beyond a CPU."""
     if not on_cpu:
-        return {}
+        return CpuBench({})
     chunk = columns_within(program, samples, dtype.itemsize, settings.memory_budget)
-    return cpu.keys(program, {"N": samples, **settings.rows(samples), "S": chunk}, dtype)
+    dims = {"N": samples, **settings.rows(samples), "S": chunk}
+    return CpuBench(cpu_keys(program, dims, dtype))
 
 
-def variants_for(tune: Tune, wanted: Mapping[str, Key], make: Make, samples: int) -> Variants:
-    """The variants of the instructions in ``wanted`` by the word, file or mapping ``tune``.
+def variants_for(tune: Tune, bench: Bench, make: Make, samples: int) -> Variants:
+    """The variants of the instructions that ``bench`` has keys of, by the word, file or mapping ``tune``.
 
     ``"quick"`` and ``"full"`` measure what the store does not know, and keep it. Says what is ignored as a
     :class:`~gncompile.tuning.store.TuningWarning`; raises ``CompileError`` for an unknown word and
     ``GncompileError`` for a file that cannot be used.
     """
     if isinstance(tune, Mapping):
-        return _checked(tune, wanted)
+        return _checked(tune, bench) if tune else {}
     if not isinstance(tune, str) or tune.endswith(".json"):
-        return from_store(Store.pin(Path(tune)), wanted)
+        return from_store(Store.pin(Path(tune)), bench)
     if tune not in WORDS:
         raise CompileError(
             message(
@@ -78,42 +81,44 @@ def variants_for(tune: Tune, wanted: Mapping[str, Key], make: Make, samples: int
                 instead=f"use one of {', '.join(WORDS)}, or a .json file of gncompile tune --export",
             )
         )
-    if tune == "off" or not wanted:
+    if tune == "off" or not bench.keys:
         return {}
-    store = Store.open()
+    store = Store.of(bench.device)
     if tune in EFFORTS:
-        unknown = {name: key for name, key in wanted.items() if not _known(store, key, tune)}
-        if unknown:
-            tune_step(unknown, make, samples, store, effort=tune)
-    return from_store(store, wanted)
+        known = {name for name, key in bench.keys.items() if _known(store, key, bench, tune)}
+        if known < bench.keys.keys():
+            tune_step(bench, make, samples, store, effort=tune, known=known)
+    return from_store(store, bench)
 
 
-def from_store(store: Store, wanted: Mapping[str, Key]) -> Variants:
-    """What a store knows of the wanted settings, where it is not the default; warns of what is ignored."""
-    store.note_stale(wanted.values())
+def from_store(store: Store, bench: Bench) -> Variants:
+    """What a store knows of a bench's settings, where it is not the default; warns of what is ignored."""
+    store.note_stale(bench.keys.values())
     store.warn()
-    entries = {name: store.look_up(key, cpu.allowed) for name, key in wanted.items()}
+    entries = {name: store.look_up(key, bench.allowed) for name, key in bench.keys.items()}
     return {name: e.options for name, e in entries.items() if e is not None and e.options}
 
 
-def _known(store: Store, key: Key, effort: str) -> bool:
+def _known(store: Store, key: Key, bench: Bench, effort: str) -> bool:
     """Whether the store has this very shape, measured with no less effort."""
-    entry = store.look_up(key, cpu.allowed)
+    entry = store.look_up(key, bench.allowed)
     return entry is not None and entry.key == key and entry.effort in ("full", effort)
 
 
 def tune_step(
-    wanted: Mapping[str, Key],
+    bench: Bench,
     make: Make,
     samples: int,
     store: Store,
     *,
+    known: AbstractSet[str] = frozenset(),
     effort: str = "quick",
     budget: float | None = None,
     report: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Tuned:
     """Measure, keep every choice in the store as it is made, then compare the whole step.
 
+    What is ``known`` by name is neither measured nor chosen.
     If the step with the choices disagrees with the default one, or is slower, the defaults are stored in
     their place; the outcomes returned are still the measured ones. An interrupted search is not compared;
     its choices were checked one by one.
@@ -122,11 +127,13 @@ def tune_step(
     check_effort(effort, budget)
     end = time.perf_counter() + budget
 
+    wanted = {name: key for name, key in bench.keys.items() if name not in known}
+
     def keep(outcome: Outcome) -> None:
-        store.add([entry_of(outcome, effort)])
+        store.add([entry_of(outcome, effort, bench.device)])
         report(outcome)
 
-    found = search(cpu.problems(wanted), effort, SEARCHED * budget, keep)
+    found = search(bench.problems(wanted), effort, SEARCHED * budget, keep)
     chosen = {outcome.key: outcome.options for outcome in found.outcomes}
     variants = {name: chosen[key] for name, key in wanted.items() if chosen.get(key)}
     if found.interrupted or not variants:
@@ -146,16 +153,16 @@ def tune_step(
         for o in found.outcomes
         if o.options
     ]
-    store.add([entry_of(outcome, effort) for outcome in reverted])
+    store.add([entry_of(outcome, effort, bench.device) for outcome in reverted])
     return Tuned(found, {}, comparison)
 
 
-def _checked(given: Mapping[str, Options], wanted: Mapping[str, Key]) -> Variants:
+def _checked(given: Mapping[str, Options], bench: Bench) -> Variants:
     """Those of the given variants that this program has; warns of the others."""
     known = {
         name: options
         for name, options in given.items()
-        if name in wanted and cpu.allowed(wanted[name].kernel, options)
+        if name in bench.keys and bench.allowed(bench.keys[name].kernel, options)
     }
     dropped = ", ".join(name for name in given if name not in known)
     if dropped:
