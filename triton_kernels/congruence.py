@@ -98,6 +98,7 @@ def congruence(
     scratch: Tensor | None = None,
     precision: Precision = "highest",
     settings: Settings | None = None,
+    product_settings: Settings | None = None,
 ) -> list[Launch]:
     """``out ← w̃ out + (1-w̃) (Wᵀ G V) ⊙ (1/N) Σ_n φ(b_n) φ(c_n)ᵀ`` with the weight w̃ = ``average``.
 
@@ -111,6 +112,7 @@ def congruence(
             ``prologue_inputs_right`` with c (by default the same), each ``[N, e]``, ``[e]`` or 0-d.
         scratch: ``[d, e']`` for ``G V``, if G is full; made here if not given.
         precision: of float32 products.
+        product_settings: those of ``G V``.
 
     Raises InternalError if shapes or settings do not fit.
     """
@@ -129,7 +131,7 @@ def congruence(
     if g.dim() == 2:
         if scratch is None:
             scratch = padded_empty(len(g), columns, w)
-        found += gemm.launches(g, right, scratch, precision=precision)
+        found += gemm.launches(g, right, scratch, precision=precision, settings=product_settings)
         right = scratch
     require("w", w, len(right), rows)
     inputs, inputs_right = prologue_inputs, prologue_inputs_right or prologue_inputs
@@ -213,6 +215,7 @@ def congruence_reference(
     scratch: Tensor | None = None,
     precision: Precision = "highest",
     settings: Settings | None = None,
+    product_settings: Settings | None = None,
 ) -> None:
     """:func:`congruence` in plain torch."""
     wide = accumulator(w.dtype)

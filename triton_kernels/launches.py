@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, ParamSpec
+from typing import Any, Generic, ParamSpec, Protocol
 
 import torch
 from torch import Tensor
@@ -48,13 +48,20 @@ class Launch:
     num_stages: int
     owner: object = None
 
-    def run(self) -> None:
-        """Start the kernel on the current stream."""
+    def run(self) -> Any:
+        """Start the kernel on the current stream; Triton's handle of what it compiled."""
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
-        self.kernel[self.grid](**self.arguments, **options)
+        return self.kernel[self.grid](**self.arguments, **options)
 
 
-def run(launches: Sequence[Launch]) -> None:
+class Runs(Protocol):
+    """A launch, or a call of a library in its place."""
+
+    def run(self) -> Any:
+        """Start it on the current stream."""
+
+
+def run(launches: Sequence[Runs]) -> None:
     """Start kernels one after the other on the current stream."""
     for each in launches:
         each.run()

@@ -3,13 +3,16 @@
 ``kernels.py`` holds the generated device functions: what is done to the tiles of each launch. ``step.py``
 defines ``bind(memory, kernels, N, F, Q, S)`` like the torch backend's file: leaves, buffers, then every
 launch planned once over those buffers, then the phases, which run the launches in order. What no template
-computes stays a torch statement. How each kind of kernel is planned is in :mod:`.triton_templates`.
+computes stays a torch statement. How each kind of kernel is planned is in :mod:`.triton_templates`. A tuned
+launch has its settings written out, the others take their template's defaults.
 """
 
 from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import sympy
 
@@ -18,6 +21,7 @@ from ..passes.buffers import plan_buffers
 from ..passes.launches import schedule
 from ..schedule import Function, Kernel, Kind, Launch
 from ..step_program import Instruction, StepProgram
+from .torch_operations import Options
 from .torch_source import TorchWriter
 from .triton_functions import kernels_module, triton_function
 from .triton_templates import imports, planned
@@ -54,13 +58,32 @@ COMMON: dict[tuple[sympy.Expr, ...], str] = {
 
 
 def emit_triton(
-    program: StepProgram, title: str = "A training step.", summary: str = ""
+    program: StepProgram,
+    title: str = "A training step.",
+    summary: str = "",
+    variants: Mapping[str, Options] | None = None,
 ) -> tuple[str, str]:
-    """The texts of ``kernels.py`` and ``step.py`` for this program."""
-    writer = TritonWriter(program)
+    """The texts of ``kernels.py`` and ``step.py`` for this program.
+
+    ``variants`` gives the settings of launches that do not take the defaults, by the first value stored.
+    """
+    writer = TritonWriter(program, variants)
     step = writer.module(title, summary)
     functions = kernels_module(text for _, text in writer.functions.values())
     return _folded(functions), _folded(step)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Kernels that are planned together; ``lines`` are the elements of their list of launches."""
+
+    kernels: tuple[Kernel, ...]
+    lines: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The first value it stores."""
+        return self.kernels[0].stores[0]
 
 
 class TritonWriter(TorchWriter):
@@ -68,11 +91,11 @@ class TritonWriter(TorchWriter):
 
     header = HEADER
 
-    def __init__(self, program: StepProgram) -> None:
-        super().__init__(program)
+    def __init__(self, program: StepProgram, variants: Mapping[str, Options] | None = None) -> None:
+        super().__init__(program, variants)
         self.schedule = schedule(program)
         self.functions: dict[tuple, tuple[str, str]] = {}
-        self.planned: list[str] = []
+        self.plans: list[Plan] = []
         self.sums: dict[str, tuple[str, ...]] = {}
 
     def module(self, title: str, summary: str) -> str:
@@ -96,7 +119,11 @@ class TritonWriter(TorchWriter):
         return ["# Sums that are computed together.", *elements, "", *super()._views()]
 
     def _launches(self) -> list[str]:
-        return ["", "# Launches, planned once.", *self.planned]
+        lines = ["", "# Launches, planned once."]
+        for plan in self.plans:
+            lines += ["", *_comment(plan.kernels), f"write_{plan.name} = ["]
+            lines += [*(f"    {line}" for line in plan.lines), "]"]
+        return lines
 
     def _phase(self, name: str) -> list[str]:
         lines = [f"def {name}({'start' if name == 'columns' else ''}):"]
@@ -114,12 +141,19 @@ class TritonWriter(TorchWriter):
     def _runs(self, launch: Launch) -> list[str]:
         """The lines that run a launch, once it is planned."""
         lines = []
-        for kernels, plan in planned(self, launch):
-            name = f"write_{kernels[0].stores[0]}"
-            self.planned += ["", *_comment(kernels), f"{name} = ["]
-            self.planned += [*(f"    {line}" for line in plan), "]"]
-            lines.append(f"    run({name})")
+        for kernels, planned_lines in planned(self, launch):
+            plan = Plan(kernels, tuple(planned_lines))
+            self.plans.append(plan)
+            lines.append(f"    run(write_{plan.name})")
         return lines
+
+    def chosen(self, settings: str, name: str, word: str = "settings") -> list[str]:
+        """The keyword ``word`` with the settings chosen for what writes ``name``; none for the defaults."""
+        options = self.variants.get(name)
+        if not options:
+            return []
+        fields = ", ".join(f"{field}={value!r}" for field, value in options.items())
+        return [f"{word}={settings}({fields})"]
 
     # --- pieces of a call -----------------------------------------------------------------------------
 

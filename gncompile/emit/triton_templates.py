@@ -21,11 +21,18 @@ if TYPE_CHECKING:
 
 IMPORTS = {
     "congruence": ("congruence",),
-    "elementwise": ("elementwise", "grouped_elementwise", "plan_elementwise_group"),
+    "elementwise": (
+        "ElementwiseSettings",
+        "elementwise",
+        "grouped_elementwise",
+        "plan_elementwise_group",
+    ),
     "gemm": ("gemm",),
     "launches": ("run",),
+    "library": ("library_product",),
     "precondition": ("Layer", "grouped_precondition"),
-    "reduce": ("grouped_reduce", "plan_sums", "reduce", "softmax"),
+    "reduce": ("ReduceSettings", "grouped_reduce", "plan_sums", "reduce", "softmax"),
+    "settings": ("MatrixSettings",),
     "syrk": ("cross_moment", "syrk"),
 }
 """The names a call may use, by the module of ``triton_kernels`` they come from."""
@@ -166,30 +173,62 @@ def _further(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
     return words
 
 
+def is_plain(kernels: Kernels) -> bool:
+    """Whether kernels are products that the library of torch can take too: nothing fused, nothing added."""
+    return all(
+        kernel.kind is Kind.GEMM and not kernel.elementwise and len(kernel.root.inputs) < 4
+        for kernel in kernels
+    )
+
+
+def _library(w: TritonWriter, kernels: Kernels) -> list[str]:
+    """Plain products by torch's own library."""
+    lines = []
+    for kernel in kernels:
+        (p,) = _products(w, kernel)
+        words = ", ".join([p.a, p.b, p.out, *p.words, *p.rest, PRECISION])
+        lines.append(f"library_product({words}),")
+    return lines
+
+
+def _by_library(w: TritonWriter, kernels: Kernels) -> bool:
+    return "library" in w.variants.get(kernels[0].stores[0], {})
+
+
+def _matrix_settings(w: TritonWriter, kernels: Kernels) -> list[str]:
+    return w.chosen("MatrixSettings", kernels[0].stores[0])
+
+
 @_plans(Kind.GEMM)
 def _gemm(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
+    if _by_library(w, (kernel,)):
+        return _library(w, (kernel,))
     *before, last = _products(w, kernel)
-    lines = [x for p in before for x in _call("gemm", p.a, p.b, p.out, *p.words, PRECISION)]
+    how = (PRECISION, *_matrix_settings(w, (kernel,)))
+    lines = [x for p in before for x in _call("gemm", p.a, p.b, p.out, *p.words, *how)]
     of_tiles = (*_epilogue(w, kernel, function), *_further(w, kernel, function))
-    words = (*last.words, *last.rest, *of_tiles, PRECISION)
+    words = (*last.words, *last.rest, *of_tiles, *how)
     return lines + _call("gemm", last.a, last.b, last.out, *words)
 
 
 @_groups(Kind.GEMM)
 def _grouped_gemm(w: TritonWriter, kernels: Kernels) -> list[str]:
     """One launch for the first products of all kernels, one for the second, if there are any."""
+    if _by_library(w, kernels):
+        return _library(w, kernels)
+    how = (PRECISION, *_matrix_settings(w, kernels))
     functions = [function_of(kernel) for kernel in kernels]
     *before, last = zip(*(_products(w, kernel) for kernel in kernels), strict=True)
     lines: list[str] = []
     for stage in before:
         problems = [f"products.Problem({p.a}, {p.b}, {p.out})" for p in stage]
-        options = *stage[0].words, PRECISION
+        options = *stage[0].words, *how
         lines += _grouped("products.grouped_gemm", "products.plan_group", problems, options)
     problems = [
         f"products.Problem({', '.join([p.a, p.b, p.out, *p.rest, *_further(w, kernel, function)])})"
         for p, kernel, function in zip(last, kernels, functions, strict=True)
     ]
-    options = *last[0].words, PRECISION
+    options = *last[0].words, *how
     words = _epilogue(w, kernels[0], functions[0])
     return lines + _grouped(
         "products.grouped_gemm", "products.plan_group", problems, options, *words
@@ -202,6 +241,7 @@ def _moment(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
     template = "syrk" if kernel.kind is Kind.SECOND_MOMENT else "cross_moment"
     operands = map(w.flattened, kernel.root.inputs)
     words = f"alpha=1 / {w.rows(kernel.root)}", *_homogeneous(kernel.root), PRECISION
+    words = *words, *_matrix_settings(w, (kernel,))
     return _call(template, *operands, w.home[kernel.root.name], *words)
 
 
@@ -213,7 +253,7 @@ def _grouped_moments(w: TritonWriter, kernels: Kernels) -> list[str]:
     for kernel in kernels:
         a, *b = (w.home[name] for name in kernel.root.inputs)
         problems.append(f"moments.Moment({a}, {b[0] if b else None}, {w.home[kernel.root.name]})")
-    options = *_homogeneous(kernels[0].root), PRECISION
+    options = *_homogeneous(kernels[0].root), PRECISION, *_matrix_settings(w, kernels)
     alpha = f"alpha=1 / {w.rows(kernels[0].root)}"
     return _grouped("moments.grouped_moments", "moments.plan_moments", problems, options, alpha)
 
@@ -233,7 +273,8 @@ def _congruence(w: TritonWriter, kernel: Kernel, function: Function) -> list[str
     if len(w.program[parts[ir.Multiply].inputs[0]].spec.shape) == 2:
         scratch = w.own_scratch(kernel.stores[0], parts[ir.Multiply].spec.shape)
         words.append(f"scratch={scratch}")
-    return _call("congruence", *words, PRECISION)
+        words += w.chosen("MatrixSettings", scratch, "product_settings")
+    return _call("congruence", *words, PRECISION, *_matrix_settings(w, (kernel,)))
 
 
 @_groups(Kind.PRECONDITION)
@@ -245,7 +286,8 @@ def _precondition(w: TritonWriter, kernels: Kernels) -> list[str]:
         scratch = w.own_scratch(kernel.root.name, kernel.root.spec.shape)
         layers.append(f"Layer({g}, {gradient}, {q}, {w.home[kernel.root.name]}, {scratch})")
     lines = [f"        {layer}," for layer in layers]
-    return ["*grouped_precondition.launches(", "    [", *lines, "    ],", f"    {PRECISION},", "),"]
+    how = [f"    {word}," for word in (PRECISION, *_matrix_settings(w, kernels))]
+    return ["*grouped_precondition.launches(", "    [", *lines, "    ],", *how, "),"]
 
 
 RESIDUAL = 0.5
@@ -262,7 +304,7 @@ def _inverses(w: TritonWriter, kernels: Kernels) -> list[str]:
     for kernel in kernels:
         factor, damping = (w.home[name] for name in kernel.root.inputs)
         problems.append(f"inverses.Inverse({factor}, {w.home[kernel.root.name]}, {damping})")
-    options = ("precision=exact",)
+    options = ("precision=exact", *_matrix_settings(w, kernels))
     words = "iterations=2", f"restart={RESTART}", f"limit={RESIDUAL}"
     return _grouped("inverses.newton_schulz", "inverses.plan_inverses", problems, options, *words)
 
@@ -273,7 +315,8 @@ def _inverses(w: TritonWriter, kernels: Kernels) -> list[str]:
 @_plans(Kind.ELEMENTWISE)
 def _elementwise(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
     words = w.device_function(kernel, function), w.tensors(function.operands)
-    return _call("elementwise", *words, w.tensors(kernel.stores))
+    settings = w.chosen("ElementwiseSettings", kernel.stores[0])
+    return _call("elementwise", *words, w.tensors(kernel.stores), *settings)
 
 
 @_groups(Kind.ELEMENTWISE)
@@ -283,18 +326,28 @@ def _grouped_elementwise(w: TritonWriter, kernels: Kernels) -> list[str]:
         f"tiles.Problem({w.tensors(function_of(k).operands)}, {w.tensors(k.stores)})"
         for k in kernels
     ]
-    return _group_of_tiles(name, problems)
+    return _group_of_tiles(w, kernels, name, problems)
 
 
-def _group_of_tiles(function: str, problems: Sequence[str]) -> list[str]:
+def _group_of_tiles(
+    w: TritonWriter, kernels: Kernels, function: str, problems: Sequence[str]
+) -> list[str]:
+    settings = w.chosen("ElementwiseSettings", kernels[0].stores[0])
     return [
         "*grouped_elementwise.launches(",
         f"    {function},",
         "    plan_elementwise_group([",
         *(f"        {problem}," for problem in problems),
-        "    ]),",
+        f"    ]{''.join(f', {word}' for word in settings)}),",
+        *_warps(w, kernels),
         "),",
     ]
+
+
+def _warps(w: TritonWriter, kernels: Kernels) -> list[str]:
+    """The line with the warps of a group of tiles, which are no part of its table."""
+    options = w.variants.get(kernels[0].stores[0])
+    return [f"    num_warps={options['num_warps']},"] if options else []
 
 
 @_groups(Kind.DECAY)
@@ -317,7 +370,7 @@ def _decay(w: TritonWriter, kernels: Kernels) -> list[str]:
     return [
         line
         for coefficient, problems in by_coefficient.items()
-        for line in _group_of_tiles(w.plus_multiple(coefficient), problems)
+        for line in _group_of_tiles(w, kernels, w.plus_multiple(coefficient), problems)
     ]
 
 
@@ -329,6 +382,7 @@ def _reduction(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]
     words = [w.device_function(kernel, function), _summed(w, kernel, function), w.home[root.name]]
     words += [f'over="{over}"'] if over else []
     words += [f"outputs={w.tensors(rest)}"] if rest else []
+    words += w.chosen("ReduceSettings", kernel.stores[0])
     return _call("reduce", *words, *_mean(w, root))
 
 
@@ -354,13 +408,15 @@ def _grouped_reduction(w: TritonWriter, kernels: Kernels) -> list[str]:
         for slot, kernel in enumerate(kernels)
     ]
     words = [sums, *_mean(w, kernels[0].root)]
+    settings = w.chosen("ReduceSettings", kernels[0].stores[0])
     return [
         "*grouped_reduce.launches(",
         f"    {name},",
         "    plan_sums([",
         *lines,
-        "    ]),",
+        f"    ]{''.join(f', {word}' for word in settings)}),",
         f"    {', '.join(words)},",
+        *_warps(w, kernels),
         "),",
     ]
 
@@ -369,4 +425,5 @@ def _grouped_reduction(w: TritonWriter, kernels: Kernels) -> list[str]:
 def _softmax(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
     root = kernel.root
     word = "out" if isinstance(root.op, ir.Softmax) else "log_sum"
-    return _call("softmax", w.home[root.inputs[0]], f"{word}={w.home[root.name]}")
+    settings = w.chosen("ReduceSettings", kernel.stores[0])
+    return _call("softmax", w.home[root.inputs[0]], f"{word}={w.home[root.name]}", *settings)

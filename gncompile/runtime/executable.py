@@ -74,7 +74,7 @@ class Executable:
     ``backend`` is ``"torch"`` or ``"triton"`` (emitted source) or ``"reference"`` (interpreted).
     ``memory_budget`` bounds the bytes that a chunk of KFLR's columns uses; ``rows`` gives the dimensions F
     and Q for a batch of N; ``precision`` is that of the Triton backend's float32 products; ``variants`` are
-    the options of instructions that the torch backend does not compute in the default way.
+    the options of instructions, or settings of launches, that are not computed in the default way.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Executable:
             dump("training_step.py", text)
             module, self.source_file = load_source(text, traced.name)
             return partial(module.bind, self.memory)
-        functions, text = emit_triton(self.program, *about)
+        functions, text = emit_triton(self.program, *about, self.variants)
         dump("kernels.py", functions)
         dump("step.py", text)
         kernels, _ = load_source(functions, f"{traced.name}_kernels")
