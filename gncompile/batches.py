@@ -44,10 +44,15 @@ class BatchReader:
         if len({tensor.shape[0] for tensor in given}) > 1:
             sizes = [tensor.shape[0] for tensor in given]
             raise BatchError(message(f"the inputs have different batch sizes {sizes}"))
-        return tuple(
-            t.detach().to(device=self.device, dtype=self.dtype).reshape(t.shape[0], -1)
-            for t in given
-        )
+        return tuple(self._placed(t.detach(), self.dtype).reshape(t.shape[0], -1) for t in given)
+
+    def _placed(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """On the program's device, where the copy does not wait for the steps that are running there.
+
+        One in pinned memory is still being read when this returns. Towards a CPU a copy has to wait.
+        """
+        ahead = self.device.type != "cpu"
+        return tensor.to(device=self.device, dtype=dtype, non_blocking=ahead)
 
     def target(self, batch: int, y: Tensor) -> Tensor:
         """Targets as rows ``[N, K]``: class indices become one-hot rows.
@@ -60,7 +65,7 @@ class BatchReader:
         if y.is_floating_point():
             y = y.to(self.dtype)
         self.loss.check_target((batch, *output.shape), self.dtype, y)
-        y = y.to(self.device)
+        y = self._placed(y, y.dtype)
         if not y.is_floating_point() and isinstance(self.loss, SoftmaxCrossEntropy):
             return one_hot(y, output.size, self.dtype)
         rows = y.to(self.dtype).reshape(batch, -1)

@@ -23,6 +23,8 @@ from training import (
 
 from gncompile.data import Batches
 from gncompile.errors import BatchError, DataError, GncompileError
+from gncompile.optimiser import fit
+from gncompile.optimiser.ahead import AheadOfHost
 from gncompile.optimiser.records import History, Record
 from gncompile.optimiser.trainer import Trainer
 
@@ -241,6 +243,81 @@ def test_a_fit_does_not_end_at_a_broken_update() -> None:
     assert history[0].rejected == 0
     assert float(trainer.loss(x, y)) == before
     assert trainer.rejected == 1
+
+
+def test_a_guarded_fit_does_not_end_at_a_broken_update_either() -> None:
+    """The same batch may be bad, too: then nothing is undone, and it was counted before."""
+    trainer, x, y = overshooting(guarded=True)
+    before = float(trainer.loss(x, y))
+    history = quiet(trainer, [(x, y)], updates=1)
+    assert history[0].rejected == 0
+    assert float(trainer.loss(x, y)) == before
+    assert trainer.rejected == 1
+    quiet(trainer, [(x, y * math.nan)], updates=1)
+    assert float(trainer.loss(x, y)) == before
+    assert trainer.rejected == 2
+
+
+# --- Steps ahead of the host --------------------------------------------------------------------------
+
+
+def reads(monkeypatch: pytest.MonkeyPatch, steps: int = 4, seconds: float = math.inf) -> list[int]:
+    """How many steps were started when a report was read, of each read."""
+    monkeypatch.setattr(fit, "STEPS_AHEAD", steps)
+    monkeypatch.setattr(fit, "SECONDS_AHEAD", seconds)
+    seen: list[int] = []
+    read = AheadOfHost.read
+
+    def noted(self: AheadOfHost, number: int) -> Tensor:
+        seen.append(self._written)
+        return read(self, number)
+
+    monkeypatch.setattr(AheadOfHost, "read", noted)
+    return seen
+
+
+def test_a_guarded_fit_reads_several_steps_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = reads(monkeypatch)
+    plain, guarded = (compiled(network(), guarded=g) for g in (False, True))
+    options = {"epochs": 3, "validation": samples(20, seed=3), "validate_every": 6}
+    expected, history = (quiet(trainer, batches(), **options) for trainer in (plain, guarded))
+    assert seen == [4] * 4 + [6] * 2 + [10] * 4 + [12] * 2  # validated after 6 and 12
+    assert history.update == expected.update
+    assert all(speed > 0 for speed in history.samples_per_second)
+    # The guarded program computes the same in another order.
+    for name in ("loss", "objective", "damping", "step_size", "momentum", "predicted"):
+        assert getattr(history, name) == pytest.approx(getattr(expected, name), rel=1e-7), name
+    validated = [[x or 0.0 for x in h.validation_loss] for h in (history, expected)]
+    assert validated[0] == pytest.approx(validated[1], rel=1e-10)
+    assert sum(loss > 0 for loss in validated[0]) == 2
+
+
+def test_what_asks_for_every_record_gets_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = reads(monkeypatch)
+    trainer, told = compiled(network(), guarded=True), []
+    quiet(trainer, batches(), updates=5, callbacks=[lambda r: told.append(r.update)])
+    assert seen == told == [1, 2, 3, 4, 5]
+
+
+def test_steps_are_not_left_unread_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = reads(monkeypatch, seconds=0.0)
+    quiet(compiled(network(), guarded=True), batches(), updates=3)
+    assert seen == [1, 2, 3]
+
+
+def test_steps_of_an_iterator_that_ends_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = reads(monkeypatch, steps=3)
+    history = quiet(compiled(network(), guarded=True), iter(_list()), updates=100)
+    assert history.update == [1, 2, 3, 4]
+    assert seen == [3, 3, 3, 4]
+
+
+def test_a_guarded_fit_counts_bad_batches_as_rejected() -> None:
+    history = quiet(compiled(network(), guarded=True), _spoiled(), epochs=1)
+    assert (len(history), history.skipped) == (10, 0)
+    bad = [n for n, loss in enumerate(history.loss) if math.isnan(loss)]
+    assert len(bad) == 1
+    assert history.rejected == [int(n >= bad[0]) for n in range(10)]
 
 
 # --- Progress -----------------------------------------------------------------------------------------

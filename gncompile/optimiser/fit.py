@@ -15,9 +15,10 @@ from torch import Tensor
 from ..data import Batches
 from ..errors import BatchError, DataError, GncompileError, message
 from .progress import display
-from .records import History, Record
+from .records import History, Record, StepStats
 
 if TYPE_CHECKING:
+    from .ahead import DeferredStats
     from .trainer import Trainer
 
 Pair = tuple[Tensor | tuple[Tensor, ...], Tensor]
@@ -27,6 +28,10 @@ VALIDATE_EVERY = 20
 """Steps between validations where the length of an epoch is unknown."""
 BAD_BATCHES = 100
 """Bad batches in a row that end a fit where the length of an epoch is unknown."""
+STEPS_AHEAD = 64
+"""Steps started on a device before statistics are read, all together."""
+SECONDS_AHEAD = 0.5
+"""Seconds after which they are read all the same, so that progress is seen to move."""
 
 
 @dataclass
@@ -72,6 +77,44 @@ class Place:
         self.saved = dict(state)
 
 
+class Started:
+    """Steps started and not yet read: on a device reading one waits for it, and the next starts late."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._stats: list[StepStats | DeferredStats] = []
+        self._samples = 0
+        self._begun = 0.0
+
+    def step(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> None:
+        """Start one more step."""
+        begun = time.perf_counter()
+        stats = self._trainer.step(x, y)
+        if not self._stats:
+            self._begun = begun
+        self._stats.append(stats)
+        self._samples += len(y)
+
+    @property
+    def should_be_read(self) -> bool:
+        """Whether reading does not wait, or was put off for long enough."""
+        return (
+            isinstance(self._stats[-1], StepStats)
+            or len(self) >= STEPS_AHEAD
+            or time.perf_counter() - self._begun >= SECONDS_AHEAD
+        )
+
+    def read(self) -> list[Record]:
+        """Wait for all of them; their records in order, each with the speed of all."""
+        stats = [each.resolved() for each in self._stats]
+        rate = self._samples / (time.perf_counter() - self._begun)
+        self._stats, self._samples = [], 0
+        return [Record(**asdict(each), samples_per_second=rate) for each in stats]
+
+    def __len__(self) -> int:
+        return len(self._stats)
+
+
 def fit(
     trainer: Trainer,
     train: Batches | Iterable[Pair],
@@ -99,12 +142,15 @@ def fit(
     last one, at the averaged parameters if there are any. After ``early_stop`` validations without a better
     loss the fit ends; parameters stay as they are, ``history.best`` tells the best record.
     ``callbacks`` get each step's :class:`~gncompile.optimiser.records.Record`. They may raise, and
-    ``trainer.save`` in one stores this step and the position of the next batch. ``checkpoint`` is a file
+    ``trainer.save`` in one stores this step and the position of the next batch. On a CUDA device they make
+    the host wait for every step; without them it reads statistics, and shows progress, only now and then,
+    and ``samples_per_second`` is that of the steps read together. ``checkpoint`` is a file
     written every ``checkpoint_every`` steps and at the end. Where the last step is known to be the last, its
     update is undone if the batch's loss is not finite after it, as the next step would do.
 
     A bad batch raises :class:`~gncompile.errors.BatchError` and changes nothing; with ``skip_bad_batches``
-    it is counted and left out, unless there is none but bad ones for an epoch.
+    it is counted and left out, unless there is none but bad ones for an epoch. On a CUDA device batches with
+    non-finite values are left out in any case, with a record in which ``rejected`` rises.
 
     >>> import gncompile, torch
     >>> from gncompile.data import Batches
@@ -118,45 +164,54 @@ def fit(
     trainer.place.begin(train, continue_order)
     total = _total(train, updates, epochs)
     every = validate_every or _length(train) or VALIDATE_EVERY
-    history = History()
+    history, started = History(), Started(trainer)
     with display(progress, total) as show:
-        for record, batch in _steps(trainer, train, epochs, history, skip_bad_batches):
-            last = len(history) + 1 + (history.skipped if epochs else 0) == total
-            if last:
-                trainer.settle(*batch)
-            if validation and (last or record.update % every == 0):
-                loss = trainer.evaluate(*validation)
-                trainer.place.validated(loss)
-                record = replace(record, validation_loss=loss)
-            history.records.append(record)
-            show(record)
-            for callback in callbacks:
-                callback(record)
+
+        def tell(records: Iterable[Record]) -> None:
+            for record in records:
+                history.records.append(record)
+                show(record)
+                for callback in callbacks:
+                    callback(record)
+
+        for batch in _steps(started, train, epochs, history, skip_bad_batches):
+            taken = len(history) + len(started) + (history.skipped if epochs else 0)
+            last, due = taken == total, trainer.updates % every == 0
+            validates = validation is not None and (last or due)
+            if last or validates or callbacks or started.should_be_read:
+                records = started.read()
+                if last:
+                    trainer.settle(*batch)
+                if validation is not None and validates:
+                    loss = trainer.evaluate(*validation)
+                    trainer.place.validated(loss)
+                    records[-1] = replace(records[-1], validation_loss=loss)
+                tell(records)
             if early_stop and trainer.place.waited >= early_stop:
                 history.stopped_early = last = True
             # After the callbacks, so that what they wrote is never behind the checkpoint.
-            if checkpoint and not last and record.update % checkpoint_every == 0:
+            if checkpoint and not last and trainer.updates % checkpoint_every == 0:
                 trainer.save(checkpoint)
             if last:
                 break
+        tell(started.read())
     if checkpoint:
         trainer.save(checkpoint)
     return history
 
 
 def _steps(
-    trainer: Trainer,
+    started: Started,
     train: Iterable[Pair],
     epochs: int | None,
     history: History,
     skip_bad_batches: bool,
-) -> Iterator[tuple[Record, Pair]]:
-    """Step on each batch; bad ones are counted in the history or raise."""
+) -> Iterator[Pair]:
+    """Start a step on each batch and yield it; bad ones are counted in the history or raise."""
     bad, most = 0, _length(train) or BAD_BATCHES
     for x, y in _batches(train, epochs):
-        begun = time.perf_counter()
         try:
-            stats = trainer.step(x, y).resolved()
+            started.step(x, y)
         except BatchError:
             bad += 1
             if not skip_bad_batches or bad >= most:
@@ -164,8 +219,7 @@ def _steps(
             history.skipped += 1
             continue
         bad = 0
-        rate = len(y) / (time.perf_counter() - begun)
-        yield Record(**asdict(stats), samples_per_second=rate), (x, y)
+        yield x, y
 
 
 def _batches(train: Iterable[Pair], epochs: int | None) -> Iterator[Pair]:

@@ -75,7 +75,8 @@ class Trainer(Questions):
 
         Raises :class:`~gncompile.errors.BatchError` for a batch of the wrong shape or dtype or with
         non-finite values; nothing is changed then. On a CUDA device the step only begins here: the
-        statistics wait for it when they are read, and a bad batch is left out and counted (``rejected``).
+        statistics wait for it when they are read, and a bad batch is left out and counted (``rejected``);
+        a batch in pinned memory must not be overwritten before.
         """
         inputs = self._reader.inputs(x)
         target = self._reader.target(inputs[0].shape[0], y)
@@ -178,7 +179,11 @@ class Trainer(Questions):
 
     def settle(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> None:
         """Undo the last update if the loss of ``(x, y)`` is not finite after it, as the next step would."""
-        if self._unconfirmed and not math.isfinite(float(self.loss(x, y))):
+        if self._ahead:
+            # Only after an update: a refused step would be counted twice.
+            if self._executable.memory.states["ok"] and not math.isfinite(float(self.loss(x, y))):
+                self._executable.run("gradient", "guard", "guard_step")
+        elif self._unconfirmed and not math.isfinite(float(self.loss(x, y))):
             self._undo()
 
     def _undo(self) -> None:
