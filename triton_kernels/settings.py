@@ -6,7 +6,7 @@ settings of :func:`matrix_space` and pass the best to a template instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -103,19 +103,30 @@ def accumulator_registers(
     return cdiv(elements * words, 32 * settings.num_warps)
 
 
-def fits(
-    settings: MatrixSettings, dtype: torch.dtype, precision: Precision, accumulators: int = 1
-) -> bool:
-    """Whether settings are worth compiling: they fit every device of :data:`SHARED_MEMORY` without spills.
+def misfit(
+    settings: MatrixSettings,
+    dtype: torch.dtype,
+    precision: Precision,
+    accumulators: int = 1,
+    shared: int = min(SHARED_MEMORY.values()),
+) -> str | None:
+    """Why settings are not worth compiling for a device with ``shared`` bytes of shared memory, or None.
 
     Sums may take 64 registers of a thread; half of that where the operands wait in registers too: split into
     two parts, on compute capability 80, or multiplied without tensor cores, where 128 spilled 20 kB.
     """
+    if shared_memory(settings, dtype) > shared:
+        return "shared memory"
     budget = 32 if dtype == torch.float32 and precision != "medium" else 64
-    return (
-        shared_memory(settings, dtype) <= min(SHARED_MEMORY.values())
-        and accumulator_registers(settings, dtype, accumulators) <= budget
-    )
+    many = accumulator_registers(settings, dtype, accumulators) > budget
+    return "registers" if many else None
+
+
+def fits(
+    settings: MatrixSettings, dtype: torch.dtype, precision: Precision, accumulators: int = 1
+) -> bool:
+    """Whether settings are worth compiling for every device of :data:`SHARED_MEMORY`."""
+    return misfit(settings, dtype, precision, accumulators) is None
 
 
 def tile_counts(shape: Shape, settings: MatrixSettings, triangle: bool = False) -> int:
@@ -184,30 +195,34 @@ def matrix_space(
     split: bool = False,
     accumulators: int = 1,
 ) -> tuple[MatrixSettings, ...]:
-    """Settings worth measuring for this shape, in a fixed order; the default is the first.
+    """Settings that make sense for this shape, in a fixed order; the default is the first.
 
-    ``square`` keeps to square tiles, ``split`` also varies how many programs share a sum.
+    ``square`` keeps to square tiles of a triangle, ``split`` also varies how many programs share a sum.
+    Which of them a device can run, :func:`misfit` tells.
     """
     default = matrix_default(
         shape, dtype, precision, triangle=square, split=split, accumulators=accumulators
     )
-    found = [default]
+    return tuple(dict.fromkeys((default, *_all_settings(shape, square, split))))
+
+
+def _all_settings(shape: Shape, triangle: bool, split: bool) -> Iterator[MatrixSettings]:
     for block_m in (16, 32, 64, 128):
-        for block_n in (block_m,) if square else (16, 32, 64, 128, 256):
+        for block_n in (block_m,) if triangle else (16, 32, 64, 128, 256):
             if block_m > 2 * max(16, shape.rows) or block_n > 2 * max(16, shape.columns):
                 continue
             for block_k in (16, 32, 64):
                 for num_warps, num_stages in ((4, 2), (4, 3), (4, 4), (8, 2), (8, 3)):
                     settings = MatrixSettings(block_m, block_n, block_k, num_warps, num_stages)
-                    if fits(settings, dtype, precision, accumulators):
-                        found += _with_splits(settings, shape, square, split)
-    return tuple(dict.fromkeys(found))
+                    yield from _ways(settings, shape, triangle, split)
 
 
-def _with_splits(
+def _ways(
     settings: MatrixSettings, shape: Shape, triangle: bool, split: bool
-) -> list[MatrixSettings]:
-    """The settings unsplit and, if the sum may be split, with the default number of parts."""
+) -> Iterator[MatrixSettings]:
+    """The settings in either order of tiles, unsplit and, if the sum may be split, in the default parts."""
     parts = split_count(tile_counts(shape, settings, triangle), shape.inner, settings.block_k)
-    counts = {1, parts} if split else {1}
-    return [replace(settings, split=count) for count in sorted(counts)]
+    ordered = not triangle and shape.rows > settings.block_m and shape.columns > settings.block_n
+    for count in sorted({1, parts} if split else {1}):
+        for group in (settings.group, 1) if ordered else (settings.group,):
+            yield replace(settings, split=count, group=group)
