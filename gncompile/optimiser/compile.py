@@ -47,7 +47,9 @@ def compile(
     ``"highest"``, ``"high"`` or ``"medium"``. ``tune`` chooses variants of the torch backend's operations
     on a CPU (:mod:`gncompile.tuning`): ``"cached"`` takes what was measured before on this machine and
     measures nothing, ``"quick"`` and ``"full"`` measure what is not yet known, ``"off"`` takes the
-    defaults, and a path of a ``.json`` file those that it pins.
+    defaults, and a path of a ``.json`` file those that it pins. Where ``torch.distributed`` connects several
+    processes, ``"cached"``, ``"quick"`` and ``"full"`` make this a collective call: all ranks take what
+    rank 0 has or finds.
 
     Raises a :class:`~gncompile.errors.GncompileError` that names the place in the model for whatever cannot
     be compiled. Compiling costs about a second; memory is a few copies of the batch's activations, of the

@@ -21,6 +21,7 @@ from ..step_program import StepProgram
 from .cpu import CpuBench
 from .cpu import keys as cpu_keys
 from .problem import DEFAULT, Bench, Key, Variants, shown
+from .ranks import from_rank_zero
 from .search import EFFORTS, Found, Outcome, check_effort, search
 from .step_check import StepComparison, compare
 from .store import Store, TuningWarning, entry_of
@@ -66,9 +67,11 @@ def tunable(
 def variants_for(tune: Tune, bench: Bench, make: Make, samples: int) -> Variants:
     """The variants of the instructions that ``bench`` has keys of, by the word, file or mapping ``tune``.
 
-    ``"quick"`` and ``"full"`` measure what the store does not know, and keep it. Says what is ignored as a
-    :class:`~gncompile.tuning.store.TuningWarning`; raises ``CompileError`` for an unknown word and
-    ``GncompileError`` for a file that cannot be used.
+    ``"quick"`` and ``"full"`` measure what the store does not know, and keep it. Where ``torch.distributed``
+    runs, a word but ``"off"`` is a collective call: rank 0 reads and measures, all ranks take what it found.
+    Says what is ignored as a :class:`~gncompile.tuning.store.TuningWarning`; raises ``CompileError`` for an
+    unknown word, and on a rank whose program is not that of rank 0, and ``GncompileError`` for a file that
+    cannot be used.
     """
     if isinstance(tune, Mapping):
         return _checked(tune, bench) if tune else {}
@@ -83,11 +86,22 @@ def variants_for(tune: Tune, bench: Bench, make: Make, samples: int) -> Variants
         )
     if tune == "off" or not bench.keys:
         return {}
+    variants = from_rank_zero(lambda: _by_word(tune, bench, make, samples))
+    if unknown := _unknown(variants, bench):
+        raise CompileError(
+            message(f"this program has no {', '.join(unknown)}, which rank 0 found settings for",
+                    instead="compile the same model on all ranks, or with tune='off'")
+        )  # fmt: skip
+    return variants
+
+
+def _by_word(word: str, bench: Bench, make: Make, samples: int) -> Variants:
+    """From this machine's store, after measuring what it does not know if the word is an effort."""
     store = Store.of(bench.device)
-    if tune in EFFORTS:
-        known = {name for name, key in bench.keys.items() if _known(store, key, bench, tune)}
+    if word in EFFORTS:
+        known = {name for name, key in bench.keys.items() if _known(store, key, bench, word)}
         if known < bench.keys.keys():
-            tune_step(bench, make, samples, store, effort=tune, known=known)
+            tune_step(bench, make, samples, store, effort=word, known=known)
     return from_store(store, bench)
 
 
@@ -159,17 +173,21 @@ def tune_step(
 
 def _checked(given: Mapping[str, Options], bench: Bench) -> Variants:
     """Those of the given variants that this program has; warns of the others."""
-    known = {
-        name: options
-        for name, options in given.items()
-        if name in bench.keys and bench.allowed(bench.keys[name].kernel, options)
-    }
-    dropped = ", ".join(name for name in given if name not in known)
-    if dropped:
+    unknown = _unknown(given, bench)
+    if unknown:
         warnings.warn(
-            f"this program has no such variants of {dropped}; they are computed in the default way, "
-            "which may round otherwise",
+            f"this program has no such variants of {', '.join(unknown)}; they are computed in the default "
+            "way, which may round otherwise",
             TuningWarning,
             stacklevel=2,
         )
-    return known
+    return {name: options for name, options in given.items() if name not in unknown}
+
+
+def _unknown(given: Mapping[str, Options], bench: Bench) -> list[str]:
+    """Names of the given variants that this program does not have."""
+    return [
+        name
+        for name, options in given.items()
+        if name not in bench.keys or not bench.allowed(bench.keys[name].kernel, options)
+    ]

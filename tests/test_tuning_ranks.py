@@ -1,0 +1,145 @@
+"""Two processes connected by ``torch.distributed``: rank 0 tunes, both emit the very same step."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import multiprocessing, nn
+
+import gncompile
+from gncompile import config
+from gncompile.optimiser.trainer import Trainer
+from gncompile.tuning import tuner
+from gncompile.tuning.cpu import CpuProblem
+from gncompile.tuning.problem import Candidate
+from gncompile.tuning.ranks import from_rank_zero, several_ranks
+from gncompile.tuning.step_check import StepComparison
+
+Measure = Callable[[CpuProblem, Candidate], float]
+
+
+def compiled(tune: tuner.Tune, layers: int = 2) -> Trainer:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(300, 9), nn.Tanh(), nn.Linear(9, 5))[: 2 * layers - 1]
+    return gncompile.compile(net, "mse", torch.zeros(40, 300), tune=tune)
+
+
+def favoured(problem: CpuProblem, candidate: Candidate) -> float:
+    """``border=1`` and ``block=128`` win."""
+    return 0.001 if candidate.options in ({"border": 1}, {"block": 128}) else 0.004
+
+
+def unmeasured(problem: CpuProblem, candidate: Candidate) -> float:
+    raise AssertionError("measured")
+
+
+@contextmanager
+def replaced(owner: object, name: str, value: object) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def outcome(compiling: Callable[[], Trainer]) -> dict[str, Any]:
+    """The step that a compilation gives, or what it raises."""
+    try:
+        trainer = compiling()
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {"source": trainer.source, "variants": dict(trainer.variants)}
+
+
+def scenarios(rank: int, folder: Path) -> dict[str, dict[str, Any]]:
+    """Compilations in the order in which both ranks make them."""
+    found = {}
+    blocked = folder / "file"
+    blocked.write_text("")
+    only_zero = folder / "tuning" if rank == 0 else blocked / "inside"
+    with config.using(tuning=only_zero):
+        with replaced(CpuProblem, "measure", favoured if rank == 0 else unmeasured):
+            found["quick"] = outcome(lambda: compiled("quick"))
+        with replaced(CpuProblem, "measure", unmeasured):
+            found["cached"] = outcome(lambda: compiled("cached"))
+            found["full fails"] = outcome(lambda: compiled("full"))
+            found["another program"] = outcome(lambda: compiled("cached", layers=2 - rank))
+        if rank == 0:
+            found["off, alone"] = outcome(lambda: compiled("off"))
+            found["given, alone"] = outcome(lambda: compiled({"Q_layer_0": {"block": 128}}))
+    return found
+
+
+def work(rank: int, folder: Path) -> None:
+    """One of the two processes; leaves what it saw in a file."""
+    torch.set_num_threads(1)
+    kept = StepComparison(1.0, 1.0, 1.0, 0.0, 0.0)
+    try:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2
+        )
+        with replaced(tuner, "compare", lambda *arguments: kept):
+            mine = folder / str(rank)
+            mine.mkdir()
+            found = scenarios(rank, mine)
+        dist.destroy_process_group()
+    except Exception:
+        found = {"failed": {"error": traceback.format_exc()}}
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
+    """What each of two processes saw, with folders that they do not share."""
+    folder = tmp_path_factory.mktemp("ranks")
+    multiprocessing.spawn(work, (folder,), nprocs=2)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_rank_0_measures_and_both_emit_the_same_step(ranks: list[dict[str, Any]]) -> None:
+    """Rank 1 may not measure, and has no folder to read or write."""
+    zero, one = (rank["quick"] for rank in ranks)
+    assert {"border": 1} in zero["variants"].values()
+    assert "block=128" in zero["source"]
+    assert one == zero
+
+
+def test_cached_is_what_rank_0_has(ranks: list[dict[str, Any]]) -> None:
+    zero, one = (rank["cached"] for rank in ranks)
+    assert zero == ranks[0]["quick"]
+    assert one == zero
+
+
+def test_what_rank_0_raises_ends_the_others(ranks: list[dict[str, Any]]) -> None:
+    zero, one = (rank["full fails"]["error"] for rank in ranks)
+    assert zero == "AssertionError: measured"
+    assert one.startswith("GncompileError: rank 0 found no settings. AssertionError: measured")
+    assert "where:      rank 1" in one
+
+
+def test_settings_of_another_program_are_refused(ranks: list[dict[str, Any]]) -> None:
+    zero, one = (rank["another program"] for rank in ranks)
+    assert zero == ranks[0]["quick"]
+    assert one["error"].startswith("CompileError: this program has no ")
+    assert "Q_inverse_2" in one["error"]
+
+
+def test_off_and_given_variants_need_no_other_rank(ranks: list[dict[str, Any]]) -> None:
+    assert ranks[0]["off, alone"]["variants"] == {}
+    assert ranks[0]["given, alone"]["variants"] == {"Q_layer_0": {"block": 128}}
+
+
+def test_a_process_of_its_own_asks_nobody() -> None:
+    assert not several_ranks()
+    assert from_rank_zero(lambda: {"x": {"block": 128}}) == {"x": {"block": 128}}
+    with pytest.raises(ZeroDivisionError):
+        from_rank_zero(lambda: 1 / 0)
