@@ -120,11 +120,12 @@ class TorchWriter:
         lines = ["# Views of the above."]
         for i in self.program:
             if isinstance(i.op, ir.VIEWS):
-                lines.append(f"{i.name} = {self._view(i.op, self.home[i.inputs[0]])}")
+                lines.append(f"{i.name} = {self.view(i.op, self.home[i.inputs[0]])}")
         return lines
 
     @staticmethod
-    def _view(op: Op, source: str) -> str:
+    def view(op: Op, source: str) -> str:
+        """A view of ``source`` as text."""
         match op:
             case ir.Transpose():
                 return f"{source}.mT"
