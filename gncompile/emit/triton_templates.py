@@ -273,7 +273,7 @@ def _congruence(w: TritonWriter, kernel: Kernel, function: Function) -> list[str
     if len(w.program[parts[ir.Multiply].inputs[0]].spec.shape) == 2:
         scratch = w.own_scratch(kernel.stores[0], parts[ir.Multiply].spec.shape)
         words.append(f"scratch={scratch}")
-        words += w.chosen("MatrixSettings", scratch, "product_settings")
+        words += w.chosen("MatrixSettings", parts[ir.Multiply].name, "product_settings")
     return _call("congruence", *words, PRECISION, *_matrix_settings(w, (kernel,)))
 
 
