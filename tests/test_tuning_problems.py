@@ -9,15 +9,19 @@ import pytest
 import torch
 
 from gncompile.runtime import linalg
-from gncompile.tuning import cpu
-from gncompile.tuning.cpu import OPERATIONS, CpuProblem
+from gncompile.tuning import cpu_operations
+from gncompile.tuning.cpu import CpuProblem
+from gncompile.tuning.cpu_operations import OPERATIONS
 from gncompile.tuning.problem import Key
 
 SHAPES = {
     "symmetric_product": [(20, 300), (65, 300), (1, 520)],
     "second_moment": [(33, 300, 1), (7, 520, 0)],
-    "damped_inverse": [(1,), (63,), (401,)],
+    "damped_inverse": [(1,), (63,), (401,), (530,)],
     "affine": [(17, 5, 3), (1, 70, 65)],
+    "slope_tanh": [(7, 65, 1), (3, 5, 2)],
+    "slope_sigmoid": [(7, 65, 1)],
+    "slope_relu": [(7, 65, 3)],
 }
 
 
@@ -77,11 +81,11 @@ def test_measuring_repeats_and_takes_the_shortest_time() -> None:
 
 
 def test_the_source_digest_follows_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = cpu.DampedInverse().source
-    assert before == cpu.DampedInverse().source
+    before = cpu_operations.DampedInverse().source
+    assert before == cpu_operations.DampedInverse().source
 
     def other(m: torch.Tensor, damping: torch.Tensor, out: torch.Tensor) -> None:
         out.copy_(m)
 
-    monkeypatch.setattr(cpu.DampedInverse, "sources", (other,))
-    assert cpu.DampedInverse().source != before
+    monkeypatch.setattr(cpu_operations.DampedInverse, "sources", (other,))
+    assert cpu_operations.DampedInverse().source != before

@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from .. import step_program as ir
 from ..errors import InternalError
 from ..passes.buffers import plan_buffers
+from ..passes.recompute import RECOMPUTED, recompute
 from ..step_program import Dim, Instruction, Leaf, Op, Spec, StepProgram
 from .torch_operations import WRITERS, Options, compact
+from .torch_slopes import PRODUCTS
 from .torch_statements import torch_statements
 
 HEADER = '''"""{title}
@@ -55,8 +57,9 @@ class TorchWriter:
     header = HEADER
 
     def __init__(self, program: StepProgram, variants: Mapping[str, Options] | None = None) -> None:
-        self.program = program
         self.variants = variants or {}
+        slopes = [name for name, chosen in self.variants.items() if chosen == RECOMPUTED]
+        self.program = recompute(program, slopes)
         self.scratch: dict[str, tuple[Dim, ...]] = {}
         self.constants: dict[str, str] = {}
         # The tensor a value lives in: its own buffer, or the leaf it overwrites.
@@ -175,6 +178,8 @@ class TorchWriter:
     ) -> list[str]:
         op = i.op
         assert isinstance(op, ir.Pointwise)
+        if op in PRODUCTS:
+            return [PRODUCTS[op].format(*operands, out=out)]
         shape = i.spec.shape
 
         def scratch(number: int) -> str:

@@ -1,0 +1,80 @@
+"""Slopes computed again where they multiply, in place of being kept in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+import sympy
+
+from .. import step_program as ir
+from ..errors import InternalError
+from ..schedule import storage
+from ..step_program import Instruction, StepProgram
+
+RECOMPUTED = {"slope": "recomputed"}
+"""The option of a slope that :func:`recompute` is to take out."""
+
+U, X = sympy.symbols("u x", real=True)
+"""What the products multiply, and what the slope is computed from."""
+
+
+def recompute(program: StepProgram, slopes: Collection[str]) -> StepProgram:
+    """Without the ``slopes``: each product that reads one computes it from what it follows from.
+
+    Raises :class:`InternalError` for a value that :func:`products` finds none for. ::
+
+        b = 1 - a²          g = u (1 - a²)
+        g = u b        →    r = v (1 - a²)
+        r = v b
+    """
+    changed: dict[str, Instruction] = {}
+    for name in slopes:
+        readers = products(program, program[name])
+        if not readers:
+            raise InternalError(f"{program[name]} cannot be computed again in what reads it")
+        changed |= {reader.name: _product(program[name], reader) for reader in readers}
+    kept = tuple(changed.get(i.name, i) for i in program if i.name not in slopes)
+    return replace(program, instructions=kept) if slopes else program
+
+
+def products(program: StepProgram, slope: Instruction) -> list[Instruction]:
+    """The products ``u ⊙ slope`` of equal shape and phase, if only such read it; else none.
+
+    None either if it is more than a function of one value, or if that value is overwritten in a step.
+    """
+    if not _of_one_value(slope):
+        return []
+    home = storage(program)
+    read = home[slope.inputs[0]]
+    if slope.name in program.results.values() or any(
+        i.into and home[i.name] == read for i in program
+    ):
+        return []
+    readers = [i for i in program if slope.name in i.inputs]
+    return readers if all(_multiplies(program, i, slope) for i in readers) else []
+
+
+def _multiplies(program: StepProgram, i: Instruction, slope: Instruction) -> bool:
+    others = [program[name] for name in i.inputs if name != slope.name]
+    return (
+        isinstance(i.op, ir.Pointwise)
+        and i.phase == slope.phase
+        and len(others) == 1
+        and i.op.expression == sympy.Mul(*i.op.symbols)
+        and others[0].spec.shape == slope.spec.shape
+        # Of two slopes only one could be taken out.
+        and not _of_one_value(others[0])
+    )
+
+
+def _of_one_value(i: Instruction) -> bool:
+    return isinstance(i.op, ir.Pointwise) and len(i.inputs) == 1 and i.into is None
+
+
+def _product(slope: Instruction, reader: Instruction) -> Instruction:
+    assert isinstance(slope.op, ir.Pointwise)
+    (other,) = (name for name in reader.inputs if name != slope.name)
+    (argument,) = slope.op.symbols
+    expression = U * slope.op.expression.xreplace({argument: X})
+    return replace(reader, op=ir.Pointwise(expression, (U, X)), inputs=(other, slope.inputs[0]))

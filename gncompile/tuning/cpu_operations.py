@@ -1,0 +1,373 @@
+"""Operations of the torch backend that can be written in more than one way on a CPU.
+
+==================  ==========================================================================
+symmetric_product   ``aᵀ b``, known to be symmetric: one plain product, or blocks of a width
+second_moment       ``(1/N) Σ ā āᵀ``: the same choice
+damped_inverse      ``(M + c I)⁻¹``: M bordered to a multiple of 16, or as it is, or by quarters
+affine              ``x Wᵀ + b``: b within the product, or added after it
+slope_tanh, …       ``u ⊙ f'``: the slope kept in memory, or computed again within the product
+==================  ==========================================================================
+
+Every variant is the same mathematics in another order of rounding. Which of them is fastest depends on the
+library that torch was built with, on the processor and on the shape, so it is measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+import textwrap
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import step_program as ir
+from ..emit.torch_operations import Options
+from ..emit.torch_slopes import PRODUCTS, SLOPES
+from ..emit.torch_statements import torch_statements
+from ..passes.recompute import RECOMPUTED, U, X, products
+from ..runtime import linalg
+from ..runtime.memory import ALIGNMENT, bind_shape
+from ..step_program import Instruction, StepProgram
+from .problem import DEFAULT
+
+FLOPS, BANDWIDTH, CALL = 3e10, 1e10, 3e-6
+"""The cost model: flops and bytes per second of one core, seconds per call. Only the ranking matters."""
+
+Shape = tuple[int, ...] | None
+Maker = Callable[[int, int], Tensor]
+"""Makes a random scratch tensor of so many rows and columns."""
+
+
+class Operation(ABC):
+    """One kind of operation: its options, its scratch operands, and what it must give."""
+
+    name: str
+    alternatives: tuple[Options, ...]
+    """Options beside the default."""
+    sources: tuple[Callable[..., object], ...]
+    """The functions that are measured."""
+
+    @abstractmethod
+    def shape_of(self, i: Instruction, program: StepProgram, dims: Mapping[str, int]) -> Shape:
+        """The sizes that decide an instruction's time; None if it is not of this kind."""
+
+    @abstractmethod
+    def operands(self, shape: tuple[int, ...], make: Maker) -> tuple[Tensor, ...]:
+        """Scratch operands like those in a step."""
+
+    @abstractmethod
+    def output(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """The result's shape."""
+
+    @abstractmethod
+    def reference(self, operands: tuple[Tensor, ...]) -> Tensor:
+        """The result from operands in float64, by torch's plain operations."""
+
+    @abstractmethod
+    def run(self, operands: tuple[Tensor, ...], out: Tensor, options: Options) -> None:
+        """What the emitted statement does."""
+
+    @abstractmethod
+    def predicted(self, shape: tuple[int, ...], options: Options) -> float:
+        """Seconds by the cost model."""
+
+    def options(self, shape: tuple[int, ...]) -> list[Options]:
+        """The default, then the alternatives that differ from it and from each other at this shape."""
+        distinct = {self.effect(shape, options): options for options in self.alternatives[::-1]}
+        distinct.pop(self.effect(shape, DEFAULT), None)
+        return [DEFAULT, *(o for o in self.alternatives if o in distinct.values())]
+
+    @abstractmethod
+    def effect(self, shape: tuple[int, ...], options: Options) -> object:
+        """What the options come to at this shape; equal for options that do the same."""
+
+    @cached_property
+    def source(self) -> str:
+        """Digest of the measured code and of the options on offer."""
+        return hashlib.sha256("\n".join(self.measured_code()).encode()).hexdigest()[:12]
+
+    def measured_code(self) -> list[str]:
+        """Texts of everything whose change makes a measurement void."""
+        measured: list[Callable[..., object]] = [*self.sources, type(self)]
+        return [inspect.getsource(code) for code in measured]
+
+
+WIDTHS: tuple[Options, ...] = tuple({"block": width} for width in (None, 128, 256, 384, 512))
+
+
+def _blocks(size: int, options: Options) -> int:
+    """How many diagonal blocks a symmetric product of this size has."""
+    width = options.get("block", linalg.BLOCK)
+    return 1 if width is None else -(-size // int(width))
+
+
+def _product_seconds(inner: int, size: int, blocks: int) -> float:
+    """Rows of blocks up to the diagonal, ``(1 + 1/blocks)/2`` of the flops, then mirrored."""
+    flops = inner * size**2 * (1 + 1 / blocks)
+    mirrored = 4 * size**2 * (1 - 1 / blocks)
+    return flops / FLOPS + 2 * mirrored / BANDWIDTH + CALL * (3 * blocks - 2)
+
+
+class SymmetricProduct(Operation):
+    """``aᵀ b`` for ``b = M a``; shape ``(k, d)`` for ``a: [k, d]``."""
+
+    name = "symmetric_product"
+    alternatives = WIDTHS
+    sources = (linalg.symmetric_product,)
+
+    def shape_of(self, i: Instruction, program: StepProgram, dims: Mapping[str, int]) -> Shape:
+        if not isinstance(i.op, ir.SymmetricProduct):
+            return None
+        return bind_shape(program[i.inputs[0]].spec.shape, dims)
+
+    def operands(self, shape: tuple[int, ...], make: Maker) -> tuple[Tensor, ...]:
+        rows, size = shape
+        a, b = make(rows, size), make(rows, size)
+        # M is diagonal here: the time of the product does not depend on it.
+        torch.mul(a, make(rows, 1), out=b)
+        return a, b
+
+    def output(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        return shape[1], shape[1]
+
+    def reference(self, operands: tuple[Tensor, ...]) -> Tensor:
+        a, b = operands
+        return a.T @ b
+
+    def run(self, operands: tuple[Tensor, ...], out: Tensor, options: Options) -> None:
+        a, b = operands
+        linalg.symmetric_product(a, b, out, **options)  # type: ignore[arg-type]
+
+    def predicted(self, shape: tuple[int, ...], options: Options) -> float:
+        return _product_seconds(shape[0], shape[1], _blocks(shape[1], options))
+
+    def effect(self, shape: tuple[int, ...], options: Options) -> object:
+        return _blocks(shape[1], options)
+
+
+class SecondMoment(Operation):
+    """``(1/N) Σ ā āᵀ``; shape ``(rows, d, homogeneous)``, rows of all columns together."""
+
+    name = "second_moment"
+    alternatives = WIDTHS
+    sources = (linalg.second_moment, linalg.symmetric_product)
+
+    def shape_of(self, i: Instruction, program: StepProgram, dims: Mapping[str, int]) -> Shape:
+        if not isinstance(i.op, ir.Moment) or len(i.inputs) > 1:
+            return None
+        *rows, size = bind_shape(program[i.inputs[0]].spec.shape, dims)
+        return math.prod(rows), size, int(i.op.homogeneous)
+
+    def operands(self, shape: tuple[int, ...], make: Maker) -> tuple[Tensor, ...]:
+        return (make(shape[0], shape[1]),)
+
+    def output(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        return (sum(shape[1:]),) * 2
+
+    def reference(self, operands: tuple[Tensor, ...]) -> Tensor:
+        (a,) = operands
+        extended = torch.cat([a, a.new_ones(len(a), 1)], dim=1)
+        return extended.T @ extended / len(a)
+
+    def run(self, operands: tuple[Tensor, ...], out: Tensor, options: Options) -> None:
+        (a,) = operands
+        linalg.second_moment(a, out.shape[0] > a.shape[1], out, **options)  # type: ignore[arg-type]
+
+    def predicted(self, shape: tuple[int, ...], options: Options) -> float:
+        return _product_seconds(shape[0], shape[1], _blocks(shape[1], options))
+
+    def effect(self, shape: tuple[int, ...], options: Options) -> object:
+        return _blocks(shape[1], options)
+
+
+class DampedInverse(Operation):
+    """``(M + c I)⁻¹``; shape ``(d,)``."""
+
+    name = "damped_inverse"
+    alternatives = ({"border": 1}, {"split": 128}, {"split": 256}, {"split": 512})
+    sources = (linalg.damped_inverse, linalg.positive_inverse)
+
+    def shape_of(self, i: Instruction, program: StepProgram, dims: Mapping[str, int]) -> Shape:
+        if not isinstance(i.op, ir.DampedInverse) or len(i.spec.shape) < 2:
+            return None
+        return bind_shape(i.spec.shape[:1], dims)
+
+    def operands(self, shape: tuple[int, ...], make: Maker) -> tuple[Tensor, ...]:
+        (size,) = shape
+        samples, m = make(2 * size, size), make(size, size)
+        torch.mm(samples.T, samples, out=m)
+        # Eigenvalues between (1 − √½)² + 0.1 and (1 + √½)² + 0.1: a condition number below 16.
+        return m.div_(2 * size), torch.tensor(0.1, dtype=m.dtype)
+
+    def output(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        return shape[0], shape[0]
+
+    def reference(self, operands: tuple[Tensor, ...]) -> Tensor:
+        m, damping = operands
+        return torch.linalg.inv(m + damping * torch.eye(len(m), dtype=m.dtype))
+
+    def run(self, operands: tuple[Tensor, ...], out: Tensor, options: Options) -> None:
+        m, damping = operands
+        linalg.damped_inverse(m, damping, out, **options)  # type: ignore[arg-type]
+
+    def predicted(self, shape: tuple[int, ...], options: Options) -> float:
+        size, halved = self.effect(shape, options)
+        parts = 2**halved
+        # Four products of half the size for each of 1, 2, 4, … matrices that are split.
+        multiplied = sum(2**j * 8 * (size / 2 ** (j + 1)) ** 3 for j in range(halved))
+        factorised = parts * (size / parts) ** 3
+        # LAPACK's routines reach about half the rate of a product.
+        return multiplied / FLOPS + 2 * factorised / FLOPS + (4 * parts + 8 * (parts - 1)) * CALL
+
+    def effect(self, shape: tuple[int, ...], options: Options) -> tuple[int, int]:
+        """The size that is inverted, and how often it is halved."""
+        border = int(options.get("border") or ALIGNMENT)
+        size = part = -(-shape[0] // border) * border
+        split, halved = int(options.get("split") or size), 0
+        while part > split:
+            part, halved = -(-part // 2), halved + 1
+        return size, halved
+
+
+class Affine(Operation):
+    """``x Wᵀ + b``; shape ``(rows, inputs, outputs)``."""
+
+    name = "affine"
+    alternatives = ({"bias": "after"},)
+    sources = ()
+
+    def shape_of(self, i: Instruction, program: StepProgram, dims: Mapping[str, int]) -> Shape:
+        shapes = [program[name].spec.shape for name in i.inputs]
+        if not isinstance(i.op, ir.Affine) or len(shapes) != 3 or len(shapes[0]) > 2:
+            return None
+        return *bind_shape(shapes[0], dims), int(shapes[1][0])
+
+    def operands(self, shape: tuple[int, ...], make: Maker) -> tuple[Tensor, ...]:
+        rows, inputs, outputs = shape
+        return make(rows, inputs), make(outputs, inputs), make(1, outputs)[0]
+
+    def output(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        return shape[0], shape[2]
+
+    def reference(self, operands: tuple[Tensor, ...]) -> Tensor:
+        x, weight, bias = operands
+        return x @ weight.T + bias
+
+    def run(self, operands: tuple[Tensor, ...], out: Tensor, options: Options) -> None:
+        x, weight, bias = operands
+        if options.get("bias") == "after":
+            torch.mm(x, weight.T, out=out)
+            out.add_(bias)
+        else:
+            torch.addmm(bias, x, weight.T, out=out)
+
+    def predicted(self, shape: tuple[int, ...], options: Options) -> float:
+        rows, inputs, outputs = shape
+        # The bias is written first and read by the product, or the result is read and written again.
+        passes = 2 if options else 1
+        return (
+            2 * rows * inputs * outputs / FLOPS
+            + 4 * passes * rows * outputs / BANDWIDTH
+            + passes * CALL
+        )
+
+    def effect(self, shape: tuple[int, ...], options: Options) -> object:
+        return options.get("bias")
+
+
+class SlopeProduct(Operation):
+    """``u ⊙ f'(x)``, for one f' and one u or more; shape ``(rows, size, products)``."""
+
+    alternatives = (RECOMPUTED,)
+    sources = ()
+
+    def __init__(self, function: str) -> None:
+        self.function = function
+        self.name = f"slope_{function}"
+
+    def shape_of(self, i: Instruction, program: StepProgram, dims: Mapping[str, int]) -> Shape:
+        if not isinstance(i.op, ir.Pointwise) or len(i.op.symbols) != 1:
+            return None
+        (symbol,) = i.op.symbols
+        if i.op.expression.xreplace({symbol: X}) != SLOPES[self.function]:
+            return None
+        readers = products(program, i)
+        return (*bind_shape(i.spec.shape, dims), len(readers)) if readers else None
+
+    def operands(self, shape: tuple[int, ...], make: Maker) -> tuple[Tensor, ...]:
+        rows, size, readers = shape
+        # A buffer for the slope, the activation, and what is multiplied.
+        return tuple(make(rows, size) for _ in range(2 + readers))
+
+    def output(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        return shape[0], shape[1]
+
+    def reference(self, operands: tuple[Tensor, ...]) -> Tensor:
+        _, x, *multiplied = operands
+        slopes = {"tanh": 1 - x**2, "sigmoid": x * (1 - x), "relu": (x > 0).double()}
+        return multiplied[-1] * slopes[self.function]
+
+    def run(self, operands: tuple[Tensor, ...], out: Tensor, options: Options) -> None:
+        slope, x, *multiplied = operands
+        if options:
+            for u in multiplied:
+                self._fused(slope, x, u, out)
+            return
+        self._alone(slope, x, x, out)
+        for u in multiplied:
+            torch.mul(u, slope, out=out)
+
+    def predicted(self, shape: tuple[int, ...], options: Options) -> float:
+        rows, size, readers = shape
+        passes = readers if options else readers + len(self._slope)
+        return passes * (3 * 4 * rows * size / BANDWIDTH + CALL)
+
+    def effect(self, shape: tuple[int, ...], options: Options) -> object:
+        return options == RECOMPUTED
+
+    def measured_code(self) -> list[str]:
+        return [*super().measured_code(), *self._slope, self._product]
+
+    @cached_property
+    def _slope(self) -> list[str]:
+        """The statements that compute the slope of x."""
+        return torch_statements(SLOPES[self.function], {X: "x"}, "slope", lambda number: "out")
+
+    @cached_property
+    def _product(self) -> str:
+        """The statement of a product that computes the slope itself."""
+        product = PRODUCTS[ir.Pointwise(U * SLOPES[self.function], (U, X))]
+        return product.format("u", "x", out="out")
+
+    @cached_property
+    def _alone(self) -> Callable[[Tensor, Tensor, Tensor, Tensor], None]:
+        return _function(self._slope)
+
+    @cached_property
+    def _fused(self) -> Callable[[Tensor, Tensor, Tensor, Tensor], None]:
+        return _function([self._product])
+
+
+def _function(statements: Sequence[str]) -> Callable[[Tensor, Tensor, Tensor, Tensor], None]:
+    """Statements in ``slope``, ``x``, ``u`` and ``out``, as they stand in an emitted file."""
+    names: dict[str, Any] = {"torch": torch}
+    exec("def run(slope, x, u, out):\n" + textwrap.indent("\n".join(statements), "    "), names)
+    return names["run"]
+
+
+OPERATIONS: Mapping[str, Operation] = {
+    operation.name: operation
+    for operation in (
+        SymmetricProduct(),
+        SecondMoment(),
+        DampedInverse(),
+        Affine(),
+        *(SlopeProduct(function) for function in SLOPES),
+    )
+}
