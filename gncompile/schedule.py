@@ -9,7 +9,10 @@ depend on each other. A schedule is the launches of a phase in order. Grammar::
             |  pointwise {pointwise}          elementwise work on tensors of one shape
             |  {pointwise} reduction          elementwise work, summed over all, over rows or over columns
             |  symmetric product ⊙ moment     the KFRA step (Wᵀ M W) ⊙ E[b bᵀ]
+            |  sample {pointwise}             a categorical sample and what is done to its tiles
             |  instruction                    softmax, decay, direction or refined inverse; or left to torch
+
+A draw of random numbers is elementwise work without operands.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ class Kind(StrEnum):
     ELEMENTWISE = "elementwise"
     REDUCTION = "reduction"
     SOFTMAX = "softmax"
+    CATEGORICAL = "categorical"
     DECAY = "decay"
     INVERSE = "inverse"
     PRECONDITION = "precondition"
@@ -107,12 +111,12 @@ class Schedule:
 
 
 def is_elementwise(i: Instruction) -> bool:
-    """Whether an instruction is a formula at every place, with broadcasting."""
-    return isinstance(i.op, ir.Pointwise | ir.Average)
+    """Whether an instruction is a formula at every place, with broadcasting, or a draw."""
+    return isinstance(i.op, ir.Pointwise | ir.Average | ir.Random)
 
 
 def formula(i: Instruction) -> tuple[sympy.Expr, tuple[sympy.Symbol, ...]]:
-    """The expression of an elementwise instruction, and the symbol of each input."""
+    """The expression of an elementwise instruction that is no draw, and the symbol of each input."""
     if isinstance(i.op, ir.Pointwise):
         return i.op.expression, i.op.symbols
     old, new, weight = symbols = sympy.symbols("old new weight", real=True)
@@ -123,7 +127,8 @@ def formula(i: Instruction) -> tuple[sympy.Expr, tuple[sympy.Symbol, ...]]:
 class Function:
     """What a kernel computes on its tiles: ``expressions`` of ``symbols``, one for every value it stores.
 
-    ``symbols`` stand for the product's tile, if there is one, then for tiles of the ``operands``.
+    ``symbols`` stand for the tile of the product or sample, if there is one, then for tiles of the
+    ``operands``: values in memory and the kernel's own draws.
     """
 
     symbols: tuple[sympy.Symbol, ...]
@@ -140,7 +145,7 @@ class Function:
 def function_of(kernel: Kernel) -> Function:
     """The kernel's elementwise instructions composed into one function of tiles.
 
-    For a sum the first expression is the summand. For a product that is stored as it is, the only
+    For a sum the first expression is the summand. For a product or sample that is stored as it is, the only
     expression is the symbol of its tile.
     """
     root = kernel.root
@@ -157,6 +162,10 @@ def function_of(kernel: Kernel) -> Function:
     tile = [root.name] if product else []
     values |= {name: sympy.Symbol(name, real=True) for name in tile}
     for i in kernel.elementwise:
+        if isinstance(i.op, ir.Random):
+            if i.name in kernel.stores:
+                value(i.name)
+            continue
         expression, symbols = formula(i)
         # An instruction may overwrite what it reads: its operands are taken before it has a value.
         read = {s: value(name) for s, name in zip(symbols, i.inputs, strict=True)}

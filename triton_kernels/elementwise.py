@@ -21,7 +21,7 @@ from gncompile.errors import InternalError, expected_got, message
 
 from .gemm import items
 from .language import tl, triton
-from .launches import TYPES, Launch, Template, kinds, matrix
+from .launches import TYPES, Input, Launch, Template, in_memory, kinds, matrix
 from .pointwise_groups import Group, Problem, group_matrices, group_tile, plan_group
 from .settings import bytes_of, wide_tile
 from .tiles import load_tiles, store_tile
@@ -134,15 +134,15 @@ def shape_of(outputs: Sequence[Tensor]) -> tuple[int, int, int]:
     return batch, rows, columns
 
 
-def arithmetic_type(tensors: Sequence[Tensor]) -> Any:
+def arithmetic_type(inputs: Sequence[Input]) -> Any:
     """float64 if any tensor is, else float32: half-precision numbers are widened on the way in."""
-    wide = any(tensor.dtype == torch.float64 for tensor in tensors)
+    wide = any(tensor.dtype == torch.float64 for tensor in in_memory(inputs))
     return TYPES[torch.float64 if wide else torch.float32]
 
 
 def _elementwise(
     function: Any,
-    inputs: Sequence[Tensor],
+    inputs: Sequence[Input],
     outputs: Sequence[Tensor],
     *,
     settings: ElementwiseSettings | None = None,
@@ -151,7 +151,7 @@ def _elementwise(
 
     Args:
         function: A ``@triton.jit`` function of as many tiles as there are inputs, to a tuple of tiles.
-        inputs: ``[M, N]``, ``[N]``, ``[M, 1]``, ``[]``, or with a leading batch dimension.
+        inputs: ``[M, N]``, ``[N]``, ``[M, 1]``, ``[]``, or with a leading batch dimension; draws ``[M, N]``.
         outputs: One or more tensors of one shape; they receive the first results in order.
         settings: A tile, :func:`default_settings` by default.
     """

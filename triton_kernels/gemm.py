@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .language import tl, triton
 from .launches import (
+    Input,
     Launch,
     Number,
     Template,
@@ -137,7 +138,7 @@ def gemm(
     prologue_a: Any = None,
     prologue_a_inputs: Sequence[Tensor] = (),
     epilogue: Any = None,
-    epilogue_inputs: Sequence[Tensor] = (),
+    epilogue_inputs: Sequence[Input] = (),
     outputs: Sequence[Tensor | None] = (),
     precision: Precision = "highest",
     settings: Settings | None = None,
@@ -154,7 +155,8 @@ def gemm(
         prologue_a: ``f(tile, t0, …) -> (tile,)``, applied to op(A). Its inputs are shaped like ``a``, a row
             along its last dimension, or 0-d.
         epilogue: ``f(value, t0, …) -> (o0, o1, …)`` with tiles ``t`` of the inputs, each ``[M, N]``, ``[N]``,
-            ``[M, 1]`` or 0-d. ``o0`` goes to ``out``, the others to ``outputs``, unless None there.
+            ``[M, 1]``, 0-d or a draw ``[M, N]``. ``o0`` goes to ``out``, the others to ``outputs``, unless
+            None there.
         precision: of float32 operands, in torch's words (``torch.set_float32_matmul_precision``).
 
     Sums are float32, float64 for float64 operands. Raises InternalError if shapes do not fit.

@@ -17,6 +17,7 @@ from torch import Tensor
 from gncompile.errors import InternalError, expected_got, message
 
 from .language import tl
+from .random import Draw
 from .settings import MatrixSettings, Precision, accumulator, input_precision
 from .tiles import Matrix, Operand
 
@@ -92,8 +93,19 @@ def launch(
 # --- tensors ------------------------------------------------------------------------------------------
 
 
-def matrix(tensor: Tensor) -> Matrix:
+Input = Tensor | Draw
+"""What a generated function reads: a tensor in device memory, or random numbers that no memory holds."""
+
+
+def in_memory(inputs: Sequence[Input]) -> list[Tensor]:
+    """The inputs without draws."""
+    return [each for each in inputs if isinstance(each, Tensor)]
+
+
+def matrix(tensor: Input) -> Matrix:
     """A tensor ``[M, N]`` or ``[B, M, N]`` as the kernels see it; fewer dimensions have strides of zero."""
+    if isinstance(tensor, Draw):
+        return Matrix(tensor.state, tensor.shape[1], tensor.number, 0)
     strides = [0] * (3 - tensor.dim()) + list(tensor.stride())
     return Matrix(tensor, strides[1], strides[2], strides[0])
 
@@ -146,15 +158,18 @@ def transposed(inputs: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
-def kind(tensor: Tensor, rows: int, columns: int) -> str:
-    """How an input is broadcast to a tile: ``scalar``, ``row``, ``column`` or ``full``."""
-    if tensor.dim() == 0:
+def kind(tensor: Input, rows: int, columns: int) -> str:
+    """How an input is broadcast to a tile: ``scalar``, ``row``, ``column``, ``full``; of a draw its kind."""
+    if isinstance(tensor, Draw):
+        if tensor.shape == (rows, columns):
+            return tensor.kind
+    elif tensor.dim() == 0:
         return "scalar"
-    if tensor.shape == (columns,):
+    elif tensor.shape == (columns,):
         return "row"
-    if tensor.shape[-2:] == (rows, columns):
+    elif tensor.shape[-2:] == (rows, columns):
         return "full"
-    if tensor.shape[-2:] == (rows, 1):
+    elif tensor.shape[-2:] == (rows, 1):
         return "column"
     raise InternalError(
         message(
@@ -166,12 +181,12 @@ def kind(tensor: Tensor, rows: int, columns: int) -> str:
     )
 
 
-def kinds(tensors: Sequence[Tensor], rows: int, columns: int) -> tuple[str, ...]:
+def kinds(tensors: Sequence[Input], rows: int, columns: int) -> tuple[str, ...]:
     """:func:`kind` of each input."""
     return tuple(kind(tensor, rows, columns) for tensor in tensors)
 
 
-def common_kinds(groups: Sequence[tuple[Sequence[Tensor], int, int]]) -> tuple[str, ...]:
+def common_kinds(groups: Sequence[tuple[Sequence[Input], int, int]]) -> tuple[str, ...]:
     """:func:`kinds` that the inputs have in every problem ``(inputs, rows, columns)`` of a group.
 
     In a problem of one column, ``column`` and ``full`` are the same: there the others decide.
@@ -191,7 +206,7 @@ def require(name: str, tensor: Tensor, *shape: int) -> None:
         )
 
 
-def _sizes(tensor: Tensor) -> list[int]:
+def _sizes(tensor: Input) -> list[int]:
     return list(tensor.shape)
 
 

@@ -22,7 +22,7 @@ from gncompile.errors import InternalError, expected_got, message
 from . import accurate
 from .elementwise import arithmetic_type
 from .language import tl, triton
-from .launches import Launch, Number, Template, factor, kinds, matrix
+from .launches import Input, Launch, Number, Template, factor, in_memory, kinds, matrix
 from .pointwise_groups import Group, Problem, group_matrices, group_tile, plan_group
 from .settings import PROCESSORS, bytes_of, wide_tile
 from .tiles import load_tiles, scale, store_tile
@@ -225,7 +225,7 @@ def softmax_kernel(
 
 def _reduce(
     function: Any,
-    inputs: Sequence[Tensor],
+    inputs: Sequence[Input],
     out: Tensor,
     *,
     over: Over = "all",
@@ -239,7 +239,7 @@ def _reduce(
 
     Args:
         function: A ``@triton.jit`` function of tiles to a tuple of tiles.
-        inputs: ``[M, N]`` (at least one), ``[N]``, ``[M, 1]``, ``[]``.
+        inputs: ``[M, N]`` (at least one tensor), ``[N]``, ``[M, 1]``, ``[]``.
         out: ``[]``, or ``[N]`` over rows, or ``[M]`` or ``[M, 1]`` over columns.
         over: The dimensions that are summed away.
         outputs: Tensors ``[M, N]``.
@@ -282,8 +282,8 @@ def _reduce(
 reduce = Template(_reduce)
 
 
-def _size(inputs: Sequence[Tensor]) -> tuple[int, int]:
-    shape = max(inputs, key=lambda tensor: (tensor.numel(), tensor.dim())).shape
+def _size(inputs: Sequence[Input]) -> tuple[int, int]:
+    shape = max(in_memory(inputs), key=lambda tensor: (tensor.numel(), tensor.dim())).shape
     if len(shape) > 2 or 0 in shape:
         raise InternalError(f"only matrices with elements are summed, not {list(shape)}")
     rows, columns = (1,) * (2 - len(shape)) + tuple(shape)

@@ -10,10 +10,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from .language import tl, triton
+from .random import drawn
 
 
 class Matrix(NamedTuple):
-    """A matrix in device memory: element ``(r, c)`` of item z at ``pointer + r·row + c·column + z·batch``."""
+    """A matrix in device memory: element ``(r, c)`` of item z at ``pointer + r·row + c·column + z·batch``.
+
+    Of a draw, which is nowhere in memory: its state, elements a row, its number, and 0.
+    """
 
     pointer: Any
     row: Any
@@ -73,7 +77,8 @@ def load_tile(
 ):
     """A tile of a matrix, converted to ``DTYPE`` and zero where masked, as far as it is not constant.
 
-    ``KIND`` says how the matrix is broadcast: ``full``, ``row`` [N], ``column`` [M, 1] or ``scalar``.
+    ``KIND`` says how the matrix is broadcast: ``full``, ``row`` [N], ``column`` [M, 1] or ``scalar``; or of
+    which distribution a draw is, whose tile has numbers everywhere.
     """
     pointer, row, column, _ = matrix  # by place: Triton 3.6 forgets names inside nested tuples
     if KIND == "scalar":
@@ -82,6 +87,9 @@ def load_tile(
         tile = tl.load(pointer + offsets(columns, column), mask=column_mask, other=0.0)[None, :]
     elif KIND == "column":
         tile = tl.load(pointer + offsets(rows, row), mask=row_mask, other=0.0)[:, None]
+    elif KIND == "uniform" or KIND == "normal" or KIND == "sign":
+        element = offsets(rows, row)[:, None] + columns[None, :]
+        tile = drawn(pointer, column, element, KIND, DTYPE)
     else:
         at = offsets(rows, row)[:, None] + offsets(columns, column)[None, :]
         mask = row_mask[:, None] & column_mask[None, :]

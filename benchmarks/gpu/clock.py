@@ -51,13 +51,8 @@ class Clock:
         last.synchronize()
         return float(first.elapsed_time(last)) / 1e3
 
-    def captured(
-        self, call: Call, warm_up: int = 3, generator: torch.Generator | None = None
-    ) -> Call:
-        """``call`` as a CUDA graph; on a CPU as it is. It must not wait for the device.
-
-        ``generator`` is where it draws random numbers from, if not from torch's own.
-        """
+    def captured(self, call: Call, warm_up: int = 3) -> Call:
+        """``call`` as a CUDA graph; on a CPU as it is. It must not wait for the device."""
         if not self.is_cuda:
             return call
         # On a stream of its own, as torch asks for, so that libraries allocate their workspace there.
@@ -68,8 +63,6 @@ class Clock:
                 call()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        if generator is not None:
-            graph.register_generator_state(generator)
         with torch.cuda.graph(graph):
             call()
         return graph.replay

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
-import torch
-
 from gncompile.costs import Cost, CostModel
 from gncompile.passes.launches import schedule
 from gncompile.runtime.executable import EmittedStep, Executable
@@ -71,18 +69,11 @@ def entries(executable: Executable, clock: Clock, dims: dict[str, int]) -> Itera
     costs = by_first_store(executable, dims)
     for each in statements(executable):
         cost = costs.get((each.phase, each.stores), Cost())
-        yield Entry(
-            f"{each.phase}: {each.text[:60]}",
-            _timed(each, cost, clock, factorising, executable.memory.generator),
-        )
+        yield Entry(f"{each.phase}: {each.text[:60]}", _timed(each, cost, clock, factorising))
 
 
 def _timed(
-    each: Statement,
-    cost: Cost,
-    clock: Clock,
-    factorising: frozenset[str],
-    generator: torch.Generator,
+    each: Statement, cost: Cost, clock: Clock, factorising: frozenset[str]
 ) -> Callable[[], Prepared]:
     def repeated() -> None:
         for _ in range(REPEATS):
@@ -90,7 +81,7 @@ def _timed(
 
     def prepare() -> Prepared:
         on_its_own = each.phase in factorising and "linalg." in each.text
-        call: Call = repeated if on_its_own else clock.captured(repeated, 2, generator)
+        call: Call = repeated if on_its_own else clock.captured(repeated, 2)
         return Prepared(call, cost.flops, cost.bytes, warm_up=1, repeats=REPEATS)
 
     return prepare

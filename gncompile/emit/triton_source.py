@@ -45,6 +45,9 @@ def bind(memory, kernels, N, F, Q, S):
     precision = memory.precision
 '''
 
+STATE = "random_state"
+"""The state of Philox in an emitted step."""
+
 WIDTH = 100
 """Longest line of the emitted files."""
 
@@ -120,6 +123,9 @@ class TritonWriter(TorchWriter):
 
     def _launches(self) -> list[str]:
         lines = ["", "# Launches, planned once."]
+        for phase in self.program.phases:
+            if count := len(self._draws(phase)):
+                lines += ["", f"{_advance(phase)} = advance.launches({STATE}, {count})"]
         for plan in self.plans:
             lines += ["", *_comment(plan.kernels), f"write_{plan.name} = ["]
             lines += [*(f"    {line}" for line in plan.lines), "]"]
@@ -129,7 +135,14 @@ class TritonWriter(TorchWriter):
         lines = [f"def {name}({'start' if name == 'columns' else ''}):"]
         for launch in self.schedule.phases[name]:
             lines += self._torch(launch) if launch.kind is Kind.TORCH else self._runs(launch)
+        if self._draws(name):
+            self.constants[STATE] = "memory.draws.state"
+            lines.append(f"    run({_advance(name)})")
         return lines
+
+    def _draws(self, phase: str) -> list[str]:
+        """The random numbers of a phase, which are numbered in this order."""
+        return [i.name for i in self.program.phase(phase) if isinstance(i.op, ir.Random)]
 
     def _torch(self, launch: Launch) -> list[str]:
         """A torch statement; several that clear tensors become one."""
@@ -194,6 +207,19 @@ class TritonWriter(TorchWriter):
         homes = [self.home[name] for name in names]
         return "(" + ", ".join(homes) + ("," if len(homes) == 1 else "") + ")"
 
+    def operands(self, kernel: Kernel, names: tuple[str, ...]) -> str:
+        """A tuple of what a kernel reads as text: tensors and its own draws."""
+        read = [self.operand(kernel, name) for name in names]
+        return "(" + ", ".join(read) + ("," if len(read) == 1 else "") + ")"
+
+    def operand(self, kernel: Kernel, name: str) -> str:
+        """One of :meth:`operands`."""
+        i = self.program[name]
+        if not isinstance(i.op, ir.Random) or i not in kernel.instructions:
+            return self.home[name]
+        number = self._draws(i.phase).index(name)
+        return f'Draw("{i.op.kind}", ({", ".join(map(str, i.op.shape))}), {STATE}, {number})'
+
     def rows(self, i: Instruction) -> ir.Dim:
         """The number of samples of an instruction's first operand ``[N, d]`` or ``[S, N, d]``."""
         return self.program[i.inputs[0]].spec.shape[-2]
@@ -216,6 +242,11 @@ class TritonWriter(TorchWriter):
         self.sums[vector] = names
         self.scratch[vector] = (len(names),)
         return vector
+
+
+def _advance(phase: str) -> str:
+    """The name of the launches that count the draws of a phase."""
+    return f"advance_{phase}"
 
 
 def _comment(kernels: tuple[Kernel, ...]) -> list[str]:

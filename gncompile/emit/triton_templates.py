@@ -31,7 +31,9 @@ IMPORTS = {
     "launches": ("run",),
     "library": ("library_product",),
     "precondition": ("Layer", "grouped_precondition"),
+    "random": ("Draw",),
     "reduce": ("ReduceSettings", "grouped_reduce", "plan_sums", "reduce", "softmax"),
+    "sampling": ("advance", "categorical"),
     "settings": ("MatrixSettings",),
     "syrk": ("cross_moment", "syrk"),
 }
@@ -167,7 +169,7 @@ def _further(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
     """The keywords of the tensors that a product's epilogue reads, and writes beyond the first."""
     words = []
     if function.operands:
-        words.append(f"epilogue_inputs={w.tensors(function.operands)}")
+        words.append(f"epilogue_inputs={w.operands(kernel, function.operands)}")
     if len(kernel.stores) > 1:
         words.append(f"outputs={w.tensors(kernel.stores[1:])}")
     return words
@@ -314,7 +316,7 @@ def _inverses(w: TritonWriter, kernels: Kernels) -> list[str]:
 
 @_plans(Kind.ELEMENTWISE)
 def _elementwise(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
-    words = w.device_function(kernel, function), w.tensors(function.operands)
+    words = w.device_function(kernel, function), w.operands(kernel, function.operands)
     settings = w.chosen("ElementwiseSettings", kernel.stores[0])
     return _call("elementwise", *words, w.tensors(kernel.stores), *settings)
 
@@ -391,7 +393,7 @@ def _summed(w: TritonWriter, kernel: Kernel, function: Function) -> str:
     full = len(w.program[function.operands[0]].spec.shape) == 2
     if isinstance(kernel.root.op, ir.Trace) and full:
         return f"({w.home[function.operands[0]]}.diagonal(),)"
-    return w.tensors(function.operands)
+    return w.operands(kernel, function.operands)
 
 
 def _mean(w: TritonWriter, root: Instruction) -> list[str]:
@@ -427,3 +429,11 @@ def _softmax(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
     word = "out" if isinstance(root.op, ir.Softmax) else "log_sum"
     settings = w.chosen("ReduceSettings", kernel.stores[0])
     return _call("softmax", w.home[root.inputs[0]], f"{word}={w.home[root.name]}", *settings)
+
+
+@_plans(Kind.CATEGORICAL)
+def _categorical(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
+    p, uniform = (w.operand(kernel, name) for name in kernel.root.inputs)
+    of_tiles = (*_epilogue(w, kernel, function), *_further(w, kernel, function))
+    settings = w.chosen("ReduceSettings", kernel.stores[0])
+    return _call("categorical", p, uniform, w.home[kernel.stores[0]], *of_tiles, *settings)

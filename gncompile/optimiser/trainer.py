@@ -229,6 +229,11 @@ class Trainer(Questions):
         return self._executable.memory.dtype
 
     @property
+    def device(self) -> torch.device:
+        """Where everything is computed."""
+        return self._executable.memory.device
+
+    @property
     def backend(self) -> str:
         """``"torch"``, ``"triton"`` or ``"reference"``."""
         return self._executable.backend
@@ -258,7 +263,7 @@ class Trainer(Questions):
             "model": checkpoint.model_tensors(self.model),
             "states": dict(memory.states),
             "optimiser": self._first_order.state_dict() if self._first_order else {},
-            "generator": {"state": memory.generator.get_state()},
+            "generator": memory.draws.state_dict(),
             "counters": {name: getattr(self, name) for name in COUNTERS},
             "place": self.place.state_dict(),
         }
@@ -271,7 +276,7 @@ class Trainer(Questions):
         checkpoint.copy_tensors(self._executable.memory.states, state["states"])
         if self._first_order:
             self._first_order.load_state_dict(state["optimiser"])
-        self._executable.memory.generator.set_state(state["generator"]["state"].cpu())
+        self._executable.memory.draws.load_state_dict(state["generator"])
         for name in COUNTERS:
             setattr(self, name, state["counters"][name])
         self.place.load_state_dict(state["place"])

@@ -8,9 +8,6 @@ from .. import step_program as ir
 from ..schedule import storage
 from ..step_program import Leaf, StepProgram
 
-GENERATOR = "the random number generator"
-"""What every draw reads and changes, so that draws keep their order."""
-
 
 def dependencies(program: StepProgram, phase: str) -> nx.DiGraph:
     """A graph on the names of the phase's instructions, views left out; edges run from earlier to later.
@@ -30,15 +27,14 @@ def dependencies(program: StepProgram, phase: str) -> nx.DiGraph:
             continue
         graph.add_node(i.name)
         reads = {home[name] for name in i.inputs if not _is_free_leaf(program, name)}
-        written = [home[i.name], *([GENERATOR] if isinstance(i.op, ir.Random) else [])]
-        before = {writer[tensor] for tensor in (*reads, *written) if tensor in writer}
-        before |= {name for tensor in written for name in readers.pop(tensor, set())}
+        written = home[i.name]
+        before = {writer[tensor] for tensor in (*reads, written) if tensor in writer}
+        before |= readers.pop(written, set())
         graph.add_edges_from((name, i.name) for name in before)
         for tensor in reads:
             readers.setdefault(tensor, set()).add(i.name)
-        for tensor in written:
-            writer[tensor] = i.name
-            readers[tensor] = set()
+        writer[written] = i.name
+        readers[written] = set()
     return graph
 
 

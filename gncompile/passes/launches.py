@@ -29,6 +29,10 @@ MOST_OPERANDS = 12
 """Tensors, not scalars, an elementwise kernel reads and writes at most; beyond, registers run short."""
 
 
+WITH_TILES = (Kind.ELEMENTWISE, Kind.GEMM, Kind.CATEGORICAL)
+"""Kernels that elementwise work can join, to be done to their tiles before these are stored."""
+
+
 def schedule(program: StepProgram) -> Schedule:
     """The launches of every phase."""
     return Schedule(program, {p: group(program, fuse(program, p)) for p in program.phases})
@@ -54,6 +58,9 @@ def fuse(program: StepProgram, phase: str) -> nx.DiGraph:
             fusion.join_congruence(i)
         elif is_elementwise(i) or isinstance(i.op, SUMS):
             fusion.join_producer(i)
+    for i in program.phase(phase):
+        if isinstance(i.op, ir.Random):
+            fusion.join_users(i)
     return fusion.kernels()
 
 
@@ -69,10 +76,29 @@ class _Fusion:
 
     def join_producer(self, i: Instruction) -> None:
         """Let an elementwise instruction or a sum join the group that computes one of its operands."""
-        for producer in dict.fromkeys(self.group_of.get(self._seen(name)) for name in i.inputs):
+        computed = [n for n in i.inputs if not isinstance(self.program[n].op, ir.Random)]
+        for producer in dict.fromkeys(self.group_of.get(self._seen(name)) for name in computed):
             if producer is not None and self._fits(producer, i) and self._free(producer, i.name):
                 self._contract(producer, i.name)
                 return
+
+    def join_users(self, draw: Instruction) -> None:
+        """Compute a draw in the group that uses it, if it is one and takes it tile by tile.
+
+        A draw waits for nothing, so it can join any group, whatever else that group has joined.
+        """
+        users = [i for i in self.program if draw.name in i.inputs]
+        groups = {self.group_of.get(i.name) for i in users}
+        if len(groups - {None}) == len(groups) == 1 and all(
+            self._takes_draw(i, draw) for i in users
+        ):
+            self._contract(draw.name, users[0].name)
+
+    @staticmethod
+    def _takes_draw(i: Instruction, draw: Instruction) -> bool:
+        if isinstance(i.op, ir.SampleCategorical):
+            return i.inputs[1] == draw.name
+        return is_elementwise(i) and i.spec.shape == draw.spec.shape
 
     def join_congruence(self, i: Instruction) -> None:
         """``Wᵀ (M W)``, and ``(Wᵀ M W) ⊙ E[b bᵀ]``, become one kernel if nothing else reads their parts."""
@@ -110,7 +136,7 @@ class _Fusion:
         members = self.members[producer]
         kind, shape = kind_of(self.program, members), members[-1].spec.shape
         reduces = not is_elementwise(i)
-        if kind not in ((Kind.ELEMENTWISE,) if reduces else (Kind.ELEMENTWISE, Kind.GEMM)):
+        if kind not in ((Kind.ELEMENTWISE,) if reduces else WITH_TILES):
             return False
         of = self.program[i.inputs[0]].spec.shape if reduces else i.spec.shape
         if of != shape or any(m.spec.shape != shape for m in members) or (reduces and not shape):
@@ -173,7 +199,8 @@ def kind_of(program: StepProgram, members: list[Instruction]) -> Kind:
     """The template that computes these instructions together."""
     rooted = [m for m in members if not is_elementwise(m)]
     if not rooted:
-        return Kind.ELEMENTWISE if any(m.inputs for m in members) else Kind.TORCH
+        tiles = any(m.inputs or isinstance(m.op, ir.Random) for m in members)
+        return Kind.ELEMENTWISE if tiles else Kind.TORCH
     if len(rooted) > 1:
         return Kind.CONGRUENCE
     root = rooted[0]
@@ -187,6 +214,8 @@ def kind_of(program: StepProgram, members: list[Instruction]) -> Kind:
             return Kind.REDUCTION
         case ir.Softmax() | ir.LogSumExp() if matrices[0]:
             return Kind.SOFTMAX
+        case ir.SampleCategorical() if matrices[0]:
+            return Kind.CATEGORICAL
         case ir.Decay():
             return Kind.DECAY
         case ir.DampedInverse(refined=True):
@@ -277,10 +306,12 @@ def _likeness(program: StepProgram, kernel: Kernel) -> tuple:
 
 def _can_share(program: StepProgram, kernel: Kernel) -> bool:
     """Whether there is a template for several kernels like this: of matrices, and nothing more unusual."""
+    if any(isinstance(i.op, ir.Random) for i in kernel.instructions):
+        return False
     match kernel.kind:
         case Kind.TORCH:
             return isinstance(kernel.root.op, ir.Zeros)
-        case Kind.CONGRUENCE | Kind.SOFTMAX:
+        case Kind.CONGRUENCE | Kind.SOFTMAX | Kind.CATEGORICAL:
             return False
         case Kind.REDUCTION:
             partial = isinstance(kernel.root.op, ir.Mean | ir.RowSum)

@@ -23,6 +23,7 @@ from ..errors import CompileError, message
 from ..losses import Loss
 from ..model_graph import TracedModel
 from ..step_program import StepProgram
+from .draws import PhiloxDraws, TorchDraws
 from .memory import Memory
 from .source_files import load_source
 
@@ -112,7 +113,8 @@ class Executable:
         self.variants = dict(variants or {})
         self.memory_budget = memory_budget
         tensors = traced.parameters, traced.constants
-        self.memory = Memory(program, *tensors, dtype, device, seed, precision)
+        draws = (PhiloxDraws if backend == "triton" else TorchDraws)(seed, device)
+        self.memory = Memory(program, *tensors, dtype, device, draws, precision)
         self.source_file: Path | None = None
         dump("step_program.txt", program.to_text())
         self._bind_emitted = None if backend == "reference" else self._emit(traced)

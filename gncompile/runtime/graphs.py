@@ -20,6 +20,7 @@ import torch
 
 from .. import step_program as ir
 from ..step_program import StepProgram
+from .draws import TorchDraws
 from .executable import Executable
 
 Plan = tuple[str, ...]
@@ -81,8 +82,10 @@ class Graphs:
 
     def _capture(self, plan: Plan) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        # Draws go on from replay to replay instead of repeating those of the capture.
-        graph.register_generator_state(self._executable.memory.generator)
+        draws = self._executable.memory.draws
+        if isinstance(draws, TorchDraws):
+            # They go on from replay to replay instead of repeating those of the capture.
+            graph.register_generator_state(draws.generator)
         # What other threads do meanwhile, a loader that pins memory say, does not end the capture.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._executable.run(*plan)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import InternalError
 from ..step_program import Dim, Spec, State, StepProgram, Structure
+from .draws import Draws
 
 
 class Memory:
@@ -27,7 +28,7 @@ class Memory:
         constants: Mapping[str, Tensor],
         dtype: torch.dtype,
         device: torch.device,
-        seed: int = 0,
+        draws: Draws,
         precision: str = "highest",
     ) -> None:
         self.dtype = dtype
@@ -38,7 +39,7 @@ class Memory:
             for name, tensor in constants.items()
         }
         self.states = {key: self._initial(state) for key, state in program.states.items()}
-        self.generator = torch.Generator(device=device).manual_seed(seed)
+        self.draws = draws
         self.precision = precision
         self.batch_size = torch.zeros((), dtype=dtype, device=device)
         self._flat: dict[str, Tensor] = {}
@@ -93,13 +94,8 @@ class Memory:
         return tensor.as_strided((tensor.stride(0) * tensor.shape[0],), (1,))
 
     def random(self, kind: str, out: Tensor) -> None:
-        """Fill ``out`` with standard normal, uniform [0, 1) or ±1 numbers from this program's generator."""
-        if kind == "normal":
-            out.normal_(generator=self.generator)
-        elif kind == "uniform":
-            out.uniform_(generator=self.generator)
-        else:
-            out.bernoulli_(0.5, generator=self.generator).mul_(2).sub_(1)
+        """Fill ``out`` with standard normal, uniform [0, 1) or ±1 numbers."""
+        self.draws.fill(kind, out)
 
     @property
     def buffer_bytes(self) -> int:

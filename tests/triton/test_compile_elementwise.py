@@ -10,12 +10,12 @@ from gncompile.emit.triton_functions import FUNCTIONS, kernels_module, triton_fu
 from gncompile.functions import select, sigmoid, softplus
 from gncompile.runtime.source_files import load_source
 from gncompile.transfer import ARGUMENT, transfer
-from gncompile.triton_kernels import elementwise, inverse, random, reduce
+from gncompile.triton_kernels import elementwise, gemm, inverse, random, reduce, sampling
 from gncompile.triton_kernels.pointwise_groups import Problem
 from gncompile.triton_kernels.resources import resources
 from gncompile.triton_kernels.settings import SHARED_MEMORY
 
-x, y = sympy.symbols("x y", real=True)
+x, y, z = sympy.symbols("x y z", real=True)
 CAPABILITIES = (80, 90, 100)
 HEAVY = ("gelu", "mish")
 """Transfer functions with the longest second derivatives."""
@@ -39,6 +39,8 @@ def functions(tmp_path_factory):
         triton_function("every_primitive", sum(every) + sympy.sqrt(x) + x**y / 3, [x, y]),
         triton_function("loss", [softplus(x) - x * y, sigmoid(x) - y], [x, y]),
         triton_function("update", x + y / 10, [x, y]),
+        triton_function("residual", sympy.sqrt(abs(x)) * (y - z), [z, x, y]),
+        triton_function("bernoulli", sigmoid(x) - select(sigmoid(x) - y, 1, 0), [x, y]),
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GNCOMPILE_CACHE", str(folder))
@@ -101,20 +103,36 @@ def test_elementwise_and_reduction_kernels(functions, capability):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_random_kernels(dtype):
-    out, column, state = (
-        torch.ones(1000, 784, dtype=dtype),
-        torch.ones(1000, 1),
-        torch.ones(2).long(),
+def test_kernels_with_draws(functions, dtype):
+    a, b = (torch.ones(1000, 784, dtype=dtype) for _ in range(2))
+    row, state = torch.ones(1000, 1, dtype=dtype), torch.ones(2).long()
+    uniform, normal, sign = (
+        random.Draw(kind, (1000, 784), state, 1) for kind in ("uniform", "normal", "sign")
     )
     launches = [
-        launch
-        for kind in ("uniform", "normal", "sign")
-        for launch in random.draw.launches(kind, out, state)[:1]
-    ]
-    launches += random.categorical.launches(out, state, chosen=torch.zeros(1000).long())
-    launches += random.categorical_at.launches(out, column, one_hot=out)
+        *(
+            launch
+            for draw in (uniform, normal, sign)
+            for launch in elementwise.elementwise.launches(functions.bernoulli, [a, draw], [b])
+        ),
+        *reduce.reduce.launches(functions.loss, [a, sign], row, over="columns", outputs=[b]),
+        *sampling.categorical.launches(
+            a, random.Draw("uniform", (1000, 1), state), b,
+            epilogue=functions.residual, epilogue_inputs=(row, a),
+        ),
+        *sampling.advance.launches(state, 2),
+    ]  # fmt: skip
     for capability in CAPABILITIES if dtype == torch.float32 else (90,):
+        compiled(launches, capability)
+
+
+def test_a_product_with_a_draw(functions):
+    a, out, state = torch.ones(1000, 784), torch.ones(1000, 1000), torch.ones(2).long()
+    launches = gemm.gemm.launches(
+        a, a, out, transpose_b=True, epilogue=functions.bernoulli,
+        epilogue_inputs=(random.Draw("uniform", (1000, 1000), state),), precision="high",
+    )  # fmt: skip
+    for capability in CAPABILITIES:
         compiled(launches, capability)
 
 

@@ -25,6 +25,7 @@ from gncompile.api import understand
 from gncompile.emit.triton_source import emit_triton
 from gncompile.optimiser.settings import Settings
 from gncompile.pipeline import step_program
+from gncompile.runtime.draws import PhiloxDraws
 from gncompile.runtime.memory import Memory
 from gncompile.runtime.source_files import load_source
 from gncompile.triton_kernels.launches import Launch
@@ -71,7 +72,9 @@ def launches(name: str, precision: str) -> Iterator[Launch]:
     """What the program launches, over tensors of the real sizes on the host."""
     kernels, step, program, traced = emitted(name)
     tensors = traced.parameters, traced.constants
-    memory = Memory(program, *tensors, torch.float32, torch.device("cpu"), 0, precision)
+    device = torch.device("cpu")
+    draws = PhiloxDraws(0, device)
+    memory = Memory(program, *tensors, torch.float32, device, draws, precision)
     phases, _ = step.bind(memory, kernels, BATCH, SAMPLES, SAMPLES, 1)
     for phase in phases.values():
         for value in inspect.getclosurevars(phase).nonlocals.values():

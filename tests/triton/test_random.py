@@ -1,156 +1,145 @@
-"""Random numbers: the generator bit by bit, distributions by statistics with stated error bars."""
+"""Draws inside kernels: the numbers of Philox without Triton, whatever the tile and the template."""
 
 import math
 
 import pytest
 import torch
+from matrices import assert_surroundings_untouched, matrix, result
 
 from gncompile.errors import InternalError
-from gncompile.triton_kernels.random import (
-    categorical,
-    categorical_at,
-    categorical_at_reference,
-    cost,
-    draw,
-    philox_reference,
-    random_state,
-    space,
-    uniform_reference,
-)
-from gncompile.triton_kernels.reduce import ReduceSettings
+from gncompile.runtime.draws import PhiloxDraws
+from gncompile.triton_kernels.elementwise import ElementwiseSettings, elementwise
+from gncompile.triton_kernels.gemm import gemm
+from gncompile.triton_kernels.language import tl, triton  # noqa: F401 (the interpreter wants tl here)
+from gncompile.triton_kernels.random import Draw
+from gncompile.triton_kernels.reduce import ReduceSettings, itself, product, reduce
+from gncompile.triton_kernels.sampling import advance, categorical, categorical_reference
+from gncompile.triton_kernels.settings import MatrixSettings
 
 SEED = 12345678901234
+CPU = torch.device("cpu")
+DTYPES = [torch.float32, torch.float64]
 
 
-def test_the_reference_is_philox():
-    # Known answers of the Random123 library, file kat_vectors.
-    assert philox_reference(0, [(0, 0, 0, 0)]) == [(0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)]
-    ones = 0xFFFFFFFF
-    assert philox_reference(ones << 32 | ones, [(ones,) * 4]) == [
-        (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)
-    ]
+def expected(kind, shape, dtype, draws):
+    out = torch.empty(shape, dtype=dtype)
+    draws.fill(kind, out)
+    return out
 
 
-@pytest.mark.parametrize("shape", [(13, 9), (117,), ()])
-@pytest.mark.parametrize("block", [16, 64])
-def test_uniforms_are_those_of_the_reference_for_any_block(shape, block):
-    out = torch.full(shape, torch.nan)
-    state = random_state(SEED)
-    for counter in range(2):
-        draw("uniform", out, state, block=block)
-        assert out.flatten().tolist() == uniform_reference(out.numel(), SEED, counter)
-    assert state.tolist() == [SEED, 2]
+def assert_same(got, wanted, kind):
+    """Uniform numbers and signs bit by bit; Box and Muller's functions round a few times."""
+    eps = 16 * torch.finfo(wanted.dtype).eps if kind == "normal" else 0.0
+    torch.testing.assert_close(got, wanted, rtol=eps, atol=eps)
 
 
-def test_a_counter_beyond_32_bits():
-    state = torch.tensor([SEED, (5 << 32) + 7])
-    out = torch.empty(6)
-    draw("uniform", out, state, block=16)
-    assert out.tolist() == uniform_reference(6, SEED, (5 << 32) + 7)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["uniform", "normal", "sign"])
+@pytest.mark.parametrize("shape", [(13, 9), (1, 1), (5, 1)])
+def test_numbers_are_those_of_the_reference_for_any_tile(shape, kind, dtype):
+    state = torch.tensor([SEED, 3])
+    draws = PhiloxDraws(SEED, CPU)
+    draws.state[1] = 3
+    wanted = expected(kind, shape, dtype, draws)
+    for settings in (ElementwiseSettings(4, 4), ElementwiseSettings(1, 16)):
+        out = result(*shape, dtype)
+        elementwise(itself, (Draw(kind, shape, state),), (out,), settings=settings)
+        assert_same(out, wanted, kind)
+        assert_surroundings_untouched(out)
 
 
-def test_a_strided_view_gets_the_same_numbers():
-    view, plain = torch.full((7, 16), torch.nan)[:, :5], torch.empty(7, 5)
-    draw("normal", view, random_state(3), block=16)
-    draw("normal", plain, random_state(3), block=32)
-    assert torch.equal(view, plain)
-    assert bool(view._base[:, 5:].isnan().all())
+@pytest.mark.parametrize("counter", [0, (1 << 32) - 1, (5 << 32) + 7])
+def test_draws_of_a_phase_are_numbered_and_then_counted(counter):
+    draws = PhiloxDraws(SEED, CPU)
+    draws.state[1] = counter
+    state = draws.state.clone()
+    for _ in range(2):
+        outputs = [torch.empty(7, 5) for _ in range(2)]
+        for number in (1, 0):  # in any order
+            elementwise(itself, (Draw("uniform", (7, 5), state, number),), (outputs[number],))
+        advance(state, 2)
+        for out in outputs:
+            assert torch.equal(out, expected("uniform", (7, 5), torch.float32, draws))
+    assert torch.equal(state, draws.state)
 
 
-SAMPLES = 40_000
+def test_numbers_change_with_the_seed():
+    first, second = torch.empty(7, 5), torch.empty(7, 5)
+    elementwise(itself, (Draw("uniform", (7, 5), torch.tensor([1, 0])),), (first,))
+    elementwise(itself, (Draw("uniform", (7, 5), torch.tensor([2, 0])),), (second,))
+    assert not bool((first == second).any())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(
-    ("kind", "moments"),
-    [
-        ("uniform", [1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 9]),
-        ("normal", [0, 1, 0, 3, 105]),
-        ("sign", [0, 1, 0, 1, 1]),
-    ],
-)
-def test_moments(kind, moments, dtype):
-    """Moments 1, 2, 3, 4 and 8 within 4 standard errors; the seed is fixed, so this cannot flicker."""
-    out = torch.empty(200, SAMPLES // 200, dtype=dtype)
-    draw(kind, out, random_state(1), block=2048)
-    values = out.double().flatten()
-    for power, expected in zip((1, 2, 3, 4, 8), moments, strict=True):
-        terms = values**power
-        error = terms.std() / math.sqrt(SAMPLES)
-        assert abs(terms.mean() - expected) <= 4 * error + 1e-12, power
+@pytest.mark.parametrize("over", ["all", "rows", "columns"])
+def test_sums_take_draws(over):
+    a, state = matrix(33, 17), torch.tensor([SEED, 0])
+    wanted = a * expected("sign", a.shape, a.dtype, PhiloxDraws(SEED, CPU))
+    dimensions = {"all": (0, 1), "rows": (0,), "columns": (1,)}[over]
+    total = wanted.double().sum(dimensions).to(a.dtype)
+    out = torch.full_like(total, math.nan)
+    inputs = (a, Draw("sign", (33, 17), state))
+    reduce(product, inputs, out, over=over, settings=ReduceSettings(8, 16))
+    # The terms are exact, and summed in float64 by both.
+    torch.testing.assert_close(out, total, rtol=1e-6, atol=1e-6)
 
 
-def test_neighbours_and_draws_are_uncorrelated():
-    first, second = torch.empty(SAMPLES), torch.empty(SAMPLES)
-    state = random_state(2)
-    draw("normal", first, state, block=2048)
-    draw("normal", second, state, block=2048)
-    quarter = SAMPLES // 4
-    pairs = [(first[:-1], first[1:]), (first, second), (first[:-quarter], first[quarter:])]
-    for a, b in pairs:
-        # The mean of a product of independent normal numbers has standard error 1/√n.
-        assert abs((a * b).mean()) < 4 / math.sqrt(len(a))
+@triton.jit
+def noisy(value, noise):
+    return value + noise, noise
 
 
-def test_uniforms_fill_their_interval_evenly():
-    out = torch.empty(SAMPLES)
-    draw("uniform", out, random_state(4), block=2048)
-    counts = torch.histc(out, 20, 0, 1)
-    expected = SAMPLES / 20
-    chi_square = ((counts - expected) ** 2 / expected).sum()
-    assert chi_square < 43.8  # the 0.999 quantile with 19 degrees of freedom
-    assert out.min() >= 0
-    assert out.max() < 1
+def test_epilogues_of_products_take_draws():
+    a, b = matrix(33, 17, torch.float64), matrix(17, 19, torch.float64)
+    out, noise = result(33, 19, torch.float64), result(33, 19, torch.float64)
+    draw = Draw("normal", (33, 19), torch.tensor([SEED, 0]))
+    settings = MatrixSettings(16, 16, 16)
+    gemm(a, b, out, epilogue=noisy, epilogue_inputs=(draw,), outputs=(noise,), settings=settings)
+    wanted = expected("normal", (33, 19), torch.float64, PhiloxDraws(SEED, CPU))
+    assert_same(noise, wanted, "normal")
+    torch.testing.assert_close(out, a @ b + wanted, rtol=1e-12, atol=1e-12)
 
 
-def test_samples_of_softmax():
-    rows = 8000
-    logits = torch.tensor([0.0, 1.0, -1.0, 2.0, -torch.inf, 0.5, 0.1]).expand(rows, 7)
-    chosen, one_hot = torch.empty(rows, dtype=torch.int64), torch.full((rows, 7), torch.nan)
-    state = random_state(5)
-    categorical(logits, state, chosen=chosen, one_hot=one_hot, settings=ReduceSettings(1024, 8))
-    assert torch.equal(one_hot, torch.nn.functional.one_hot(chosen, 7).float())
-    assert state.tolist() == [5, 1]
-    expected = rows * torch.softmax(logits[0], 0)
-    counts = torch.bincount(chosen, minlength=7)
-    assert counts[4] == 0
-    keep = expected > 0
-    chi_square = ((counts - expected) ** 2 / expected)[keep].sum()
-    assert chi_square < 20.5  # the 0.999 quantile with 5 degrees of freedom
+@triton.jit
+def residual(sample, p, scale):
+    return scale * (p - sample), sample
 
 
-def test_samples_do_not_depend_on_the_tile():
-    logits = torch.randn(33, 40)
-    results = []
-    for settings in (ReduceSettings(8, 16), ReduceSettings(64, 64)):
-        chosen = torch.empty(33, dtype=torch.int32)
-        categorical(logits, random_state(6), chosen=chosen, settings=settings)
-        results.append(chosen)
-    assert torch.equal(*results)
+def residual_reference(sample, p, scale):
+    return scale * (p - sample), sample
 
 
+@pytest.mark.parametrize("drawn", [True, False])
 @pytest.mark.parametrize("columns", [1, 7, 40])
-def test_inverting_the_distribution_function(columns):
-    probabilities = torch.softmax(torch.randn(65, columns, dtype=torch.float64), 1)
-    uniforms = torch.rand(65, 1, dtype=torch.float64)
-    uniforms[0] = 1.0  # beyond the last cumulated probability: the last class
-    chosen = torch.empty(65, dtype=torch.int64)
-    one_hot = torch.full((65, columns), torch.nan, dtype=torch.float64)
-    categorical_at(
-        probabilities, uniforms, chosen=chosen, one_hot=one_hot, settings=ReduceSettings(32, 16)
-    )
-    assert torch.equal(chosen, categorical_at_reference(probabilities, uniforms))
-    assert torch.equal(one_hot.argmax(1), chosen)
-    assert torch.equal(one_hot.sum(1), torch.ones(65, dtype=torch.float64))
+def test_categorical_samples(columns, drawn):
+    p = torch.softmax(matrix(65, columns, torch.float64), 1)
+    scale = matrix(65, 1, torch.float64)
+    uniform = expected("uniform", (65, 1), torch.float64, PhiloxDraws(SEED, CPU))
+    if not drawn:
+        uniform[0] = 1.0  # beyond the last cumulated probability: the last class
+    found, wanted = ([result(65, columns, torch.float64) for _ in range(2)] for _ in range(2))
+    categorical_reference(
+        p, uniform, wanted[0], epilogue=residual_reference, epilogue_inputs=(p, scale),
+        outputs=wanted[1:],
+    )  # fmt: skip
+    u = Draw("uniform", (65, 1), torch.tensor([SEED, 0])) if drawn else uniform
+    categorical(
+        p, u, found[0], epilogue=residual, epilogue_inputs=(p, scale), outputs=found[1:],
+        settings=ReduceSettings(32, 16),
+    )  # fmt: skip
+    for got, expected_ in zip(found, wanted, strict=True):
+        assert torch.equal(got, expected_)
+        assert_surroundings_untouched(got)
+    plain = result(65, columns, torch.float64)
+    categorical(p, u, plain)
+    assert torch.equal(plain, wanted[1])
+    assert torch.equal(plain.sum(1), torch.ones(65, dtype=torch.float64))
 
 
 def test_shapes_are_checked():
-    with pytest.raises(InternalError, match="one_hot of a categorical sample"):
-        categorical(torch.zeros(3, 4), random_state(0), one_hot=torch.empty(4, 3))
-    with pytest.raises(InternalError, match="drawn into matrices"):
-        draw("sign", torch.empty(2, 2, 2), random_state(0))
-
-
-def test_cost_and_space():
-    assert cost(torch.empty(10, dtype=torch.float64)) == (250, 80)
-    assert len(space()) > 1
+    state = torch.tensor([0, 0])
+    with pytest.raises(InternalError, match="an output of a categorical sample"):
+        categorical(torch.zeros(3, 4), torch.zeros(3, 1), torch.empty(4, 3))
+    with pytest.raises(InternalError, match="drawn as matrices"):
+        Draw("sign", (2, 2, 2), state)
+    with pytest.raises(InternalError, match="fits no tile"):
+        elementwise(product, (torch.zeros(3, 4), Draw("sign", (3, 1), state)), (torch.empty(3, 4),))

@@ -16,6 +16,7 @@ from gncompile.errors import CompileError
 from gncompile.losses import define_loss
 from gncompile.optimiser.settings import Settings
 from gncompile.optimiser.trainer import Trainer
+from gncompile.runtime.draws import PhiloxDraws
 
 TANH = Act("tanh")
 NETWORKS: dict[str, Chain] = {
@@ -29,6 +30,7 @@ NETWORKS: dict[str, Chain] = {
     "narrow": (Linear(1), Act("softplus"), Linear(3)),
 }
 INPUTS = 6
+SEED = 5
 DISTANCE = "sqrt(1 + (z1 - y1)**2 + (z2 - y2)**2 + (z3 - y3)**2) + exp(z1 - 2*z2)/9"
 OPTIONS = {
     "l2": {"*weight": 1e-2, "*": 1e-3},
@@ -69,9 +71,13 @@ def trainer(
     model = build(NETWORKS[network], INPUTS, generator)
     calibrate(model, normal(generator, 64, INPUTS))
     example = torch.zeros(2, INPUTS, dtype=dtype)
-    return gncompile.compile(
-        model.to(dtype), declared(loss), example, method, backend=backend, seed=5, **options
+    compiled = gncompile.compile(
+        model.to(dtype), declared(loss), example, method, backend=backend, seed=SEED, **options
     )
+    if backend != "triton":
+        # The numbers that the kernels are to draw.
+        compiled._executable.memory.draws = PhiloxDraws(SEED, example.device)
+    return compiled
 
 
 def trained(one: Trainer, loss: str, sizes: tuple[int, ...]) -> dict[str, Tensor]:
@@ -101,6 +107,8 @@ CASES = [
     ("joined", "soft", "kflr", {"guarded": True}),
     ("narrow", "index", "kfac", {}),
     ("residual", "mse", "kfac", {"samples": 2}),
+    ("narrow", "bce_with_logits", "kfac", {"guarded": True}),
+    ("narrow", "mse", "kfac_rp", {}),
     ("narrow", "soft", "kfac_rp", {}),
     ("narrow", "bce_with_logits", "empirical", {"momentum": False}),
     ("narrow", "distance", "kfra", {"exact_damping": True}),
