@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,17 +40,17 @@ def compile(
     averaged over samples), an expression in ``z`` and ``y``, or a ``torch.nn`` loss (exactly what torch
     computes). ``example_inputs`` ``[N, …]`` give shapes only; N is the batch size that ``tune`` looks at.
     ``method`` is ``"kfra"``, ``"kflr"``, ``"kfac"``, ``"kfac_rp"``, ``"empirical"``, or a baseline,
-    ``"adam"`` or ``"sgd"``; ``"auto"`` chooses for every layer by cost (:mod:`gncompile.method_choice`),
-    and a mapping of layer patterns chooses by name, ``{"*": "kfra", "decoder.*": "kfac"}``. ``options``
-    are the fields of :class:`~gncompile.optimiser.settings.Settings`. ``seed`` starts the sampling of
-    KFAC. ``backend`` is ``"torch"``, ``"triton"`` (CUDA) or ``"reference"``; ``precision`` is that of the
-    Triton backend's float32 products, in the words of ``torch.set_float32_matmul_precision``:
-    ``"highest"``, ``"high"`` or ``"medium"``. ``tune`` chooses variants of the torch backend's operations
-    on a CPU (:mod:`gncompile.tuning`): ``"cached"`` takes what was measured before on this machine and
-    measures nothing, ``"quick"`` and ``"full"`` measure what is not yet known, ``"off"`` takes the
-    defaults, and a path of a ``.json`` file those that it pins. Where ``torch.distributed`` connects several
-    processes, ``"cached"``, ``"quick"`` and ``"full"`` make this a collective call: all ranks take what
-    rank 0 has or finds.
+    ``"adam"`` or ``"sgd"``; ``"auto"`` chooses for every layer by cost (:mod:`gncompile.method_choice`), and
+    a mapping of layer patterns chooses by name, ``{"*": "kfra", "decoder.*": "kfac"}``. ``options`` are the
+    fields of :class:`~gncompile.optimiser.settings.Settings`. ``seed`` starts the sampling of KFAC.
+    ``backend`` is ``"torch"``, ``"triton"`` (CUDA) or ``"reference"``; ``precision`` is that of the Triton
+    backend's float32 products, in the words of ``torch.set_float32_matmul_precision``: ``"highest"``,
+    ``"high"`` or ``"medium"``. ``tune`` chooses variants of the torch backend's operations on a CPU and
+    settings of the Triton backend's launches (:mod:`gncompile.tuning`): ``"cached"`` takes what was measured
+    before on this machine and measures nothing, ``"quick"`` and ``"full"`` measure what is not yet known,
+    ``"off"`` takes the defaults, and a path of a ``.json`` file those that it pins. Where
+    ``torch.distributed`` connects several processes, ``"cached"``, ``"quick"`` and ``"full"`` make this a
+    collective call: all ranks take what rank 0 has or finds.
 
     Raises a :class:`~gncompile.errors.GncompileError` that names the place in the model for whatever cannot
     be compiled. Compiling costs about a second; memory is a few copies of the batch's activations, of the
@@ -86,16 +87,14 @@ def compile(
         )  # fmt: skip
 
     samples = reader.inputs(example_inputs)[0].shape[0]
-    on_cpu = backend == "torch" and reader.device.type == "cpu"
-    bench = tunable(program, settings, samples, reader.dtype, on_cpu)
+    place: dict[str, Any] = {"backend": backend, "device": reader.device, "precision": precision}
+    bench = tunable(program, settings, samples, reader.dtype, **place)
     executable = Executable(
         program,
         traced,
         declared,
-        backend=backend,
-        precision=precision,
         dtype=reader.dtype,
-        device=reader.device,
+        **place,
         seed=seed,
         rows=settings.rows,
         memory_budget=settings.memory_budget,

@@ -16,7 +16,7 @@ from ..optimiser.trainer import Trainer
 from ..tables import count
 from ..tables import table as aligned
 from ..training_run import compile_file
-from .problem import Variants, shown
+from .problem import Variants, shown, sizes
 from .search import Outcome, line
 from .store import Entry, Store, Unreadable, folder, import_file, parse
 from .tuner import BUDGETS, Tuned, tunable, tune_step
@@ -47,8 +47,15 @@ def tune_file(path: Path, effort: str, budget: str | None, progress: bool, say: 
         return compile_file(file, tune=variants)
 
     trainer = make({})
-    on_cpu = trainer.backend == "torch"
-    bench = tunable(trainer.program, trainer.settings, samples, trainer.dtype, on_cpu)
+    bench = tunable(
+        trainer.program,
+        trainer.settings,
+        samples,
+        trainer.dtype,
+        backend=trainer.backend,
+        device=trainer.device,
+        precision=trainer.precision,
+    )
     if not bench.keys:
         say(f"nothing to choose among for {file.name} with the backend {trainer.backend!r}")
         return True
@@ -77,7 +84,7 @@ def table(tuned: Tuned) -> str:
         key = o.key
         rows.append(
             [
-                *(key.kernel, "x".join(map(str, key.shape)), key.dtype, str(o.uses)),
+                *(key.kernel, sizes(key.shape), key.dtype, str(o.uses)),
                 f"{o.default_seconds * 1e3:.3f}",
                 shown(o.options),
                 f"{o.seconds * 1e3:.3f}",
@@ -135,7 +142,7 @@ def list_stores(say: Print) -> None:
         rows = [["operation", "shape", "dtype", "chosen", "effort", ""]]
         rows += [
             [
-                *(e.kernel, "x".join(map(str, e.shape)), e.dtype, shown(e.options), e.effort),
+                *(e.kernel, sizes(e.shape), e.dtype, shown(e.options), e.effort),
                 "" if store.current(e) else "stale: " + ", ".join(_pairs(e)),
             ]
             for e in content.entries

@@ -50,16 +50,18 @@ def this_device(kind: str = "cpu") -> Device:
     return graphics_processor() if kind == "cuda" else processor(kind)
 
 
-def graphics_processor() -> Device:
-    """The current CUDA device."""
+def graphics_processor(index: int | None = None) -> Device:
+    """A CUDA device, by default the current one."""
     import torch
 
     if not torch.cuda.is_available():
         raise GncompileError(
             message("there is no CUDA device", instead="ask for the settings of the device 'cpu'")
         )
-    major, minor = torch.cuda.get_device_capability()
-    return Device(kind="cuda", name=torch.cuda.get_device_name(), capability=f"{major}.{minor}")
+    major, minor = torch.cuda.get_device_capability(index)
+    return Device(
+        kind="cuda", name=torch.cuda.get_device_name(index), capability=f"{major}.{minor}"
+    )
 
 
 def processor(kind: str = "cpu") -> Device:

@@ -20,11 +20,16 @@ DEFAULT: Options = {}
 """The options of an operation that nothing was chosen for."""
 
 
+SIZES = 6
+"""Numbers of a shape that are shown."""
+
+
 @dataclass(frozen=True)
 class Key:
     """What a setting belongs to, besides the device and the versions it was measured with.
 
-    ``source`` is the digest of the code that is measured, so that a setting does not outlive it.
+    ``source`` is the digest of the code that is measured, so that a setting does not outlive it. ``form``
+    tells apart what is computed by the same code at one shape: a launch's arguments and device functions.
     """
 
     kernel: str
@@ -32,9 +37,10 @@ class Key:
     shape: tuple[int, ...]
     dtype: str
     precision: str
+    form: str = ""
 
     def __str__(self) -> str:
-        return f"{self.kernel} {'x'.join(map(str, self.shape))} {self.dtype}"
+        return f"{self.kernel} {sizes(self.shape)} {self.dtype}"
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,12 @@ class Bench(Protocol):
 
     def allowed(self, kernel: str, options: Options) -> bool:
         """Whether an operation knows these options."""
+
+
+def sizes(shape: tuple[int, ...]) -> str:
+    """``1000x784x1000``; of a group's many numbers the first, and how many there are."""
+    text = "x".join(map(str, shape[:SIZES]))
+    return text if len(shape) <= SIZES else f"{text}x... ({len(shape)})"
 
 
 def shown(options: Options) -> str:

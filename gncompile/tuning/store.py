@@ -61,6 +61,7 @@ class Entry(Record):
     shape: tuple[int, ...]
     dtype: str
     precision: str
+    form: str = ""
     versions: dict[str, str]
     options: dict[str, int | str | None]
     trials: tuple[StoredTrial, ...]
@@ -70,7 +71,7 @@ class Entry(Record):
     @property
     def key(self) -> Key:
         """What it is for."""
-        return Key(self.kernel, self.source, self.shape, self.dtype, self.precision)
+        return Key(self.kernel, self.source, self.shape, self.dtype, self.precision, self.form)
 
     @property
     def identity(self) -> tuple[object, ...]:
@@ -99,6 +100,7 @@ def entry_of(outcome: Outcome, effort: str, device: Device) -> Entry:
         shape=key.shape,
         dtype=key.dtype,
         precision=key.precision,
+        form=key.form,
         versions=versions(device.kind),
         options=dict(outcome.options),
         trials=tuple(
@@ -225,11 +227,11 @@ class Store:
 
     def note_stale(self, wanted: Iterable[Key]) -> None:
         """Note how many of the wanted settings are there, but of other code or other versions."""
-        same = {(k.kernel, k.shape, k.dtype, k.precision): k.source for k in wanted}
+        same = {replace(key, source=""): key.source for key in wanted}
         why: dict[str, int] = {}
         fresh = {entry.key for entry in self.entries if self.current(entry)}
         for e in self.entries:
-            source = same.get((e.kernel, e.shape, e.dtype, e.precision))
+            source = same.get(replace(e.key, source=""))
             if source is None or replace(e.key, source=source) in fresh:
                 continue
             reason = (

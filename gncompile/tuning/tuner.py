@@ -17,6 +17,7 @@ from ..costs import columns_within
 from ..emit.torch_operations import Options
 from ..errors import CompileError, message, nearest
 from ..optimiser.settings import Settings
+from ..runtime.executable import require_triton
 from ..step_program import StepProgram
 from .cpu import CpuBench
 from .cpu import keys as cpu_keys
@@ -54,14 +55,29 @@ class Tuned:
 
 
 def tunable(
-    program: StepProgram, settings: Settings, samples: int, dtype: torch.dtype, on_cpu: bool
+    program: StepProgram,
+    settings: Settings,
+    samples: int,
+    dtype: torch.dtype,
+    *,
+    backend: str,
+    device: torch.device,
+    precision: str,
 ) -> Bench:
-    """What may be tuned of a program for batches of ``samples``; nothing beyond a CPU."""
-    if not on_cpu:
-        return CpuBench({})
+    """What may be tuned of a program for batches of ``samples``: Triton's launches, torch's calls on a CPU.
+
+    Raises ``CompileError`` where the Triton backend cannot run.
+    """
     chunk = columns_within(program, samples, dtype.itemsize, settings.memory_budget)
     dims = {"N": samples, **settings.rows(samples), "S": chunk}
-    return CpuBench(cpu_keys(program, dims, dtype))
+    if backend == "triton":
+        require_triton(device)
+        from .gpu import GpuBench
+
+        return GpuBench(program, dims, dtype, precision, device)
+    if backend == "torch" and device.type == "cpu":
+        return CpuBench(cpu_keys(program, dims, dtype))
+    return CpuBench({})
 
 
 def variants_for(tune: Tune, bench: Bench, make: Make, samples: int) -> Variants:
@@ -84,7 +100,7 @@ def variants_for(tune: Tune, bench: Bench, make: Make, samples: int) -> Variants
                 instead=f"use one of {', '.join(WORDS)}, or a .json file of gncompile tune --export",
             )
         )
-    if tune == "off" or not bench.keys:
+    if tune == "off":
         return {}
     variants = from_rank_zero(lambda: _by_word(tune, bench, make, samples))
     if unknown := _unknown(variants, bench):
@@ -107,8 +123,11 @@ def _by_word(word: str, bench: Bench, make: Make, samples: int) -> Variants:
 
 def from_store(store: Store, bench: Bench) -> Variants:
     """What a store knows of a bench's settings, where it is not the default; warns of what is ignored."""
-    store.note_stale(bench.keys.values())
+    if store.entries:  # without any the keys, which cost an emission of the step, are of no use
+        store.note_stale(bench.keys.values())
     store.warn()
+    if not store.entries:
+        return {}
     entries = {name: store.look_up(key, bench.allowed) for name, key in bench.keys.items()}
     return {name: e.options for name, e in entries.items() if e is not None and e.options}
 
