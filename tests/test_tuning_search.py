@@ -9,7 +9,15 @@ import pytest
 
 from gncompile.errors import CompileError
 from gncompile.tuning.problem import Candidate, Key
-from gncompile.tuning.search import CANDIDATES, FEWEST_ROUNDS, ROUNDS, line, ranked, search
+from gncompile.tuning.search import (
+    CANDIDATES,
+    FEWEST_ROUNDS,
+    ROUNDS,
+    TOGETHER,
+    line,
+    ranked,
+    search,
+)
 
 
 class Clock:
@@ -34,6 +42,8 @@ class Made:
     uses: int = 1
     noise: Callable[[int], float] = lambda count: 1.0
     interrupt_at: int = -1
+    checking: float = 0.0
+    prepared: list[int] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
     released: int = 0
 
@@ -48,9 +58,13 @@ class Made:
             for v, time in self.times.items()
         ]
 
+    def prepare(self, candidates: Sequence[Candidate]) -> None:
+        self.prepared.append(len(candidates))
+
     def check(self, candidate: Candidate) -> str | None:
         v = _number(candidate)
         self.log.append(f"check {v}")
+        self.clock.now += self.checking
         return "wrong by 1" if v in self.wrong else None
 
     def measure(self, candidate: Candidate) -> float:
@@ -96,6 +110,23 @@ def test_every_candidate_is_checked_before_any_is_timed() -> None:
     problem = Made(clock, {0: 1.0, 1: 0.5})
     search([problem], budget=100.0, clock=clock)
     assert problem.log[:4] == ["check 0", "check 1", "measure 0", "measure 1"]
+
+
+def test_candidates_are_compiled_together_and_checked_for_half_the_time() -> None:
+    """Checks of 1 s in a budget of 14 s: seven begin within half of it; the others are not reached."""
+    clock = Clock()
+    problem = Made(clock, {v: 0.1 - v / 1000 for v in range(20)}, checking=1.0)
+    (outcome,) = search([problem], "full", budget=14.0, clock=clock).outcomes
+    assert [entry for entry in problem.log if "check" in entry] == [f"check {v}" for v in order(7)]
+    assert problem.prepared == [TOGETHER]
+    assert outcome.options == {"v": 19}
+    unreached = [t for t in outcome.trials if t.seconds is None and t.rejected is None]
+    assert len(unreached) == 20 - 7
+
+
+def order(count: int) -> list[int]:
+    """The default, then the candidates of :class:`Made` that are predicted to be fastest."""
+    return [0, *range(19, 20 - count, -1)]
 
 
 def test_nothing_is_chosen_where_the_default_itself_is_wrong() -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,9 +51,14 @@ class Resources:
         return "trap;" in body and not any(line.startswith(("st.", "@%p")) for line in body)
 
 
+def can_compile(launch: Launch) -> bool:
+    """Whether Triton compiles kernels in this process, and does not interpret them."""
+    return hasattr(launch.kernel, "device_caches")
+
+
 def resources(launch: Launch, capability: int) -> Resources:
     """Compile ``launch`` for compute capability ``capability`` (80, 90, 100) and measure the result."""
-    if not hasattr(launch.kernel, "device_caches"):
+    if not can_compile(launch):
         raise InternalError(
             message(
                 "Triton interprets kernels in this process and cannot compile them",
@@ -61,12 +68,7 @@ def resources(launch: Launch, capability: int) -> Resources:
     target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
     triton.runtime.driver.set_active(_NoDevice(target))
     launch.kernel.device_caches.clear()  # they are by device, and every target is device 0 here
-    compiled = launch.kernel.warmup(
-        grid=launch.grid,
-        num_warps=launch.num_warps,
-        num_stages=launch.num_stages,
-        **launch.arguments,
-    )
+    compiled = _compile(launch)
     ptx = compiled.asm["ptx"]
     log = _assemble(ptx, capability)
     return Resources(
@@ -81,6 +83,23 @@ def resources(launch: Launch, capability: int) -> Resources:
             for size in (4, 8, 16)
         },
         ptx=ptx,
+    )
+
+
+def compile_together(launches: Sequence[Launch], threads: int) -> None:
+    """Compile launches for the current device in threads; what fails will fail again when it is run."""
+    with ThreadPoolExecutor(threads) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
+        for launch in launches:
+            _compile(launch)
+
+
+def _compile(launch: Launch) -> Any:
+    """Triton's handle of the compiled kernel."""
+    return launch.kernel.warmup(
+        grid=launch.grid,
+        num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
+        **launch.arguments,
     )
 
 

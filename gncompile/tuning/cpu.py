@@ -49,6 +49,9 @@ class CpuProblem:
             for options in self.operation.options(shape)
         ]
 
+    def prepare(self, candidates: Sequence[Candidate]) -> None:
+        """Nothing is compiled here."""
+
     def check(self, candidate: Candidate) -> str | None:
         """Compare with the float64 reference: relative error in the Frobenius norm."""
         scratch = self._operands()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +27,8 @@ from ..runtime.memory import padded_shape
 from ..schedule import REDUCTIONS, Kernel, Kind, is_elementwise
 from ..step_program import Instruction
 from ..triton_kernels.language import triton
-from ..triton_kernels.launches import Runs, run
+from ..triton_kernels.launches import Launch, Runs, run
+from ..triton_kernels.resources import can_compile, compile_together
 from .problem import DEFAULT, Candidate, Key
 
 if TYPE_CHECKING:
@@ -138,6 +140,15 @@ class GpuProblem:
     @property
     def candidates(self) -> Sequence[Candidate]:
         return self.space.candidates
+
+    def prepare(self, candidates: Sequence[Candidate]) -> None:
+        """Compile all kernels of the candidates."""
+        launches = [
+            each for c in candidates for each in self.launches(c) if isinstance(each, Launch)
+        ]
+        if launches and can_compile(launches[0]):
+            with self.bench.on_device():
+                compile_together(launches, os.cpu_count() or 1)
 
     def check(self, candidate: Candidate) -> str | None:
         """Compile, run once, and compare all that is stored with the reference, in the Frobenius norm.

@@ -69,6 +69,9 @@ class TuningProblem(Protocol):
     def candidates(self) -> Sequence[Candidate]:
         """At least one, in an order that depends on the key only; the first is the default."""
 
+    def prepare(self, candidates: Sequence[Candidate]) -> None:
+        """Compile what will be checked next, all at once."""
+
     def check(self, candidate: Candidate) -> str | None:
         """What is wrong with the candidate's result, against a reference; None if it is right."""
 

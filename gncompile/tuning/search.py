@@ -1,9 +1,9 @@
 """The search: rank candidates by predicted cost, check them, time them in turn within a budget.
 
-A candidate's time counts only after its result agreed with the reference. The candidates of a problem are
-timed in interleaved rounds, so that a busy moment of the machine falls on all of them, and compared by their
-shortest times. The default goes unless something beats it clearly. Given the same measurements the result
-is the same.
+A candidate's time counts only after its result agreed with the reference. Those that are reached within half
+of a problem's time are timed in interleaved rounds, so that a busy moment of the machine falls on all of
+them, and compared by their shortest times. The default goes unless something beats it clearly. Given the same
+measurements the result is the same.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ CANDIDATES = {"quick": 3, "full": 100}
 """Candidates timed beside the default, those with the lowest predicted cost."""
 ROUNDS = {"quick": 15, "full": 50}
 """Times that each is measured at most."""
+TOGETHER = 16
+"""Candidates that are compiled at once."""
+CHECKED = 0.5
+"""Share of a problem's time for compiling and checking; candidates after that are not reached."""
 FEWEST_ROUNDS = 3
 """Rounds that a choice needs; a problem that the budget does not last for keeps its default."""
 GAIN = 0.97
@@ -145,12 +149,10 @@ def solve(
 ) -> Outcome | None:
     """The choice for one problem, by rounds until ``own_end``; None if those until ``end`` are too few."""
     timed = ranked(problem.candidates, CANDIDATES[effort])
-    rejected: dict[int, str] = {}
-    for place, candidate in enumerate(timed):
-        wrong = problem.check(candidate)
-        if wrong is not None:
-            rejected[place] = wrong
-    right = [place for place in range(len(timed)) if place not in rejected]
+    now = clock()
+    checked = _checked(problem, timed, now + CHECKED * (own_end - now), clock)
+    rejected = {place: wrong for place, wrong in checked.items() if wrong is not None}
+    right = [place for place in checked if place not in rejected]
     best = dict.fromkeys(right, float("inf"))
     rounds = 0
     # A default that is rejected leaves nothing to compare with, and nothing safe to choose.
@@ -168,6 +170,23 @@ def solve(
         for place, c in enumerate(timed)
     ]
     return Outcome(problem.key, _chosen(timed, best), tuple(trials), problem.uses)
+
+
+def _checked(
+    problem: TuningProblem, timed: Sequence[Candidate], end: float, clock: Clock
+) -> dict[int, str | None]:
+    """What is wrong with each candidate that is reached before ``end``; the first ones are in any case."""
+    checked: dict[int, str | None] = {}
+    for first in range(0, len(timed), TOGETHER):
+        if checked and clock() >= end:
+            break
+        together = timed[first : first + TOGETHER]
+        problem.prepare(together)
+        for place, candidate in enumerate(together, start=first):
+            if place > 1 and clock() >= end:
+                return checked
+            checked[place] = problem.check(candidate)
+    return checked
 
 
 def ranked(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
