@@ -15,20 +15,13 @@ BLOCK = 256
 """Default width of the diagonal blocks of a symmetric product: below it one plain product is faster."""
 
 
-def damped_inverse(
-    m: Tensor,
-    damping: Tensor,
-    out: Tensor,
-    border: int = ALIGNMENT,
-    split: int | None = None,
-) -> None:
+def damped_inverse(m: Tensor, damping: Tensor, out: Tensor, border: int = ALIGNMENT) -> None:
     """``out ← (M + c I)⁻¹`` for a symmetric M ``[d, d]`` or a diagonal one ``[d]``.
 
     By Cholesky. Where rounding makes ``M + c I`` indefinite (c far below ``‖M‖`` times the precision) the
     eigenvalues are clipped at c instead, so the result is always positive definite; on a device, where
     nothing may wait for the host, ``out`` stays as it is. Cost d³ flops. The matrix is bordered by an
-    identity to a multiple of ``border``, because LAPACK handles some sizes up to half again as fast. On a
-    CPU, a matrix larger than ``split`` is inverted by quarters: some more flops, most of them in products.
+    identity to a multiple of ``border``, because LAPACK handles some sizes up to half again as fast.
     """
     if m.dim() < 2:
         torch.reciprocal(m + damping, out=out)
@@ -37,49 +30,21 @@ def damped_inverse(
     shifted = torch.eye(-(-size // border) * border, dtype=m.dtype, device=m.device)
     shifted[:size, :size] = m
     shifted.diagonal()[:size].add_(damping)
+    factor, info = torch.linalg.cholesky_ex(shifted)
     if m.device.type != "cpu":
         # Without asking the host: where there is no factor, the inverse of before stays.
-        factor, info = torch.linalg.cholesky_ex(shifted)
-        found = torch.cholesky_inverse(factor)[:size, :size]
-        torch.where((info == 0) & torch.isfinite(found).all(), found, out, out=out)
+        inverse = torch.cholesky_inverse(factor)[:size, :size]
+        torch.where((info == 0) & torch.isfinite(inverse).all(), inverse, out, out=out)
         return
-    inverse = positive_inverse(shifted, split or len(shifted))
-    if inverse is not None:
-        out.copy_(inverse[:size, :size])
+    if int(info) == 0:
+        out.copy_(torch.cholesky_inverse(factor)[:size, :size])
         return
-    if not bool(torch.isfinite(m).all() & torch.isfinite(damping)):
+    if not bool(torch.isfinite(shifted).all()):
         out.fill_(float("nan"))
         return
     values, vectors = _eigh(m)
     values = values.clamp(min=0) + damping
     torch.mm(vectors / values, vectors.T, out=out)
-
-
-def positive_inverse(m: Tensor, split: int) -> Tensor | None:
-    """The inverse of a positive definite m, which is overwritten; None where Cholesky finds it is not.
-
-    Above the size ``split`` by quarters, with ``X = B A⁻¹`` and the Schur complement ``S = C − X Bᵀ``::
-
-        [ A  Bᵀ ]⁻¹   [ A⁻¹ + Xᵀ S⁻¹ X   −Xᵀ S⁻¹ ]
-        [ B  C  ]   = [ −S⁻¹ X            S⁻¹    ]
-    """
-    if len(m) <= split:
-        factor, info = torch.linalg.cholesky_ex(m)
-        return None if int(info) else torch.cholesky_inverse(factor)
-    half = -(-len(m) // (2 * ALIGNMENT)) * ALIGNMENT
-    a, b, c = m[:half, :half], m[half:, :half], m[half:, half:]
-    a_inverse = positive_inverse(a, split)
-    if a_inverse is None:
-        return None
-    x = b @ a_inverse
-    s_inverse = positive_inverse(c.addmm_(x, b.T, alpha=-1), split)
-    if s_inverse is None:
-        return None
-    torch.mm(s_inverse, x, out=b)
-    torch.addmm(a_inverse, x.T, b, out=a)
-    c.copy_(s_inverse)
-    m[:half, half:] = b.neg_().T
-    return m
 
 
 def _eigh(m: Tensor) -> tuple[Tensor, Tensor]:
