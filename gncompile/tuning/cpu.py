@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,13 +20,6 @@ from .problem import DEFAULT, Candidate, Key
 SHORTEST = 2e-3
 """Seconds that one measurement takes at least, by repetition: the first execution after another candidate's
 finds the caches cold."""
-
-TOLERANCE = 16.0
-"""Allowed relative error, in units of ``ε √k`` for sums of k terms.
-
-Sums of k rounded terms err by about ε √k relative to their root mean square; the inverse multiplies that by
-the condition number of its operand here, which is below 16.
-"""
 
 
 @dataclass
@@ -58,8 +50,8 @@ class CpuProblem:
         scratch.out.fill_(float("nan"))
         self.operation.run(scratch.operands, scratch.out, candidate.options)
         error = float((scratch.out - scratch.reference).norm() / scratch.reference.norm())
-        terms = max(*self.key.shape, 1)
-        allowed = TOLERANCE * torch.finfo(scratch.out.dtype).eps * math.sqrt(terms)
+        epsilon = torch.finfo(scratch.out.dtype).eps
+        allowed = self.operation.tolerance(self.key.shape, epsilon)
         # Not `error > allowed`, which a NaN would pass.
         if not error <= allowed:
             return f"relative error {error:.2g}, allowed {allowed:.2g}"

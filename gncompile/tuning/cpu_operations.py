@@ -3,7 +3,7 @@
 ==================  ==========================================================================
 symmetric_product   ``aᵀ b``, known to be symmetric: one plain product, or blocks of a width
 second_moment       ``(1/N) Σ ā āᵀ``: the same choice
-damped_inverse      ``(M + c I)⁻¹``: M bordered to a multiple of 16, or as it is, or by quarters
+damped_inverse      ``(M + c I)⁻¹`` by Cholesky: M bordered to a multiple of 16, or as it is
 affine              ``x Wᵀ + b``: b within the product, or added after it
 slope_tanh, …       ``u ⊙ f'``: the slope kept in memory, or computed again within the product
 ==================  ==========================================================================
@@ -68,6 +68,10 @@ class Operation(ABC):
     @abstractmethod
     def reference(self, operands: tuple[Tensor, ...]) -> Tensor:
         """The result from operands in float64, by torch's plain operations."""
+
+    def tolerance(self, shape: tuple[int, ...], epsilon: float) -> float:
+        """Allowed error, relative in the Frobenius norm: sums of k rounded terms err by about ``ε √k``."""
+        return 16 * epsilon * math.sqrt(max(*shape, 1))
 
     @abstractmethod
     def run(self, operands: tuple[Tensor, ...], out: Tensor, options: Options) -> None:
@@ -190,8 +194,10 @@ class DampedInverse(Operation):
     """``(M + c I)⁻¹``; shape ``(d,)``."""
 
     name = "damped_inverse"
-    alternatives = ({"border": 1}, {"split": 128}, {"split": 256}, {"split": 512})
-    sources = (linalg.damped_inverse, linalg.positive_inverse)
+    alternatives = ({"border": 1},)
+    sources = (linalg.damped_inverse,)
+    condition = 1e4
+    """Of the scratch operand, as in a step: a method that loses digits where Cholesky does not is seen."""
 
     def shape_of(self, i: Instruction, program: StepProgram, dims: Mapping[str, int]) -> Shape:
         if not isinstance(i.op, ir.DampedInverse) or len(i.spec.shape) < 2:
@@ -200,10 +206,12 @@ class DampedInverse(Operation):
 
     def operands(self, shape: tuple[int, ...], make: Maker) -> tuple[Tensor, ...]:
         (size,) = shape
-        samples, m = make(2 * size, size), make(size, size)
+        # Half as many samples as features: eigenvalues 0, and up to (1 + √2)².
+        half = max(1, size // 2)
+        samples, m = make(half, size), make(size, size)
         torch.mm(samples.T, samples, out=m)
-        # Eigenvalues between (1 − √½)² + 0.1 and (1 + √½)² + 0.1: a condition number below 16.
-        return m.div_(2 * size), torch.tensor(0.1, dtype=m.dtype)
+        largest = (1 + math.sqrt(2)) ** 2
+        return m.div_(half), torch.tensor(largest / self.condition, dtype=m.dtype)
 
     def output(self, shape: tuple[int, ...]) -> tuple[int, int]:
         return shape[0], shape[0]
@@ -212,27 +220,21 @@ class DampedInverse(Operation):
         m, damping = operands
         return torch.linalg.inv(m + damping * torch.eye(len(m), dtype=m.dtype))
 
+    def tolerance(self, shape: tuple[int, ...], epsilon: float) -> float:
+        """Cholesky errs by about ``ε κ / 4``."""
+        return 2 * epsilon * self.condition
+
     def run(self, operands: tuple[Tensor, ...], out: Tensor, options: Options) -> None:
         m, damping = operands
         linalg.damped_inverse(m, damping, out, **options)  # type: ignore[arg-type]
 
     def predicted(self, shape: tuple[int, ...], options: Options) -> float:
-        size, halved = self.effect(shape, options)
-        parts = 2**halved
-        # Four products of half the size for each of 1, 2, 4, … matrices that are split.
-        multiplied = sum(2**j * 8 * (size / 2 ** (j + 1)) ** 3 for j in range(halved))
-        factorised = parts * (size / parts) ** 3
-        # LAPACK's routines reach about half the rate of a product.
-        return multiplied / FLOPS + 2 * factorised / FLOPS + (4 * parts + 8 * (parts - 1)) * CALL
+        size = int(self.effect(shape, options))
+        return size**3 / FLOPS + 4 * CALL
 
-    def effect(self, shape: tuple[int, ...], options: Options) -> tuple[int, int]:
-        """The size that is inverted, and how often it is halved."""
+    def effect(self, shape: tuple[int, ...], options: Options) -> int:
         border = int(options.get("border") or ALIGNMENT)
-        size = part = -(-shape[0] // border) * border
-        split, halved = int(options.get("split") or size), 0
-        while part > split:
-            part, halved = -(-part // 2), halved + 1
-        return size, halved
+        return -(-shape[0] // border) * border
 
 
 class Affine(Operation):
