@@ -143,7 +143,7 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
             size = inputs[0].size
             return inputs[0] if len(shapes[0]) < 2 else Spec((size + 1, size))
         case StepSizes(groups):
-            return Spec((len(groups) + 3,))
+            return Spec((len(groups) + 4,))
     raise InternalError(f"no shape rule for {op}")
 
 

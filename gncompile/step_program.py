@@ -356,14 +356,18 @@ class PreconditionEigen:
 class StepSizes:
     """Coefficients c of directions that minimise ``bᵀc + ½cᵀMc``, and what follows from them.
 
-    Inputs: the upper triangle of M row by row, then b. Layer ``l`` belongs to direction ``groups[l]``; with
-    ``momentum`` the last direction is the previous step. The result holds each layer's coefficient, then
-    the momentum's (0 without), the predicted change ``bᵀc + ½cᵀMc``, and the effective step size
-    ``Σ c_i b_i / Σ b_i`` without momentum. ``|c_i| ≤ cap``, but for the momentum, if a cap is given.
+    Inputs: the upper triangle of M row by row, then b, then the usual value of ``cᵀMc`` (0: none is known).
+    Layer ``l`` belongs to direction ``groups[l]``; with ``momentum`` the last direction is the previous
+    step. Bounds: the momentum's coefficient lies in [0, 1], the others in ``[-cap, cap]`` if there is a cap,
+    and with ``growth`` the whole step is shortened where ``cᵀMc`` exceeds so many times the usual.
+
+    The result holds each layer's coefficient, then ``cᵀMc``, the momentum's coefficient (0 without), the
+    predicted change ``bᵀc + ½cᵀMc``, and the effective step size ``Σ c_i b_i / Σ b_i`` without momentum.
     """
 
     groups: tuple[int, ...]
     momentum: bool
+    growth: float | None = None
     cap: float | None = None
 
     @property

@@ -285,7 +285,7 @@ def test_step_cap() -> None:
     free, capped = (compiled(network(), step_cap=cap, damping=10.0) for cap in (None, 0.5))
     sizes = [[s.step_size for s in take(trainer, 5)] for trainer in (free, capped)]
     assert max(sizes[0]) > 0.6
-    assert max(sizes[1]) == 0.5
+    assert max(sizes[1]) == pytest.approx(0.5)  # a weighted mean of equal numbers
 
 
 def test_damping_follows_levenberg_marquardt() -> None:

@@ -212,9 +212,9 @@ def apply_matrix(op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
             out = torch.empty_like(v[0])
             linalg.precondition_eigen(v[0], v[1], v[2], v[3], out)
             return out
-        case ir.StepSizes(groups, momentum, cap):
-            out = v[0].new_empty(len(groups) + 3)
-            linalg.step_sizes(v, groups, momentum, cap, out)
+        case ir.StepSizes(groups, momentum, growth, cap):
+            out = v[0].new_empty(len(groups) + 4)
+            linalg.step_sizes(v, groups, momentum, growth, cap, out)
             return out
     raise InternalError(f"the reference backend does not know {op}")
 

@@ -328,7 +328,8 @@ def _precondition_eigen(
 def _step_sizes(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.StepSizes)
     terms, op = ", ".join(v), i.op
-    return [f"linalg.step_sizes([{terms}], {op.groups}, {op.momentum}, {op.cap!r}, out={out})"]
+    bounds = f"{op.growth!r}, {op.cap!r}"
+    return [f"linalg.step_sizes([{terms}], {op.groups}, {op.momentum}, {bounds}, out={out})"]
 
 
 def _keywords(options: Options) -> str:

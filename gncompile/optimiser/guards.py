@@ -98,7 +98,7 @@ def report(optimiser: Optimiser, loss: Value, objective: Value) -> Value:
     """What a trainer tells of a step as one vector, :data:`REPORTED`; ρ is that of the last check."""
     known = {"loss": loss, "objective": objective, "damping": optimiser.damping}
     known["rho"] = optimiser.scalar("rho")
-    known |= {role: optimiser.chosen(place) for role, place in CHOSEN.items()}
+    known |= {role: optimiser.chosen(at) for role, at in CHOSEN.items() if role in REPORTED}
     known["rejected"] = optimiser.scalar("refused")
     return optimiser.builder.emit(ir.Stack(), *(known[role] for role in REPORTED), name="report")
 

@@ -30,8 +30,10 @@ SMALLEST_TRACE = 1e-20
 a, b, c, d, k, old, sound = sympy.symbols("a b c d k old sound", real=True)
 
 
-CHOSEN = {"momentum": -3, "predicted": -2, "step_size": -1}
-"""Where the state ``step_sizes`` holds what a trainer reports; before these the step size of each layer."""
+CHOSEN = {"length": -4, "momentum": -3, "predicted": -2, "step_size": -1}
+"""Where the state ``step_sizes`` holds what describes a step; before these the step size of each layer."""
+USUAL = 0.9
+"""Decay of the running mean of steps' squared lengths."""
 
 
 @dataclass
@@ -229,8 +231,11 @@ class Optimiser:
             directions.append({layer: self.last_step(layer) for layer in deltas})
         m, rhs = self.model(forward, rules, gradients, directions)
         upper = [m[i][j] for i in range(len(m)) for j in range(i, len(m))]
-        op = ir.StepSizes(groups, self.settings.momentum, self.settings.step_cap)
-        self.builder.emit(op, *upper, *rhs, into=self._sizes, name="step_sizes_now")
+        op = ir.StepSizes(
+            groups, self.settings.momentum, self.settings.step_growth, self.settings.step_cap
+        )
+        usual = self.scalar("usual_length")
+        self.builder.emit(op, *upper, *rhs, usual, into=self._sizes, name="step_sizes_now")
 
     @property
     def _sizes(self) -> Value:
@@ -309,7 +314,16 @@ class Optimiser:
                 saved = self.builder.state(f"last_good.{parameter.name}", parameter.spec)
                 self.builder.pointwise(a, {a: parameter}, into=saved, name="saved")
                 self.write(parameter, a + b, {a: parameter, b: change}, "moved")
+        self._note_length()
         self._average_parameters()
+
+    def _note_length(self) -> None:
+        """The running mean of ``cᵀMc``, which bounds the next step; it begins with the first step's."""
+        usual = self.scalar("usual_length")
+        decay = as_float(USUAL)
+        mean = select(a, decay * a + (1 - decay) * b, b)
+        values = {a: usual, b: self.chosen(CHOSEN["length"])}
+        self.write(usual, mean, values, "usual_length_now")
 
     def _pairs(self, layer: str, value: Value) -> list[tuple[Value, Value]]:
         """The parameters of a layer with their parts of a W̄-shaped value."""

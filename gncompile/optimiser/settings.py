@@ -73,11 +73,14 @@ class Settings:
     """Steps between refreshes of the inverses; the first ``refresh_always`` steps always refresh."""
     refresh_always: int = 10
     momentum: bool = True
-    """Choose step size and momentum together from the exact quadratic model."""
+    """Choose step size and momentum, in [0, 1], together from the exact quadratic model."""
     layer_steps: int = 20
     """First steps in which every layer has a step size of its own, chosen together by the quadratic model."""
     step_cap: float | None = None
     """Optional bound on the step size along the preconditioned gradient."""
+    step_growth: float | None = 4.0
+    """Optional bound on a step's squared length in the norm of the quadratic model: so many times the
+    running mean of this length; longer steps are shortened."""
     quadratic_share: float = 0.25
     """Share of the batch on which the quadratic model's curvature M is evaluated [MG §7: ¼]; the
     gradient term b always uses the whole batch."""
@@ -107,6 +110,8 @@ class Settings:
             _require(name, share, 0 < share <= 1, "a number in (0, 1]")
         cap = self.step_cap
         _require("step_cap", cap, cap is None or cap > 0, "None or a positive number")
+        growth = self.step_growth
+        _require("step_growth", growth, growth is None or growth > 1, "None or a number above 1")
         self._check_inverse()
         self._check_method()
 

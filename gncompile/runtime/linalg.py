@@ -86,33 +86,55 @@ RIDGE = 1e-10
 
 
 def step_sizes(
-    terms: list[Tensor], groups: tuple[int, ...], momentum: bool, cap: float | None, out: Tensor
+    terms: list[Tensor],
+    groups: tuple[int, ...],
+    momentum: bool,
+    growth: float | None,
+    cap: float | None,
+    out: Tensor,
 ) -> None:
-    """Coefficients minimising ``bᵀc + ½ cᵀMc`` [MG §7], laid out as :class:`StepSizes` says.
+    """Coefficients minimising ``bᵀc + ½ cᵀMc`` [MG §7] within the bounds of :class:`StepSizes`, laid out so.
 
-    ``terms``: the upper triangle of M row by row, then b; solved in float64, scaled to a unit diagonal.
-    With a ``cap`` all but the momentum coefficient are clamped to it, and that one is chosen again.
+    ``terms``: the upper triangle of M row by row, b, and the usual ``cᵀMc``; solved in float64, scaled to a
+    unit diagonal.
     """
     count = max(groups) + 1 + int(momentum)
     values = torch.stack([t.double().reshape(()) for t in terms])
     rows, columns = torch.triu_indices(count, count, device=values.device)
     m = values.new_zeros(count, count)
     m[rows, columns] = m[columns, rows] = values[: len(rows)]
-    b = values[len(rows) :]
-    scale = torch.where(m.diagonal() > 0, m.diagonal().clamp(min=0).rsqrt(), 0.0)
-    scaled = scale[:, None] * m * scale + RIDGE * torch.eye(count, dtype=m.dtype, device=m.device)
-    c = -scale * _solve(scaled, scale * b)
+    b, usual = values[len(rows) : -1], values[-1]
+    c = _minimiser(m, b)
     own = slice(0, count - 1 if momentum else count)
     if cap is not None:
         c[own] = c[own].clamp(-cap, cap)
         if momentum:
             rest = b[-1] + m[-1, own] @ c[own]
             c[-1] = torch.where(m[-1, -1] > 0, -rest / m[-1, -1], 0.0)
-    predicted = b @ c + c @ m @ c / 2
+    if momentum:
+        bounded = c[-1].clamp(0, 1)
+        others = _minimiser(m[own, own], b[own] + m[own, -1] * bounded)
+        if cap is not None:
+            others = others.clamp(-cap, cap)
+        c = torch.where(c[-1] == bounded, c, torch.cat([others, bounded[None]]))
+    length = c @ m @ c
+    if growth is not None:
+        longest = torch.where(usual > 0, growth * usual, torch.inf)
+        c = torch.where(length > longest, c * (longest / length).sqrt(), c)
+        length = torch.minimum(length, longest)
+    predicted = b @ c + length / 2
     effective = (b[own] @ c[own]) / b[own].sum()
     last = c[-1] if momentum else torch.zeros_like(predicted)
     sizes = [c[group] for group in groups]
-    out.copy_(torch.stack([*sizes, last, predicted, effective]))
+    out.copy_(torch.stack([*sizes, length, last, predicted, effective]))
+
+
+def _minimiser(m: Tensor, b: Tensor) -> Tensor:
+    """``-m⁻¹ b``, scaled to a unit diagonal; 0 for directions without curvature."""
+    scale = torch.where(m.diagonal() > 0, m.diagonal().clamp(min=0).rsqrt(), 0.0)
+    scaled = scale[:, None] * m * scale
+    scaled = scaled + RIDGE * torch.eye(len(m), dtype=m.dtype, device=m.device)
+    return -scale * _solve(scaled, scale * b)
 
 
 def _solve(m: Tensor, b: Tensor) -> Tensor:
