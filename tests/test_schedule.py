@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+import sympy
 import torch
 from architectures import normal
 from torch import nn
 from training import NETWORKS, WIDTH, Gated
 
+from gncompile import step_program as ir
 from gncompile.api import understand
+from gncompile.builder import ProgramBuilder
 from gncompile.losses import Loss
 from gncompile.model_graph import TracedModel
 from gncompile.optimiser.settings import Settings
@@ -182,3 +185,66 @@ def test_an_overwritten_tensor_is_read_before() -> None:
     moved = next(i for i in program.phase("update") if i.into == "v_0_weight")
     saved = next(i for i in program.phase("update") if i.into == "last_good_v_0_weight")
     assert graph.has_edge(saved.name, moved.name)
+
+
+# --- draws ----------------------------------------------------------------------------------------------
+
+COUPLED = "softplus(z1 - z2) + softplus(z2 - z3) - y1*z1"
+DRAWN = {
+    "mse kfac": (7, "elementwise: (g_sampled through noise from nothing)"),
+    "bce_with_logits kfac": (7, "elementwise: (g_sampled through noise from h_layer_4_F)"),
+    "bce_with_logits kfra": (13, "elementwise: (g_projected through signs from h_layer_4_F)"),
+    "cross_entropy kfac": (
+        9,
+        "categorical: (g_sampled through noise, y_sampled from p_3, target_mass_3)",
+    ),
+    "cross_entropy kfac_rp": (
+        10,
+        "reduction: (signed_root, signed_root_sum through signs from p_3)",
+    ),
+    f"{COUPLED} kfac_rp": (18, "elementwise: (signs from nothing)"),
+}
+"""The launches of the curvature and the one that draws, by loss and method. With draws by torch they were one
+more, two for a class; of a coupled loss they are as many, because torch reads the signs."""
+
+
+@pytest.mark.parametrize("of", DRAWN)
+def test_draws_are_computed_where_they_are_used(of: str) -> None:
+    loss, method = of.rsplit(" ", 1)
+    found, declared = traced(chain(), loss)
+    program = step_program(found.graph, declared, Settings.from_options(method=method))
+    launches = schedule(program).phases["curvature"]
+    count, drawing = DRAWN[of]
+    assert drawing in map(str, launches)
+    assert len(launches) == count
+
+
+def drawing(users: str) -> list[str]:
+    """The launches of a product and a draw ``[N, 3]``, and of what uses the draw."""
+    b, (u, v) = ProgramBuilder(), sympy.symbols("u v", real=True)
+    with b.phase("gradient"):
+        h = b.emit(
+            ir.Affine(), b.leaf("input", "0", ("N", 6)), b.leaf("parameter", "w", (3, 6)), name="h"
+        )
+        noise = b.emit(ir.Random("normal", ("N", 3)), name="noise")
+        a = b.pointwise(u + v if users == "product" else u**2, {u: h, v: noise}, name="a")
+        b.results["a"] = a.name
+        if users == "two":
+            b.results["c"] = b.pointwise(v + 1, {v: noise}, name="c").name
+            b.results["d"] = b.emit(ir.Total(), b.pointwise(v**2, {v: noise}, name="d")).name
+    with b.phase("curvature", sees=("gradient",)):
+        if users == "later":
+            b.results["e"] = b.pointwise(v + 1, {v: noise}, name="e").name
+    launches = schedule(b.finish()).phases
+    return [str(launch) for phase in launches.values() for launch in phase]
+
+
+def test_a_draw_joins_whatever_kernel_uses_it() -> None:
+    assert drawing("product") == ["gemm: (a through h, noise from x0, w)"]
+
+
+@pytest.mark.parametrize("users", ["two", "later"])
+def test_a_draw_that_several_kernels_use_reaches_memory(users: str) -> None:
+    launches = drawing(users)
+    assert "elementwise: (noise from nothing)" in launches
+    assert sum("from noise" in launch for launch in launches) == (2 if users == "two" else 1)

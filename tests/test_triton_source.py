@@ -17,8 +17,9 @@ from gncompile.emit.triton_source import WIDTH, emit_triton
 from gncompile.explain import summary
 from gncompile.optimiser.settings import Settings
 from gncompile.passes.launches import schedule
+from gncompile.pipeline import step_program
 from gncompile.schedule import Kind
-from gncompile.step_program import StepProgram
+from gncompile.step_program import Random, StepProgram
 
 EVERYTHING = {"l2": {"*weight": 1e-3}, "average": 0.9, "guarded": True}
 
@@ -130,6 +131,65 @@ def test_the_text_reads_as_written(part: str) -> None:
     assert wanted in (
         kernels if part.endswith("tile") else textwrap.dedent(step[step.index("    #") :])
     )
+
+
+SAMPLED = """\
+    write_g_sampled = [
+        *categorical.launches(
+            p_3,
+            Draw("uniform", (F, 1), random_state, 0),
+            g_sampled,
+            epilogue=kernels.g_sampled_tile,
+            epilogue_inputs=(target_mass_3, p_3),
+        ),
+    ]
+"""
+SAMPLED_TILE = """\
+@triton.jit
+def g_sampled_tile(y_sampled, target_mass_3, p_3):
+    \"\"\"g_sampled of p_3, target_mass_3\"\"\"
+    return (accurate.sqrt(target_mass_3) * (p_3 - y_sampled),)
+"""
+
+
+def test_targets_are_sampled_and_used_in_one_launch() -> None:
+    program = sampling_program("cross_entropy", "kfac")
+    kernels, step = emit_triton(program)
+    assert SAMPLED in step
+    assert SAMPLED_TILE in kernels
+    assert "    random_state = memory.draws.state\n" in step
+    assert "    advance_curvature = advance.launches(random_state, 1)\n" in step
+    assert phases_of(step)["curvature"].endswith("run(advance_curvature)")
+
+
+def sampling_program(loss: str, method: str | dict[str, str], **options: object) -> StepProgram:
+    found, declared = traced(chain(), loss)
+    settings = Settings.from_options(method=method, **EVERYTHING, **options)
+    return step_program(found.graph, declared, settings)
+
+
+@pytest.mark.parametrize("method", [*METHODS, "kfac_rp", {"*": "kfac", "0": "kfac_rp"}])
+@pytest.mark.parametrize("loss", ["mse", "bce_with_logits", "cross_entropy"])
+def test_every_draw_is_of_the_kernels_and_counted(loss: str, method: str | dict[str, str]) -> None:
+    """Its places in a phase are 0, 1, …, and the phase ends by counting as many; torch draws nothing."""
+    program = sampling_program(loss, method)
+    step = emit_triton(program)[1]
+    assert "memory.random" not in step
+    assert "sample_categorical" not in step
+    for phase, text in phases_of(step).items():
+        drawn = [i for i in program.phase(phase) if isinstance(i.op, Random)]
+        counted = re.findall(rf"advance_{phase} = advance.launches\(random_state, (\d+)\)", step)
+        assert counted == [str(len(drawn))] * bool(drawn)
+        assert text.endswith(f"run(advance_{phase})") == bool(drawn)
+        planned = "".join(
+            plan
+            for name in re.findall(r"run\((write_\w+)\)", text)
+            for plan in re.findall(
+                rf"^    {name} = \[\n(.*?)^    \]", step, re.DOTALL | re.MULTILINE
+            )
+        )
+        numbers = re.findall(r"Draw\([^)]*\), random_state, (\d+)\)", planned)
+        assert sorted(numbers) == [str(number) for number in range(len(drawn))]
 
 
 def test_refined_inverses_are_one_launch_of_every_full_factor() -> None:

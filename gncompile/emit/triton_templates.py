@@ -435,5 +435,4 @@ def _softmax(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
 def _categorical(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
     p, uniform = (w.operand(kernel, name) for name in kernel.root.inputs)
     of_tiles = (*_epilogue(w, kernel, function), *_further(w, kernel, function))
-    settings = w.chosen("ReduceSettings", kernel.stores[0])
-    return _call("categorical", p, uniform, w.home[kernel.stores[0]], *of_tiles, *settings)
+    return _call("categorical", p, uniform, w.home[kernel.stores[0]], *of_tiles)

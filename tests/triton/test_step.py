@@ -74,7 +74,7 @@ def trainer(
     compiled = gncompile.compile(
         model.to(dtype), declared(loss), example, method, backend=backend, seed=SEED, **options
     )
-    if backend != "triton":
+    if backend == "reference":
         # The numbers that the kernels are to draw.
         compiled._executable.memory.draws = PhiloxDraws(SEED, example.device)
     return compiled
