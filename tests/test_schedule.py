@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -196,16 +197,21 @@ DRAWN = {
     "bce_with_logits kfra": (13, "elementwise: (g_projected through signs from h_layer_4_F)"),
     "cross_entropy kfac": (
         9,
-        "categorical: (g_sampled through noise, y_sampled from p_3, target_mass_3)",
+        "categorical: (g_sampled through noise, y_sampled from p, target_mass)",
     ),
     "cross_entropy kfac_rp": (
         10,
-        "reduction: (signed_root, signed_root_sum through signs from p_3)",
+        "reduction: (signed_root, signed_root_sum through signs from p)",
     ),
     f"{COUPLED} kfac_rp": (18, "elementwise: (signs from nothing)"),
 }
 """The launches of the curvature and the one that draws, by loss and method. With draws by torch they were one
 more, two for a class; of a coupled loss they are as many, because torch reads the signs."""
+
+
+def unnumbered(text: str) -> str:
+    """Without the numbers that tell the softmax of a share of the batch from that of the whole."""
+    return re.sub(r"\b(p|target_mass)_\d+", r"\1", text)
 
 
 @pytest.mark.parametrize("of", DRAWN)
@@ -215,7 +221,7 @@ def test_draws_are_computed_where_they_are_used(of: str) -> None:
     program = step_program(found.graph, declared, Settings.from_options(method=method))
     launches = schedule(program).phases["curvature"]
     count, drawing = DRAWN[of]
-    assert drawing in map(str, launches)
+    assert drawing in [unnumbered(str(launch)) for launch in launches]
     assert len(launches) == count
 
 

@@ -10,7 +10,7 @@ import sys
 import textwrap
 
 import pytest
-from test_schedule import METHODS, chain, program_of, traced
+from test_schedule import METHODS, chain, program_of, traced, unnumbered
 from training import NETWORKS
 
 from gncompile.emit.triton_source import WIDTH, emit_triton
@@ -136,25 +136,25 @@ def test_the_text_reads_as_written(part: str) -> None:
 SAMPLED = """\
     write_g_sampled = [
         *categorical.launches(
-            p_3,
+            p,
             Draw("uniform", (F, 1), random_state, 0),
             g_sampled,
             epilogue=kernels.g_sampled_tile,
-            epilogue_inputs=(target_mass_3, p_3),
+            epilogue_inputs=(target_mass, p),
         ),
     ]
 """
 SAMPLED_TILE = """\
 @triton.jit
-def g_sampled_tile(y_sampled, target_mass_3, p_3):
-    \"\"\"g_sampled of p_3, target_mass_3\"\"\"
-    return (accurate.sqrt(target_mass_3) * (p_3 - y_sampled),)
+def g_sampled_tile(y_sampled, target_mass, p):
+    \"\"\"g_sampled of p, target_mass\"\"\"
+    return (accurate.sqrt(target_mass) * (p - y_sampled),)
 """
 
 
 def test_targets_are_sampled_and_used_in_one_launch() -> None:
     program = sampling_program("cross_entropy", "kfac")
-    kernels, step = emit_triton(program)
+    kernels, step = map(unnumbered, emit_triton(program))
     assert SAMPLED in step
     assert SAMPLED_TILE in kernels
     assert "    random_state = memory.draws.state\n" in step
