@@ -198,6 +198,17 @@ def tune(
         str | None, typer.Option(metavar="OPERATION", help="Print what was measured for it.")
     ] = None,
     clear: Annotated[bool, typer.Option(help="Delete this device's settings.")] = False,
+    device: Annotated[str, typer.Option(help="Whose settings: cpu or cuda.")] = "cpu",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Compile candidates for a GPU, measure nothing.")
+    ] = False,
+    target: Annotated[
+        str | None, typer.Option(help="sm_80, sm_90 or sm_100, which need not be here.")
+    ] = None,
+    kernel: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of a dry run: one kind of launch, or one.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Launches a dry run compiles.")] = 4,
     quiet: Quiet = False,
 ) -> None:
     """Choose by measurement how a model file's step is computed here, or look after what was chosen."""
@@ -208,18 +219,27 @@ def tune(
         raise typer.BadParameter(
             "give one of FILE, --export, --import, --list, --explain and --clear"
         )
+    if dry_run:
+        if file is None:
+            raise typer.BadParameter("--dry-run needs a model file")
+        from .tuning.dry_run import dry_run_file
+
+        dry_run_file(file, target, kernel, limit, not quiet, _print)
+        return
+    if target is not None or kernel is not None:
+        raise typer.BadParameter("--target and --kernel are for --dry-run")
     if file is not None and not command.tune_file(file, effort, budget, not quiet, _print):
         raise typer.Exit(130)
     if export is not None:
-        command.export_store(export, _print)
+        command.export_store(export, device, _print)
     if import_ is not None:
         command.import_store(import_, _print)
     if list_:
         command.list_stores(_print)
     if explain is not None:
-        command.explain(explain, _print)
+        command.explain(explain, device, _print)
     if clear:
-        command.clear_store(_print)
+        command.clear_store(device, _print)
 
 
 @app.command()

@@ -22,8 +22,8 @@ def indent(lines: Iterable[str]) -> str:
     return "\n".join(f"  {line}" for line in lines)
 
 
-def count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+def count(number: int, noun: str, ending: str = "s") -> str:
+    return f"{number} {noun}" + ("" if number == 1 else ending)
 
 
 def engineering(number: float) -> str:

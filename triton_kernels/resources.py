@@ -65,8 +65,7 @@ def resources(launch: Launch, capability: int) -> Resources:
                 instead="run without TRITON_INTERPRET",
             )
         )
-    target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
-    triton.runtime.driver.set_active(_NoDevice(target))
+    select_target(capability)
     launch.kernel.device_caches.clear()  # they are by device, and every target is device 0 here
     compiled = _compile(launch)
     ptx = compiled.asm["ptx"]
@@ -84,6 +83,12 @@ def resources(launch: Launch, capability: int) -> Resources:
         },
         ptx=ptx,
     )
+
+
+def select_target(capability: int) -> None:
+    """Let Triton compile for a capability from now on, with no device; nothing can be run after that."""
+    target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
+    triton.runtime.driver.set_active(_NoDevice(target))
 
 
 def compile_together(launches: Sequence[Launch], threads: int) -> None:

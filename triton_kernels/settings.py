@@ -207,22 +207,26 @@ def matrix_space(
 
 
 def _all_settings(shape: Shape, triangle: bool, split: bool) -> Iterator[MatrixSettings]:
+    found = [
+        replace(settings, split=count)
+        for settings in _all_tiles(shape, triangle)
+        for count in sorted({1, _parts(settings, shape, triangle) if split else 1})
+    ]
+    yield from found
+    for settings in found if not triangle else ():
+        if shape.rows > settings.block_m and shape.columns > settings.block_n:
+            yield replace(settings, group=1)  # row by row
+
+
+def _all_tiles(shape: Shape, triangle: bool) -> Iterator[MatrixSettings]:
     for block_m in (16, 32, 64, 128):
         for block_n in (block_m,) if triangle else (16, 32, 64, 128, 256):
             if block_m > 2 * max(16, shape.rows) or block_n > 2 * max(16, shape.columns):
                 continue
             for block_k in (16, 32, 64):
                 for num_warps, num_stages in ((4, 2), (4, 3), (4, 4), (8, 2), (8, 3)):
-                    settings = MatrixSettings(block_m, block_n, block_k, num_warps, num_stages)
-                    yield from _ways(settings, shape, triangle, split)
+                    yield MatrixSettings(block_m, block_n, block_k, num_warps, num_stages)
 
 
-def _ways(
-    settings: MatrixSettings, shape: Shape, triangle: bool, split: bool
-) -> Iterator[MatrixSettings]:
-    """The settings in either order of tiles, unsplit and, if the sum may be split, in the default parts."""
-    parts = split_count(tile_counts(shape, settings, triangle), shape.inner, settings.block_k)
-    ordered = not triangle and shape.rows > settings.block_m and shape.columns > settings.block_n
-    for count in sorted({1, parts} if split else {1}):
-        for group in (settings.group, 1) if ordered else (settings.group,):
-            yield replace(settings, split=count, group=group)
+def _parts(settings: MatrixSettings, shape: Shape, triangle: bool) -> int:
+    return split_count(tile_counts(shape, settings, triangle), shape.inner, settings.block_k)

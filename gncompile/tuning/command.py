@@ -150,9 +150,9 @@ def list_stores(say: Print) -> None:
         say(aligned(rows))
 
 
-def explain(kernel: str, say: Print) -> None:
-    """Every candidate that was measured for the operation ``kernel``, by shape, on this device."""
-    store = Store.open()
+def explain(kernel: str, kind: str, say: Print) -> None:
+    """Every candidate that was measured for the operation ``kernel``, by shape, on the device of a kind."""
+    store = Store.open(kind)
     entries = [e for e in store.entries if e.kernel == kernel]
     if not entries:
         known = ", ".join(sorted({e.kernel for e in store.entries})) or "none"
@@ -177,9 +177,9 @@ def _pairs(e: Entry) -> list[str]:
     return [f"{name} {version}" for name, version in e.versions.items()]
 
 
-def export_store(path: Path, say: Print) -> None:
-    """Write this device's settings to ``path``."""
-    store = Store.open()
+def export_store(path: Path, kind: str, say: Print) -> None:
+    """Write the settings of the device of a kind to ``path``."""
+    store = Store.open(kind)
     if not store.entries:
         raise GncompileError(
             message("there are no tuned settings to export", where=str(store.path),
@@ -195,8 +195,8 @@ def import_store(path: Path, say: Print) -> None:
     say("\n".join(store.notes) or f"{count(len(store.entries), 'setting')}: {store.path}")
 
 
-def clear_store(say: Print) -> None:
-    """Delete this device's settings."""
-    store = Store.open()
+def clear_store(kind: str, say: Print) -> None:
+    """Delete the settings of the device of a kind."""
+    store = Store.open(kind)
     store.clear()
     say(f"cleared: {store.path}")

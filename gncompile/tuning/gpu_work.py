@@ -184,7 +184,8 @@ class MatrixWork:
         moved = edge * settings.block_k * self.dtype.itemsize
         shared = max(shared_memory(settings, self.dtype), 1)
         resident = max(1, min(figures.shared // shared, WARPS // settings.num_warps, waves))
-        return max(
+        # They overlap, but not quite; so of tiles that are bound by arithmetic the larger ones come first.
+        return math.hypot(
             flops * figures.processors / figures.rate(self.dtype, self.precision),
             moved * figures.processors / figures.cache,
             LATENCY / (resident * max(settings.num_stages - 1, 1)),

@@ -99,11 +99,11 @@ def search(
     check_effort(effort, budget)
     end = clock() + budget
     found = Found()
-    waiting = sorted(problems, key=_weight, reverse=True)
+    waiting = sorted(problems, key=weight, reverse=True)
     while waiting:
         problem, left = waiting[0], end - clock()
         # A small problem's rounds cost as much as the clock needs, so none gets less than an equal part.
-        share = left * max(_weight(problem) / sum(map(_weight, waiting)), 1 / len(waiting))
+        share = left * max(weight(problem) / sum(map(weight, waiting)), 1 / len(waiting))
         try:
             outcome = solve(problem, effort, clock() + share, end, clock) if left > 0 else None
         except KeyboardInterrupt:
@@ -140,7 +140,8 @@ def check_effort(effort: str, budget: float) -> None:
         )
 
 
-def _weight(problem: TuningProblem) -> float:
+def weight(problem: TuningProblem) -> float:
+    """Predicted seconds of all uses of a problem by default."""
     return problem.uses * problem.candidates[0].predicted
 
 

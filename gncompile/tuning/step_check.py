@@ -71,8 +71,10 @@ def compare(
 ) -> StepComparison:
     """Step both trainers, which start from equal states and are used up, on one random batch.
 
-    Pairs of steps begin until the time ``end``. Both steps of a pair do the same work.
+    Pairs of steps begin until the time ``end``. Both steps of a pair do the same work. On a CUDA device each
+    is waited for, and all but the first of a kind are replayed as they were captured, as in training.
     """
+    clock = _waiting(clock, default.device)
     x, y = random_batch(default, samples)
     before = _parameters(default)
     both = default, tuned
@@ -94,6 +96,18 @@ def compare(
     return _compared(times, difference)
 
 
+def _waiting(clock: Clock, device: torch.device) -> Clock:
+    """A clock that is read when the device has done all that was begun."""
+    if device.type != "cuda":
+        return clock
+
+    def now() -> float:
+        torch.cuda.synchronize(device)
+        return clock()
+
+    return now
+
+
 def _compared(times: Sequence[tuple[float, float]], difference: float) -> StepComparison:
     logs = [math.log(default / tuned) for default, tuned in times]
     middle = statistics.median(logs)
@@ -105,7 +119,12 @@ def _compared(times: Sequence[tuple[float, float]], difference: float) -> StepCo
 
 
 def random_batch(trainer: Trainer, samples: int) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-    """Normal inputs and targets that the loss accepts."""
+    """Normal inputs and targets that the loss accepts, where the trainer computes."""
+    x, y = _random_batch(trainer, samples)
+    return tuple(each.to(trainer.device) for each in x), y.to(trainer.device)
+
+
+def _random_batch(trainer: Trainer, samples: int) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     graph, loss, dtype = trainer.traced.graph, trainer.loss_function, trainer.dtype
     inputs = tuple(
