@@ -15,7 +15,7 @@ from torch import nn
 
 from gncompile.cli import main
 from gncompile.comparison import contest as contest_module
-from gncompile.comparison.contest import Contest
+from gncompile.comparison.contest import Contest, neighbours
 from gncompile.comparison.optimisers import OPTIMISERS, Optimiser, named, rates
 from gncompile.comparison.running import POINTS, Budget, run
 from gncompile.comparison.standings import standings, text
@@ -211,15 +211,35 @@ def test_an_interrupted_contest_goes_on_without_repeating_a_run(
     assert made[4:] == [("kfra", 0), ("kfra", 1)]
 
 
-def test_the_grid_is_searched_at_one_seed_and_its_best_run_at_all(tmp_path: Path) -> None:
+def test_the_grid_is_climbed_at_one_seed_and_its_best_run_at_all(tmp_path: Path) -> None:
     runs = quiet(tmp_path, seeds=(0, 1, 2)).hold(small_task(), named(["sgd"]))
     grid = OPTIMISERS["sgd"].grid
-    assert [each.seed for each in runs] == [0] * len(grid) + [1, 2]
-    best = min(runs[: len(grid)], key=lambda each: each.final)
-    assert {str(each.setting) for each in runs[len(grid) :]} == {str(best.setting)}
+    searched = [each for each in runs if each.seed == 0]
+    assert [each.seed for each in runs] == [0] * len(searched) + [1, 2]
+    assert searched[0].setting == grid[0]
+    best = min(searched, key=lambda each: each.final)
+    assert {str(each.setting) for each in runs[len(searched) :]} == {str(best.setting)}
+    # Nothing beside the best is untried, and nothing was tried that is not beside another.
+    tried = [each.setting for each in searched]
+    assert all(each in tried for each in neighbours(best.setting, grid))
+    assert all(any(near in tried for near in neighbours(each, grid)) for each in tried)
+    assert len(tried) < len(grid)
     (standing,) = standings(runs)
     assert standing.runs[0].setting == best.setting
-    assert (len(standing.runs), standing.searched) == (3, len(grid) + 2)
+    assert (len(standing.runs), standing.searched) == (3, len(searched) + 2)
+
+
+def test_neighbours_differ_in_one_entry_by_one_place() -> None:
+    grid = rates(0.1, 0.01, 1.0, schedules=("constant", "cosine"))
+    near = [(each["lr"], each["schedule"]) for each in neighbours(grid[0], grid)]
+    assert sorted(near) == [(0.01, "constant"), (0.1, "cosine"), (1.0, "constant")]
+    assert neighbours({}, ({},)) == []
+
+
+def test_a_grid_without_a_finite_loss_is_tried_throughout(tmp_path: Path) -> None:
+    explosive = replace(OPTIMISERS["sgd"], grid=rates(1e30, 1e20, 1e25, 1e35))
+    runs = quiet(tmp_path, seeds=(0, 1)).hold(small_task(), [explosive])
+    assert [(each.seed, each.status) for each in runs] == [(0, "diverged")] * 4
 
 
 def test_a_missing_package_is_a_row(tmp_path: Path) -> None:

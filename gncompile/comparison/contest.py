@@ -20,9 +20,10 @@ Report = Callable[[str], None]
 class Contest:
     """How runs are made: the same budget and seeds for all, results in ``folder``.
 
-    The grid of an optimiser is searched at the first seed, with the whole budget for every point of it; its
-    best setting, by the final training loss, is run at the other seeds too. Without ``search`` the grid's
-    first entry, the recommended one, is run only. A run kept with another clock is made again.
+    The grid of an optimiser is searched at the first seed, with the whole budget for every point that is
+    tried: first the recommended one, then those next to the best so far until none of them is better. The
+    best setting, by the final training loss, is run at the other seeds too. Without ``search`` only the
+    recommended one is run. A run kept with another clock is made again.
     """
 
     folder: Path
@@ -42,18 +43,46 @@ class Contest:
         return runs
 
     def _of_one(self, task: Task, optimiser: Optimiser) -> list[Run]:
-        first = self.seeds[0]
         if reason := optimiser.refusal(task):
             self.report(f"{task.name}: {optimiser.name} is not run: {reason}")
-            return [Run(task.name, optimiser.name, {}, first, str(self.budget), "not run", reason)]
-        grid = optimiser.grid if self.search else optimiser.grid[:1]
-        searched = [self._run(task, optimiser, setting, first) for setting in grid]
-        best = min(searched, key=lambda each: each.final)
+            return [
+                Run(
+                    task.name,
+                    optimiser.name,
+                    {},
+                    self.seeds[0],
+                    str(self.budget),
+                    "not run",
+                    reason,
+                )
+            ]
+        searched = self._searched(task, optimiser)
+        best = min(searched, key=_final)
         if best.status != "done":
             return searched
         return searched + [
             self._run(task, optimiser, best.setting, seed) for seed in self.seeds[1:]
         ]
+
+    def _searched(self, task: Task, optimiser: Optimiser) -> list[Run]:
+        """The runs of the search, the recommended setting's first."""
+        untried = list(optimiser.grid)
+        tried: list[Run] = []
+
+        def attempt(settings: Sequence[Setting]) -> None:
+            for setting in settings:
+                untried.remove(setting)
+                tried.append(self._run(task, optimiser, setting, self.seeds[0]))
+
+        attempt(untried[:1])
+        while self.search:
+            best = min(tried, key=_final)
+            near = neighbours(best.setting, optimiser.grid)
+            # Where nothing has a finite loss yet, no direction is better than another.
+            attempt([each for each in untried if each in near or best.status != "done"])
+            if min(tried, key=_final) is best:
+                break
+        return tried
 
     def _run(self, task: Task, optimiser: Optimiser, setting: Setting, seed: int) -> Run:
         path = file_of(self.folder, task.name, optimiser.name, setting, seed, str(self.budget))
@@ -71,3 +100,19 @@ class Contest:
             f"{label}: {made.status}, {made.points[-1].train:.6g} after {made.seconds:.1f} s"
         )
         return made
+
+
+def _final(run: Run) -> float:
+    return run.final
+
+
+def neighbours(setting: Setting, grid: Sequence[Setting]) -> list[Setting]:
+    """Settings of a grid that differ from ``setting`` in one entry, by one place among the grid's values."""
+
+    def places_apart(other: Setting) -> int:
+        return sum(
+            abs(order[key].index(other[key]) - order[key].index(setting[key])) for key in order
+        )
+
+    order = {key: sorted({each[key] for each in grid}) for key in setting}
+    return [other for other in grid if places_apart(other) == 1]
