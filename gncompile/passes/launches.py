@@ -89,9 +89,8 @@ class _Fusion:
         """
         users = [i for i in self.program if draw.name in i.inputs]
         groups = {self.group_of.get(i.name) for i in users}
-        if len(groups - {None}) == len(groups) == 1 and all(
-            self._takes_draw(i, draw) for i in users
-        ):
+        in_one = len(groups) == 1 and None not in groups
+        if in_one and all(self._takes_draw(i, draw) for i in users):
             self._contract(draw.name, users[0].name)
 
     @staticmethod
@@ -214,7 +213,7 @@ def kind_of(program: StepProgram, members: list[Instruction]) -> Kind:
             return Kind.REDUCTION
         case ir.Softmax() | ir.LogSumExp() if matrices[0]:
             return Kind.SOFTMAX
-        case ir.SampleCategorical() if matrices[0]:
+        case ir.SampleCategorical():
             return Kind.CATEGORICAL
         case ir.Decay():
             return Kind.DECAY
@@ -305,7 +304,7 @@ def _likeness(program: StepProgram, kernel: Kernel) -> tuple:
 
 
 def _can_share(program: StepProgram, kernel: Kernel) -> bool:
-    """Whether there is a template for several kernels like this: of matrices, and nothing more unusual."""
+    """Whether there is a template for several kernels like this: matrices in memory, nothing unusual."""
     if any(isinstance(i.op, ir.Random) for i in kernel.instructions):
         return False
     match kernel.kind:
