@@ -34,7 +34,7 @@ def product(*shapes: Shape) -> MatrixWork:
 
 
 def test_a_second_wave_of_tiles_takes_up_to_twice_the_time() -> None:
-    """132 multiprocessors: 12 × 11 tiles are one wave, 12 × 12 two, which hide some of each other's latency."""
+    """132 multiprocessors: 12 × 11 tiles are one wave; 12 × 12 are two, which hide some latency."""
     one, two = (product(Shape(64 * 12, 64 * n, 4096)).seconds(TILE, H100) for n in (11, 12))
     assert 1.5 < two / one <= 2
 

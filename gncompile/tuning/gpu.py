@@ -209,11 +209,15 @@ class GpuBench:
         numbers: dict[str, str] = {}
         for name in self.names(text):
             numbers[name] = f"t{len(numbers)}{self._pattern(name)}"
-        functions = {
-            name: str(signature) for (_, signature), (name, _) in self.writer.functions.items()
-        }
-        text = re.sub(r"\bkernels\.\w+", lambda m: functions[m[0].removeprefix("kernels.")], text)
+        functions = self._functions
+        text = re.sub(r"\bkernels\.(\w+)", lambda m: functions[m[1]], text)
         return _digest(re.sub(r"(?<![\w.])\w+", lambda m: numbers.get(m[0], m[0]), text))
+
+    @cached_property
+    def _functions(self) -> dict[str, str]:
+        """What each device function computes, with its parameters by number."""
+        written = self.writer.functions.items()
+        return {name: str(signature) for (_, signature), (name, _) in written}
 
     def names(self, text: str) -> list[str]:
         """The tensors in a text, in order of first appearance; keywords have another's name at times."""
