@@ -28,6 +28,7 @@ from .loss_rules import LossRules, loss_rules
 from .losses import Loss, SoftmaxCrossEntropy
 from .method_choice import AVERAGED, EXACT, SAMPLED, Choice, by_cost, given
 from .model_graph import Affine, ModelGraph
+from .optimiser.averages import AveragedForward, compare_average
 from .optimiser.guards import (
     choose_factor_damping,
     guard_factors,
@@ -227,6 +228,13 @@ class Phases:
             self.builder.results["evaluated_loss"] = value.name
             self.after = optimiser.penalty(value, "objective_after") if optimiser else value
 
+    def averages(self, optimiser: Optimiser) -> None:
+        """The loss of the batch at the averaged parameters, compared with that at the latest."""
+        with self.builder.phase("compare", sees=("gradient",)):
+            forward = AveragedForward.emit(self.builder, self.graph)
+            value = loss_rules(self.builder, self.loss, forward.output).value()
+            compare_average(optimiser, self.loss_value, value)
+
 
 def step_program(graph: ModelGraph, loss: Loss, settings: Settings) -> StepProgram:
     """The whole training step of ``graph`` under ``loss`` as one program (SPEC §7)."""
@@ -245,6 +253,8 @@ def step_program(graph: ModelGraph, loss: Loss, settings: Settings) -> StepProgr
     phases.evaluation(optimiser)
     if not settings.second_order:
         return builder.finish()
+    if settings.average:
+        phases.averages(optimiser)
 
     chosen = curvature_methods(graph, loss, settings)
     builder.methods, builder.reasons = chosen.methods, chosen.reasons

@@ -28,6 +28,7 @@ class HandwrittenKFRA:
     model: nn.Sequential
     refresh_every: int = 5
     damping: Tensor = field(init=False)
+    usual_length: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.layers = [m for m in self.model if isinstance(m, nn.Linear)]
@@ -39,6 +40,7 @@ class HandwrittenKFRA:
         ]
         like = self.layers[0].weight
         self.damping = like.new_tensor(0.1)
+        self.usual_length = like.new_tensor(0.0)
         self.root_kappa = self.damping.sqrt()
         self.steps = [torch.zeros_like(self.joined(layer)) for layer in self.layers]
         self.inputs: list[Tensor] = []
@@ -139,7 +141,8 @@ class HandwrittenKFRA:
     def sizes(
         self, activations: list[Tensor], directions: list[Tensor], gradients: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Step size and momentum that minimise ``bᵀc + ½ cᵀMc``, and that minimum."""
+        """Step size and momentum in [0, 1] that minimise ``bᵀc + ½ cᵀMc``, and that minimum; ``cᵀMc`` is at
+        most four times its running mean."""
         both = [directions, self.steps]
         tangents = [self.tangent(activations, d) for d in both]
         scale = 2 / activations[-1].numel()
@@ -158,7 +161,15 @@ class HandwrittenKFRA:
         c = -unit * torch.stack(
             [r[0] * scaled[1, 1] - r[1] * scaled[0, 1], r[1] * scaled[0, 0] - r[0] * scaled[0, 1]]
         )
-        c = c / determinant
+        momentum = (c[1] / determinant).clamp(0, 1)
+        c = torch.stack([-(b[0] + m[0, 1] * momentum) / m[0, 0], momentum])
+        length = c @ m @ c
+        longest = torch.where(self.usual_length > 0, 4 * self.usual_length, torch.inf)
+        c = torch.where(length > longest, c * (longest / length).sqrt(), c)
+        length = torch.minimum(length, longest)
+        mean = 0.9 * self.usual_length + 0.1 * length
+        mean = torch.where(self.usual_length > 0, mean, length)
+        self.usual_length = mean.to(self.damping.dtype)
         dtype = directions[0].dtype
         return c.to(dtype), (b @ c + c @ m @ c / 2).to(dtype)
 

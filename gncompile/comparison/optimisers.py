@@ -65,7 +65,10 @@ class Optimiser:
 
 
 class TrainerSteps:
-    """Steps of a :class:`~gncompile.optimiser.trainer.Trainer` with its defaults."""
+    """Steps of a :class:`~gncompile.optimiser.trainer.Trainer` with its defaults.
+
+    Losses are those of the model that ``fit`` would leave: with averaged parameters if these are better.
+    """
 
     def __init__(self, method: str, task: Task, model: nn.Module, seed: int) -> None:
         options: dict[str, Any] = {**task.options, "method": method}
@@ -78,6 +81,7 @@ class TrainerSteps:
 
     def settle(self, x: Tensor, y: Tensor) -> None:
         self.trainer.settle(x, y)
+        self.trainer.finish()
 
 
 def ours(method: str, unsuited: Callable[[Task], str] = lambda task: "") -> Optimiser:

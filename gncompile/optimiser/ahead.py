@@ -81,7 +81,18 @@ def plan(now: Due) -> Plan:
     elif now.inverses:
         step = ("invert", *step)
     checked = ("predict", "evaluate", "adapt") if now.damping else ()
-    return ("gradient", "guard", *factors, *step, "guard_step", "update", *checked, "report")
+    compared = ("compare",) if now.comparison else ()
+    return (
+        "gradient",
+        "guard",
+        *compared,
+        *factors,
+        *step,
+        "guard_step",
+        "update",
+        *checked,
+        "report",
+    )
 
 
 class DeferredStats:

@@ -139,8 +139,9 @@ def fit(
     unless ``continue_order=False``.
 
     ``validation`` ``(x, y)`` is evaluated every ``validate_every`` steps (default: an epoch) and after the
-    last one, at the averaged parameters if there are any. After ``early_stop`` validations without a better
-    loss the fit ends; parameters stay as they are, ``history.best`` tells the best record.
+    last one, as :meth:`Trainer.evaluate` does it. After ``early_stop`` validations without a better loss the
+    fit ends; ``history.best`` tells the best record. At its end the fit leaves in the model the averaged
+    parameters, if they are better than the latest (:meth:`Trainer.finish`).
     ``callbacks`` get each step's :class:`~gncompile.optimiser.records.Record`. They may raise, and
     ``trainer.save`` in one stores this step and the position of the next batch. On a CUDA device they make
     the host wait for every step; without them it reads statistics, and shows progress, only now and then,
@@ -197,6 +198,7 @@ def fit(
         tell(started.read())
     if checkpoint:
         trainer.save(checkpoint)
+    trainer.finish()
     return history
 
 

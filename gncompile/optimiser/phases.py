@@ -22,6 +22,7 @@ from ..loss_rules import LossRules
 from ..model_graph import Affine, Node
 from ..propagation import Forward, push_forward
 from ..step_program import Spec
+from .averages import average_parameters, parameter_average
 from .settings import Settings
 
 SMALLEST_TRACE = 1e-20
@@ -34,6 +35,8 @@ CHOSEN = {"length": -4, "momentum": -3, "predicted": -2, "step_size": -1}
 """Where the state ``step_sizes`` holds what describes a step; before these the step size of each layer."""
 USUAL = 0.9
 """Decay of the running mean of steps' squared lengths."""
+FELT = 0.01
+"""λ's share of the curvature along a step below which λ does not fall further."""
 
 
 @dataclass
@@ -128,9 +131,9 @@ class Optimiser:
         for kind, factors in (("Q", inputs), ("G", outputs)):
             for layer, factor in factors.items():
                 state = self._factor(kind, layer, factor.spec)
-                self._lerp(state, factor, epsilon, f"{kind}_average")
+                self.lerp(state, factor, epsilon, f"{kind}_average")
 
-    def _lerp(self, state: Value, now: Value, weight: Value, name: str) -> None:
+    def lerp(self, state: Value, now: Value, weight: Value, name: str) -> None:
         """``state ← w state + (1 − w) now``."""
         if self.settings.guarded:
             self.write(state, b + c * (a - b), {a: state, b: now, c: weight}, name)
@@ -315,7 +318,8 @@ class Optimiser:
                 self.builder.pointwise(a, {a: parameter}, into=saved, name="saved")
                 self.write(parameter, a + b, {a: parameter, b: change}, "moved")
         self._note_length()
-        self._average_parameters()
+        if self.settings.average:
+            average_parameters(self)
 
     def _note_length(self) -> None:
         """The running mean of ``cᵀMc``, which bounds the next step; it begins with the first step's."""
@@ -336,36 +340,27 @@ class Optimiser:
             pairs.append((bias, self._part("bias", layer, value)))
         return pairs
 
-    def _average_parameters(self) -> None:
-        decay = self.settings.average
-        if not decay:
-            return
-        count = self.scalar("averaged")
-        count = self.write(count, k + 1, {k: count}, "averaged_now")
-        weight = self.builder.pointwise(
-            minimum(1 - 1 / k, as_float(decay)), {k: count}, name="average_decay"
-        )
-        for layer in self.layers:
-            for parameter, _ in self._pairs(layer, self.last_step(layer)):
-                state, saved = self._parameter_average(parameter)
-                self.builder.pointwise(a, {a: state}, into=saved, name="saved_average")
-                self._lerp(state, parameter, weight, "averaged")
-
-    def _parameter_average(self, parameter: Value) -> tuple[Value, Value]:
-        """The running average of a parameter, and what it was before the last update."""
-        state = self.builder.state(f"average.{parameter.name}", parameter.spec)
-        return state, self.builder.state(f"last_good_average.{parameter.name}", parameter.spec)
+    def parameters(self) -> list[Value]:
+        """Every trained parameter."""
+        return [p for layer in self.layers for p, _ in self._pairs(layer, self.last_step(layer))]
 
     def adapt(self, before: Value, after: Value) -> Value:
-        """Levenberg-Marquardt: λ falls where ``ρ = (E(θ+δ) − E(θ)) / predicted > ¾``, rises below ¼."""
+        """Levenberg-Marquardt: λ falls where ``ρ = (E(θ+δ) − E(θ)) / predicted > ¾``, rises below ¼.
+
+        It falls only while it is felt, ``λ‖δ‖² > FELT · δᵀ(G + λI)δ``: below, steps would stay as they are,
+        and λ would be long in rising again.
+        """
         predicted = self.chosen(CHOSEN["predicted"])
         ratio = self.builder.pointwise((a - b) / c, {a: after, b: before, c: predicted}, name="rho")
         rho = d
         # A comparison with NaN is false, so a broken ratio falls through to the last branch and raises λ.
         quarter, three_quarters = sympy.Rational(1, 4), sympy.Rational(3, 4)
         factor = self._damping_factor
-        changed = select(rho - quarter, select(rho - three_quarters, a * factor, a), a / factor)
-        values = {a: self.damping, d: ratio}
+        lower = select(a * b - as_float(FELT) * c, a * factor, a)
+        changed = select(rho - quarter, select(rho - three_quarters, lower, a), a / factor)
+        steps = {layer: self.last_step(layer) for layer in self.layers}
+        values = {a: self.damping, b: self._inner(steps, steps), c: self.chosen(CHOSEN["length"])}
+        values |= {d: ratio}
         self.write(self.damping, self._bounded(changed), values, "damping_now")
         return ratio
 
@@ -400,13 +395,12 @@ class Optimiser:
                 earlier, values = select(b, earlier, c), values | {b: where, c: state}
             self.builder.pointwise(earlier, values, into=state, name=name)
 
-        for layer in self.layers:
-            for parameter, _ in self._pairs(layer, self.last_step(layer)):
-                saved = self.builder.state(f"last_good.{parameter.name}", parameter.spec)
-                take_back(parameter, a, {a: saved}, "restored")
-                if self.settings.average:
-                    state, saved = self._parameter_average(parameter)
-                    take_back(state, a, {a: saved}, "restored_average")
+        for parameter in self.parameters():
+            saved = self.builder.state(f"last_good.{parameter.name}", parameter.spec)
+            take_back(parameter, a, {a: saved}, "restored")
+            if self.settings.average:
+                state, saved = parameter_average(self.builder, parameter)
+                take_back(state, a, {a: saved}, "restored_average")
         if self.settings.average:
             count = self.scalar("averaged")
             take_back(count, k - 1, {k: count}, "averaged_before")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from ..pipeline import quadratic_program, tangent_program
 from ..runtime.executable import Executable
 from ..runtime.memory import dense
 from ..step_program import StepProgram
+from .averages import Averages
 from .reports import Reports
 
 
@@ -23,6 +24,7 @@ class Questions(Reports):
 
     updates: int
     _reader: BatchReader
+    _averages: Averages
 
     @property
     def damping(self) -> float | None:
@@ -101,15 +103,16 @@ class Questions(Reports):
         batch_size: int = 1000,
         averaged: bool | None = None,
     ) -> float:
-        """The data loss of a whole data set, in batches; at the averaged parameters if there are any.
+        """The data loss of a whole data set, in batches.
 
-        The mean over samples (the sum, for losses that sum). ``averaged=False`` asks for the current
-        parameters.
+        The mean over samples (the sum, for losses that sum), at the averaged parameters if these are better,
+        as far as the last comparison tells; ``averaged=True`` asks for them, ``averaged=False`` for the
+        latest.
         """
         count = (x if isinstance(x, Tensor) else x[0]).shape[0]
         sums = self.loss_function.scale.over == "sum"
         total = 0.0
-        with self.averaged_parameters(self.settings.average > 0 if averaged is None else averaged):
+        with self.averaged_parameters(averaged):
             for start in range(0, count, batch_size):
                 part = slice(start, start + batch_size)
                 xs = x[part] if isinstance(x, Tensor) else tuple(t[part] for t in x)
@@ -117,24 +120,13 @@ class Questions(Reports):
                 total += float(self.loss(xs, y[part])) * share
         return total
 
-    @contextmanager
-    def averaged_parameters(self, active: bool = True) -> Iterator[None]:
-        """Within this block the model's parameters are their running averages (``Settings.average``)."""
-        states = self._executable.memory.states
-        pairs = [
-            (self._executable.memory.parameter(leaf.op.key), states[f"average.{leaf.name}"])  # type: ignore
-            for leaf in self._executable.program.leaves("parameter")
-            if f"average.{leaf.name}" in states
-        ]
-        active = active and bool(pairs) and float(states["averaged"]) > 0
-        saved = [parameter.clone() for parameter, _ in pairs] if active else []
-        try:
-            for parameter, average in pairs if active else []:
-                parameter.copy_(average)
-            yield
-        finally:
-            for (parameter, _), old in zip(pairs, saved, strict=False):
-                parameter.copy_(old)
+    def averaged_parameters(self, averaged: bool | None = True) -> AbstractContextManager[None]:
+        """Within this block the model holds its averaged parameters (``Settings.average``).
+
+        With ``averaged=None`` only if they are better, as far as the last comparison tells; with False the
+        latest. A trainer without an average, or without an update, always has the latest.
+        """
+        return self._averages.shown(self._averages.better if averaged is None else averaged)
 
     def factors(self) -> dict[str, KroneckerFactors]:
         """The running averages of the curvature factors by layer, in full; empty before the first step."""

@@ -45,7 +45,7 @@ class Settings:
     l2: float | Mapping[str, float] = 0.0
     damping: float = 0.1
     """Initial Levenberg-Marquardt damping λ."""
-    damping_bounds: tuple[float, float] = (1e-8, 1e4)
+    damping_bounds: tuple[float, float] = (1e-30, 1e4)
     damping_rate: float = 0.95
     """ω: λ is multiplied by ω^T or divided by it every T = ``damping_period`` steps."""
     damping_period: int = 5
@@ -90,8 +90,9 @@ class Settings:
     """Sampled gradients a step for KFAC and its projections."""
     guarded: bool = False
     """Whether the program itself refuses bad steps, so that steps can run ahead of the host."""
-    average: float = 0.0
-    """Decay of the parameter average used for evaluation; 0 keeps none."""
+    average: float = 0.999
+    """Bound on the decay of the parameter average, which is over about the last ninth of the updates until
+    this binds; 0 keeps none. Evaluation uses it where it is better than the latest parameters."""
     memory_budget: int = 1 << 30
     """Bytes that a chunk of KFLR's columns may use."""
     learning_rate: float = 1e-3

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from .settings import Settings
 
+COMPARED = 10
+"""Steps between comparisons of the averaged parameters with the latest; one is a forward pass."""
+
 
 @dataclass(frozen=True)
 class Due:
@@ -21,6 +24,8 @@ class Due:
     """Whether every γ tried needs inverses of its own; eigendecompositions serve them all."""
     damping: bool
     """The check of ρ that adapts λ."""
+    comparison: bool
+    """Whether the averaged parameters are better than the latest."""
     quadratic: str
     """The phase that chooses step sizes: for each layer in the first steps, for all together later."""
 
@@ -34,5 +39,6 @@ def due(settings: Settings, updates: int, since_refresh: int) -> Due:
         factor_damping=updates > 0 and updates % settings.factor_damping_period == 0,
         inverts_each=not settings.exact_damping,
         damping=(updates + 1) % settings.damping_period == 0,
+        comparison=settings.average > 0 and updates > 0 and updates % COMPARED == 0,
         quadratic="layer_quadratic" if updates < settings.layer_steps else "quadratic",
     )

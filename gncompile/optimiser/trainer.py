@@ -18,6 +18,7 @@ from ..runtime import checkpoint
 from ..runtime.executable import Executable
 from . import fit
 from .ahead import AheadOfHost, DeferredStats
+from .averages import Averages
 from .first_order import FirstOrder
 from .phases import CHOSEN
 from .questions import Questions
@@ -58,6 +59,7 @@ class Trainer(Questions):
         self._executable = executable
         self._since_refresh = 0
         self._unconfirmed = False  # whether the last update has not been seen to give a finite loss
+        self._averages = Averages(executable)
         self._ahead = AheadOfHost(executable, settings) if settings.guarded else None
         self._first_order = None if settings.second_order else FirstOrder(settings, self.trained())
 
@@ -80,6 +82,7 @@ class Trainer(Questions):
         """
         inputs = self._reader.inputs(x)
         target = self._reader.target(inputs[0].shape[0], y)
+        self._averages.hide()
         if self._ahead:
             self._executable.load(inputs, target)
             stats, now = self._ahead.step(self.updates, self._since_refresh)
@@ -117,6 +120,8 @@ class Trainer(Questions):
     def _second_order_step(self) -> StepStats:
         executable = self._executable
         now = due(self.settings, self.updates, self._since_refresh)
+        if now.comparison:
+            executable.run("compare")
         if now.factors:
             executable.run("curvature", "columns_begin", "columns")
         # Without fresh factors their buffers hold an earlier batch's, or after a resume nothing.
@@ -179,12 +184,22 @@ class Trainer(Questions):
 
     def settle(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> None:
         """Undo the last update if the loss of ``(x, y)`` is not finite after it, as the next step would."""
+        self._averages.hide()
         if self._ahead:
             # Only after an update: a refused step would be counted twice.
             if self._executable.memory.states["ok"] and not math.isfinite(float(self.loss(x, y))):
                 self._executable.run("gradient", "guard", "guard_step")
         elif self._unconfirmed and not math.isfinite(float(self.loss(x, y))):
             self._undo()
+
+    def finish(self) -> None:
+        """Leave in the model what :meth:`evaluate` uses: its averaged parameters, if these are better.
+
+        ``fit`` ends so. Training can go on: the next step takes back the latest parameters, unless the
+        model has been given others in the meantime.
+        """
+        if self._averages.better:
+            self._averages.show()
 
     def _undo(self) -> None:
         """Return to the parameters before the last update, if that update is the suspect."""
@@ -260,7 +275,7 @@ class Trainer(Questions):
         """Everything a step reads or writes: groups of tensors by name (not copied), and plain numbers."""
         memory = self._executable.memory
         return {
-            "model": checkpoint.model_tensors(self.model),
+            "model": {**checkpoint.model_tensors(self.model), **self._averages.latest()},
             "states": dict(memory.states),
             "optimiser": self._first_order.state_dict() if self._first_order else {},
             "generator": memory.draws.state_dict(),
@@ -272,6 +287,7 @@ class Trainer(Questions):
         """Continue where ``state`` was taken; :class:`~gncompile.errors.CheckpointError`, and nothing is
         changed, if it is another model's."""
         checkpoint.check_state(self, state)
+        self._averages.forget()
         checkpoint.copy_tensors(checkpoint.model_tensors(self.model), state["model"])
         checkpoint.copy_tensors(self._executable.memory.states, state["states"])
         if self._first_order:

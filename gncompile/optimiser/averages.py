@@ -1,0 +1,136 @@
+"""The running average of the parameters: what it is, when it is better, and how a model is given it.
+
+Second-order steps are long, so on noisy batches the parameters move around a minimum; their mean lies nearer
+to it. While the loss falls without noise the latest parameters are the better ones. The program compares
+both from time to time, on a batch that no update has used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import sympy
+import torch
+from torch import Tensor
+
+from ..builder import ProgramBuilder, Value
+from ..functions import as_float, minimum, select
+from ..model_graph import Affine, Node
+from ..propagation import Forward
+from ..runtime.executable import Executable
+from ..runtime.memory import Memory
+
+if TYPE_CHECKING:
+    from .phases import Optimiser
+
+TAIL = 9
+"""The average is over about this part of all updates, one in so many: the last."""
+
+a, b, k = sympy.symbols("a b k", real=True)
+
+
+# --- In the program ------------------------------------------------------------------------------------
+
+
+def parameter_average(builder: ProgramBuilder, parameter: Value) -> tuple[Value, Value]:
+    """The running average of a parameter, and what it was before the last update."""
+    state = builder.state(f"average.{parameter.name}", parameter.spec)
+    return state, builder.state(f"last_good_average.{parameter.name}", parameter.spec)
+
+
+def average_parameters(optimiser: Optimiser) -> None:
+    """``θ̄ ← ε θ̄ + (1 − ε) θ``, ``ε = min(1 − 9/(k + 8), bound)`` at the k-th update.
+
+    Until the bound, ``Settings.average``, holds, that is a mean over about the last ninth of the updates
+    (polynomial-decay averaging; Shamir and Zhang, Stochastic Gradient Descent for Non-smooth Optimization,
+    2013, with η = 8).
+    """
+    builder, count = optimiser.builder, optimiser.scalar("averaged")
+    count = optimiser.write(count, k + 1, {k: count}, "averaged_now")
+    decay = minimum(1 - TAIL / (k + TAIL - 1), as_float(optimiser.settings.average))
+    weight = builder.pointwise(decay, {k: count}, name="average_decay")
+    for parameter in optimiser.parameters():
+        state, saved = parameter_average(builder, parameter)
+        builder.pointwise(a, {a: state}, into=saved, name="saved_average")
+        optimiser.lerp(state, parameter, weight, "averaged")
+
+
+class AveragedForward(Forward):
+    """The forward pass at the averaged parameters."""
+
+    def weight(self, node: Node) -> Value:
+        weight = super().weight(node)
+        if not isinstance(node.op, Affine):
+            return weight
+        return parameter_average(self.builder, weight)[0]
+
+    def bias(self, node: Node) -> Value | None:
+        bias = super().bias(node)
+        assert isinstance(node.op, Affine)
+        if bias is None or not node.op.homogeneous:
+            return bias
+        return parameter_average(self.builder, bias)[0]
+
+
+def compare_average(optimiser: Optimiser, loss: Value, averaged_loss: Value) -> None:
+    """The state ``average_is_better``: whether the loss of a fresh batch is lower at the averages."""
+    better = select(a - b, sympy.Integer(1), sympy.Integer(0))
+    state = optimiser.scalar("average_is_better")
+    optimiser.write(state, better, {a: loss, b: averaged_loss}, "better_now")
+
+
+# --- In the trainer ------------------------------------------------------------------------------------
+
+
+class Averages:
+    """Parameters of a model and their averages, and which of them the model holds."""
+
+    def __init__(self, executable: Executable) -> None:
+        memory: Memory = executable.memory
+        self._states = memory.states
+        leaves = executable.program.leaves("parameter")
+        averaged = [leaf for leaf in leaves if f"average.{leaf.name}" in memory.states]
+        self._names = [leaf.op.key for leaf in averaged]  # type: ignore[union-attr]
+        self._parameters = [memory.parameter(name) for name in self._names]
+        self._averages = [memory.states[f"average.{leaf.name}"] for leaf in averaged]
+        self._latest: list[Tensor] = []
+
+    @property
+    def better(self) -> bool:
+        """Whether the averages had the lower loss when they were last compared."""
+        return bool(self._averages) and float(self._states["average_is_better"]) > 0
+
+    def show(self) -> None:
+        """Give the model its averages; what it held is kept for :meth:`hide`."""
+        if not self._latest:
+            self._latest = [parameter.clone() for parameter in self._parameters]
+            for parameter, average in zip(self._parameters, self._averages, strict=True):
+                parameter.copy_(average)
+
+    def hide(self) -> None:
+        """Give the model back what :meth:`show` replaced, unless somebody has changed it since."""
+        latest, self._latest = self._latest, []
+        if latest and all(map(torch.equal, self._parameters, self._averages)):
+            for parameter, value in zip(self._parameters, latest, strict=True):
+                parameter.copy_(value)
+
+    @contextmanager
+    def shown(self, active: bool) -> Iterator[None]:
+        """Within this block the model holds its averages, or without ``active`` its latest parameters."""
+        before = bool(self._latest)
+        possible = bool(self._averages) and float(self._states["averaged"]) > 0
+        (self.show if active and possible else self.hide)()
+        try:
+            yield
+        finally:
+            (self.show if before else self.hide)()
+
+    def latest(self) -> dict[str, Tensor]:
+        """The latest parameters by name, where the model holds the averages instead."""
+        return dict(zip(self._names, self._latest, strict=True)) if self._latest else {}
+
+    def forget(self) -> None:
+        """Take what the model holds as its latest parameters, after a load."""
+        self._latest = []

@@ -1,0 +1,125 @@
+"""Averaged parameters: when they are used, what a model holds after a fit, and that training goes on from
+the latest ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import oracles
+import pytest
+import torch
+from torch import Tensor, nn
+from training import assert_same_state, compiled, network, samples, snapshot
+
+import gncompile
+from gncompile.data import Batches
+from gncompile.optimiser.timetable import COMPARED
+from gncompile.optimiser.trainer import Trainer
+
+
+def noisy(seed: int = 0, **options: object) -> tuple[Trainer, Batches]:
+    """A linear regression in which noise is all that is left: latest parameters move around the minimum."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(4000, 6, generator=generator, dtype=torch.float64)
+    y = x[:, :2] + torch.randn(4000, 2, generator=generator, dtype=torch.float64)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = nn.Linear(6, 2).double()
+    trainer = gncompile.compile(model, "mse", x[:2], **options)  # type: ignore[arg-type]
+    return trainer, Batches(x, y, batch_size=40, seed=seed)
+
+
+def values(trainer: Trainer) -> list[Tensor]:
+    return [p.detach().clone() for p in trainer.model.parameters()]
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(map(torch.equal, a, b))
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_the_average_is_better_on_noisy_batches(guarded: bool) -> None:
+    trainer, data = noisy(guarded=guarded)
+    trainer.fit(data, updates=200, progress=False)
+    losses = {kind: trainer.evaluate(data.x, data.y, averaged=kind) for kind in (None, True, False)}
+    best = oracles.mean_loss(least_squares(data), "mse", data.x, data.y)
+    assert losses[None] == losses[True] < losses[False]
+    # Averaging takes away most of what the latest parameters lose to noise.
+    assert losses[True] - best < (losses[False] - best) / 2
+
+
+def least_squares(data: Batches) -> nn.Linear:
+    """The minimum itself."""
+    extended = torch.cat([data.x, data.x.new_ones(len(data.x), 1)], dim=1)
+    solution = torch.linalg.lstsq(extended, data.y).solution
+    model = nn.Linear(6, 2).double()
+    with torch.no_grad():
+        model.weight.copy_(solution[:-1].T)
+        model.bias.copy_(solution[-1])
+    return model
+
+
+def test_the_latest_are_better_where_nothing_is_noise() -> None:
+    trainer, x, y = compiled(network()), *samples(30)
+    for _ in range(COMPARED + 1):
+        trainer.step(x, y)
+    assert trainer.evaluate(x, y) == trainer.evaluate(x, y, averaged=False)
+    assert trainer.evaluate(x, y) < trainer.evaluate(x, y, averaged=True)
+    latest = values(trainer)
+    trainer.finish()
+    assert same(values(trainer), latest)
+
+
+def test_a_fit_leaves_the_better_parameters_and_training_goes_on_from_the_latest() -> None:
+    whole, data = noisy()
+    whole.fit(data, updates=90, progress=False)
+    parted, data = noisy()
+    parted.fit(data, updates=50, progress=False)
+    with parted.averaged_parameters(True):
+        average = values(parted)
+    assert same(values(parted), average)
+    with parted.averaged_parameters(False):
+        latest = values(parted)
+    assert not same(average, latest)
+    assert same(values(parted), average)
+    parted.fit(data, updates=40, progress=False)
+    assert same(values(parted), values(whole))
+    assert_same_state(snapshot(parted), snapshot(whole))
+
+
+def test_parameters_given_to_the_model_after_a_fit_are_kept() -> None:
+    trainer, data = noisy()
+    trainer.fit(data, updates=50, progress=False)
+    given = torch.full_like(values(trainer)[0], 3.0)
+    with torch.no_grad():
+        trainer.model.weight.copy_(given)  # type: ignore[operator, union-attr]
+    x, y = data.x[:40], data.y[:40]
+    expected = oracles.mean_loss(trainer.model, "mse", x, y)
+    assert trainer.step(x, y).loss == pytest.approx(float(expected.detach()), rel=1e-12)
+
+
+def test_a_checkpoint_holds_the_latest(tmp_path: Path) -> None:
+    trainer, data = noisy()
+    trainer.fit(data, updates=50, progress=False)
+    shown = values(trainer)
+    trainer.save(tmp_path / "run.safetensors")
+    assert same(values(trainer), shown)
+    other = noisy(seed=1)[0].model
+    resumed = Trainer.resume(tmp_path / "run.safetensors", other)
+    resumed.fit(data, updates=10, progress=False)
+    again, data = noisy()
+    again.fit(data, updates=60, progress=False)
+    assert same(values(resumed), values(again))
+
+
+def test_without_an_average_the_latest_are_all_there_is() -> None:
+    for options in ({"average": 0.0}, {"method": "adam"}):
+        trainer, data = noisy(**options)
+        trainer.fit(data, updates=30, progress=False)
+        assert trainer.evaluate(data.x, data.y, averaged=True) == trainer.evaluate(data.x, data.y)
+
+
+def test_the_comparison_is_a_phase_of_its_own() -> None:
+    program = compiled(network()).program
+    assert "compare" in program.phases
+    assert "compare" not in compiled(network(), average=0.0).program.phases
