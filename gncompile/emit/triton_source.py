@@ -23,8 +23,9 @@ from ..schedule import Function, Kernel, Kind, Launch
 from ..step_program import Instruction, StepProgram
 from .torch_operations import Options
 from .torch_source import TorchWriter
+from .triton_calls import imports
 from .triton_functions import kernels_module, triton_function
-from .triton_templates import imports, planned
+from .triton_templates import planned
 
 HEADER = '''"""{title}
 

@@ -7,7 +7,6 @@ the plain form.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,53 +14,10 @@ from typing import TYPE_CHECKING
 from .. import step_program as ir
 from ..schedule import Function, Kernel, Kind, Launch, averaged_rows, function_of
 from ..step_program import Instruction
+from .triton_calls import PRECISION, call, grouped
 
 if TYPE_CHECKING:
     from .triton_source import TritonWriter
-
-IMPORTS = {
-    "congruence": ("congruence",),
-    "elementwise": (
-        "ElementwiseSettings",
-        "elementwise",
-        "grouped_elementwise",
-        "plan_elementwise_group",
-    ),
-    "gemm": ("gemm",),
-    "launches": ("run",),
-    "library": ("library_product",),
-    "precondition": ("Layer", "grouped_precondition"),
-    "random": ("Draw",),
-    "reduce": ("ReduceSettings", "grouped_reduce", "plan_sums", "reduce", "softmax"),
-    "sampling": ("advance", "categorical"),
-    "settings": ("MatrixSettings",),
-    "syrk": ("cross_moment", "syrk"),
-}
-"""The names a call may use, by the module of ``triton_kernels`` they come from."""
-
-MODULES = {
-    "products": "grouped_gemm",
-    "moments": "grouped_syrk",
-    "inverses": "inverse",
-    "tiles": "pointwise_groups",
-}
-"""Modules whose plans and problems have equal names, as they are called."""
-
-
-def imports(body: str) -> str:
-    """The imports of what the text of a step uses."""
-    lines = [
-        f"from gncompile.triton_kernels import {module} as {name}"
-        for name, module in MODULES.items()
-        if re.search(rf"\b{name}\.", body)
-    ]
-    for module, names in IMPORTS.items():
-        used = [name for name in names if re.search(rf"\b{name}[.(]", body)]
-        if used:
-            listed = used[0] if len(used) == 1 else f"({', '.join(used)})"
-            lines.append(f"from gncompile.triton_kernels.{module} import {listed}")
-    return "\n".join(lines)
-
 
 Kernels = tuple[Kernel, ...]
 Planner = Callable[["TritonWriter", Kernel, Function], list[str]]
@@ -97,36 +53,6 @@ def _groups(kind: Kind) -> Callable[[GroupPlanner], GroupPlanner]:
         return planner
 
     return register
-
-
-# --- text ---------------------------------------------------------------------------------------------
-
-PRECISION = "precision=precision"
-
-
-def _call(template: str, *arguments: str) -> list[str]:
-    """``*template.launches(arguments)`` as lines of a list."""
-    line = f"*{template}.launches({', '.join(arguments)}),"
-    if len(line) <= 88:
-        return [line]
-    return [f"*{template}.launches(", *(f"    {argument}," for argument in arguments), "),"]
-
-
-def _grouped(
-    template: str, plan: str, problems: Sequence[str], options: Sequence[str] = (), *words: str
-) -> list[str]:
-    """``*template.launches(plan([problems], options), words)``, a problem a line."""
-    return [
-        f"*{template}.launches(",
-        f"    {plan}(",
-        "        [",
-        *(f"            {problem}," for problem in problems),
-        "        ],",
-        *(f"        {option}," for option in options),
-        "    ),",
-        *(f"    {word}," for word in words),
-        "),",
-    ]
 
 
 # --- products -----------------------------------------------------------------------------------------
@@ -207,10 +133,10 @@ def _gemm(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
         return _library(w, (kernel,))
     *before, last = _products(w, kernel)
     how = (PRECISION, *_matrix_settings(w, (kernel,)))
-    lines = [x for p in before for x in _call("gemm", p.a, p.b, p.out, *p.words, *how)]
+    lines = [x for p in before for x in call("gemm", p.a, p.b, p.out, *p.words, *how)]
     of_tiles = (*_epilogue(w, kernel, function), *_further(w, kernel, function))
     words = (*last.words, *last.rest, *of_tiles, *how)
-    return lines + _call("gemm", last.a, last.b, last.out, *words)
+    return lines + call("gemm", last.a, last.b, last.out, *words)
 
 
 @_groups(Kind.GEMM)
@@ -225,14 +151,14 @@ def _grouped_gemm(w: TritonWriter, kernels: Kernels) -> list[str]:
     for stage in before:
         problems = [f"products.Problem({p.a}, {p.b}, {p.out})" for p in stage]
         options = *stage[0].words, *how
-        lines += _grouped("products.grouped_gemm", "products.plan_group", problems, options)
+        lines += grouped("products.grouped_gemm", "products.plan_group", problems, options)
     problems = [
         f"products.Problem({', '.join([p.a, p.b, p.out, *p.rest, *_further(w, kernel, function)])})"
         for p, kernel, function in zip(last, kernels, functions, strict=True)
     ]
     options = *last[0].words, *how
     words = _epilogue(w, kernels[0], functions[0])
-    return lines + _grouped(
+    return lines + grouped(
         "products.grouped_gemm", "products.plan_group", problems, options, *words
     )
 
@@ -244,7 +170,7 @@ def _moment(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
     operands = map(w.flattened, kernel.root.inputs)
     words = f"alpha=1 / {w.rows(kernel.root)}", *_homogeneous(kernel.root), PRECISION
     words = *words, *_matrix_settings(w, (kernel,))
-    return _call(template, *operands, w.home[kernel.root.name], *words)
+    return call(template, *operands, w.home[kernel.root.name], *words)
 
 
 @_groups(Kind.SECOND_MOMENT)
@@ -257,7 +183,7 @@ def _grouped_moments(w: TritonWriter, kernels: Kernels) -> list[str]:
         problems.append(f"moments.Moment({a}, {b[0] if b else None}, {w.home[kernel.root.name]})")
     options = *_homogeneous(kernels[0].root), PRECISION, *_matrix_settings(w, kernels)
     alpha = f"alpha=1 / {w.rows(kernels[0].root)}"
-    return _grouped("moments.grouped_moments", "moments.plan_moments", problems, options, alpha)
+    return grouped("moments.grouped_moments", "moments.plan_moments", problems, options, alpha)
 
 
 def _homogeneous(root: Instruction) -> list[str]:
@@ -276,7 +202,7 @@ def _congruence(w: TritonWriter, kernel: Kernel, function: Function) -> list[str
         scratch = w.own_scratch(kernel.stores[0], parts[ir.Multiply].spec.shape)
         words.append(f"scratch={scratch}")
         words += w.chosen("MatrixSettings", parts[ir.Multiply].name, "product_settings")
-    return _call("congruence", *words, PRECISION, *_matrix_settings(w, (kernel,)))
+    return call("congruence", *words, PRECISION, *_matrix_settings(w, (kernel,)))
 
 
 @_groups(Kind.PRECONDITION)
@@ -308,7 +234,7 @@ def _inverses(w: TritonWriter, kernels: Kernels) -> list[str]:
         problems.append(f"inverses.Inverse({factor}, {w.home[kernel.root.name]}, {damping})")
     options = ("precision=exact", *_matrix_settings(w, kernels))
     words = "iterations=2", f"restart={RESTART}", f"limit={RESIDUAL}"
-    return _grouped("inverses.newton_schulz", "inverses.plan_inverses", problems, options, *words)
+    return grouped("inverses.newton_schulz", "inverses.plan_inverses", problems, options, *words)
 
 
 # --- elementwise work and sums --------------------------------------------------------------------------
@@ -318,7 +244,7 @@ def _inverses(w: TritonWriter, kernels: Kernels) -> list[str]:
 def _elementwise(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
     words = w.device_function(kernel, function), w.operands(kernel, function.operands)
     settings = w.chosen("ElementwiseSettings", kernel.stores[0])
-    return _call("elementwise", *words, w.tensors(kernel.stores), *settings)
+    return call("elementwise", *words, w.tensors(kernel.stores), *settings)
 
 
 @_groups(Kind.ELEMENTWISE)
@@ -385,7 +311,7 @@ def _reduction(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]
     words += [f'over="{over}"'] if over else []
     words += [f"outputs={w.tensors(rest)}"] if rest else []
     words += w.chosen("ReduceSettings", kernel.stores[0])
-    return _call("reduce", *words, *_mean(w, root))
+    return call("reduce", *words, *_mean(w, root))
 
 
 def _summed(w: TritonWriter, kernel: Kernel, function: Function) -> str:
@@ -428,11 +354,11 @@ def _softmax(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
     root = kernel.root
     word = "out" if isinstance(root.op, ir.Softmax) else "log_sum"
     settings = w.chosen("ReduceSettings", kernel.stores[0])
-    return _call("softmax", w.home[root.inputs[0]], f"{word}={w.home[root.name]}", *settings)
+    return call("softmax", w.home[root.inputs[0]], f"{word}={w.home[root.name]}", *settings)
 
 
 @_plans(Kind.CATEGORICAL)
 def _categorical(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
     p, uniform = (w.operand(kernel, name) for name in kernel.root.inputs)
     of_tiles = (*_epilogue(w, kernel, function), *_further(w, kernel, function))
-    return _call("categorical", p, uniform, w.home[kernel.stores[0]], *of_tiles)
+    return call("categorical", p, uniform, w.home[kernel.stores[0]], *of_tiles)

@@ -22,7 +22,7 @@ from torch import Tensor
 from .. import step_program as ir
 from ..emit.reference import apply, moment
 from ..emit.torch_operations import Options
-from ..emit.triton_templates import imports
+from ..emit.triton_calls import imports
 from ..runtime.memory import padded_shape
 from ..schedule import REDUCTIONS, Kernel, Kind, is_elementwise
 from ..step_program import Instruction
