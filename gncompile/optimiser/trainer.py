@@ -285,7 +285,8 @@ class Trainer(Questions):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where ``state`` was taken; :class:`~gncompile.errors.CheckpointError`, and nothing is
-        changed, if it is another model's."""
+        changed, if it is another model's. Random draws start again from the seed where the state is that of
+        another kind of generator: of the Triton backend for any other, or of torch's on another device."""
         checkpoint.check_state(self, state)
         self._averages.forget()
         checkpoint.copy_tensors(checkpoint.model_tensors(self.model), state["model"])
