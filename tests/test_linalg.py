@@ -43,6 +43,21 @@ def test_what_rounding_makes_indefinite_is_clipped() -> None:
         torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_damping_below_rounding_is_that_of_rounding(dtype: torch.dtype) -> None:
+    """A matrix of rank 3: of its other eigenvalues, 0, only rounding is left, of either sign."""
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(60, 3, generator=generator, dtype=torch.float64)
+    m = (root @ root.T).to(dtype)
+    out = torch.empty_like(m)
+    damped_inverse(m, torch.tensor(1e-30, dtype=dtype), out)
+    values = torch.linalg.eigvalsh(out.double())
+    floor = torch.finfo(dtype).eps * float(m.trace())
+    assert float(values[0]) > 0
+    # Rounding shifts a zero eigenvalue by up to about half the floor, so its inverse by up to a factor of 2.
+    assert 0.5 < float(values[-1]) * floor < 2
+
+
 @pytest.mark.parametrize("place", [0, 39])
 def test_what_is_not_finite_gives_nan(place: int) -> None:
     m, out = torch.eye(40), torch.zeros(40, 40)

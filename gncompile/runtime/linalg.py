@@ -18,15 +18,17 @@ BLOCK = 256
 def damped_inverse(m: Tensor, damping: Tensor, out: Tensor, border: int = ALIGNMENT) -> None:
     """``out ← (M + c I)⁻¹`` for a symmetric M ``[d, d]`` or a diagonal one ``[d]``.
 
-    By Cholesky. Where rounding makes ``M + c I`` indefinite (c far below ``‖M‖`` times the precision) the
-    eigenvalues are clipped at c instead, so the result is always positive definite; on a device, where
-    nothing may wait for the host, ``out`` stays as it is. Cost d³ flops. The matrix is bordered by an
-    identity to a multiple of ``border``, because LAPACK handles some sizes up to half again as fast.
+    By Cholesky, with c at least ``ε tr M``: the small eigenvalues of a computed M are rounding of this size,
+    and a smaller c would make steps of it. Where ``M + c I`` is indefinite even so, the eigenvalues are
+    clipped at c, so the result is always positive definite; on a device, where nothing may wait for the
+    host, ``out`` stays as it is. Cost d³ flops. The matrix is bordered by an identity to a multiple of
+    ``border``, because LAPACK handles some sizes up to half again as fast.
     """
     if m.dim() < 2:
         torch.reciprocal(m + damping, out=out)
         return
     size = m.shape[0]
+    damping = torch.maximum(damping, m.diagonal().sum() * torch.finfo(m.dtype).eps)
     shifted = torch.eye(-(-size // border) * border, dtype=m.dtype, device=m.device)
     shifted[:size, :size] = m
     shifted.diagonal()[:size].add_(damping)
@@ -81,8 +83,9 @@ def precondition_eigen(
     out.copy_(rotated if u_q is None else rotated @ u_q.T)
 
 
-RIDGE = 1e-10
-"""Relative ridge of the small system: collinear directions share a step, a zero direction gets none."""
+RIDGE = 1e-13
+"""Relative ridge of the small system, some hundred roundings of its float64: collinear directions share a
+step, a zero direction gets none."""
 
 
 def step_sizes(
