@@ -26,8 +26,8 @@ from gncompile.tuning.cpu import CpuProblem
 from gncompile.tuning.problem import DEFAULT, Bench, Candidate, Key, TuningProblem, shown
 from gncompile.tuning.search import Found, search
 from gncompile.tuning.store import Store, entry_of
-from gncompile.tuning.tuner import tunable
 
+from .compiled import bench_of
 from .machine import environment
 from .problems import WIDTHS, autoencoder
 from .timing import CLOCKS, Clock
@@ -63,11 +63,7 @@ class Network:
             self.build(widths).to(device), self.loss, torch.zeros(2, widths[0], device=device),
             backend=backend, tune="off",
         )  # fmt: skip
-        place: dict[str, Any] = {"backend": backend, "device": device, "precision": "highest"}
-        return [
-            tunable(trainer.program, trainer.settings, scaled(batch, scale), trainer.dtype, **place)
-            for batch in batches
-        ]
+        return [bench_of(trainer, scaled(batch, scale)) for batch in batches]
 
 
 NETWORKS = {

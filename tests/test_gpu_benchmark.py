@@ -12,7 +12,7 @@ import torch
 
 import gncompile
 from benchmarks.compare import Check
-from benchmarks.gpu import kernels
+from benchmarks.gpu import kernels, tuning
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.clock import Clock
 from benchmarks.gpu.handwritten import SETTINGS, HandwrittenKFRA
@@ -165,3 +165,47 @@ def test_peers_that_are_missing_are_left_out() -> None:
     compiled = next(e for e in network.gradients() if "torch.compile" in e.name)
     with pytest.raises(Left, match="CUDA devices only"):
         compiled.prepare()
+
+
+# --- the stage of settings ----------------------------------------------------------------------------
+
+
+def test_without_triton_the_settings_are_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "record.json"
+    given = ["--dry-run", "--stages", "tuning", "--rounds", "1", "--output", str(file)]
+    assert main(given) == 0
+    (row, wall) = json.loads(file.read_text())["stages"]["tuning, batch 12"]
+    assert "TRITON_INTERPRET=1" in row["left_out"]
+    assert wall["name"] == "gncompile tune, quick: wall time"
+
+
+def test_geometric_means_are_of_launches_with_all_contenders() -> None:
+    times = {"a": (4.0, 1.0, 2.0), "b": (1.0, 1.0, 8.0)}
+    rows = [
+        Row(f"{launch}: {contender}", [seconds])
+        for launch, three in times.items()
+        for contender, seconds in zip(tuning.CONTENDERS, three, strict=True)
+    ]
+    rows += [
+        Row("c: default", [9.0]),
+        Row("c: tuned", error="ValueError"),
+        Row(tuning.WALL, [60.0]),
+    ]
+    found = {row.name: row.median for row in tuning.means(rows)}
+    assert found == {
+        "default, geometric mean": pytest.approx(2.0),
+        "tuned, geometric mean": pytest.approx(1.0),
+        "triton.autotune, geometric mean": pytest.approx(4.0),
+    }
+    assert tuning.means(rows[:2]) == []
+
+
+def test_what_was_measured_already_is_not_measured_again() -> None:
+    def called() -> None:
+        raise AssertionError("called")
+
+    (row,) = measured(
+        [Entry("known", lambda: Prepared(called, seconds=[3.0]))], CLOCK, lambda text: None
+    )
+    assert row.seconds == [3.0]
+    assert not row.error

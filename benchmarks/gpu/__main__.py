@@ -21,14 +21,14 @@ import torch
 from ..compare import Check
 from ..machine import environment, installed
 from ..problems import WIDTHS, Problem
-from . import kernels, layers, rates
+from . import kernels, layers, rates, tuning
 from .checks import checks, kernel_checks, odd_batch
 from .clock import Clock
 from .network import BASELINES, Network
 from .ours import STEADY, Engine
 from .rows import Entry, Row, free, measured, table
 
-STAGES = ("gradients", "curvature", "steps", "layers", "kernels")
+STAGES = ("gradients", "curvature", "steps", "layers", "kernels", "tuning")
 DRY_WIDTHS = (20, 16, 5, 16, 20)
 CUDA_RATES, DRY_RATES = (8192, 1 << 28), (64, 1 << 12)
 """Size of the matrices, and numbers copied: past every cache."""
@@ -187,7 +187,7 @@ def benchmark(run: Run) -> int:
         batch: Problem.make(options.model, widths, batch, "mse").on(clock.device)
         for batch in options.batch
     }
-    networks = {"gradients", "curvature", "steps", "kernels"} & set(options.stages)
+    networks = set(options.stages) - {"layers", "tuning"}  # which check what they time
     if networks:
         first = problems[options.batch[0]]
         for problem in (first, *([] if options.dry_run else [odd_batch(first)])):
@@ -235,6 +235,10 @@ def time_network(run: Run, batch: int, problem: Problem) -> None:
         run.stage(f"{problem.name}, batch {batch}", entries, **BASELINES)
     if "kernels" in options.stages:
         kernel_table(run, batch, problem)
+    if "tuning" in options.stages:
+        name = f"tuning, batch {batch}"
+        rows = run.stage(name, tuning.entries(run.engine, problem, run.clock))
+        run.show(f"means, {name}", tuning.means(rows), **{"/default": tuning.mean_name("default")})
 
 
 def kernel_table(run: Run, batch: int, problem: Problem) -> None:
