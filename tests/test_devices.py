@@ -26,6 +26,7 @@ from gncompile.optimiser.settings import Settings
 from gncompile.optimiser.timetable import due
 from gncompile.pipeline import factor_program, step_program
 from gncompile.runtime import graphs
+from gncompile.runtime.draws import PhiloxDraws
 from gncompile.runtime.executable import Executable
 from gncompile.runtime.graphs import Graphs, uncaptured_phases
 from gncompile.runtime.memory import Memory
@@ -234,6 +235,17 @@ def test_a_sequence_is_run_then_captured_then_replayed(monkeypatch: pytest.Monke
     assert seen[0] == seen[3] == parts
     assert seen[1] == [*capture, parts[0], "replay", "invert", *capture, parts[2], "replay"]
     assert seen[2] == ["replay", "invert", "replay"]
+
+
+def test_a_graph_needs_no_generator_for_philox(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its state is in device memory, where the graph itself counts on."""
+    executable, _ = on_cpu()
+    executable.memory.draws = PhiloxDraws(0, torch.device("cpu"))
+    tested, events = recorded(monkeypatch, executable)
+    executable.load((torch.zeros(5, WIDTH),), torch.zeros(5, OUTPUTS))
+    for _ in range(2):
+        tested.run(("gradient",))
+    assert events == ["gradient", "capture", "gradient", "replay"]
 
 
 @pytest.mark.parametrize(("inverse", "inverted"), [("cholesky", 4), ("newton_schulz", 0)])
