@@ -110,7 +110,8 @@ class CostModel:
     def buffer_bytes(self, order: Schedule | None = None) -> dict[str, int]:
         """Bytes of every work buffer, batch included; scratch space comes on top.
 
-        ``order`` gives the launches to follow; without, it is the program's own order.
+        ``order`` gives the launches to follow; without, it is the program's own order. What the torch backend
+        leaves out of that, :func:`~gncompile.passes.recompute.within_products` says.
         """
         batch = [leaf.name for kind in ("input", "target") for leaf in self.program.leaves(kind)]
         held = dict.fromkeys([*batch, *plan_buffers(self.program, order).values()])

@@ -23,6 +23,7 @@ from gncompile.frontends.torch_export import trace
 from gncompile.losses import Loss, resolve_loss
 from gncompile.model_graph import TracedModel
 from gncompile.optimiser.settings import Settings
+from gncompile.passes.recompute import within_products
 from gncompile.piecewise_linear import theorem
 from gncompile.pipeline import prepare, step_program
 from gncompile.runtime.executable import Executable
@@ -99,7 +100,7 @@ def test_work_buffers_are_what_is_allocated() -> None:
     allocated = executable.memory._flat
     columns = executable.chunk(7)
     assert columns == columns_within(program, 7, 8, executable.memory_budget)
-    expected = CostModel(program, 7, 8, columns=columns).buffer_bytes()
+    expected = CostModel(within_products(program), 7, 8, columns=columns).buffer_bytes()
     found = {name: flat.numel() * 8 for name, flat in allocated.items() if name in expected}
     assert found == expected
     assert all(name.startswith("scratch") for name in set(allocated) - set(expected))

@@ -13,7 +13,7 @@ from gncompile.builder import ProgramBuilder
 from gncompile.emit.torch_source import emit_torch
 from gncompile.errors import InternalError
 from gncompile.optimiser.trainer import Trainer
-from gncompile.passes.recompute import RECOMPUTED, products, recompute
+from gncompile.passes.recompute import KEPT, products, recompute
 from gncompile.step_program import StepProgram
 from gncompile.tuning.cpu import keys
 
@@ -57,14 +57,18 @@ def test_the_picture() -> None:
     ]
 
 
-def test_a_slope_is_not_in_the_emitted_file() -> None:
-    before = emit_torch(program())
-    after = emit_torch(program(), variants={"b": RECOMPUTED})
-    assert "torch.mul(h, h, out=b)" in before
-    assert 'memory.buffer("b"' in before
-    assert "out=b)" not in after
-    assert 'memory.buffer("b"' not in after
-    assert after.count("torch.ops.aten.tanh_backward.grad_input(") == 2
+def test_a_slope_is_in_the_emitted_file_if_it_is_to_be_kept() -> None:
+    kept = emit_torch(program(), variants={"b": KEPT})
+    assert "torch.mul(h, h, out=b)" in kept
+    assert 'memory.buffer("b"' in kept
+    default = emit_torch(program())
+    assert "out=b)" not in default
+    assert 'memory.buffer("b"' not in default
+    assert default.count("torch.ops.aten.tanh_backward.grad_input(") == 2
+
+
+def test_a_slope_that_a_moment_reads_stays() -> None:
+    assert "torch.mul(h, h, out=b)" in emit_torch(program("a moment"))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +84,7 @@ def test_what_something_else_reads_is_kept(reader: str) -> None:
 FUNCTIONS = {"tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "relu": nn.ReLU}
 
 
-def compiled(function: str, recomputed: bool, method: str) -> Trainer:
+def compiled(function: str, kept: bool, method: str) -> Trainer:
     torch.manual_seed(0)
     between = FUNCTIONS[function]
     net = nn.Sequential(
@@ -88,14 +92,13 @@ def compiled(function: str, recomputed: bool, method: str) -> Trainer:
     ).double()
     x = torch.zeros(30, 6, dtype=torch.float64)
     trainer = gncompile.compile(net, "mse", x, method, tune="off")
-    if not recomputed:
+    if not kept:
         return trainer
     rows = {"N": 30, "S": 3, **trainer.settings.rows(30)}
     found = keys(trainer.program, rows, torch.float64)
     slopes = [name for name, key in found.items() if key.kernel == f"slope_{function}"]
     assert len(slopes) > 1
-    variants = dict.fromkeys(slopes, RECOMPUTED)
-    return gncompile.compile(net, "mse", x, method, tune=variants)
+    return gncompile.compile(net, "mse", x, method, tune=dict.fromkeys(slopes, KEPT))
 
 
 @pytest.mark.parametrize(
@@ -106,9 +109,9 @@ def test_steps_are_the_same_but_for_rounding(function: str, method: str) -> None
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(30, d, generator=generator, dtype=torch.float64) for d in (6, 3))
     ends = []
-    for recomputed in (False, True):
-        trainer = compiled(function, recomputed, method)
-        assert ("_backward.grad_input(" in trainer.source) is recomputed
+    for kept in (False, True):
+        trainer = compiled(function, kept, method)
+        assert ("_backward.grad_input(" in trainer.source) is not kept
         for _ in range(4):
             trainer.step(x, y)
         ends.append(torch.cat([p.flatten() for p in trainer.trained().values()]))
@@ -118,7 +121,7 @@ def test_steps_are_the_same_but_for_rounding(function: str, method: str) -> None
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_the_gradient_is_that_of_autograd(function: str) -> None:
-    trainer = compiled(function, True, "kfra")
+    trainer = compiled(function, False, "kfra")
     generator = torch.Generator().manual_seed(1)
     x, y = (torch.randn(30, d, generator=generator, dtype=torch.float64) for d in (6, 3))
     first = next(iter(trainer.model.parameters()))

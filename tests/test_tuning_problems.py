@@ -76,7 +76,7 @@ def test_an_inverse_that_loses_digits_is_rejected(monkeypatch: pytest.MonkeyPatc
 def test_options_that_do_the_same_are_one_candidate() -> None:
     def widths(size: int) -> list[object]:
         return [
-            o.get("block", "default") for o in OPERATIONS["symmetric_product"].options((9, size))
+            o.get("block", "default") for o in OPERATIONS["symmetric_product"].options((200, size))
         ]
 
     assert widths(100) == ["default"]
@@ -88,6 +88,8 @@ def test_options_that_do_the_same_are_one_candidate() -> None:
         128,
         384,
     ]
+    few_rows = OPERATIONS["symmetric_product"].options((9, 300))
+    assert few_rows == [{}, {"block": 128}, {"block": 256}]
 
 
 def test_measuring_repeats_and_takes_the_shortest_time() -> None:

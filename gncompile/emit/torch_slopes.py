@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sympy import Expr
-
 from .. import step_program as ir
-from ..functions import select
-from ..passes.recompute import U, X
-
-SLOPES: Mapping[str, Expr] = {"tanh": 1 - X**2, "sigmoid": X * (1 - X), "relu": select(X, 1, 0)}
-"""Slopes in the function's own value x."""
+from ..passes.recompute import SLOPES, U, X
 
 KERNELS = {
     "tanh": "torch.ops.aten.tanh_backward.grad_input({0}, {1}, grad_input={out})",

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from .. import step_program as ir
 from ..errors import InternalError
 from ..passes.buffers import plan_buffers
-from ..passes.recompute import RECOMPUTED, recompute
+from ..passes.recompute import within_products
 from ..step_program import Dim, Instruction, Leaf, Op, Spec, StepProgram
 from .torch_operations import WRITERS, Options, compact
 from .torch_slopes import PRODUCTS
@@ -48,6 +48,7 @@ def emit_torch(
 
     ``variants`` gives the options of instructions by name, where they are not the defaults.
     """
+    program = within_products(program, variants)
     return TorchWriter(program, variants).module(title, summary)
 
 
@@ -57,9 +58,8 @@ class TorchWriter:
     header = HEADER
 
     def __init__(self, program: StepProgram, variants: Mapping[str, Options] | None = None) -> None:
+        self.program = program
         self.variants = variants or {}
-        slopes = [name for name, chosen in self.variants.items() if chosen == RECOMPUTED]
-        self.program = recompute(program, slopes)
         self.scratch: dict[str, tuple[Dim, ...]] = {}
         self.constants: dict[str, str] = {}
         # The tensor a value lives in: its own buffer, or the leaf it overwrites.

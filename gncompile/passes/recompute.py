@@ -1,22 +1,52 @@
-"""Slopes computed again where they multiply, in place of being kept in memory."""
+"""Slopes computed in the products that read them, in place of being kept in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import sympy
 
 from .. import step_program as ir
 from ..errors import InternalError
+from ..functions import select
 from ..schedule import storage
 from ..step_program import Instruction, StepProgram
 
-RECOMPUTED = {"slope": "recomputed"}
-"""The option of a slope that :func:`recompute` is to take out."""
-
 U, X = sympy.symbols("u x", real=True)
 """What the products multiply, and what the slope is computed from."""
+
+SLOPES: Mapping[str, sympy.Expr] = {
+    "tanh": 1 - X**2,
+    "sigmoid": X * (1 - X),
+    "relu": select(X, 1, 0),
+}
+"""Slopes in the function's own value x that torch has a kernel for the product with."""
+
+KEPT: Mapping[str, int | str | None] = {"slope": "kept"}
+"""The option of a slope that is to have memory of its own."""
+
+
+def within_products(
+    program: StepProgram, variants: Mapping[str, Mapping[str, int | str | None]] | None = None
+) -> StepProgram:
+    """The program as the torch backend computes it: :data:`SLOPES` within products, unless to be kept."""
+    chosen = variants or {}
+    slopes = [
+        i.name
+        for i in program
+        if slope_of(i) and chosen.get(i.name) != KEPT and products(program, i)
+    ]
+    return recompute(program, slopes)
+
+
+def slope_of(i: Instruction) -> str | None:
+    """The function in :data:`SLOPES` that an instruction computes the slope of."""
+    if not isinstance(i.op, ir.Pointwise) or len(i.op.symbols) != 1:
+        return None
+    (symbol,) = i.op.symbols
+    slope = i.op.expression.xreplace({symbol: X})
+    return next((name for name, expression in SLOPES.items() if expression == slope), None)
 
 
 def recompute(program: StepProgram, slopes: Collection[str]) -> StepProgram:

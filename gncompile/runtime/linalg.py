@@ -11,8 +11,9 @@ from torch import Tensor
 
 from .memory import ALIGNMENT
 
-BLOCK = 256
-"""Default width of the diagonal blocks of a symmetric product: below it one plain product is faster."""
+BLOCK, FEWEST_ROWS = 256, 128
+"""Default width of the diagonal blocks of a symmetric product: below it, and for sums of fewer rows, one
+plain product is faster."""
 
 
 def damped_inverse(m: Tensor, damping: Tensor, out: Tensor, border: int = ALIGNMENT) -> None:
@@ -151,15 +152,15 @@ def _solve(m: Tensor, b: Tensor) -> Tensor:
 
 
 def symmetric_product(
-    a: Tensor, b: Tensor, out: Tensor, alpha: float = 1.0, block: int | None = BLOCK
+    a: Tensor, b: Tensor, out: Tensor, alpha: float = 1.0, block: int | str | None = "auto"
 ) -> None:
     """``out ← α aᵀ b`` where the result is known to be symmetric (``b = M a``, or ``b = a``).
 
     Only blocks on and below the diagonal are multiplied, then mirrored: about half the flops of a plain
-    product once ``d`` is a few times ``block``; None makes it one plain product.
+    product once ``d`` is a few times ``block``. None makes it one plain product, "auto" decides by shape.
     """
     size = a.shape[-1]
-    blocks = 1 if block is None else -(-size // block)
+    blocks = block_count(a.shape[0], size, block)
     if blocks < 2:
         torch.mm(a.T, b, out=out)
         if alpha != 1.0:
@@ -178,7 +179,16 @@ def symmetric_product(
         out[left, rows] = out[rows, left].T
 
 
-def second_moment(a: Tensor, homogeneous: bool, out: Tensor, block: int | None = BLOCK) -> None:
+def block_count(rows: int, size: int, block: int | str | None) -> int:
+    """How many diagonal blocks of a width a symmetric product of ``[rows, size]`` has."""
+    if block == "auto":
+        block = BLOCK if rows >= FEWEST_ROWS else None
+    return 1 if block is None else -(-size // int(block))
+
+
+def second_moment(
+    a: Tensor, homogeneous: bool, out: Tensor, block: int | str | None = "auto"
+) -> None:
     """``out ← (1/N) Σ ā āᵀ`` over the rows of a ``[.., N, d]``, ``ā = [a, 1]`` where homogeneous.
 
     ``block`` is that of :func:`symmetric_product`.

@@ -5,7 +5,7 @@ symmetric_product   ``aᵀ b``, known to be symmetric: one plain product, or blo
 second_moment       ``(1/N) Σ ā āᵀ``: the same choice
 damped_inverse      ``(M + c I)⁻¹`` by Cholesky: M bordered to a multiple of 16, or as it is
 affine              ``x Wᵀ + b``: b within the product, or added after it
-slope_tanh, …       ``u ⊙ f'``: the slope kept in memory, or computed again within the product
+slope_tanh, …       ``u ⊙ f'``: the slope computed within the product, or kept in memory
 ==================  ==========================================================================
 
 Every variant is the same mathematics in another order of rounding. Which of them is fastest depends on the
@@ -28,9 +28,9 @@ from torch import Tensor
 
 from .. import step_program as ir
 from ..emit.torch_operations import Options
-from ..emit.torch_slopes import PRODUCTS, SLOPES
+from ..emit.torch_slopes import PRODUCTS
 from ..emit.torch_statements import torch_statements
-from ..passes.recompute import RECOMPUTED, U, X, products
+from ..passes.recompute import KEPT, SLOPES, U, X, products, slope_of
 from ..runtime import linalg
 from ..runtime.memory import ALIGNMENT, bind_shape
 from ..step_program import Instruction, StepProgram
@@ -105,10 +105,9 @@ class Operation(ABC):
 WIDTHS: tuple[Options, ...] = tuple({"block": width} for width in (None, 128, 256, 384, 512))
 
 
-def _blocks(size: int, options: Options) -> int:
+def _blocks(shape: tuple[int, ...], options: Options) -> int:
     """How many diagonal blocks a symmetric product of this size has."""
-    width = options.get("block", linalg.BLOCK)
-    return 1 if width is None else -(-size // int(width))
+    return linalg.block_count(shape[0], shape[1], options.get("block", "auto"))
 
 
 def _product_seconds(inner: int, size: int, blocks: int) -> float:
@@ -123,7 +122,7 @@ class SymmetricProduct(Operation):
 
     name = "symmetric_product"
     alternatives = WIDTHS
-    sources = (linalg.symmetric_product,)
+    sources = (linalg.symmetric_product, linalg.block_count)
 
     def shape_of(self, i: Instruction, program: StepProgram, dims: Mapping[str, int]) -> Shape:
         if not isinstance(i.op, ir.SymmetricProduct):
@@ -149,10 +148,10 @@ class SymmetricProduct(Operation):
         linalg.symmetric_product(a, b, out, **options)  # type: ignore[arg-type]
 
     def predicted(self, shape: tuple[int, ...], options: Options) -> float:
-        return _product_seconds(shape[0], shape[1], _blocks(shape[1], options))
+        return _product_seconds(shape[0], shape[1], _blocks(shape, options))
 
     def effect(self, shape: tuple[int, ...], options: Options) -> object:
-        return _blocks(shape[1], options)
+        return _blocks(shape, options)
 
 
 class SecondMoment(Operation):
@@ -160,7 +159,7 @@ class SecondMoment(Operation):
 
     name = "second_moment"
     alternatives = WIDTHS
-    sources = (linalg.second_moment, linalg.symmetric_product)
+    sources = (linalg.second_moment, linalg.symmetric_product, linalg.block_count)
 
     def shape_of(self, i: Instruction, program: StepProgram, dims: Mapping[str, int]) -> Shape:
         if not isinstance(i.op, ir.Moment) or len(i.inputs) > 1:
@@ -181,13 +180,13 @@ class SecondMoment(Operation):
 
     def run(self, operands: tuple[Tensor, ...], out: Tensor, options: Options) -> None:
         (a,) = operands
-        linalg.second_moment(a, out.shape[0] > a.shape[1], out, **options)  # type: ignore[arg-type]
+        linalg.second_moment(a, out.shape[0] > a.shape[1], out, **options)
 
     def predicted(self, shape: tuple[int, ...], options: Options) -> float:
-        return _product_seconds(shape[0], shape[1], _blocks(shape[1], options))
+        return _product_seconds(shape[0], shape[1], _blocks(shape, options))
 
     def effect(self, shape: tuple[int, ...], options: Options) -> object:
-        return _blocks(shape[1], options)
+        return _blocks(shape, options)
 
 
 class DampedInverse(Operation):
@@ -286,7 +285,7 @@ class Affine(Operation):
 class SlopeProduct(Operation):
     """``u ⊙ f'(x)``, for one f' and one u or more; shape ``(rows, size, products)``."""
 
-    alternatives = (RECOMPUTED,)
+    alternatives = (KEPT,)
     sources = ()
 
     def __init__(self, function: str) -> None:
@@ -294,10 +293,7 @@ class SlopeProduct(Operation):
         self.name = f"slope_{function}"
 
     def shape_of(self, i: Instruction, program: StepProgram, dims: Mapping[str, int]) -> Shape:
-        if not isinstance(i.op, ir.Pointwise) or len(i.op.symbols) != 1:
-            return None
-        (symbol,) = i.op.symbols
-        if i.op.expression.xreplace({symbol: X}) != SLOPES[self.function]:
+        if slope_of(i) != self.function:
             return None
         readers = products(program, i)
         return (*bind_shape(i.spec.shape, dims), len(readers)) if readers else None
@@ -317,21 +313,21 @@ class SlopeProduct(Operation):
 
     def run(self, operands: tuple[Tensor, ...], out: Tensor, options: Options) -> None:
         slope, x, *multiplied = operands
-        if options:
+        if options == KEPT:
+            self._alone(slope, x, x, out)
             for u in multiplied:
-                self._fused(slope, x, u, out)
+                torch.mul(u, slope, out=out)
             return
-        self._alone(slope, x, x, out)
         for u in multiplied:
-            torch.mul(u, slope, out=out)
+            self._fused(slope, x, u, out)
 
     def predicted(self, shape: tuple[int, ...], options: Options) -> float:
         rows, size, readers = shape
-        passes = readers if options else readers + len(self._slope)
+        passes = readers + len(self._slope) if options == KEPT else readers
         return passes * (3 * 4 * rows * size / BANDWIDTH + CALL)
 
     def effect(self, shape: tuple[int, ...], options: Options) -> object:
-        return options == RECOMPUTED
+        return options == KEPT
 
     def measured_code(self) -> list[str]:
         return [*super().measured_code(), *self._slope, self._product]
