@@ -102,23 +102,24 @@ class Pruned:
 def pruned(subject: Subject, bench: GpuBench) -> Pruned:
     """The default, then what fits the device and is not hopeless by the cost model, in the space's order."""
     work, figures = subject.work, bench.figures
-    default, *others = work.space()
+    space = work.space()
     fitting, removed = [], Counter[str]()
-    for settings in others:
+    # With the first, too: a template may adapt its default to what is fused.
+    for settings in space:
         lacking = work.misfit(settings, figures)
         if lacking is None:
             options: Options = dataclasses.asdict(settings)
             fitting.append(Candidate(options, work.seconds(settings, figures)))
         else:
             removed[lacking] += 1
-    first = Candidate(DEFAULT, work.seconds(default, figures))
+    first = Candidate(DEFAULT, work.seconds(space[0], figures))
     best = min(candidate.predicted for candidate in (first, *fitting))
     kept = [candidate for candidate in fitting if candidate.predicted <= HOPELESS * best]
     if len(kept) < len(fitting):
         removed["cost"] = len(fitting) - len(kept)
     # Before it is measured, nothing is known of a library's product but that it is a good one.
     library = [Candidate(LIBRARY, best)] if subject.is_plain else []
-    return Pruned((first, *library, *kept), 1 + len(library) + len(others), removed)
+    return Pruned((first, *library, *kept), 1 + len(library) + len(space), removed)
 
 
 @dataclass
