@@ -172,7 +172,7 @@ def gemm(
     left_inputs = transposed(prologue_a_inputs) if transpose_a else list(prologue_a_inputs)
     if settings is None:
         settings = default_settings(Shape(rows, columns, inner, batch), left.dtype, precision)
-        settings = with_results(settings, 1 + len(outputs))
+        settings = with_results(settings, 1 + len(outputs), left.dtype, precision)
     stored = [(i, tensor) for i, tensor in enumerate(outputs, start=1) if tensor is not None]
     for tensor in [tensor for _, tensor in stored] + ([] if add is None else [add]):
         require("an output or addend", tensor, rows, columns)

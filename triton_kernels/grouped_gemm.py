@@ -36,7 +36,7 @@ from .launches import (
     padded_operand,
     require,
 )
-from .settings import Precision, Shape, cdiv, matrix_default, with_results
+from .settings import Precision, Shape, cdiv, matrix_default, short_steps, with_results
 
 
 @triton.jit
@@ -113,16 +113,19 @@ def plan_group(
     pairs = [
         (p.a.mT if transpose_a else p.a, p.b if transpose_b else p.b.mT) for p in problems
     ]  # both [outer, K]
-    given = settings
+    given, dtype = settings, problems[0].a.dtype
     if settings is None:
         shapes = [Shape(len(left), len(right), left.shape[1]) for left, right in pairs]
-        settings = default_settings(shapes, problems[0].a.dtype, precision)
-        settings = with_results(settings, 1 + len(problems[0].outputs))
+        settings = default_settings(shapes, dtype, precision)
+        settings = with_results(settings, 1 + len(problems[0].outputs), dtype, precision)
     items = [_item(p, *pair, settings) for p, pair in zip(problems, pairs, strict=True)]
     table = tabulate(items)
-    if given is None and problems[0].epilogue_inputs and not any(table.arguments["ALIGNED"]):
+    if given is None and not any(table.arguments["ALIGNED"]):
         # Every element has an address of its own then: 4 warps ran out of registers.
-        settings = replace(settings, num_warps=8)
+        if problems[0].epilogue_inputs:
+            settings = replace(settings, num_warps=8)
+        else:
+            settings = short_steps(settings, dtype, precision)
     return Group(tuple(problems), transpose_a, transpose_b, precision, settings, table)
 
 

@@ -35,7 +35,7 @@ from .launches import (
     transposed,
 )
 from .moments import finish_moment, moment_part, moment_position, sum_parts, workspace_tile
-from .settings import MatrixSettings, Precision, Shape, matrix_default, tile_counts
+from .settings import MatrixSettings, Precision, Shape, matrix_default, short_steps, tile_counts
 from .syrk import cross_moment_reference, require_square, syrk_reference, workspace
 
 Settings = MatrixSettings
@@ -169,12 +169,16 @@ def plan_moments(
     """
     require_alike(moments)
     symmetric = moments[0].b is None
+    given = settings
     if settings is None:
         settings = default_settings([_shape(m, homogeneous) for m in moments], moments, precision)
     if symmetric:
         require_square(settings)
-    items = [_item(m, homogeneous, settings) for m in moments]
-    return Group(tuple(moments), symmetric, homogeneous, precision, settings, tabulate(items))
+    table = tabulate([_item(m, homogeneous, settings) for m in moments])
+    if given is None and not symmetric and not any(table.arguments["ALIGNED"]):
+        # Every element of two operands has an address of its own then: 4 warps ran out of registers.
+        settings = short_steps(settings, moments[0].a.dtype, precision)
+    return Group(tuple(moments), symmetric, homogeneous, precision, settings, table)
 
 
 def _shape(moment: Moment, homogeneous: bool) -> Shape:

@@ -21,7 +21,6 @@ from gncompile.triton_kernels.syrk import cross_moment, syrk
 
 TENSOR_CORES = {80: "mma", 90: "wgmma", 100: "tcgen05"}
 TENSOR_MEMORY = 512  # columns, on compute capability 100
-SPILLED = {80: 0, 90: 0, 100: 16}  # there a register or two, of the 128 that tensor memory leaves
 BATCH = 1000
 
 
@@ -44,7 +43,7 @@ def check(launches, capability, instruction):
     """Every launch fits, and the last product among them uses ``instruction``."""
     used = [resources(launch, capability) for launch in launches]
     for each in used:
-        assert each.spilled <= SPILLED[capability], each
+        assert each.spilled == 0, each
         assert not each.is_trap
         assert each.shared <= settings.SHARED_MEMORY[capability]
         assert each.tensor_memory <= TENSOR_MEMORY
@@ -103,6 +102,23 @@ def test_a_narrow_layer_splits_its_batch():
     launches = cross_moment.launches(v, x, gradient, alpha=1 / BATCH, homogeneous=True)
     assert [launch.grid for launch in launches] == [(1, 7), (1,)]
     check(launches, 90, "fma")
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_unaligned_operands_without_tensor_cores(capability):
+    """One narrow layer, whose rows are not padded, leaves no address of the group aligned."""
+    sizes = [(1000, 784), (25, 6)]
+    gradients = [
+        Moment(torch.empty(BATCH, n), torch.empty(BATCH, m), torch.empty(n, m + 1))
+        for n, m in sizes
+    ]
+    moments = plan_moments(gradients, homogeneous=True)
+    products = plan_group(
+        [Problem(torch.empty(n, m), torch.empty(m, m), torch.empty(n, m)) for n, m in sizes]
+    )
+    assert moments.settings.block_m == products.settings.block_m == 64
+    check(grouped_moments.launches(moments, alpha=1 / BATCH), capability, "fma")
+    check(grouped_gemm.launches(products), capability, "fma")
 
 
 @pytest.mark.parametrize("capability", [80, 90])
