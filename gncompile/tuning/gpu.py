@@ -70,6 +70,7 @@ GROUPED = "grouped_"
 SQUARE = (Kind.SECOND_MOMENT, Kind.CONGRUENCE, Kind.INVERSE)
 """Kinds whose tiles have to be square."""
 LARGEST = 1 << 16
+"""No setting is larger."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ class GpuBench:
         if options == LIBRARY:
             return kind == Kind.GEMM
         names = {field.name for field in dataclasses.fields(SETTINGS[kind])}
-        numbers = all(type(v) is int and 0 < v <= LARGEST for v in options.values())
+        numbers = all(_is_size(name, value) for name, value in options.items())
         square = kind not in SQUARE or options.get("block_m") == options.get("block_n")
         return options == DEFAULT or (options.keys() == names and numbers and square)
 
@@ -199,7 +200,7 @@ class GpuBench:
         """The elements of the subject's list of launches, as they are emitted with these options."""
         self.writer.variants = {subject.name: options}
         launch = Launch(subject.kernels[0].kind, subject.kernels)
-        return next(iter(planned(self.writer, launch)))[1]
+        return next(planned(self.writer, launch))[1]
 
     # --- what a subject is ------------------------------------------------------------------------------
 
@@ -321,6 +322,13 @@ def _inverse_space(
 ) -> tuple[MatrixSettings, ...]:
     # As emitted: below `high` an inverse would be as rough as its products.
     return inverse.space(shape.rows, dtype, "high" if precision == "medium" else precision)
+
+
+def _is_size(name: str, value: object) -> bool:
+    """Whether a setting is a number that a kernel can be compiled with."""
+    if type(value) is not int or not 0 < value <= LARGEST:
+        return False
+    return value.bit_count() == 1 or not name.startswith(("block", "num_warps"))
 
 
 def _two_dimensional(shape: tuple[int, ...]) -> tuple[int, int]:

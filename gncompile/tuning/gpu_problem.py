@@ -44,9 +44,9 @@ REPETITIONS = 100
 """Executions in one measurement at most."""
 
 TOLERANCE = 16.0
-"""Allowed relative error, in units of ``ε √k`` for sums of k terms; see :mod:`gncompile.tuning.cpu`."""
+"""Allowed relative error, in units of the rounding of sums of k terms, about ``ε √k``."""
 TRUNCATED = 2.0**-10
-"""ε of products at ``medium``, which cuts operands to TF32; what is exact otherwise is so to its type's ε."""
+"""Relative error of operands that ``medium`` cuts to TF32, and so of sums of products, however long."""
 GUESS = 0.02
 """Residual of the guess that an inverse is refined from; two iterations leave its fourth power."""
 
@@ -196,12 +196,13 @@ class GpuProblem:
 
     @property
     def _allowed(self) -> float:
-        dtype, precision = self.bench.dtype, self.bench.precision
-        epsilon = torch.finfo(dtype).eps
-        if dtype == torch.float32 and precision == "medium":
-            epsilon = TRUNCATED
-        left = GUESS**4 if self.subject.kernel.endswith(Kind.INVERSE) else 0.0
-        return TOLERANCE * epsilon * math.sqrt(max(self.key.shape)) + left
+        """Largest relative error of a right result."""
+        dtype = self.bench.dtype
+        rounded = torch.finfo(dtype).eps * math.sqrt(max(self.key.shape))
+        if dtype == torch.float32 and self.bench.precision == "medium":
+            rounded = max(rounded, TRUNCATED)
+        left = GUESS**4 if self.subject.kind == Kind.INVERSE else 0.0
+        return TOLERANCE * rounded + left
 
 
 class Scratch:

@@ -199,6 +199,7 @@ def test_options_of_another_kind_are_not_allowed() -> None:
     assert not of.allowed("gemm", tile)
     assert not of.allowed("congruence", matrix), "tiles must be square"
     assert not of.allowed("gemm", {**matrix, "block_m": "32) or print("})
+    assert not of.allowed("gemm", {**matrix, "block_m": 33})
     assert not of.allowed("congruence_product", LIBRARY)
     assert not of.allowed("nothing", DEFAULT)
 
