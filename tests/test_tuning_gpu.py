@@ -14,7 +14,7 @@ from small_model import write_model
 
 from gncompile.cli import main
 from gncompile.errors import GncompileError
-from gncompile.tuning.device import this_device
+from gncompile.tuning.device import this_device, versions
 
 pytest.importorskip("triton")
 from gncompile.triton_kernels.elementwise import ElementwiseSettings, space
@@ -94,6 +94,24 @@ def test_kinds_of_devices() -> None:
     assert this_device("interpreter").name == this_device().name
     with pytest.raises(GncompileError, match="unknown kind of device 'gpu'"):
         this_device("gpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024",
+         "550.54.15"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.10  Release Build",
+         "570.86.10"),
+        ("something else", "unknown"),
+    ],
+)  # fmt: skip
+def test_the_drivers_version_is_part_of_a_gpus_settings(
+    text: str, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda self, **options: text)
+    assert versions("cuda")["driver"] == version
+    assert versions("cpu")["driver"] != version
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -123,6 +123,17 @@ def test_entries_of_other_code_are_stale() -> None:
         assert from_store(Store.open(), CpuBench({"inverse": replace(KEY, source="new")})) == {}
 
 
+def test_an_entry_of_another_form_is_neither_used_nor_stale(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    """One kernel at one shape, with other arguments or another device function."""
+    saved(entry(replace(KEY, form="one")))
+    assert from_store(Store.open(), CpuBench({"inverse": replace(KEY, form="other")})) == {}
+    assert not recwarn
+    wanted = CpuBench({"inverse": replace(KEY, form="one")})
+    assert from_store(Store.open(), wanted) == {"inverse": BORDER}
+
+
 def test_no_warning_once_a_stale_entry_is_measured_anew(recwarn: pytest.WarningsRecorder) -> None:
     saved(entry(), entry(replace(KEY, source="new")))
     assert from_store(Store.open(), CpuBench({"inverse": replace(KEY, source="new")})) == {
