@@ -260,13 +260,15 @@ def write(found: Sequence[Alignment], folder: Path) -> Path:
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for panel, (task, damping) in zip(axes, panels, strict=True):
         own = [each for each in found if (each.task, each.damping) == (task, damping)]
-        for method in dict.fromkeys(each.method for each in own):
+        for number, method in enumerate(("gradient", *METHODS)):
             points = [(each.updates, each.cosine) for each in own if each.method == method]
-            panel.plot(*zip(*points, strict=True), "o-", label=method, markersize=4)
+            if points:
+                colour = f"C{number}"
+                panel.plot(*zip(*points, strict=True), "o-", color=colour, label=method, ms=4)
         panel.set(title=f"{task}, λ = {damping:g}", xlabel="updates", ylim=(0, 1.02))
         panel.grid(visible=True, alpha=0.3)
+        panel.legend(fontsize=8)
     axes[0].set_ylabel("cosine with the exact update")
-    axes[-1].legend(fontsize=8)
     with atomic_path(folder / "alignment.png") as temporary:
         figure.savefig(temporary)
     return path
