@@ -96,7 +96,7 @@ def _at(
         seeds = range(DRAWS if method in SAMPLED else 1)
         updates[method] = [step.update(model, x, y, damping, seed) for seed in seeds]
     product = gauss_newton(model, task.objective, x, y)
-    # Without a preconditioner: KFRA's factored inverse makes iterations three times as long, and no fewer.
+    # Without a preconditioner: KFRA's factored inverse made iterations four times as long and hardly fewer.
     newton, iterations = conjugate_gradients(product, gradient, damping)
     rest = add(add(product(newton), newton, damping), gradient, 1.0)
     residual = (dot(rest, rest) / dot(gradient, gradient)) ** 0.5
