@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 SETTINGS = {
     "trace_correction": False,
+    "average": 0.0,
     "layer_steps": 0,
     "factor_damping_period": 10**9,
 }
@@ -28,6 +29,7 @@ class HandwrittenKFRA:
     model: nn.Sequential
     refresh_every: int = 5
     damping: Tensor = field(init=False)
+    length: Tensor = field(init=False)
     usual_length: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -154,7 +156,7 @@ class HandwrittenKFRA:
         b = torch.stack([inner(d, gradients) for d in both]).double()
         diagonal = m.diagonal()
         unit = torch.where(diagonal > 0, diagonal.clamp(min=0).rsqrt(), 0.0)
-        scaled = unit[:, None] * m * unit + 1e-10 * torch.eye(2, dtype=m.dtype, device=m.device)
+        scaled = unit[:, None] * m * unit + 1e-13 * torch.eye(2, dtype=m.dtype, device=m.device)
         # Cramer's rule: a library's solver would wait for the device.
         r = unit * b
         determinant = scaled[0, 0] * scaled[1, 1] - scaled[0, 1] ** 2
@@ -167,6 +169,7 @@ class HandwrittenKFRA:
         longest = torch.where(self.usual_length > 0, 4 * self.usual_length, torch.inf)
         c = torch.where(length > longest, c * (longest / length).sqrt(), c)
         length = torch.minimum(length, longest)
+        self.length = length.to(self.damping.dtype)
         mean = 0.9 * self.usual_length + 0.1 * length
         mean = torch.where(self.usual_length > 0, mean, length)
         self.usual_length = mean.to(self.damping.dtype)
@@ -185,11 +188,12 @@ class HandwrittenKFRA:
         return r
 
     def adapt(self, rho: Tensor) -> None:
-        """Levenberg-Marquardt."""
+        """Levenberg-Marquardt; the damping falls only while it is 1 % of the curvature along the step."""
         factor = 0.95**5
-        lower = torch.where(rho > 0.75, self.damping * factor, self.damping)
+        is_felt = self.damping * inner(self.steps, self.steps) > 0.01 * self.length
+        lower = torch.where((rho > 0.75) & is_felt, self.damping * factor, self.damping)
         changed = torch.where(rho > 0.25, lower, self.damping / factor)
-        self.damping = changed.clamp(1e-8, 1e4)
+        self.damping = changed.clamp(1e-30, 1e4)
 
 
 def with_one(a: Tensor) -> Tensor:
