@@ -30,7 +30,7 @@ from .launches import Launch, Number, Template, arithmetic
 from .launches import launch as make_launch
 from .pointwise_groups import Group, Problem, group_matrices, group_tile, plan_group
 from .settings import MatrixSettings, Precision, Shape, matrix_default, matrix_space
-from .tiles import Operand, load_tiles, multiply_tile, store_symmetric, store_tile
+from .tiles import Operand, load_tile, multiply_tile, store_symmetric, store_tile
 
 Settings = MatrixSettings
 
@@ -88,7 +88,8 @@ def cost(size: int, iterations: int = 2, itemsize: int = 4) -> tuple[int, int]:
 @triton.jit
 def symmetric_operand(x, size):
     """A matrix with contiguous rows, as either side of a product."""
-    return Operand(x.pointer, x.row, x.column, 0, size, size)
+    pointer, row, column, _ = x
+    return Operand(pointer, row, column, 0, size, size)
 
 
 @triton.jit
@@ -113,15 +114,15 @@ def residual_kernel(
     )  # fmt: skip
     row_mask = rows < size
     column_mask = columns < size
-    damping = tl.load(matrices[DAMPING].pointer).to(ACCUMULATOR)
-    old = load_tiles((x,), rows, columns, row_mask, column_mask, ("full",), ACCUMULATOR)[0]
+    damping = tl.load(matrices[DAMPING][0]).to(ACCUMULATOR)
+    old = load_tile(x, rows, columns, row_mask, column_mask, "full", ACCUMULATOR)
     product += damping * old
     store_tile(out, product, rows, columns, row_mask, column_mask)
     if GUARD:
         mask = row_mask[:, None] & column_mask[None, :]
         unit = (rows[:, None] == columns[None, :]).to(ACCUMULATOR)
         residual = tl.where(mask, unit - product, 0.0).to(tl.float64)
-        moved = load_tiles((a,), rows, columns, row_mask, column_mask, ("full",), ACCUMULATOR)[0]
+        moved = load_tile(a, rows, columns, row_mask, column_mask, "full", ACCUMULATOR)
         moved = tl.where(mask, moved + damping * unit, 0.0).to(tl.float64)
         at = partial + 2 * tl.program_id(0)
         tl.store(at, tl.sum(tl.sum(residual * residual, axis=1), axis=0))
@@ -160,11 +161,9 @@ def restart_kernel(
         row_mask = rows < size
         column_mask = columns < size
         c = tl.load(start + problem).to(ACCUMULATOR)
-        damping = tl.load(matrices[DAMPING].pointer).to(ACCUMULATOR)
+        damping = tl.load(matrices[DAMPING][0]).to(ACCUMULATOR)
         unit = (rows[:, None] == columns[None, :]).to(ACCUMULATOR)
-        a = load_tiles(
-            (matrices[A],), rows, columns, row_mask, column_mask, ("full",), ACCUMULATOR
-        )[0]
+        a = load_tile(matrices[A], rows, columns, row_mask, column_mask, "full", ACCUMULATOR)
         store_tile(matrices[X], c * unit, rows, columns, row_mask, column_mask)
         moved = c * (a + damping * unit)
         store_tile(matrices[INPUTS], moved, rows, columns, row_mask, column_mask)
@@ -195,7 +194,7 @@ def update_kernel(
         )  # fmt: skip
         row_mask = rows < size
         column_mask = columns < size
-        old = load_tiles((x,), rows, columns, row_mask, column_mask, ("full",), ACCUMULATOR)[0]
+        old = load_tile(x, rows, columns, row_mask, column_mask, "full", ACCUMULATOR)
         value = 2.0 * old - product
         store_symmetric(out, value, rows, columns, row_mask, column_mask, row == column)
 
@@ -212,13 +211,11 @@ def settle_kernel(
     matrices = group_matrices(entry, 0, INPUTS + 2, TYPES, UNITS, ALIGNED)
     row_mask = rows < size
     column_mask = columns < size
-    value = load_tiles(
-        (matrices[CURRENT],), rows, columns, row_mask, column_mask, ("full",), ACCUMULATOR
-    )[0]
+    value = load_tile(matrices[CURRENT], rows, columns, row_mask, column_mask, "full", ACCUMULATOR)
     if INPUTS > FALLBACK:
-        kept = load_tiles(
-            (matrices[FALLBACK],), rows, columns, row_mask, column_mask, ("full",), ACCUMULATOR
-        )[0]
+        kept = load_tile(
+            matrices[FALLBACK], rows, columns, row_mask, column_mask, "full", ACCUMULATOR
+        )
         value = tl.where(tl.load(tripped + tl.load(entry + 3)) != 0, kept, value)
     store_tile(matrices[X], value, rows, columns, row_mask, column_mask)
 

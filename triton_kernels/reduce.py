@@ -25,7 +25,7 @@ from .language import tl, triton
 from .launches import Input, Launch, Number, Template, factor, in_memory, kinds, matrix
 from .pointwise_groups import Group, Problem, group_matrices, group_tile, plan_group
 from .settings import PROCESSORS, bytes_of, wide_tile
-from .tiles import load_tiles, scale, store_tile
+from .tiles import load_tile, load_tiles, scale, store_tile
 
 Over = Literal["all", "rows", "columns"]
 """The dimensions that are summed away."""
@@ -201,7 +201,7 @@ def softmax_kernel(
     for first in range(0, column_count, BLOCK_N):
         columns = first + tl.arange(0, BLOCK_N)
         mask = columns < column_count
-        (tile,) = load_tiles((x,), rows, columns, row_mask, mask, ("full",), DTYPE)
+        tile = load_tile(x, rows, columns, row_mask, mask, "full", DTYPE)
         tile = tl.where(mask[None, :], tile, float("-inf"))
         larger = tl.maximum(largest, tl.max(tile, axis=1))
         shift = tl.where(larger == float("-inf"), 0.0, larger).to(DTYPE)
@@ -215,7 +215,7 @@ def softmax_kernel(
         for first in range(0, column_count, BLOCK_N):
             columns = first + tl.arange(0, BLOCK_N)
             mask = columns < column_count
-            (tile,) = load_tiles((x,), rows, columns, row_mask, mask, ("full",), DTYPE)
+            tile = load_tile(x, rows, columns, row_mask, mask, "full", DTYPE)
             probability = accurate.exp(tile - shift[:, None]) / total[:, None]
             store_tile(out, probability, rows, columns, row_mask, mask)
 

@@ -11,7 +11,7 @@ from .elementwise import arithmetic_type
 from .language import tl, triton
 from .launches import Input, Launch, Template, kind, kinds, matrix, require
 from .reduce import ReduceSettings, default_settings
-from .tiles import load_tile, load_tiles, store_results
+from .tiles import load_tile, store_results
 
 
 @triton.jit
@@ -44,11 +44,12 @@ def categorical_kernel(
     for first in range(0, column_count, BLOCK_N):
         columns = first + tl.arange(0, BLOCK_N)
         mask = columns < column_count
-        (tile,) = load_tiles((p,), rows, columns, row_mask, mask, ("full",), DTYPE)
+        tile = load_tile(p, rows, columns, row_mask, mask, "full", DTYPE)
         reached = below[:, None] + tl.cumsum(tile, axis=1)
         passed = (reached <= uniform) & mask[None, :]
         choice += tl.sum(passed.to(tl.int32), axis=1)
-        below += tl.sum(tile, axis=1)
+        # Not `+= tl.sum(tile)`: a sum whose last value is not read ends the compiler of Triton 3.6.
+        below = tl.max(reached, axis=1)
     choice = tl.minimum(choice, column_count - 1)
     for first in range(0, column_count, BLOCK_N):
         columns = first + tl.arange(0, BLOCK_N)
