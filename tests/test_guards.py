@@ -106,10 +106,10 @@ def test_an_update_that_breaks_the_loss_is_undone() -> None:
     _, guarded = trainers(average=0.9)
     guarded.step(*batch(0))
     good = parameters(guarded)
+    guarded.step(*batch(1))
     averages = [
         v.clone() for k, v in guarded.state_dict()["states"].items() if k.startswith("average.")
     ]
-    guarded.step(*batch(1))
     damping = guarded.damping
     assert damping is not None
     with torch.no_grad():

@@ -34,27 +34,24 @@ a, b, k = sympy.symbols("a b k", real=True)
 # --- In the program ------------------------------------------------------------------------------------
 
 
-def parameter_average(builder: ProgramBuilder, parameter: Value) -> tuple[Value, Value]:
-    """The running average of a parameter, and what it was before the last update."""
-    state = builder.state(f"average.{parameter.name}", parameter.spec)
-    return state, builder.state(f"last_good_average.{parameter.name}", parameter.spec)
+def parameter_average(builder: ProgramBuilder, parameter: Value) -> Value:
+    """The running average of a parameter."""
+    return builder.state(f"average.{parameter.name}", parameter.spec)
 
 
 def average_parameters(optimiser: Optimiser) -> None:
-    """``θ̄ ← ε θ̄ + (1 − ε) θ``, ``ε = min(1 − 9/(k + 8), bound)`` at the k-th update.
+    """``θ̄ ← ε θ̄ + (1 − ε) θ``, ``ε = min(1 − 9/(k + 8), bound)``, before the k-th update moves θ.
 
-    Until the bound, ``Settings.average``, holds, that is a mean over about the last ninth of the updates
-    (polynomial-decay averaging; Shamir and Zhang, Stochastic Gradient Descent for Non-smooth Optimization,
-    2013, with η = 8).
+    So only parameters whose loss has been seen to be finite enter. Until the bound, ``Settings.average``,
+    holds, that is a mean over about the last ninth of the updates (polynomial-decay averaging; Shamir and
+    Zhang, Stochastic Gradient Descent for Non-smooth Optimization, 2013, with η = 8).
     """
     builder, count = optimiser.builder, optimiser.scalar("averaged")
     count = optimiser.write(count, k + 1, {k: count}, "averaged_now")
     decay = minimum(1 - TAIL / (k + TAIL - 1), as_float(optimiser.settings.average))
     weight = builder.pointwise(decay, {k: count}, name="average_decay")
     for parameter in optimiser.parameters():
-        state, saved = parameter_average(builder, parameter)
-        builder.pointwise(a, {a: state}, into=saved, name="saved_average")
-        optimiser.lerp(state, parameter, weight, "averaged")
+        optimiser.lerp(parameter_average(builder, parameter), parameter, weight, "averaged")
 
 
 class AveragedForward(Forward):
@@ -64,14 +61,14 @@ class AveragedForward(Forward):
         weight = super().weight(node)
         if not isinstance(node.op, Affine):
             return weight
-        return parameter_average(self.builder, weight)[0]
+        return parameter_average(self.builder, weight)
 
     def bias(self, node: Node) -> Value | None:
         bias = super().bias(node)
         assert isinstance(node.op, Affine)
         if bias is None or not node.op.homogeneous:
             return bias
-        return parameter_average(self.builder, bias)[0]
+        return parameter_average(self.builder, bias)
 
 
 def compare_average(optimiser: Optimiser, loss: Value, averaged_loss: Value) -> None:

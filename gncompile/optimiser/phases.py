@@ -22,7 +22,7 @@ from ..loss_rules import LossRules
 from ..model_graph import Affine, Node
 from ..propagation import Forward, push_forward
 from ..step_program import Spec
-from .averages import average_parameters, parameter_average
+from .averages import average_parameters
 from .settings import Settings
 
 SMALLEST_TRACE = 1e-20
@@ -305,6 +305,8 @@ class Optimiser:
 
     def update(self, deltas: Mapping[str, Value]) -> None:
         """``δ ← c_l Δ_l + c_m δ`` for each layer l, ``θ ← θ + δ``; θ before it is kept for ``restore``."""
+        if self.settings.average:
+            average_parameters(self)
         for number, (layer, delta) in enumerate(deltas.items()):
             step = self.last_step(layer)
             values = {a: delta, b: self.chosen(number)}
@@ -318,8 +320,6 @@ class Optimiser:
                 self.builder.pointwise(a, {a: parameter}, into=saved, name="saved")
                 self.write(parameter, a + b, {a: parameter, b: change}, "moved")
         self._note_length()
-        if self.settings.average:
-            average_parameters(self)
 
     def _note_length(self) -> None:
         """The running mean of ``cᵀMc``, which bounds the next step; it begins with the first step's."""
@@ -388,19 +388,10 @@ class Optimiser:
             self.builder.emit(ir.Zeros(step.spec), into=step, name="no_step")
 
     def restore(self, where: Value | None = None) -> None:
-        """Parameters, and their averages, as they were before the last update, if ``where`` is positive."""
-
-        def take_back(state: Value, earlier: sympy.Expr, values: dict, name: str) -> None:
-            if where is not None:
-                earlier, values = select(b, earlier, c), values | {b: where, c: state}
-            self.builder.pointwise(earlier, values, into=state, name=name)
-
+        """Parameters as they were before the last update, if ``where`` is positive."""
         for parameter in self.parameters():
             saved = self.builder.state(f"last_good.{parameter.name}", parameter.spec)
-            take_back(parameter, a, {a: saved}, "restored")
-            if self.settings.average:
-                state, saved = parameter_average(self.builder, parameter)
-                take_back(state, a, {a: saved}, "restored_average")
-        if self.settings.average:
-            count = self.scalar("averaged")
-            take_back(count, k - 1, {k: count}, "averaged_before")
+            earlier, values = a, {a: saved}
+            if where is not None:
+                earlier, values = select(b, a, c), {a: saved, b: where, c: parameter}
+            self.builder.pointwise(earlier, values, into=parameter, name="restored")
