@@ -8,12 +8,9 @@ from torch import Tensor, nn
 from gncompile.api import understand
 from gncompile.costs import CostModel
 from gncompile.optimiser.settings import Settings
-from gncompile.optimiser.trainer import Trainer
 from gncompile.pipeline import step_program
 from gncompile.runtime.executable import Executable
 from gncompile.runtime.memory import dense
-from gncompile.tuning.problem import Bench
-from gncompile.tuning.tuner import tunable
 
 from .problems import Problem
 
@@ -86,16 +83,3 @@ class Compiled:
     def _factor(self, kind: str, layer: str) -> Tensor:
         name = self.program.results[f"{kind}.{layer}"]
         return dense(self.executable.step.value(name), self.program[name].spec)
-
-
-def bench_of(trainer: Trainer, samples: int) -> Bench:
-    """What can be tuned of a trainer's step for batches of ``samples``."""
-    return tunable(
-        trainer.program,
-        trainer.settings,
-        samples,
-        trainer.dtype,
-        backend=trainer.backend,
-        device=trainer.device,
-        precision=trainer.precision,
-    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -17,7 +16,7 @@ from .compare import Check, checks
 from .contestants import AUTOGRAD, BACKPACK_KFRA, OUR_KFRA, OUR_STEP, contestants
 from .machine import environment
 from .problems import WIDTHS, LossName, ModelName, Problem
-from .timing import Clock, Contestant, Timing, measure
+from .timing import Clock, ClockOption, Contestant, JsonOption, Timing, measure
 
 AIMS = {OUR_KFRA: 0.8, OUR_STEP: 1.1}
 """Largest time wanted as a multiple of BackPACK's KFRA, by row."""
@@ -136,13 +135,8 @@ def main(
     batch: Annotated[int, typer.Option(min=1, help="Samples a step.")] = 1000,
     threads: Annotated[int, typer.Option(min=1, help="Threads torch may use.")] = 2,
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each row.")] = 7,
-    clock: Annotated[
-        Clock,
-        typer.Option(help="Time passed, or CPU time: with one thread, good on a busy machine."),
-    ] = "wall",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write a record here.")
-    ] = None,
+    clock: ClockOption = "wall",
+    json_file: JsonOption = None,
 ) -> None:
     """Check our results against autograd and the references, then time them side by side."""
     torch.set_num_threads(threads)

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from .compiled import Compiled
 from .problems import WIDTHS, ModelName, Problem
-from .timing import CLOCKS, Clock
+from .timing import CLOCKS, Clock, ClockOption
 
 STEP = ("gradient", "curvature", "average", "invert", "direction", "quadratic", "update",
         "predict", "evaluate", "adapt")  # fmt: skip
@@ -105,10 +105,7 @@ def main(
     batch: Annotated[int, typer.Option(min=1)] = 1000,
     threads: Annotated[int, typer.Option(min=1)] = 2,
     runs: Annotated[int, typer.Option(min=1)] = 5,
-    clock: Annotated[
-        Clock,
-        typer.Option(help="Time passed, or CPU time: with one thread, good on a busy machine."),
-    ] = "wall",
+    clock: ClockOption = "wall",
     top: Annotated[int, typer.Option(min=1, help="Statements to print.")] = 15,
 ) -> None:
     """Time each emitted statement of a KFRA step and print the slowest."""

@@ -6,12 +6,21 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
 
 Clock = Literal["wall", "cpu"]
 CLOCKS: dict[Clock, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 """``cpu`` counts the seconds all threads computed. On a busy machine it still tells the work of one thread;
 with several it also counts their waiting for each other."""
+
+ClockOption = Annotated[
+    Clock,
+    typer.Option(help="Time passed, or CPU time: with one thread, good on a busy machine."),
+]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write a record here.")]
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ from gncompile.tuning.cpu import CpuProblem
 from gncompile.tuning.problem import DEFAULT, Bench, Candidate, Key, TuningProblem, shown
 from gncompile.tuning.search import Found, search
 from gncompile.tuning.store import Store, entry_of
+from gncompile.tuning.tuner import bench_of
 
-from .compiled import bench_of
 from .machine import environment
 from .problems import WIDTHS, autoencoder
-from .timing import CLOCKS, Clock
+from .timing import CLOCKS, Clock, ClockOption, JsonOption
 
 Widths = tuple[int, ...]
 
@@ -310,13 +310,8 @@ def main(
     effort: Annotated[str, typer.Option(help="quick or full.")] = "quick",
     threads: Annotated[int, typer.Option(min=1, help="Threads torch may use.")] = 1,
     backend: Annotated[str, typer.Option(help="torch, on a CPU; triton, on a GPU.")] = "torch",
-    clock: Annotated[
-        Clock,
-        typer.Option(help="Time passed, or CPU time: with one thread, good on a busy machine."),
-    ] = "wall",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write a record here.")
-    ] = None,
+    clock: ClockOption = "wall",
+    json_file: JsonOption = None,
 ) -> None:
     """Compare the default variants, tuned ones, and those borrowed from a neighbouring shape."""
     torch.set_num_threads(threads)

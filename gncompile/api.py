@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .batches import BatchReader
 from .costs import column_bytes
-from .errors import CompileError, message, nearest
+from .errors import CompileError, message, require_known
 from .factors import KroneckerFactors
 from .losses import Loss, resolve_loss
 from .model_graph import ModelGraph, TracedModel
@@ -54,13 +54,7 @@ def curvature(
     >>> {layer: (f.input.shape[0], f.output.shape[0]) for layer, f in factors.items()}
     {'0': (4, 2), '2': (3, 1)}
     """
-    if method not in METHODS:
-        raise CompileError(
-            message(
-                f"unknown curvature method {method!r}. {nearest(method, METHODS)}".rstrip(),
-                instead=f"use one of {', '.join(METHODS)}",
-            )
-        )
+    require_known("curvature method", method, METHODS)
     traced, declared, reader = understand(model, loss, x, dtype)
     inputs = reader.inputs(x)
     target = reader.target(inputs[0].shape[0], y)

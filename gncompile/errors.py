@@ -7,6 +7,9 @@ model, and what to do next; :func:`message` lays those three out the same way ev
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Literal
+
 
 class GncompileError(Exception):
     """Base class of all errors raised by gncompile."""
@@ -65,6 +68,19 @@ def message(found: str, *, where: str | None = None, instead: str | None = None)
 def expected_got(expected: object, got: object) -> str:
     """Two aligned lines, ``expected ...`` above ``got ...``."""
     return f"  expected: {expected}\n  got:      {got}"
+
+
+def require_known(
+    what: str, name: str, known: Collection[str], use: Literal["one", "some"] = "one"
+) -> None:
+    """Raise :class:`CompileError`, with the nearest known name, unless ``name`` is among the known ones."""
+    if name not in known:
+        raise CompileError(
+            message(
+                f"unknown {what} {name!r}. {nearest(name, known)}".rstrip(),
+                instead=f"use {use} of {', '.join(known)}",
+            )
+        )
 
 
 def nearest(name: str, known: object) -> str:

@@ -33,3 +33,27 @@ def write_model(folder: Path, text: str = HEAD) -> Path:
     path = folder / "model.toml"
     path.write_text(text)
     return path
+
+
+def curves_model(
+    folder: Path, width: int, code: int, samples: int = 40, options: str = "", loss: str = "mse"
+) -> Path:
+    """A model file of a linear autoencoder of CURVES, two updates long; ``options`` end ``[training]``."""
+    path = folder / "model.toml"
+    path.write_text(
+        f"""
+[model]
+name = "small"
+[data]
+name = "curves"
+target = "input"
+[network]
+layers = [{width}, {code}, {width}]
+[loss]
+name = "{loss}"
+[training]
+batch_size = {samples}
+updates = 2
+{options}"""
+    )
+    return path

@@ -20,6 +20,7 @@ import torch
 from architectures import build, networks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_model import curves_model
 from torch import Tensor, nn
 
 from gncompile import compile as compile_model
@@ -485,25 +486,8 @@ def test_a_trainer_reports(tmp_path: Path) -> None:
     assert "my net" in trainer.report_latex(tmp_path / "x.tex", "my net").read_text()
 
 
-MODEL = """
-[model]
-name = "small"
-[data]
-name = "curves"
-target = "input"
-[network]
-layers = [9, 4, 9]
-[loss]
-name = "bce_with_logits"
-[training]
-batch_size = 16
-updates = 1
-"""
-
-
 def test_explain_writes_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = tmp_path / "model.toml"
-    model.write_text(MODEL)
+    model = curves_model(tmp_path, 9, 4, 16, loss="bce_with_logits")
     out, article = tmp_path / "out", tmp_path / "small.tex"
     assert explain(model, "--html", out, "--latex", article) == 0
     assert capsys.readouterr().out.split() == [str(out / "index.html"), str(article)]

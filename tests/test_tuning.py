@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_model import curves_model
 from torch import nn
 
 import gncompile
@@ -286,27 +287,10 @@ def test_variants_a_program_does_not_have_are_left_out_with_a_warning() -> None:
 
 # --- the command --------------------------------------------------------------------------------------
 
-MODEL = """
-[model]
-name = "small"
-[data]
-name = "curves"
-target = "input"
-[network]
-layers = [300, 9, 300]
-[loss]
-name = "mse"
-[training]
-batch_size = 40
-updates = 2
-"""
-
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    path = tmp_path / "model.toml"
-    path.write_text(MODEL)
-    return path
+    return curves_model(tmp_path, 300, 9)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
@@ -365,11 +349,11 @@ def test_a_model_file_pins_its_settings(
 ) -> None:
     run(capsys, "tune", model)
     Store.open().export(tmp_path / "pinned.json")
-    model.write_text(MODEL + 'tune = "pinned.json"\n')
+    curves_model(tmp_path, 300, 9, options='tune = "pinned.json"\n')
     Store.open().clear()
     assert run(capsys, "emit", model, "--out", tmp_path / "emitted")[0] == 0
     assert "block=128" in (tmp_path / "emitted" / "training_step.py").read_text()
-    model.write_text(MODEL + 'tune = "quik"\n')
+    curves_model(model.parent, 300, 9, options='tune = "quik"\n')
     assert "unknown tune='quik'" in run(capsys, "emit", model, "--out", tmp_path / "x")[1]
 
 

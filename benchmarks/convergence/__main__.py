@@ -14,7 +14,7 @@ from gncompile.comparison.optimisers import OPTIMISERS, named
 from gncompile.comparison.report import write_report
 from gncompile.comparison.running import CLOCKS, Budget
 from gncompile.comparison.store import Run
-from gncompile.errors import CompileError, GncompileError, message, nearest
+from gncompile.errors import GncompileError, require_known
 
 from ..machine import environment, installed
 from . import alignment
@@ -70,13 +70,7 @@ def align(chosen: Sequence[Problem], options: argparse.Namespace) -> None:
 def problems(names: Sequence[str]) -> list[Problem]:
     """Problems by name, all without one; an unknown one raises with the nearest known."""
     for name in names:
-        if name not in PROBLEMS:
-            raise CompileError(
-                message(
-                    f"unknown problem {name!r}. {nearest(name, PROBLEMS)}".rstrip(),
-                    instead=f"use some of {', '.join(PROBLEMS)}",
-                )
-            )
+        require_known("problem", name, PROBLEMS, "some")
     return [PROBLEMS[name] for name in names or PROBLEMS]
 
 

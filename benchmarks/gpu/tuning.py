@@ -22,9 +22,8 @@ from gncompile.triton_kernels.settings import MatrixSettings
 from gncompile.tuning.problem import DEFAULT, Candidate, Key
 from gncompile.tuning.search import search
 from gncompile.tuning.store import Store
-from gncompile.tuning.tuner import BUDGETS, tune_step
+from gncompile.tuning.tuner import BUDGETS, bench_of, tune_step
 
-from ..compiled import bench_of
 from ..problems import Problem
 from .clock import Clock
 from .ours import STEADY, Engine

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..errors import CompileError, message, nearest
+from ..errors import require_known
 from ..optimiser.compile import compile as compile_model
 from .task import Task
 
@@ -275,11 +275,5 @@ OPTIMISERS: Mapping[str, Optimiser] = {
 def named(names: Sequence[str]) -> list[Optimiser]:
     """Optimisers by name; :class:`~gncompile.errors.CompileError` names the nearest to an unknown one."""
     for name in names:
-        if name not in OPTIMISERS:
-            raise CompileError(
-                message(
-                    f"unknown optimiser {name!r}. {nearest(name, OPTIMISERS)}".rstrip(),
-                    instead=f"use some of {', '.join(OPTIMISERS)}",
-                )
-            )
+        require_known("optimiser", name, OPTIMISERS, "some")
     return [OPTIMISERS[name] for name in dict.fromkeys(names)]

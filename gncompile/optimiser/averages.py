@@ -20,7 +20,6 @@ from ..functions import as_float, minimum, select
 from ..model_graph import Affine, Node
 from ..propagation import Forward
 from ..runtime.executable import Executable
-from ..runtime.memory import Memory
 
 if TYPE_CHECKING:
     from .phases import Optimiser
@@ -85,7 +84,7 @@ class Averages:
     """Parameters of a model and their averages, and which of them the model holds."""
 
     def __init__(self, executable: Executable) -> None:
-        memory: Memory = executable.memory
+        memory = executable.memory
         self._states = memory.states
         leaves = executable.program.leaves("parameter")
         averaged = [leaf for leaf in leaves if f"average.{leaf.name}" in memory.states]
@@ -117,8 +116,8 @@ class Averages:
     def shown(self, active: bool) -> Iterator[None]:
         """Within this block the model holds its averages, or without ``active`` its latest parameters."""
         before = bool(self._latest)
-        possible = bool(self._averages) and float(self._states["averaged"]) > 0
-        (self.show if active and possible else self.hide)()
+        active = active and bool(self._averages) and float(self._states["averaged"]) > 0
+        (self.show if active else self.hide)()
         try:
             yield
         finally:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from ..errors import CompileError, message, nearest
+from ..errors import CompileError, message, require_known
 
 Method = Literal["kfra", "kflr", "kfac", "kfac_rp", "empirical", "adam", "sgd", "auto"]
 CURVATURE_METHODS = ("kfra", "kflr", "kfac", "kfac_rp", "empirical")
@@ -136,13 +136,7 @@ class Settings:
             CURVATURE_METHODS if by_pattern else (*CURVATURE_METHODS, *FIRST_ORDER_METHODS, AUTO)
         )
         for method in named:
-            if method not in known:
-                raise CompileError(
-                    message(
-                        f"unknown method {method!r}. {nearest(method, known)}".rstrip(),
-                        instead=f"use one of {', '.join(known)}",
-                    )
-                )
+            require_known("method", method, known)
         if "kflr" in named and set(SAMPLED_METHODS) & set(named) and self.samples > 1:
             raise CompileError(
                 message(
@@ -156,13 +150,7 @@ class Settings:
         """Settings from keyword options; an unknown one raises with the nearest known name."""
         known = [f.name for f in fields(cls)]
         for name in options:
-            if name not in known:
-                raise CompileError(
-                    message(
-                        f"unknown option {name!r}. {nearest(name, known)}".rstrip(),
-                        instead=f"use some of {', '.join(known)}",
-                    )
-                )
+            require_known("option", name, known, "some")
         return cls(**options)  # type: ignore[arg-type]
 
     @property

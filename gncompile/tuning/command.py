@@ -19,7 +19,7 @@ from ..training_run import compile_file
 from .problem import Variants, shown, sizes
 from .search import Outcome, line
 from .store import Entry, Store, Unreadable, folder, import_file, parse
-from .tuner import BUDGETS, Tuned, tunable, tune_step
+from .tuner import BUDGETS, Tuned, bench_of, tune_step
 
 Print = Callable[[str], None]
 
@@ -47,15 +47,7 @@ def tune_file(path: Path, effort: str, budget: str | None, progress: bool, say: 
         return compile_file(file, tune=variants)
 
     trainer = make({})
-    bench = tunable(
-        trainer.program,
-        trainer.settings,
-        samples,
-        trainer.dtype,
-        backend=trainer.backend,
-        device=trainer.device,
-        precision=trainer.precision,
-    )
+    bench = bench_of(trainer, samples)
     if not bench.keys:
         say(f"nothing to choose among for {file.name} with the backend {trainer.backend!r}")
         return True

@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..api import understand
-from ..costs import columns_within
 from ..errors import CompileError, message
 from ..frontends.model_file import ModelFile, load_model_file
 from ..optimiser.settings import Settings
@@ -31,6 +30,7 @@ from .gpu_problem import GpuProblem
 from .gpu_work import Figures, figures_of, nearest_figures
 from .problem import Candidate, sizes
 from .search import ranked, weight
+from .tuner import sizes_of
 
 Print = Callable[[str], None]
 
@@ -63,7 +63,7 @@ def dry_run_file(
     """
     file = load_model_file(path)
     figures = figures_of(target) if target else _figures_here()
-    bench = bench_of(file, figures)
+    bench = bench_for(file, figures)
     problems = sorted(_named(bench, kernel), key=weight, reverse=True)
     samples, precision = file.training.batch_size, bench.precision
     say(
@@ -79,7 +79,7 @@ def dry_run_file(
             problem.release()
 
 
-def bench_of(file: ModelFile, figures: Figures) -> GpuBench:
+def bench_for(file: ModelFile, figures: Figures) -> GpuBench:
     """The launches of a model file's step as the Triton backend would run it."""
     options: dict[str, Any] = {"method": file.training.method, **trainer_options(file)}
     precision = options.pop("precision", "highest")
@@ -90,8 +90,7 @@ def bench_of(file: ModelFile, figures: Figures) -> GpuBench:
     settings = Settings.from_options(**options)
     settings = replace(settings, guarded=settings.second_order)  # as on any CUDA device
     program = step_program(traced.graph, loss, settings)
-    chunk = columns_within(program, samples, reader.dtype.itemsize, settings.memory_budget)
-    dims = {"N": samples, **settings.rows(samples), "S": chunk}
+    dims = sizes_of(program, settings, samples, reader.dtype)
     return GpuBench(program, dims, reader.dtype, precision, torch.device("cpu"), figures)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from ..emit.torch_operations import Options
-from ..errors import CompileError, message, nearest
+from ..errors import CompileError, message, require_known
 from .problem import DEFAULT, Candidate, Key, TuningProblem, shown
 
 EffortName = Literal["quick", "full"]
@@ -127,13 +127,7 @@ def search(
 
 def check_effort(effort: str, budget: float) -> None:
     """Raise unless the effort is known and the budget positive."""
-    if effort not in EFFORTS:
-        raise CompileError(
-            message(
-                f"unknown effort {effort!r}. {nearest(effort, EFFORTS)}".rstrip(),
-                instead=f"use one of {', '.join(EFFORTS)}",
-            )
-        )
+    require_known("effort", effort, EFFORTS)
     if not budget > 0:
         raise CompileError(
             message(f"a budget of {budget:g} s", instead="give a positive time, as --budget 60s")

@@ -68,8 +68,7 @@ def tunable(
 
     Raises ``CompileError`` where the Triton backend cannot run.
     """
-    chunk = columns_within(program, samples, dtype.itemsize, settings.memory_budget)
-    dims = {"N": samples, **settings.rows(samples), "S": chunk}
+    dims = sizes_of(program, settings, samples, dtype)
     if backend == "triton":
         require_triton(device)
         from .gpu import GpuBench
@@ -78,6 +77,27 @@ def tunable(
     if backend == "torch" and device.type == "cpu":
         return CpuBench(cpu_keys(program, dims, dtype))
     return CpuBench({})
+
+
+def bench_of(trainer: Trainer, samples: int) -> Bench:
+    """What may be tuned of a trainer's step for batches of ``samples``."""
+    return tunable(
+        trainer.program,
+        trainer.settings,
+        samples,
+        trainer.dtype,
+        backend=trainer.backend,
+        device=trainer.device,
+        precision=trainer.precision,
+    )
+
+
+def sizes_of(
+    program: StepProgram, settings: Settings, samples: int, dtype: torch.dtype
+) -> dict[str, int]:
+    """The dimensions of a program for batches of ``samples``."""
+    chunk = columns_within(program, samples, dtype.itemsize, settings.memory_budget)
+    return {"N": samples, **settings.rows(samples), "S": chunk}
 
 
 def variants_for(tune: Tune, bench: Bench, make: Make, samples: int) -> Variants:

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 import gncompile
-from benchmarks.compiled import bench_of
 from benchmarks.gpu import tuning
 from benchmarks.gpu.clock import Clock
 from gncompile.tuning.gpu_problem import GpuProblem
 from gncompile.tuning.problem import Candidate
+from gncompile.tuning.tuner import bench_of
 
 
 def congruence() -> GpuProblem:

@@ -6,25 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+from small_model import curves_model
 
 from gncompile.cli import main
-
-MODEL = """
-[model]
-name = "small"
-[data]
-name = "curves"
-target = "input"
-[network]
-layers = [64, 64, 64]
-[loss]
-name = "mse"
-[training]
-batch_size = 64
-updates = 2
-[training.options]
-precision = "high"
-"""
 
 
 def test_a_dry_run_says_what_the_best_candidates_use(
@@ -33,8 +17,7 @@ def test_a_dry_run_says_what_the_best_candidates_use(
     """The weight gradients of a model file: two kernels and the default's compiled, nothing is stored."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
     monkeypatch.setenv("GNCOMPILE_TUNING", str(tmp_path / "tuning"))
-    path = tmp_path / "model.toml"
-    path.write_text(MODEL)
+    path = curves_model(tmp_path, 64, 64, 64, '[training.options]\nprecision = "high"\n')
     arguments = ["--dry-run", "--target", "sm_90", "--kernel", "grad_layer1", "--limit", "1"]
     with pytest.raises(SystemExit, match="0"):
         main(["tune", str(path), *arguments])

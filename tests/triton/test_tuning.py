@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_model import curves_model
 from torch import nn
 
 import gncompile
@@ -277,29 +278,12 @@ def test_settings_that_a_program_does_not_know_are_left_out() -> None:
 
 # --- the command --------------------------------------------------------------------------------------
 
-MODEL = f"""
-[model]
-name = "small"
-[data]
-name = "curves"
-target = "input"
-[network]
-layers = {[SIZES[0], SIZES[1], SIZES[0]]}
-[loss]
-name = "mse"
-[training]
-batch_size = {SAMPLES}
-updates = 2
-[training.options]
-backend = "triton"
-"""
-
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    path = tmp_path / "model.toml"
-    path.write_text(MODEL)
-    return path
+    return curves_model(
+        tmp_path, SIZES[0], SIZES[1], SAMPLES, '[training.options]\nbackend = "triton"\n'
+    )
 
 
 def test_the_command_tunes_lists_and_explains(
