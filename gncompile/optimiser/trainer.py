@@ -23,6 +23,7 @@ from .first_order import FirstOrder
 from .phases import CHOSEN
 from .questions import Questions
 from .records import StepStats
+from .repeats import Repeats
 from .settings import Settings
 from .timetable import Due, due
 
@@ -60,6 +61,7 @@ class Trainer(Questions):
         self._since_refresh = 0
         self._unconfirmed = False  # whether the last update has not been seen to give a finite loss
         self._averages = Averages(executable)
+        self._repeats = Repeats(settings)
         self._ahead = AheadOfHost(executable, settings) if settings.guarded else None
         self._first_order = None if settings.second_order else FirstOrder(settings, self.trained())
 
@@ -75,6 +77,9 @@ class Trainer(Questions):
     def step(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> StepStats | DeferredStats:
         """Update the model's parameters on the batch ``x: [N, …]``, ``y`` (as the loss takes it).
 
+        Curvature is taken from parts of the batch, its last and its first rows, so samples have to be in
+        random order; where ``x`` is the tensor of the step before, as with a full batch, they are shuffled here.
+
         Raises :class:`~gncompile.errors.BatchError` for a batch of the wrong shape or dtype or with
         non-finite values; nothing is changed then. On a CUDA device the step only begins here: the
         statistics wait for it when they are read, and a bad batch is left out and counted (``rejected``);
@@ -83,8 +88,10 @@ class Trainer(Questions):
         inputs = self._reader.inputs(x)
         target = self._reader.target(inputs[0].shape[0], y)
         self._averages.hide()
+        self._repeats.note(x)
+        ordered = self._repeats.order(inputs, target, self.updates)
         if self._ahead:
-            self._executable.load(inputs, target)
+            self._executable.load(*ordered)
             stats, now = self._ahead.step(self.updates, self._since_refresh)
             self._count_refresh(now)
             self.updates += 1
@@ -93,7 +100,7 @@ class Trainer(Questions):
         if not all(math.isfinite(float(part.sum())) for part in (*inputs, target)):
             self._reader.require_finite(inputs, target)
         executable = self._executable
-        executable.load(inputs, target)
+        executable.load(*ordered)
         executable.run("gradient")
         if not self._finite("objective"):
             self._undo()
@@ -279,7 +286,10 @@ class Trainer(Questions):
             "states": dict(memory.states),
             "optimiser": self._first_order.state_dict() if self._first_order else {},
             "generator": memory.draws.state_dict(),
-            "counters": {name: getattr(self, name) for name in COUNTERS},
+            "counters": {
+                **{name: getattr(self, name) for name in COUNTERS},
+                "repeated": self._repeats.repeated,
+            },
             "place": self.place.state_dict(),
         }
 
@@ -296,6 +306,7 @@ class Trainer(Questions):
         self._executable.memory.draws.load_state_dict(state["generator"])
         for name in COUNTERS:
             setattr(self, name, state["counters"][name])
+        self._repeats.resume(state["counters"].get("repeated", False))
         self.place.load_state_dict(state["place"])
 
     save = checkpoint.save
