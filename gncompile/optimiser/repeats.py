@@ -15,9 +15,9 @@ Rows = tuple[Tensor, ...]
 class Repeats:
     """Shuffles a batch given to one step after another, as in training on the full batch.
 
-    Factors are computed on the last rows of a batch and the quadratic model's curvature on the first. Shuffled
-    minibatches bring other samples there with every step; of a batch that stays, most samples would never be
-    seen, and where it is sorted those that are seen would stand for the others badly.
+    Factors are computed on the last rows of a batch and the quadratic model's curvature on the first.
+    Shuffled minibatches bring other samples there with every step; of a batch that stays, most samples would
+    never be seen, and where it is sorted those that are seen would stand for the others badly.
     """
 
     def __init__(self, settings: Settings) -> None:
