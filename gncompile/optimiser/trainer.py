@@ -78,7 +78,7 @@ class Trainer(Questions):
         """Update the model's parameters on the batch ``x: [N, …]``, ``y`` (as the loss takes it).
 
         Curvature is taken from parts of the batch, its last and its first rows, so samples have to be in
-        random order; where ``x`` is the tensor of the step before, as a full batch is, they are shuffled here.
+        random order; where ``x`` is the tensor of the step before, as a full batch is, they are shuffled.
 
         Raises :class:`~gncompile.errors.BatchError` for a batch of the wrong shape or dtype or with
         non-finite values; nothing is changed then. On a CUDA device the step only begins here: the
