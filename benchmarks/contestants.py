@@ -56,7 +56,7 @@ def contestants(problem: Problem) -> Iterator[Contestant]:
         yield Contestant(BACKPACK_KFAC, call, kfac_flops(widths, batch))
     yield Contestant(TORCH_ADAM, torch_adam(problem, problem.fresh()), plain)
     adam = trainer(problem, method="adam")
-    yield Contestant(OUR_ADAM, lambda: adam.step(problem.x, problem.x), plain)
+    yield Contestant(OUR_ADAM, lambda: adam.step(*problem.pair()), plain)
 
 
 def autograd(problem: Problem, model: nn.Module) -> Callable[[], None]:
@@ -114,11 +114,11 @@ def full_step(name: str, problem: Problem, **options: Any) -> Contestant:
     ours = trainer(problem, **options)
     settings = ours.settings
     periods = settings.refresh_every, settings.damping_period, settings.factor_damping_period
-    cycle = math.lcm(*periods)
+    cycle = math.lcm(*periods, settings.factors_every)
     always = settings.refresh_always if settings.refresh_every > 1 else 1
     return Contestant(
         name,
-        lambda: ours.step(problem.x, problem.x),
+        lambda: ours.step(*problem.pair()),
         step_flops(ours.program, settings, problem.batch),
         cycle=cycle,
         warm_up=always + 1,
@@ -132,7 +132,14 @@ def step_flops(program: StepProgram, settings: Settings, batch: int) -> float:
     def count(*phases: str) -> float:
         return sum(costs.phase(name).flops for name in phases if name in program.phases)
 
-    every = count(*FACTORS, "average", "direction", "quadratic", "update")
+    every = count("gradient", "direction", "quadratic", "update")
+    factors = count("curvature", "average") / settings.factors_every
     refresh = count("invert") / settings.refresh_every
     tried = 2 * count("invert", "direction", "quadratic") / settings.factor_damping_period
-    return every + refresh + tried + count("predict", "evaluate", "adapt") / settings.damping_period
+    return (
+        every
+        + factors
+        + refresh
+        + tried
+        + count("predict", "evaluate", "adapt") / settings.damping_period
+    )

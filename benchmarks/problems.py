@@ -50,6 +50,11 @@ class Problem:
         """Number of samples N."""
         return self.x.shape[0]
 
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, in a new tensor as from a loader: steps shuffle one that they had before."""
+        x = self.x.detach()
+        return x, x
+
     @property
     def torch_loss(self) -> Callable[[Tensor, Tensor], Tensor]:
         """The loss as torch computes it."""

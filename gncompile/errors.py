@@ -55,6 +55,10 @@ class InternalError(GncompileError):
     """A broken invariant inside gncompile: our bug, never the user's."""
 
 
+class SmallBatchWarning(UserWarning):
+    """Minibatches have so few samples that second-order steps answer their noise."""
+
+
 def message(found: str, *, where: str | None = None, instead: str | None = None) -> str:
     """Compose an error text: what was found, where in the user's model, what to do instead."""
     lines = [found]

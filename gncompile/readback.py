@@ -23,6 +23,7 @@ from .losses import Loss
 from .model_graph import Affine, ModelGraph, Node, Pointwise, TracedModel
 from .notation import Elementwise, text
 from .optimiser.settings import Settings
+from .optimiser.timetable import COMPARED
 from .piecewise_linear import rule_of
 from .propagation import Forward
 from .schedule import Schedule
@@ -41,6 +42,8 @@ METHODS = {
 }
 
 
+FACTOR_WORK = ("input factor", "output factor", "curvature", "columns_begin", "columns", "average")
+"""Parts and phases that run where factors are computed."""
 PARTS = {
     "forward": "Forward",
     "gradient": "Slopes and gradient",
@@ -245,7 +248,9 @@ class Readback:
     def share(self, phase: str) -> float:
         """In which share of the steps a phase runs."""
         every = {
+            **dict.fromkeys(FACTOR_WORK, self.settings.factors_every),
             "invert": self.settings.refresh_every,
+            "compare": COMPARED,
             **dict.fromkeys(("predict", "evaluate", "adapt"), self.settings.damping_period),
         }
         if phase in ("restore", "reject"):

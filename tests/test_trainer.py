@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import warnings
 from typing import Any
 
 import oracles
@@ -26,7 +27,7 @@ from training import (
 )
 
 import gncompile
-from gncompile.errors import BatchError, CompileError
+from gncompile.errors import BatchError, CompileError, SmallBatchWarning
 from gncompile.optimiser.records import StepStats
 from gncompile.optimiser.trainer import Trainer
 
@@ -563,3 +564,30 @@ def test_unknown_options_are_named() -> None:
         compiled(network(), damping_rate=1.5)
     with pytest.raises(CompileError, match="unknown method 'kfar'. Did you mean 'kfra'"):
         compiled(network(), "kfar")
+
+
+# --- small batches ------------------------------------------------------------------------------------
+
+
+def test_small_minibatches_bring_one_warning() -> None:
+    trainer = compiled(network())
+    with pytest.warns(SmallBatchWarning, match="batches of 31 samples\n.*some hundred") as caught:
+        take(trainer, 4, size=31)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(("size", "method"), [(32, "kfra"), (1, "adam")])
+def test_other_batches_bring_no_warning(size: int, method: str) -> None:
+    trainer = compiled(network(), method)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SmallBatchWarning)
+        take(trainer, 4, size=size)
+
+
+def test_a_small_full_batch_brings_no_warning() -> None:
+    trainer, batch = compiled(network()), samples(5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SmallBatchWarning)
+        for _ in range(4):
+            trainer.step(*batch)

@@ -64,7 +64,7 @@ def steps_apart(problem: Problem, engine: Engine, refresh: int) -> float:
     ours = engine.trainer(problem, refresh_every=refresh, **SETTINGS)
     for _ in range(STEPS):
         steps.step(problem.x.double(), problem.x.double())
-        ours.step(problem.x, problem.x)
+        ours.step(*problem.pair())
     start = [p.detach().double() for p in problem.model.parameters()]
     moved, expected = (
         torch.cat(

@@ -17,6 +17,7 @@ SETTINGS = {
     "trace_correction": False,
     "average": 0.0,
     "layer_steps": 0,
+    "factors_every": 1,
     "factor_damping_period": 10**9,
 }
 """gncompile's settings under which the two steps are the same."""
@@ -27,7 +28,7 @@ class HandwrittenKFRA:
     """Trains ``model`` in place; ``refresh_every`` as in gncompile, whose other defaults it has built in."""
 
     model: nn.Sequential
-    refresh_every: int = 5
+    refresh_every: int = 10
     damping: Tensor = field(init=False)
     length: Tensor = field(init=False)
     usual_length: Tensor = field(init=False)

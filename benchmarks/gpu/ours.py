@@ -46,16 +46,17 @@ class Engine:
         ours = self.trainer(problem, **options)
         settings = ours.settings
         if not settings.second_order:
-            return Prepared(lambda: ours.step(problem.x, problem.x))
+            return Prepared(lambda: ours.step(*problem.pair()))
         cycle = math.lcm(
-            settings.refresh_every, settings.damping_period, min(settings.factor_damping_period, 20)
+            settings.refresh_every,
+            settings.factors_every,
+            settings.damping_period,
+            min(settings.factor_damping_period, 20),
         )
         # On a GPU every sequence of phases has to be met twice before it is a graph.
         warm_up = settings.refresh_always + (3 * cycle if clock.is_cuda else 1)
         cost = step_cost(ours.program, settings, problem.batch)
-        return Prepared(
-            lambda: ours.step(problem.x, problem.x), cost.flops, cost.bytes, cycle, warm_up
-        )
+        return Prepared(lambda: ours.step(*problem.pair()), cost.flops, cost.bytes, cycle, warm_up)
 
     def trainer(self, problem: Problem, **options: Any) -> Trainer:
         """A trainer on a copy of the problem's model."""
@@ -86,9 +87,8 @@ def step_cost(program: StepProgram, settings: Settings, batch: int) -> Cost:
     costs = phase_costs(program, batch, settings.rows(batch))
     chosen = 1 / settings.factor_damping_period
     share = {
-        **dict.fromkeys(
-            ("gradient", "guard", "curvature", "average", "guard_step", "update", "report"), 1.0
-        ),
+        **dict.fromkeys(("gradient", "guard", "guard_step", "update", "report"), 1.0),
+        **dict.fromkeys(("curvature", "average"), 1 / settings.factors_every),
         **dict.fromkeys(("direction", "quadratic"), 1.0 + 3 * chosen),
         "invert": 1 / settings.refresh_every + 3 * chosen,
         **dict.fromkeys(("predict", "evaluate", "adapt"), 1 / settings.damping_period),

@@ -65,11 +65,11 @@ class Settings:
     up for the rest."""
     factor_samples: int = 256
     """Samples that the factors are computed on at least, if the batch has them."""
-    factors_every: int = 1
+    factors_every: int = 2
     """Steps between new curvature factors; the first ``refresh_always`` steps always compute them."""
     factor_average: float = 0.95
     """Bound on ε = min(1 − 1/k, bound), the memory of the factors' running averages."""
-    refresh_every: int = 5
+    refresh_every: int = 10
     """Steps between refreshes of the inverses; the first ``refresh_always`` steps always refresh."""
     refresh_always: int = 10
     momentum: bool = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ..batches import BatchReader
 from ..emit.torch_operations import Options
-from ..errors import BatchError, message
+from ..errors import BatchError, SmallBatchWarning, message
 from ..losses import Loss
 from ..model_graph import TracedModel
 from ..runtime import checkpoint
@@ -27,6 +28,8 @@ from .repeats import Repeats
 from .settings import Settings
 from .timetable import Due, due
 
+FEW = 32
+"""Samples of a batch below which the trainer warns of noise."""
 COUNTERS = ("updates", "_rejected", "_since_refresh", "_unconfirmed")
 """The trainer's own numbers between steps."""
 
@@ -79,6 +82,7 @@ class Trainer(Questions):
 
         Curvature is taken from parts of the batch, its last and its first rows, so samples have to be in
         random order; where ``x`` is the tensor of the step before, as a full batch is, they are shuffled.
+        Minibatches of fewer than 32 samples bring a :class:`~gncompile.errors.SmallBatchWarning`.
 
         Raises :class:`~gncompile.errors.BatchError` for a batch of the wrong shape or dtype or with
         non-finite values; nothing is changed then. On a CUDA device the step only begins here: the
@@ -89,6 +93,7 @@ class Trainer(Questions):
         target = self._reader.target(inputs[0].shape[0], y)
         self._averages.hide()
         self._repeats.note(x)
+        self._warn_of_noise(len(target))
         ordered = self._repeats.order(inputs, target, self.updates)
         if self._ahead:
             self._executable.load(*ordered)
@@ -123,6 +128,20 @@ class Trainer(Questions):
             self._unconfirmed = True
             return StepStats(self.updates, self._number("loss"), self._number("objective"))
         return self._second_order_step()
+
+    def _warn_of_noise(self, samples: int) -> None:
+        """At the second step, when it is known whether the batch is another one than before."""
+        noisy = samples < FEW and not self._repeats.repeated
+        if self.updates == 1 and noisy and self.settings.second_order:
+            warnings.warn(
+                message(
+                    f"batches of {samples} samples",
+                    instead="pass some hundred samples a step: the curvature of so few fits their noise, and "
+                    "steps can lead astray; or use method='adam'",
+                ),
+                SmallBatchWarning,
+                stacklevel=3,
+            )
 
     def _second_order_step(self) -> StepStats:
         executable = self._executable
