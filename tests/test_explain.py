@@ -208,7 +208,14 @@ def test_summary_has_a_row_for_each_layer() -> None:
     assert re.search(r"^total +91 ", text, re.M)
     assert "91 trained parameters" in text
     assert "the slope does not follow from the function's own value" in text
-    assert "every 5 steps" in rows["invert"]
+    for phase, period in (
+        ("curvature", 2),
+        ("average", 2),
+        ("invert", 10),
+        ("compare", 10),
+        ("adapt", 5),
+    ):
+        assert f"every {period} steps" in rows[phase]
 
 
 def test_summary_names_what_is_kept_and_why() -> None:
