@@ -136,10 +136,5 @@ def step_flops(program: StepProgram, settings: Settings, batch: int) -> float:
     factors = count("curvature", "average") / settings.factors_every
     refresh = count("invert") / settings.refresh_every
     tried = 2 * count("invert", "direction", "quadratic") / settings.factor_damping_period
-    return (
-        every
-        + factors
-        + refresh
-        + tried
-        + count("predict", "evaluate", "adapt") / settings.damping_period
-    )
+    checked = count("predict", "evaluate", "adapt") / settings.damping_period
+    return every + factors + refresh + tried + checked
