@@ -9,7 +9,7 @@ Small symmetric products are computed in full by the torch backend, so there the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from . import step_program as ir
@@ -211,6 +211,15 @@ def columns_within(program: StepProgram, batch: int, itemsize: int, budget: int)
     """How many of KFLR's columns fit into ``budget`` bytes at once; at least one."""
     column = column_bytes(program, batch, itemsize)
     return max(1, min(program.columns, budget // column)) if column else 1
+
+
+def samples_within(
+    program: StepProgram, rows: Callable[[int], Mapping[str, int]], itemsize: int, budget: int
+) -> int:
+    """The size of a batch whose work buffers take up ``budget`` bytes; they grow with it in proportion."""
+    batch = 1 << 14
+    held = sum(CostModel(program, batch, itemsize, rows(batch)).buffer_bytes().values())
+    return batch * budget // held
 
 
 def column_bytes(program: StepProgram, batch: int, itemsize: int) -> int:

@@ -37,6 +37,7 @@ from .optimiser.guards import (
     keep_ratio,
     report,
 )
+from .optimiser.noise import measure_noise
 from .optimiser.phases import Optimiser
 from .optimiser.settings import AUTO, SAMPLED_METHODS, Settings
 from .passes.fuse_pointwise import fuse_pointwise
@@ -275,6 +276,11 @@ def step_program(graph: ModelGraph, loss: Loss, settings: Settings) -> StepProgr
         ):
             model = phases.on_share(settings.quadratic_dim)
             optimiser.quadratic(*model, gradients, deltas, by_layer)
+    if settings.gather_noise is not None:
+        with builder.phase("gradient_noise", sees=("gradient", "direction")):
+            model = phases.on_share(settings.factor_dim)
+            factors, bound = (inputs, outputs), settings.gather_noise
+            measure_noise(optimiser, *model, gradients, deltas, factors, bound)
     if settings.guarded:
         for part in ("begin", "note", "end"):
             with builder.phase(f"damping_{part}"):

@@ -23,7 +23,7 @@ from .losses import Loss
 from .model_graph import Affine, ModelGraph, Node, Pointwise, TracedModel
 from .notation import Elementwise, text
 from .optimiser.settings import Settings
-from .optimiser.timetable import COMPARED
+from .optimiser.timetable import COMPARED, MEASURED
 from .piecewise_linear import rule_of
 from .propagation import Forward
 from .schedule import Schedule
@@ -251,6 +251,7 @@ class Readback:
             **dict.fromkeys(FACTOR_WORK, self.settings.factors_every),
             "invert": self.settings.refresh_every,
             "compare": COMPARED,
+            "gradient_noise": MEASURED,
             **dict.fromkeys(("predict", "evaluate", "adapt"), self.settings.damping_period),
         }
         if phase in ("restore", "reject"):

@@ -213,6 +213,7 @@ def test_summary_has_a_row_for_each_layer() -> None:
         ("average", 2),
         ("invert", 10),
         ("compare", 10),
+        ("gradient_noise", 20),
         ("adapt", 5),
     ):
         assert f"every {period} steps" in rows[phase]

@@ -75,8 +75,13 @@ def samples(
     return x.to(dtype), y.to(dtype)
 
 
+UNGATHERED: dict[str, Any] = {"gather_samples": 1, "gather_noise": None}
+"""Every batch is a step of its own."""
+
+
 def compiled(model: nn.Module, method: str = "kfra", **options: Any) -> Trainer:
-    """A trainer on the logits' binary cross-entropy."""
+    """A trainer on the logits' binary cross-entropy; batches are not put together."""
+    options = {**UNGATHERED, **options}
     dtype = next(model.parameters()).dtype
     example = torch.zeros(2, WIDTH, dtype=dtype)
     return gncompile.compile(model, "bce_with_logits", example, method, **options)
@@ -90,7 +95,7 @@ def overshooting(**options: Any) -> tuple[Trainer, Tensor, Tensor]:
         layer.bias.fill_(-7.0)
     x, y = torch.zeros(4, 1).double(), torch.full((4, 1), 3.0).double()
     model = nn.Sequential(layer)
-    options = {"damping": 1e-8, "average": 0.9, **options}
+    options = {**UNGATHERED, "damping": 1e-8, "average": 0.9, **options}
     return gncompile.compile(model, "exp(z) - y*z", x, **options), x, y
 
 

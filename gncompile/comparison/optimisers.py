@@ -8,7 +8,7 @@ raises them, is left at the library's value for AdamW only, which is named after
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -23,6 +23,7 @@ from ..optimiser.compile import compile as compile_model
 from .task import Task
 
 Setting = Mapping[str, float | str]
+Pair = tuple[Tensor, Tensor]
 Family = Literal["gauss-newton", "first-order", "preconditioned", "quasi-newton"]
 DEFAULTS: Setting = {}
 FEW_OUTPUTS = 32
@@ -33,6 +34,9 @@ ITERATIONS = 10
 
 class Steps(Protocol):
     """A training in progress."""
+
+    def batches(self, train: Iterable[Pair]) -> Iterator[Pair]:
+        """Batches without end, from those of one pass."""
 
     def step(self, x: Tensor, y: Tensor, progress: float) -> int:
         """Train on one batch, ``progress`` in [0, 1) of the budget being spent; returns the updates made."""
@@ -74,6 +78,9 @@ class TrainerSteps:
         options: dict[str, Any] = {**task.options, "method": method}
         example = task.data.train_x[:2]
         self.trainer = compile_model(model, task.loss, example, seed=seed, **options)
+
+    def batches(self, train: Iterable[Pair]) -> Iterator[Pair]:
+        return self.trainer.gather(train, epochs=None)
 
     def step(self, x: Tensor, y: Tensor, progress: float) -> int:
         self.trainer.step(x, y)
@@ -118,6 +125,10 @@ class AutogradSteps:
         self.rate = float(setting["lr"])
         self.cosine = setting.get("schedule") == "cosine"
         self.decayed = [(p, eta) for name, p in model.named_parameters() if (eta := task.l2(name))]
+
+    def batches(self, train: Iterable[Pair]) -> Iterator[Pair]:
+        while True:
+            yield from train
 
     def step(self, x: Tensor, y: Tensor, progress: float) -> int:
         rate = self.rate * (0.5 * (1 + math.cos(math.pi * progress)) if self.cosine else 1)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..data import Batches
 from ..errors import CompileError, GncompileError, message
-from .optimisers import Optimiser, Setting, Steps
+from .optimisers import Optimiser, Pair, Setting, Steps
 from .store import Point, Run, Status
 from .task import Task
 
@@ -92,7 +92,7 @@ def _train(
     points = [measured(task, model, 0, 0.0)]
     marks = iter([(k / POINTS) ** 2 for k in range(1, POINTS)] + [1.0])
     mark, spent, updates, seconds = next(marks), 0.0, 0, 0.0
-    batches = _batches(task, seed)
+    batches = steps.batches(_batches(task, seed))
     while spent < 1 and points[-1].finite:
         start = now()
         x, y = next(batches)
@@ -125,9 +125,9 @@ def _number(loss: float) -> float:
     return loss if math.isfinite(loss) else math.inf
 
 
-def _batches(task: Task, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(task: Task, seed: int) -> Iterable[Pair]:
+    """The batches of one pass through the data, each time it is iterated."""
     data = task.data
     if task.full_batch:
-        while True:
-            yield data.train_x, data.train_y
-    yield from Batches(data.train_x, data.train_y, task.batch_size, seed).forever()
+        return [(data.train_x, data.train_y)]
+    return Batches(data.train_x, data.train_y, task.batch_size, seed)

@@ -51,7 +51,7 @@ class AheadOfHost:
         row = self._written % KEPT
         self._rows[row].copy_(self._executable.result("report"))
         self._written += 1
-        return DeferredStats(self, self._written, updates + 1, now.damping), now
+        return DeferredStats(self, self._written, updates + 1, now), now
 
     def read(self, number: int) -> Tensor:
         """The report of the ``number``-th step, on the host."""
@@ -82,6 +82,7 @@ def plan(now: Due) -> Plan:
         step = ("invert", *step)
     checked = ("predict", "evaluate", "adapt") if now.damping else ()
     compared = ("compare",) if now.comparison else ()
+    measured = ("gradient_noise",) if now.noise else ()
     return (
         "gradient",
         "guard",
@@ -89,6 +90,7 @@ def plan(now: Due) -> Plan:
         *factors,
         *step,
         "guard_step",
+        *measured,
         "update",
         *checked,
         "report",
@@ -101,10 +103,10 @@ class DeferredStats:
     Its fields are those of StepStats; the first that is read waits for the step.
     """
 
-    def __init__(self, steps: AheadOfHost, number: int, update: int, checked: bool) -> None:
+    def __init__(self, steps: AheadOfHost, number: int, update: int, now: Due) -> None:
         self._steps = steps
         self._number = number
-        self._checked = checked
+        self._now = now
         self.update = update
         self._resolved: StepStats | None = None
 
@@ -113,8 +115,10 @@ class DeferredStats:
         if self._resolved is None:
             numbers = dict(zip(REPORTED, self._steps.read(self._number).tolist(), strict=True))
             numbers["rejected"] = int(numbers["rejected"])
-            if not self._checked or math.isnan(numbers["rho"]):
+            if not self._now.damping or math.isnan(numbers["rho"]):
                 numbers["rho"] = None
+            if not self._now.noise:
+                numbers["noise"] = None
             if not self._steps.momentum_is_chosen():
                 numbers["momentum"] = None
             self._resolved = StepStats(self.update, **numbers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import time
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..data import Batches
-from ..errors import BatchError, DataError, GncompileError, message
+from ..errors import BatchError, GncompileError, message
+from .gather import Gathering, Pair
 from .progress import display
 from .records import History, Record, StepStats
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from .ahead import DeferredStats
     from .trainer import Trainer
 
-Pair = tuple[Tensor | tuple[Tensor, ...], Tensor]
 Callback = Callable[[Record], object]
 
 VALIDATE_EVERY = 20
@@ -83,7 +82,7 @@ class Started:
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._stats: list[StepStats | DeferredStats] = []
-        self._samples = 0
+        self._samples: list[int] = []
         self._begun = 0.0
 
     def step(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> None:
@@ -93,7 +92,7 @@ class Started:
         if not self._stats:
             self._begun = begun
         self._stats.append(stats)
-        self._samples += len(y)
+        self._samples.append(len(y))
 
     @property
     def should_be_read(self) -> bool:
@@ -107,9 +106,13 @@ class Started:
     def read(self) -> list[Record]:
         """Wait for all of them; their records in order, each with the speed of all."""
         stats = [each.resolved() for each in self._stats]
-        rate = self._samples / (time.perf_counter() - self._begun)
-        self._stats, self._samples = [], 0
-        return [Record(**asdict(each), samples_per_second=rate) for each in stats]
+        rate = sum(self._samples) / (time.perf_counter() - self._begun)
+        records = [
+            Record(**asdict(each), samples=samples, samples_per_second=rate)
+            for each, samples in zip(stats, self._samples, strict=True)
+        ]
+        self._stats, self._samples = [], []
+        return records
 
     def __len__(self) -> int:
         return len(self._stats)
@@ -164,8 +167,10 @@ def fit(
     _check(updates, epochs, validation, early_stop)
     trainer.place.begin(train, continue_order)
     total = _total(train, updates, epochs)
-    every = validate_every or _length(train) or VALIDATE_EVERY
     history, started = History(), Started(trainer)
+    refused = Refusals(history, skip_bad_batches, _length(train) or BAD_BATCHES)
+    gathering = Gathering(trainer, train, epochs, refused)
+    validation_due = Validations(trainer, gathering, train, validate_every)
     with display(progress, total) as show:
 
         def tell(records: Iterable[Record]) -> None:
@@ -175,9 +180,9 @@ def fit(
                 for callback in callbacks:
                     callback(record)
 
-        for batch in _steps(started, train, epochs, history, skip_bad_batches):
-            taken = len(history) + len(started) + (history.skipped if epochs else 0)
-            last, due = taken == total, trainer.updates % every == 0
+        for batch in _steps(started, gathering, refused):
+            taken = gathering.taken if epochs else len(history) + len(started)
+            last, due = taken == total, validation_due()
             validates = validation is not None and (last or due)
             if last or validates or callbacks or started.should_be_read:
                 records = started.read()
@@ -202,47 +207,53 @@ def fit(
     return history
 
 
-def _steps(
-    started: Started,
-    train: Iterable[Pair],
-    epochs: int | None,
-    history: History,
-    skip_bad_batches: bool,
-) -> Iterator[Pair]:
-    """Start a step on each batch and yield it; bad ones are counted in the history or raise."""
-    bad, most = 0, _length(train) or BAD_BATCHES
-    for x, y in _batches(train, epochs):
+@dataclass
+class Refusals:
+    """Counts bad batches in a history, or raises: if they are not to be skipped, or too many follow on each
+    other."""
+
+    history: History
+    skip: bool
+    most: int
+    in_a_row: int = 0
+
+    def __call__(self, error: BatchError) -> None:
+        self.in_a_row += 1
+        if not self.skip or self.in_a_row >= self.most:
+            raise error
+        self.history.skipped += 1
+
+
+def _steps(started: Started, gathering: Gathering, refused: Refusals) -> Iterator[Pair]:
+    """Start a step on each batch that has been gathered, and yield it."""
+    for x, y in gathering:
         try:
             started.step(x, y)
-        except BatchError:
-            bad += 1
-            if not skip_bad_batches or bad >= most:
-                raise
-            history.skipped += 1
+        except BatchError as error:
+            refused(error)
             continue
-        bad = 0
+        refused.in_a_row = 0
         yield x, y
 
 
-def _batches(train: Iterable[Pair], epochs: int | None) -> Iterator[Pair]:
-    """The batches of so many passes, or without end; a one-shot iterator ends where it ends."""
-    for number in itertools.count() if epochs is None else range(epochs):
-        empty = True
-        for batch in train:
-            empty = False
-            if not isinstance(batch, tuple | list) or len(batch) != 2:
-                raise BatchError(
-                    message(
-                        f"a batch must be a pair (x, y), got {type(batch).__name__}",
-                        where="fit(train, ...)",
-                        instead="pass gncompile.data.Batches(x, y, batch_size), a DataLoader, or pairs",
-                    )
-                )
-            yield batch[0], batch[1]
-        if empty and number == 0:
-            raise DataError(message("the training data has no batches", where="fit(train, ...)"))
-        if empty:
-            return
+class Validations:
+    """Says after each step whether a validation is due: every so many steps, or where an epoch has ended."""
+
+    def __init__(
+        self, trainer: Trainer, gathering: Gathering, train: object, every: int | None
+    ) -> None:
+        self._trainer = trainer
+        self._gathering = gathering
+        self._length = _length(train) if every is None else None
+        self._every = every or VALIDATE_EVERY
+        self._begun = train.position if isinstance(train, Batches) else 0
+        self._epochs = 0
+
+    def __call__(self) -> bool:
+        if self._length is None:
+            return self._trainer.updates % self._every == 0
+        before, self._epochs = self._epochs, (self._begun + self._gathering.taken) // self._length
+        return self._epochs > before
 
 
 def _length(train: object) -> int | None:

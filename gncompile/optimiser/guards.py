@@ -85,7 +85,7 @@ def guard_step(optimiser: Optimiser) -> None:
         builder.pointwise(select(u, sympy.Integer(0), last), values, into=step, name="no_step")
 
 
-REPORTED = ("loss", "objective", "damping", "step_size", "momentum", "predicted", "rho", "rejected")
+REPORTED = ("loss", "objective", "damping", "step_size", "momentum", "predicted", "rho", "rejected", "noise")
 """The elements of the result ``report``, as :class:`~gncompile.optimiser.records.StepStats` names them."""
 
 
@@ -100,6 +100,7 @@ def report(optimiser: Optimiser, loss: Value, objective: Value) -> Value:
     known["rho"] = optimiser.scalar("rho")
     known |= {role: optimiser.chosen(at) for role, at in CHOSEN.items() if role in REPORTED}
     known["rejected"] = optimiser.scalar("refused")
+    known["noise"] = optimiser.scalar("noise")
     return optimiser.builder.emit(ir.Stack(), *(known[role] for role in REPORTED), name="report")
 
 

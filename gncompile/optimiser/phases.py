@@ -270,7 +270,7 @@ class Optimiser:
                     ir.Dot(mean=True), tangents[i], product, name=f"curvature_{i + 1}{j + 1}"
                 )
                 m[i][j] = m[j][i] = self._damped(curvature, directions[i], directions[j])
-        return m, [self._inner(v, gradients) for v in directions]
+        return m, [self.inner(v, gradients) for v in directions]
 
     def _damped(self, curvature: Value, v: Mapping[str, Value], w: Mapping[str, Value]) -> Value:
         """``curvature + Σ_layers (λ + η) vᵀw``; weight and bias have their own η."""
@@ -279,7 +279,7 @@ class Optimiser:
             return curvature
         total = self.builder.pointwise(
             a + b * c,
-            {a: curvature, b: self.damping, c: self._inner(v, w)},
+            {a: curvature, b: self.damping, c: self.inner(v, w)},
             name="damped_curvature",
         )
         for layer in shared:
@@ -298,7 +298,7 @@ class Optimiser:
             return value
         return self.builder.emit(ir.Part(which), value, name=f"{value.name}_{which[0]}")  # type: ignore
 
-    def _inner(self, v: Mapping[str, Value], w: Mapping[str, Value]) -> Value:
+    def inner(self, v: Mapping[str, Value], w: Mapping[str, Value]) -> Value:
         """``Σ vᵀw`` over the layers of both."""
         dots = [self.builder.emit(ir.Dot(), v[k], w[k], name="dot") for k in v if k in w]
         return dots[0] if len(dots) == 1 else self.builder.add(*dots, name="inner")
@@ -359,7 +359,7 @@ class Optimiser:
         lower = select(a * b - as_float(FELT) * c, a * factor, a)
         changed = select(rho - quarter, select(rho - three_quarters, lower, a), a / factor)
         steps = {layer: self.last_step(layer) for layer in self.layers}
-        values = {a: self.damping, b: self._inner(steps, steps), c: self.chosen(CHOSEN["length"])}
+        values = {a: self.damping, b: self.inner(steps, steps), c: self.chosen(CHOSEN["length"])}
         values |= {d: ratio}
         self.write(self.damping, self._bounded(changed), values, "damping_now")
         return ratio

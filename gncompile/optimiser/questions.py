@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -42,6 +43,18 @@ class Questions(Reports):
             )
             trained |= {name: self.traced.parameters[name].detach() for name in names}
         return trained
+
+    def check_batch(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> None:
+        """Raise :class:`~gncompile.errors.BatchError` if no step can be taken on ``(x, y)``.
+
+        Values are looked at only where this does not mean to wait for a device.
+        """
+        device = y.device
+        reader = replace(self._reader, device=device)
+        inputs = reader.inputs(x)
+        target = reader.target(inputs[0].shape[0], y)
+        if device.type == "cpu":
+            reader.require_finite(inputs, target)
 
     def gradients(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> dict[str, Tensor]:
         """``∂Ē/∂θ`` of the objective (L2 included) by parameter name, as autograd would give it."""

@@ -28,6 +28,8 @@ class StepStats:
     """Actual over predicted change, on steps that check it."""
     rejected: int = 0
     """Updates undone or refused so far."""
+    noise: float | None = None
+    """The noise's share of the squared gradient, on steps that measure it (:mod:`gncompile.optimiser.noise`)."""
 
     def resolved(self) -> StepStats:
         """The statistics themselves, as those of a step that runs ahead of the host have to be waited for."""
@@ -36,8 +38,9 @@ class StepStats:
 
 @dataclass(frozen=True)
 class Record(StepStats):
-    """A step of a fit: what the step did, its speed, and the validation loss where it was due."""
+    """A step of a fit: what the step did, its samples and speed, and the validation loss where it was due."""
 
+    samples: int = 0
     samples_per_second: float = 0.0
     validation_loss: float | None = None
 

@@ -22,6 +22,7 @@ POSITIVE = (
         "refresh_every",
         "factors_every",
         "samples",
+        "gather_samples",
         "factor_samples",
         "quadratic_samples",
         "memory_budget",
@@ -93,8 +94,13 @@ class Settings:
     average: float = 0.999
     """Bound on the decay of the parameter average, which is over about the last ninth of the updates until
     this binds; 0 keeps none. Evaluation uses it where it is better than the latest parameters."""
+    gather_samples: int = 256
+    """Samples that ``fit`` and ``gather`` collect at least for a step, from several batches if need be."""
+    gather_noise: float | None = 0.75
+    """Bound on the noise's share of the squared gradient, in the norm of the preconditioner: where it is
+    exceeded, steps are taken on twice the samples. None: the batches stay as they are."""
     memory_budget: int = 1 << 30
-    """Bytes that a chunk of KFLR's columns may use."""
+    """Bytes that a chunk of KFLR's columns may use, and the work buffers of a batch gathered against noise."""
     learning_rate: float = 1e-3
     """Step size of the first-order baselines ``adam`` and ``sgd``."""
     sgd_momentum: float = 0.9
@@ -113,6 +119,8 @@ class Settings:
         _require("step_cap", cap, cap is None or cap > 0, "None or a positive number")
         growth = self.step_growth
         _require("step_growth", growth, growth is None or growth > 1, "None or a number above 1")
+        noise = self.gather_noise
+        _require("gather_noise", noise, noise is None or 0 < noise < 1, "None or a number in (0, 1)")
         self._check_inverse()
         self._check_method()
 

@@ -8,6 +8,8 @@ from .settings import Settings
 
 COMPARED = 10
 """Steps between comparisons of the averaged parameters with the latest; one is a forward pass."""
+MEASURED = 20
+"""Steps between measurements of the gradient's noise; one is the weight gradients and a direction."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Due:
     """The check of ρ that adapts λ."""
     comparison: bool
     """Whether the averaged parameters are better than the latest."""
+    noise: bool
+    """How much of the gradient is noise."""
     quadratic: str
     """The phase that chooses step sizes: for each layer in the first steps, for all together later."""
 
@@ -40,5 +44,6 @@ def due(settings: Settings, updates: int, since_refresh: int) -> Due:
         inverts_each=not settings.exact_damping,
         damping=(updates + 1) % settings.damping_period == 0,
         comparison=settings.average > 0 and updates > 0 and updates % COMPARED == 0,
+        noise=settings.gather_noise is not None and updates % MEASURED == MEASURED // 2,
         quadratic="layer_quadratic" if updates < settings.layer_steps else "quadratic",
     )

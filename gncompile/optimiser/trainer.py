@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,12 +22,13 @@ from . import fit
 from .ahead import AheadOfHost, DeferredStats
 from .averages import Averages
 from .first_order import FirstOrder
+from .gather import gather
 from .phases import CHOSEN
 from .questions import Questions
 from .records import StepStats
 from .repeats import Repeats
 from .settings import Settings
-from .timetable import Due, due
+from .timetable import MEASURED, Due, due
 
 FEW = 32
 """Samples of a batch below which the trainer warns of noise."""
@@ -65,6 +67,7 @@ class Trainer(Questions):
         self._unconfirmed = False  # whether the last update has not been seen to give a finite loss
         self._averages = Averages(executable)
         self._repeats = Repeats(settings)
+        self._wanted = 0, 0  # measurements of noise so far, and the samples wanted since the last one
         self._ahead = AheadOfHost(executable, settings) if settings.guarded else None
         self._first_order = None if settings.second_order else FirstOrder(settings, self.trained())
 
@@ -129,15 +132,37 @@ class Trainer(Questions):
             return StepStats(self.updates, self._number("loss"), self._number("objective"))
         return self._second_order_step()
 
+    @property
+    def samples_wanted(self) -> int:
+        """The samples that the next step should be taken on, as far as the last measurement of noise tells.
+
+        At least ``gather_samples``; growth against noise ends where work buffers would exceed
+        ``memory_budget``. 1 for the first-order baselines.
+        """
+        if not self.settings.second_order:
+            return 1
+        measured = (self.updates - 1 + MEASURED // 2) // MEASURED
+        if measured != self._wanted[0]:  # on a device reading the state waits for the last step
+            state = self._executable.memory.states.get("samples_wanted")
+            self._wanted = measured, 0 if state is None else int(state)
+        return max(self.settings.gather_samples, min(self._wanted[1], self._most_samples))
+
+    @cached_property
+    def _most_samples(self) -> int:
+        """The samples whose work buffers fit into the memory budget."""
+        return self._executable.samples_within(self.settings.memory_budget)
+
+    gather = gather
+
     def _warn_of_noise(self, samples: int) -> None:
         """At the second step, when it is known whether the batch is another one than before."""
         noisy = samples < FEW and not self._repeats.repeated
         if self.updates == 1 and noisy and self.settings.second_order:
             warnings.warn(
                 message(
-                    f"batches of {samples} samples",
-                    instead="pass some hundred samples a step: the curvature of so few fits their noise, and "
-                    "steps can lead astray; or use method='adam'",
+                    f"steps on {samples} samples",
+                    instead="let the trainer put batches together, with fit or for x, y in trainer.gather(loader): "
+                    "the curvature of so few samples fits their noise, and steps can lead astray",
                 ),
                 SmallBatchWarning,
                 stacklevel=3,
@@ -164,12 +189,14 @@ class Trainer(Questions):
             executable.run("direction", now.quadratic)
         if not self._finite("predicted") or not self._finite("step_size"):
             return self._refused()
+        if now.noise:
+            executable.run("gradient_noise")
         executable.run("update")
         self.updates += 1
         self._unconfirmed = True
         if now.damping:
             executable.run("predict", "evaluate", "adapt")
-        return self._stats(rho=self._number("rho") if now.damping else None)
+        return self._stats(now)
 
     def _count_refresh(self, now: Due) -> None:
         fresh = now.inverses or now.factor_damping
@@ -195,7 +222,7 @@ class Trainer(Questions):
         if best != base:
             attempt(best)
 
-    def _stats(self, rho: float | None = None) -> StepStats:
+    def _stats(self, now: Due) -> StepStats:
         return StepStats(
             self.updates,
             self._number("loss"),
@@ -204,8 +231,9 @@ class Trainer(Questions):
             self._number("step_size"),
             self._number("momentum") if self.settings.momentum else None,
             self._number("predicted"),
-            rho,
+            self._number("rho") if now.damping else None,
             self.rejected,
+            float(self._executable.memory.states["noise"]) if now.noise else None,
         )
 
     def settle(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> None:
@@ -326,6 +354,7 @@ class Trainer(Questions):
         for name in COUNTERS:
             setattr(self, name, state["counters"][name])
         self._repeats.resume(state["counters"].get("repeated", False))
+        self._wanted = 0, 0
         self.place.load_state_dict(state["place"])
 
     save = checkpoint.save

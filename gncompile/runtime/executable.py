@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..costs import columns_within
+from ..costs import columns_within, samples_within
 from ..debug import dump
 from ..emit.reference import ReferenceStep
 from ..emit.torch_operations import Options
@@ -173,6 +173,11 @@ class Executable:
         """How many of KFLR's columns go through the network at once within the memory budget."""
         itemsize = self.memory.dtype.itemsize
         return columns_within(self.program, batch, itemsize, self.memory_budget)
+
+    def samples_within(self, budget: int) -> int:
+        """The size of a batch whose work buffers take up ``budget`` bytes."""
+        itemsize = self.memory.dtype.itemsize
+        return samples_within(self.program, self.rows, itemsize, budget)
 
     def run(self, *phases: str) -> None:
         """Execute phases in order; phases that the program does not have are skipped."""

@@ -1,0 +1,136 @@
+"""Batches put together, until a step is taken on as many samples as the trainer wants.
+
+Curvature and step sizes of a few samples fit these samples only, and late in a training most of a batch's
+gradient is noise. So a step is taken on ``gather_samples`` at least, and on more where the noise's share of the
+gradient exceeds ``gather_noise`` (:mod:`gncompile.optimiser.noise`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..data import Batches
+from ..errors import BatchError, DataError, message
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+Rows = Tensor | tuple[Tensor, ...]
+Pair = tuple[Rows, Tensor]
+
+
+def gather(trainer: Trainer, train: Iterable[Pair], epochs: int | None = 1) -> Iterator[Pair]:
+    """The batches ``(x, y)`` of ``train``, put together to as many samples as the trainer wants for a step.
+
+    For loops of one's own; ``fit`` does the same. ``epochs`` is how often ``train`` is gone through, None
+    without end. A batch that is large enough is passed on as it is. A step's samples may come from two passes,
+    but are never more than one pass has; the end of the last pass comes together with the batch of before.
+
+    Raises :class:`~gncompile.errors.BatchError` for a batch that no step can be taken on.
+
+    >>> import gncompile, torch
+    >>> trainer = gncompile.compile(torch.nn.Linear(3, 1), "mse", torch.zeros(1, 3))
+    >>> small = [(torch.ones(100, 3), torch.ones(100, 1)) for _ in range(7)]
+    >>> [len(y) for x, y in trainer.gather(small)]
+    [300, 300, 400]
+    """
+    return iter(Gathering(trainer, train, epochs))
+
+
+class Gathering:
+    """One run of :func:`gather`, and how far it has come.
+
+    ``refused`` is told of bad batches, which are left out; it may raise.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        train: Iterable[Pair],
+        epochs: int | None,
+        refused: Callable[[BatchError], None] | None = None,
+    ) -> None:
+        self._trainer = trainer
+        self._train = train
+        self._epochs = epochs
+        self._refused = refused or _raise
+        self._parts: list[Pair] = []
+        self._last: Pair | None = None
+        self.taken = 0
+        """Batches of ``train`` taken so far."""
+
+    def __iter__(self) -> Iterator[Pair]:
+        for _ in range(self._epochs) if self._epochs is not None else itertools.count():
+            whole = not (isinstance(self._train, Batches) and self._train.position)
+            before = self.taken
+            for batch in self._train:
+                self.taken += 1
+                if self._adds(*_pair(batch)):
+                    whole = False
+                    yield self._joined()
+            if self.taken == before:
+                if not before:
+                    raise DataError(message("the training data has no batches"))
+                break
+            if whole and self._parts:
+                yield self._joined()
+        if self._parts:
+            self._parts[:0] = [self._last] if self._last else []
+            yield self._joined()
+
+    def _adds(self, x: Rows, y: Tensor) -> bool:
+        """Keep one more batch, and whether a step is due; the same one again, a full batch, adds nothing."""
+        before = self._parts[-1] if self._parts else self._last
+        again = before is not None and _first(before[0]) is _first(x)
+        if again and self._parts:
+            return True
+        wanted = self._trainer.samples_wanted
+        try:
+            if len(y) < wanted:  # put together with others, a bad batch would spoil them
+                self._trainer.check_batch(x, y)
+        except BatchError as error:
+            self._refused(error)
+            return False
+        self._parts.append((x, y))
+        return again or sum(len(y) for _, y in self._parts) >= wanted
+
+    def _joined(self) -> Pair:
+        """The batches kept, as one."""
+        self._last, self._parts = _joined(self._parts), []
+        return self._last
+
+
+def _raise(error: BatchError) -> None:
+    raise error
+
+
+def _pair(batch: object) -> Pair:
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise BatchError(
+            message(
+                f"a batch must be a pair (x, y), got {type(batch).__name__}",
+                instead="pass gncompile.data.Batches(x, y, batch_size), a DataLoader, or pairs",
+            )
+        )
+    return batch[0], batch[1]
+
+
+def _first(x: Rows) -> Tensor:
+    return x if isinstance(x, Tensor) else x[0]
+
+
+def _joined(parts: list[Pair]) -> Pair:
+    """One batch; inputs that are their own targets stay so."""
+    if len(parts) == 1:
+        return parts[0]
+    y = torch.cat([y for _, y in parts])
+    if all(x is y for x, y in parts):
+        return y, y
+    if isinstance(parts[0][0], Tensor):
+        return torch.cat([x for x, _ in parts]), y  # type: ignore[misc]
+    return tuple(torch.cat(each) for each in zip(*(x for x, _ in parts), strict=True)), y

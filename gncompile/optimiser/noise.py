@@ -1,0 +1,73 @@
+"""How much of a gradient is noise, and how many samples the next steps should be taken on.
+
+The gradient of a batch is ``g = E[g_n]`` over its N samples. In the norm of the preconditioner P, in which steps
+are taken, its square has a part that is due to the choice of samples::
+
+    gᵀP g ≈ S + T/N,      T = E[g_nᵀP g_n]
+
+T is measured with random signs s_n: the mean of ``s_n g_n`` over F samples is zero in expectation, and its square
+in this norm T/F. ``T/S`` is the gradient noise scale of McCandlish, Kaplan, Amodei et al. (An Empirical Model of
+Large-Batch Training, 2018), there with P = I.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import sympy
+
+from .. import step_program as ir
+from ..builder import Value
+from ..functions import as_float, minimum, select
+from ..loss_rules import LossRules
+from ..propagation import Forward, pull_back, weight_gradients
+from .guards import finite
+from .phases import Optimiser
+
+GROWTH = 2
+"""The wanted samples are at most so many times those of the step that measured the noise."""
+
+each, f, n, noise, old, power, s, signal, v = sympy.symbols(
+    "each f n noise old power s signal v", real=True
+)
+
+
+def measure_noise(
+    optimiser: Optimiser,
+    forward: Forward,
+    rules: LossRules,
+    gradients: Mapping[str, Value],
+    deltas: Mapping[str, Value],
+    factors: tuple[Mapping[str, Value], Mapping[str, Value]],
+    bound: float,
+) -> None:
+    """States ``noise`` (its share ``T/N / gᵀPg``) and ``samples_wanted``, with which this is ``bound``.
+
+    ``forward`` and ``rules`` are those of the F samples, ``deltas`` are ``−P g``, ``factors`` Q and Ḡ. T and S
+    are means with half the weight on this batch; the wanted samples never fall. Costs a backward pass of
+    the F samples and a direction.
+    """
+    builder = optimiser.builder
+    seed = rules.gradient()
+    signs = builder.emit(ir.Random("sign", (seed.spec.shape[0], 1)), name="signs")
+    seed = builder.pointwise(v * s, {v: seed, s: signs}, name="e_output")
+    random = weight_gradients(forward, pull_back(forward, seed, prefix="e"))
+    random_square = optimiser.inner(random, optimiser.directions(random, *factors))
+    square = optimiser.inner(gradients, deltas)
+    count = builder.emit(ir.Dot(), signs, signs, name="signs_count")
+    batch = builder.leaf("scalar", "batch_size", ())
+    values = {each: random_square, power: square, n: batch, f: count}
+    share = f * each / (n * power)
+    optimiser.write(optimiser.scalar("noise"), share, values, "noise_now")
+    means = {}
+    for name, symbol, now in (("sample_noise", noise, -f * each), ("signal", signal, f * each / n - power)):
+        state = optimiser.scalar(name)
+        mean = select(finite(now), (old + now) / 2, old)
+        means[symbol] = optimiser.write(state, mean, {**values, old: state}, f"{name}_now")
+    largest = GROWTH * n
+    enough = as_float((1 - bound) / bound) * noise / signal
+    now = select(signal, minimum(enough, largest), largest)
+    state = optimiser.scalar("samples_wanted")
+    more = select(now - old, now, old)
+    optimiser.write(state, more, {**means, n: batch, old: state}, "samples_wanted_now")
+
