@@ -31,6 +31,9 @@ from .step_program import Instruction, Spec, StepProgram, Structure
 EIGEN_FLOPS = 9
 """FLOPs per d³ of a symmetric eigendecomposition with vectors (Golub and Van Loan, §8.3)."""
 
+NOMINAL = 1000
+"""Samples of the batch that a search for the right size starts from."""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -216,10 +219,12 @@ def columns_within(program: StepProgram, batch: int, itemsize: int, budget: int)
 def samples_within(
     program: StepProgram, rows: Callable[[int], Mapping[str, int]], itemsize: int, budget: int
 ) -> int:
-    """The size of a batch whose work buffers take up ``budget`` bytes; they grow with it in proportion."""
-    batch = 1 << 14
-    held = sum(CostModel(program, batch, itemsize, rows(batch)).buffer_bytes().values())
-    return batch * budget // held
+    """The size of a batch whose work buffers take up about ``budget`` bytes; at least one."""
+    batch = NOMINAL
+    for _ in range(3):  # in proportion to the batch, but for the least sizes of F and Q
+        held = CostModel(program, batch, itemsize, rows(batch)).buffer_bytes()
+        batch = max(1, batch * budget // sum(held.values()))
+    return batch
 
 
 def column_bytes(program: StepProgram, batch: int, itemsize: int) -> int:

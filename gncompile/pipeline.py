@@ -95,6 +95,11 @@ class Phases:
         forward = self.forward if rows == "N" else self.forward.share(rows)
         return forward, loss_rules(self.builder, self.loss, forward.output)
 
+    def gradient_share(self, rows: ir.Dim) -> tuple[Forward, Value]:
+        """The forward pass on a share of the batch, and the loss's gradient at the output there."""
+        gradient = self._share({"": self.rules.gradient()}, rows)[""]
+        return self.forward if rows == "N" else self.forward.share(rows), gradient
+
     def factors(
         self,
         methods: Mapping[str, str],
@@ -278,9 +283,9 @@ def step_program(graph: ModelGraph, loss: Loss, settings: Settings) -> StepProgr
             optimiser.quadratic(*model, gradients, deltas, by_layer)
     if settings.gather_noise is not None:
         with builder.phase("gradient_noise", sees=("gradient", "direction")):
-            model = phases.on_share(settings.factor_dim)
+            share = phases.gradient_share(settings.factor_dim)
             factors, bound = (inputs, outputs), settings.gather_noise
-            measure_noise(optimiser, *model, gradients, deltas, factors, bound)
+            measure_noise(optimiser, *share, gradients, deltas, factors, bound)
     if settings.guarded:
         for part in ("begin", "note", "end"):
             with builder.phase(f"damping_{part}"):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import nn
 from gncompile.cli import main
 from gncompile.comparison import contest as contest_module
 from gncompile.comparison.contest import Contest, neighbours
-from gncompile.comparison.optimisers import OPTIMISERS, Optimiser, named, rates
+from gncompile.comparison.optimisers import OPTIMISERS, Optimiser, Pair, named, rates
 from gncompile.comparison.running import POINTS, Budget, run
 from gncompile.comparison.standings import standings, text
 from gncompile.comparison.store import Run, read_all
@@ -149,6 +150,9 @@ def test_a_run_that_diverges_says_so_and_ends() -> None:
 
 def test_a_step_that_raises_ends_its_run_only(tmp_path: Path) -> None:
     class Failing:
+        def batches(self, train: Iterable[Pair]) -> Iterator[Pair]:
+            return itertools.cycle(train)
+
         def step(self, x: torch.Tensor, y: torch.Tensor, progress: float) -> int:
             if progress >= 0.5:
                 torch.linalg.cholesky(-torch.eye(2))

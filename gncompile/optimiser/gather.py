@@ -55,6 +55,7 @@ class Gathering:
         epochs: int | None,
         refused: Callable[[BatchError], None] | None = None,
     ) -> None:
+        trainer.gathers = True
         self._trainer = trainer
         self._train = train
         self._epochs = epochs

@@ -19,7 +19,6 @@ import sympy
 from .. import step_program as ir
 from ..builder import Value
 from ..functions import as_float, minimum, select
-from ..loss_rules import LossRules
 from ..propagation import Forward, pull_back, weight_gradients
 from .guards import finite
 from .phases import Optimiser
@@ -35,7 +34,7 @@ each, f, n, noise, old, power, s, signal, v = sympy.symbols(
 def measure_noise(
     optimiser: Optimiser,
     forward: Forward,
-    rules: LossRules,
+    seed: Value,
     gradients: Mapping[str, Value],
     deltas: Mapping[str, Value],
     factors: tuple[Mapping[str, Value], Mapping[str, Value]],
@@ -43,12 +42,11 @@ def measure_noise(
 ) -> None:
     """States ``noise`` (its share ``T/N / gᵀPg``) and ``samples_wanted``, with which this is ``bound``.
 
-    ``forward`` and ``rules`` are those of the F samples, ``deltas`` are ``−P g``, ``factors`` Q and Ḡ. T and S
-    are means with half the weight on this batch; the wanted samples never fall. Costs a backward pass of
-    the F samples and a direction.
+    ``forward`` and ``seed``, the loss's gradient at the output, are those of the F samples, ``deltas`` are
+    ``−P g``, ``factors`` Q and Ḡ. T and S are means with half the weight on this batch; the wanted samples
+    never fall. Costs a backward pass of the F samples and a direction.
     """
     builder = optimiser.builder
-    seed = rules.gradient()
     signs = builder.emit(ir.Random("sign", (seed.spec.shape[0], 1)), name="signs")
     seed = builder.pointwise(v * s, {v: seed, s: signs}, name="e_output")
     random = weight_gradients(forward, pull_back(forward, seed, prefix="e"))

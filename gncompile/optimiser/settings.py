@@ -44,7 +44,7 @@ class Settings:
 
     method: Method | Mapping[str, str] = "kfra"
     l2: float | Mapping[str, float] = 0.0
-    damping: float = 0.1
+    damping: float = 0.01
     """Initial Levenberg-Marquardt damping λ."""
     damping_bounds: tuple[float, float] = (1e-30, 1e4)
     damping_rate: float = 0.95
@@ -72,10 +72,10 @@ class Settings:
     """Bound on ε = min(1 − 1/k, bound), the memory of the factors' running averages."""
     refresh_every: int = 10
     """Steps between refreshes of the inverses; the first ``refresh_always`` steps always refresh."""
-    refresh_always: int = 10
+    refresh_always: int = 5
     momentum: bool = True
     """Choose step size and momentum, in [0, 1], together from the exact quadratic model."""
-    layer_steps: int = 20
+    layer_steps: int = 10
     """First steps in which every layer has a step size of its own, chosen together by the quadratic model."""
     step_cap: float | None = None
     """Optional bound on the step size along the preconditioned gradient."""
@@ -96,7 +96,7 @@ class Settings:
     this binds; 0 keeps none. Evaluation uses it where it is better than the latest parameters."""
     gather_samples: int = 256
     """Samples that ``fit`` and ``gather`` collect at least for a step, from several batches if need be."""
-    gather_noise: float | None = 0.75
+    gather_noise: float | None = 0.9
     """Bound on the noise's share of the squared gradient, in the norm of the preconditioner: where it is
     exceeded, steps are taken on twice the samples. None: the batches stay as they are."""
     memory_budget: int = 1 << 30

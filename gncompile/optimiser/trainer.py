@@ -67,6 +67,8 @@ class Trainer(Questions):
         self._unconfirmed = False  # whether the last update has not been seen to give a finite loss
         self._averages = Averages(executable)
         self._repeats = Repeats(settings)
+        self.gathers = False
+        """Whether batches are put together for this trainer; without, small ones bring a warning."""
         self._wanted = 0, 0  # measurements of noise so far, and the samples wanted since the last one
         self._ahead = AheadOfHost(executable, settings) if settings.guarded else None
         self._first_order = None if settings.second_order else FirstOrder(settings, self.trained())
@@ -156,7 +158,7 @@ class Trainer(Questions):
 
     def _warn_of_noise(self, samples: int) -> None:
         """At the second step, when it is known whether the batch is another one than before."""
-        noisy = samples < FEW and not self._repeats.repeated
+        noisy = samples < FEW and not self._repeats.repeated and not self.gathers
         if self.updates == 1 and noisy and self.settings.second_order:
             warnings.warn(
                 message(
