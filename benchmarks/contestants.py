@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -13,7 +12,9 @@ from torch import nn
 
 import gncompile
 from gncompile.costs import CostModel
+from gncompile.optimiser.ahead import mean_runs
 from gncompile.optimiser.settings import Settings
+from gncompile.optimiser.timetable import cycle
 from gncompile.optimiser.trainer import Trainer
 from gncompile.step_program import StepProgram
 
@@ -113,28 +114,18 @@ def full_step(name: str, problem: Problem, **options: Any) -> Contestant:
     """
     ours = trainer(problem, **options)
     settings = ours.settings
-    periods = settings.refresh_every, settings.damping_period, settings.factor_damping_period
-    cycle = math.lcm(*periods, settings.factors_every)
     always = settings.refresh_always if settings.refresh_every > 1 else 1
     return Contestant(
         name,
         lambda: ours.step(*problem.pair()),
         step_flops(ours.program, settings, problem.batch),
-        cycle=cycle,
+        cycle=cycle(settings),
         warm_up=always + 1,
     )
 
 
 def step_flops(program: StepProgram, settings: Settings, batch: int) -> float:
-    """Flops of one step, averaged over refreshes and damping choices (which try two more γ)."""
+    """Flops of a mean step."""
     costs = CostModel(program, batch, rows=settings.rows(batch))
-
-    def count(*phases: str) -> float:
-        return sum(costs.phase(name).flops for name in phases if name in program.phases)
-
-    every = count("gradient", "direction", "quadratic", "update")
-    factors = count("curvature", "average") / settings.factors_every
-    refresh = count("invert") / settings.refresh_every
-    tried = 2 * count("invert", "direction", "quadratic") / settings.factor_damping_period
-    checked = count("predict", "evaluate", "adapt") / settings.damping_period
-    return every + factors + refresh + tried + checked
+    runs = mean_runs(settings).items()
+    return sum(costs.phase(name).flops * times for name, times in runs if name in program.phases)

@@ -54,7 +54,15 @@ RESERVED = frozenset(keyword.kwlist) | {
         "invert",
     ),
     *("direction", "quadratic", "layer_quadratic", "update", "adapt", "restore", "reject"),
-    *("guard", "guard_step", "damping_begin", "damping_note", "damping_end", "gradient_noise", "report"),
+    *(
+        "guard",
+        "guard_step",
+        "damping_begin",
+        "damping_note",
+        "damping_end",
+        "gradient_noise",
+        "report",
+    ),
 }
 """Names of an emitted file that no value may take: its symbols, modules and phases."""
 

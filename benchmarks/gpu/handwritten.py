@@ -19,6 +19,7 @@ SETTINGS = {
     "layer_steps": 0,
     "factors_every": 1,
     "factor_damping_period": 10**9,
+    "gather_noise": None,
 }
 """gncompile's settings under which the two steps are the same."""
 
@@ -42,7 +43,7 @@ class HandwrittenKFRA:
             if isinstance(module, nn.Linear)
         ]
         like = self.layers[0].weight
-        self.damping = like.new_tensor(0.1)
+        self.damping = like.new_tensor(0.01)
         self.usual_length = like.new_tensor(0.0)
         self.root_kappa = self.damping.sqrt()
         self.steps = [torch.zeros_like(self.joined(layer)) for layer in self.layers]
@@ -65,7 +66,7 @@ class HandwrittenKFRA:
         rows = min(len(x), max(-(-len(x) // 4), 256))
         first, last = [a[:rows] for a in activations], [a[-rows:] for a in activations]
         self.average(*self.factors(last))
-        if self.updates < 10 or self.since_refresh + 1 >= self.refresh_every:
+        if self.updates < 5 or self.since_refresh + 1 >= self.refresh_every:
             self.inverses = [
                 self.inverted(q, g) for q, g in zip(self.inputs, self.outputs, strict=True)
             ]

@@ -125,4 +125,4 @@ class Network:
         steps = HandwrittenKFRA(problem.fresh())
         call: Call = lambda: steps.step(problem.x, problem.x)  # noqa: E731
         flops = self.engine.step(problem, self.clock, **SETTINGS).flops
-        return Prepared(call, flops, cycle=20, warm_up=11)
+        return Prepared(call, flops, cycle=20, warm_up=6)

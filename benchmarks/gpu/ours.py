@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from gncompile.costs import Cost, CostModel
+from gncompile.optimiser.ahead import mean_runs
 from gncompile.optimiser.settings import Settings
+from gncompile.optimiser.timetable import cycle
 from gncompile.optimiser.trainer import Trainer
 from gncompile.passes.launches import schedule
 from gncompile.runtime.graphs import Graphs
@@ -22,7 +23,7 @@ from .clock import Clock
 from .rows import Prepared
 
 STEADY = {"layer_steps": 0}
-"""What holds after the first 20 steps: one step size for all layers together."""
+"""What holds after the first steps: one step size for all layers together."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,11 @@ class Engine:
         settings = ours.settings
         if not settings.second_order:
             return Prepared(lambda: ours.step(*problem.pair()))
-        cycle = math.lcm(
-            settings.refresh_every,
-            settings.factors_every,
-            settings.damping_period,
-            min(settings.factor_damping_period, 20),
-        )
+        steps = cycle(settings)
         # On a GPU every sequence of phases has to be met twice before it is a graph.
-        warm_up = settings.refresh_always + (3 * cycle if clock.is_cuda else 1)
+        warm_up = settings.refresh_always + (3 * steps if clock.is_cuda else 1)
         cost = step_cost(ours.program, settings, problem.batch)
-        return Prepared(lambda: ours.step(*problem.pair()), cost.flops, cost.bytes, cycle, warm_up)
+        return Prepared(lambda: ours.step(*problem.pair()), cost.flops, cost.bytes, steps, warm_up)
 
     def trainer(self, problem: Problem, **options: Any) -> Trainer:
         """A trainer on a copy of the problem's model."""
@@ -83,16 +79,9 @@ def phase_costs(
 
 
 def step_cost(program: StepProgram, settings: Settings, batch: int) -> Cost:
-    """One step of a trainer, averaged over refreshes, checks of the damping and choices of γ."""
+    """A mean step of a trainer."""
     costs = phase_costs(program, batch, settings.rows(batch))
-    chosen = 1 / settings.factor_damping_period
-    share = {
-        **dict.fromkeys(("gradient", "guard", "guard_step", "update", "report"), 1.0),
-        **dict.fromkeys(("curvature", "average"), 1 / settings.factors_every),
-        **dict.fromkeys(("direction", "quadratic"), 1.0 + 3 * chosen),
-        "invert": 1 / settings.refresh_every + 3 * chosen,
-        **dict.fromkeys(("predict", "evaluate", "adapt"), 1 / settings.damping_period),
-    }
-    flops = sum(costs[name].flops * times for name, times in share.items() if name in costs)
-    moved = sum(costs[name].bytes * times for name, times in share.items() if name in costs)
+    share = {name: times for name, times in mean_runs(settings).items() if name in costs}
+    flops = sum(costs[name].flops * times for name, times in share.items())
+    moved = sum(costs[name].bytes * times for name, times in share.items())
     return Cost(round(flops), round(moved))

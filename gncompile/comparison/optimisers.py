@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import product
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,7 @@ class TrainerSteps:
         self.trainer = compile_model(model, task.loss, example, seed=seed, **options)
 
     def batches(self, train: Iterable[Pair]) -> Iterator[Pair]:
-        return self.trainer.gather(train, epochs=None)
+        return cast("Iterator[Pair]", self.trainer.gather(train, epochs=None))
 
     def step(self, x: Tensor, y: Tensor, progress: float) -> int:
         self.trainer.step(x, y)

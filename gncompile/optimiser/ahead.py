@@ -7,6 +7,7 @@ device every sequence of phases is a captured graph.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from ..runtime.graphs import Graphs, Plan
 from .guards import REPORTED
 from .records import StepStats
 from .settings import Settings
-from .timetable import Due, due
+from .timetable import Due, cycle, due
 
 KEPT = 4096
 """Steps whose statistics can still be read."""
@@ -95,6 +96,18 @@ def plan(now: Due) -> Plan:
         *checked,
         "report",
     )
+
+
+def mean_runs(settings: Settings) -> dict[str, float]:
+    """How often a mean step runs each phase, once the first steps are over."""
+    length, since_refresh = cycle(settings), 0
+    runs: Counter[str] = Counter()
+    first = length * (1 + max(settings.refresh_always, settings.layer_steps) // length)
+    for update in range(first, first + length):
+        now = due(settings, update, since_refresh)
+        since_refresh = 0 if now.inverses or now.factor_damping else since_refresh + 1
+        runs.update(plan(now))
+    return {phase: count / length for phase, count in runs.items()}
 
 
 class DeferredStats:

@@ -141,6 +141,10 @@ def fit(
     first. After :meth:`Trainer.resume` a ``Batches`` goes on exactly where the checkpoint was written,
     unless ``continue_order=False``.
 
+    A step is taken on several batches together where these are small, or where their gradients are mostly
+    noise (:func:`~gncompile.optimiser.gather.gather`, which loops of one's own may use too); the records tell
+    its ``samples``.
+
     ``validation`` ``(x, y)`` is evaluated every ``validate_every`` steps (default: an epoch) and after the
     last one, as :meth:`Trainer.evaluate` does it. After ``early_stop`` validations without a better loss the
     fit ends; ``history.best`` tells the best record. At its end the fit leaves in the model the averaged
@@ -160,9 +164,9 @@ def fit(
     >>> from gncompile.data import Batches
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
     >>> trainer = gncompile.compile(model, "mse", torch.zeros(1, 4))
-    >>> batches = Batches(torch.randn(100, 4), torch.randn(100, 1), batch_size=32)
-    >>> len(trainer.fit(batches, epochs=2, progress=False))
-    8
+    >>> batches = Batches(torch.randn(1000, 4), torch.randn(1000, 1), batch_size=100)
+    >>> trainer.fit(batches, epochs=1, progress=False).samples
+    [300, 300, 300, 400]
     """
     _check(updates, epochs, validation, early_stop)
     trainer.place.begin(train, continue_order)
@@ -176,7 +180,7 @@ def fit(
         def tell(records: Iterable[Record]) -> None:
             for record in records:
                 history.records.append(record)
-                show(record)
+                show(record, gathering.taken if epochs else len(history))
                 for callback in callbacks:
                     callback(record)
 

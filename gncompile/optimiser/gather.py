@@ -1,8 +1,8 @@
 """Batches put together, until a step is taken on as many samples as the trainer wants.
 
 Curvature and step sizes of a few samples fit these samples only, and late in a training most of a batch's
-gradient is noise. So a step is taken on ``gather_samples`` at least, and on more where the noise's share of the
-gradient exceeds ``gather_noise`` (:mod:`gncompile.optimiser.noise`).
+gradient is noise. So a step is taken on ``gather_samples`` at least, and on more where the noise's share of
+the gradient exceeds ``gather_noise`` (:mod:`gncompile.optimiser.noise`).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def gather(trainer: Trainer, train: Iterable[Pair], epochs: int | None = 1) -> I
     """The batches ``(x, y)`` of ``train``, put together to as many samples as the trainer wants for a step.
 
     For loops of one's own; ``fit`` does the same. ``epochs`` is how often ``train`` is gone through, None
-    without end. A batch that is large enough is passed on as it is. A step's samples may come from two passes,
-    but are never more than one pass has; the end of the last pass comes together with the batch of before.
+    without end. A batch that is large enough is passed on as it is. A step's samples may come from two
+    passes, but a whole pass is always enough; the end of the last one comes with the batch of before.
 
     Raises :class:`~gncompile.errors.BatchError` for a batch that no step can be taken on.
 
@@ -92,7 +92,7 @@ class Gathering:
             return True
         wanted = self._trainer.samples_wanted
         try:
-            if len(y) < wanted:  # put together with others, a bad batch would spoil them
+            if self._parts or len(y) < wanted:  # a bad batch would spoil the others
                 self._trainer.check_batch(x, y)
         except BatchError as error:
             self._refused(error)

@@ -85,7 +85,17 @@ def guard_step(optimiser: Optimiser) -> None:
         builder.pointwise(select(u, sympy.Integer(0), last), values, into=step, name="no_step")
 
 
-REPORTED = ("loss", "objective", "damping", "step_size", "momentum", "predicted", "rho", "rejected", "noise")
+REPORTED = (
+    "loss",
+    "objective",
+    "damping",
+    "step_size",
+    "momentum",
+    "predicted",
+    "rho",
+    "rejected",
+    "noise",
+)
 """The elements of the result ``report``, as :class:`~gncompile.optimiser.records.StepStats` names them."""
 
 

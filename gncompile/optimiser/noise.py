@@ -1,13 +1,13 @@
 """How much of a gradient is noise, and how many samples the next steps should be taken on.
 
-The gradient of a batch is ``g = E[g_n]`` over its N samples. In the norm of the preconditioner P, in which steps
-are taken, its square has a part that is due to the choice of samples::
+The gradient of a batch is ``g = E[g_n]`` over its N samples. In the norm of the preconditioner P, in which
+steps are taken, its square has a part that is due to the choice of samples::
 
     gᵀP g ≈ S + T/N,      T = E[g_nᵀP g_n]
 
-T is measured with random signs s_n: the mean of ``s_n g_n`` over F samples is zero in expectation, and its square
-in this norm T/F. ``T/S`` is the gradient noise scale of McCandlish, Kaplan, Amodei et al. (An Empirical Model of
-Large-Batch Training, 2018), there with P = I.
+T is measured with random signs s_n: the mean of ``s_n g_n`` over F samples is zero in expectation, and its
+square in this norm T/F. ``T/S`` is the gradient noise scale of McCandlish, Kaplan, Amodei et al. (An
+Empirical Model of Large-Batch Training, 2018), there with P = I.
 """
 
 from __future__ import annotations
@@ -58,7 +58,10 @@ def measure_noise(
     share = f * each / (n * power)
     optimiser.write(optimiser.scalar("noise"), share, values, "noise_now")
     means = {}
-    for name, symbol, now in (("sample_noise", noise, -f * each), ("signal", signal, f * each / n - power)):
+    for name, symbol, now in (
+        ("sample_noise", noise, -f * each),
+        ("signal", signal, f * each / n - power),
+    ):
         state = optimiser.scalar(name)
         mean = select(finite(now), (old + now) / 2, old)
         means[symbol] = optimiser.write(state, mean, {**values, old: state}, f"{name}_now")
@@ -68,4 +71,3 @@ def measure_noise(
     state = optimiser.scalar("samples_wanted")
     more = select(now - old, now, old)
     optimiser.write(state, more, {**means, n: batch, old: state}, "samples_wanted_now")
-

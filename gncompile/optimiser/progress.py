@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .records import Record
 
-Show = Callable[[Record], None]
+Show = Callable[[Record, int], None]
 
 LOG_EVERY = 10.0
 """Seconds between lines in a log."""
@@ -20,10 +20,10 @@ LOG_EVERY = 10.0
 
 @contextmanager
 def display(active: bool, total: int | None) -> Iterator[Show]:
-    """Yield what shows a record; ``total`` is the number of steps, if known."""
+    """Yield what shows a record and how much is done of ``total`` steps or batches, if this is known."""
     console = Console(stderr=True)
     if not active:
-        yield lambda record: None
+        yield lambda record, done: None
     elif console.is_terminal:
         with _bar(console, total) as show:
             yield show
@@ -38,23 +38,22 @@ def _bar(console: Console, total: int | None) -> Iterator[Show]:
         task = progress.add_task("fit", total=total, text="")
         line = Line()
 
-        def show(record: Record) -> None:
-            progress.update(task, advance=1, text=line.text(record))
+        def show(record: Record, done: int) -> None:
+            progress.update(task, completed=done, text=line.text(record))
 
         yield show
 
 
 def _log(console: Console, total: int | None) -> Show:
-    line, steps, shown = Line(), 0, -math.inf
+    line, shown = Line(), -math.inf
 
-    def show(record: Record) -> None:
-        nonlocal steps, shown
-        steps += 1
+    def show(record: Record, done: int) -> None:
+        nonlocal shown
         text = line.text(record)
-        if steps == total or time.monotonic() - shown >= LOG_EVERY:
+        if done == total or time.monotonic() - shown >= LOG_EVERY:
             shown = time.monotonic()
             of = f"/{total}" if total else ""
-            console.print(f"{steps}{of}  {text}", highlight=False, soft_wrap=True)
+            console.print(f"{done}{of}  {text}", highlight=False, soft_wrap=True)
 
     return show
 

@@ -29,7 +29,7 @@ class StepStats:
     rejected: int = 0
     """Updates undone or refused so far."""
     noise: float | None = None
-    """The noise's share of the squared gradient, on steps that measure it (:mod:`gncompile.optimiser.noise`)."""
+    """The noise's share of the squared gradient (see ``optimiser/noise.py``), on steps that measure it."""
 
     def resolved(self) -> StepStats:
         """The statistics themselves, as those of a step that runs ahead of the host have to be waited for."""

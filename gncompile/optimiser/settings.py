@@ -100,7 +100,7 @@ class Settings:
     """Bound on the noise's share of the squared gradient, in the norm of the preconditioner: where it is
     exceeded, steps are taken on twice the samples. None: the batches stay as they are."""
     memory_budget: int = 1 << 30
-    """Bytes that a chunk of KFLR's columns may use, and the work buffers of a batch gathered against noise."""
+    """Bytes that a chunk of KFLR's columns may use, and the work buffers of a batch that grows."""
     learning_rate: float = 1e-3
     """Step size of the first-order baselines ``adam`` and ``sgd``."""
     sgd_momentum: float = 0.9
@@ -120,7 +120,9 @@ class Settings:
         growth = self.step_growth
         _require("step_growth", growth, growth is None or growth > 1, "None or a number above 1")
         noise = self.gather_noise
-        _require("gather_noise", noise, noise is None or 0 < noise < 1, "None or a number in (0, 1)")
+        _require(
+            "gather_noise", noise, noise is None or 0 < noise < 1, "None or a number in (0, 1)"
+        )
         self._check_inverse()
         self._check_method()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from .settings import Settings
@@ -47,3 +48,19 @@ def due(settings: Settings, updates: int, since_refresh: int) -> Due:
         noise=settings.gather_noise is not None and updates % MEASURED == MEASURED // 2,
         quadratic="layer_quadratic" if updates < settings.layer_steps else "quadratic",
     )
+
+
+def cycle(settings: Settings) -> int:
+    """Steps after which, once the first steps are over, the same phases are due again.
+
+    What is due more seldom than every 100 steps is not waited for.
+    """
+    periods = (
+        settings.factors_every,
+        settings.refresh_every,
+        settings.factor_damping_period,
+        settings.damping_period,
+        COMPARED,
+        MEASURED,
+    )
+    return math.lcm(*(period for period in periods if period <= 100))

@@ -69,7 +69,10 @@ class Trainer(Questions):
         self._repeats = Repeats(settings)
         self.gathers = False
         """Whether batches are put together for this trainer; without, small ones bring a warning."""
-        self._wanted = 0, 0  # measurements of noise so far, and the samples wanted since the last one
+        self._wanted = (
+            0,
+            0,
+        )  # measurements of noise so far, and the samples wanted since the last one
         self._ahead = AheadOfHost(executable, settings) if settings.guarded else None
         self._first_order = None if settings.second_order else FirstOrder(settings, self.trained())
 
@@ -163,8 +166,9 @@ class Trainer(Questions):
             warnings.warn(
                 message(
                     f"steps on {samples} samples",
-                    instead="let the trainer put batches together, with fit or for x, y in trainer.gather(loader): "
-                    "the curvature of so few samples fits their noise, and steps can lead astray",
+                    instead="let the trainer put batches together, with fit or by for x, y in "
+                    "trainer.gather(loader): the curvature of so few samples fits their noise, and steps can "
+                    "lead astray",
                 ),
                 SmallBatchWarning,
                 stacklevel=3,

@@ -81,11 +81,13 @@ def trainer(
 
 
 def trained(one: Trainer, loss: str, sizes: tuple[int, ...]) -> dict[str, Tensor]:
-    """Parameters and states after a step on a batch of each size."""
+    """Parameters and states after a step on a batch of each size, and a measurement of noise."""
     generator = torch.Generator().manual_seed(4)
     for count in sizes:
         x, y = normal(generator, count, INPUTS), target(loss, count, generator)
         one.step(x.to(one.dtype), y.to(one.dtype) if y.is_floating_point() else y)
+    # Measured here, as it is due after more steps only.
+    one._executable.run("gradient", "direction", "gradient_noise")
     state = one.state_dict()
     return {**state["model"], **state["states"]}
 
