@@ -23,11 +23,15 @@ from ..propagation import Forward, pull_back, weight_gradients
 from .guards import finite
 from .phases import Optimiser
 
+PATIENCE = 0.01
+"""What each measurement that does not ask for more takes off the bound: noise that lasts is a standstill."""
+LONGEST = 15
+"""Measurements after which the bound falls no more."""
 GROWTH = 2
 """The wanted samples are at most so many times those of the step that measured the noise."""
 
-each, f, n, noise, old, power, s, signal, v = sympy.symbols(
-    "each f n noise old power s signal v", real=True
+each, f, n, noise, old, power, s, signal, v, w = sympy.symbols(
+    "each f n noise old power s signal v w", real=True
 )
 
 
@@ -65,9 +69,13 @@ def measure_noise(
         state = optimiser.scalar(name)
         mean = select(finite(now), (old + now) / 2, old)
         means[symbol] = optimiser.write(state, mean, {**values, old: state}, f"{name}_now")
+    waited = optimiser.scalar("noise_waited")
+    allowed = as_float(bound) - as_float(PATIENCE) * w
     largest = GROWTH * n
-    enough = as_float((1 - bound) / bound) * noise / signal
-    now = select(signal, minimum(enough, largest), largest)
+    now = select(signal, minimum((1 - allowed) / allowed * noise / signal, largest), largest)
     state = optimiser.scalar("samples_wanted")
-    more = select(now - old, now, old)
-    optimiser.write(state, more, {**means, n: batch, old: state}, "samples_wanted_now")
+    values = {**means, n: batch, old: state, w: waited}
+    wanted = builder.pointwise(select(now - old, now, old), values, name="samples_enough")
+    longer = select(s - n, sympy.Integer(0), minimum(w + 1, sympy.Integer(LONGEST)))
+    optimiser.write(waited, longer, {s: wanted, n: batch, w: waited}, "noise_waited_now")
+    optimiser.write(state, s, {s: wanted}, "samples_wanted_now")
