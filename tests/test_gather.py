@@ -285,6 +285,20 @@ def test_noise_asks_for_twice_the_samples(guarded: bool) -> None:
     assert trainer.samples_wanted == 256  # steps on fewer than wanted do not ask for more
 
 
+def test_noise_that_lasts_is_enough() -> None:
+    """A share just below the bound is above it some measurements later."""
+    trainer = compiled(network(), gather_samples=64, gather_noise=0.999)
+    states = trainer._executable.memory.states
+    for measurement in range(6):
+        waited = float(states["noise_waited"])
+        assert waited == (measurement if measurement < 5 else 0)
+        assert trainer.samples_wanted == (64 if measurement < 5 else 65)
+        # A share of 0.96 at 64 samples, to which what is measured adds nothing.
+        states["sample_noise"].fill_(0.96e30 * 64)
+        states["signal"].fill_(0.04e30)
+        noisy(trainer, MEASURED, size=64)
+
+
 def test_a_clear_gradient_does_not() -> None:
     trainer = compiled(network(), gather_samples=32, gather_noise=0.9)
     for seed in range(MEASURED):

@@ -44,11 +44,12 @@ def measure_noise(
     factors: tuple[Mapping[str, Value], Mapping[str, Value]],
     bound: float,
 ) -> None:
-    """States ``noise`` (its share ``T/N / gᵀPg``) and ``samples_wanted``, with which this is ``bound``.
+    """States ``noise``, its share ``T/N / gᵀPg``, and ``samples_wanted``, which keeps it below ``bound``.
 
-    ``forward`` and ``seed``, the loss's gradient at the output, are those of the F samples, ``deltas`` are
-    ``−P g``, ``factors`` Q and Ḡ. T and S are means with half the weight on this batch; the wanted samples
-    never fall. Costs a backward pass of the F samples and a direction.
+    The bound falls while it holds (:data:`PATIENCE`), until the samples grow. ``forward`` and ``seed``, the
+    loss's gradient at the output, are those of the F samples, ``deltas`` are ``−P g``, ``factors`` Q and Ḡ.
+    T and S are means with half the weight on this batch; the wanted samples never fall. Costs a backward
+    pass of the F samples and a direction.
     """
     builder = optimiser.builder
     signs = builder.emit(ir.Random("sign", (seed.spec.shape[0], 1)), name="signs")
