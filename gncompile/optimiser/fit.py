@@ -213,8 +213,7 @@ def fit(
 
 @dataclass
 class Refusals:
-    """Counts bad batches in a history, or raises: if they are not to be skipped, or too many follow on each
-    other."""
+    """Counts bad batches in a history; raises if they are not to be skipped, or at too many in a row."""
 
     history: History
     skip: bool

@@ -23,8 +23,9 @@ from ..propagation import Forward, pull_back, weight_gradients
 from .guards import finite
 from .phases import Optimiser
 
-PATIENCE = 0.01
-"""What each measurement that does not ask for more takes off the bound: noise that lasts is a standstill."""
+PATIENCE = 1 / 90
+"""The share of the bound that each measurement which does not ask for more takes off: noise that lasts is a
+standstill."""
 LONGEST = 15
 """Measurements after which the bound falls no more."""
 GROWTH = 2
@@ -71,7 +72,7 @@ def measure_noise(
         mean = select(finite(now), (old + now) / 2, old)
         means[symbol] = optimiser.write(state, mean, {**values, old: state}, f"{name}_now")
     waited = optimiser.scalar("noise_waited")
-    allowed = as_float(bound) - as_float(PATIENCE) * w
+    allowed = as_float(bound) * (1 - as_float(PATIENCE) * w)
     largest = GROWTH * n
     now = select(signal, minimum((1 - allowed) / allowed * noise / signal, largest), largest)
     state = optimiser.scalar("samples_wanted")

@@ -69,10 +69,8 @@ class Trainer(Questions):
         self._repeats = Repeats(settings)
         self.gathers = False
         """Whether batches are put together for this trainer; without, small ones bring a warning."""
-        self._wanted = (
-            0,
-            0,
-        )  # measurements of noise so far, and the samples wanted since the last one
+        # Measurements of noise so far, and the samples wanted since the last one.
+        self._wanted = (0, 0)
         self._ahead = AheadOfHost(executable, settings) if settings.guarded else None
         self._first_order = None if settings.second_order else FirstOrder(settings, self.trained())
 
@@ -90,7 +88,8 @@ class Trainer(Questions):
 
         Curvature is taken from parts of the batch, its last and its first rows, so samples have to be in
         random order; where ``x`` is the tensor of the step before, as a full batch is, they are shuffled.
-        Minibatches of fewer than 32 samples bring a :class:`~gncompile.errors.SmallBatchWarning`.
+        Minibatches of fewer than 32 samples bring a :class:`~gncompile.errors.SmallBatchWarning`;
+        :meth:`gather` puts such batches together.
 
         Raises :class:`~gncompile.errors.BatchError` for a batch of the wrong shape or dtype or with
         non-finite values; nothing is changed then. On a CUDA device the step only begins here: the
