@@ -292,7 +292,7 @@ def test_noise_that_lasts_is_enough() -> None:
     for measurement in range(6):
         waited = float(states["noise_waited"])
         assert waited == (measurement if measurement < 5 else 0)
-        assert trainer.samples_wanted == (64 if measurement < 5 else 65)
+        assert trainer.samples_wanted == (64 if measurement < 5 else 73)
         # A share of 0.96 at 64 samples, to which what is measured adds nothing.
         states["sample_noise"].fill_(0.96e30 * 64)
         states["signal"].fill_(0.04e30)
