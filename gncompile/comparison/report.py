@@ -22,11 +22,12 @@ from .standings import by_task, overview, records, standings, text
 from .store import Run, tidy
 
 EXPLAINED = """\
-All optimisers start from the same weights, see the same batches in the same order, and train for the same
-budget; evaluations and what comes before the first step (`setup s`, compilation included) are not part of it.
-`runs` counts the points of an optimiser's grid and the seeds; `search s` are the seconds trained with
-settings that were not the best. `loss` is the median over seeds of the final loss on the first samples of the
-training data, `range` its lowest and highest, `validation` the same median on the validation data."""
+All optimisers start from the same weights, see the same batches in the same order (ours put several together
+for a step where their gradients are mostly noise), and train for the same budget; evaluations and what comes
+before the first step (`setup s`, compilation included) are not part of it. `runs` counts the points of an
+optimiser's grid and the seeds; `search s` are the seconds trained with settings that were not the best.
+`loss` is the median over seeds of the final loss on the first samples of the training data, `range` its
+lowest and highest, `validation` the same median on the validation data."""
 
 
 def write_report(folder: Path, title: str, runs: Sequence[Run], machine: Mapping[str, str]) -> str:

@@ -164,7 +164,7 @@ def test_a_wrong_but_fast_candidate_is_rejected(
 
     monkeypatch.setattr(GpuBench, "lines", twice)
     monkeypatch.setattr(gpu, "by_clock", stopwatch)
-    of = bench()
+    of = bench(gather_noise=None)
     (outcome,) = search(of.problems(of.keys), "quick", budget=1000.0).outcomes
     assert outcome.options == DEFAULT
     wrong = [t for t in outcome.trials if t.options.get("block_m") == BLOCK_M]
@@ -181,7 +181,8 @@ def test_a_candidate_that_spills_is_rejected(
         n_spills = 3
 
     monkeypatch.setattr(Launch, "run", lambda self: (run(self), Handle())[1])
-    (one,) = bench().problems(bench().keys)
+    of = bench(gather_noise=None)
+    (one,) = of.problems(of.keys)
     default, other, *_ = one.candidates
     assert one.check(default) is None, "there is no other to fall back to"
     assert one.check(other) == "3 registers spilled"
