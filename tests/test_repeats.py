@@ -16,7 +16,7 @@ from gncompile.optimiser.settings import Settings
 from gncompile.optimiser.trainer import Trainer
 
 COUNT = 32
-STEPS = 20
+STEPS = 40
 """All samples are seen in so many with probability 0.9; the draws are fixed."""
 
 

@@ -89,7 +89,8 @@ def test_equal_seeds_give_equal_bits_and_none_of_the_hosts_numbers(
 def test_every_run_of_a_phase_counts_its_draws() -> None:
     one = trainer("narrow", "index", "kfac", "triton", torch.float64, **SAMPLED)
     trained(one, "index", (9, 5, 9))
-    assert one._executable.memory.draws.state_dict()["philox"].tolist() == [SEED, 3 * 2 + 1]  # one for the noise
+    # Two draws a step, and one to measure the noise.
+    assert one._executable.memory.draws.state_dict()["philox"].tolist() == [SEED, 3 * 2 + 1]
 
 
 def test_a_resumed_training_draws_on(tmp_path: Path) -> None:
