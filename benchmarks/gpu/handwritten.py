@@ -43,7 +43,7 @@ class HandwrittenKFRA:
             if isinstance(module, nn.Linear)
         ]
         like = self.layers[0].weight
-        self.damping = like.new_tensor(0.03)
+        self.damping = like.new_tensor(0.1)
         self.usual_length = like.new_tensor(0.0)
         self.root_kappa = self.damping.sqrt()
         self.steps = [torch.zeros_like(self.joined(layer)) for layer in self.layers]

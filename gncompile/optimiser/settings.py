@@ -44,7 +44,7 @@ class Settings:
 
     method: Method | Mapping[str, str] = "kfra"
     l2: float | Mapping[str, float] = 0.0
-    damping: float = 0.03
+    damping: float = 0.1
     """Initial Levenberg-Marquardt damping λ."""
     damping_bounds: tuple[float, float] = (1e-30, 1e4)
     damping_rate: float = 0.95
