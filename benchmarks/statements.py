@@ -24,7 +24,7 @@ from .problems import WIDTHS, ModelName, Problem
 from .timing import CLOCKS, Clock, ClockOption
 
 STEP = ("gradient", "curvature", "average", "invert", "direction", "quadratic", "update",
-        "predict", "evaluate", "adapt")  # fmt: skip
+        "predict", "evaluate", "judge", "adapt")  # fmt: skip
 
 
 @dataclass

@@ -53,10 +53,12 @@ RESERVED = frozenset(keyword.kwlist) | {
         "average",
         "invert",
     ),
-    *("direction", "quadratic", "layer_quadratic", "update", "adapt", "restore", "reject"),
+    *("direction", "quadratic", "layer_quadratic", "update", "restore", "reject"),
+    *("judge", "adapt", "search"),
     *(
         "guard",
         "guard_step",
+        "guard_change",
         "damping_begin",
         "damping_note",
         "damping_end",

@@ -342,7 +342,7 @@ def _claim(
             todo.extend(instruction.inputs)
 
 
-_SHARED_PHASES = ("evaluate", "adapt")
+SHARED_PHASES = ("evaluate", "judge", "adapt", "search")
 """Phases about the loss as a whole."""
 
 
@@ -356,7 +356,7 @@ def _inherit(program: StepProgram, graph: ModelGraph, owners: dict[str, tuple[st
             continue
         layers = {near[name] for name in i.inputs} - {""}
         scalar = all(program[name].spec.shape == () for name in i.inputs)
-        if i.phase in _SHARED_PHASES or (len(layers) > 1 and scalar):
+        if i.phase in SHARED_PHASES or (len(layers) > 1 and scalar):
             layers = set()
         if i.phase == "quadratic" and len(i.spec.shape) < 2 and not isinstance(i.op, ir.VIEWS):
             layers = set()

@@ -185,6 +185,15 @@ def as_float(value: float) -> sympy.Number:
     return sympy.Integer(int(value)) if value == int(value) else sympy.Float(value)
 
 
+LARGEST = sympy.Float(3e38)
+"""What exceeds this, just below the largest float32, counts as not finite."""
+
+
+def finite(value: Expr) -> Expr:
+    """1 where ``value`` is finite, else 0: a comparison with NaN is false."""
+    return select(LARGEST - sympy.Abs(value), Integer(1), Integer(0))
+
+
 PRIMITIVES: dict[str, type[sympy.Function]] = {
     "exp": sympy.exp,
     "log": sympy.log,

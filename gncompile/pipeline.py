@@ -29,8 +29,10 @@ from .losses import Loss, SoftmaxCrossEntropy
 from .method_choice import AVERAGED, EXACT, SAMPLED, Choice, by_cost, given
 from .model_graph import Affine, ModelGraph
 from .optimiser.averages import AveragedForward, compare_average
+from .optimiser.damping import adapt, judge, reject, search
 from .optimiser.guards import (
     choose_factor_damping,
+    guard_change,
     guard_factors,
     guard_gradient,
     guard_step,
@@ -294,19 +296,24 @@ def step_program(graph: ModelGraph, loss: Loss, settings: Settings) -> StepProgr
             guard_step(optimiser)
     with builder.phase("update", sees=("gradient", "direction")):
         optimiser.update(deltas)
-    with builder.phase("adapt", sees=("gradient", "evaluate")):
-        ratio = optimiser.adapt(objective, phases.after)
-        builder.results["rho"] = ratio.name
-        if settings.guarded:
-            keep_ratio(optimiser, ratio)
+    with builder.phase("judge", sees=("gradient", "evaluate")):
+        ratio, harm = judge(optimiser, objective, phases.after)
+        builder.results |= {"rho": ratio.name, "harm": harm.name}
+    with builder.phase("adapt", sees=("judge",)):
+        adapt(optimiser, ratio)
+    with builder.phase("search", sees=("judge",)):
+        search(optimiser, ratio)
     if settings.guarded:
+        with builder.phase("guard_change", sees=("judge",)):
+            keep_ratio(optimiser, ratio)
+            guard_change(optimiser, harm)
         with builder.phase("report", sees=("gradient",)):
             numbers = report(optimiser, phases.loss_value, objective)
             builder.results["report"] = numbers.name
     with builder.phase("restore"):
         optimiser.restore()
     with builder.phase("reject"):
-        optimiser.reject()
+        reject(optimiser)
     return builder.finish()
 
 

@@ -44,6 +44,8 @@ METHODS = {
 
 FACTOR_WORK = ("input factor", "output factor", "curvature", "columns_begin", "columns", "average")
 """Parts and phases that run where factors are computed."""
+CHECKS = ("predict", "evaluate", "judge", "guard_change", "adapt")
+"""Phases that run where the damping is adapted."""
 PARTS = {
     "forward": "Forward",
     "gradient": "Slopes and gradient",
@@ -252,16 +254,26 @@ class Readback:
             "invert": self.settings.refresh_every,
             "compare": COMPARED,
             "gradient_noise": MEASURED,
-            **dict.fromkeys(("predict", "evaluate", "adapt"), self.settings.damping_period),
+            **dict.fromkeys(CHECKS, self.settings.damping_period),
         }
-        if phase in ("restore", "reject"):
+        if phase in ("restore", "reject", *self.first_steps):
             return 0.0
         if not self.settings.second_order and phase in every:
             return 0.0
         return 1 / every.get(phase, 1)
 
+    @property
+    def first_steps(self) -> dict[str, int]:
+        """Phases that only the first steps run, and how many of these."""
+        return {
+            "layer_quadratic": self.settings.layer_steps,
+            "search": self.settings.search_steps,
+        }
+
     def when(self, phase: str) -> str:
         share = self.share(phase)
+        if phase in self.first_steps:
+            return f"the first {self.first_steps[phase]} steps"
         if share == 0:
             return "on demand" if phase in ("predict", "evaluate") else "after a failed step"
         times = f", in {self.costs.runs(phase)} runs" if self.costs.runs(phase) > 1 else ""

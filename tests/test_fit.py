@@ -313,7 +313,8 @@ def test_steps_of_an_iterator_that_ends_are_read(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_guarded_fit_counts_bad_batches_as_rejected() -> None:
-    history = quiet(compiled(network(), guarded=True), _spoiled(), epochs=1)
+    trainer = compiled(network(), guarded=True, search_steps=0, damping_period=100)
+    history = quiet(trainer, _spoiled(), epochs=1)
     assert (len(history), history.skipped) == (10, 0)
     bad = [n for n, loss in enumerate(history.loss) if math.isnan(loss)]
     assert len(bad) == 1

@@ -101,22 +101,26 @@ REFUSED = {
 }
 
 
+HANGS = 10
+"""Seconds of processor time that none of these comes near; what they must not do is hang."""
+
+
 @pytest.mark.parametrize("text", REFUSED, ids=lambda text: text[:30])
 def test_refuses_quickly_and_says_why(text):
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ExpressionError, match=REFUSED[text]):
         parse_expression(text, SYMBOLS)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < HANGS
 
 
 def test_the_largest_allowed_expressions_are_read_quickly():
-    start = time.perf_counter()
+    start = time.process_time()
     parse_expression("+".join(f"sin({i}*x)" for i in range(80)), SYMBOLS)
     nested = "select(x, " * 15 + "x" + ", y*x)" * 15
     parse_expression(nested, SYMBOLS)
     parse_expression("x" + "+x" * 249, SYMBOLS)
     parse_expression("softplus(" * 30 + "x" + ")" * 30, SYMBOLS)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < HANGS
 
 
 def test_the_error_points_at_the_column():

@@ -27,7 +27,8 @@ from gncompile.schedule import Kernel, Kind, Schedule
 from gncompile.step_program import VIEWS, Instruction, Leaf, StepProgram, Trace
 
 PHASES = ("gradient", "curvature", "columns_begin", "columns", "average", "invert", "direction",
-          "layer_quadratic", "quadratic", "update", "predict", "evaluate", "adapt")  # fmt: skip
+          "layer_quadratic", "quadratic", "update", "predict", "evaluate", "judge", "adapt",
+          "search")  # fmt: skip
 METHODS = ("kfra", "kflr", "kfac", "empirical")
 
 

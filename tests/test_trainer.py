@@ -155,8 +155,7 @@ def test_an_update_that_breaks_the_loss_is_undone(method: str) -> None:
     assert float(trainer.loss(x, y)) < first.loss
     if damping is not None:
         # Raised by the undone update, then perhaps changed by this step's own check.
-        raised = damping / 0.95**5
-        allowed = [raised, raised * 0.95**5, raised / 0.95**5]
+        allowed = [4 * damping * factor for factor in (0.5, 1, 2)]
         assert any(stats.damping == pytest.approx(value, rel=1e-5) for value in allowed)
         for layer in trainer.traced.graph.layers:
             key = f"G.{layer}"
@@ -185,12 +184,12 @@ def test_a_loss_that_was_never_finite_is_an_error() -> None:
 def test_a_curvature_that_overflows_is_not_averaged() -> None:
     trainer = compiled(network(dtype=torch.float32))
     x, y = samples(8, dtype=torch.float32)
-    trainer.step(x, y)
+    damping = trainer.step(x, y).damping
     before = snapshot(trainer)
     stats = trainer.step(x * 1e25, y)  # the loss is finite behind tanh, the second moments are not
     assert math.isfinite(stats.loss)
     assert (stats.rejected, trainer.rejected, stats.update) == (1, 1, 2)
-    assert stats.damping == pytest.approx(trainer.settings.damping / 0.95**5)
+    assert stats.damping == pytest.approx(4 * damping)
     after = snapshot(trainer)
     assert_tensors(after["model"], before["model"], 0.0)
     for key, value in before["states"].items():
@@ -258,8 +257,8 @@ def layer_steps(trainer: Trainer) -> dict[str, Tensor]:
 @pytest.mark.parametrize("momentum", [True, False])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_step_size_and_momentum_minimise_the_quadratic(name: str, momentum: bool) -> None:
-    # With this damping the momentum lies within its bounds.
-    trainer = compiled(network(name), momentum=momentum, l2=0.01, damping=0.1)
+    # With this damping, kept, the momentum lies within its bounds.
+    trainer = compiled(network(name), momentum=momentum, l2=0.01, damping=0.1, search_steps=0)
     take(trainer, 6)
     before, last = twin(trainer), layer_steps(trainer)
     x, y = samples(20, seed=77)
@@ -288,30 +287,6 @@ def test_step_cap() -> None:
     sizes = [[s.step_size for s in take(trainer, 5)] for trainer in (free, capped)]
     assert max(sizes[0]) > 0.6
     assert max(sizes[1]) == pytest.approx(0.5)  # a weighted mean of equal numbers
-
-
-def test_damping_follows_levenberg_marquardt() -> None:
-    seen = set()
-    for damping, scale in ((1e-6, 4.0), (0.1, 1.0), (1e-3, 2.0)):
-        model = network()
-        with torch.no_grad():
-            for p in model.parameters():
-                p.mul_(scale)
-        trainer = compiled(model, damping=damping, momentum=False, layer_steps=20)
-        for step in range(1, 31):
-            before, batch = trainer.damping, samples(6, seed=step)
-            stats = trainer.step(*batch)
-            if step % 5:
-                assert (stats.rho, stats.damping) == (None, before)
-                continue
-            after = float(trainer.loss(*batch))
-            assert stats.predicted is not None
-            assert stats.rho is not None
-            assert stats.rho == pytest.approx((after - stats.objective) / stats.predicted, rel=1e-6)
-            branch = -1 if stats.rho < 0.25 else int(stats.rho > 0.75)
-            seen.add(branch)
-            assert stats.damping == pytest.approx(before * 0.95 ** (5 * branch), rel=1e-12)
-    assert seen == {-1, 0, 1}
 
 
 def test_damping_stays_within_its_bounds() -> None:

@@ -95,7 +95,8 @@ def overshooting(**options: Any) -> tuple[Trainer, Tensor, Tensor]:
         layer.bias.fill_(-7.0)
     x, y = torch.zeros(4, 1).double(), torch.full((4, 1), 3.0).double()
     model = nn.Sequential(layer)
-    options = {**UNGATHERED, "damping": 1e-8, "average": 0.9, **options}
+    # Not judged on its own batch: the next step finds the loss broken.
+    options = {**UNGATHERED, "damping": 1e-8, "average": 0.9, "search_steps": 0, **options}
     return gncompile.compile(model, "exp(z) - y*z", x, **options), x, y
 
 

@@ -17,6 +17,7 @@ SETTINGS = {
     "trace_correction": False,
     "average": 0.0,
     "layer_steps": 0,
+    "search_steps": 0,
     "factors_every": 1,
     "factor_damping_period": 10**9,
     "gather_noise": None,

@@ -81,7 +81,8 @@ def plan(now: Due) -> Plan:
         step = (*once, "damping_begin", *tried * 3, "damping_end", *each, *step)
     elif now.inverses:
         step = ("invert", *step)
-    checked = ("predict", "evaluate", "adapt") if now.damping else ()
+    change = "search" if now.search else "adapt"
+    checked = ("predict", "evaluate", "judge", "guard_change", change) if now.damping else ()
     compared = ("compare",) if now.comparison else ()
     measured = ("gradient_noise",) if now.noise else ()
     return (

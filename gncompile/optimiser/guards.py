@@ -11,6 +11,8 @@ guard          the batch; then the objective and its gradient     a bad batch is
                                                                   the last update, which caused it
 average        the traces of Q and Ḡ                              running averages and parameters stay
 guard_step     the chosen step and its predicted change           parameters stay
+guard_change   the loss of the batch after the step, and not      the step is undone
+               higher than before it; seen when ρ is due
 =============  =================================================  ==========================================
 
 After a refused step on a sound batch the damping rises and the momentum is dropped.
@@ -24,18 +26,11 @@ import sympy
 
 from .. import step_program as ir
 from ..builder import Value
-from ..functions import select
+from ..functions import LARGEST, finite, select
+from .damping import raise_dampings
 from .phases import CHOSEN, Optimiser
 
-LARGEST = sympy.Float(3e38)
-"""What exceeds this, just below the largest float32, counts as not finite."""
-
 u, ok, sound, last, now = sympy.symbols("u ok sound last now", real=True)
-
-
-def finite(value: sympy.Expr) -> sympy.Expr:
-    """1 where ``value`` is finite, else 0: a comparison with NaN is false."""
-    return select(LARGEST - sympy.Abs(value), sympy.Integer(1), sympy.Integer(0))
 
 
 def guard_gradient(
@@ -78,11 +73,20 @@ def guard_step(optimiser: Optimiser) -> None:
     broken = builder.pointwise(
         sound - ok, {sound: optimiser.scalar("sound"), ok: is_ok}, name="broken"
     )
-    optimiser.raise_damping(broken)
-    for layer in optimiser.layers:
-        step = optimiser.last_step(layer)
-        values = {u: broken, last: step}
-        builder.pointwise(select(u, sympy.Integer(0), last), values, into=step, name="no_step")
+    raise_dampings(optimiser, broken)
+    optimiser.forget_step(broken)
+
+
+def guard_change(optimiser: Optimiser, harm: Value) -> None:
+    """``ok`` only if the step did no harm; else it is undone, and counted as refused."""
+    builder = optimiser.builder
+    undone = builder.pointwise(u * ok, {u: harm, ok: optimiser.ok}, name="undone")
+    builder.pointwise(ok - u, {u: undone, ok: optimiser.ok}, into=optimiser.ok, name="ok_now")
+    count = optimiser.scalar("refused")
+    builder.pointwise(last + u, {last: count, u: undone}, into=count, name="refused_now")
+    optimiser.restore(undone)
+    raise_dampings(optimiser, undone)
+    optimiser.forget_step(undone)
 
 
 REPORTED = (

@@ -18,9 +18,8 @@ import sympy
 
 from .. import step_program as ir
 from ..builder import Value
-from ..functions import as_float, minimum, select
+from ..functions import as_float, finite, minimum, select
 from ..propagation import Forward, pull_back, weight_gradients
-from .guards import finite
 from .phases import Optimiser
 
 PATIENCE = 1 / 90

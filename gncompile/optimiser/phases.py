@@ -1,8 +1,9 @@
 """The optimiser of SPEC §7 as phases of the step program.
 
 One step runs ``gradient, curvature[, columns …], average[, invert], direction, quadratic, update`` and, when
-the damping is due, ``predict, evaluate, adapt``; ``restore`` and ``reject`` undo an update that failed.
-Every scalar lives in the program, so a step needs no number from the host but the choice of phases.
+the damping is due, ``predict, evaluate, judge, adapt`` (``damping.py``); ``restore`` and ``reject`` undo an
+update that failed. Every scalar lives in the program, so a step needs no number from the host but the choice
+of phases.
 Notation: λ damping of the quadratic model; γ damping of the factors, √λ at first, then chosen by that model;
 η L2 coefficient; κ = γ² + η; δ the last step; Δ the preconditioned direction.
 """
@@ -35,8 +36,6 @@ CHOSEN = {"length": -4, "momentum": -3, "predicted": -2, "step_size": -1}
 """Where the state ``step_sizes`` holds what describes a step; before these the step size of each layer."""
 USUAL = 0.9
 """Decay of the running mean of steps' squared lengths."""
-FELT = 0.01
-"""λ's share of the curvature along a step below which λ does not fall further."""
 
 
 @dataclass
@@ -344,48 +343,16 @@ class Optimiser:
         """Every trained parameter."""
         return [p for layer in self.layers for p, _ in self._pairs(layer, self.last_step(layer))]
 
-    def adapt(self, before: Value, after: Value) -> Value:
-        """Levenberg-Marquardt: λ falls where ``ρ = (E(θ+δ) − E(θ)) / predicted > ¾``, rises below ¼.
-
-        It falls only while it is felt, ``λ‖δ‖² > FELT · δᵀ(G + λI)δ``: below, steps would stay as they are,
-        and λ would be long in rising again.
-        """
-        predicted = self.chosen(CHOSEN["predicted"])
-        ratio = self.builder.pointwise((a - b) / c, {a: after, b: before, c: predicted}, name="rho")
-        rho = d
-        # A comparison with NaN is false, so a broken ratio falls through to the last branch and raises λ.
-        quarter, three_quarters = sympy.Rational(1, 4), sympy.Rational(3, 4)
-        factor = self._damping_factor
-        lower = select(a * b - as_float(FELT) * c, a * factor, a)
-        changed = select(rho - quarter, select(rho - three_quarters, lower, a), a / factor)
-        steps = {layer: self.last_step(layer) for layer in self.layers}
-        values = {a: self.damping, b: self.inner(steps, steps), c: self.chosen(CHOSEN["length"])}
-        values |= {d: ratio}
-        self.write(self.damping, self._bounded(changed), values, "damping_now")
-        return ratio
-
-    @property
-    def _damping_factor(self) -> sympy.Expr:
-        """ω^T."""
-        return as_float(self.settings.damping_rate**self.settings.damping_period)
-
-    def _bounded(self, changed: sympy.Expr) -> sympy.Expr:
-        low, high = (as_float(x) for x in self.settings.damping_bounds)
-        return select(changed - high, high, select(low - changed, low, changed))
-
-    def raise_damping(self, where: Value | None = None) -> None:
-        """``λ ← λ / ω^T``, if ``where`` is positive."""
-        raised, values = self._bounded(a / self._damping_factor), {a: self.damping}
-        if where is not None:
-            raised, values = select(b, raised, a), values | {b: where}
-        self.builder.pointwise(raised, values, into=self.damping, name="damping_now")
-
-    def reject(self) -> None:
-        """After a step that cannot be taken: λ raised, no momentum."""
-        self.raise_damping()
+    def forget_step(self, where: Value | None = None) -> None:
+        """No momentum from the last step, if ``where`` is positive."""
         for layer in self.layers:
             step = self.last_step(layer)
-            self.builder.emit(ir.Zeros(step.spec), into=step, name="no_step")
+            if where is None:
+                self.builder.emit(ir.Zeros(step.spec), into=step, name="no_step")
+            else:
+                values = {a: step, b: where}
+                none = select(b, sympy.Integer(0), a)
+                self.builder.pointwise(none, values, into=step, name="no_step")
 
     def restore(self, where: Value | None = None) -> None:
         """Parameters as they were before the last update, if ``where`` is positive."""

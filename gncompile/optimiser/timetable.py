@@ -26,7 +26,9 @@ class Due:
     inverts_each: bool
     """Whether every γ tried needs inverses of its own; eigendecompositions serve them all."""
     damping: bool
-    """The check of ρ that adapts λ."""
+    """The check of ρ, which adapts λ or undoes the step."""
+    search: bool
+    """Whether λ is halved or doubled by it, and γ follows."""
     comparison: bool
     """Whether the averaged parameters are better than the latest."""
     noise: bool
@@ -38,12 +40,14 @@ class Due:
 def due(settings: Settings, updates: int, since_refresh: int) -> Due:
     """What is due in the step after ``updates`` steps, ``since_refresh`` of them since the last inverses."""
     always = updates < settings.refresh_always
+    search = updates < min(settings.search_steps, settings.factor_damping_period)
     return Due(
         factors=always or updates % settings.factors_every == 0,
         inverses=always or since_refresh + 1 >= settings.refresh_every,
         factor_damping=updates > 0 and updates % settings.factor_damping_period == 0,
         inverts_each=not settings.exact_damping,
-        damping=(updates + 1) % settings.damping_period == 0,
+        damping=search or (updates + 1) % settings.damping_period == 0,
+        search=search,
         comparison=settings.average > 0 and updates > 0 and updates % COMPARED == 0,
         noise=settings.gather_noise is not None and updates % MEASURED == MEASURED // 2,
         quadratic="layer_quadratic" if updates < settings.layer_steps else "quadratic",

@@ -41,8 +41,9 @@ class Trainer(Questions):
 
     Made by :func:`gncompile.compile`. The model's parameters are updated in place and stay its own.
     ``step`` takes any batch size. A batch with non-finite values is refused with
-    :class:`~gncompile.errors.BatchError` and changes nothing; an update after which the loss is not finite
-    is undone (parameters and factors keep their last good values, damping rises).
+    :class:`~gncompile.errors.BatchError` and changes nothing; an update after which the loss is not finite,
+    or is seen to be higher on the same batch, is undone (the parameters get back their values before it,
+    damping rises). The latter is looked at in the first steps, and later whenever the damping is adapted.
     """
 
     def __init__(
@@ -200,7 +201,11 @@ class Trainer(Questions):
         self.updates += 1
         self._unconfirmed = True
         if now.damping:
-            executable.run("predict", "evaluate", "adapt")
+            executable.run("predict", "evaluate", "judge")
+            if self._number("harm"):
+                self._undo()
+            else:
+                executable.run("search" if now.search else "adapt")
         return self._stats(now)
 
     def _count_refresh(self, now: Due) -> None:

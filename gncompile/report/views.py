@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from .. import step_program as ir
-from ..costs import Cost, forward_values, total
+from ..costs import SHARED_PHASES, Cost, forward_values, total
 from ..formulas import Equation
 from ..model_graph import Affine, FixedLinear, Input, Node, Pointwise, Select
 from ..readback import PARTS, Readback, Row, Statement, function_text, in_units
@@ -30,7 +30,9 @@ TITLES = {
     "columns": "Curvature, column by column",
     "update": "Update",
     "evaluate": "Loss after the update",
+    "judge": "Change of the loss, actual over predicted",
     "adapt": "Damping",
+    "search": "Damping in the first steps",
 }
 
 
@@ -58,7 +60,7 @@ class Views:
         forward = {value: name for name, value in reversed(self._forward.items())}
         own = {}
         for name, (layer, part) in self.read.owners.items():
-            shared = part in ("loss", "evaluate", "adapt")
+            shared = part in ("loss", *SHARED_PHASES)
             named = "" if shared else forward.get(name) or self._named_after(name)
             own[name] = named or ("" if shared else layers.get(layer, ""))
         return self._nearest_reader(own)

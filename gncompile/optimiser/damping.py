@@ -1,0 +1,90 @@
+"""The dampings λ and γ after a step, by how much of its predicted change came true.
+
+``ρ = (E(θ+δ) − E(θ)) / predicted`` on the step's own batch. Levenberg and Marquardt's rule [MG §6.5]: λ falls
+where ρ > ¾ and rises where ρ < ¼, by ``ω^T`` every T steps. In the first steps, when the right λ may be a
+thousand times smaller or larger than the initial one, each step is judged, λ is halved or doubled, and γ
+goes with it as √λ; later γ is chosen by the quadratic model (``choose_factor_damping``).
+
+A step that raised the loss is undone: the quadratic model was wrong by more than its size.
+"""
+
+from __future__ import annotations
+
+import sympy
+
+from ..builder import Value
+from ..functions import as_float, finite, select
+from .phases import CHOSEN, Optimiser
+
+FELT = 0.01
+"""λ's share of the curvature along a step below which λ does not fall further."""
+SEARCH = 0.5
+"""λ's factor in the first steps."""
+UNDONE = 4.0
+"""λ's factor after a step that was undone or could not be taken; γ's is its root."""
+ROUNDING = 1e-5
+"""A loss rises where it does by more than this part of itself; less may be rounding."""
+
+a, b, c, d, rho = sympy.symbols("a b c d rho", real=True)
+
+
+def judge(optimiser: Optimiser, before: Value, after: Value) -> tuple[Value, Value]:
+    """ρ, and whether the step did harm: the objective of its batch rose, or is not finite any more."""
+    builder = optimiser.builder
+    values = {a: after, b: before}
+    predicted = optimiser.chosen(CHOSEN["predicted"])
+    ratio = builder.pointwise((a - b) / c, {**values, c: predicted}, name="rho")
+    rise = a - b - as_float(ROUNDING) * sympy.Abs(b)
+    harm = select(rise, sympy.Integer(1), 1 - finite(a))
+    return ratio, builder.pointwise(harm, values, name="harm")
+
+
+def adapt(optimiser: Optimiser, ratio: Value) -> None:
+    """``λ ← λ ω^T`` or ``λ / ω^T``.
+
+    It falls only while it is felt, ``λ‖δ‖² > FELT · δᵀ(G + λI)δ``: below, steps would stay as they are,
+    and λ would be long in rising again.
+    """
+    settings = optimiser.settings
+    _change(optimiser, ratio, as_float(settings.damping_rate**settings.damping_period))
+
+
+def search(optimiser: Optimiser, ratio: Value) -> None:
+    """λ halved or doubled, and γ = √λ."""
+    now = _change(optimiser, ratio, as_float(SEARCH))
+    optimiser.write(optimiser.factor_damping, sympy.sqrt(a), {a: now}, "gamma_now")
+
+
+def _change(optimiser: Optimiser, ratio: Value, factor: sympy.Expr) -> Value:
+    quarter, three_quarters = sympy.Rational(1, 4), sympy.Rational(3, 4)
+    lower = select(a * b - as_float(FELT) * c, a * factor, a)
+    # A comparison with NaN is false, so a broken ratio falls through to the last branch and raises λ.
+    changed = select(rho - quarter, select(rho - three_quarters, lower, a), a / factor)
+    steps = {layer: optimiser.last_step(layer) for layer in optimiser.layers}
+    length = optimiser.chosen(CHOSEN["length"])
+    values = {a: optimiser.damping, b: optimiser.inner(steps, steps), c: length, rho: ratio}
+    return optimiser.write(optimiser.damping, _bounded(optimiser, changed), values, "damping_now")
+
+
+def raise_dampings(optimiser: Optimiser, where: Value | None = None) -> None:
+    """``λ ← 4 λ, γ ← 2 γ``, if ``where`` is positive."""
+    raised = _bounded(optimiser, as_float(UNDONE) * a)
+    for state, now, name in (
+        (optimiser.damping, raised, "damping_now"),
+        (optimiser.factor_damping, as_float(UNDONE**0.5) * a, "gamma_now"),
+    ):
+        values = {a: state}
+        if where is not None:
+            now, values = select(d, now, a), {a: state, d: where}
+        optimiser.builder.pointwise(now, values, into=state, name=name)
+
+
+def reject(optimiser: Optimiser) -> None:
+    """After a step that cannot be taken: λ and γ raised, no momentum."""
+    raise_dampings(optimiser)
+    optimiser.forget_step()
+
+
+def _bounded(optimiser: Optimiser, changed: sympy.Expr) -> sympy.Expr:
+    low, high = (as_float(x) for x in optimiser.settings.damping_bounds)
+    return select(changed - high, high, select(low - changed, low, changed))
