@@ -14,7 +14,7 @@ import gncompile
 from gncompile.costs import CostModel
 from gncompile.optimiser.ahead import mean_runs
 from gncompile.optimiser.settings import Settings
-from gncompile.optimiser.timetable import cycle
+from gncompile.optimiser.timetable import cycle, settled
 from gncompile.optimiser.trainer import Trainer
 from gncompile.step_program import StepProgram
 
@@ -110,17 +110,16 @@ def trainer(problem: Problem, **options: Any) -> Trainer:
 def full_step(name: str, problem: Problem, **options: Any) -> Contestant:
     """``Trainer.step``, measured over a whole cycle of refreshes and damping choices.
 
-    The first steps refresh every time, so they are left to the warm-up.
+    The first steps refresh more often, so they are left to the warm-up.
     """
     ours = trainer(problem, **options)
     settings = ours.settings
-    always = settings.refresh_always if settings.refresh_every > 1 else 1
     return Contestant(
         name,
         lambda: ours.step(*problem.pair()),
         step_flops(ours.program, settings, problem.batch),
         cycle=cycle(settings),
-        warm_up=always + 1,
+        warm_up=settled(settings),
     )
 
 

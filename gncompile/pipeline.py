@@ -29,7 +29,7 @@ from .losses import Loss, SoftmaxCrossEntropy
 from .method_choice import AVERAGED, EXACT, SAMPLED, Choice, by_cost, given
 from .model_graph import Affine, ModelGraph
 from .optimiser.averages import AveragedForward, compare_average
-from .optimiser.damping import adapt, judge, reject, search
+from .optimiser.damping import adapt, hold, judge, reject, search
 from .optimiser.guards import (
     choose_factor_damping,
     guard_change,
@@ -237,11 +237,11 @@ class Phases:
             self.after = optimiser.penalty(value, "objective_after") if optimiser else value
 
     def averages(self, optimiser: Optimiser) -> None:
-        """The loss of the batch at the averaged parameters, compared with that at the latest."""
+        """The loss of the batch at the averaged parameters, compared with that at the latest; holds λ."""
         with self.builder.phase("compare", sees=("gradient",)):
             forward = AveragedForward.emit(self.builder, self.graph)
             value = loss_rules(self.builder, self.loss, forward.output).value()
-            compare_average(optimiser, self.loss_value, value)
+            hold(optimiser, compare_average(optimiser, self.loss_value, value))
 
 
 def step_program(graph: ModelGraph, loss: Loss, settings: Settings) -> StepProgram:

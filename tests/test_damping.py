@@ -49,6 +49,7 @@ def test_damping_follows_levenberg_marquardt(first: int, guarded: bool) -> None:
             momentum=False,
             layer_steps=20,
             search_steps=first,
+            average=0.0,
             guarded=guarded,
         )
         for step in range(1, 31):
@@ -106,6 +107,34 @@ def test_a_summary_tells_that_only_the_first_steps_search() -> None:
     trainer = compiled(network(), search_steps=7)
     rows = [line.split() for line in trainer.summary().splitlines()]
     assert any(row[:5] == ["search", "the", "first", "7", "steps"] for row in rows)
+
+
+# --- Noise --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_damping_is_held_up_where_the_average_is_better(guarded: bool) -> None:
+    """Every tenth step doubles λ where it is less than 5 % of the curvature along the last step."""
+    held = 0
+    for damping in (1e-9, 1e-4, 10.0):
+        trainer = compiled(
+            network(), damping=damping, search_steps=0, damping_period=1000, guarded=guarded
+        )
+        for step in range(41):
+            batch = samples(40, seed=step)
+            if step and step % 10 == 0:
+                states = trainer.state_dict()["states"]
+                square = sum(float(v.square().sum()) for k, v in states.items() if k[:5] == "step.")
+                share = state(trainer, "damping") * square / float(states["step_sizes"][-4])
+                latest = trainer.evaluate(*batch, averaged=False)
+                doubles = trainer.evaluate(*batch, averaged=True) < latest and share < 0.05
+                held += doubles
+            else:
+                doubles = False
+            before = state(trainer, "damping")
+            trainer.step(*batch)
+            assert state(trainer, "damping") == before * (1 + doubles)
+    assert 1 < held < 12
 
 
 # --- Steps that raise the loss ------------------------------------------------------------------------

@@ -178,7 +178,7 @@ def test_what_is_due_when() -> None:
         fresh = now.inverses or now.factor_damping
         since = 0 if fresh else since + 1
         refreshed += [updates] if fresh else []
-    assert refreshed == [0, 1, 2, 6, 10, 12]
+    assert refreshed == [0, 1, 2, 4, 6, 10, 12]
     assert [due(settings, n, 0).quadratic for n in (0, 1, 2)] == ["layer_quadratic"] * 2 + [
         "quadratic"
     ]

@@ -67,7 +67,7 @@ class HandwrittenKFRA:
         rows = min(len(x), max(-(-len(x) // 4), 256))
         first, last = [a[:rows] for a in activations], [a[-rows:] for a in activations]
         self.average(*self.factors(last))
-        if self.updates < 5 or self.since_refresh + 1 >= self.refresh_every:
+        if self.since_refresh + 1 >= min(self.refresh_every, 1 + self.updates // 5):
             self.inverses = [
                 self.inverted(q, g) for q, g in zip(self.inputs, self.outputs, strict=True)
             ]

@@ -9,7 +9,7 @@ from typing import Any
 from gncompile.costs import Cost, CostModel
 from gncompile.optimiser.ahead import mean_runs
 from gncompile.optimiser.settings import Settings
-from gncompile.optimiser.timetable import cycle
+from gncompile.optimiser.timetable import cycle, settled
 from gncompile.optimiser.trainer import Trainer
 from gncompile.passes.launches import schedule
 from gncompile.runtime.graphs import Graphs
@@ -50,7 +50,7 @@ class Engine:
             return Prepared(lambda: ours.step(*problem.pair()))
         steps = cycle(settings)
         # On a GPU every sequence of phases has to be met twice before it is a graph.
-        warm_up = settings.refresh_always + (3 * steps if clock.is_cuda else 1)
+        warm_up = settled(settings) + (3 * steps if clock.is_cuda else 0)
         cost = step_cost(ours.program, settings, problem.batch)
         return Prepared(lambda: ours.step(*problem.pair()), cost.flops, cost.bytes, steps, warm_up)
 

@@ -19,7 +19,7 @@ from ..runtime.graphs import Graphs, Plan
 from .guards import REPORTED
 from .records import StepStats
 from .settings import Settings
-from .timetable import Due, cycle, due
+from .timetable import Due, cycle, due, settled
 
 KEPT = 4096
 """Steps whose statistics can still be read."""
@@ -103,7 +103,7 @@ def mean_runs(settings: Settings) -> dict[str, float]:
     """How often a mean step runs each phase, once the first steps are over."""
     length, since_refresh = cycle(settings), 0
     runs: Counter[str] = Counter()
-    first = length * (1 + max(settings.refresh_always, settings.layer_steps) // length)
+    first = length * (1 + settled(settings) // length)
     for update in range(first, first + length):
         now = due(settings, update, since_refresh)
         since_refresh = 0 if now.inverses or now.factor_damping else since_refresh + 1

@@ -70,11 +70,11 @@ class AveragedForward(Forward):
         return parameter_average(self.builder, bias)
 
 
-def compare_average(optimiser: Optimiser, loss: Value, averaged_loss: Value) -> None:
+def compare_average(optimiser: Optimiser, loss: Value, averaged_loss: Value) -> Value:
     """The state ``average_is_better``: whether the loss of a fresh batch is lower at the averages."""
     better = select(a - b, sympy.Integer(1), sympy.Integer(0))
     state = optimiser.scalar("average_is_better")
-    optimiser.write(state, better, {a: loss, b: averaged_loss}, "better_now")
+    return optimiser.write(state, better, {a: loss, b: averaged_loss}, "better_now")
 
 
 # --- In the trainer ------------------------------------------------------------------------------------

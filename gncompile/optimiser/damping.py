@@ -5,6 +5,10 @@ where ρ > ¾ and rises where ρ < ¼, by ``ω^T`` every T steps. In the first s
 thousand times smaller or larger than the initial one, each step is judged, λ is halved or doubled, and γ
 goes with it as √λ; later γ is chosen by the quadratic model (``choose_factor_damping``).
 
+On the step's own batch ρ is near 1 however much of the step follows this batch's noise, and the predicted
+change is the larger the smaller the damping. So where the averaged parameters are better than the latest,
+which is due to noise, λ is held at a few percent of the curvature along a step.
+
 A step that raised the loss is undone: the quadratic model was wrong by more than its size.
 """
 
@@ -18,6 +22,8 @@ from .phases import CHOSEN, Optimiser
 
 FELT = 0.01
 """λ's share of the curvature along a step below which λ does not fall further."""
+HELD = 0.05
+"""The share of λ below which it is doubled where the averaged parameters are better."""
 SEARCH = 0.5
 """λ's factor in the first steps."""
 UNDONE = 4.0
@@ -55,14 +61,27 @@ def search(optimiser: Optimiser, ratio: Value) -> None:
     optimiser.write(optimiser.factor_damping, sympy.sqrt(a), {a: now}, "gamma_now")
 
 
+def hold(optimiser: Optimiser, better: Value) -> None:
+    """``λ ← 2 λ`` while ``λ‖δ‖² < HELD · δᵀ(G + λI)δ``, if ``better`` is positive."""
+    doubled = _bounded(optimiser, 2 * a)
+    now = select(d, select(as_float(HELD) * c - a * b, doubled, a), a)
+    values = {**_felt(optimiser), d: better}
+    optimiser.write(optimiser.damping, now, values, "damping_now")
+
+
+def _felt(optimiser: Optimiser) -> dict[sympy.Symbol, Value]:
+    """a: λ, b: ``‖δ‖²`` and c: ``δᵀ(G + λI)δ`` of the last step."""
+    steps = {layer: optimiser.last_step(layer) for layer in optimiser.layers}
+    length = optimiser.chosen(CHOSEN["length"])
+    return {a: optimiser.damping, b: optimiser.inner(steps, steps), c: length}
+
+
 def _change(optimiser: Optimiser, ratio: Value, factor: sympy.Expr) -> Value:
     quarter, three_quarters = sympy.Rational(1, 4), sympy.Rational(3, 4)
     lower = select(a * b - as_float(FELT) * c, a * factor, a)
     # A comparison with NaN is false, so a broken ratio falls through to the last branch and raises λ.
     changed = select(rho - quarter, select(rho - three_quarters, lower, a), a / factor)
-    steps = {layer: optimiser.last_step(layer) for layer in optimiser.layers}
-    length = optimiser.chosen(CHOSEN["length"])
-    values = {a: optimiser.damping, b: optimiser.inner(steps, steps), c: length, rho: ratio}
+    values = {**_felt(optimiser), rho: ratio}
     return optimiser.write(optimiser.damping, _bounded(optimiser, changed), values, "damping_now")
 
 

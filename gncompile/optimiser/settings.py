@@ -73,8 +73,9 @@ class Settings:
     factor_average: float = 0.95
     """Bound on ε = min(1 − 1/k, bound), the memory of the factors' running averages."""
     refresh_every: int = 10
-    """Steps between refreshes of the inverses; the first ``refresh_always`` steps always refresh."""
+    """Steps between refreshes of the inverses, later on."""
     refresh_always: int = 5
+    """First steps that always refresh; as many after them every second one, then every third, and so on."""
     momentum: bool = True
     """Choose step size and momentum, in [0, 1], together from the exact quadratic model."""
     layer_steps: int = 10
@@ -95,7 +96,8 @@ class Settings:
     """Whether the program itself refuses bad steps, so that steps can run ahead of the host."""
     average: float = 0.999
     """Bound on the decay of the parameter average, which is over about the last ninth of the updates until
-    this binds; 0 keeps none. Evaluation uses it where it is better than the latest parameters."""
+    this binds; 0 keeps none. Evaluation uses it where it is better than the latest parameters, and λ is held
+    up there."""
     gather_samples: int = 256
     """Samples that ``fit`` and ``gather`` collect at least for a step, from several batches if need be."""
     gather_noise: float | None = 0.9

@@ -43,7 +43,7 @@ def due(settings: Settings, updates: int, since_refresh: int) -> Due:
     search = updates < min(settings.search_steps, settings.factor_damping_period)
     return Due(
         factors=always or updates % settings.factors_every == 0,
-        inverses=always or since_refresh + 1 >= settings.refresh_every,
+        inverses=since_refresh + 1 >= refresh_period(settings, updates),
         factor_damping=updates > 0 and updates % settings.factor_damping_period == 0,
         inverts_each=not settings.exact_damping,
         damping=search or (updates + 1) % settings.damping_period == 0,
@@ -52,6 +52,17 @@ def due(settings: Settings, updates: int, since_refresh: int) -> Due:
         noise=settings.gather_noise is not None and updates % MEASURED == MEASURED // 2,
         quadratic="layer_quadratic" if updates < settings.layer_steps else "quadratic",
     )
+
+
+def refresh_period(settings: Settings, updates: int) -> int:
+    """Steps between inverses, more and more of them: the k-th batch changes a running average by 1/k."""
+    return min(settings.refresh_every, 1 + updates // max(settings.refresh_always, 1))
+
+
+def settled(settings: Settings) -> int:
+    """The first steps, after which the same phases are due every :func:`cycle`."""
+    rare = settings.refresh_always * (settings.refresh_every - 1)
+    return max(1, rare, settings.layer_steps, settings.search_steps)
 
 
 def cycle(settings: Settings) -> int:
