@@ -301,8 +301,9 @@ def step_program(graph: ModelGraph, loss: Loss, settings: Settings) -> StepProgr
         builder.results |= {"rho": ratio.name, "harm": harm.name}
     with builder.phase("adapt", sees=("judge",)):
         adapt(optimiser, ratio)
-    with builder.phase("search", sees=("judge",)):
-        search(optimiser, ratio)
+    if settings.search_steps:
+        with builder.phase("search", sees=("judge",)):
+            search(optimiser, ratio)
     if settings.guarded:
         with builder.phase("guard_change", sees=("judge",)):
             keep_ratio(optimiser, ratio)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from training import UNGATHERED, WIDTH, network, samples
+from training import UNGATHERED, WIDTH, network, poisson, samples
 
 import gncompile
 from gncompile.optimiser.ahead import plan
@@ -85,7 +85,7 @@ def test_damping_follows_levenberg_marquardt(first: int, guarded: bool) -> None:
 def test_damping_rises_where_little_of_the_predicted_change_came_true(
     search: int, factor: float, guarded: bool
 ) -> None:
-    trainer, x, y = poisson(damping=0.5, search_steps=search, damping_period=5, guarded=guarded)
+    trainer, x, y = overlong(damping=0.5, search_steps=search, damping_period=5, guarded=guarded)
     trainer.updates = 4 * (1 - search)  # the fifth step is judged, or the first
     stats = trainer.step(x, y)
     assert stats.rho is not None
@@ -140,25 +140,15 @@ def test_damping_is_held_up_where_the_average_is_better(guarded: bool) -> None:
 # --- Steps that raise the loss ------------------------------------------------------------------------
 
 
-def poisson(**options: Any) -> tuple[Trainer, Tensor, Tensor]:
-    """A Poisson model below its targets: Newton's step is ``y / e^z``, which is too long; the loss is finite.
-
-    With x = 0 only the bias matters: step ``(3 - e^z) / (e^z + λ)``, z = -2 at first.
-    """
-    layer = nn.Linear(1, 1).double()
-    with torch.no_grad():
-        layer.weight.fill_(0.1)
-        layer.bias.fill_(-2.0)
-    x, y = torch.zeros(40, 1).double(), torch.full((40, 1), 3.0).double()
-    model = nn.Sequential(layer)
-    options = {**UNGATHERED, "damping": 0.01, "average": 0.9, **options}
-    return gncompile.compile(model, "exp(z) - y*z", x, **options), x, y
+def overlong(**options: Any) -> tuple[Trainer, Tensor, Tensor]:
+    """Steps ``(3 - e^z) / (e^z + λ)`` from z = -2, too long at first; the loss stays finite."""
+    return poisson(-2.0, 40, **{"damping": 0.01, **options})
 
 
 @pytest.mark.parametrize("guarded", [False, True])
 @pytest.mark.parametrize("backend", ["torch", "reference"])
 def test_a_step_that_raises_the_loss_is_undone(backend: str, guarded: bool) -> None:
-    trainer, x, y = poisson(backend=backend, guarded=guarded)
+    trainer, x, y = overlong(backend=backend, guarded=guarded)
     first = trainer.loss(x, y)
     for undone in range(1, 4):
         before = {name: p.clone() for name, p in trainer.model.named_parameters()}
@@ -183,7 +173,7 @@ def test_a_step_that_raises_the_loss_is_undone(backend: str, guarded: bool) -> N
 @pytest.mark.parametrize("guarded", [False, True])
 def test_a_late_step_that_raises_the_loss_is_undone_when_it_is_looked_at(guarded: bool) -> None:
     """Every fifth step; those between may do harm, which the later ones have to mend."""
-    trainer, x, y = poisson(search_steps=0, guarded=guarded, step_growth=None)
+    trainer, x, y = overlong(search_steps=0, guarded=guarded, step_growth=None)
     rejected = [trainer.step(x, y).rejected for _ in range(5)]
     assert rejected[:4] == [0] * 4
     with torch.no_grad():

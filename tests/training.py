@@ -87,17 +87,23 @@ def compiled(model: nn.Module, method: str = "kfra", **options: Any) -> Trainer:
     return gncompile.compile(model, "bce_with_logits", example, method, **options)
 
 
-def overshooting(**options: Any) -> tuple[Trainer, Tensor, Tensor]:
-    """A Poisson model far below its targets: Newton's step is ``y / e^z``, and the loss overflows there."""
+def poisson(bias: float, count: int, **options: Any) -> tuple[Trainer, Tensor, Tensor]:
+    """A Poisson model below its targets: Newton's step is ``y / e^z``, too long. At x = 0 z is the bias."""
     layer = nn.Linear(1, 1).double()
     with torch.no_grad():
         layer.weight.fill_(0.1)
-        layer.bias.fill_(-7.0)
-    x, y = torch.zeros(4, 1).double(), torch.full((4, 1), 3.0).double()
-    model = nn.Sequential(layer)
-    # Not judged on its own batch: the next step finds the loss broken.
-    options = {**UNGATHERED, "damping": 1e-8, "average": 0.9, "search_steps": 0, **options}
-    return gncompile.compile(model, "exp(z) - y*z", x, **options), x, y
+        layer.bias.fill_(bias)
+    x, y = torch.zeros(count, 1).double(), torch.full((count, 1), 3.0).double()
+    options = {**UNGATHERED, "average": 0.9, **options}
+    return gncompile.compile(nn.Sequential(layer), "exp(z) - y*z", x, **options), x, y
+
+
+def overshooting(**options: Any) -> tuple[Trainer, Tensor, Tensor]:
+    """A Poisson model so far below its targets that the loss overflows after the first step.
+
+    That is not judged on its own batch: the next step finds the loss broken.
+    """
+    return poisson(-7.0, 4, **{"damping": 1e-8, "search_steps": 0, **options})
 
 
 def batches(size: int = 16, seed: int = 2) -> Batches:

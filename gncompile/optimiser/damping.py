@@ -85,8 +85,8 @@ def _change(optimiser: Optimiser, ratio: Value, factor: sympy.Expr) -> Value:
     return optimiser.write(optimiser.damping, _bounded(optimiser, changed), values, "damping_now")
 
 
-def raise_dampings(optimiser: Optimiser, where: Value | None = None) -> None:
-    """``λ ← 4 λ, γ ← 2 γ``, if ``where`` is positive."""
+def reject(optimiser: Optimiser, where: Value | None = None) -> None:
+    """After a step that cannot be taken, if ``where`` is positive: ``λ ← 4 λ, γ ← 2 γ``, no momentum."""
     raised = _bounded(optimiser, as_float(UNDONE) * a)
     for state, now, name in (
         (optimiser.damping, raised, "damping_now"),
@@ -96,12 +96,7 @@ def raise_dampings(optimiser: Optimiser, where: Value | None = None) -> None:
         if where is not None:
             now, values = select(d, now, a), {a: state, d: where}
         optimiser.builder.pointwise(now, values, into=state, name=name)
-
-
-def reject(optimiser: Optimiser) -> None:
-    """After a step that cannot be taken: λ and γ raised, no momentum."""
-    raise_dampings(optimiser)
-    optimiser.forget_step()
+    optimiser.forget_step(where)
 
 
 def _bounded(optimiser: Optimiser, changed: sympy.Expr) -> sympy.Expr:

@@ -27,7 +27,7 @@ import sympy
 from .. import step_program as ir
 from ..builder import Value
 from ..functions import LARGEST, finite, select
-from .damping import raise_dampings
+from .damping import reject
 from .phases import CHOSEN, Optimiser
 
 u, ok, sound, last, now = sympy.symbols("u ok sound last now", real=True)
@@ -73,8 +73,7 @@ def guard_step(optimiser: Optimiser) -> None:
     broken = builder.pointwise(
         sound - ok, {sound: optimiser.scalar("sound"), ok: is_ok}, name="broken"
     )
-    raise_dampings(optimiser, broken)
-    optimiser.forget_step(broken)
+    reject(optimiser, broken)
 
 
 def guard_change(optimiser: Optimiser, harm: Value) -> None:
@@ -85,8 +84,7 @@ def guard_change(optimiser: Optimiser, harm: Value) -> None:
     count = optimiser.scalar("refused")
     builder.pointwise(last + u, {last: count, u: undone}, into=count, name="refused_now")
     optimiser.restore(undone)
-    raise_dampings(optimiser, undone)
-    optimiser.forget_step(undone)
+    reject(optimiser, undone)
 
 
 REPORTED = (
