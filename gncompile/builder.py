@@ -54,7 +54,7 @@ RESERVED = frozenset(keyword.kwlist) | {
         "invert",
     ),
     *("direction", "quadratic", "layer_quadratic", "update", "restore", "reject"),
-    *("judge", "adapt", "search"),
+    *("judge", "trial", "adapt", "search"),
     *(
         "guard",
         "guard_step",

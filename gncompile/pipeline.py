@@ -36,7 +36,6 @@ from .optimiser.guards import (
     guard_factors,
     guard_gradient,
     guard_step,
-    keep_ratio,
     report,
 )
 from .optimiser.noise import measure_noise
@@ -236,12 +235,32 @@ class Phases:
             self.builder.results["evaluated_loss"] = value.name
             self.after = optimiser.penalty(value, "objective_after") if optimiser else value
 
-    def averages(self, optimiser: Optimiser) -> None:
-        """The loss of the batch at the averaged parameters, compared with that at the latest; holds λ."""
+    def loss_before(self, rows: ir.Dim) -> Value:
+        """The loss of a share of the batch at the parameters of the phase ``gradient``."""
+        output = self._share({"": self.forward.output}, rows)[""]
+        return loss_rules(self.builder, self.loss, output).value()
+
+    def trial(self, optimiser: Optimiser, objective: Value, rows: ir.Dim) -> None:
+        """How a step changed the objective of a share of its batch: the one that the factors are made of.
+
+        The quadratic model looks at other samples, and may be wrong on these.
+        """
+        a, b, c = sympy.symbols("a b c", real=True)
+        with self.builder.phase("trial", sees=("gradient",)):
+            before = self.loss_before(rows)
+            if objective is not self.loss_value:
+                values = {a: before, b: objective, c: self.loss_value}
+                before = self.builder.pointwise(a + (b - c), values, name="objective_before")
+            forward = Forward.emit(self.builder, self.graph, rows)
+            after = loss_rules(self.builder, self.loss, forward.output).value()
+            judge(optimiser, before, optimiser.penalty(after, "objective_after"))
+
+    def averages(self, optimiser: Optimiser, rows: ir.Dim) -> None:
+        """The loss of a share of the batch at the averaged parameters, compared with the latest; holds λ."""
         with self.builder.phase("compare", sees=("gradient",)):
-            forward = AveragedForward.emit(self.builder, self.graph)
+            forward = AveragedForward.emit(self.builder, self.graph, rows)
             value = loss_rules(self.builder, self.loss, forward.output).value()
-            hold(optimiser, compare_average(optimiser, self.loss_value, value))
+            hold(optimiser, compare_average(optimiser, self.loss_before(rows), value))
 
 
 def step_program(graph: ModelGraph, loss: Loss, settings: Settings) -> StepProgram:
@@ -262,7 +281,7 @@ def step_program(graph: ModelGraph, loss: Loss, settings: Settings) -> StepProgr
     if not settings.second_order:
         return builder.finish()
     if settings.average:
-        phases.averages(optimiser)
+        phases.averages(optimiser, settings.factor_dim)
 
     chosen = curvature_methods(graph, loss, settings)
     builder.methods, builder.reasons = chosen.methods, chosen.reasons
@@ -297,17 +316,16 @@ def step_program(graph: ModelGraph, loss: Loss, settings: Settings) -> StepProgr
     with builder.phase("update", sees=("gradient", "direction")):
         optimiser.update(deltas)
     with builder.phase("judge", sees=("gradient", "evaluate")):
-        ratio, harm = judge(optimiser, objective, phases.after)
-        builder.results |= {"rho": ratio.name, "harm": harm.name}
-    with builder.phase("adapt", sees=("judge",)):
-        adapt(optimiser, ratio)
+        judge(optimiser, objective, phases.after)
+    with builder.phase("adapt"):
+        adapt(optimiser)
     if settings.search_steps:
-        with builder.phase("search", sees=("judge",)):
-            search(optimiser, ratio)
+        phases.trial(optimiser, objective, settings.factor_dim)
+        with builder.phase("search"):
+            search(optimiser)
     if settings.guarded:
-        with builder.phase("guard_change", sees=("judge",)):
-            keep_ratio(optimiser, ratio)
-            guard_change(optimiser, harm)
+        with builder.phase("guard_change"):
+            guard_change(optimiser)
         with builder.phase("report", sees=("gradient",)):
             numbers = report(optimiser, phases.loss_value, objective)
             builder.results["report"] = numbers.name

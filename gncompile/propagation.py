@@ -30,17 +30,23 @@ class Forward:
     """The forward pass of one batch: every node's value, and slopes of pointwise nodes on demand."""
 
     def __init__(
-        self, builder: ProgramBuilder, graph: ModelGraph, values: dict[str, Value], suffix: str = ""
+        self,
+        builder: ProgramBuilder,
+        graph: ModelGraph,
+        values: dict[str, Value],
+        suffix: str = "",
+        rows: ir.Dim = "N",
     ) -> None:
         self.builder = builder
         self.graph = graph
         self.values = values
         self.suffix = suffix
+        self.rows = rows
 
     @classmethod
-    def emit(cls, builder: ProgramBuilder, graph: ModelGraph) -> Forward:
-        """Emit the forward pass into the builder's current phase."""
-        forward = cls(builder, graph, {})
+    def emit(cls, builder: ProgramBuilder, graph: ModelGraph, rows: ir.Dim = "N") -> Forward:
+        """Emit the forward pass, of the batch or of a share of it, into the builder's current phase."""
+        forward = cls(builder, graph, {}, "" if rows == "N" else f"_{rows}", rows)
         for node in graph:
             forward.values[node.name] = forward._emit(node)
         return forward
@@ -78,7 +84,8 @@ class Forward:
         builder, inputs = self.builder, [self.values[name] for name in node.inputs]
         match node.op:
             case Input(position):
-                return builder.leaf("input", str(position), ("N", node.size))
+                x = builder.leaf("input", str(position), ("N", node.size))
+                return x if self.rows == "N" else builder.emit(ir.Share(self.rows), x)
             case Output():
                 return inputs[0]
             case Affine():

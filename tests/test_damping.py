@@ -211,7 +211,7 @@ def test_what_counts_as_harm(before: float, after: float, harm: float) -> None:
         executable.run("gradient")
         bias.fill_(math.sqrt(after + 2))
         executable.run("predict", "evaluate", "judge")
-    assert float(executable.result("harm")) == harm
+    assert float(executable.memory.states["harm"]) == harm
 
 
 @pytest.mark.parametrize("name", ["plain", "residual", "gated"])

@@ -19,7 +19,7 @@ from ..runtime.graphs import Graphs, Plan
 from .guards import REPORTED
 from .records import StepStats
 from .settings import Settings
-from .timetable import Due, cycle, due, settled
+from .timetable import Due, cycle, due, judgement, settled
 
 KEPT = 4096
 """Steps whose statistics can still be read."""
@@ -81,8 +81,8 @@ def plan(now: Due) -> Plan:
         step = (*once, "damping_begin", *tried * 3, "damping_end", *each, *step)
     elif now.inverses:
         step = ("invert", *step)
-    change = "search" if now.search else "adapt"
-    checked = ("predict", "evaluate", "judge", "guard_change", change) if now.damping else ()
+    looked, change = judgement(now)
+    checked = (*looked, "guard_change", change) if now.damping else ()
     compared = ("compare",) if now.comparison else ()
     measured = ("gradient_noise",) if now.noise else ()
     return (

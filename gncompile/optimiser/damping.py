@@ -3,7 +3,7 @@
 ``ρ = (E(θ+δ) − E(θ)) / predicted`` on the step's own batch. Levenberg and Marquardt's rule [MG §6.5]: λ falls
 where ρ > ¾ and rises where ρ < ¼, by ``ω^T`` every T steps. In the first steps, when the right λ may be a
 thousand times smaller or larger than the initial one, each step is judged, λ is halved or doubled, and γ
-goes with it as √λ; later γ is chosen by the quadratic model (``choose_factor_damping``).
+goes with it as ½√λ; later γ is chosen by the quadratic model (``choose_factor_damping``).
 
 On the step's own batch ρ is near 1 however much of the step follows this batch's noise, and the predicted
 change is the larger the smaller the damping. So where the averaged parameters are better than the latest,
@@ -18,7 +18,7 @@ import sympy
 
 from ..builder import Value
 from ..functions import as_float, finite, select
-from .phases import CHOSEN, Optimiser
+from .phases import CHOSEN, FACTORS, Optimiser
 
 FELT = 0.01
 """λ's share of the curvature along a step below which λ does not fall further."""
@@ -31,34 +31,38 @@ UNDONE = 4.0
 ROUNDING = 1e-5
 """A loss rises where it does by more than this part of itself; less may be rounding."""
 
+JUDGED = ("rho", "harm")
+"""States that :func:`judge` writes."""
+
 a, b, c, d, rho = sympy.symbols("a b c d rho", real=True)
 
 
-def judge(optimiser: Optimiser, before: Value, after: Value) -> tuple[Value, Value]:
-    """ρ, and whether the step did harm: the objective of its batch rose, or is not finite any more."""
+def judge(optimiser: Optimiser, before: Value, after: Value) -> None:
+    """States ``rho`` and ``harm``: ρ, and whether the objective rose by the step, or is not finite any more."""
     builder = optimiser.builder
     values = {a: after, b: before}
     predicted = optimiser.chosen(CHOSEN["predicted"])
-    ratio = builder.pointwise((a - b) / c, {**values, c: predicted}, name="rho")
+    into = optimiser.scalar("rho")
+    builder.pointwise((a - b) / c, {**values, c: predicted}, into=into, name="rho_now")
     rise = a - b - as_float(ROUNDING) * sympy.Abs(b)
     harm = select(rise, sympy.Integer(1), 1 - finite(a))
-    return ratio, builder.pointwise(harm, values, name="harm")
+    builder.pointwise(harm, values, into=optimiser.scalar("harm"), name="harm_now")
 
 
-def adapt(optimiser: Optimiser, ratio: Value) -> None:
+def adapt(optimiser: Optimiser) -> None:
     """``λ ← λ ω^T`` or ``λ / ω^T``.
 
     It falls only while it is felt, ``λ‖δ‖² > FELT · δᵀ(G + λI)δ``: below, steps would stay as they are,
     and λ would be long in rising again.
     """
     settings = optimiser.settings
-    _change(optimiser, ratio, as_float(settings.damping_rate**settings.damping_period))
+    _change(optimiser, as_float(settings.damping_rate**settings.damping_period))
 
 
-def search(optimiser: Optimiser, ratio: Value) -> None:
-    """λ halved or doubled, and γ = √λ."""
-    now = _change(optimiser, ratio, as_float(SEARCH))
-    optimiser.write(optimiser.factor_damping, sympy.sqrt(a), {a: now}, "gamma_now")
+def search(optimiser: Optimiser) -> None:
+    """λ halved or doubled, and γ = ½ √λ."""
+    now = _change(optimiser, as_float(SEARCH))
+    optimiser.write(optimiser.factor_damping, as_float(FACTORS) * sympy.sqrt(a), {a: now}, "gamma_now")
 
 
 def hold(optimiser: Optimiser, better: Value) -> None:
@@ -76,12 +80,12 @@ def _felt(optimiser: Optimiser) -> dict[sympy.Symbol, Value]:
     return {a: optimiser.damping, b: optimiser.inner(steps, steps), c: length}
 
 
-def _change(optimiser: Optimiser, ratio: Value, factor: sympy.Expr) -> Value:
+def _change(optimiser: Optimiser, factor: sympy.Expr) -> Value:
     quarter, three_quarters = sympy.Rational(1, 4), sympy.Rational(3, 4)
     lower = select(a * b - as_float(FELT) * c, a * factor, a)
     # A comparison with NaN is false, so a broken ratio falls through to the last branch and raises λ.
     changed = select(rho - quarter, select(rho - three_quarters, lower, a), a / factor)
-    values = {**_felt(optimiser), rho: ratio}
+    values = {**_felt(optimiser), rho: optimiser.scalar("rho")}
     return optimiser.write(optimiser.damping, _bounded(optimiser, changed), values, "damping_now")
 
 

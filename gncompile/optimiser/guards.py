@@ -76,10 +76,10 @@ def guard_step(optimiser: Optimiser) -> None:
     reject(optimiser, broken)
 
 
-def guard_change(optimiser: Optimiser, harm: Value) -> None:
+def guard_change(optimiser: Optimiser) -> None:
     """``ok`` only if the step did no harm; else it is undone, and counted as refused."""
     builder = optimiser.builder
-    undone = builder.pointwise(u * ok, {u: harm, ok: optimiser.ok}, name="undone")
+    undone = builder.pointwise(u * ok, {u: optimiser.scalar("harm"), ok: optimiser.ok}, name="undone")
     builder.pointwise(ok - u, {u: undone, ok: optimiser.ok}, into=optimiser.ok, name="ok_now")
     count = optimiser.scalar("refused")
     builder.pointwise(last + u, {last: count, u: undone}, into=count, name="refused_now")
@@ -99,11 +99,6 @@ REPORTED = (
     "noise",
 )
 """The elements of the result ``report``, as :class:`~gncompile.optimiser.records.StepStats` names them."""
-
-
-def keep_ratio(optimiser: Optimiser, rho: Value) -> None:
-    """ρ as a state, for reports of steps that do not check it."""
-    optimiser.builder.pointwise(u, {u: rho}, into=optimiser.scalar("rho"), name="rho_now")
 
 
 def report(optimiser: Optimiser, loss: Value, objective: Value) -> Value:

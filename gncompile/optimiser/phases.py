@@ -4,7 +4,7 @@ One step runs ``gradient, curvature[, columns …], average[, invert], direction
 the damping is due, ``predict, evaluate, judge, adapt`` (``damping.py``); ``restore`` and ``reject`` undo an
 update that failed. Every scalar lives in the program, so a step needs no number from the host but the choice
 of phases.
-Notation: λ damping of the quadratic model; γ damping of the factors, √λ at first, then chosen by that model;
+Notation: λ damping of the quadratic model; γ damping of the factors, ½√λ at first, then chosen by that model;
 η L2 coefficient; κ = γ² + η; δ the last step; Δ the preconditioned direction.
 """
 
@@ -34,6 +34,8 @@ a, b, c, d, k, old, sound = sympy.symbols("a b c d k old sound", real=True)
 
 CHOSEN = {"length": -4, "momentum": -3, "predicted": -2, "step_size": -1}
 """Where the state ``step_sizes`` holds what describes a step; before these the step size of each layer."""
+FACTORS = 0.5
+"""γ of the first steps, as a part of √λ."""
 USUAL = 0.9
 """Decay of the running mean of steps' squared lengths."""
 
@@ -49,7 +51,8 @@ class Optimiser:
     def __post_init__(self) -> None:
         self.layers: dict[str, Node] = self.forward.graph.layers
         self.damping = self.scalar("damping", self.settings.damping)
-        self.factor_damping = self.scalar("factor_damping", math.sqrt(self.settings.damping))
+        gamma = FACTORS * math.sqrt(self.settings.damping)
+        self.factor_damping = self.scalar("factor_damping", gamma)
 
     def scalar(self, key: str, initial: float | str = "zero") -> Value:
         return self.builder.state(key, Spec(()), initial)

@@ -51,7 +51,7 @@ class Settings:
     """ω: λ is multiplied by ω^T or divided by it every T = ``damping_period`` steps."""
     damping_period: int = 5
     search_steps: int = 10
-    """First steps that each halve or double λ, with γ = √λ, at most until the first choice of γ."""
+    """First steps that each halve or double λ, with γ = ½√λ, at most until the first choice of γ."""
     inverse: Literal["cholesky", "newton_schulz"] = "cholesky"
     """How damped factors are inverted: anew by Cholesky, or on the Triton backend by Newton and Schulz's
     iteration from the inverses of before, in matrix products only."""
@@ -59,7 +59,7 @@ class Settings:
     """Divide by ``q_i g_j + κ`` in the eigenbases instead of damping the two factors separately."""
     factor_damping_period: int = 20
     """Steps between choices of γ, the damping of the Kronecker factors: of γ, γ·rate and γ/rate the one
-    whose step the quadratic model predicts to be best [MG §6.6]. γ is √λ before."""
+    whose step the quadratic model predicts to be best [MG §6.6]. γ is ½√λ before."""
     factor_damping_rate: float = 0.5
     trace_correction: bool = True
     """KFRA only: scale each Ḡ to the exact trace, estimated by one ±1 projection (one backward pass)."""
@@ -78,7 +78,7 @@ class Settings:
     """First steps that always refresh; as many after them every second one, then every third, and so on."""
     momentum: bool = True
     """Choose step size and momentum, in [0, 1], together from the exact quadratic model."""
-    layer_steps: int = 10
+    layer_steps: int = 6
     """First steps in which every layer has a step size of its own, chosen together by the quadratic model."""
     step_cap: float | None = None
     """Optional bound on the step size along the preconditioned gradient."""

@@ -54,6 +54,13 @@ def due(settings: Settings, updates: int, since_refresh: int) -> Due:
     )
 
 
+def judgement(now: Due) -> tuple[tuple[str, ...], str]:
+    """The phases that judge a step, where that is due, and the one that then changes λ."""
+    if now.search:
+        return ("trial",), "search"
+    return ("predict", "evaluate", "judge"), "adapt"
+
+
 def refresh_period(settings: Settings, updates: int) -> int:
     """Steps between inverses, more and more of them: the k-th batch changes a running average by 1/k."""
     return min(settings.refresh_every, 1 + updates // max(settings.refresh_always, 1))

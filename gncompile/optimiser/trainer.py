@@ -23,12 +23,13 @@ from .ahead import AheadOfHost, DeferredStats
 from .averages import Averages
 from .first_order import FirstOrder
 from .gather import gather
+from .damping import JUDGED
 from .phases import CHOSEN
 from .questions import Questions
 from .records import StepStats
 from .repeats import Repeats
 from .settings import Settings
-from .timetable import MEASURED, Due, due
+from .timetable import MEASURED, Due, due, judgement
 
 FEW = 32
 """Samples of a batch below which the trainer warns of noise."""
@@ -201,11 +202,12 @@ class Trainer(Questions):
         self.updates += 1
         self._unconfirmed = True
         if now.damping:
-            executable.run("predict", "evaluate", "judge")
+            looked, change = judgement(now)
+            executable.run(*looked)
             if self._number("harm"):
                 self._undo()
             else:
-                executable.run("search" if now.search else "adapt")
+                executable.run(change)
         return self._stats(now)
 
     def _count_refresh(self, now: Due) -> None:
@@ -285,8 +287,11 @@ class Trainer(Questions):
         return StepStats(self.updates, loss, objective, self.damping, rejected=self.rejected)
 
     def _number(self, role: str) -> float:
+        states = self._executable.memory.states
         if role in CHOSEN:
-            return float(self._executable.memory.states["step_sizes"][CHOSEN[role]])
+            return float(states["step_sizes"][CHOSEN[role]])
+        if role in JUDGED:
+            return float(states[role])
         return float(self._executable.result(role))
 
     def _finite(self, role: str) -> bool:

@@ -18,7 +18,7 @@ from ..formulas import Equation
 from ..model_graph import Affine, FixedLinear, Input, Node, Pointwise, Select
 from ..readback import PARTS, Readback, Row, Statement, function_text, in_units
 
-HIDDEN = ("predict", "restore", "reject", "columns_begin")
+HIDDEN = ("predict", "trial", "restore", "reject", "columns_begin")
 """Phases whose formulas repeat others or only copy."""
 
 TITLES = {
@@ -148,7 +148,7 @@ class Views:
             if value.name in i.inputs and self.read.owners.get(i.name, ("", ""))[1] != "forward"
         ]
         phases = list(
-            dict.fromkeys(i.phase for i in readers if i.phase not in ("predict", "restore"))
+            dict.fromkeys(i.phase for i in readers if i.phase not in ("predict", "trial", "restore"))
         )
         what = f"{value.name}, {value.spec}"
         if isinstance(value.op, ir.Leaf):
