@@ -54,7 +54,7 @@ RESERVED = frozenset(keyword.kwlist) | {
         "invert",
     ),
     *("direction", "quadratic", "layer_quadratic", "update", "restore", "reject"),
-    *("judge", "trial", "adapt", "search"),
+    *("judge", "trial", "judge_trial", "adapt", "search"),
     *(
         "guard",
         "guard_step",

@@ -342,7 +342,7 @@ def _claim(
             todo.extend(instruction.inputs)
 
 
-SHARED_PHASES = ("evaluate", "judge", "adapt", "search")
+SHARED_PHASES = ("evaluate", "judge", "judge_trial", "adapt", "search")
 """Phases about the loss as a whole."""
 
 

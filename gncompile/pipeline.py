@@ -243,17 +243,20 @@ class Phases:
     def trial(self, optimiser: Optimiser, objective: Value, rows: ir.Dim) -> None:
         """How a step changed the objective of a share of its batch: the one that the factors are made of.
 
-        The quadratic model looks at other samples, and may be wrong on these.
+        The quadratic model looks at other samples, and may be wrong on these. What is computed with the new
+        parameters is a phase that does not see ``gradient``, where they were the old ones.
         """
         a, b, c = sympy.symbols("a b c", real=True)
-        with self.builder.phase("trial", sees=("gradient",)):
+        with self.builder.phase("trial"):
+            forward = Forward.emit(self.builder, self.graph, rows)
+            value = loss_rules(self.builder, self.loss, forward.output).value()
+            after = optimiser.penalty(value, "objective_after")
+        with self.builder.phase("judge_trial", sees=("gradient", "trial")):
             before = self.loss_before(rows)
             if objective is not self.loss_value:
                 values = {a: before, b: objective, c: self.loss_value}
                 before = self.builder.pointwise(a + (b - c), values, name="objective_before")
-            forward = Forward.emit(self.builder, self.graph, rows)
-            after = loss_rules(self.builder, self.loss, forward.output).value()
-            judge(optimiser, before, optimiser.penalty(after, "objective_after"))
+            judge(optimiser, before, after)
 
     def averages(self, optimiser: Optimiser, rows: ir.Dim) -> None:
         """The loss of a share of the batch at the averaged parameters, compared with the latest; holds λ."""

@@ -267,8 +267,7 @@ class Readback:
         """Phases that only the first steps run, and how many of these."""
         return {
             "layer_quadratic": self.settings.layer_steps,
-            "trial": self.settings.search_steps,
-            "search": self.settings.search_steps,
+            **dict.fromkeys(("trial", "judge_trial", "search"), self.settings.search_steps),
         }
 
     def when(self, phase: str) -> str:

@@ -123,3 +123,24 @@ def test_the_comparison_is_a_phase_of_its_own() -> None:
     program = compiled(network()).program
     assert "compare" in program.phases
     assert "compare" not in compiled(network(), average=0.0).program.phases
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_the_comparison_looks_at_the_samples_of_the_factors(guarded: bool) -> None:
+    """The last quarter of the batch, which at times decides otherwise than all of it would."""
+    decisions = set()
+    for seed in range(12):
+        trainer, data = noisy(seed, guarded=guarded, factor_samples=1)
+        for _ in range(COMPARED):
+            trainer.step(data.x[:400], data.y[:400].flip(1))
+        x, y = data.x[400:480], data.y[400:480]
+        by_share, by_all = (
+            trainer.evaluate(x[rows], y[rows], averaged=True)
+            < trainer.evaluate(x[rows], y[rows], averaged=False)
+            for rows in (slice(60, 80), slice(80))
+        )
+        trainer.step(x, y)
+        assert bool(trainer.state_dict()["states"]["average_is_better"]) == by_share
+        decisions.add((by_share, by_all))
+    assert {one for one, _ in decisions} == {True, False}
+    assert any(one != other for one, other in decisions)

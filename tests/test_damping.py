@@ -74,7 +74,7 @@ def test_damping_follows_levenberg_marquardt(first: int, guarded: bool) -> None:
                 *([before] if branch == 1 else []),
             )
             if searches:
-                factor_damping = math.sqrt(stats.damping or 0.0)
+                factor_damping = math.sqrt(stats.damping or 0.0) / 2
             if step % 20 != 1:  # then γ is chosen by the quadratic model
                 assert state(trainer, "factor_damping") == pytest.approx(factor_damping, rel=1e-12)
     assert seen >= {0, 1}
@@ -98,15 +98,43 @@ def test_the_search_ends_where_factor_damping_is_chosen() -> None:
     settings = Settings(search_steps=10, factor_damping_period=4)
     assert [due(settings, n, 0).search for n in range(7)] == [True] * 4 + [False] * 3
     assert [due(settings, n, 0).damping for n in range(7)] == [True] * 5 + [False] * 2
-    assert "search" in plan(due(settings, 3, 0))
-    assert "adapt" in plan(due(settings, 4, 0))
+    assert {"trial", "search"} < set(plan(due(settings, 3, 0)))
+    assert {"judge", "adapt"} < set(plan(due(settings, 4, 0)))
     assert not due(Settings(search_steps=0), 0, 0).search
 
 
 def test_a_summary_tells_that_only_the_first_steps_search() -> None:
     trainer = compiled(network(), search_steps=7)
     rows = [line.split() for line in trainer.summary().splitlines()]
-    assert any(row[:5] == ["search", "the", "first", "7", "steps"] for row in rows)
+    for phase in ("trial", "judge_trial", "search"):
+        assert any(row[:5] == [phase, "the", "first", "7", "steps"] for row in rows)
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+@pytest.mark.parametrize("l2", [0.0, 0.1])
+@pytest.mark.parametrize("guarded", [False, True])
+def test_the_first_steps_are_judged_on_the_samples_of_the_factors(
+    guarded: bool, l2: float, share: float
+) -> None:
+    """The last quarter of the batch, or all of it; later steps on all."""
+    options = {"damping": 1.0, "momentum": False, "l2": l2, "guarded": guarded}
+    parts = {"factor_samples": 1, "factor_share": share}
+    trainer = compiled(network(), search_steps=4, **parts, **options)
+    for step in range(1, 6):
+        x, y = samples(40, seed=step)
+        first = int(40 * (1 - share)) if step <= 4 else 0
+        rows = slice(first, 40)
+
+        def objective() -> float:
+            parameters = [p.detach() for p in trainer.model.parameters()]
+            penalty = l2 / 2 * sum(float(p.square().sum()) for p in parameters)
+            return float(trainer.loss(x[rows], y[rows])) + penalty
+
+        before = objective()
+        stats = trainer.step(x, y)
+        assert stats.predicted is not None
+        assert stats.rho == pytest.approx((objective() - before) / stats.predicted, rel=1e-9)
+    assert trainer.rejected == 0
 
 
 # --- Noise --------------------------------------------------------------------------------------------
@@ -159,7 +187,7 @@ def test_a_step_that_raises_the_loss_is_undone(backend: str, guarded: bool) -> N
         for name, p in trainer.model.named_parameters():
             assert torch.equal(p, before[name])
         assert stats.damping == pytest.approx(0.01 * 4**undone, rel=1e-12)
-        assert state(trainer, "factor_damping") == pytest.approx(0.1 * 2**undone, rel=1e-12)
+        assert state(trainer, "factor_damping") == pytest.approx(0.05 * 2**undone, rel=1e-12)
         states = trainer.state_dict()["states"]
         assert all(not value.any() for key, value in states.items() if key.startswith("step."))
     stats = trainer.step(x, y)

@@ -28,7 +28,7 @@ from gncompile.step_program import VIEWS, Instruction, Leaf, StepProgram, Trace
 
 PHASES = ("gradient", "curvature", "columns_begin", "columns", "average", "invert", "direction",
           "layer_quadratic", "quadratic", "update", "predict", "evaluate", "judge", "adapt",
-          "trial", "search")  # fmt: skip
+          "trial", "judge_trial", "search")  # fmt: skip
 METHODS = ("kfra", "kflr", "kfac", "empirical")
 
 

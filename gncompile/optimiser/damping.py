@@ -62,7 +62,9 @@ def adapt(optimiser: Optimiser) -> None:
 def search(optimiser: Optimiser) -> None:
     """λ halved or doubled, and γ = ½ √λ."""
     now = _change(optimiser, as_float(SEARCH))
-    optimiser.write(optimiser.factor_damping, as_float(FACTORS) * sympy.sqrt(a), {a: now}, "gamma_now")
+    optimiser.write(
+        optimiser.factor_damping, as_float(FACTORS) * sympy.sqrt(a), {a: now}, "gamma_now"
+    )
 
 
 def hold(optimiser: Optimiser, better: Value) -> None:

@@ -79,7 +79,9 @@ def guard_step(optimiser: Optimiser) -> None:
 def guard_change(optimiser: Optimiser) -> None:
     """``ok`` only if the step did no harm; else it is undone, and counted as refused."""
     builder = optimiser.builder
-    undone = builder.pointwise(u * ok, {u: optimiser.scalar("harm"), ok: optimiser.ok}, name="undone")
+    undone = builder.pointwise(
+        u * ok, {u: optimiser.scalar("harm"), ok: optimiser.ok}, name="undone"
+    )
     builder.pointwise(ok - u, {u: undone, ok: optimiser.ok}, into=optimiser.ok, name="ok_now")
     count = optimiser.scalar("refused")
     builder.pointwise(last + u, {last: count, u: undone}, into=count, name="refused_now")

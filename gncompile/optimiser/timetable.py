@@ -57,7 +57,7 @@ def due(settings: Settings, updates: int, since_refresh: int) -> Due:
 def judgement(now: Due) -> tuple[tuple[str, ...], str]:
     """The phases that judge a step, where that is due, and the one that then changes λ."""
     if now.search:
-        return ("trial",), "search"
+        return ("trial", "judge_trial"), "search"
     return ("predict", "evaluate", "judge"), "adapt"
 
 

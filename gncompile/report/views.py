@@ -32,6 +32,7 @@ TITLES = {
     "evaluate": "Loss after the update",
     "judge": "Change of the loss, actual over predicted",
     "adapt": "Damping",
+    "judge_trial": "Change of the loss in the first steps, actual over predicted",
     "search": "Damping in the first steps",
 }
 
@@ -148,7 +149,9 @@ class Views:
             if value.name in i.inputs and self.read.owners.get(i.name, ("", ""))[1] != "forward"
         ]
         phases = list(
-            dict.fromkeys(i.phase for i in readers if i.phase not in ("predict", "trial", "restore"))
+            dict.fromkeys(
+                i.phase for i in readers if i.phase not in ("predict", "trial", "restore")
+            )
         )
         what = f"{value.name}, {value.spec}"
         if isinstance(value.op, ir.Leaf):
