@@ -110,6 +110,11 @@ def test_a_summary_tells_that_only_the_first_steps_search() -> None:
         assert any(row[:5] == [phase, "the", "first", "7", "steps"] for row in rows)
 
 
+def objective(trainer: Trainer, l2: float, x: Tensor, y: Tensor) -> float:
+    squares = sum(float(p.detach().square().sum()) for p in trainer.model.parameters())
+    return float(trainer.loss(x, y)) + l2 / 2 * squares
+
+
 @pytest.mark.parametrize("share", [0.25, 1.0])
 @pytest.mark.parametrize("l2", [0.0, 0.1])
 @pytest.mark.parametrize("guarded", [False, True])
@@ -125,15 +130,11 @@ def test_the_first_steps_are_judged_on_the_samples_of_the_factors(
         first = int(40 * (1 - share)) if step <= 4 else 0
         rows = slice(first, 40)
 
-        def objective() -> float:
-            parameters = [p.detach() for p in trainer.model.parameters()]
-            penalty = l2 / 2 * sum(float(p.square().sum()) for p in parameters)
-            return float(trainer.loss(x[rows], y[rows])) + penalty
-
-        before = objective()
+        before = objective(trainer, l2, x[rows], y[rows])
         stats = trainer.step(x, y)
         assert stats.predicted is not None
-        assert stats.rho == pytest.approx((objective() - before) / stats.predicted, rel=1e-9)
+        change = objective(trainer, l2, x[rows], y[rows]) - before
+        assert stats.rho == pytest.approx(change / stats.predicted, rel=1e-9)
     assert trainer.rejected == 0
 
 

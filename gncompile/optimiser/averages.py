@@ -71,7 +71,7 @@ class AveragedForward(Forward):
 
 
 def compare_average(optimiser: Optimiser, loss: Value, averaged_loss: Value) -> Value:
-    """The state ``average_is_better``: whether the loss of a fresh batch is lower at the averages."""
+    """The state ``average_is_better``: whether a loss on samples not used yet is lower at the averages."""
     better = select(a - b, sympy.Integer(1), sympy.Integer(0))
     state = optimiser.scalar("average_is_better")
     return optimiser.write(state, better, {a: loss, b: averaged_loss}, "better_now")

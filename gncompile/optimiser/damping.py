@@ -2,8 +2,9 @@
 
 ``ρ = (E(θ+δ) − E(θ)) / predicted`` on the step's own batch. Levenberg and Marquardt's rule [MG §6.5]: λ falls
 where ρ > ¾ and rises where ρ < ¼, by ``ω^T`` every T steps. In the first steps, when the right λ may be a
-thousand times smaller or larger than the initial one, each step is judged, λ is halved or doubled, and γ
-goes with it as ½√λ; later γ is chosen by the quadratic model (``choose_factor_damping``).
+thousand times smaller or larger than the initial one, each step is judged, on the factors' share of its
+batch, λ is halved or doubled, and γ goes with it as ½√λ; later γ is chosen by the quadratic model
+(``choose_factor_damping``).
 
 On the step's own batch ρ is near 1 however much of the step follows this batch's noise, and the predicted
 change is the larger the smaller the damping. So where the averaged parameters are better than the latest,
@@ -38,7 +39,7 @@ a, b, c, d, rho = sympy.symbols("a b c d rho", real=True)
 
 
 def judge(optimiser: Optimiser, before: Value, after: Value) -> None:
-    """States ``rho`` and ``harm``: ρ, and whether the objective rose by the step, or is not finite any more."""
+    """States ``rho``, and ``harm``: whether the objective rose by the step, or is not finite any more."""
     builder = optimiser.builder
     values = {a: after, b: before}
     predicted = optimiser.chosen(CHOSEN["predicted"])

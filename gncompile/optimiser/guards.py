@@ -11,7 +11,7 @@ guard          the batch; then the objective and its gradient     a bad batch is
                                                                   the last update, which caused it
 average        the traces of Q and Ḡ                              running averages and parameters stay
 guard_step     the chosen step and its predicted change           parameters stay
-guard_change   the loss of the batch after the step, and not      the step is undone
+guard_change   the loss that ρ looks at after the step, and not   the step is undone
                higher than before it; seen when ρ is due
 =============  =================================================  ==========================================
 

@@ -21,9 +21,9 @@ from ..runtime.executable import Executable
 from . import fit
 from .ahead import AheadOfHost, DeferredStats
 from .averages import Averages
+from .damping import JUDGED
 from .first_order import FirstOrder
 from .gather import gather
-from .damping import JUDGED
 from .phases import CHOSEN
 from .questions import Questions
 from .records import StepStats
