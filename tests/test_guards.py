@@ -49,7 +49,7 @@ def parameters(trainer: Trainer) -> list[Tensor]:
 @pytest.mark.parametrize(
     ("name", "method", "options"),
     [
-        ("plain", "kfra", {"l2": 1e-3, "average": 0.9}),
+        ("plain", "kfra", {"l2": 1e-3, "average": 0.9, "damping": 0.4}),
         ("residual", "kflr", {"factors_every": 2, "refresh_every": 3}),
         ("gated", "kfac", {"momentum": False, "samples": 2}),
         ("plain", "kfac_rp", {"exact_damping": True}),

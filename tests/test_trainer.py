@@ -283,10 +283,10 @@ def test_step_size_and_momentum_minimise_the_quadratic(name: str, momentum: bool
 
 
 def test_step_cap() -> None:
-    free, capped = (compiled(network(), step_cap=cap, damping=10.0) for cap in (None, 0.5))
+    free, capped = (compiled(network(), step_cap=cap, damping=10.0) for cap in (None, 0.3))
     sizes = [[s.step_size for s in take(trainer, 5)] for trainer in (free, capped)]
-    assert max(sizes[0]) > 0.6
-    assert max(sizes[1]) == pytest.approx(0.5)  # a weighted mean of equal numbers
+    assert max(sizes[0]) > 0.4
+    assert max(sizes[1]) == pytest.approx(0.3)  # a weighted mean of equal numbers
 
 
 def test_damping_stays_within_its_bounds() -> None:
@@ -371,7 +371,7 @@ def test_exact_damping_is_the_damped_kronecker_product() -> None:
     stats = trainer.step(x, y)
     factors = trainer.factors()["0"]
     block = torch.kron(factors.output, factors.input)
-    kappa = 0.35 * torch.eye(len(block)).double()
+    kappa = 0.125 * torch.eye(len(block)).double()
     delta = -torch.linalg.solve(block + kappa, gradient.flatten()).reshape(gradient.shape)
     assert stats.step_size is not None
     assert_close(layer_steps(trainer)["0"], stats.step_size * delta, 1e-9, "step")
@@ -383,8 +383,8 @@ def test_factored_damping() -> None:
     stats = trainer.step(x, y)
     Q, G = trainer.factors()["0"].input, trainer.factors()["0"].output
     pi = ((Q.trace() / len(Q)) / (G.trace() / len(G))).sqrt()
-    damped_q = Q + pi * math.sqrt(0.35) * torch.eye(len(Q)).double()
-    damped_g = G + math.sqrt(0.35) / pi * torch.eye(len(G)).double()
+    damped_q = Q + pi * math.sqrt(0.125) * torch.eye(len(Q)).double()
+    damped_g = G + math.sqrt(0.125) / pi * torch.eye(len(G)).double()
     delta = -torch.linalg.inv(damped_g) @ gradient @ torch.linalg.inv(damped_q)
     assert stats.step_size is not None
     assert_close(layer_steps(trainer)["0"], stats.step_size * delta, 1e-9, "step")
@@ -424,7 +424,7 @@ def test_the_factors_may_use_a_share_of_the_batch(method: str, backend: str) -> 
 
 
 def test_inverses_are_refreshed_when_due() -> None:
-    trainer = compiled(network(), refresh_every=4, refresh_always=3)
+    trainer = compiled(network(), refresh_every=4, refresh_always=3, damping=1.0)
     changed, last = [], None
     for step in range(1, 13):
         trainer.step(*samples(40, seed=step))

@@ -46,7 +46,7 @@ class HandwrittenKFRA:
         like = self.layers[0].weight
         self.damping = like.new_tensor(0.1)
         self.usual_length = like.new_tensor(0.0)
-        self.root_kappa = self.damping.sqrt()
+        self.root_kappa = self.damping.sqrt() / 2
         self.steps = [torch.zeros_like(self.joined(layer)) for layer in self.layers]
         self.inputs: list[Tensor] = []
         self.outputs: list[Tensor] = []

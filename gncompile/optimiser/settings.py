@@ -51,7 +51,8 @@ class Settings:
     """ω: λ is multiplied by ω^T or divided by it every T = ``damping_period`` steps."""
     damping_period: int = 5
     search_steps: int = 10
-    """First steps that each, judged on the factors' samples, halve or double λ, with γ = ½√λ, at most until the first choice of γ."""
+    """First steps that each halve or double λ, with γ = ½√λ, at most until the first choice of γ; judged on
+    the samples of the factors."""
     inverse: Literal["cholesky", "newton_schulz"] = "cholesky"
     """How damped factors are inverted: anew by Cholesky, or on the Triton backend by Newton and Schulz's
     iteration from the inverses of before, in matrix products only."""
