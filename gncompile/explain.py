@@ -108,7 +108,10 @@ class _Derivation:
         text += ["## Curvature", "\n".join(f"{x} {line}" for x, line in self.read.method_lines())]
         for layer in self.graph.layers:
             text += self.layer(layer, heading="##")
-        text += ["## What the layers share", *self._section("", skip=("loss", "predict", "trial"))]
+        text += [
+            "## What the layers share",
+            *self._section("", skip=("loss", "predict", "whole_inputs", "trial")),
+        ]
         return [*text, "## Piecewise-linear networks", theorem(self.graph, self.read.loss)]
 
     def _loss_text(self) -> str:
@@ -147,7 +150,16 @@ class _Derivation:
             f"mean cost      {row[8]}FLOP, {row[9]} of memory traffic a step of {self.read.batch} samples",
         ]
         sections = self._section(
-            layer, skip=("predict", "trial", "update", "restore", "reject", "columns_begin")
+            layer,
+            skip=(
+                "predict",
+                "whole_inputs",
+                "trial",
+                "update",
+                "restore",
+                "reject",
+                "columns_begin",
+            ),
         )
         return [f"{heading} Layer {layer}", "\n".join(facts), *self._kept(node), *sections]
 

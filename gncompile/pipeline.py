@@ -122,6 +122,11 @@ class Phases:
             self.sampled, self.sampled_rules = self.on_share(rows)
             self.inputs = input_moments(self.sampled)
 
+    def whole_inputs(self) -> None:
+        """The input moments Q of the whole batch in place of those of a share."""
+        with self.builder.phase("whole_inputs", sees=("gradient",)):
+            input_moments(self.forward, self.inputs)
+
     def _curvature(self) -> AbstractContextManager[None]:
         return self.builder.phase("curvature", sees=("gradient",))
 
@@ -290,6 +295,8 @@ def step_program(graph: ModelGraph, loss: Loss, settings: Settings) -> StepProgr
     builder.methods, builder.reasons = chosen.methods, chosen.reasons
     phases.factors(chosen.methods, settings.samples, settings.trace_correction, settings.factor_dim)
     phases.report_factors()
+    if settings.whole_inputs and settings.factor_dim != "N":
+        phases.whole_inputs()
     inputs, outputs = phases.inputs, phases.outputs
     with builder.phase("average", sees=("gradient", "curvature", "columns")):
         if settings.guarded:

@@ -267,6 +267,7 @@ class Readback:
         """Phases that only the first steps run, and how many of these."""
         return {
             "layer_quadratic": self.settings.layer_steps,
+            "whole_inputs": self.settings.whole_inputs,
             **dict.fromkeys(("trial", "judge_trial", "search"), self.settings.search_steps),
         }
 

@@ -27,14 +27,18 @@ from .propagation import Forward, select_parts
 from .representations import Jacobian, Picked, Representation, Scaled, Weighted
 
 
-def input_moments(forward: Forward) -> dict[str, Value]:
-    """``Q = E[ā āᵀ]`` with ``ā = [a, 1]`` where the bias is trained, for every trainable layer."""
+def input_moments(forward: Forward, into: Mapping[str, Value] | None = None) -> dict[str, Value]:
+    """``Q = E[ā āᵀ]`` with ``ā = [a, 1]`` where the bias is trained, for every trainable layer.
+
+    ``into``: values of an earlier phase to overwrite.
+    """
     moments = {}
     for layer, node in forward.graph.layers.items():
         assert isinstance(node.op, Affine)
         moments[layer] = forward.builder.emit(
             ir.Moment(node.op.homogeneous), forward.values[node.inputs[0]],
             name=f"Q_{node.name}", comment=f"input second moment of {layer}",
+            into=into[layer] if into else None,
         )  # fmt: skip
     return moments
 

@@ -53,7 +53,7 @@ def parameters(trainer: Trainer) -> list[Tensor]:
         ("residual", "kflr", {"factors_every": 2, "refresh_every": 3}),
         ("gated", "kfac", {"momentum": False, "samples": 2}),
         ("plain", "kfac_rp", {"exact_damping": True}),
-        ("plain", {"*": "kfra", "0": "kflr"}, {}),
+        ("plain", {"*": "kfra", "0": "kflr"}, {"damping": 2.0}),
     ],
 )
 def test_good_steps_are_those_of_an_unguarded_program(

@@ -31,7 +31,7 @@ def batch() -> tuple[Tensor, Tensor]:
 def made(**options: object) -> Trainer:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(COUNT, 5), nn.Tanh(), nn.Linear(5, 3)).double()
-    parts = {"factor_samples": 8, "quadratic_samples": 8, **options}
+    parts = {"factor_samples": 8, "quadratic_samples": 8, "whole_inputs": 0, **options}
     return gncompile.compile(model, "mse", torch.zeros(2, COUNT).double(), **parts)  # type: ignore[arg-type]
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 SETTINGS = {
     "trace_correction": False,
     "average": 0.0,
+    "whole_inputs": 0,
     "layer_steps": 0,
     "search_steps": 0,
     "factors_every": 1,
@@ -126,11 +127,11 @@ class HandwrittenKFRA:
         return inputs, outputs[::-1]
 
     def average(self, inputs: list[Tensor], outputs: list[Tensor]) -> None:
-        """Running averages with weight ``min(1 − 1/k, 0.95)`` on the past."""
+        """Running averages with weight ``min(1 − 3/(k + 2), 0.95)`` on the past of the k-th batch."""
         if not self.updates:
             self.inputs, self.outputs = inputs, outputs
             return
-        weight = 1 - min(1 - 1 / (self.updates + 1), 0.95)
+        weight = 1 - min(1 - 3 / (self.updates + 3), 0.95)
         for old, new in zip([*self.inputs, *self.outputs], [*inputs, *outputs], strict=True):
             old.lerp_(new, weight)
 

@@ -72,7 +72,8 @@ class AheadOfHost:
 
 def plan(now: Due) -> Plan:
     """The phases of one step in order."""
-    factors = ("curvature", "columns_begin", "columns", "average") if now.factors else ()
+    moments = ("whole_inputs",) if now.whole_inputs else ()
+    factors = ("curvature", "columns_begin", "columns", *moments, "average") if now.factors else ()
     step: Plan = ("direction", now.quadratic)
     if now.factor_damping:
         invert: Plan = ("invert",)

@@ -36,6 +36,8 @@ CHOSEN = {"length": -4, "momentum": -3, "predicted": -2, "step_size": -1}
 """Where the state ``step_sizes`` holds what describes a step; before these the step size of each layer."""
 FACTORS = 0.5
 """γ of the first steps, as a part of √λ."""
+RECENT = 3
+"""The first running averages give the k-th factors about this over k: the first parameters are soon left."""
 USUAL = 0.9
 """Decay of the running mean of steps' squared lengths."""
 
@@ -125,11 +127,15 @@ class Optimiser:
     # --- factors --------------------------------------------------------------------------------------
 
     def average(self, inputs: Mapping[str, Value], outputs: Mapping[str, Value]) -> None:
-        """Running averages ``F ← ε F + (1 − ε) F_batch``, ``ε = min(1 − 1/k, bound)`` [MG §5]."""
+        """Running averages ``F ← ε F + (1 − ε) F_batch``, ``ε = min(1 − 3/(k + 2), bound)``.
+
+        [MG §5] has ``1 − 1/k``, a plain mean at first; with 3 the k-th batch counts about as k².
+        """
         count = self.scalar("updates")
         count = self.write(count, k + 1, {k: count}, "updates_now")
         bound = as_float(self.settings.factor_average)
-        epsilon = self.builder.pointwise(minimum(1 - 1 / k, bound), {k: count}, name="epsilon")
+        mean = 1 - RECENT / (k + (RECENT - 1))
+        epsilon = self.builder.pointwise(minimum(mean, bound), {k: count}, name="epsilon")
         for kind, factors in (("Q", inputs), ("G", outputs)):
             for layer, factor in factors.items():
                 state = self._factor(kind, layer, factor.spec)

@@ -79,6 +79,9 @@ class Settings:
     """First steps that always refresh; as many after them every second one, then every third, and so on."""
     momentum: bool = True
     """Choose step size and momentum, in [0, 1], together from the exact quadratic model."""
+    whole_inputs: int = 10
+    """First steps in which the input factors Q are made of the whole batch, whatever ``factor_share``: the
+    running average of a few shares has too low a rank."""
     layer_steps: int = 6
     """First steps in which every layer has a step size of its own, chosen together by the quadratic model."""
     step_cap: float | None = None

@@ -19,6 +19,8 @@ class Due:
 
     factors: bool
     """New curvature factors."""
+    whole_inputs: bool
+    """Whether the input factors are made of the whole batch."""
     inverses: bool
     """New inverses of the factors."""
     factor_damping: bool
@@ -41,8 +43,10 @@ def due(settings: Settings, updates: int, since_refresh: int) -> Due:
     """What is due in the step after ``updates`` steps, ``since_refresh`` of them since the last inverses."""
     always = updates < settings.refresh_always
     search = updates < min(settings.search_steps, settings.factor_damping_period)
+    factors = always or updates % settings.factors_every == 0
     return Due(
-        factors=always or updates % settings.factors_every == 0,
+        factors=factors,
+        whole_inputs=factors and updates < settings.whole_inputs,
         inverses=since_refresh + 1 >= refresh_period(settings, updates),
         factor_damping=updates > 0 and updates % settings.factor_damping_period == 0,
         inverts_each=not settings.exact_damping,
@@ -69,7 +73,7 @@ def refresh_period(settings: Settings, updates: int) -> int:
 def settled(settings: Settings) -> int:
     """The first steps, after which the same phases are due every :func:`cycle`."""
     rare = settings.refresh_always * (settings.refresh_every - 1)
-    return max(1, rare, settings.layer_steps, settings.search_steps)
+    return max(1, rare, settings.whole_inputs, settings.layer_steps, settings.search_steps)
 
 
 def cycle(settings: Settings) -> int:

@@ -182,6 +182,8 @@ class Trainer(Questions):
             executable.run("compare")
         if now.factors:
             executable.run("curvature", "columns_begin", "columns")
+        if now.whole_inputs:
+            executable.run("whole_inputs")
         # Without fresh factors their buffers hold an earlier batch's, or after a resume nothing.
         if not self._factors_finite(("Q.", "G.", "grad.") if now.factors else ("grad.",)):
             return self._refused()

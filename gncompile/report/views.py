@@ -18,7 +18,7 @@ from ..formulas import Equation
 from ..model_graph import Affine, FixedLinear, Input, Node, Pointwise, Select
 from ..readback import PARTS, Readback, Row, Statement, function_text, in_units
 
-HIDDEN = ("predict", "trial", "restore", "reject", "columns_begin")
+HIDDEN = ("predict", "whole_inputs", "trial", "restore", "reject", "columns_begin")
 """Phases whose formulas repeat others or only copy."""
 
 TITLES = {
@@ -150,7 +150,9 @@ class Views:
         ]
         phases = list(
             dict.fromkeys(
-                i.phase for i in readers if i.phase not in ("predict", "trial", "restore")
+                i.phase
+                for i in readers
+                if i.phase not in ("predict", "whole_inputs", "trial", "restore")
             )
         )
         what = f"{value.name}, {value.spec}"
