@@ -43,28 +43,12 @@ class Value:
 
 RESERVED = frozenset(keyword.kwlist) | {
     *("N", "F", "Q", "S", "torch", "linalg", "memory", "start", "phases", "values", "bind"),
-    *(
-        "gradient",
-        "predict",
-        "evaluate",
-        "curvature",
-        "columns_begin",
-        "columns",
-        "average",
-        "invert",
-    ),
-    *("direction", "quadratic", "layer_quadratic", "update", "restore", "reject"),
+    *("gradient", "predict", "evaluate", "compare", "curvature", "columns_begin", "columns"),
+    *("whole_inputs", "average", "invert", "direction", "quadratic", "layer_quadratic"),
+    *("gradient_noise", "update", "restore", "reject"),
     *("judge", "trial", "judge_trial", "adapt", "search"),
-    *(
-        "guard",
-        "guard_step",
-        "guard_change",
-        "damping_begin",
-        "damping_note",
-        "damping_end",
-        "gradient_noise",
-        "report",
-    ),
+    *("guard", "guard_step", "guard_change", "report"),
+    *("damping_begin", "damping_note", "damping_end"),
 }
 """Names of an emitted file that no value may take: its symbols, modules and phases."""
 
@@ -127,7 +111,10 @@ class ProgramBuilder:
     def emit(
         self, op: Op, *inputs: Value, name: str = "", into: Value | None = None, comment: str = ""
     ) -> Value:
-        """``op(inputs)``, shared with an equal visible value; ``into`` overwrites a state or parameter."""
+        """``op(inputs)``, shared with an equal visible value.
+
+        ``into`` overwrites a state, a parameter or a value of an earlier phase.
+        """
         return self._emit(op, inputs, name, into=into, comment=comment)
 
     def _emit(

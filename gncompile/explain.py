@@ -15,7 +15,7 @@ from .losses import CoupledLoss, Loss, SeparableLoss
 from .model_graph import ModelGraph, Node, TracedModel
 from .optimiser.settings import Settings
 from .piecewise_linear import theorem
-from .readback import PARTS, Readback, function_text
+from .readback import PARTS, REPEATS, Readback, function_text
 from .schedule import Schedule
 from .step_program import StepProgram
 from .tables import indent, table
@@ -108,10 +108,7 @@ class _Derivation:
         text += ["## Curvature", "\n".join(f"{x} {line}" for x, line in self.read.method_lines())]
         for layer in self.graph.layers:
             text += self.layer(layer, heading="##")
-        text += [
-            "## What the layers share",
-            *self._section("", skip=("loss", "predict", "whole_inputs", "trial")),
-        ]
+        text += ["## What the layers share", *self._section("", skip=("loss", *REPEATS))]
         return [*text, "## Piecewise-linear networks", theorem(self.graph, self.read.loss)]
 
     def _loss_text(self) -> str:
@@ -149,18 +146,8 @@ class _Derivation:
             f"factors        Q {row[4]}, Ḡ {row[5]}, by {self.read.method(layer)}",
             f"mean cost      {row[8]}FLOP, {row[9]} of memory traffic a step of {self.read.batch} samples",
         ]
-        sections = self._section(
-            layer,
-            skip=(
-                "predict",
-                "whole_inputs",
-                "trial",
-                "update",
-                "restore",
-                "reject",
-                "columns_begin",
-            ),
-        )
+        skip = (*REPEATS, "update", "restore", "reject", "columns_begin")
+        sections = self._section(layer, skip)
         return [f"{heading} Layer {layer}", "\n".join(facts), *self._kept(node), *sections]
 
     def _kept(self, node: Node) -> list[str]:

@@ -44,6 +44,8 @@ METHODS = {
 
 FACTOR_WORK = ("input factor", "output factor", "curvature", "columns_begin", "columns", "average")
 """Parts and phases that run where factors are computed."""
+REPEATS = ("predict", "whole_inputs", "trial")
+"""Phases whose formulas are those of others, on other samples or with other parameters."""
 CHECKS = ("predict", "evaluate", "judge", "guard_change", "adapt")
 """Phases that run where the damping is adapted."""
 PARTS = {

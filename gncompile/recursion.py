@@ -28,18 +28,24 @@ from .representations import Jacobian, Picked, Representation, Scaled, Weighted
 
 
 def input_moments(forward: Forward, into: Mapping[str, Value] | None = None) -> dict[str, Value]:
-    """``Q = E[ā āᵀ]`` with ``ā = [a, 1]`` where the bias is trained, for every trainable layer.
+    """``Q = E[ā āᵀ]`` with ``ā = [a, 1]`` where the bias is trained, by trainable layer.
 
-    ``into``: values of an earlier phase to overwrite.
+    ``into``: values of an earlier phase to overwrite, once where layers share their input.
     """
-    moments = {}
+    moments: dict[str, Value] = {}
+    written: dict[Value, Value] = {}
     for layer, node in forward.graph.layers.items():
         assert isinstance(node.op, Affine)
+        target = into[layer] if into else None
+        if target in written:
+            moments[layer] = written[target]
+            continue
         moments[layer] = forward.builder.emit(
             ir.Moment(node.op.homogeneous), forward.values[node.inputs[0]],
-            name=f"Q_{node.name}", comment=f"input second moment of {layer}",
-            into=into[layer] if into else None,
+            name=f"Q_{node.name}", comment=f"input second moment of {layer}", into=target,
         )  # fmt: skip
+        if target:
+            written[target] = moments[layer]
     return moments
 
 

@@ -32,6 +32,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
+from functools import cached_property
 from typing import Literal
 
 import sympy
@@ -391,7 +392,10 @@ VIEWS = (Transpose, AsMatrix, Part, Element, Share, SampleMatrix)
 
 @dataclass(frozen=True)
 class Instruction:
-    """``name = op(inputs) : spec``; ``into`` is the state or parameter leaf it overwrites, if any."""
+    """``name = op(inputs) : spec``; ``into`` is what it overwrites, if anything.
+
+    That is a state or parameter leaf, or a value that an earlier phase computed.
+    """
 
     name: str
     op: Op
@@ -446,19 +450,16 @@ class StepProgram:
         return iter(self.instructions)
 
     def __getitem__(self, name: str) -> Instruction:
-        return self._by_name()[name]
+        return self._by_name[name]
 
+    @cached_property
     def _by_name(self) -> dict[str, Instruction]:
-        cached = self.__dict__.get("_index")
-        if cached is None:
-            cached = {instruction.name: instruction for instruction in self.instructions}
-            object.__setattr__(self, "_index", cached)
-        return cached
+        return {instruction.name: instruction for instruction in self.instructions}
 
-    @property
-    def phases(self) -> list[str]:
+    @cached_property
+    def phases(self) -> tuple[str, ...]:
         """Phase names in order of first use, leaves excluded."""
-        return list(dict.fromkeys(i.phase for i in self if not isinstance(i.op, Leaf)))
+        return tuple(dict.fromkeys(i.phase for i in self if not isinstance(i.op, Leaf)))
 
     def phase(self, name: str) -> list[Instruction]:
         """The instructions of one phase, without leaves."""

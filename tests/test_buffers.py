@@ -56,3 +56,9 @@ def test_results_and_what_other_phases_read_keep_their_buffer() -> None:
         readers = {i.phase for i in program if name in i.inputs}
         assert readers == {program[name].phase}
         assert program[plan[name]].spec.shape == program[name].spec.shape
+
+
+def test_phases_hand_on_their_buffers() -> None:
+    program = program_of(chain())
+    plan = plan_buffers(program)
+    assert any(program[buffer].phase != program[name].phase for name, buffer in plan.items())

@@ -26,9 +26,9 @@ from gncompile.runtime.executable import Executable
 from gncompile.schedule import Kernel, Kind, Schedule
 from gncompile.step_program import VIEWS, Instruction, Leaf, StepProgram, Trace
 
-PHASES = ("gradient", "curvature", "columns_begin", "columns", "average", "invert", "direction",
-          "layer_quadratic", "quadratic", "update", "predict", "evaluate", "judge", "adapt",
-          "trial", "judge_trial", "search")  # fmt: skip
+PHASES = ("gradient", "curvature", "columns_begin", "columns", "whole_inputs", "average", "invert",
+          "direction", "layer_quadratic", "quadratic", "update", "predict", "evaluate", "judge",
+          "adapt", "trial", "judge_trial", "search")  # fmt: skip
 METHODS = ("kfra", "kflr", "kfac", "empirical")
 
 

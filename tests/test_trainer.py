@@ -27,6 +27,7 @@ from training import (
 )
 
 import gncompile
+from gncompile.builder import RESERVED
 from gncompile.errors import BatchError, CompileError, SmallBatchWarning
 from gncompile.optimiser.records import StepStats
 from gncompile.optimiser.trainer import Trainer
@@ -427,6 +428,20 @@ def test_the_factors_may_use_a_share_of_the_batch(method: str, backend: str, who
         for layer, got in trainer.factors().items():
             assert_close(got.input, inputs[layer].input, 1e-10, f"Q of {layer}")
             assert_close(got.output, share[layer].output, 1e-10, f"G of {layer}")
+
+
+def test_layers_that_share_an_input_share_its_factor() -> None:
+    """The gated network's first two layers: of the share, and of the whole batch."""
+    program = compiled(network("gated"), factor_samples=2)._executable.program
+    for phase in ("curvature", "whole_inputs"):
+        moments = [i.inputs for i in program.phase(phase) if i.name.startswith("Q_")]
+        assert len(moments) == len(set(moments)) == 2
+
+
+def test_no_value_is_called_like_a_phase() -> None:
+    for guarded in (False, True):
+        program = compiled(network(), "kflr", guarded=guarded)._executable.program
+        assert set(program.phases) <= RESERVED
 
 
 def test_inverses_are_refreshed_when_due() -> None:

@@ -16,9 +16,9 @@ from .. import step_program as ir
 from ..costs import SHARED_PHASES, Cost, forward_values, total
 from ..formulas import Equation
 from ..model_graph import Affine, FixedLinear, Input, Node, Pointwise, Select
-from ..readback import PARTS, Readback, Row, Statement, function_text, in_units
+from ..readback import PARTS, REPEATS, Readback, Row, Statement, function_text, in_units
 
-HIDDEN = ("predict", "whole_inputs", "trial", "restore", "reject", "columns_begin")
+HIDDEN = (*REPEATS, "restore", "reject", "columns_begin")
 """Phases whose formulas repeat others or only copy."""
 
 TITLES = {
@@ -149,11 +149,7 @@ class Views:
             if value.name in i.inputs and self.read.owners.get(i.name, ("", ""))[1] != "forward"
         ]
         phases = list(
-            dict.fromkeys(
-                i.phase
-                for i in readers
-                if i.phase not in ("predict", "whole_inputs", "trial", "restore")
-            )
+            dict.fromkeys(i.phase for i in readers if i.phase not in (*REPEATS, "restore"))
         )
         what = f"{value.name}, {value.spec}"
         if isinstance(value.op, ir.Leaf):
