@@ -72,7 +72,7 @@ class Settings:
     factors_every: int = 2
     """Steps between new curvature factors; the first ``refresh_always`` steps always compute them."""
     factor_average: float = 0.95
-    """Bound on ε = min(1 − 1/k, bound), the memory of the factors' running averages."""
+    """Bound on ε = min(1 − 3/(k + 2), bound), the memory of the factors' running averages."""
     refresh_every: int = 10
     """Steps between refreshes of the inverses, later on."""
     refresh_always: int = 5

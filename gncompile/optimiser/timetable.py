@@ -66,7 +66,7 @@ def judgement(now: Due) -> tuple[tuple[str, ...], str]:
 
 
 def refresh_period(settings: Settings, updates: int) -> int:
-    """Steps between inverses, more and more of them: the k-th batch changes a running average by 1/k."""
+    """Steps between inverses, more and more of them: the later a batch, the less it changes an average."""
     return min(settings.refresh_every, 1 + updates // max(settings.refresh_always, 1))
 
 
