@@ -1,9 +1,9 @@
 """The optimiser of SPEC §7 as phases of the step program.
 
 One step runs ``gradient, curvature[, columns …][, whole_inputs], average[, invert], direction, quadratic,
-update`` and, when the damping is due, ``predict, evaluate, judge, adapt`` (``damping.py``); ``restore`` and ``reject`` undo an
-update that failed. Every scalar lives in the program, so a step needs no number from the host but the choice
-of phases.
+update`` and, when the damping is due, ``predict, evaluate, judge, adapt`` (``damping.py``); ``restore`` and
+``reject`` undo an update that failed. Every scalar lives in the program, so a step needs no number from the
+host but the choice of phases.
 Notation: λ damping of the quadratic model; γ damping of the factors, ½√λ at first, then chosen by that model;
 η L2 coefficient; κ = γ² + η; δ the last step; Δ the preconditioned direction.
 """
@@ -37,7 +37,7 @@ CHOSEN = {"length": -4, "momentum": -3, "predicted": -2, "step_size": -1}
 FACTORS = 0.5
 """γ of the first steps, as a part of √λ."""
 RECENT = 3
-"""The first running averages give the k-th factors a weight of about this over k, for the parameters change most at first."""
+"""The k-th factors' weight in the first running averages is about this over k: parameters change most then."""
 USUAL = 0.9
 """Decay of the running mean of steps' squared lengths."""
 

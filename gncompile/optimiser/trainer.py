@@ -151,7 +151,8 @@ class Trainer(Questions):
         if measured != self._wanted[0]:  # on a device reading the state waits for the last step
             state = self._executable.memory.states.get("samples_wanted")
             self._wanted = measured, 0 if state is None else int(state)
-        return max(self.settings.gather_samples, min(self._wanted[1], self._most_samples))
+        least, wanted = self.settings.gather_samples, self._wanted[1]
+        return least if wanted <= least else max(least, min(wanted, self._most_samples))
 
     @cached_property
     def _most_samples(self) -> int:

@@ -42,7 +42,7 @@ class EmittedStep:
     """Phases and values of an emitted module, bound to a batch size; same interface as ``ReferenceStep``."""
 
     def __init__(self, bind: Bind, program: StepProgram, dims: Mapping[str, int]) -> None:
-        self.program = program
+        self.program, self.dims = program, dims
         self.column_start = 0
         self.phase_functions, self._values = bind(*(dims[d] for d in "NFQS"))
         self._inputs = {leaf.op.key: leaf.name for leaf in program.leaves("input")}  # type: ignore
@@ -118,9 +118,8 @@ class Executable:
         self.source_file: Path | None = None
         dump("step_program.txt", program.to_text())
         self._bind_emitted = None if backend == "reference" else self._emit(traced)
-        self._bound: dict[tuple[int, ...], ReferenceStep | EmittedStep] = {}
+        self._bound: dict[int, ReferenceStep | EmittedStep] = {}
         self._step: ReferenceStep | EmittedStep | None = None
-        self._chunk = 1
 
     def _emit(self, traced: TracedModel) -> Bind:
         """Write the program as source, import it, and return its ``bind``."""
@@ -153,21 +152,19 @@ class Executable:
         batch = inputs[0].shape[0]
         with self.on_device():
             self._step = self._bind(batch)
-        self._chunk = self.chunk(batch)
         self.memory.batch_size.fill_(whole or batch)
         self._step.load(inputs, target)
 
     def _bind(self, batch: int) -> ReferenceStep | EmittedStep:
-        dims = {"N": batch, **self.rows(batch), "S": self.chunk(batch)}
-        key = tuple(dims.values())
-        if key not in self._bound:
+        if batch not in self._bound:
             for old in list(self._bound)[: len(self._bound) - BOUND_SHAPES_KEPT + 1]:
                 del self._bound[old]
+            dims = {"N": batch, **self.rows(batch), "S": self.chunk(batch)}
             if self._bind_emitted is None:
-                self._bound[key] = ReferenceStep(self.program, self.memory, dims)
+                self._bound[batch] = ReferenceStep(self.program, self.memory, dims)
             else:
-                self._bound[key] = EmittedStep(self._bind_emitted, self.program, dims)
-        return self._bound[key]
+                self._bound[batch] = EmittedStep(self._bind_emitted, self.program, dims)
+        return self._bound[batch]
 
     def chunk(self, batch: int) -> int:
         """How many of KFLR's columns go through the network at once within the memory budget."""
@@ -190,7 +187,7 @@ class Executable:
         if phase != "columns":
             self.step.run(phase)
             return
-        for start in range(0, self.program.columns, self._chunk):
+        for start in range(0, self.program.columns, self.step.dims["S"]):
             self.step.column_start = start
             self.step.run(phase)
 

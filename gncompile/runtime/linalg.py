@@ -6,6 +6,8 @@ result depends on a numerical decision (a fallback, a guard), so that they canno
 
 from __future__ import annotations
 
+from itertools import combinations_with_replacement
+
 import torch
 from torch import Tensor
 
@@ -103,11 +105,11 @@ def step_sizes(
     unit diagonal.
     """
     count = max(groups) + 1 + int(momentum)
-    values = torch.stack([t.double().reshape(()) for t in terms])
-    rows, columns = torch.triu_indices(count, count, device=values.device)
-    m = values.new_zeros(count, count)
-    m[rows, columns] = m[columns, rows] = values[: len(rows)]
-    b, usual = values[len(rows) : -1], values[-1]
+    place = {pair: k for k, pair in enumerate(combinations_with_replacement(range(count), 2))}
+    every = [place[min(i, j), max(i, j)] for i in range(count) for j in range(count)]
+    every += range(len(place), len(terms))
+    values = torch.stack([terms[k].reshape(()) for k in every]).double()
+    m, b, usual = values[: -count - 1].view(count, count), values[-count - 1 : -1], values[-1]
     c = _minimiser(m, b)
     own = slice(0, count - 1 if momentum else count)
     if cap is not None:
@@ -135,14 +137,17 @@ def step_sizes(
 
 def _minimiser(m: Tensor, b: Tensor) -> Tensor:
     """``-m⁻¹ b``, scaled to a unit diagonal; 0 for directions without curvature."""
-    scale = torch.where(m.diagonal() > 0, m.diagonal().clamp(min=0).rsqrt(), 0.0)
-    scaled = scale[:, None] * m * scale
-    scaled = scaled + RIDGE * torch.eye(len(m), dtype=m.dtype, device=m.device)
-    return -scale * _solve(scaled, scale * b)
+    diagonal = m.diagonal()
+    scale = torch.where(diagonal > 0, diagonal.rsqrt(), 0.0)
+    scaled = (scale[:, None] * m).mul_(scale)
+    scaled.diagonal().add_(RIDGE)
+    return _solve(scaled, scale * b).mul_(scale).neg_()
 
 
 def _solve(m: Tensor, b: Tensor) -> Tensor:
-    """``m⁻¹ b`` for a small positive definite m by Gauss and Jordan, without waiting for the host."""
+    """``m⁻¹ b`` for a small positive definite m; on a device by Gauss and Jordan: a library would wait."""
+    if m.device.type == "cpu":
+        return torch.linalg.solve_ex(m, b)[0]
     rows = torch.cat([m, b[:, None]], dim=1)
     for k in range(len(m)):
         pivot = rows[k] / rows[k, k]
