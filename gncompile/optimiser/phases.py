@@ -37,7 +37,7 @@ CHOSEN = {"length": -4, "momentum": -3, "predicted": -2, "step_size": -1}
 FACTORS = 0.5
 """γ of the first steps, as a part of √λ."""
 RECENT = 3
-"""The k-th factors' weight in the first running averages is about this over k: parameters change most then."""
+"""The k-th factors' weight in the first running averages, times k: parameters change most at first."""
 USUAL = 0.9
 """Decay of the running mean of steps' squared lengths."""
 
