@@ -17,7 +17,7 @@ from gncompile.optimiser import ahead
 from gncompile.optimiser import trainer as trainer_module
 from gncompile.optimiser.ahead import DeferredStats, plan
 from gncompile.optimiser.settings import Settings
-from gncompile.optimiser.timetable import due
+from gncompile.optimiser.timetable import due, refresh_period
 from gncompile.optimiser.trainer import Trainer
 
 
@@ -179,7 +179,7 @@ def test_what_is_due_when() -> None:
         fresh = now.inverses or now.factor_damping
         since = 0 if fresh else since + 1
         refreshed += [updates] if fresh else []
-    assert refreshed == [0, 1, 2, 4, 6, 10, 12]
+    assert refreshed == [0, 1, 2, 4, 6, 8, 12]
     assert [due(settings, n, 0).quadratic for n in (0, 1, 2)] == ["layer_quadratic"] * 2 + [
         "quadratic"
     ]
@@ -189,6 +189,31 @@ def test_what_is_due_when() -> None:
     assert exact.count("direction") == 4
     assert exact.index("invert") < exact.index("direction")
     assert "invert" not in plan(due(settings, 7, 0))
+
+
+@pytest.mark.parametrize("factors_every", [1, 2, 3, 20])
+@pytest.mark.parametrize("refresh_always", [1, 4, 5])
+def test_inverses_come_more_and_more_seldom_and_of_new_factors(
+    factors_every: int, refresh_always: int
+) -> None:
+    """Between the first steps and the regular ones, if factors come as often as inverses."""
+    settings = Settings(factors_every=factors_every, refresh_always=refresh_always)
+    since, between = 0, []
+    for updates in range(100):
+        now = due(settings, updates, since)
+        if now.inverses:
+            between.append(since + 1)
+            late = refresh_period(settings, updates) == settings.refresh_every
+            assert now.factors or late or since + 1 < factors_every
+        since = 0 if now.inverses else since + 1
+    assert between[:refresh_always] == [1] * refresh_always
+    assert between[-1] == settings.refresh_every
+    assert max(between) <= settings.refresh_every + factors_every
+
+
+def test_a_refused_step_is_followed_by_new_inverses() -> None:
+    settings = Settings()
+    assert all(due(settings, n, settings.refresh_every).inverses for n in range(100))
 
 
 @pytest.mark.parametrize("guarded", [False, True])

@@ -127,11 +127,11 @@ class HandwrittenKFRA:
         return inputs, outputs[::-1]
 
     def average(self, inputs: list[Tensor], outputs: list[Tensor]) -> None:
-        """Running averages with weight ``min(1 − 3/(k + 2), 0.95)`` on the past of the k-th batch."""
+        """Running averages with weight ``min(1 − 4/(k + 3), 0.95)`` on the past of the k-th batch."""
         if not self.updates:
             self.inputs, self.outputs = inputs, outputs
             return
-        weight = 1 - min(1 - 3 / (self.updates + 3), 0.95)
+        weight = 1 - min(1 - 4 / (self.updates + 4), 0.95)
         for old, new in zip([*self.inputs, *self.outputs], [*inputs, *outputs], strict=True):
             old.lerp_(new, weight)
 

@@ -36,7 +36,7 @@ CHOSEN = {"length": -4, "momentum": -3, "predicted": -2, "step_size": -1}
 """Where the state ``step_sizes`` holds what describes a step; before these the step size of each layer."""
 FACTORS = 0.5
 """γ of the first steps, as a part of √λ."""
-RECENT = 3
+RECENT = 4
 """The k-th factors' weight in the first running averages, times k: parameters change most at first."""
 USUAL = 0.9
 """Decay of the running mean of steps' squared lengths."""
@@ -127,9 +127,9 @@ class Optimiser:
     # --- factors --------------------------------------------------------------------------------------
 
     def average(self, inputs: Mapping[str, Value], outputs: Mapping[str, Value]) -> None:
-        """Running averages ``F ← ε F + (1 − ε) F_batch``, ``ε = min(1 − 3/(k + 2), bound)``.
+        """Running averages ``F ← ε F + (1 − ε) F_batch``, ``ε = min(1 − 4/(k + 3), bound)``.
 
-        [MG §5] has ``1 − 1/k``, a plain mean at first; with 3 the k-th batch counts about as k².
+        [MG §5] has ``1 − 1/k``, a plain mean at first; with 4 the k-th batch counts about as k³.
         """
         count = self.scalar("updates")
         count = self.write(count, k + 1, {k: count}, "updates_now")

@@ -72,11 +72,12 @@ class Settings:
     factors_every: int = 2
     """Steps between new curvature factors; the first ``refresh_always`` steps always compute them."""
     factor_average: float = 0.95
-    """Bound on ε = min(1 − 3/(k + 2), bound), the memory of the factors' running averages."""
+    """Bound on ε = min(1 − 4/(k + 3), bound), the memory of the factors' running averages."""
     refresh_every: int = 10
     """Steps between refreshes of the inverses, later on."""
     refresh_always: int = 5
-    """First steps that always refresh; as many after them every second one, then every third, and so on."""
+    """First steps that always refresh. After k times as many every (k + 1)-th does, in multiples of
+    ``factors_every``."""
     momentum: bool = True
     """Choose step size and momentum, in [0, 1], together from the exact quadratic model."""
     whole_inputs: int = 10

@@ -44,10 +44,12 @@ def due(settings: Settings, updates: int, since_refresh: int) -> Due:
     always = updates < settings.refresh_always
     search = updates < min(settings.search_steps, settings.factor_damping_period)
     factors = always or updates % settings.factors_every == 0
+    period = refresh_period(settings, updates)
+    waits = settings.factors_every <= period < settings.refresh_every and not factors
     return Due(
         factors=factors,
         whole_inputs=factors and updates < settings.whole_inputs,
-        inverses=since_refresh + 1 >= refresh_period(settings, updates),
+        inverses=since_refresh + 1 >= (settings.refresh_every if waits else period),
         factor_damping=updates > 0 and updates % settings.factor_damping_period == 0,
         inverts_each=not settings.exact_damping,
         damping=search or (updates + 1) % settings.damping_period == 0,
@@ -66,8 +68,15 @@ def judgement(now: Due) -> tuple[tuple[str, ...], str]:
 
 
 def refresh_period(settings: Settings, updates: int) -> int:
-    """Steps between inverses, more and more of them: the later a batch, the less it changes an average."""
-    return min(settings.refresh_every, 1 + updates // max(settings.refresh_always, 1))
+    """Steps between inverses, more and more of them: the later a batch, the less it changes an average.
+
+    On the way to ``refresh_every`` they are a multiple of the steps between factors, and :func:`due` lets
+    inverses wait for these: of older factors they would differ little from the last ones.
+    """
+    steps = 1 + updates // max(settings.refresh_always, 1)
+    if steps >= settings.refresh_every:
+        return settings.refresh_every
+    return steps // settings.factors_every * settings.factors_every or steps
 
 
 def settled(settings: Settings) -> int:
