@@ -52,7 +52,7 @@ def parameters(trainer: Trainer) -> list[Tensor]:
         ("plain", "kfra", {"l2": 1e-3, "average": 0.9, "damping": 0.4}),
         ("residual", "kflr", {"factors_every": 2, "refresh_every": 3}),
         ("gated", "kfac", {"momentum": False, "samples": 2}),
-        ("plain", "kfac_rp", {"exact_damping": True}),
+        ("plain", "kfac_rp", {"exact_damping": True, "damping": 2.0}),
         ("gated", "kfra", {"factor_share": 0.5, "factor_samples": 2, "whole_inputs": 3}),
         ("plain", {"*": "kfra", "0": "kflr"}, {"damping": 2.0}),
     ],

@@ -147,8 +147,8 @@ class HandwrittenKFRA:
     def sizes(
         self, activations: list[Tensor], directions: list[Tensor], gradients: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Step size and momentum in [0, 1] that minimise ``bᵀc + ½ cᵀMc``, and that minimum; ``cᵀMc`` is at
-        most four times its running mean."""
+        """Step size and momentum in [0, 1] that minimise ``bᵀc + ½ cᵀMc``, and that minimum; ``−bᵀc`` is at
+        most twice its running mean."""
         both = [directions, self.steps]
         tangents = [self.tangent(activations, d) for d in both]
         scale = 2 / activations[-1].numel()
@@ -169,9 +169,9 @@ class HandwrittenKFRA:
         )
         momentum = (c[1] / determinant).clamp(0, 1)
         c = torch.stack([-(b[0] + m[0, 1] * momentum) / m[0, 0], momentum])
-        length = c @ m @ c
-        longest = torch.where(self.usual_length > 0, 4 * self.usual_length, torch.inf)
-        c = torch.where(length > longest, c * (longest / length).sqrt(), c)
+        length = torch.maximum(c @ m @ c, -(b @ c))
+        longest = torch.where(self.usual_length > 0, 2 * self.usual_length, torch.inf)
+        c = c * (longest / length).clamp(max=1)
         length = torch.minimum(length, longest)
         self.length = length.to(self.damping.dtype)
         mean = 0.9 * self.usual_length + 0.1 * length

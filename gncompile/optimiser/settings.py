@@ -87,9 +87,9 @@ class Settings:
     """First steps in which every layer has a step size of its own, chosen together by the quadratic model."""
     step_cap: float | None = None
     """Optional bound on the step size along the preconditioned gradient."""
-    step_growth: float | None = 4.0
-    """Optional bound on a step's squared length in the norm of the quadratic model: so many times the
-    running mean of this length; longer steps are shortened."""
+    step_growth: float | None = 2.0
+    """Optional bound on a step's squared length in the norm of the quadratic model, and on ``-bᵀc``, twice
+    the decrease it promises: so many times the running mean of the greater; longer steps are shortened."""
     quadratic_share: float = 0.25
     """Share of the batch on which the quadratic model's curvature M is evaluated [MG §7: ¼]; the
     gradient term b always uses the whole batch."""

@@ -101,7 +101,7 @@ def step_sizes(
 ) -> None:
     """Coefficients minimising ``bᵀc + ½ cᵀMc`` [MG §7] within the bounds of :class:`StepSizes`, laid out so.
 
-    ``terms``: the upper triangle of M row by row, b, and the usual ``cᵀMc``; solved in float64, scaled to a
+    ``terms``: the upper triangle of M row by row, b, and the usual length; solved in float64, scaled to a
     unit diagonal.
     """
     count = max(groups) + 1 + int(momentum)
@@ -123,12 +123,12 @@ def step_sizes(
         if cap is not None:
             others = others.clamp(-cap, cap)
         c = torch.where(c[-1] == bounded, c, torch.cat([others, bounded[None]]))
-    length = c @ m @ c
+    length = torch.maximum(c @ m @ c, -(b @ c))
     if growth is not None:
         longest = torch.where(usual > 0, growth * usual, torch.inf)
-        c = torch.where(length > longest, c * (longest / length).sqrt(), c)
+        c = c * (longest / length).clamp(max=1)
         length = torch.minimum(length, longest)
-    predicted = b @ c + length / 2
+    predicted = b @ c + c @ m @ c / 2
     effective = (b[own] @ c[own]) / b[own].sum()
     last = c[-1] if momentum else torch.zeros_like(predicted)
     sizes = [c[group] for group in groups]
