@@ -17,7 +17,7 @@ from .optimisers import Optimiser, Pair, Setting, Steps
 from .store import Point, Run, Status
 from .task import Task
 
-POINTS = 40
+POINTS = 60
 """Evaluations in a run besides the first, ``(k / POINTS)²`` through the budget."""
 Clock = Literal["wall", "cpu"]
 CLOCKS: dict[Clock, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
