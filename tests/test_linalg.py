@@ -6,9 +6,9 @@ import numpy
 import pytest
 import torch
 
-from gncompile.runtime.linalg import damped_inverse
+from gncompile.runtime.linalg import bordered, damped_inverse
 
-SIZES = [1, 17, 40, 65, 130]
+SIZES = [1, 17, 40, 65, 127, 128, 130]
 
 
 def moment(size: int, condition: float, dtype: torch.dtype) -> torch.Tensor:
@@ -30,6 +30,14 @@ def test_inverses(size: int, dtype: torch.dtype) -> None:
     # Condition number 1e3 times the rounding of sums of up to 130 terms.
     assert error < 20 * 1e3 * torch.finfo(dtype).eps
     assert torch.equal(m, before)
+
+
+@pytest.mark.parametrize(
+    ("size", "whole"), [(1, 8), (9, 16), (128, 136), (500, 504), (505, 520), (1000, 1000)]
+)
+def test_no_matrix_for_lapack_has_rows_a_power_of_two_apart(size: int, whole: int) -> None:
+    assert bordered(size) == whole
+    assert bordered(size, 1) == size
 
 
 def test_what_rounding_makes_indefinite_is_clipped() -> None:

@@ -3,7 +3,7 @@
 ==================  ==========================================================================
 symmetric_product   ``aᵀ b``, known to be symmetric: one plain product, or blocks of a width
 second_moment       ``(1/N) Σ ā āᵀ``: the same choice
-damped_inverse      ``(M + c I)⁻¹`` by Cholesky: M bordered to a multiple of 16, or as it is
+damped_inverse      ``(M + c I)⁻¹`` by Cholesky: M bordered to a size that suits LAPACK, or as it is
 affine              ``x Wᵀ + b``: b within the product, or added after it
 slope_tanh, …       ``u ⊙ f'``: the slope computed within the product, or kept in memory
 ==================  ==========================================================================
@@ -32,7 +32,8 @@ from ..emit.torch_slopes import PRODUCTS
 from ..emit.torch_statements import torch_statements
 from ..passes.recompute import KEPT, SLOPES, U, X, products, slope_of
 from ..runtime import linalg
-from ..runtime.memory import ALIGNMENT, bind_shape
+from ..runtime.linalg import BORDER, bordered
+from ..runtime.memory import bind_shape
 from ..step_program import Instruction, StepProgram
 from .problem import DEFAULT
 
@@ -232,8 +233,7 @@ class DampedInverse(Operation):
         return size**3 / FLOPS + 4 * CALL
 
     def effect(self, shape: tuple[int, ...], options: Options) -> int:
-        border = int(options.get("border") or ALIGNMENT)
-        return -(-shape[0] // border) * border
+        return bordered(shape[0], int(options.get("border") or BORDER))
 
 
 class Affine(Operation):
