@@ -19,6 +19,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from gncompile.step_program import SAMPLES
+
 from .compiled import Compiled
 from .problems import WIDTHS, ModelName, Problem
 from .timing import CLOCKS, Clock, ClockOption
@@ -83,7 +85,9 @@ def profile(
     # The same memory, so the timed functions write into the buffers of the bound step.
     compiled.executable.load(compiled.inputs, compiled.target)
     step = SimpleNamespace(**names)
-    functions, _ = step.bind(compiled.executable.memory, *(compiled.costs.dims[d] for d in "NFQS"))
+    functions, _ = step.bind(
+        compiled.executable.memory, *(compiled.costs.dims[d] for d in (*SAMPLES, "S"))
+    )
     for _ in range(runs + 1):
         for phase in phases:
             functions[phase]()

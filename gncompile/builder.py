@@ -42,10 +42,10 @@ class Value:
 
 
 RESERVED = frozenset(keyword.kwlist) | {
-    *("N", "F", "Q", "S", "torch", "linalg", "memory", "start", "phases", "values", "bind"),
+    *("N", "F", "Q", "L", "S", "torch", "linalg", "memory", "start", "phases", "values", "bind"),
     *("gradient", "predict", "evaluate", "compare", "curvature", "columns_begin", "columns"),
-    *("whole_inputs", "average", "invert", "direction", "quadratic", "layer_quadratic"),
-    *("gradient_noise", "update", "restore", "reject"),
+    *("share_inputs", "whole_inputs", "average", "invert", "direction"),
+    *("quadratic", "layer_quadratic", "gradient_noise", "update", "restore", "reject"),
     *("judge", "trial", "judge_trial", "adapt", "search"),
     *("guard", "guard_step", "guard_change", "report"),
     *("damping_begin", "damping_note", "damping_end"),

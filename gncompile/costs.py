@@ -71,7 +71,7 @@ class CostModel:
     @property
     def dims(self) -> dict[str, int]:
         """The values of the symbolic dimensions."""
-        return {**dict.fromkeys("NFQ", self.batch), **self.rows, "S": self.columns}
+        return {**dict.fromkeys(ir.SAMPLES, self.batch), **self.rows, "S": self.columns}
 
     def elements(self, spec: Spec) -> int:
         """Stored numbers of a value."""

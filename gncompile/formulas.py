@@ -163,7 +163,9 @@ class Formulas:
                 rest = Bracket("(", Sum(((True, Number("1")), (False, v[2]))), ")")
                 return _plus(product(v[2], v[0]), product(rest, self._matrix(i.inputs[1], v[1])))
             case ir.Total(mean) | ir.Dot(mean):
-                rows = next((d for d in self.program[i.inputs[0]].spec.shape if d in SAMPLES), "")
+                rows = next(
+                    (d for d in self.program[i.inputs[0]].spec.shape if d in ir.SAMPLES), ""
+                )
                 over = (Fraction(Number("1"), Name(str(rows))),) if mean else ()
                 return product(*over, Word("Σ"), Infix("⊙", tuple(v)))
             case ir.DampedInverse():
@@ -195,8 +197,6 @@ class Formulas:
 
 
 IDENTITY = Name("I")
-SAMPLES = ("N", "F", "Q")
-"""Dimensions of samples: the batch, and its first ones for the factors and for the quadratic model."""
 
 
 def _plus(*terms: Math) -> Math:

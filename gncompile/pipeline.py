@@ -107,9 +107,16 @@ class Phases:
         samples: int = 1,
         trace_correction: bool = False,
         rows: ir.Dim = "N",
+        whole_inputs: bool = False,
     ) -> None:
-        """Q, and Ḡ of each layer by its curvature method in ``methods``, on a share of the batch."""
-        self.input_factors(rows)
+        """Q, and Ḡ of each layer by its curvature method in ``methods``, on a share of the batch.
+
+        With ``whole_inputs`` Q is that of the share or of the whole batch, by one phase or the other.
+        """
+        if whole_inputs:
+            self.either_inputs(rows)
+        else:
+            self.input_factors(rows)
         found: dict[str, Value] = {}
         for method in dict.fromkeys(methods.values()):
             layers = [layer for layer, chosen in methods.items() if chosen == method]
@@ -122,8 +129,12 @@ class Phases:
             self.sampled, self.sampled_rules = self.on_share(rows)
             self.inputs = input_moments(self.sampled)
 
-    def whole_inputs(self) -> None:
-        """The input moments Q of the whole batch in place of those of a share."""
+    def either_inputs(self, rows: ir.Dim) -> None:
+        """Input moments Q of a share or of the whole batch, in the same place; begins ``curvature``."""
+        with self._curvature():
+            self.sampled, self.sampled_rules = self.on_share(rows)
+        with self.builder.phase("share_inputs", sees=("gradient", "curvature")):
+            self.inputs = input_moments(self.sampled)
         with self.builder.phase("whole_inputs", sees=("gradient",)):
             input_moments(self.forward, self.inputs)
 
@@ -293,10 +304,9 @@ def step_program(graph: ModelGraph, loss: Loss, settings: Settings) -> StepProgr
 
     chosen = curvature_methods(graph, loss, settings)
     builder.methods, builder.reasons = chosen.methods, chosen.reasons
-    phases.factors(chosen.methods, settings.samples, settings.trace_correction, settings.factor_dim)
+    rows, whole = settings.factor_dim, settings.whole_inputs > 0 and settings.factor_dim != "N"
+    phases.factors(chosen.methods, settings.samples, settings.trace_correction, rows, whole)
     phases.report_factors()
-    if settings.whole_inputs and settings.factor_dim != "N":
-        phases.whole_inputs()
     inputs, outputs = phases.inputs, phases.outputs
     with builder.phase("average", sees=("gradient", "curvature", "columns")):
         if settings.guarded:
@@ -306,12 +316,12 @@ def step_program(graph: ModelGraph, loss: Loss, settings: Settings) -> StepProgr
         optimiser.invert(inputs, outputs)
     with builder.phase("direction", sees=("gradient",)):
         deltas = optimiser.directions(gradients, inputs, outputs)
-    for by_layer in (False, True) if settings.layer_steps else (False,):
-        with builder.phase(
-            "layer_quadratic" if by_layer else "quadratic", sees=("gradient", "direction")
-        ):
-            model = phases.on_share(settings.quadratic_dim)
-            optimiser.quadratic(*model, gradients, deltas, by_layer)
+    with builder.phase("quadratic", sees=("gradient", "direction")):
+        optimiser.quadratic(*phases.on_share(settings.quadratic_dim), gradients, deltas)
+    if settings.layer_steps:
+        with builder.phase("layer_quadratic", sees=("gradient", "direction")):
+            model = phases.on_share(settings.layer_dim)
+            optimiser.quadratic(*model, gradients, deltas, by_layer=True)
     if settings.gather_noise is not None:
         with builder.phase("gradient_noise", sees=("gradient", "direction")):
             share = phases.gradient_share(settings.factor_dim)

@@ -42,7 +42,10 @@ METHODS = {
 }
 
 
-FACTOR_WORK = ("input factor", "output factor", "curvature", "columns_begin", "columns", "average")
+FACTOR_WORK = (
+    *("input factor", "output factor", "curvature", "columns_begin", "columns"),
+    *("share_inputs", "average"),
+)
 """Parts and phases that run where factors are computed."""
 REPEATS = ("predict", "whole_inputs", "trial")
 """Phases whose formulas are those of others, on other samples or with other parameters."""

@@ -41,6 +41,10 @@ from .errors import InternalError
 
 Dim = int | str
 
+SAMPLES = ("N", "F", "Q", "L")
+"""Dimensions of samples: the batch; its last for the factors; its first for the quadratic model, and for
+the step sizes of the layers."""
+
 
 class Structure(IntEnum):
     """Structure of a matrix, each a special case of the next (SPEC §5); absent blocks are zero."""
@@ -230,7 +234,7 @@ class Element:
 
 @dataclass(frozen=True)
 class Share:
-    """A view of a share of the batch: its last F samples, or its first Q.
+    """A view of a share of the batch: its last F samples, or its first Q or L.
 
     Shares of one half or less have no sample in common: on the samples that made a step's factors, the
     quadratic model would find less curvature along it than there is.

@@ -1,7 +1,7 @@
 """The torch backend: a StepProgram written out as a readable Python file.
 
-The file defines ``bind(memory, N, F, Q, S)``: it looks up the leaves, allocates every work buffer once, and
-returns the phases as functions over them. Statements write into those buffers (``out=``); the shapes are
+The file defines ``bind(memory, N, F, Q, L, S)``: it looks up the leaves, allocates every work buffer once,
+and returns the phases as functions over them. Statements write into those buffers (``out=``); the shapes are
 symbols, so one file serves every batch size. The same program gives the same text on every machine.
 """
 
@@ -33,7 +33,7 @@ import torch
 from gncompile.runtime import linalg
 
 
-def bind(memory, N, F, Q, S):
+def bind(memory, N, F, Q, L, S):
     """Buffers for a batch of N samples, and the phases that fill them."""
 '''
 
@@ -137,7 +137,7 @@ class TorchWriter:
             case ir.Element(index):
                 return f"{source}[{index}]"
             case ir.Share(rows):
-                return f"{source}[..., {'N - F:' if rows == 'F' else ':Q'}, :]"
+                return f"{source}[..., {'N - F:' if rows == 'F' else f':{rows}'}, :]"
             case ir.SampleMatrix(size):
                 return f"{source}.unflatten(-1, ({size}, {size}))"
         return source

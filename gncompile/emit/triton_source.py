@@ -1,7 +1,7 @@
 """The Triton backend: a schedule written out as two readable Python files.
 
 ``kernels.py`` holds the generated device functions: what is done to the tiles of each launch. ``step.py``
-defines ``bind(memory, kernels, N, F, Q, S)`` like the torch backend's file: leaves, buffers, then every
+defines ``bind(memory, kernels, N, F, Q, L, S)`` like the torch backend's file: leaves, buffers, then every
 launch planned once over those buffers, then the phases, which run the launches in order. What no template
 computes stays a torch statement. How each kind of kernel is planned is in :mod:`.triton_templates`. A tuned
 launch has its settings written out, the others take their template's defaults.
@@ -41,7 +41,7 @@ import torch
 from gncompile.runtime import linalg
 
 
-def bind(memory, kernels, N, F, Q, S):
+def bind(memory, kernels, N, F, Q, L, S):
     """Buffers for a batch of N samples, launches over them, and the phases that run the launches."""
     precision = memory.precision
 '''

@@ -72,8 +72,8 @@ class AheadOfHost:
 
 def plan(now: Due) -> Plan:
     """The phases of one step in order."""
-    moments = ("whole_inputs",) if now.whole_inputs else ()
-    factors = ("curvature", "columns_begin", "columns", *moments, "average") if now.factors else ()
+    made: Plan = ("curvature", "columns_begin", "columns", now.inputs, "average")
+    factors = made if now.factors else ()
     step: Plan = ("direction", now.quadratic)
     if now.factor_damping:
         invert: Plan = ("invert",)

@@ -1,6 +1,6 @@
 """The optimiser of SPEC §7 as phases of the step program.
 
-One step runs ``gradient, curvature[, columns …][, whole_inputs], average[, invert], direction, quadratic,
+One step runs ``gradient, curvature[, columns …][, share_inputs], average[, invert], direction, quadratic,
 update`` and, when the damping is due, ``predict, evaluate, judge, adapt`` (``damping.py``); ``restore`` and
 ``reject`` undo an update that failed. Every scalar lives in the program, so a step needs no number from the
 host but the choice of phases.
@@ -226,7 +226,7 @@ class Optimiser:
         rules: LossRules,
         gradients: Mapping[str, Value],
         deltas: Mapping[str, Value],
-        by_layer: bool,
+        by_layer: bool = False,
     ) -> None:
         """Step sizes c from the full Gauss-Newton quadratic ``bᵀc + ½ cᵀMc`` [MG §7], by R-operator.
 

@@ -39,7 +39,10 @@ class Repeats:
         The order depends on the number only. It costs a copy of the batch.
         """
         count = len(target)
-        partly = self._settings.second_order and min(self._settings.rows(count).values()) < count
+        partly = (
+            self._settings.second_order
+            and min(self._settings.rows(count)[part] for part in "FQ") < count
+        )
         if not (self.repeated and partly):
             return inputs, target
         rows = torch.randperm(count, generator=torch.Generator().manual_seed(number))

@@ -84,7 +84,8 @@ class Settings:
     """First steps in which the input factors Q are made of the whole batch, whatever ``factor_share``: the
     running average of a few shares has too low a rank."""
     layer_steps: int = 6
-    """First steps in which every layer has a step size of its own, chosen together by the quadratic model."""
+    """First steps in which every layer has a step size of its own, chosen together by the quadratic model on
+    half its samples."""
     step_cap: float | None = None
     """Optional bound on the step size along the preconditioned gradient."""
     step_growth: float | None = 2.0
@@ -178,10 +179,11 @@ class Settings:
         return self.method not in FIRST_ORDER_METHODS
 
     def rows(self, batch: int) -> dict[str, int]:
-        """The samples of a batch that factors (F) and quadratic model (Q) are computed on."""
+        """The samples of a batch for the factors (F), the quadratic model (Q), and that of the layers (L)."""
         return {
             "F": _share(batch, self.factor_share, self.factor_samples),
             "Q": _share(batch, self.quadratic_share, self.quadratic_samples),
+            "L": _share(batch, self.quadratic_share / 2, math.ceil(self.quadratic_samples / 2)),
         }
 
     @property
@@ -193,6 +195,11 @@ class Settings:
     def quadratic_dim(self) -> str:
         """The dimension of the samples the quadratic model is evaluated on: all N, or the first Q."""
         return "N" if self.quadratic_share == 1 else "Q"
+
+    @property
+    def layer_dim(self) -> str:
+        """The dimension of the samples that step sizes of the layers are chosen on: all N, or the first L."""
+        return "N" if self.quadratic_share == 1 else "L"
 
     def l2_of(self, parameter: str) -> float:
         """The L2 coefficient η of a parameter by name."""

@@ -19,8 +19,8 @@ class Due:
 
     factors: bool
     """New curvature factors."""
-    whole_inputs: bool
-    """Whether the input factors are made of the whole batch."""
+    inputs: str
+    """The phase that makes the input factors: of the whole batch in the first steps, or of a share."""
     inverses: bool
     """New inverses of the factors."""
     factor_damping: bool
@@ -48,7 +48,7 @@ def due(settings: Settings, updates: int, since_refresh: int) -> Due:
     waits = settings.factors_every <= period < settings.refresh_every and not factors
     return Due(
         factors=factors,
-        whole_inputs=factors and updates < settings.whole_inputs,
+        inputs="whole_inputs" if updates < settings.whole_inputs else "share_inputs",
         inverses=since_refresh + 1 >= (settings.refresh_every if waits else period),
         factor_damping=updates > 0 and updates % settings.factor_damping_period == 0,
         inverts_each=not settings.exact_damping,

@@ -182,9 +182,7 @@ class Trainer(Questions):
         if now.comparison:
             executable.run("compare")
         if now.factors:
-            executable.run("curvature", "columns_begin", "columns")
-        if now.whole_inputs:
-            executable.run("whole_inputs")
+            executable.run("curvature", "columns_begin", "columns", now.inputs)
         # Without fresh factors their buffers hold an earlier batch's, or after a resume nothing.
         if not self._factors_finite(("Q.", "G.", "grad.") if now.factors else ("grad.",)):
             return self._refused()

@@ -22,7 +22,7 @@ from ..emit.triton_source import emit_triton
 from ..errors import CompileError, message
 from ..losses import Loss
 from ..model_graph import TracedModel
-from ..step_program import StepProgram
+from ..step_program import SAMPLES, StepProgram
 from .draws import PhiloxDraws, TorchDraws
 from .memory import Memory
 from .source_files import load_source
@@ -34,8 +34,8 @@ BOUND_SHAPES_KEPT = 4
 """Batch sizes whose buffers stay bound; views of the same memory, so keeping a few is cheap."""
 
 
-Bind = Callable[[int, int, int, int], tuple[dict[str, Callable[..., None]], dict[str, Tensor]]]
-"""An emitted module's function from N, F, Q and S to its phases and values."""
+Bind = Callable[..., tuple[dict[str, Callable[..., None]], dict[str, Tensor]]]
+"""An emitted module's function from N, F, Q, L and S to its phases and values."""
 
 
 class EmittedStep:
@@ -44,7 +44,7 @@ class EmittedStep:
     def __init__(self, bind: Bind, program: StepProgram, dims: Mapping[str, int]) -> None:
         self.program, self.dims = program, dims
         self.column_start = 0
-        self.phase_functions, self._values = bind(*(dims[d] for d in "NFQS"))
+        self.phase_functions, self._values = bind(*(dims[d] for d in (*SAMPLES, "S")))
         self._inputs = {leaf.op.key: leaf.name for leaf in program.leaves("input")}  # type: ignore
         self._targets = [leaf.name for leaf in program.leaves("target")]
 
@@ -73,8 +73,8 @@ class Executable:
     """Runs the phases of a program on batches of any size.
 
     ``backend`` is ``"torch"`` or ``"triton"`` (emitted source) or ``"reference"`` (interpreted).
-    ``memory_budget`` bounds the bytes that a chunk of KFLR's columns uses; ``rows`` gives the dimensions F
-    and Q for a batch of N; ``precision`` is that of the Triton backend's float32 products; ``variants`` are
+    ``memory_budget`` bounds the bytes that a chunk of KFLR's columns uses; ``rows`` gives the dimensions F,
+    Q and L for a batch of N; ``precision`` is that of the Triton backend's float32 products; ``variants`` are
     the options of instructions, or settings of launches, that are not computed in the default way.
     """
 
@@ -89,7 +89,7 @@ class Executable:
         dtype: torch.dtype,
         device: torch.device,
         seed: int = 0,
-        rows: Callable[[int], dict[str, int]] = lambda batch: {"F": batch, "Q": batch},
+        rows: Callable[[int], dict[str, int]] = lambda batch: dict.fromkeys(SAMPLES, batch),
         memory_budget: int = 1 << 30,
         variants: Mapping[str, Options] | None = None,
     ) -> None:

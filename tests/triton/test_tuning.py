@@ -109,7 +109,7 @@ def test_the_product_before_a_congruence_has_settings_of_its_own() -> None:
     options = {"backend": "triton", "method": "kfra"}
     example = torch.zeros(SAMPLES, 6)
     default = gncompile.compile(deep, "mse", example, tune="off", **options)
-    dims = {"N": SAMPLES, "F": SAMPLES, "Q": SAMPLES, "S": 1}
+    dims = {"N": SAMPLES, "F": SAMPLES, "Q": SAMPLES, "L": SAMPLES, "S": 1}
     of = GpuBench(default.program, dims, torch.float32, "highest", torch.device("cpu"))
     one = problem(of, gpu.PRODUCT)
     candidate = one.candidates[-1]
@@ -213,7 +213,7 @@ def test_launches_of_one_shape_share_a_key_unless_they_differ() -> None:
         nn.Linear(6, 3),
     )
     trainer = gncompile.compile(deep, "mse", torch.zeros(9, 6), backend="triton", tune="off")
-    dims = {"N": 9, "F": 9, "Q": 9, "S": 1}
+    dims = {"N": 9, "F": 9, "Q": 9, "L": 9, "S": 1}
     of = GpuBench(trainer.program, dims, torch.float32, "highest", torch.device("cpu"))
     first, second, third = (
         of.keys[name] for name in ("a_layer_1_tanh", "a_layer_3_tanh", "a_layer_5_sigmoid")
