@@ -25,8 +25,8 @@ from .compiled import Compiled
 from .problems import WIDTHS, ModelName, Problem
 from .timing import CLOCKS, Clock, ClockOption
 
-STEP = ("gradient", "curvature", "average", "invert", "direction", "quadratic", "update",
-        "predict", "evaluate", "judge", "adapt")  # fmt: skip
+STEP = ("gradient", "curvature", "share_inputs", "average", "invert", "direction", "quadratic",
+        "update", "predict", "evaluate", "judge", "adapt")  # fmt: skip
 
 
 @dataclass

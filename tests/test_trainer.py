@@ -435,7 +435,7 @@ def test_the_factors_may_use_a_share_of_the_batch(method: str, backend: str, who
 def test_layers_that_share_an_input_share_its_factor() -> None:
     """The gated network's first two layers: of the share, and of the whole batch."""
     program = compiled(network("gated"), factor_samples=2)._executable.program
-    for phase in ("curvature", "whole_inputs"):
+    for phase in ("share_inputs", "whole_inputs"):
         moments = [i.inputs for i in program.phase(phase) if i.name.startswith("Q_")]
         assert len(moments) == len(set(moments)) == 2
 
@@ -458,13 +458,15 @@ def test_inverses_are_refreshed_when_due() -> None:
     assert changed == [1, 2, 3, 5, 7, 9, 13, 17]  # each step, then each second, then each fourth
 
 
-def test_the_quadratic_may_use_a_share_of_the_batch() -> None:
-    trainer, x, y = one_layer(quadratic_share=0.25, quadratic_samples=2)
+@pytest.mark.parametrize(("by_layer", "rows"), [(0, 5), (1, 3)])
+def test_the_quadratic_may_use_a_share_of_the_batch(by_layer: int, rows: int) -> None:
+    """Step sizes of the layers, here of one layer, half of that share, rounded up."""
+    trainer, x, y = one_layer(layer_steps=by_layer, quadratic_share=0.25, quadratic_samples=2)
     before = twin(trainer)
     stats = trainer.step(x, y)
     assert stats.step_size is not None
     along = [before.split({"0": layer_steps(trainer)["0"] / stats.step_size})]
-    M, _ = before.quadratic(x[:5], y[:5], along)
+    M, _ = before.quadratic(x[:rows], y[:rows], along)
     _, b = before.quadratic(x, y, along)
     assert stats.step_size == pytest.approx(float(-b / M), rel=1e-9)
 

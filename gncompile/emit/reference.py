@@ -60,6 +60,8 @@ class ReferenceStep:
         if tuple(result.shape) != bind_shape(instruction.spec.shape, self.dims):
             raise InternalError(f"{instruction} yields shape {tuple(result.shape)}")
         if instruction.into is not None:
+            if not isinstance(self.program[instruction.into].op, ir.Leaf):
+                self._values.setdefault(instruction.into, result)  # its own phase need not have run
             target = self.value(instruction.into)
             target.copy_(result)
             result = target

@@ -139,7 +139,7 @@ class TritonWriter(TorchWriter):
         if self._draws(name):
             self.constants[STATE] = "memory.draws.state"
             lines.append(f"    run({_advance(name)})")
-        return lines
+        return lines if len(lines) > 1 else [*lines, "    pass"]
 
     def _draws(self, phase: str) -> list[str]:
         """The random numbers of a phase, which are numbered in this order."""
