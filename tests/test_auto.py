@@ -22,7 +22,7 @@ from gncompile.pipeline import candidate_program, curvature_methods, step_progra
 from gncompile.step_program import StepProgram
 from gncompile.training_run import compile_file
 
-CURVATURE = ("curvature", "columns_begin", "columns")
+CURVATURE = ("curvature", "columns_begin", "columns", "share_inputs")
 
 
 class Branches(nn.Module):

@@ -196,4 +196,5 @@ def test_every_statement_is_timed_and_computes_the_same() -> None:
 
 
 def test_a_whole_step_can_be_profiled() -> None:
-    assert by_phase(profile(Compiled.of(tiny()), STEP, runs=1)).keys() == set(STEP)
+    compiled = Compiled.of(tiny())  # of so few samples all make the factors
+    assert by_phase(profile(compiled, STEP, runs=1)).keys() == set(STEP) - {"share_inputs"}
