@@ -70,7 +70,7 @@ class Rewriter(ast.NodeTransformer):
 def profile(
     compiled: Compiled, phases: tuple[str, ...], runs: int, clock: Clock = "wall"
 ) -> list[Statement]:
-    """Times of all statements of ``phases``, where the step has them, over ``runs`` steps after one to warm up."""
+    """Times of all statements of ``phases`` that the step has, over ``runs`` steps after one to warm up."""
     source = compiled.executable.source_file
     assert source is not None, "the reference backend has no statements"
     rewriter = Rewriter()
