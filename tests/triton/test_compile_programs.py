@@ -79,7 +79,7 @@ def launches(name: str, precision: str) -> Iterator[Launch]:
     device = torch.device("cpu")
     draws = PhiloxDraws(0, device)
     memory = Memory(program, *tensors, torch.float32, device, draws, precision)
-    phases, _ = step.bind(memory, kernels, BATCH, SAMPLES, SAMPLES, 1)
+    phases, _ = step.bind(memory, kernels, BATCH, SAMPLES, SAMPLES, SAMPLES, 1)
     for phase in phases.values():
         for value in inspect.getclosurevars(phase).nonlocals.values():
             if isinstance(value, list):
