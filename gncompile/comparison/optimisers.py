@@ -243,6 +243,17 @@ def _minibatches(task: Task) -> str:
     return "" if task.full_batch else "L-BFGS needs the full batch; this task has minibatches"
 
 
+def _kfac_jax(task: Task, model: nn.Module, seed: int, setting: Setting) -> Steps:
+    from .jax_kfac import JaxKfacSteps
+
+    return JaxKfacSteps(task, model, seed, float(setting["damping"]))
+
+
+def _unregistered(task: Task) -> str:
+    known = task.loss in ("mse", "bce_with_logits", "cross_entropy")
+    return "" if known else "kfac-jax has no distribution for this loss"
+
+
 BOTH = ("constant", "cosine")
 ADAM_GRID = rates(1e-3, 1e-4, 3e-4, 3e-3, 1e-2, schedules=BOTH)
 SGD_GRID = rates(1e-2, 1e-4, 3e-4, 1e-3, 3e-3, 3e-2, 1e-1, 3e-1, schedules=BOTH)
@@ -277,6 +288,14 @@ OPTIMISERS: Mapping[str, Optimiser] = {
             rates(1e-3, 3e-4, 3e-3, 1e-2),
             _shampoo,
             "pytorch_optimizer",
+        ),
+        Optimiser(
+            "kfac-jax",
+            "preconditioned",
+            _kfac_jax,
+            ({"damping": 1.0}, {"damping": 0.1}, {"damping": 0.01}),
+            "kfac_jax",
+            _unregistered,
         ),
         Optimiser("lbfgs", "quasi-newton", _lbfgs, rates(1.0), unsuited=_minibatches),
     )
