@@ -91,27 +91,27 @@ def kernel_checks(
     a, w = (torch.randn(n, size, generator=generator).to(device) for n in (samples, size))
     g = (w @ w.T) / size
     for words, (dtype, precision) in precisions.items():
-        allowed = 1e-5 if precision == "high" or dtype != torch.float32 else ALLOWED[precision]
         b, v, m = (t.to(dtype) for t in (a, w, g))
-        # What bfloat16 operands lose is theirs; the product G W is stored in their type too.
-        allowed_step = allowed if dtype == torch.float32 else 2e-2
-        exact_b, exact_v, exact_m = b.double(), v.double(), m.double()
-        gram = exact_b.T @ exact_b / samples
-        yield Check(
-            f"syrk, {words}",
-            computed(
-                lambda out, b=b, p=precision: syrk(b, out, alpha=1 / samples, precision=p), gram
-            ),
-            allowed,
-        )
-        yield Check(
-            f"congruence, {words}",
-            computed(
-                lambda out, b=b, v=v, m=m, p=precision: congruence(v, m, b, out, precision=p),
-                (exact_v.T @ exact_m @ exact_v) * gram,
-            ),
-            allowed_step,
-        )
+        yield from _kernels_alone(b, v, m, precision, words)
+
+
+def _kernels_alone(
+    b: Tensor, w: Tensor, g: Tensor, precision: Precision, words: str
+) -> Iterator[Check]:
+    is_float = b.dtype == torch.float32
+    allowed = 1e-5 if precision == "high" or not is_float else ALLOWED[precision]
+    # What bfloat16 operands lose is theirs; the product G W is stored in their type too.
+    allowed_step = allowed if is_float else 2e-2
+    samples = len(b)
+    exact_b, exact_w, exact_g = b.double(), w.double(), g.double()
+    gram = exact_b.T @ exact_b / samples
+    error = computed(lambda out: syrk(b, out, alpha=1 / samples, precision=precision), gram)
+    yield Check(f"syrk, {words}", error, allowed)
+    error = computed(
+        lambda out: congruence(w, g, b, out, precision=precision),
+        (exact_w.T @ exact_g @ exact_w) * gram,
+    )
+    yield Check(f"congruence, {words}", error, allowed_step)
 
 
 def computed(kernel: Callable[[Tensor], object], expected: Tensor) -> float:

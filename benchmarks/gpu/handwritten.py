@@ -82,8 +82,8 @@ class HandwrittenKFRA:
         (size, momentum), predicted = self.sizes(first, directions, gradients)
         self.steps = [size * d + momentum * s for d, s in zip(directions, self.steps, strict=True)]
         for layer, step in zip(self.layers, self.steps, strict=True):
-            layer.weight += step[:, :-1]
-            layer.bias += step[:, -1]
+            layer.weight.add_(step[:, :-1])
+            layer.bias.add_(step[:, -1])
         self.updates += 1
         if self.updates % 5 == 0:
             self.adapt((nn.functional.mse_loss(self.model(x), y) - loss) / predicted)

@@ -68,7 +68,7 @@ def _syrk(
     a, *_ = _operands(clock, size, samples, dtype)
     out = torch.empty(size, size, device=clock.device)
     launches = moments.syrk.launches(a, out, alpha=1 / samples, precision=precision)
-    flops, moved = moments.cost(Shape(size, size, samples), itemsize=dtype.itemsize)
+    flops, moved = moments.syrk_cost(Shape(size, size, samples), itemsize=dtype.itemsize)
     return _kernels(clock, launches, flops, moved)
 
 

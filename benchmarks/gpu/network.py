@@ -91,8 +91,10 @@ class Network:
         """Forward, backward and the fused update as one graph; gradients live in the graph's memory."""
         problem = self.problem
         x, loss = problem.x, problem.torch_loss
-        capturable = {"fused": True, "capturable": True} if self.clock.is_cuda else {}
-        optimiser = torch.optim.Adam(model.parameters(), **capturable)
+        on_device = self.clock.is_cuda
+        optimiser = torch.optim.Adam(
+            model.parameters(), fused=on_device or None, capturable=on_device
+        )
         forward = compiled(lambda given: loss(model(given), given))
 
         def step() -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.dlpack import from_dlpack
 
 from gncompile.api import understand
 from gncompile.comparison.jax_kfac import JaxKfacSteps, jax_loss, jax_network
@@ -56,7 +57,7 @@ def test_loss_and_gradient_are_those_of_torch(loss: str) -> None:
     # float32, sums of 64 samples
     assert float(value) == pytest.approx(float(wanted.detach()), rel=1e-5)
     for name, parameter in model.named_parameters():
-        got = torch.from_dlpack(gradient[name].T)
+        got = from_dlpack(gradient[name].T)
         torch.testing.assert_close(got, parameter.grad, rtol=1e-4, atol=1e-6)
 
 
