@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gncompile.comparison.pictures import curves
+from gncompile.comparison.pictures import ceiling, curves
 from gncompile.comparison.standings import overview, records, reference, standings, text
 from gncompile.comparison.store import Point, Run, file_of, read, read_all, tidy, write
 from gncompile.errors import DataError
@@ -87,6 +87,12 @@ def test_curves_end_where_the_shortest_run_does() -> None:
     assert losses[1].tolist() == [9, 2, 0.25]
     assert losses[2, 2] == pytest.approx(2 - 50 / 60)
     assert math.isclose(losses[0, 2], 2 - 1.5 * 50 / 70)
+
+
+def test_what_rises_far_above_the_first_loss_is_cut_off() -> None:
+    risen = stored("shampoo", 0, [(0, 0, 9), (3, 1, 14), (9, 8, 400)])
+    assert ceiling(RUNS[:3]) is None
+    assert ceiling([*RUNS[:3], risen]) == 1.5 * 9
 
 
 def test_a_damaged_run_is_refused_by_name(tmp_path: Path) -> None:

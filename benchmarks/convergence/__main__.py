@@ -17,11 +17,14 @@ from gncompile.comparison.store import Run
 from gncompile.errors import GncompileError, require_known
 
 from ..machine import environment, installed
-from . import alignment
+from . import alignment, sensitivity
 from .problems import PROBLEMS, Problem
 
 ALIGNED = ("classifier", "curves")
 """Problems of the alignment if none are named: few outputs, and a deep network."""
+
+
+ACTIONS = ("run", "alignment", "sensitivity")
 
 
 def main(given: list[str] | None = None) -> int:
@@ -32,6 +35,8 @@ def main(given: list[str] | None = None) -> int:
         chosen = problems(options.problems or (ALIGNED if options.action == "alignment" else ()))
         if options.action == "alignment":
             align(chosen, options)
+        elif options.action == "sensitivity":
+            vary(chosen, options)
         else:
             compete(chosen, options)
     except GncompileError as error:
@@ -67,6 +72,23 @@ def align(chosen: Sequence[Problem], options: argparse.Namespace) -> None:
     print("\n" + alignment.text(found))
 
 
+def vary(chosen: Sequence[Problem], options: argparse.Namespace) -> None:
+    """Train with one option changed at a time; what was measured is written after every problem."""
+    budget = Budget.parse(options.budget)
+    points = sensitivity.POINTS
+    contest = Contest(
+        options.output, budget, options.seeds, options.clock,
+        points=points, machine=environment(), report=say,
+    )  # fmt: skip
+    (method,) = named(options.optimisers or ["kfra"])[:1]
+    found: list[sensitivity.Effect] = []
+    for problem in chosen:
+        task = problem.task(options.samples)
+        found += sensitivity.measure(task, contest, method.name, options.options)
+        say(f"{problem.name}: measured; {sensitivity.write(found, options.output)}")
+    print("\n" + sensitivity.text(found))
+
+
 def problems(names: Sequence[str]) -> list[Problem]:
     """Problems by name, all without one; an unknown one raises with the nearest known."""
     for name in names:
@@ -82,9 +104,10 @@ def say(text: str) -> None:
 def arguments(given: list[str] | None) -> argparse.Namespace:
     """The command's options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.convergence", description=__doc__)
-    parser.add_argument("action", nargs="?", choices=("run", "alignment"), default="run")
+    parser.add_argument("action", nargs="?", choices=ACTIONS, default="run")
     parser.add_argument("--problems", nargs="+", default=[], metavar="NAME")
     parser.add_argument("--optimisers", nargs="+", default=[], metavar="NAME")
+    parser.add_argument("--options", nargs="+", default=[], metavar="NAME", help="of sensitivity")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED")
     parser.add_argument("--budget", default="60s", help="60s, 2m, or 100u for updates")
     parser.add_argument("--samples", type=int, help="only so many of each problem's data")

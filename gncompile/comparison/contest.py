@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..environment import environment
 from .optimisers import Optimiser, Setting
-from .running import Budget, Clock, run
+from .running import POINTS, Budget, Clock, run
 from .store import Run, file_of, read, spelled, write
 from .task import Task
 
@@ -31,6 +31,8 @@ class Contest:
     seeds: Sequence[int] = (0, 1, 2)
     clock: Clock = "wall"
     search: bool = True
+    points: int = POINTS
+    """Evaluations in a run besides the first."""
     report: Report = print
     machine: Mapping[str, str] = dataclasses.field(default_factory=environment)
     """Versions and machine, kept with every run."""
@@ -60,9 +62,7 @@ class Contest:
         best = min(searched, key=_final)
         if best.status != "done":
             return searched
-        return searched + [
-            self._run(task, optimiser, best.setting, seed) for seed in self.seeds[1:]
-        ]
+        return searched + [self.run(task, optimiser, best.setting, seed) for seed in self.seeds[1:]]
 
     def _searched(self, task: Task, optimiser: Optimiser) -> list[Run]:
         """The runs of the search, the recommended setting's first."""
@@ -72,7 +72,7 @@ class Contest:
         def attempt(settings: Sequence[Setting]) -> None:
             for setting in settings:
                 untried.remove(setting)
-                tried.append(self._run(task, optimiser, setting, self.seeds[0]))
+                tried.append(self.run(task, optimiser, setting, self.seeds[0]))
 
         attempt(untried[:1])
         while self.search:
@@ -84,11 +84,12 @@ class Contest:
                 break
         return tried
 
-    def _run(self, task: Task, optimiser: Optimiser, setting: Setting, seed: int) -> Run:
+    def run(self, task: Task, optimiser: Optimiser, setting: Setting, seed: int) -> Run:
+        """One run, made or found."""
         path = file_of(self.folder, task.name, optimiser.name, setting, seed, str(self.budget))
         if path.is_file() and (kept := read(path)).environment["clock"] == self.clock:
             return kept
-        made = run(task, optimiser, setting, seed, self.budget, self.clock)
+        made = run(task, optimiser, setting, seed, self.budget, self.clock, self.points)
         label = f"{task.name}: {optimiser.name} {spelled(setting)}, seed {seed}"
         if made.status == "failed":
             self.report(f"{label}: {made.note}")

@@ -23,6 +23,8 @@ DASHES = {
     "preconditioned": "-.",
     "quasi-newton": ":",
 }
+HEADROOM = 1.5
+"""Losses above so many times the first are not shown: one curve that rises would flatten all others."""
 
 
 def draw(standings: Sequence[Standing], path: Path) -> Path | None:
@@ -46,14 +48,23 @@ def draw(standings: Sequence[Standing], path: Path) -> Path | None:
             axes.fill_between(x, losses.min(axis=0), losses.max(axis=0), color=colour, alpha=0.15)
         axes.set(xlabel=abscissa, xscale="symlog" if abscissa == "updates" else "linear")
         axes.grid(visible=True, alpha=0.3)
-    if all(point.train > 0 for s in shown for run in s.runs for point in run.points):
+    runs = [run for s in shown for run in s.runs]
+    if all(point.train > 0 for run in runs for point in run.points):
         panels[0].set_yscale("log")
+        panels[0].set_ylim(top=ceiling(runs))
     panels[0].set_ylabel("training loss")
     panels[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.suptitle(shown[0].task)
     with atomic_path(path) as temporary:
         figure.savefig(temporary)
     return path
+
+
+def ceiling(runs: Sequence[Run]) -> float | None:
+    """The loss above which curves are cut off, if some go higher."""
+    highest = HEADROOM * max(run.points[0].train for run in runs)
+    above = any(point.train > highest for run in runs for point in run.points)
+    return highest if above else None
 
 
 def curves(runs: Sequence[Run], abscissa: Abscissa) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,7 +18,7 @@ from .store import Point, Run, Status
 from .task import Task
 
 POINTS = 60
-"""Evaluations in a run besides the first, ``(k / POINTS)²`` through the budget."""
+"""Evaluations in a run besides the first, the k-th ``(k / POINTS)²`` through the budget."""
 Clock = Literal["wall", "cpu"]
 CLOCKS: dict[Clock, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 """``cpu`` counts what this process computed: one thread's results compare even on a busy machine."""
@@ -58,6 +58,7 @@ def run(
     seed: int,
     budget: Budget,
     clock: Clock = "wall",
+    points: int = POINTS,
 ) -> Run:
     """Train from the weights and in the order of ``seed`` until the budget is spent.
 
@@ -74,10 +75,11 @@ def run(
     except GncompileError as error:
         return replace(made, status="failed", note=_first_line(error))
     setup = now() - began
-    points, note = _train(task, model, steps, seed, budget, now)
-    ended_well = points[-1].finite and not note
+    marks = iter([(k / points) ** 2 for k in range(1, points)] + [1.0])
+    measurements, note = _train(task, model, steps, seed, budget, now, marks)
+    ended_well = measurements[-1].finite and not note
     status: Status = "done" if ended_well else "diverged"
-    return replace(made, status=status, note=note, setup=setup, points=tuple(points))
+    return replace(made, status=status, note=note, setup=setup, points=tuple(measurements))
 
 
 def _train(
@@ -87,10 +89,10 @@ def _train(
     seed: int,
     budget: Budget,
     now: Callable[[], float],
+    marks: Iterator[float],
 ) -> tuple[list[Point], str]:
     """The points of a run, and what ended it before its budget was spent, if anything was raised."""
     points = [measured(task, model, 0, 0.0)]
-    marks = iter([(k / POINTS) ** 2 for k in range(1, POINTS)] + [1.0])
     mark, spent, updates, seconds = next(marks), 0.0, 0, 0.0
     batches = steps.batches(_batches(task, seed))
     while spent < 1 and points[-1].finite:
