@@ -195,6 +195,7 @@ def test_the_command_makes_missing_runs_only(
     printed = capsys.readouterr().out
     assert "kflr defaults, seed 1: done" in printed
     assert "kfra defaults, seed 0: done" not in printed
+    assert (tmp_path / "gauss-newton.png").exists()  # of kfra and kflr
     assert {(e.optimiser, e.seed): e.points for e in read_all(tmp_path)}.items() >= first.items()
     machine = read_all(tmp_path)[0].environment
     assert {"cpu", "torch", "commit", "threads", "clock"} <= set(machine)

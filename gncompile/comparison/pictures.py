@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -27,23 +27,36 @@ HEADROOM = 1.5
 """Losses above so many times the first are not shown: one curve that rises would flatten all others."""
 
 
-def draw(standings: Sequence[Standing], path: Path) -> Path | None:
-    """One task's training losses, two panels; None without matplotlib or without a finished run."""
-    shown = [s for s in standings if math.isfinite(s.loss)]
+def draw(tasks: Sequence[Sequence[Standing]], path: Path) -> Path | None:
+    """Training losses, two panels for each task; None without matplotlib or without a finished run."""
+    shown = [[s for s in of_task if math.isfinite(s.loss)] for of_task in tasks]
+    shown = [of_task for of_task in shown if of_task]
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return None
     if not shown:
         return None
-    figure = Figure(figsize=(10, 4.2), dpi=120, layout="constrained")
-    panels: Sequence[Axes] = figure.subplots(1, 2, sharey=True)
+    names = dict.fromkeys(s.optimiser for of_task in shown for s in of_task)
+    colours = {name: f"C{number % 10}" for number, name in enumerate(names)}
+    figure = Figure(figsize=(10, 4.2 * len(shown)), dpi=120, layout="constrained")
+    for row, of_task in zip(figure.subfigures(len(shown), squeeze=False)[:, 0], shown, strict=True):
+        _draw_task(row.subplots(1, 2, sharey=True), of_task, colours)
+        row.suptitle(of_task[0].task)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)
+    return path
+
+
+def _draw_task(
+    panels: Sequence[Axes], shown: Sequence[Standing], colours: Mapping[str, str]
+) -> None:
     abscissas: tuple[Abscissa, ...] = ("updates", "seconds")
     for axes, abscissa in zip(panels, abscissas, strict=True):
-        for number, standing in enumerate(shown):
+        for standing in shown:
             x, losses = curves([run for run in standing.runs if run.status == "done"], abscissa)
-            colour = f"C{number % 10}"
             style, label = DASHES[standing.family], standing.optimiser
+            colour = colours[label]
             axes.plot(x, np.median(losses, axis=0), style, color=colour, label=label)
             axes.fill_between(x, losses.min(axis=0), losses.max(axis=0), color=colour, alpha=0.15)
         axes.set(xlabel=abscissa, xscale="symlog" if abscissa == "updates" else "linear")
@@ -54,10 +67,6 @@ def draw(standings: Sequence[Standing], path: Path) -> Path | None:
         panels[0].set_ylim(top=ceiling(runs))
     panels[0].set_ylabel("training loss")
     panels[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.suptitle(shown[0].task)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary)
-    return path
 
 
 def ceiling(runs: Sequence[Run]) -> float | None:

@@ -6,6 +6,7 @@
     points.csv           all points of all runs, one a row
     standings.json       what the tables say, as data
     TASK.png             training loss against updates and against seconds
+    gauss-newton.png     the same of our methods alone, if there are several, for all tasks
     report.md            tables, pictures, versions and machine
 """
 
@@ -39,9 +40,13 @@ def write_report(folder: Path, title: str, runs: Sequence[Run], machine: Mapping
     if summary:
         sections += ["## All tasks", _block(summary)]
     for task, of_task in by_task(found).items():
-        picture = draw(of_task, folder / f"{task}.png")
+        picture = draw([of_task], folder / f"{task}.png")
         sections += [f"## {task}", _block(tables[task])]
         sections += [f"![{task}]({picture.name})"] if picture else []
+    ours = [s for s in found if s.family == "gauss-newton"]
+    if len({s.optimiser for s in ours}) > 1:
+        picture = draw(list(by_task(ours).values()), folder / "gauss-newton.png")
+        sections += ["## Gauss-Newton methods", f"![]({picture.name})"] if picture else []
     sections += ["## Environment", _block(lines(dict(machine))), ""]
     atomic_write(folder / "points.csv", tidy(runs))
     atomic_write(folder / "standings.json", json.dumps(records(found), indent=2) + "\n")

@@ -1,0 +1,91 @@
+"""The sensitivity of the convergence benchmark: trainings with one option changed at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.convergence import sensitivity
+from benchmarks.convergence.__main__ import main
+from benchmarks.convergence.problems import PROBLEMS
+from benchmarks.convergence.sensitivity import DEFAULTS, Effect
+from gncompile.comparison.contest import Contest
+from gncompile.comparison.optimisers import OPTIMISERS
+from gncompile.comparison.running import Budget, run
+from gncompile.optimiser.settings import Settings
+
+SIX = Budget(6, "u")
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """The command sets the number of threads; the rest of the suite keeps its own."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("setting", sensitivity.settings()[1:], ids=str)
+def test_every_change_is_one_option_with_another_value(setting: dict[str, float]) -> None:
+    changed = Settings.from_options(**sensitivity.options(setting))
+    (name,) = setting
+    assert getattr(changed, name) != getattr(Settings(), name)
+    assert changed == replace(Settings(), **{name: getattr(changed, name)})
+    default = getattr(Settings(), name)
+    assert default is None or isinstance(getattr(changed, name), type(default) | None)
+
+
+def test_an_effect_is_the_ratio_to_the_defaults_of_the_same_seed(tmp_path: Path) -> None:
+    said: list[str] = []
+    contest = Contest(tmp_path, SIX, seeds=(0, 1), points=2, report=said.append, machine={})
+    task = PROBLEMS["stiff"].task(samples=24)
+    found = list(sensitivity.measure(task, contest, "kfac", ("momentum",)))
+    assert [each.setting for each in found] == [DEFAULTS, {"momentum": 0}]
+    assert found[0].ratios == (1, 1)
+    alone = replace(task, options={"momentum": False})
+    for seed, ratio, loss in zip((0, 1), found[1].ratios, found[1].losses, strict=True):
+        usual = run(task, OPTIMISERS["kfac"], DEFAULTS, seed, SIX)
+        assert loss == run(alone, OPTIMISERS["kfac"], DEFAULTS, seed, SIX).final
+        assert ratio == loss / usual.final != 1
+    assert len(said) == 4
+    assert list(sensitivity.measure(task, contest, "kfac", ("momentum",))) == found
+    assert len(said) == 4  # all runs were kept
+
+
+def test_ratios_are_tabled_by_setting_and_task(tmp_path: Path) -> None:
+    found = [
+        Effect("a", DEFAULTS, (1.0, 1.0), (3.0, 5.0)),
+        Effect("a", {"damping": 1.0}, (2.0, 4.5), (6.0, 22.5)),
+        Effect("b", DEFAULTS, (1.0, 1.0), (0.1, 0.1)),
+        Effect("b", {"damping": 1.0}, (1.0, 1 / 3), (0.1, 1 / 30)),
+        Effect("b", {"momentum": 0.0}, (1.0, math.inf), (0.1, math.inf)),
+    ]
+    header, _, *rows = [line.split() for line in sensitivity.text(found).splitlines()]
+    assert header == ["setting", "a", "b", "all"]
+    assert rows == [
+        ["defaults", "4", "0.1"],
+        ["damping=1", "3", "0.577", "1.32"],  # √(2 · 4.5), √⅓, and the root of their product
+        ["momentum=0", "diverged", "diverged"],
+    ]
+    sensitivity.write(found, tmp_path)
+    records = json.loads((tmp_path / "sensitivity.json").read_text())
+    assert records[-1]["losses"] == [0.1, None]
+    assert (tmp_path / "sensitivity.png").exists()
+
+
+def test_the_command_varies_the_named_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["sensitivity", "--problems", "stiff", "--samples", "24", "--budget", "2u"]
+    given += ["--seeds", "0", "--output", str(tmp_path), "--options"]
+    assert main([*given, "step_cap", "average"]) == 0
+    assert "step_cap=1" in capsys.readouterr().out
+    assert "average=0" in (tmp_path / "sensitivity.md").read_text()
+    assert main([*given, "avrage"]) == 1
+    assert "Did you mean 'average'?" in capsys.readouterr().err
