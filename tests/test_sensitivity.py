@@ -18,6 +18,7 @@ from benchmarks.convergence.sensitivity import DEFAULTS, Effect
 from gncompile.comparison.contest import Contest
 from gncompile.comparison.optimisers import OPTIMISERS
 from gncompile.comparison.running import Budget, run
+from gncompile.comparison.store import Point, Run, Status
 from gncompile.optimiser.settings import Settings
 
 SIX = Budget(6, "u")
@@ -41,7 +42,7 @@ def test_every_change_is_one_option_with_another_value(setting: dict[str, float]
     assert default is None or isinstance(getattr(changed, name), type(default) | None)
 
 
-def test_an_effect_is_the_ratio_to_the_defaults_of_the_same_seed(tmp_path: Path) -> None:
+def test_each_setting_is_trained_with_the_option_and_kept(tmp_path: Path) -> None:
     said: list[str] = []
     contest = Contest(tmp_path, SIX, seeds=(0, 1), points=2, report=said.append, machine={})
     task = PROBLEMS["stiff"].task(samples=24)
@@ -49,13 +50,31 @@ def test_an_effect_is_the_ratio_to_the_defaults_of_the_same_seed(tmp_path: Path)
     assert [each.setting for each in found] == [DEFAULTS, {"momentum": 0}]
     assert found[0].ratios == (1, 1)
     alone = replace(task, options={"momentum": False})
-    for seed, ratio, loss in zip((0, 1), found[1].ratios, found[1].losses, strict=True):
-        usual = run(task, OPTIMISERS["kfac"], DEFAULTS, seed, SIX)
+    for seed, loss in zip((0, 1), found[1].losses, strict=True):
         assert loss == run(alone, OPTIMISERS["kfac"], DEFAULTS, seed, SIX).final
-        assert ratio == loss / usual.final != 1
+    assert 1 not in found[1].ratios
     assert len(said) == 4
     assert list(sensitivity.measure(task, contest, "kfac", ("momentum",))) == found
     assert len(said) == 4  # all runs were kept
+
+
+def curve(*points: tuple[float, float], status: Status = "done") -> Run:
+    each = tuple(Point(round(10 * s), s, math.exp(loss), 0.0) for s, loss in points)
+    return Run("task", "kfra", {}, 0, "6s", status, points=each)
+
+
+def test_an_effect_is_the_time_to_a_loss_of_the_defaults() -> None:
+    usual = curve((0, 3), (3, 1), (6, -2))  # the loss at 4 s is wanted, whose logarithm is 0
+    for run_, seconds in (
+        (usual, 4),
+        (curve((0, 3), (2, 1), (4, -1), (6, -1)), 3),
+        (curve((0, 3), (1, -1), (6, 5)), 0.75),  # first reached; what comes later does not count
+        (curve((0, 3), (6, 0.1)), math.inf),
+        (curve((0, 3), (1, -1), (2, 5), status="diverged"), math.inf),
+    ):
+        assert sensitivity.longer(run_, usual, "s") == pytest.approx(seconds / 4)
+    twice = curve((0, 3), (6, -2))
+    assert sensitivity.longer(twice, usual, "u") == pytest.approx(3.6 / 4)
 
 
 def test_ratios_are_tabled_by_setting_and_task(tmp_path: Path) -> None:
@@ -70,8 +89,8 @@ def test_ratios_are_tabled_by_setting_and_task(tmp_path: Path) -> None:
     assert header == ["setting", "a", "b", "all"]
     assert rows == [
         ["defaults", "4", "0.1"],
-        ["damping=1", "3", "0.577", "1.32"],  # √(2 · 4.5), √⅓, and the root of their product
-        ["momentum=0", "diverged", "diverged"],
+        ["damping=1", "3.00", "0.58", "1.32"],  # √(2 · 4.5), √⅓, and the root of their product
+        ["momentum=0", "never", "never"],
     ]
     sensitivity.write(found, tmp_path)
     records = json.loads((tmp_path / "sensitivity.json").read_text())
