@@ -318,6 +318,10 @@ def step_program(graph: ModelGraph, loss: Loss, settings: Settings) -> StepProgr
         deltas = optimiser.directions(gradients, inputs, outputs)
     with builder.phase("quadratic", sees=("gradient", "direction")):
         optimiser.quadratic(*phases.on_share(settings.quadratic_dim), gradients, deltas)
+    if settings.momentum and settings.average and not settings.guarded:
+        with builder.phase("plain_quadratic", sees=("gradient", "direction")):
+            model = phases.on_share(settings.quadratic_dim)
+            optimiser.quadratic(*model, gradients, deltas, momentum=False)
     if settings.layer_steps:
         with builder.phase("layer_quadratic", sees=("gradient", "direction")):
             model = phases.on_share(settings.layer_dim)

@@ -47,7 +47,9 @@ FACTOR_WORK = (
     *("share_inputs", "average"),
 )
 """Parts and phases that run where factors are computed."""
-REPEATS = ("predict", "whole_inputs", "trial")
+NOISY = "plain_quadratic"
+"""The phase that takes the place of ``quadratic`` while the averaged parameters are better."""
+REPEATS = ("predict", "whole_inputs", "trial", NOISY)
 """Phases whose formulas are those of others, on other samples or with other parameters."""
 CHECKS = ("predict", "evaluate", "judge", "guard_change", "adapt")
 """Phases that run where the damping is adapted."""
@@ -261,7 +263,7 @@ class Readback:
             "gradient_noise": MEASURED,
             **dict.fromkeys(CHECKS, self.settings.damping_period),
         }
-        if phase in ("restore", "reject", *self.first_steps):
+        if phase in ("restore", "reject", NOISY, *self.first_steps):
             return 0.0
         if not self.settings.second_order and phase in every:
             return 0.0
@@ -280,6 +282,8 @@ class Readback:
         share = self.share(phase)
         if phase in self.first_steps:
             return f"the first {self.first_steps[phase]} steps"
+        if phase == NOISY:
+            return "for quadratic, where noise leads"
         if share == 0:
             return "on demand" if phase in ("predict", "evaluate") else "after a failed step"
         times = f", in {self.costs.runs(phase)} runs" if self.costs.runs(phase) > 1 else ""

@@ -361,13 +361,14 @@ class PreconditionEigen:
 class StepSizes:
     """Coefficients c of directions that minimise ``bᵀc + ½cᵀMc``, and what follows from them.
 
-    Inputs: the upper triangle of M row by row, then b, then the usual length (0: none is known). The squared
-    length of a step is the greater of ``cᵀMc`` and ``-bᵀc``, which are equal where nothing bounds c.
-    Layer ``l`` belongs to direction ``groups[l]``; with ``momentum`` the last direction is the previous
-    step. Bounds: the momentum's coefficient lies in [0, 1], the others in ``[-cap, cap]`` if there is a cap,
-    and with ``growth`` the whole step is shortened where its squared length exceeds so many times the usual,
-    in proportion to it, so that ``-bᵀc`` becomes usual too: where M misses the samples that have made the
-    gradient large, no bound on ``cᵀMc`` is enough.
+    Inputs: the upper triangle of M row by row, then b, the usual length (0: none is known), and optionally
+    the momentum's largest coefficient, else 1. The squared length of a step is the greater of ``cᵀMc`` and
+    ``-bᵀc``, which are equal where nothing bounds c. Layer ``l`` belongs to direction ``groups[l]``; with
+    ``momentum`` the last direction is the previous step. Bounds: the momentum's coefficient lies between 0
+    and the largest, the others in ``[-cap, cap]`` if there is a cap, and with ``growth`` the whole step is
+    shortened where its squared length exceeds so many times the usual, in proportion to it, so that
+    ``-bᵀc`` becomes usual too: where M misses the samples that have made the gradient large, no bound on
+    ``cᵀMc`` is enough.
 
     The result holds each layer's coefficient, then the squared length, the momentum's coefficient (0
     without), the predicted change ``bᵀc + ½cᵀMc``, and the effective step size ``Σ c_i b_i / Σ b_i``

@@ -76,6 +76,26 @@ def test_good_steps_are_those_of_an_unguarded_program(
     assert guarded.rejected == 0
 
 
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_no_momentum_is_chosen_where_noise_leads(backend: str) -> None:
+    """By a phase of its own where the host chooses phases, by a bound where it runs ahead."""
+    both = trainers("plain", layer_steps=2, backend=backend)
+    for _ in range(7):  # before the first comparison, at 10
+        stats = [t.step(*batch(0)).resolved() for t in both]
+    assert all(s.momentum > 0.3 for s in stats)
+    for trainer in both:
+        trainer.state_dict()["states"]["average_is_better"].fill_(1)
+    stats = [t.step(*batch(0)).resolved() for t in both]
+    assert [s.momentum for s in stats] == [0, 0]
+    assert stats[0].step_size == pytest.approx(stats[1].step_size, rel=1e-9)
+    assert stats[0].predicted == pytest.approx(stats[1].predicted, rel=1e-9)
+    for p, q in zip(*map(parameters, both), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-10)
+    for trainer in both:
+        trainer.state_dict()["states"]["average_is_better"].fill_(0)
+    assert all(t.step(*batch(0)).resolved().momentum > 0.3 for t in both)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_bad_batch_is_left_out(bad: float) -> None:
     _, guarded = trainers(average=0.9)

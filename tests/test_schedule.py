@@ -27,8 +27,8 @@ from gncompile.schedule import Kernel, Kind, Schedule
 from gncompile.step_program import VIEWS, Instruction, Leaf, StepProgram, Trace
 
 PHASES = ("gradient", "curvature", "columns_begin", "columns", "share_inputs", "whole_inputs", "average",
-          "invert", "direction", "layer_quadratic", "quadratic", "update", "predict", "evaluate", "judge",
-          "adapt", "trial", "judge_trial", "search")  # fmt: skip
+          "invert", "direction", "layer_quadratic", "plain_quadratic", "quadratic", "update", "predict",
+          "evaluate", "judge", "adapt", "trial", "judge_trial", "search")  # fmt: skip
 METHODS = ("kfra", "kflr", "kfac", "empirical")
 
 

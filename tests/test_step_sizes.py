@@ -19,11 +19,18 @@ def model(directions: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def chosen(
-    m: Tensor, b: Tensor, usual: float = 0.0, growth: float | None = None, cap: float | None = None
+    m: Tensor,
+    b: Tensor,
+    usual: float = 0.0,
+    growth: float | None = None,
+    cap: float | None = None,
+    most: float | None = None,
 ) -> dict[str, Tensor]:
     """What :func:`linalg.step_sizes` chooses with a group for every direction but the last, the momentum."""
     rows, columns = torch.triu_indices(len(m), len(m))
     terms = [*m[rows, columns], *b, torch.tensor(usual, dtype=torch.float64)]
+    if most is not None:
+        terms.append(torch.tensor(most, dtype=torch.float64))
     groups = tuple(range(len(m) - 1))
     out = torch.empty(len(groups) + 4, dtype=torch.float64)
     linalg.step_sizes(terms, groups, True, growth, cap, out)
@@ -100,3 +107,21 @@ def test_a_step_that_is_not_finite_stays_so() -> None:
 def test_without_curvature_there_is_no_step() -> None:
     found = chosen(torch.zeros(2, 2, dtype=torch.float64), torch.ones(2, dtype=torch.float64))
     assert not found["c"].any()
+
+
+@pytest.mark.parametrize("directions", [2, 4])
+def test_a_momentum_bounded_by_zero_is_none(directions: int) -> None:
+    """The step then is that of the other directions alone, to the last bit; a bound of 1 is no other."""
+    m, b = model(directions, 5)
+    b[-1] = -m[-1, :-1] @ torch.linalg.solve(m[:-1, :-1], -b[:-1]) - m[-1, -1]  # wants a momentum
+    assert torch.equal(chosen(m, b, most=1.0)["c"], chosen(m, b)["c"])
+    bounded = chosen(m, b, most=0.0)
+    assert float(chosen(m, b)["c"][-1]) > 0
+    assert float(bounded["c"][-1]) == 0
+    groups = tuple(range(directions - 1))
+    rows, columns = torch.triu_indices(directions - 1, directions - 1)
+    terms = [*m[rows, columns], *b[:-1], torch.zeros((), dtype=torch.float64)]
+    alone = torch.empty(len(groups) + 4, dtype=torch.float64)
+    linalg.step_sizes(terms, groups, False, None, None, alone)
+    assert torch.equal(alone[: directions - 1], bounded["c"][:-1])
+    assert float(alone[-2]) == pytest.approx(float(bounded["predicted"]), rel=1e-12)

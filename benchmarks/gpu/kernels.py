@@ -43,8 +43,8 @@ class Statement:
         return next(filter(None, found.groups()), "") if found else ""
 
 
-RARE = ("layer_quadratic", "search", "restore", "reject")
-"""Phases of the first steps only, and of those that fail, which are left out."""
+RARE = ("layer_quadratic", "plain_quadratic", "search", "restore", "reject")
+"""Phases of the first steps only, of noisy steps and of those that fail, which are left out."""
 
 
 def statements(executable: Executable) -> Iterator[Statement]:

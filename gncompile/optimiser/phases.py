@@ -227,26 +227,33 @@ class Optimiser:
         gradients: Mapping[str, Value],
         deltas: Mapping[str, Value],
         by_layer: bool = False,
+        momentum: bool = True,
     ) -> None:
         """Step sizes c from the full Gauss-Newton quadratic ``bᵀc + ½ cᵀMc`` [MG §7], by R-operator.
 
         One for the direction Δ and one for the last step δ; ``by_layer`` one for each layer's part of Δ.
         Block-diagonal preconditioning lets all layers answer the same error at once; joint step sizes for
         the layers undo that.
+
+        Where noise leads, so that the averaged parameters are better, there is no momentum: it would carry
+        the noise of one batch through many steps. The host runs a phase without it then (``momentum=False``,
+        which saves δ's R-operator); a guarded program, whose phases do not wait for a number, bounds it by 0.
         """
         groups = tuple(range(len(deltas))) if by_layer else (0,) * len(deltas)
         directions: list[dict[str, Value]] = [{} for _ in range(max(groups) + 1)]
         for group, (layer, delta) in zip(groups, deltas.items(), strict=True):
             directions[group][layer] = delta
-        if self.settings.momentum:
+        momentum = momentum and self.settings.momentum
+        if momentum:
             directions.append({layer: self.last_step(layer) for layer in deltas})
         m, rhs = self.model(forward, rules, gradients, directions)
         upper = [m[i][j] for i in range(len(m)) for j in range(i, len(m))]
-        op = ir.StepSizes(
-            groups, self.settings.momentum, self.settings.step_growth, self.settings.step_cap
-        )
-        usual = self.scalar("usual_length")
-        self.builder.emit(op, *upper, *rhs, usual, into=self._sizes, name="step_sizes_now")
+        op = ir.StepSizes(groups, momentum, self.settings.step_growth, self.settings.step_cap)
+        bounds = [self.scalar("usual_length")]
+        if momentum and self.settings.guarded and self.settings.average:
+            better = {a: self.scalar("average_is_better")}
+            bounds.append(self.builder.pointwise(1 - a, better, name="largest_momentum"))
+        self.builder.emit(op, *upper, *rhs, *bounds, into=self._sizes, name="step_sizes_now")
 
     @property
     def _sizes(self) -> Value:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .settings import Settings
 
@@ -37,6 +37,11 @@ class Due:
     """How much of the gradient is noise."""
     quadratic: str
     """The phase that chooses step sizes: for each layer in the first steps, for all together later."""
+
+    def without_momentum(self) -> Due:
+        """The same where noise leads: no momentum is chosen, and the last step's change of the output,
+        which is not needed then, is not computed."""
+        return replace(self, quadratic="plain_quadratic") if self.quadratic == "quadratic" else self
 
 
 def due(settings: Settings, updates: int, since_refresh: int) -> Due:

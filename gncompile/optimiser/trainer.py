@@ -181,6 +181,8 @@ class Trainer(Questions):
         now = due(self.settings, self.updates, self._since_refresh)
         if now.comparison:
             executable.run("compare")
+        if self.settings.momentum and self._averages.better:
+            now = now.without_momentum()
         if now.factors:
             executable.run("curvature", "columns_begin", "columns", now.inputs)
         # Without fresh factors their buffers hold an earlier batch's, or after a resume nothing.

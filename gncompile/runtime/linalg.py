@@ -114,15 +114,16 @@ def step_sizes(
 ) -> None:
     """Coefficients minimising ``bᵀc + ½ cᵀMc`` [MG §7] within the bounds of :class:`StepSizes`, laid out so.
 
-    ``terms``: the upper triangle of M row by row, b, and the usual length; solved in float64, scaled to a
-    unit diagonal.
+    ``terms``: the upper triangle of M row by row, b, the usual length, and maybe the momentum's largest
+    coefficient; solved in float64, scaled to a unit diagonal.
     """
     count = max(groups) + 1 + int(momentum)
     place = {pair: k for k, pair in enumerate(combinations_with_replacement(range(count), 2))}
     every = [place[min(i, j), max(i, j)] for i in range(count) for j in range(count)]
     every += range(len(place), len(terms))
     values = torch.stack([terms[k].reshape(()) for k in every]).double()
-    m, b, usual = values[: -count - 1].view(count, count), values[-count - 1 : -1], values[-1]
+    m, rest = values[: count**2].view(count, count), values[count**2 :]
+    b, usual, most = rest[:count], rest[count], rest[count + 1 :]
     c = _minimiser(m, b)
     own = slice(0, count - 1 if momentum else count)
     if cap is not None:
@@ -132,6 +133,8 @@ def step_sizes(
             c[-1] = torch.where(m[-1, -1] > 0, -rest / m[-1, -1], 0.0)
     if momentum:
         bounded = c[-1].clamp(0, 1)
+        if len(most):
+            bounded = torch.minimum(bounded, most[0])
         others = _minimiser(m[own, own], b[own] + m[own, -1] * bounded)
         if cap is not None:
             others = others.clamp(-cap, cap)
