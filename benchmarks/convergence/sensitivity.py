@@ -191,18 +191,20 @@ def write(found: Sequence[Effect], folder: Path) -> Path:
     rows = {name: row for name, row in by_setting(found).items() if name != spelled(DEFAULTS)}
     if not rows:
         return path
-    shown = [
-        [math.log2(row[task].ratio) if task in row else math.nan for task in tasks]
-        for row in rows.values()
-    ]
     figure = Figure(figsize=(3 + 0.8 * len(tasks), 1.5 + 0.2 * len(rows)), dpi=120)
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
-    image = axes.imshow(shown, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    shades = np.full((len(rows), len(tasks)), math.nan)
+    for y, row in enumerate(rows.values()):
+        for x, task in enumerate(tasks):
+            if task in row:
+                shades[y, x] = min(math.log2(row[task].ratio), 1)  # never is as dark as twice
+                axes.text(x, y, _spelled(row[task].ratio), ha="center", va="center", fontsize=6)
+    image = axes.imshow(shades, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
     axes.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
     axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
     scale = figure.colorbar(image, ticks=[-1, 0, 1])
-    scale.ax.set_yticklabels(["half", "as by default", "twice"])
+    scale.ax.set_yticklabels(["half", "as by default", "twice, or never"])
     figure.suptitle("time to the same training loss with one option changed")
     with atomic_path(folder / "sensitivity.png") as temporary:
         figure.savefig(temporary)

@@ -250,7 +250,7 @@ class Optimiser:
         upper = [m[i][j] for i in range(len(m)) for j in range(i, len(m))]
         op = ir.StepSizes(groups, momentum, self.settings.step_growth, self.settings.step_cap)
         bounds = [self.scalar("usual_length")]
-        if momentum and self.settings.guarded and self.settings.average:
+        if momentum and not by_layer and self.settings.guarded and self.settings.average:
             better = {a: self.scalar("average_is_better")}
             bounds.append(self.builder.pointwise(1 - a, better, name="largest_momentum"))
         self.builder.emit(op, *upper, *rhs, *bounds, into=self._sizes, name="step_sizes_now")
