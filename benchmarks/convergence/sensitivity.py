@@ -198,8 +198,9 @@ def write(found: Sequence[Effect], folder: Path) -> Path:
     for y, row in enumerate(rows.values()):
         for x, task in enumerate(tasks):
             if task in row:
-                shades[y, x] = min(math.log2(row[task].ratio), 1)  # never is as dark as twice
-                axes.text(x, y, _spelled(row[task].ratio), ha="center", va="center", fontsize=6)
+                shades[y, x] = shade = min(math.log2(row[task].ratio), 1)  # never: as dark as twice
+                said, ink = _spelled(row[task].ratio), "white" if abs(shade) > 0.7 else "black"
+                axes.text(x, y, said, color=ink, ha="center", va="center", fontsize=6)
     image = axes.imshow(shades, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
     axes.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
     axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
