@@ -79,7 +79,8 @@ class Settings:
     """First steps that always refresh. After k times as many every (k + 1)-th does, in multiples of
     ``factors_every``."""
     momentum: bool = True
-    """Choose step size and momentum, in [0, 1], together from the exact quadratic model."""
+    """Choose step size and momentum, in [0, 1], together from the exact quadratic model. While the averaged
+    parameters are better than the latest, noise leads, and there is none."""
     whole_inputs: int = 10
     """First steps in which the input factors Q are made of the whole batch, whatever ``factor_share``: the
     running average of a few shares has too low a rank."""
