@@ -48,7 +48,7 @@ FACTOR_WORK = (
 )
 """Parts and phases that run where factors are computed."""
 NOISY = "plain_quadratic"
-"""The phase that takes the place of ``quadratic`` while the averaged parameters are better."""
+"""The phase that takes the place of ``quadratic`` while the averaged parameters are clearly better."""
 REPEATS = ("predict", "whole_inputs", "trial", NOISY)
 """Phases whose formulas are those of others, on other samples or with other parameters."""
 CHECKS = ("predict", "evaluate", "judge", "guard_change", "adapt")

@@ -84,7 +84,7 @@ def test_no_momentum_is_chosen_where_noise_leads(backend: str) -> None:
         stats = [t.step(*batch(0)).resolved() for t in both]
     assert all(s.momentum > 0.3 for s in stats)
     for trainer in both:
-        trainer.state_dict()["states"]["average_is_better"].fill_(1)
+        trainer.state_dict()["states"]["noise_leads"].fill_(1)
     stats = [t.step(*batch(0)).resolved() for t in both]
     assert [s.momentum for s in stats] == [0, 0]
     assert stats[0].step_size == pytest.approx(stats[1].step_size, rel=1e-9)
@@ -92,7 +92,7 @@ def test_no_momentum_is_chosen_where_noise_leads(backend: str) -> None:
     for p, q in zip(*map(parameters, both), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-10)
     for trainer in both:
-        trainer.state_dict()["states"]["average_is_better"].fill_(0)
+        trainer.state_dict()["states"]["noise_leads"].fill_(0)
     assert all(t.step(*batch(0)).resolved().momentum > 0.3 for t in both)
 
 

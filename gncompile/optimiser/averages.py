@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 TAIL = 9
 """The average is over about this part of all updates, one in so many: the last."""
 
+LEAD = 0.01
+"""The part of the loss by which the averages have to be better for noise to lead."""
+BETTER, LEADS = "average_is_better", "noise_leads"
+"""States of the program: 1 or 0."""
+
 a, b, k = sympy.symbols("a b k", real=True)
 
 
@@ -71,10 +76,15 @@ class AveragedForward(Forward):
 
 
 def compare_average(optimiser: Optimiser, loss: Value, averaged_loss: Value) -> Value:
-    """The state ``average_is_better``: whether a loss on samples not used yet is lower at the averages."""
-    better = select(a - b, sympy.Integer(1), sympy.Integer(0))
-    state = optimiser.scalar("average_is_better")
-    return optimiser.write(state, better, {a: loss, b: averaged_loss}, "better_now")
+    """The state ``average_is_better``: whether a loss on samples not used yet is lower at the averages.
+
+    Beside it the state ``noise_leads``: whether it is lower by more than :data:`LEAD`.
+    """
+    values = {a: loss, b: averaged_loss}
+    for name, gain in ((LEADS, a - b - as_float(LEAD) * sympy.Abs(a)), (BETTER, a - b)):
+        now = select(gain, sympy.Integer(1), sympy.Integer(0))
+        state = optimiser.write(optimiser.scalar(name), now, values, f"{name}_now")
+    return state
 
 
 # --- In the trainer ------------------------------------------------------------------------------------
@@ -96,7 +106,12 @@ class Averages:
     @property
     def better(self) -> bool:
         """Whether the averages had the lower loss when they were last compared."""
-        return bool(self._averages) and float(self._states["average_is_better"]) > 0
+        return bool(self._averages) and float(self._states[BETTER]) > 0
+
+    @property
+    def noise_leads(self) -> bool:
+        """Whether they were clearly better."""
+        return bool(self._averages) and float(self._states[LEADS]) > 0
 
     def show(self) -> None:
         """Give the model its averages; what it held is kept for :meth:`hide`."""

@@ -23,7 +23,7 @@ from ..loss_rules import LossRules
 from ..model_graph import Affine, Node
 from ..propagation import Forward, push_forward
 from ..step_program import Spec
-from .averages import average_parameters
+from .averages import LEADS, average_parameters
 from .settings import Settings
 
 SMALLEST_TRACE = 1e-20
@@ -235,9 +235,9 @@ class Optimiser:
         Block-diagonal preconditioning lets all layers answer the same error at once; joint step sizes for
         the layers undo that.
 
-        Where noise leads, so that the averaged parameters are better, there is no momentum: it would carry
-        the noise of one batch through many steps. The host runs a phase without it then (``momentum=False``,
-        which saves δ's R-operator); a guarded program, whose phases do not wait for a number, bounds it by 0.
+        Where noise leads (``averages.py``) there is no momentum: it would carry the noise of one batch
+        through many steps. The host runs a phase without it then (``momentum=False``, which saves δ's
+        R-operator); a guarded program, whose phases do not wait for a number, bounds it by 0.
         """
         groups = tuple(range(len(deltas))) if by_layer else (0,) * len(deltas)
         directions: list[dict[str, Value]] = [{} for _ in range(max(groups) + 1)]
@@ -251,8 +251,8 @@ class Optimiser:
         op = ir.StepSizes(groups, momentum, self.settings.step_growth, self.settings.step_cap)
         bounds = [self.scalar("usual_length")]
         if momentum and not by_layer and self.settings.guarded and self.settings.average:
-            better = {a: self.scalar("average_is_better")}
-            bounds.append(self.builder.pointwise(1 - a, better, name="largest_momentum"))
+            leads = {a: self.scalar(LEADS)}
+            bounds.append(self.builder.pointwise(1 - a, leads, name="largest_momentum"))
         self.builder.emit(op, *upper, *rhs, *bounds, into=self._sizes, name="step_sizes_now")
 
     @property

@@ -80,7 +80,7 @@ class Settings:
     ``factors_every``."""
     momentum: bool = True
     """Choose step size and momentum, in [0, 1], together from the exact quadratic model. While the averaged
-    parameters are better than the latest, noise leads, and there is none."""
+    parameters are better than the latest by more than 1 % of the loss, noise leads, and there is none."""
     whole_inputs: int = 10
     """First steps in which the input factors Q are made of the whole batch, whatever ``factor_share``: the
     running average of a few shares has too low a rank."""

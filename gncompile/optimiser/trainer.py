@@ -181,7 +181,7 @@ class Trainer(Questions):
         now = due(self.settings, self.updates, self._since_refresh)
         if now.comparison:
             executable.run("compare")
-        if self.settings.momentum and self._averages.better:
+        if self.settings.momentum and self._averages.noise_leads:
             now = now.without_momentum()
         if now.factors:
             executable.run("curvature", "columns_begin", "columns", now.inputs)
