@@ -50,7 +50,7 @@ FACTOR_WORK = (
 NOISY = "plain_quadratic"
 """The phase that takes the place of ``quadratic`` while the averaged parameters are clearly better."""
 REPEATS = ("predict", "whole_inputs", "trial", NOISY)
-"""Phases whose formulas are those of others, on other samples or with other parameters."""
+"""Phases whose formulas are those of others or some of them, on other samples or with other parameters."""
 CHECKS = ("predict", "evaluate", "judge", "guard_change", "adapt")
 """Phases that run where the damping is adapted."""
 PARTS = {

@@ -19,6 +19,7 @@ from gncompile.comparison.contest import Contest
 from gncompile.comparison.optimisers import OPTIMISERS
 from gncompile.comparison.running import Budget, run
 from gncompile.comparison.store import Point, Run, Status
+from gncompile.errors import CompileError
 from gncompile.optimiser.settings import Settings
 
 SIX = Budget(6, "u")
@@ -77,6 +78,13 @@ def test_an_effect_is_the_time_to_a_loss_of_the_defaults() -> None:
     assert sensitivity.longer(twice, usual, "u") == pytest.approx(3.6 / 4)
 
 
+def test_defaults_that_cannot_be_trained_are_named(tmp_path: Path) -> None:
+    contest = Contest(tmp_path, SIX, seeds=(0,), report=lambda line: None, machine={})
+    refused = replace(PROBLEMS["stiff"].task(samples=24), options={"step_cap": -1.0})
+    with pytest.raises(CompileError, match=r"the defaults failed at seed 0: option step_cap = -1"):
+        list(sensitivity.measure(refused, contest, "kfra", ("momentum",)))
+
+
 def test_ratios_are_tabled_by_setting_and_task(tmp_path: Path) -> None:
     found = [
         Effect("a", DEFAULTS, (1.0, 1.0), (3.0, 5.0)),
@@ -106,5 +114,10 @@ def test_the_command_varies_the_named_options(
     assert main([*given, "step_cap", "average"]) == 0
     assert "step_cap=1" in capsys.readouterr().out
     assert "average=0" in (tmp_path / "sensitivity.md").read_text()
+    assert main([*given, "average", "--optimisers", "kfra", "kfac"]) == 1
+    assert main([*given, "average", "--optimisers", "adam"]) == 1
+    said = capsys.readouterr().err
+    assert "sensitivity of kfra, kfac" in said
+    assert "sensitivity of adam" in said
     assert main([*given, "avrage"]) == 1
     assert "Did you mean 'average'?" in capsys.readouterr().err

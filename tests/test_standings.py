@@ -93,6 +93,7 @@ def test_what_rises_far_above_the_first_loss_is_cut_off() -> None:
     risen = stored("shampoo", 0, [(0, 0, 9), (3, 1, 14), (9, 8, 400)])
     assert ceiling(RUNS[:3]) is None
     assert ceiling([*RUNS[:3], risen]) == 1.5 * 9
+    assert ceiling([*RUNS[:3], risen, RUNS[-1]]) == 1.5 * 9  # one without points
 
 
 def test_a_damaged_run_is_refused_by_name(tmp_path: Path) -> None:

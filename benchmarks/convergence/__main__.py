@@ -22,8 +22,6 @@ from .problems import PROBLEMS, Problem
 
 ALIGNED = ("classifier", "curves")
 """Problems of the alignment if none are named: few outputs, and a deep network."""
-
-
 ACTIONS = ("run", "alignment", "sensitivity")
 
 
@@ -74,17 +72,15 @@ def align(chosen: Sequence[Problem], options: argparse.Namespace) -> None:
 
 def vary(chosen: Sequence[Problem], options: argparse.Namespace) -> None:
     """Train with one option changed at a time; what was measured is written after every problem."""
-    budget = Budget.parse(options.budget)
-    points = sensitivity.POINTS
+    method = sensitivity.varied(options.optimisers or ["kfra"])
     contest = Contest(
-        options.output, budget, options.seeds, options.clock,
-        points=points, machine=environment(), report=say,
+        options.output, Budget.parse(options.budget), options.seeds, options.clock,
+        points=sensitivity.POINTS, machine=environment(), report=say,
     )  # fmt: skip
-    (method,) = named(options.optimisers or ["kfra"])[:1]
     found: list[sensitivity.Effect] = []
     for problem in chosen:
         task = problem.task(options.samples)
-        found += sensitivity.measure(task, contest, method.name, options.options)
+        found += sensitivity.measure(task, contest, method, options.options)
         say(f"{problem.name}: measured; {sensitivity.write(found, options.output)}")
     print("\n" + sensitivity.text(found))
 

@@ -18,10 +18,17 @@ import numpy as np
 from torch import nn
 
 from gncompile.comparison.contest import Contest
-from gncompile.comparison.optimisers import DEFAULTS, OPTIMISERS, Optimiser, Setting, Steps
+from gncompile.comparison.optimisers import (
+    DEFAULTS,
+    OPTIMISERS,
+    Optimiser,
+    Setting,
+    Steps,
+    named,
+)
 from gncompile.comparison.store import Run, spelled
 from gncompile.comparison.task import Task
-from gncompile.errors import require_known
+from gncompile.errors import CompileError, message, require_known
 from gncompile.files import atomic_path, atomic_write
 from gncompile.optimiser.settings import Settings
 from gncompile.tables import table
@@ -67,13 +74,8 @@ class Effect:
 
     @property
     def ratio(self) -> float:
-        """The geometric mean over seeds."""
-        return geometric_mean(self.ratios)
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    """Of positive numbers; infinite if one is."""
-    return math.exp(statistics.fmean(map(math.log, values)))
+        """The geometric mean over seeds; infinite if one is."""
+        return statistics.geometric_mean(self.ratios)
 
 
 def settings(names: Sequence[str] = ()) -> list[Setting]:
@@ -93,6 +95,18 @@ def options(setting: Setting) -> dict[str, object]:
     return given
 
 
+def varied(names: Sequence[str]) -> str:
+    """The one method of ours that is named; anything else raises."""
+    found = [each.name for each in named(names) if each.family == "gauss-newton"]
+    if len(names) > 1 or not found:
+        raise CompileError(
+            message(
+                f"sensitivity of {', '.join(names)}", instead="name one method of ours, as kfra"
+            )
+        )
+    return found[0]
+
+
 def variable(method: str) -> Optimiser:
     """Our trainer by curvature method, whose setting holds options that differ from the defaults."""
     ours = OPTIMISERS[method]
@@ -107,14 +121,31 @@ def variable(method: str) -> Optimiser:
 def measure(
     task: Task, contest: Contest, method: str = "kfra", names: Sequence[str] = ()
 ) -> Iterator[Effect]:
-    """The effect of every setting on one task, the defaults first; runs are kept by the contest."""
+    """The effect of every setting on one task, the defaults first; runs are kept by the contest.
+
+    Raises :class:`~gncompile.errors.CompileError` if the defaults themselves did not end well.
+    """
     trained, unit = variable(method), contest.budget.unit
     usual: list[Run] = []
     for setting in settings(names):
         runs = [contest.run(task, trained, setting, seed) for seed in contest.seeds]
-        usual = usual or runs
+        if not usual:
+            usual = runs
+            _require_done(usual)
         ratios = tuple(longer(*pair, unit) for pair in zip(runs, usual, strict=True))
         yield Effect(task.name, setting, ratios, tuple(run.final for run in runs))
+
+
+def _require_done(runs: Sequence[Run]) -> None:
+    for run in runs:
+        if run.status != "done":
+            raise CompileError(
+                message(
+                    f"the defaults {run.status} at seed {run.seed}: {run.note}",
+                    where=f"{run.task} by {run.optimiser}",
+                    instead="name another problem or method",
+                )
+            )
 
 
 def longer(run: Run, usual: Run, unit: str) -> float:
@@ -153,7 +184,7 @@ def text(found: Sequence[Effect]) -> str:
             total = ""
         else:
             said = {each.task: _spelled(each.ratio) for each in effects}
-            total = _spelled(geometric_mean([each.ratio for each in effects]))
+            total = _spelled(statistics.geometric_mean([each.ratio for each in effects]))
         rows.append((name, *(said.get(task, "") for task in tasks), total))
     return table(rows, right=range(1, len(rows[0])))
 
@@ -183,14 +214,20 @@ def write(found: Sequence[Effect], folder: Path) -> Path:
     ]
     atomic_write(folder / "sensitivity.md", f"```text\n{text(found)}\n```\n")
     path = atomic_write(folder / "sensitivity.json", json.dumps(records, indent=2) + "\n")
+    _draw(found, folder / "sensitivity.png")
+    return path
+
+
+def _draw(found: Sequence[Effect], path: Path) -> None:
+    """The ratios as a picture, if there are any and matplotlib is installed."""
+    tasks = list(dict.fromkeys(each.task for each in found))
+    rows = {name: row for name, row in by_setting(found).items() if name != spelled(DEFAULTS)}
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        return path
-    tasks = list(dict.fromkeys(each.task for each in found))
-    rows = {name: row for name, row in by_setting(found).items() if name != spelled(DEFAULTS)}
+        return
     if not rows:
-        return path
+        return
     figure = Figure(figsize=(3 + 0.8 * len(tasks), 1.5 + 0.2 * len(rows)), dpi=120)
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
@@ -207,6 +244,5 @@ def write(found: Sequence[Effect], folder: Path) -> Path:
     scale = figure.colorbar(image, ticks=[-1, 0, 1])
     scale.ax.set_yticklabels(["half", "as by default", "twice, or never"])
     figure.suptitle("time to the same training loss with one option changed")
-    with atomic_path(folder / "sensitivity.png") as temporary:
+    with atomic_path(path) as temporary:
         figure.savefig(temporary)
-    return path

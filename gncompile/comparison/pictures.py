@@ -71,7 +71,7 @@ def _draw_task(
 
 def ceiling(runs: Sequence[Run]) -> float | None:
     """The loss above which curves are cut off, if some go higher."""
-    highest = HEADROOM * max(run.points[0].train for run in runs)
+    highest = HEADROOM * max(run.points[0].train for run in runs if run.points)
     above = any(point.train > highest for run in runs for point in run.points)
     return highest if above else None
 

@@ -80,11 +80,14 @@ def compare_average(optimiser: Optimiser, loss: Value, averaged_loss: Value) -> 
 
     Beside it the state ``noise_leads``: whether it is lower by more than :data:`LEAD`.
     """
-    values = {a: loss, b: averaged_loss}
-    for name, gain in ((LEADS, a - b - as_float(LEAD) * sympy.Abs(a)), (BETTER, a - b)):
+
+    def note(name: str, gain: sympy.Expr) -> Value:
         now = select(gain, sympy.Integer(1), sympy.Integer(0))
-        state = optimiser.write(optimiser.scalar(name), now, values, f"{name}_now")
-    return state
+        values = {a: loss, b: averaged_loss}
+        return optimiser.write(optimiser.scalar(name), now, values, f"{name}_now")
+
+    note(LEADS, a - b - as_float(LEAD) * sympy.Abs(a))
+    return note(BETTER, a - b)
 
 
 # --- In the trainer ------------------------------------------------------------------------------------

@@ -122,8 +122,8 @@ def step_sizes(
     every = [place[min(i, j), max(i, j)] for i in range(count) for j in range(count)]
     every += range(len(place), len(terms))
     values = torch.stack([terms[k].reshape(()) for k in every]).double()
-    m, rest = values[: count**2].view(count, count), values[count**2 :]
-    b, usual, most = rest[:count], rest[count], rest[count + 1 :]
+    m, vector = values[: count**2].view(count, count), values[count**2 :]
+    b, usual, most = vector[:count], vector[count], vector[count + 1 :]
     c = _minimiser(m, b)
     own = slice(0, count - 1 if momentum else count)
     if cap is not None:
