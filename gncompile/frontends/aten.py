@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import sympy
+import torch
 from sympy import Abs, Expr, Rational
 
 from ..functions import erfc, expm1, log1p, maximum, minimum, number, select, sigmoid
@@ -264,7 +265,7 @@ _NORM = "its statistics couple all features of a sample, so it is neither linear
 _CONVOLUTION = "convolutions are not supported yet"
 _RECURRENT = "recurrent layers share weights over time steps, which is not supported yet"
 _POOLING = "a maximum over features is neither linear nor elementwise"
-_RANDOM = "random numbers inside the network make the loss a different function at every call"
+RANDOM = "random numbers inside the network make the loss a different function at every call"
 _DETACH = "it cuts the gradient, and the compiled gradient would not be the one autograd gives"
 _ROUNDING = "its slope is zero wherever it is defined, so nothing below it would learn"
 
@@ -300,7 +301,7 @@ REFUSED: Mapping[str, str] = {
     ),
     **dict.fromkeys(
         _words("rand rand_like randn randn_like randint bernoulli normal multinomial randperm"),
-        _RANDOM,
+        RANDOM,
     ),
     **dict.fromkeys(
         _words("floor ceil round trunc fix floor_divide remainder fmod frac"), _ROUNDING
@@ -323,6 +324,11 @@ def is_known(name: str) -> bool:
     moving = name in ALIASES or name in CASTS or name in SELECTING or name in DROPOUTS
     linear = name in PRODUCTS or name in LINEAR
     return elementwise or moving or linear or name in CREATORS | SIZES | ASSERTS or name in REFUSED
+
+
+def is_random(operator: Any) -> bool:
+    """Whether torch marks the operator as one that draws random numbers."""
+    return torch.Tag.nondeterministic_seeded in getattr(operator, "tags", ())
 
 
 def expression_of(rule: Rule, arguments: Mapping[str, Any]) -> Expr:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import sympy
@@ -14,9 +14,21 @@ from torch import fx
 from ..errors import TraceError, message
 from ..functions import number, select
 from . import affine, aten, special, structural
+from .constants import is_batch_size, on_constants, symbolic_numbers
 from .fx_nodes import bind, label_of, op_name, origin_of
 from .graph_builder import GraphBuilder
-from .values import Activation, Args, Condition, Constant, Shape, Weight, reshaped, values_in
+from .values import (
+    Activation,
+    Args,
+    Condition,
+    Constant,
+    Refused,
+    Shape,
+    Varying,
+    Weight,
+    reshaped,
+    values_in,
+)
 
 
 class Importer:
@@ -38,7 +50,9 @@ class Importer:
             self.values[node] = node.meta["val"]
         elif node.target is operator.getitem:
             source, position = node.args
-            self.values[node] = self.values[source][position]  # type: ignore[index]
+            found = self.values[source]  # type: ignore[index]
+            whole = isinstance(found, Varying | Refused)
+            self.values[node] = found if whole else found[position]  # type: ignore[index]
         elif isinstance(node.target, torch._ops.OpOverload):
             self.values[node] = self._operator(node, op_name(node), self._values_of(bind(node)))
         else:
@@ -77,19 +91,41 @@ class Importer:
                 "use operators that are elementwise or affine in each sample's features",
             )
 
+    def refuse_varying(self, node: fx.Node, value: Varying) -> NoReturn:
+        """An activation meets what was made of the batch size, or of places in the batch."""
+        origin, name = origin_of(value.node), op_name(value.node)
+        self.refuse(
+            value.node,
+            f"the result of {name} depends on {value.on}, and {op_name(node)} brings it into the network"
+            + ("" if origin == origin_of(node) else f" at: {origin_of(node)}"),
+            "let every sample be computed alike: leave averages over samples to the loss, and pass what "
+            "differs between samples as an input [N, ...]",
+        )
+
     # dispatch
 
     def _operator(self, node: fx.Node, name: str, args: Args) -> Any:
         values = list(values_in(args))
         if name in aten.ASSERTS:
             return None
+        if any(isinstance(value, Refused) for value in values):
+            return Refused()
+        if aten.is_random(node.target) and name not in aten.DROPOUTS and name != "rrelu":
+            self.refuse_known(node, name)
+            self.refuse(node, f"{name} cannot be compiled: {aten.RANDOM}", "draw them outside")
+        active = any(isinstance(value, Activation | Condition) for value in values)
         if name in aten.CREATORS:
-            tensor = self.run_once(node, args)
-            return Constant(name, tensor, float(tensor.reshape(-1)[0]) if tensor.numel() else None)
-        if any(isinstance(value, Activation | Condition) for value in values):
+            made = on_constants(self, node, args, lambda _: name)
+            return replace(made, literal=_literal(made)) if isinstance(made, Constant) else made
+        varying = next((value for value in values if isinstance(value, Varying)), None)
+        if active and varying is not None:
+            self.refuse_varying(node, varying)
+        if active:
             return self._on_activations(node, name, args)
         if len(values) == 1 and isinstance(values[0], Weight):
-            view = affine.view_of_weight(values[0], name, self.run_once(node, args))
+            result = on_constants(self, node, args, lambda _: name)
+            known = isinstance(result, Constant)
+            view = affine.view_of_weight(values[0], name, result.tensor) if known else None
             if view is not None:
                 return view
         for value in values:
@@ -108,6 +144,10 @@ class Importer:
         if name == "batch_norm":
             return special.batch_norm(self, node, args)
         shapes = self.sample_shapes(node)
+        for argument, number in symbolic_numbers(args):
+            sizes = name in aten.ALIASES or is_batch_size(self, argument, number)
+            if not sizes:
+                self._refuse_number(node, number)
         if name in aten.COMPARISONS:
             rule, positive = aten.COMPARISONS[name]
             return Condition(self.pointwise(node, name, args, shapes[0], rule), positive)
@@ -126,16 +166,12 @@ class Importer:
 
     def _on_constants(self, node: fx.Node, name: str, args: Args) -> Any:
         """Compute at once what does not depend on the input."""
-        values = list(values_in(args))
-        if not values:
-            self.refuse_known(node, name)
-        result = self.run_once(node, args)
+        values = [value for value in values_in(args) if not isinstance(value, Varying)]
         alias = name in aten.ALIASES and len(values) == 1
         label = values[0].name if alias else "_".join([*(v.name for v in values[:1]), name])  # type: ignore[union-attr]
         literal = getattr(values[0], "literal", None) if alias else None
-        if isinstance(result, torch.Tensor):
-            return Constant(label, result, literal)
-        return [Constant(f"{label}_{i}", part) for i, part in enumerate(result)]
+        made = on_constants(self, node, args, lambda i: label if i is None else f"{label}_{i}")
+        return replace(made, literal=literal) if isinstance(made, Constant) else made
 
     def sample_shapes(self, node: fx.Node) -> list[Shape]:
         """Per-sample shapes of the node's results, after checking that dimension 0 is the batch."""
@@ -173,25 +209,6 @@ class Importer:
         if isinstance(raw, list | tuple):
             return [self._values_of(value) for value in raw]
         return raw
-
-    def concrete(self, value: Any, rows: int, dtype: torch.dtype | None = None) -> Any:
-        """A leaf argument for running an operator on ``rows`` samples, floating tensors as ``dtype``."""
-        if isinstance(value, torch.SymInt):
-            return int(value.node.expr.subs(self.batch, rows))
-        if isinstance(value, Constant | Weight):
-            tensor = value.tensor
-            return tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
-        return value
-
-    def run_once(self, node: fx.Node, args: Args) -> Any:
-        """The operator on constants; sizes are those of a batch of one sample."""
-
-        def leaf(value: Any) -> Any:
-            if isinstance(value, Activation):
-                return torch.empty((1, *value.shape), dtype=self.builder.dtype, device=self.device)
-            return self.concrete(value, rows=1)
-
-        return run(node, args, leaf)
 
     # pointwise nodes
 
@@ -234,17 +251,29 @@ class Importer:
         )
 
     def _number(self, node: fx.Node, value: Any) -> Any:
-        if isinstance(value, torch.SymInt | torch.SymFloat):
-            self.refuse(
-                node,
-                f"{op_name(node)} computes with the batch size",
-                "leave averages over samples to the loss",
-            )
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
+            self._refuse_number(node, value)
+        if isinstance(value, bool):  # torch computes with it as with 1 or 0
+            return sympy.Integer(value)
+        if not isinstance(value, int | float):
             return value
         if not math.isfinite(value):
             self.refuse(node, f"{op_name(node)} uses the number {value}", "use finite numbers")
         return number(value)
+
+    def _refuse_number(self, node: fx.Node, number: Any) -> NoReturn:
+        """A number that export knows by a symbol only: made of the batch size, or taken from a tensor."""
+        if number.node.expr.free_symbols - {self.batch}:
+            self.refuse(
+                node,
+                f"{op_name(node)} computes with a number taken out of a tensor (.item(), tolist, nonzero)",
+                "keep it a tensor; torch.where chooses per element",
+            )
+        self.refuse(
+            node,
+            f"{op_name(node)} computes with the batch size",
+            "leave averages over samples to the loss",
+        )
 
     def _constant_vector(
         self, node: fx.Node, value: Weight | Constant, shape: Shape
@@ -262,19 +291,10 @@ class Importer:
         return tensor.expand(shape).reshape(-1)
 
 
-def run(node: fx.Node, args: Mapping[str, Any], leaf: Callable[[Any], Any]) -> Any:
-    """Call the node's operator on ``args`` (by schema name) after mapping each leaf by ``leaf``."""
-
-    def mapped(value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return [mapped(item) for item in value]
-        return leaf(value)
-
-    schema = node.target._schema  # type: ignore[union-attr]
-    positional = [mapped(args[a.name]) for a in schema.arguments if not a.kwarg_only]
-    keywords = {a.name: mapped(args[a.name]) for a in schema.arguments if a.kwarg_only}
-    with torch.no_grad():
-        return node.target(*positional, **keywords)  # type: ignore[operator]
+def _literal(constant: Constant) -> float | None:
+    """The one number that a creator fills its result with."""
+    tensor = constant.tensor
+    return float(tensor.reshape(-1)[0]) if tensor.numel() and not tensor.is_complex() else None
 
 
 def _symbol(name: str) -> sympy.Symbol:

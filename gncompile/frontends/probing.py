@@ -71,9 +71,10 @@ def linear_matrix(
         basis[torch.arange(stop - start), torch.arange(start, stop)] = 1
         matrix[:, start:stop] = apply(basis.reshape(-1, *shape)).reshape(stop - start, outputs).mT
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(ROWS, inputs, dtype=torch.float64, generator=generator).to(device)
-    if not torch.allclose(
-        apply(x.reshape(-1, *shape)).reshape(ROWS, outputs), x @ matrix.mT, atol=1e-9
-    ):
+    # another number of rows than the basis had: what counts the rows of the batch shows
+    samples = ROWS if (inputs - 1) % rows + 1 != ROWS else ROWS + 2
+    x = torch.randn(samples, inputs, dtype=torch.float64, generator=generator).to(device)
+    found = apply(x.reshape(-1, *shape)).reshape(samples, outputs)
+    if not torch.allclose(found, x @ matrix.mT, atol=1e-9):
         raise MixesSamplesError
     return matrix

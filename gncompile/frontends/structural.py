@@ -10,12 +10,16 @@ import numpy as np
 import torch
 from torch import fx
 
+from .constants import concrete, run
 from .fx_nodes import label_of, op_name, origin_of
 from .probing import LARGEST_MATRIX, MixesSamplesError, linear_matrix, select_index
 from .values import Activation, Args, Condition, Constant, Shape, Weight, activations_in, values_in
 
 if TYPE_CHECKING:
     from .importer import Importer
+
+_JOINING = ("cat", "hstack", "stack", "vstack")
+_MATRIX_PARTS = ("tril", "triu")
 
 
 def broadcast(importer: Importer, node: fx.Node, x: Activation, shape: Shape) -> Activation:
@@ -29,8 +33,8 @@ def broadcast(importer: Importer, node: fx.Node, x: Activation, shape: Shape) ->
 
 def selection(importer: Importer, node: fx.Node, name: str, args: Args, shapes: list[Shape]) -> Any:
     """A Select for each result, found by pushing feature numbers through the operator."""
-    if name == "roll" and 0 in _dims(args, len(shapes[0]) + 1):
-        importer.refuse_mixing(node)
+    if name == "roll" and 0 in (_dims(args, len(shapes[0]) + 1) or {0}):
+        importer.refuse_mixing(node)  # without dims, the batch is rolled as one vector
     args = {key: _unmasked(importer, node, value) for key, value in args.items()}
     inputs = activations_in(args)
     fill = _padding(importer, node, args) if name in ("pad", "constant_pad_nd") else 0.0
@@ -38,7 +42,7 @@ def selection(importer: Importer, node: fx.Node, name: str, args: Args, shapes: 
         args["value"] = None if args.get("mode", "constant") != "constant" else -1.0
 
     def apply(parts: list[torch.Tensor]) -> Any:
-        return _run_with(importer, node, args, parts, constant=-1.0)
+        return _run_with(importer, node, args, parts, lambda value: _is_data(name, value))
 
     try:
         indices = select_index(apply, [x.shape for x in inputs], importer.device)
@@ -57,8 +61,9 @@ def linear_operator(
     importer: Importer, node: fx.Node, name: str, args: Args, shape: Shape
 ) -> Activation:
     """A FixedLinear whose matrix is found by running the operator on unit vectors."""
-    found = [value for value in values_in(args) if isinstance(value, Activation | Condition)]
-    if len(found) != 1 or not isinstance(found[0], Activation):
+    args = {key: _unmasked(importer, node, value) for key, value in args.items()}
+    found = activations_in(args)
+    if len(found) != 1:
         importer.refuse(
             node,
             f"{name} multiplies two activations as matrices",
@@ -67,11 +72,13 @@ def linear_operator(
     for value in values_in(args):
         if isinstance(value, Weight) and value.trainable:
             importer.refuse_parameter(node, value)
+    if name in _MATRIX_PARTS and len(shape) < 2:
+        importer.refuse_mixing(node)  # the batch would be a dimension of the matrix
     if "dtype" in args:
         args = {**args, "dtype": None}
 
     def apply(x: torch.Tensor) -> torch.Tensor:
-        return _run_with(importer, node, args, [x], constant=None)
+        return _run_with(importer, node, args, [x])
 
     return linear_by(importer, node, found[0], apply, shape)
 
@@ -101,24 +108,26 @@ def linear_by(
 
 
 def _run_with(
-    importer: Importer, node: fx.Node, args: Args, parts: list[torch.Tensor], constant: float | None
+    importer: Importer,
+    node: fx.Node,
+    args: Args,
+    parts: list[torch.Tensor],
+    marked: Callable[[Any], bool] = lambda value: False,
 ) -> Any:
     """Run the operator on float64 ``parts`` in place of its activations.
 
-    With ``constant``, floating-point constants are replaced by tensors full of that number, so that what
-    they contribute can be told from features.
+    Constants that are ``marked`` are replaced by tensors full of -1, so that what they contribute can be told
+    from features.
     """
-    from .importer import run
-
     remaining = iter(parts)
     rows = parts[0].shape[0]
 
     def leaf(value: Any) -> Any:
         if isinstance(value, Activation):
             return next(remaining)
-        result = importer.concrete(value, rows, torch.float64)
-        if constant is not None and _is_floating(value):
-            return torch.full_like(_with_rows(result, rows, parts[0].ndim), constant)
+        result = concrete(importer, value, rows, torch.float64)
+        if marked(value):
+            return torch.full_like(result, -1.0, dtype=torch.float64)
         return result
 
     return run(node, args, leaf)
@@ -128,9 +137,7 @@ def _with_constants(
     importer: Importer, node: fx.Node, name: str, args: Args, y: Activation
 ) -> Activation:
     """Add what constants contribute to ``cat`` or ``stack``; the selection has zeros in their place."""
-    from .importer import run
-
-    constants = [value for value in values_in(args) if _is_floating(value)]
+    constants = [value for value in values_in(args) if _is_data(name, value)]
     for value in constants:
         if isinstance(value, Weight) and value.trainable:
             importer.refuse_parameter(node, value)
@@ -142,9 +149,9 @@ def _with_constants(
             return torch.zeros(
                 (1, *value.shape), dtype=importer.builder.dtype, device=importer.device
             )
-        return importer.concrete(value, 1, importer.builder.dtype)
+        return concrete(importer, value, 1, importer.builder.dtype)
 
-    shift = Constant(f"{y.name}_constant", run(node, args, leaf))
+    shift = Constant(f"{y.name}_constant", run(node, args, leaf), batched=True)
     return importer.pointwise(node, "add", {"self": y, "other": shift, "alpha": 1}, y.shape)
 
 
@@ -170,12 +177,8 @@ def _dims(args: Args, rank: int) -> set[int]:
     return {dim % rank for dim in args["dims"]}
 
 
-def _is_floating(value: Any) -> bool:
-    return isinstance(value, Constant | Weight) and value.tensor.is_floating_point()
-
-
-def _with_rows(tensor: torch.Tensor, rows: int, rank: int) -> torch.Tensor:
-    """Constants computed for a batch of one sample, for a batch of ``rows``."""
-    if tensor.ndim == rank and tensor.shape[0] == 1:
-        return tensor.expand(rows, *tensor.shape[1:])
-    return tensor
+def _is_data(name: str, value: Any) -> bool:
+    """Whether a constant is data that the operator moves, and no index of it."""
+    if not isinstance(value, Constant | Weight):
+        return False
+    return name in _JOINING or value.tensor.is_floating_point()

@@ -1,4 +1,4 @@
-"""What a value of the traced program is: an activation, a parameter, a constant or a condition."""
+"""What a value of the traced program is: an activation, a parameter, a constant, a condition."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import fx
 
 Shape = tuple[int, ...]
 Args = dict[str, Any]
@@ -43,18 +44,35 @@ class Weight:
 
 @dataclass(frozen=True)
 class Constant:
-    """A tensor that does not depend on the input; batch dimensions in it have size 1.
+    """A tensor that does not depend on the input, nor on the batch.
 
-    ``literal`` is set when every entry is that one number, written in the user's code.
+    ``literal`` is set when every entry is that one number, written in the user's code. With ``batched``,
+    dimension 0 is the batch, all rows are equal, and ``tensor`` is one of them.
     """
 
     name: str
     tensor: torch.Tensor
     literal: float | None = None
+    batched: bool = False
+
+    def rows(self, samples: int) -> torch.Tensor:
+        """The tensor in a batch of so many samples."""
+        return self.tensor.expand(samples, *self.tensor.shape[1:]) if self.batched else self.tensor
 
     @property
     def mT(self) -> Constant:
         return replace(self, tensor=self.tensor.mT)
+
+
+@dataclass(frozen=True)
+class Varying:
+    """A tensor of no input that is another one in another batch; ``node`` made it, ``on`` tells of what.
+
+    Activations may not meet it: the compiled network would hold its value in one batch as a constant.
+    """
+
+    node: fx.Node
+    on: str
 
 
 @dataclass(frozen=True)
@@ -65,7 +83,12 @@ class Condition:
     holds_if_positive: bool
 
 
-Value = Activation | Weight | Constant | Condition
+@dataclass(frozen=True)
+class Refused:
+    """The result of an operator that was refused: what reads it is not looked at any more."""
+
+
+Value = Activation | Weight | Constant | Condition | Varying | Refused
 
 
 def values_in(args: Any) -> Iterator[Value]:
