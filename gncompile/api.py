@@ -77,6 +77,7 @@ def understand(
     dtype: torch.dtype | None = None,
 ) -> tuple[TracedModel, Loss, BatchReader]:
     """Trace and prepare a model, resolve its loss, and make the reader of its batches."""
+    from .frontends.example_inputs import checked_examples
     from .frontends.torch_export import trace
 
     parameter = next(model.parameters(), None)
@@ -91,7 +92,7 @@ def understand(
         )
     if dtype != parameter.dtype:
         model = copy.deepcopy(model).to(dtype)
-    examples = tuple(t.to(dtype) for t in ((x,) if isinstance(x, Tensor) else tuple(x)))
+    examples = checked_examples(model, x, dtype)
     traced = trace(model, examples, name=type(model).__name__)
     traced = traced.with_graph(prepare(traced.graph))
     declared = resolve_loss(loss)

@@ -193,9 +193,7 @@ def test_one_layer_called_twice() -> None:
 def test_transposed_weight_used_again() -> None:
     module = Function(lambda self, h: functional.linear(h, self.fc.weight.t()))
     refused(
-        module,
-        "'fc.weight' of shape [in, out] is multiplied from the right",
-        "store it as [out, in]",
+        module, "'fc.weight' is used twice (weight tying)", "first at: module 'fc'", "tied weights"
     )
 
 

@@ -35,8 +35,7 @@ def view_of_weight(weight: Weight, name: str, result: torch.Tensor) -> Weight | 
 def product(importer: Importer, node: fx.Node, name: str, args: Args, shape: Shape) -> Activation:
     """``linear``, ``addmm``, ``matmul`` or ``mm`` of an activation and a parameter or constant."""
     x, weight, bias = _operands(importer, node, name, args)
-    matrix = isinstance(weight, Weight | Constant) and weight.tensor.ndim == 2
-    if not isinstance(x, Activation) or not matrix:
+    if not isinstance(x, Activation) or not _is_matrix(weight):
         return linear_operator(importer, node, name, args, shape)
     positions = math.prod(x.shape[:-1])
     if (
@@ -46,6 +45,7 @@ def product(importer: Importer, node: fx.Node, name: str, args: Args, shape: Sha
     ):
         return _affine(importer, node, x, weight, bias, shape)
     if isinstance(weight, Weight) and weight.trainable:
+        _use(importer, node, weight)  # tied weights are refused as such
         importer.refuse(
             node,
             f"the trainable parameter {weight.name!r} of shape [in, out] is multiplied from the right",
@@ -74,8 +74,13 @@ def _operands(importer: Importer, node: fx.Node, name: str, args: Args) -> tuple
         x, weight, bias = args["mat1"], args["mat2"], args["self"]
     else:
         x, weight, bias = args["self"], args["other" if name == "matmul" else "mat2"], None
-    matrix = isinstance(weight, Weight | Constant) and weight.tensor.ndim == 2
-    return x, weight.mT if matrix else weight, bias
+    return x, weight.mT if _is_matrix(weight) else weight, bias
+
+
+def _is_matrix(value: Any) -> bool:
+    """A constant ``[out, in]``, none of whose dimensions is the batch."""
+    constant = isinstance(value, Weight) or (isinstance(value, Constant) and not value.batched)
+    return constant and value.tensor.ndim == 2
 
 
 def _affine(
@@ -130,14 +135,9 @@ def _use(importer: Importer, node: fx.Node, weight: Weight) -> None:
     """Record the one use a trainable parameter may have."""
     if not weight.trainable:
         return
-    name, first = importer.uses.setdefault(id(weight.parameter), (weight.name, node))
+    _, first = importer.uses.setdefault(id(weight.parameter), (weight.name, node))
     if first is not node:
-        names = repr(name) if name == weight.name else f"{name!r} = {weight.name!r}"
-        importer.refuse(
-            node,
-            f"the parameter {names} is used twice (weight tying), first at: {origin_of(first)}",
-            "give each use its own parameter; tied weights are not supported yet",
-        )
+        importer.refuse_tied(node, weight)
 
 
 def _plus(importer: Importer, node: fx.Node, y: Activation, bias: Any) -> Activation:

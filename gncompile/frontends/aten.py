@@ -311,6 +311,15 @@ REFUSED: Mapping[str, str] = {
 }
 
 
+INSTEAD: Mapping[str, str] = {
+    _CONVOLUTION: "compute the features of a frozen convolutional trunk once, outside the network under "
+    "torch.no_grad(), pass them as its inputs [N, features], and compile the layers above",
+    REFUSED["embedding"]: "pass one-hot rows to an nn.Linear without bias, or the rows of a frozen embedding",
+    RANDOM: "call .eval() where a module draws them, or draw them outside and pass them as an input",
+}
+"""What to do instead, for the reasons that have more to tell than the general advice."""
+
+
 def canonical(name: str) -> str:
     """The name the tables use for aten's ``name``: no overload, no in-place underscore, no synonym."""
     if not name.startswith("_") or name.endswith("_"):

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ..errors import TraceError, message
+from .example_inputs import failure
 from .fx_nodes import origin_of_error
+from .own_gradients import Observer
 
 _CONTROL_FLOW = (
     "data-dependent",
@@ -15,56 +24,32 @@ _CONTROL_FLOW = (
     "could not extract specialized",
 )
 
-
-def check_examples(module: nn.Module, examples: tuple[Tensor, ...]) -> None:
-    """Example inputs are floating-point tensors ``[N, ...]`` with one batch size and one dtype."""
-    where = f"example_inputs of {type(module).__name__}"
-    if not isinstance(module, nn.Module):
-        raise TraceError(
-            message(f"the model is a {type(module).__name__}", instead="pass an nn.Module")
-        )
-    if not examples or not all(isinstance(x, Tensor) for x in examples):
-        raise TraceError(
-            message(
-                "the example inputs are not tensors",
-                where=where,
-                instead="pass one tensor, or a tuple of tensors, [N, ...]",
-            )
-        )
-    if (
-        not all(x.ndim > 0 and x.shape[0] > 0 for x in examples)
-        or len({x.shape[0] for x in examples}) > 1
-    ):
-        shapes = ", ".join(str(list(x.shape)) for x in examples)
-        raise TraceError(
-            message(
-                f"the example inputs have shapes {shapes}",
-                where=where,
-                instead="give every input the same batch size N ≥ 1 as its first dimension",
-            )
-        )
-    if len({x.dtype for x in examples}) > 1 or not examples[0].is_floating_point():
-        dtypes = ", ".join(str(x.dtype) for x in examples)
-        raise TraceError(
-            message(
-                f"the example inputs have dtypes {dtypes}",
-                where=where,
-                instead="convert them to the floating-point dtype of the model's parameters",
-            )
-        )
+_OUTSIDE_THE_GRAPH = {
+    torch.autograd.grad: "torch.autograd.grad",
+    Tensor.backward: "Tensor.backward",
+    Tensor.data.__get__: "Tensor.data",
+    Tensor.numpy: "Tensor.numpy",
+    Tensor.item: "Tensor.item",
+    Tensor.tolist: "Tensor.tolist",
+}
 
 
 def explain_failure(
-    error: Exception, module: nn.Module, examples: tuple[Tensor, ...]
+    error: Exception, module: nn.Module, examples: tuple[Tensor, ...], traced: tuple[Tensor, ...]
 ) -> TraceError:
-    """The :class:`TraceError` for an exception ``torch.export`` raised."""
+    """The :class:`TraceError` for an exception ``torch.export`` raised on ``traced``.
+
+    ``examples`` are the inputs as given; ``traced`` has two rows for one.
+    """
     name, text = type(module).__name__, str(error)
     where = str(origin_of_error(error)) if origin_of_error(error).location else f"forward of {name}"
-    own = _eager_failure(module, examples)
-    batch = examples[0].shape[0]
-    if own is not None and _eager_failure(module, tuple(x[:1] for x in examples)) is None:
-        return _fixed_batch(where, f"{name} runs for a batch of 1 and fails for a batch of {batch}")
+    with Observer(_OUTSIDE_THE_GRAPH) as observer:
+        own = failure(module, examples)
     if own is not None:
+        works_for_one = failure(module, tuple(x[:1] for x in examples)) is None
+        if examples[0].shape[0] > 1 and works_for_one:
+            size = examples[0].shape[0]
+            return _fixed_batch(where, f"{name} runs for a batch of 1 and fails for a batch of {size}")
         return TraceError(
             message(
                 f"{name} itself fails on the example inputs: {type(own).__name__}: {own}",
@@ -72,12 +57,33 @@ def explain_failure(
                 instead="make module(*example_inputs) work first",
             )
         )
+    if failure(module, traced) is not None:
+        return _fixed_batch(where, f"{name} runs for a batch of 1 and fails for a batch of 2")
     if any(sign in text.lower() for sign in _CONTROL_FLOW):
         return TraceError(
             message(
                 f"control flow in {name} depends on the data, not only on shapes",
                 where=where,
                 instead="use torch.where, so that every sample takes the same path",
+            )
+        )
+    if observer.seen:
+        what, place = next(iter(observer.seen.items()))
+        return TraceError(
+            message(
+                f"forward uses {what}, which no graph of operators can hold",
+                where=place,
+                instead="write the derivative out with tensor operators"
+                if "grad" in what
+                else "keep to tensor operators; torch.where chooses per element",
+            )
+        )
+    if _inside_functorch(error):
+        return TraceError(
+            message(
+                f"forward uses torch.func ({type(error).__name__}), which no graph of operators can hold",
+                where=where,
+                instead="write the derivative, or the map over samples, out with tensor operators",
             )
         )
     if "batch" in text and ("constraint" in text.lower() or "specializ" in text.lower()):
@@ -91,6 +97,12 @@ def explain_failure(
     )
 
 
+def _inside_functorch(error: BaseException) -> bool:
+    """Whether the error comes out of ``torch.func``."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    return any("functorch" in file for file in files)
+
+
 def _fixed_batch(where: str, found: str) -> TraceError:
     return TraceError(
         message(
@@ -101,10 +113,35 @@ def _fixed_batch(where: str, found: str) -> TraceError:
     )
 
 
-def _eager_failure(module: nn.Module, examples: tuple[Tensor, ...]) -> Exception | None:
+@contextmanager
+def without_graph_dumps() -> Iterator[None]:
+    """Keep off stderr the graph that ``torch.export`` prints, once a decorator, before it raises."""
+    held = _Held(sys.stderr)
+    dumped = ""
     try:
-        with torch.no_grad():
-            module(*examples)
+        with redirect_stderr(held):  # type: ignore[type-var]
+            yield
     except Exception as error:
-        return error
-    return None
+        dumped = str(getattr(error, "partial_fx_graph", ""))
+        raise
+    finally:
+        written = "".join(held.parts)
+        held.stream.write(written.replace(f"{dumped}\n", "") if dumped else written)
+
+
+class _Held:
+    """Holds what this thread writes to ``stream``, and hands on what others write."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.parts: list[str] = []
+        self._thread = threading.get_ident()
+
+    def write(self, text: str) -> int:
+        if threading.get_ident() != self._thread:
+            return int(self.stream.write(text))
+        self.parts.append(text)
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)

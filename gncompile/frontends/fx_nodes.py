@@ -15,7 +15,7 @@ from ..model_graph import Origin
 from .aten import canonical
 
 _TORCH = str(Path(torch.__file__).parent)
-_PACKAGE = str(Path(__file__).parent)
+_PACKAGE = str(Path(__file__).parent.parent)
 _FRAME = re.compile(
     r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*(?:\n\s+(?P<code>[^\n]+))?'
 )
@@ -28,7 +28,8 @@ _ELEMENTWISE_OVERLOADS = {("max", "other"): "maximum", ("min", "other"): "minimu
 def op_name(node: fx.Node) -> str:
     """The canonical name in aten's tables: ``aten.relu_.default`` is ``relu``."""
     schema = getattr(node.target, "_schema", None)
-    if not schema:
+    # an operator of a library of the user's may be called as one of aten's and be another
+    if not schema or schema.name.split("::")[0] not in ("aten", "prims"):
         return str(node.target)
     name = schema.name.split("::")[-1]
     return _ELEMENTWISE_OVERLOADS.get((name, schema.overload_name)) or canonical(name)
@@ -44,12 +45,17 @@ def bind(node: fx.Node) -> dict[str, Any]:
 
 def origin_of(node: fx.Node) -> Origin:
     """The module that ran ``node`` and the innermost line of the user's own code that led to it."""
-    frames = [m for m in _FRAME.finditer(node.meta.get("stack_trace") or "") if _is_user(m["file"])]
+    return origin_of_stack(node.meta.get("stack_trace") or "", module_path(node))
+
+
+def origin_of_stack(stack: str, module: str = "") -> Origin:
+    """The innermost line of the user's own code in the text of a stack."""
+    frames = [m for m in _FRAME.finditer(stack) if _is_user(m["file"])]
     if not frames:
-        return Origin(module=module_path(node))
+        return Origin(module)
     frame = frames[-1]
     location = f"{Path(frame['file']).name}:{frame['line']}"
-    return Origin(module_path(node), location, (frame["code"] or "").strip())
+    return Origin(module, location, (frame["code"] or "").strip())
 
 
 def origin_of_error(error: BaseException) -> Origin:

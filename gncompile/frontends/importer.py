@@ -54,9 +54,20 @@ class Importer:
             whole = isinstance(found, Varying | Refused)
             self.values[node] = found if whole else found[position]  # type: ignore[index]
         elif isinstance(node.target, torch._ops.OpOverload):
-            self.values[node] = self._operator(node, op_name(node), self._values_of(bind(node)))
+            self.values[node] = self._operator(node, op_name(node), self.values_of(bind(node)))
         else:
             self.refuse(node, f"{node.target} has no rule", "compute it outside the network")
+
+    def stand_in(self, node: fx.Node) -> Activation | Refused:
+        """For the result of an operator that was refused, so that what follows it is looked at too."""
+        try:
+            shapes = self.sample_shapes(node)
+        except (TraceError, AttributeError, TypeError):
+            return Refused()
+        single = isinstance(node.meta["val"], torch.Tensor)
+        if not single or node.meta["val"].dtype != self.builder.dtype:
+            return Refused()
+        return self.builder.input(label_of(node, "refused"), -1, shapes[0])
 
     # errors
 
@@ -75,11 +86,38 @@ class Importer:
 
     def refuse_parameter(self, node: fx.Node, weight: Weight) -> NoReturn:
         """A trainable parameter outside an affine layer."""
+        used = self.uses.get(id(weight.parameter))
+        if used is not None and used[1] is not node:
+            self.refuse_tied(node, weight)
+        others = {
+            value.name
+            for value in (self.values.get(source) for source in node.all_input_nodes)
+            if isinstance(value, Weight) and value.trainable and value.name != weight.name
+        }
+        so = f", and so is {', '.join(map(repr, sorted(others)))}" if others else ""
+        if op_name(node) in aten.PRODUCTS:
+            self.refuse(
+                node,
+                f"the trainable parameter {weight.name!r} is used in {op_name(node)}{so}, on what does not "
+                "depend on the network's input",
+                "feed layers from the input: a first step from a state of zeros is the layer's bias alone; or "
+                "freeze it with requires_grad_(False)",
+            )
         self.refuse(
             node,
-            f"the trainable parameter {weight.name!r} is used in {op_name(node)}; only weights and "
+            f"the trainable parameter {weight.name!r} is used in {op_name(node)}{so}; only weights and "
             "biases of affine layers can be trained",
             "freeze it with requires_grad_(False), or use it as an affine layer's weight [out, in]",
+        )
+
+    def refuse_tied(self, node: fx.Node, weight: Weight) -> NoReturn:
+        """A trainable parameter with a second use."""
+        name, first = self.uses[id(weight.parameter)]
+        names = repr(name) if name == weight.name else f"{name!r} = {weight.name!r}"
+        self.refuse(
+            node,
+            f"the parameter {names} is used twice (weight tying), first at: {origin_of(first)}",
+            "give each use its own parameter; tied weights are not supported yet",
         )
 
     def refuse_known(self, node: fx.Node, name: str) -> None:
@@ -88,7 +126,10 @@ class Importer:
             self.refuse(
                 node,
                 f"{name} cannot be compiled: {aten.REFUSED[name]}",
-                "use operators that are elementwise or affine in each sample's features",
+                aten.INSTEAD.get(
+                    aten.REFUSED[name],
+                    "use operators that are elementwise or affine in each sample's features",
+                ),
             )
 
     def refuse_varying(self, node: fx.Node, value: Varying) -> NoReturn:
@@ -156,6 +197,8 @@ class Importer:
         if name in special.RULES:
             return special.RULES[name](self, node, args, shapes[0])
         self._check_dtype(node)
+        if name in aten.LOGICAL:
+            special.require_masks(self, node)
         if name in aten.PRODUCTS:
             return affine.product(self, node, name, args, shapes[0])
         if name in aten.POINTWISE:
@@ -200,14 +243,14 @@ class Importer:
 
     # arguments
 
-    def _values_of(self, raw: Any) -> Any:
+    def values_of(self, raw: Any) -> Any:
         """Replace FX nodes by what they have become."""
         if isinstance(raw, fx.Node):
             return self.values[raw]
         if isinstance(raw, dict):
-            return {name: self._values_of(value) for name, value in raw.items()}
+            return {name: self.values_of(value) for name, value in raw.items()}
         if isinstance(raw, list | tuple):
-            return [self._values_of(value) for value in raw]
+            return [self.values_of(value) for value in raw]
         return raw
 
     # pointwise nodes

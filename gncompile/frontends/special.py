@@ -12,8 +12,8 @@ import torch
 from torch import fx
 
 from . import aten
-from .fx_nodes import label_of, origin_of
-from .values import Activation, Args, Condition, Constant, Shape, Weight
+from .fx_nodes import label_of, op_name, origin_of
+from .values import Activation, Args, Condition, Constant, Shape, Weight, values_in
 
 if TYPE_CHECKING:
     from .importer import Importer
@@ -39,10 +39,12 @@ def batch_norm(importer: Importer, node: fx.Node, args: Args) -> Any:
 def check_batch_norm(importer: Importer, node: fx.Node, args: Args) -> None:
     """Batch norm uses its running statistics only in evaluation mode."""
     if args.get("training") or args["running_mean"] is None:
+        own = [v.name for v in values_in(args) if isinstance(v, Weight) and v.trainable]
+        freeze = f", and freeze its {' and '.join(own)} with requires_grad_(False)" if own else ""
         importer.refuse(
             node,
             "batch norm in training mode mixes samples: it normalises by the statistics of the batch",
-            "call .eval() on the batch-norm module (or the model) before compiling",
+            f"call .eval() on the batch-norm module (or the model) before compiling{freeze}",
         )
 
 
@@ -50,6 +52,8 @@ def cast(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Any:
     """``to`` the same dtype is nothing at all; a mask becomes numbers when it is used."""
     x = next(v for v in args.values() if isinstance(v, Activation | Condition))
     dtype = node.meta["val"].dtype
+    if isinstance(x, Condition) and dtype == importer.builder.dtype:
+        return importer.pointwise(node, "mask", {"self": x}, shape, lambda self: self)
     if isinstance(x, Activation) and dtype != importer.builder.dtype:
         importer.refuse(
             node,
@@ -123,9 +127,21 @@ def prelu(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activa
 def logical_not(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Any:
     """The opposite comparison, or one minus a mask."""
     x = args["self"]
+    require_masks(importer, node)
     if isinstance(x, Condition):
         return replace(x, holds_if_positive=not x.holds_if_positive)
     return importer.pointwise(node, "logical_not", args, shape)
+
+
+def require_masks(importer: Importer, node: fx.Node) -> None:
+    """``and``, ``or`` and ``not`` of numbers are other functions than of masks."""
+    dtypes = [source.meta["val"].dtype for source in node.all_input_nodes]
+    if any(dtype != torch.bool for dtype in dtypes):
+        importer.refuse(
+            node,
+            f"{op_name(node)} of numbers ({', '.join(map(str, dtypes))})",
+            "compare with 0 first: (x != 0)",
+        )
 
 
 def _per_channel(importer: Importer, node: fx.Node, value: Any, shape: Shape) -> Constant:

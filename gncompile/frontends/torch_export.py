@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 import warnings
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -15,11 +16,14 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from ..errors import TraceError, message
 from ..model_graph import TracedModel
+from .agreement import check_agreement
 from .aten import is_known
-from .export_errors import check_examples, explain_failure
+from .example_inputs import checked_examples
+from .export_errors import explain_failure, without_graph_dumps
 from .fx_nodes import bind, op_name
 from .graph_builder import GraphBuilder
 from .importer import Importer
+from .obstacles import Obstacles
 from .special import check_batch_norm, check_rrelu, dropout
 from .values import Activation, Constant, Weight
 
@@ -44,19 +48,41 @@ def trace(
     layer_1_tanh = tanh(layer_0)        : [2] 1
     output       = output(layer_1_tanh) : [2]
     """
-    examples = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    check_examples(module, examples)
+    examples = checked_examples(module, example_inputs)
+    with _ONE_AT_A_TIME:
+        traced = _translated(module, examples, name or type(module).__name__)
+        check_agreement(module, traced, examples)
+    return traced
+
+
+_ONE_AT_A_TIME = threading.RLock()
+"""``torch.export`` changes state of the whole process while it runs: threads wait for each other."""
+
+
+def _translated(module: nn.Module, examples: tuple[Tensor, ...], name: str) -> TracedModel:
     program = _export(module, examples)
-    importer = _new_importer(program, examples)
-    _check_modes(program, importer)
-    program = _functional(program)
-    _check_buffers(program)
+    obstacles = Obstacles()
     importer = _new_importer(program, examples)
     _bind_placeholders(program, module, importer)
-    for node in program.graph.nodes:
-        if node.op == "call_function":
-            importer.translate(node)
-    traced = importer.builder.finish(_output(program, importer), name or type(module).__name__)
+    _check_modes(program, importer, obstacles)
+    try:
+        program = _functional(program)
+        importer = _new_importer(program, examples)
+        _bind_placeholders(program, module, importer)
+        if not obstacles:
+            with obstacles.collected():
+                _check_buffers(program)
+        for node in program.graph.nodes:
+            if node.op == "call_function":
+                with obstacles.collected(node):
+                    importer.translate(node)
+                if node not in importer.values:
+                    importer.values[node] = importer.stand_in(node)
+    except Exception:
+        if not obstacles:
+            raise
+    obstacles.raise_all(name)
+    traced = importer.builder.finish(_output(program, importer), name)
     _check_all_used(module, traced.parameters)
     return traced
 
@@ -67,13 +93,13 @@ def _export(module: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
     batches = tuple(x if x.shape[0] > 1 else torch.cat([x, x]) for x in examples)
     shapes = tuple({0: Dim("batch")} for _ in batches)
     try:
-        with torch.enable_grad(), warnings.catch_warnings():
+        with torch.enable_grad(), warnings.catch_warnings(), without_graph_dumps():
             warnings.simplefilter("ignore", FutureWarning)
             return torch.export.export(
                 module, batches, dynamic_shapes=_by_name(module, shapes), strict=False
             )
     except Exception as error:
-        raise explain_failure(error, module, batches) from error
+        raise explain_failure(error, module, examples, batches) from error
 
 
 def _by_name(module: nn.Module, shapes: tuple[Any, ...]) -> Any:
@@ -111,7 +137,7 @@ def _new_importer(program: ExportedProgram, examples: tuple[Tensor, ...]) -> Imp
     return Importer(GraphBuilder(examples[0].dtype), batch, examples[0].device)
 
 
-def _check_modes(program: ExportedProgram, importer: Importer) -> None:
+def _check_modes(program: ExportedProgram, importer: Importer, obstacles: Obstacles) -> None:
     """Refuse what is impossible, first of all and before functionalisation rewrites it.
 
     So attention is refused as such, and not for the transposition that prepares it.
@@ -119,19 +145,25 @@ def _check_modes(program: ExportedProgram, importer: Importer) -> None:
     inputs = set(program.graph_signature.user_inputs)
     learnable = inputs | set(program.graph_signature.inputs_to_parameters)
     for node in program.graph.nodes:
-        if isinstance(node.target, torch._ops.HigherOrderOperator):
-            if _depends_on(node, learnable):
-                _refuse_region(node, program, importer)
-        elif _is_operator(node):
-            name = op_name(node)
-            if name == "batch_norm":
-                check_batch_norm(importer, node, bind(node))
-            elif name == "rrelu":
-                check_rrelu(importer, node, bind(node))
-            elif name.endswith("dropout"):
-                dropout(importer, node, bind(node), ())
-            elif _depends_on(node, inputs):
-                importer.refuse_known(node, name)
+        with obstacles.collected(node):
+            if isinstance(node.target, torch._ops.HigherOrderOperator):
+                if _depends_on(node, learnable):
+                    _refuse_region(node, program, importer)
+            elif _is_operator(node):
+                _check_mode(node, importer, _depends_on(node, inputs))
+
+
+def _check_mode(node: fx.Node, importer: Importer, active: bool) -> None:
+    name = op_name(node)
+    if name == "batch_norm":
+        known = {key: importer.values.get(value, value) for key, value in bind(node).items()}
+        check_batch_norm(importer, node, known)
+    elif name == "rrelu":
+        check_rrelu(importer, node, bind(node))
+    elif name.endswith("dropout"):
+        dropout(importer, node, bind(node), ())
+    elif active:
+        importer.refuse_known(node, name)
 
 
 def _refuse_region(node: fx.Node, program: ExportedProgram, importer: Importer) -> NoReturn:

@@ -1,0 +1,238 @@
+"""The last check of a trace: the graph against the module itself, value and gradient, on random numbers.
+
+It sees what no rule about operators can: random numbers or counters of Python's in ``forward``, a hook or an
+``autograd.Function`` whose gradient is not the derivative of what was computed, another path for a batch of
+one, and our own mistakes. Parameters are moved off their values, for zeros tell little and sit on kinks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..errors import InternalError, TraceError, message
+from ..model_graph import TracedModel
+from ..torch_network import Network
+from .own_gradients import HOOKS, Observer, own_functions, places_of
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+"""Relative, of rounding in a few layers; torch's softplus drops 2e-9. A wrong rule is off by percents."""
+
+COTANGENTS = (1.0, 1e4, 1e-4)
+"""A hook or backward that clips or thresholds is not linear in the gradient that comes from above."""
+
+SCALES = (0.3, 3.0, 30.0)
+"""Of inputs and biases where gradients are the user's own: they may be the derivative in places only."""
+
+_SENSITIVITY = 100.0
+_LARGE = 2**17
+"""So many parameters are not all moved, and their gradient is compared only where there is a reason to."""
+
+
+@dataclass
+class Agreement:
+    """A module, its graph, and the batches they are compared on."""
+
+    module: nn.Module
+    traced: TracedModel
+    examples: tuple[Tensor, ...]
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+        self.name = type(self.module).__name__
+        self.trained = {n: p for n, p in self.traced.parameters.items() if p.requires_grad}
+        self.large = sum(p.numel() for p in self.trained.values()) > _LARGE
+
+    def check(self) -> None:
+        """Raise unless graph and module agree; where the module is not finite nothing is compared."""
+        for positive in (False, True):  # a logarithm of the inputs needs them positive
+            sample = self.draw(3, 1.0, positive)
+            with Observer(HOOKS) as observer:
+                z = self.module_at(sample)
+            found = self.graph_at(sample)
+            self.compare_values(sample, found, z)
+            if bool(z.isfinite().all()):
+                break
+        self.compare_alone(sample, z)
+        own = bool(observer.seen or own_functions(z))
+        if self.trained and (own or not self.large):
+            self.compare_gradients(sample, found, z, COTANGENTS if own else COTANGENTS[:1])
+        for scale in SCALES if own and self.trained else ():
+            for positive in (False, True):
+                sample = self.draw(16, scale, positive)
+                found, z = self.graph_at(sample), self.module_at(sample)
+                self.compare_gradients(sample, found, z, COTANGENTS)
+
+    def draw(self, samples: int, scale: float, positive: bool) -> Sample:
+        """Normal inputs, and parameters moved by a tenth of their size; their absolute values if need be."""
+
+        def normal(like: Tensor, *shape: int) -> Tensor:
+            drawn = torch.randn(*shape, generator=self.generator)
+            return (drawn.abs() + 0.1 if positive else drawn).to(like)
+
+        inputs = tuple(scale * normal(x, samples, *x.shape[1:]) for x in self.examples)
+        parameters = {}
+        for name, p in self.trained.items():
+            p = p.detach()
+            if not self.large or p.ndim < 2 or not bool(p.flatten()[:1000].any()):
+                size = max(float(p.square().mean().sqrt()), 0.1) if p.numel() else 0.0
+                p = p + 0.1 * size * (scale if p.ndim < 2 else 1.0) * normal(p, *p.shape)
+            parameters[name] = p.detach().requires_grad_()
+        return Sample(inputs, parameters)
+
+    def module_at(self, sample: Sample) -> Tensor:
+        """The module's output as rows; inputs are copies, for ``forward`` may write into them."""
+        inputs = tuple(x.clone() for x in sample.inputs)
+        try:
+            z: Tensor = functional_call(self.module, sample.parameters, inputs)
+        except Exception as error:
+            raise TraceError(
+                message(
+                    f"{self.name} fails on a random batch of {inputs[0].shape[0]} samples, where it could be "
+                    f"traced: {type(error).__name__}: {error}",
+                    instead="let forward take any batch [N, ...] of finite numbers",
+                )
+            ) from error
+        return z.reshape(inputs[0].shape[0], -1)
+
+    def graph_at(self, sample: Sample) -> Tensor:
+        """The graph's output as rows."""
+        flat = tuple(x.flatten(start_dim=1) for x in sample.inputs)
+        return Network(self.traced)(sample.parameters, flat)
+
+    # comparisons
+
+    def compare_values(self, sample: Sample, found: Tensor, expected: Tensor) -> None:
+        """``found`` by the graph against ``expected`` by the module."""
+        if not difference([found], [expected], lambda: [self.module_at(sample.nudged())]):
+            return
+        if difference([self.module_at(sample)], [expected]):
+            raise TraceError(
+                message(
+                    f"{self.name} computes something else at every call on the same inputs",
+                    where=f"forward of {self.name}",
+                    instead="take random numbers, counters and other state out of forward",
+                )
+            )
+        raise InternalError(
+            message(
+                f"the traced graph and {self.name} compute different outputs",
+                where=f"forward of {self.name}",
+                instead="if forward depends on its inputs and parameters alone, this is a fault of gncompile: "
+                "please report the module",
+            )
+        )
+
+    def compare_alone(self, sample: Sample, expected: Tensor) -> None:
+        """A sample in a batch of its own against its row in a larger one."""
+        alone = Sample(tuple(x[:1] for x in sample.inputs), sample.parameters)
+        try:
+            z = self.module_at(alone)
+        except TraceError:
+            return  # it says so itself, to whoever tries
+        if z.shape[1:] != expected.shape[1:] or difference([z], [expected[:1]]):
+            if difference([expected[:1]], [z], lambda: [self.module_at(alone.nudged())]):
+                raise TraceError(
+                    message(
+                        f"{self.name} computes something else for a sample alone than for the same sample in "
+                        "a batch",
+                        where=f"forward of {self.name}",
+                        instead="let no branch depend on the number of samples; squeeze(dim) instead of squeeze()",
+                    )
+                )
+
+    def compare_gradients(
+        self, sample: Sample, found: Tensor, z: Tensor, cotangents: Sequence[float]
+    ) -> None:
+        """Autograd's gradient of the module against the derivative of the graph."""
+        drawn = torch.randn(*z.shape, generator=self.generator).to(z)
+        cotangent = torch.where(z.isfinite(), drawn, 0.0)
+        derivative = self.gradient(sample, found, cotangent)
+
+        def nudged() -> list[Tensor]:
+            return self.gradient(sample, self.module_at(sample.nudged()), cotangent)
+
+        for scale in cotangents:
+            expected = [g / scale for g in self.gradient(sample, z, scale * cotangent)]
+            if error := difference(derivative, expected, nudged):
+                places = places_of(self.module, lambda: self.module_at(sample))
+                raise TraceError(
+                    message(
+                        f"autograd's gradient of {self.name} is not the derivative of what {self.name} "
+                        f"computes, by {100 * error:.2g} %; the compiled gradient would be the derivative",
+                        where="; ".join(places) or f"forward of {self.name}",
+                        instead="remove what changes the gradient: hooks on tensors, and each "
+                        "torch.autograd.Function whose backward is not the derivative of its forward",
+                    )
+                )
+
+    def gradient(self, sample: Sample, z: Tensor, cotangent: Tensor) -> list[Tensor]:
+        """``∂⟨z, cotangent⟩/∂p`` for each parameter moved."""
+        wanted = list(sample.parameters.values())
+        if not z.requires_grad:
+            return [torch.zeros_like(p) for p in wanted]
+        found = torch.autograd.grad(z, wanted, cotangent, retain_graph=True, allow_unused=True)
+        return [torch.zeros_like(p) if g is None else g for p, g in zip(wanted, found, strict=True)]
+
+
+@dataclass
+class Sample:
+    """One random batch, and the parameters it is looked at with."""
+
+    inputs: tuple[Tensor, ...]
+    parameters: dict[str, Tensor]
+
+    def nudged(self) -> Sample:
+        """The same up to rounding, to see how well the network is conditioned there."""
+        moved = tuple(x * (1 + 4 * torch.finfo(x.dtype).eps) for x in self.inputs)
+        return Sample(moved, self.parameters)
+
+
+def check_agreement(module: nn.Module, traced: TracedModel, examples: tuple[Tensor, ...]) -> None:
+    """Raise :class:`~gncompile.errors.TraceError` or ``InternalError`` unless graph and module agree."""
+    if examples[0].dtype not in TOLERANCE or any(t.is_meta for t in module.parameters()):
+        return
+    with torch.enable_grad():
+        Agreement(module, traced, examples).check()
+
+
+def difference(
+    found: Sequence[Tensor],
+    expected: Sequence[Tensor],
+    nudged: Callable[[], Sequence[Tensor]] | None = None,
+) -> float:
+    """The largest relative error; 0.0 within rounding, which ``nudged``, nearly ``expected``, may enlarge."""
+    errors = [_distance(f, e) for f, e in zip(found, expected, strict=True)]
+    sizes = [_norm(e) for e in expected]
+    sizes = [size + 1e-3 * math.hypot(*sizes) for size in sizes]
+    allowed = [TOLERANCE[e.dtype] * size for e, size in zip(expected, sizes, strict=True)]
+    if _within(errors, allowed):
+        return 0.0
+    if nudged is not None:
+        moved = [_distance(f, e) for f, e in zip(nudged(), expected, strict=True)]
+        allowed = [a + _SENSITIVITY * m for a, m in zip(allowed, moved, strict=True)]
+        if _within(errors, allowed):
+            return 0.0
+    return max(error / (size or 1.0) for error, size in zip(errors, sizes, strict=True))
+
+
+def _within(errors: Sequence[float], allowed: Sequence[float]) -> bool:
+    return all(error <= most for error, most in zip(errors, allowed, strict=True))
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    """The norm of the difference where both are finite."""
+    apart = a.detach() - b.detach()
+    return _norm(apart)
+
+
+def _norm(a: Tensor) -> float:
+    """The norm of what is finite; in float64, for a square may overflow float32."""
+    a = a.detach()
+    whole = float(torch.linalg.vector_norm(a, dtype=torch.float64))
+    return whole if math.isfinite(whole) else float(a.double().nan_to_num(0.0, 0.0, 0.0).norm())

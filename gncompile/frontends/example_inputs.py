@@ -1,0 +1,107 @@
+"""Example inputs as users pass them: what is no batch of real numbers is refused, with what to pass instead."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import TraceError, message
+
+
+def checked_examples(
+    module: nn.Module, given: object, dtype: torch.dtype | None = None
+) -> tuple[Tensor, ...]:
+    """One tensor ``[N, ...]`` an argument of forward, all of one floating-point dtype; ``dtype`` casts them.
+
+    Whole numbers are cast only if the module can work with the result.
+    """
+    if not isinstance(module, nn.Module):
+        raise TraceError(
+            message(f"the model is a {type(module).__name__}", instead="pass an nn.Module")
+        )
+    examples = _tensors(module, given)
+    for i, x in enumerate(examples):
+        if x.is_complex():
+            _refuse(module, f"example input {i} is complex ({x.dtype})", "pass real and imaginary parts")
+        if x.layout is not torch.strided:
+            _refuse(module, f"example input {i} is sparse ({x.layout})", "pass it as x.to_dense()")
+    if not all(x.ndim > 0 and x.shape[0] > 0 for x in examples) or (
+        len({x.shape[0] for x in examples}) > 1
+    ):
+        shapes = ", ".join(str(list(x.shape)) for x in examples)
+        _refuse(
+            module,
+            f"the example inputs have shapes {shapes}",
+            "give every input the same batch size N ≥ 1 as its first dimension",
+        )
+    if dtype is not None:
+        return _cast(module, examples, dtype)
+    if len({x.dtype for x in examples}) > 1 or not examples[0].is_floating_point():
+        dtypes = ", ".join(str(x.dtype) for x in examples)
+        _refuse(
+            module,
+            f"the example inputs have dtypes {dtypes}",
+            "convert them to the floating-point dtype of the model's parameters",
+        )
+    return examples
+
+
+def _tensors(module: nn.Module, given: object) -> tuple[Tensor, ...]:
+    """``given`` as a tuple of tensors."""
+    if isinstance(given, Tensor):
+        return (given,)
+    if isinstance(given, Mapping):
+        _refuse(
+            module,
+            f"the example inputs are a {type(given).__name__}",
+            "pass a tuple of tensors [N, ...], in the order of forward's arguments",
+        )
+    parts: Sequence[Any] = list(given) if isinstance(given, list | tuple) else [given]
+    if parts and all(isinstance(x, Tensor) for x in parts):
+        return tuple(parts)
+    kinds = list(dict.fromkeys(type(x).__name__ for x in parts if not isinstance(x, Tensor)))
+    found = f"the example inputs are not tensors but {', '.join(kinds)}"
+    if not parts:
+        _refuse(module, "the example inputs are empty", "pass one tensor a forward argument, [N, ...]")
+    if all(isinstance(x, int) for x in parts) and len(parts) > 1:
+        shape = ", ".join(map(str, parts))
+        _refuse(module, f"{found}: a shape?", f"pass a tensor of that shape, torch.zeros({shape})")
+    if any(hasattr(x, "__array__") for x in parts if not isinstance(x, Tensor)):
+        _refuse(module, found, "convert arrays by torch.as_tensor(x)")
+    _refuse(module, found, "pass one tensor, or a tuple of tensors, [N, ...]")
+
+
+def _cast(module: nn.Module, examples: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    cast = tuple(x.to(dtype) for x in examples)
+    whole = [i for i, x in enumerate(examples) if not x.is_floating_point()]
+    if whole and failure(module, cast) is not None and failure(module, examples) is None:
+        tables = [path for path, m in module.named_modules() if isinstance(m, nn.Embedding)]
+        used = f" (nn.Embedding: {', '.join(map(repr, tables))})" if tables else ""
+        _refuse(
+            module,
+            f"example input {whole[0]} holds whole numbers ({examples[whole[0]].dtype}), and the model needs "
+            f"them as such{used}; the inputs of a compiled network are real numbers",
+            "pass torch.nn.functional.one_hot(...) of them, and replace an embedding by an nn.Linear without "
+            "bias; or compute a frozen embedding outside, and pass its rows as an input",
+        )
+    return cast
+
+
+def failure(module: nn.Module, examples: tuple[Tensor, ...]) -> Exception | None:
+    """What the module itself raises on the inputs, ``None`` if it works."""
+    try:
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module(*(x.detach().clone() for x in examples))
+    except Exception as error:
+        return error
+    return None
+
+
+def _refuse(module: nn.Module, found: str, instead: str) -> NoReturn:
+    where = f"example_inputs of {type(module).__name__}"
+    raise TraceError(message(found, where=where, instead=instead))
