@@ -254,6 +254,9 @@ CREATORS = _words(
     "full full_like new_full new_ones new_zeros ones ones_like scalar_tensor zeros zeros_like"
 )
 
+# of another tensor these want its shape or dtype alone
+SHAPED_AS = _words("expand_as reshape_as type_as view_as")
+
 # sizes that depend on the batch; the importer takes their values from the trace
 SIZES = _words("sym_numel sym_size")
 
@@ -267,6 +270,7 @@ _RECURRENT = "recurrent layers share weights over time steps, which is not suppo
 _POOLING = "a maximum over features is neither linear nor elementwise"
 RANDOM = "random numbers inside the network make the loss a different function at every call"
 _DETACH = "it cuts the gradient, and the compiled gradient would not be the one autograd gives"
+_ASSIGNMENT = "a value is assigned to a part of a tensor"
 _ROUNDING = "its slope is zero wherever it is defined, so nothing below it would learn"
 
 REFUSED: Mapping[str, str] = {
@@ -307,6 +311,10 @@ REFUSED: Mapping[str, str] = {
         _words("floor ceil round trunc fix floor_divide remainder fmod frac"), _ROUNDING
     ),
     "embedding": "embeddings take integer inputs, and the network's inputs must be real numbers",
+    **dict.fromkeys(
+        _words("copy slice_scatter select_scatter index_put fill diagonal_scatter as_strided_scatter"),
+        _ASSIGNMENT,
+    ),
     "bilinear": "a product of two activations through a weight is not an affine layer",
 }
 
@@ -315,6 +323,7 @@ INSTEAD: Mapping[str, str] = {
     _CONVOLUTION: "compute the features of a frozen convolutional trunk once, outside the network under "
     "torch.no_grad(), pass them as its inputs [N, features], and compile the layers above",
     REFUSED["embedding"]: "pass one-hot rows to an nn.Linear without bias, or the rows of a frozen embedding",
+    _ASSIGNMENT: "build the result of its parts by torch.cat or torch.stack, or choose by torch.where",
     RANDOM: "call .eval() where a module draws them, or draw them outside and pass them as an input",
 }
 """What to do instead, for the reasons that have more to tell than the general advice."""

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from .importer import Importer
 
 SAMPLES = (2, 3, 5)
+VALUES = "values of tensors"
 _SIZES = ("size", "sizes", "shape", "length", "repeats", "end")
+_UNFILLED = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 _ALONG_DIAGONALS = ("tril", "triu")
 
 
@@ -89,7 +91,7 @@ def _number_of_samples(importer: Importer, node: fx.Node, args: Args, values: li
     batched = any(getattr(value, "batched", False) for value in values)
     for argument, number in symbolic_numbers(args):
         if number.node.expr.free_symbols - {importer.batch}:
-            return "values of tensors"
+            return VALUES
         rows = argument == "end" and not batched  # the first N rows of a table
         if rows or not is_batch_size(importer, argument, number):
             return "the number of samples"
@@ -116,6 +118,8 @@ def _at(importer: Importer, node: fx.Node, args: Args, rows: int, several: bool)
             f"{op_name(node)} on constants fails: {type(error).__name__}: {error}",
             "compute the constant in __init__ and keep it with register_buffer",
         )
+    if op_name(node) in _UNFILLED and result.is_floating_point():
+        result.fill_(torch.nan)  # whatever memory held is no constant; filled later, it is one
     return list(result) if several else [result]
 
 
@@ -125,7 +129,7 @@ def _settled(
     """What is the same for every sample of every batch; ``shape`` tells where the batch dimension is."""
     symbolic = [place for place, size in enumerate(shape) if isinstance(size, torch.SymInt)]
     if any(shape[place].node.expr.free_symbols - {importer.batch} for place in symbolic):
-        return Varying(node, "values of tensors")
+        return Varying(node, VALUES)
     if not symbolic:
         same = all(equal(tensor, found[0]) for tensor in found)
         return Constant(name, found[0]) if same else Varying(node, "the number of samples")

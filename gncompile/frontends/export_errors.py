@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import traceback
@@ -32,6 +33,9 @@ _OUTSIDE_THE_GRAPH = {
     Tensor.item: "Tensor.item",
     Tensor.tolist: "Tensor.tolist",
 }
+
+# export itself goes through other files of that folder
+_FUNCTORCH = ("_functorch/apis.py", "_functorch/eager_transforms.py", "_functorch/vmap.py")
 
 
 def explain_failure(
@@ -67,6 +71,14 @@ def explain_failure(
                 instead="use torch.where, so that every sample takes the same path",
             )
         )
+    if _inside_functorch(error):
+        return TraceError(
+            message(
+                f"forward uses torch.func ({type(error).__name__}), which no graph of operators can hold",
+                where=where,
+                instead="write the derivative, or the map over samples, out with tensor operators",
+            )
+        )
     if observer.seen:
         what, place = next(iter(observer.seen.items()))
         return TraceError(
@@ -76,14 +88,6 @@ def explain_failure(
                 instead="write the derivative out with tensor operators"
                 if "grad" in what
                 else "keep to tensor operators; torch.where chooses per element",
-            )
-        )
-    if _inside_functorch(error):
-        return TraceError(
-            message(
-                f"forward uses torch.func ({type(error).__name__}), which no graph of operators can hold",
-                where=where,
-                instead="write the derivative, or the map over samples, out with tensor operators",
             )
         )
     if "batch" in text and ("constraint" in text.lower() or "specializ" in text.lower()):
@@ -100,7 +104,7 @@ def explain_failure(
 def _inside_functorch(error: BaseException) -> bool:
     """Whether the error comes out of ``torch.func``."""
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    return any("functorch" in file for file in files)
+    return any(file.endswith(_FUNCTORCH) for file in files)
 
 
 def _fixed_batch(where: str, found: str) -> TraceError:
@@ -118,6 +122,8 @@ def without_graph_dumps() -> Iterator[None]:
     """Keep off stderr the graph that ``torch.export`` prints, once a decorator, before it raises."""
     held = _Held(sys.stderr)
     dumped = ""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    logger.addFilter(_says_where)
     try:
         with redirect_stderr(held):  # type: ignore[type-var]
             yield
@@ -125,8 +131,14 @@ def without_graph_dumps() -> Iterator[None]:
         dumped = str(getattr(error, "partial_fx_graph", ""))
         raise
     finally:
+        logger.removeFilter(_says_where)
         written = "".join(held.parts)
         held.stream.write(written.replace(f"{dumped}\n", "") if dumped else written)
+
+
+def _says_where(record: logging.LogRecord) -> bool:
+    """Not the warning that no line of the user's was found: our error names the line."""
+    return not str(record.msg).startswith("Unable to find user code")
 
 
 class _Held:

@@ -186,7 +186,8 @@ def _without_unused(
                 total += size
             renumbered[here] = index[here] - start + kept[x.name][1]
         start += size
-    return [x for x, _ in kept.values()], renumbered
+    # what only has fills still needs one input, to know the batch size
+    return [x for x, _ in kept.values()] or list(inputs[:1]), renumbered
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:

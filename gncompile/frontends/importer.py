@@ -14,7 +14,7 @@ from torch import fx
 from ..errors import TraceError, message
 from ..functions import number, select
 from . import affine, aten, special, structural
-from .constants import is_batch_size, on_constants, symbolic_numbers
+from .constants import VALUES, is_batch_size, on_constants, symbolic_numbers
 from .fx_nodes import bind, label_of, op_name, origin_of
 from .graph_builder import GraphBuilder
 from .values import (
@@ -135,12 +135,17 @@ class Importer:
     def refuse_varying(self, node: fx.Node, value: Varying) -> NoReturn:
         """An activation meets what was made of the batch size, or of places in the batch."""
         origin, name = origin_of(value.node), op_name(value.node)
+        instead = (
+            "compute it in __init__, and keep it as a buffer or a list of numbers"
+            if value.on == VALUES
+            else "let every sample be computed alike: leave averages over samples to the loss, and pass what "
+            "differs between samples as an input [N, ...]"
+        )
         self.refuse(
             value.node,
             f"the result of {name} depends on {value.on}, and {op_name(node)} brings it into the network"
             + ("" if origin == origin_of(node) else f" at: {origin_of(node)}"),
-            "let every sample be computed alike: leave averages over samples to the loss, and pass what "
-            "differs between samples as an input [N, ...]",
+            instead,
         )
 
     # dispatch
@@ -161,7 +166,7 @@ class Importer:
         varying = next((value for value in values if isinstance(value, Varying)), None)
         if active and varying is not None:
             self.refuse_varying(node, varying)
-        if active:
+        if active and not (name in aten.SHAPED_AS and isinstance(args["self"], Weight | Constant)):
             return self._on_activations(node, name, args)
         if len(values) == 1 and isinstance(values[0], Weight):
             result = on_constants(self, node, args, lambda _: name)
@@ -222,6 +227,12 @@ class Importer:
         shapes = []
         for value in [result] if isinstance(result, torch.Tensor) else result:
             batch, *rest = value.shape if value.ndim else (0,)
+            if any(isinstance(s, torch.SymInt) and s.node.expr.free_symbols - {self.batch} for s in rest):
+                self.refuse(
+                    node,
+                    f"the number of features {op_name(node)} gives depends on values of tensors",
+                    "select features by their numbers, h[:, [0, 2]], instead of by a mask",
+                )
             one_row_a_sample = isinstance(batch, torch.SymInt) and batch.node.expr == self.batch
             if not one_row_a_sample or not all(isinstance(size, int) for size in rest):
                 self.refuse_mixing(node)
@@ -235,10 +246,17 @@ class Importer:
             op_name(node) in aten.SELECTING or op_name(node) in aten.LOGICAL
         )
         if dtype != self.builder.dtype and not mask:
+            masks = any(
+                source.meta["val"].dtype == torch.bool
+                for source in node.all_input_nodes
+                if isinstance(source.meta.get("val"), torch.Tensor)
+            )
             self.refuse(
                 node,
                 f"{op_name(node)} gives {dtype}, while the network's input is {self.builder.dtype}",
-                "keep one floating-point dtype throughout the network",
+                "combine masks with & and |, and count with (h > 0).to(h.dtype)"
+                if masks
+                else "keep one floating-point dtype throughout the network",
             )
 
     # arguments
@@ -329,6 +347,12 @@ class Importer:
             tensor = tensor[0]
         if tensor.ndim > len(shape):
             self.refuse_mixing(node)
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            self.refuse(
+                node,
+                f"{op_name(node)} uses a constant that is not a number everywhere",
+                "fill it with numbers; torch.empty holds whatever was there before",
+            )
         if tensor.numel() == 1:
             return tensor.reshape(1).expand(math.prod(shape))
         return tensor.expand(shape).reshape(-1)

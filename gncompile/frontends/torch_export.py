@@ -17,7 +17,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from ..errors import TraceError, message
 from ..model_graph import TracedModel
 from .agreement import check_agreement
-from .aten import is_known
+from .aten import CREATORS, SIZES, is_known
 from .example_inputs import checked_examples
 from .export_errors import explain_failure, without_graph_dumps
 from .fx_nodes import bind, op_name
@@ -191,12 +191,14 @@ def _check_buffers(program: ExportedProgram) -> None:
 
 
 def _depends_on(node: fx.Node, names: set[str]) -> bool:
-    """Whether any of the named placeholders reaches ``node``."""
+    """Whether the value of any of the named placeholders, and not only its shape, reaches ``node``."""
     seen, todo = {node}, [node]
     while todo:
         current = todo.pop()
         if current.name in names:
             return True
+        if _is_operator(current) and op_name(current) in CREATORS | SIZES:
+            continue
         new = [n for n in current.all_input_nodes if n not in seen]
         seen.update(new)
         todo.extend(new)
