@@ -323,6 +323,7 @@ INSTEAD: Mapping[str, str] = {
     _CONVOLUTION: "compute the features of a frozen convolutional trunk once, outside the network under "
     "torch.no_grad(), pass them as its inputs [N, features], and compile the layers above",
     REFUSED["embedding"]: "pass one-hot rows to an nn.Linear without bias, or the rows of a frozen embedding",
+    _DETACH: "leave it out; buffers and frozen parameters (requires_grad_(False)) are constants without it",
     _ASSIGNMENT: "build the result of its parts by torch.cat or torch.stack, or choose by torch.where",
     RANDOM: "call .eval() where a module draws them, or draw them outside and pass them as an input",
 }

@@ -30,24 +30,31 @@ _OUTSIDE_THE_GRAPH = {
     Tensor.backward: "Tensor.backward",
     Tensor.data.__get__: "Tensor.data",
     Tensor.numpy: "Tensor.numpy",
+}
+
+_NUMBERS = {
     Tensor.item: "Tensor.item",
     Tensor.tolist: "Tensor.tolist",
+    Tensor.__float__: "float(tensor)",
+    Tensor.__int__: "int(tensor)",
 }
 
 # export itself goes through other files of that folder
 _FUNCTORCH = ("_functorch/apis.py", "_functorch/eager_transforms.py", "_functorch/vmap.py")
 
 
-def explain_failure(
-    error: Exception, module: nn.Module, examples: tuple[Tensor, ...], traced: tuple[Tensor, ...]
-) -> TraceError:
-    """The :class:`TraceError` for an exception ``torch.export`` raised on ``traced``.
+def several(examples: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Two rows for one: ``torch.export`` takes a batch of one for a constant."""
+    return tuple(x if x.shape[0] > 1 else torch.cat([x, x]) for x in examples)
 
-    ``examples`` are the inputs as given; ``traced`` has two rows for one.
-    """
+
+def explain_failure(
+    error: Exception, module: nn.Module, examples: tuple[Tensor, ...]
+) -> TraceError:
+    """The :class:`TraceError` for an exception that ``torch.export`` raised, or what it exported."""
     name, text = type(module).__name__, str(error)
     where = str(origin_of_error(error)) if origin_of_error(error).location else f"forward of {name}"
-    with Observer(_OUTSIDE_THE_GRAPH) as observer:
+    with Observer({**_OUTSIDE_THE_GRAPH, **_NUMBERS}) as observer:
         own = failure(module, examples)
     if own is not None:
         works_for_one = failure(module, tuple(x[:1] for x in examples)) is None
@@ -61,16 +68,8 @@ def explain_failure(
                 instead="make module(*example_inputs) work first",
             )
         )
-    if failure(module, traced) is not None:
+    if failure(module, several(examples)) is not None:
         return _fixed_batch(where, f"{name} runs for a batch of 1 and fails for a batch of 2")
-    if any(sign in text.lower() for sign in _CONTROL_FLOW):
-        return TraceError(
-            message(
-                f"control flow in {name} depends on the data, not only on shapes",
-                where=where,
-                instead="use torch.where, so that every sample takes the same path",
-            )
-        )
     if _inside_functorch(error):
         return TraceError(
             message(
@@ -79,15 +78,28 @@ def explain_failure(
                 instead="write the derivative, or the map over samples, out with tensor operators",
             )
         )
-    if observer.seen:
-        what, place = next(iter(observer.seen.items()))
+    for what in (seen for seen in observer.seen if seen not in _NUMBERS.values()):
         return TraceError(
             message(
                 f"forward uses {what}, which no graph of operators can hold",
+                where=observer.seen[what],
+                instead="write derivatives, and maps over samples, out with tensor operators",
+            )
+        )
+    for what, place in observer.seen.items():
+        return TraceError(
+            message(
+                f"forward takes a number out of a tensor ({what}), and goes on with it",
                 where=place,
-                instead="write the derivative out with tensor operators"
-                if "grad" in what
-                else "keep to tensor operators; torch.where chooses per element",
+                instead="keep it a tensor; torch.where chooses per element",
+            )
+        )
+    if any(sign in text.lower() for sign in _CONTROL_FLOW):
+        return TraceError(
+            message(
+                f"control flow in {name} depends on the data, not only on shapes",
+                where=where,
+                instead="use torch.where, so that every sample takes the same path",
             )
         )
     if "batch" in text and ("constraint" in text.lower() or "specializ" in text.lower()):

@@ -9,6 +9,7 @@ import numpy as np
 import sympy
 import torch
 
+from ..functions import number
 from ..model_graph import (
     Affine,
     FixedLinear,
@@ -25,6 +26,9 @@ from ..model_graph import (
 from ..passes.dead_nodes import remove_dead_nodes
 from .fx_nodes import identifier
 from .values import Activation, Weight
+
+
+_FIRST = sympy.Symbol("x", real=True)
 
 
 class GraphBuilder:
@@ -83,6 +87,9 @@ class GraphBuilder:
         fill: float = 0.0,
     ) -> Activation:
         """``y_j = [x_1|x_2|…]_index[j]``; no node when that is the one input in its own order."""
+        if (index < 0).all():  # nothing is selected: a constant, which needs an input of its size
+            x = self.select(label, inputs, np.zeros_like(index), shape, origin)
+            return self.pointwise(label, number(fill), [(_FIRST, x)], [], shape, origin)
         inputs, index = _without_unused(inputs, index)
         if len(inputs) == 1 and np.array_equal(index, np.arange(math.prod(inputs[0].shape))):
             return Activation(inputs[0].name, shape)
@@ -186,8 +193,7 @@ def _without_unused(
                 total += size
             renumbered[here] = index[here] - start + kept[x.name][1]
         start += size
-    # what only has fills still needs one input, to know the batch size
-    return [x for x, _ in kept.values()] or list(inputs[:1]), renumbered
+    return [x for x, _ in kept.values()], renumbered
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -55,6 +55,12 @@ class Importer:
             self.values[node] = found if whole else found[position]  # type: ignore[index]
         elif isinstance(node.target, torch._ops.OpOverload):
             self.values[node] = self._operator(node, op_name(node), self.values_of(bind(node)))
+        elif "functorch" in getattr(node.target, "__module__", ""):
+            self.refuse(
+                node,
+                "torch.func or torch.vmap inside forward has no rule",
+                "write the derivative, or the map over samples, out with tensor operators",
+            )
         else:
             self.refuse(node, f"{node.target} has no rule", "compute it outside the network")
 
@@ -246,7 +252,7 @@ class Importer:
             op_name(node) in aten.SELECTING or op_name(node) in aten.LOGICAL
         )
         if dtype != self.builder.dtype and not mask:
-            masks = any(
+            masks = not dtype.is_floating_point and any(
                 source.meta["val"].dtype == torch.bool
                 for source in node.all_input_nodes
                 if isinstance(source.meta.get("val"), torch.Tensor)

@@ -27,7 +27,8 @@ class Observer(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self.watched:
             stack = "".join(traceback.format_stack()[:-1])
-            self.seen.setdefault(self.watched[func], str(origin_of_stack(stack)))
+            what = "torch.func" if "eager_transforms.py" in stack else self.watched[func]
+            self.seen.setdefault(what, str(origin_of_stack(stack)))
         return func(*args, **(kwargs or {}))
 
 
@@ -43,7 +44,8 @@ def own_functions(z: Tensor) -> list[BackwardCFunction]:
 
 
 def _nodes(z: Tensor) -> Iterator[Any]:
-    seen, todo = set(), [z.grad_fn]
+    with torch._C.DisableTorchFunction():  # an Observer is to see the user's looks at it, not ours
+        seen, todo = set(), [z.grad_fn]
     while todo:
         node = todo.pop()
         if node is None or node in seen:
@@ -58,10 +60,12 @@ def places_of(module: nn.Module, call: Callable[[], Tensor]) -> list[str]:
     path: dict[Any, str] = {}
 
     def claim(name: str) -> Callable[[Any, Any, Any], None]:
-        def hook(_: Any, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor):  # inner modules end first, and keep what they claimed
+        def hook(_: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            if isinstance(output, Tensor):
+                below = {n for x in inputs if isinstance(x, Tensor) for n in own_functions(x)}
                 for node in own_functions(output):
-                    path.setdefault(node, name)
+                    if node not in below:  # inner modules end first, and keep what they claimed
+                        path.setdefault(node, name)
 
         return hook
 

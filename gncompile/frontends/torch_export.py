@@ -11,15 +11,16 @@ from typing import Any, NoReturn
 import sympy
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from ..errors import TraceError, message
+from ..errors import GncompileError, TraceError, message
 from ..model_graph import TracedModel
 from .agreement import check_agreement
 from .aten import CREATORS, SIZES, is_known
 from .example_inputs import checked_examples
-from .export_errors import explain_failure, without_graph_dumps
+from .export_errors import explain_failure, several, without_graph_dumps
 from .fx_nodes import bind, op_name
 from .graph_builder import GraphBuilder
 from .importer import Importer
@@ -50,7 +51,12 @@ def trace(
     """
     examples = checked_examples(module, example_inputs)
     with _ONE_AT_A_TIME:
-        traced = _translated(module, examples, name or type(module).__name__)
+        try:
+            traced = _translated(module, examples, name or type(module).__name__)
+        except GncompileError:
+            raise
+        except Exception as error:
+            raise explain_failure(error, module, examples) from error
         check_agreement(module, traced, examples)
     return traced
 
@@ -89,17 +95,13 @@ def _translated(module: nn.Module, examples: tuple[Tensor, ...], name: str) -> T
 
 def _export(module: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
     """Export with one symbolic batch size shared by all inputs."""
-    # torch.export takes a batch of one for a constant
-    batches = tuple(x if x.shape[0] > 1 else torch.cat([x, x]) for x in examples)
+    batches = several(examples)
     shapes = tuple({0: Dim("batch")} for _ in batches)
-    try:
-        with torch.enable_grad(), warnings.catch_warnings(), without_graph_dumps():
-            warnings.simplefilter("ignore", FutureWarning)
-            return torch.export.export(
-                module, batches, dynamic_shapes=_by_name(module, shapes), strict=False
-            )
-    except Exception as error:
-        raise explain_failure(error, module, examples, batches) from error
+    with torch.enable_grad(), warnings.catch_warnings(), without_graph_dumps():
+        warnings.simplefilter("ignore", FutureWarning)
+        return torch.export.export(
+            module, batches, dynamic_shapes=_by_name(module, shapes), strict=False
+        )
 
 
 def _by_name(module: nn.Module, shapes: tuple[Any, ...]) -> Any:
@@ -176,7 +178,11 @@ def _refuse_region(node: fx.Node, program: ExportedProgram, importer: Importer) 
         "wrap_with_set_grad_enabled": "torch.no_grad() inside forward cuts the gradient",
         "wrap_with_autocast": "torch.autocast inside forward changes the dtype",
     }.get(name, f"the control flow operator {name} has no rule")
-    importer.refuse(place, found, "remove it from forward; torch.where chooses per element")
+    importer.refuse(
+        place,
+        found,
+        "remove it from forward (torch.utils.checkpoint: use_reentrant=False); torch.where chooses per element",
+    )
 
 
 def _check_buffers(program: ExportedProgram) -> None:
@@ -225,6 +231,8 @@ def _bind_placeholders(program: ExportedProgram, module: nn.Module, importer: Im
             importer.values[node] = Constant(target, buffers[target])
         elif target is not None:
             tensor = program.constants[target]
+            if isinstance(tensor, FakeTensor):
+                raise RuntimeError(f"the tensor {target} comes from outside the traced operators")
             literal = float(tensor) if isinstance(tensor, Tensor) and tensor.ndim == 0 else None
             importer.values[node] = Constant(target, tensor, literal)
 
