@@ -93,8 +93,7 @@ def understand(
     if dtype != parameter.dtype:
         model = copy.deepcopy(model).to(dtype)
     examples = checked_examples(model, x, dtype)
-    traced = trace(model, examples, name=type(model).__name__)
-    traced = traced.with_graph(prepare(traced.graph))
+    traced = trace(model, examples, name=type(model).__name__, passes=prepare)
     declared = resolve_loss(loss)
     declared.check_output(traced.graph.output.shape)
     return traced, declared, BatchReader(traced.graph, declared, dtype, parameter.device)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import gncompile
 from gncompile.errors import TraceError
 from gncompile.frontends import trace
 
@@ -285,6 +288,20 @@ def test_updated_buffer() -> None:
     refused(module, "forward changes the buffers count")
 
 
+BAD_INPUTS: dict[Callable[[], object], str] = {
+    lambda: np.zeros((2, 3)): "not tensors but ndarray",
+    lambda: {"x": torch.zeros(2, 3)}: "the example inputs are a dict",
+    lambda: (2, 3): "pass a tensor of that shape, torch.zeros(2, 3)",
+    lambda: (): "the example inputs are empty",
+    lambda: None: "not tensors but NoneType",
+    lambda: torch.zeros(()): "the example inputs have shapes []",
+    lambda: torch.zeros(0, 3): "the example inputs have shapes [0, 3]",
+    lambda: torch.zeros(2, 3, dtype=torch.complex64): "example input 0 is complex",
+    lambda: torch.zeros(2, 3).to_sparse(): "pass it as x.to_dense()",
+    lambda: (torch.zeros(2, 3), torch.zeros(2, 3).double()): "dtypes torch.float32, torch.float64",
+}
+
+
 def test_bad_example_inputs() -> None:
     module = nn.Linear(3, 2)
     with pytest.raises(TraceError, match=r"have dtypes torch.int64"):
@@ -293,6 +310,10 @@ def test_bad_example_inputs() -> None:
         trace(module, (torch.zeros(2, 3), torch.zeros(4, 3)))
     with pytest.raises(TraceError, match=r"the example inputs are not tensors"):
         trace(module, [1.0])  # type: ignore[arg-type]
+    for given, part in BAD_INPUTS.items():
+        with pytest.raises(TraceError, match=re.escape(part)) as caught:
+            trace(module, given())  # type: ignore[arg-type]
+        assert re.search(r"what to do: \w", str(caught.value))
     with pytest.raises(TraceError, match=r"the model is a builtin_function"):
         trace(torch.tanh, torch.zeros(2, 3))  # type: ignore[arg-type]
 
@@ -302,3 +323,114 @@ def test_matrix_too_large() -> None:
     refused(
         module, "cumsum maps 20000 features to 20000", "400,000,000 entries", "reduce the number"
     )
+
+
+class Table(nn.Module):
+    """A number and a category: works on integers, as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(7, 4), nn.Linear(7, 2)
+
+    def forward(self, x: Tensor, category: Tensor) -> Tensor:
+        return self.head(torch.cat([x, self.table(category)], dim=1))
+
+
+def test_whole_numbers_the_model_needs() -> None:
+    inputs = torch.randn(5, 3), torch.randint(7, (5,))
+    with pytest.raises(TraceError) as caught:
+        gncompile.compile(Table(), "mse", inputs)
+    text = str(caught.value)
+    assert "example input 1 holds whole numbers (torch.int64)" in text
+    assert "nn.Embedding: 'table'" in text
+    assert "one_hot" in text
+    assert "fails" not in text
+
+
+def test_whole_numbers_as_numbers() -> None:
+    module = nn.Sequential(nn.Linear(3, 2))
+    trainer = gncompile.compile(module, "mse", torch.ones(2, 3, dtype=torch.uint8), tune="off")
+    x = torch.arange(6).reshape(2, 3)
+    assert torch.allclose(trainer.predict(x), module(x.float()))
+
+
+# several obstacles at once
+
+
+def test_all_obstacles_at_once() -> None:
+    module = nn.Sequential(
+        nn.Linear(4, 4),
+        nn.PReLU(),
+        nn.Linear(4, 4),
+        nn.BatchNorm1d(4),
+        nn.Dropout(),
+        nn.Linear(4, 2),
+    )
+    text = refused(module, "cannot be compiled, for 3 reasons", "the slope '1.weight' of prelu")
+    assert "freeze its 3.weight and 3.bias" in text
+    assert "module '4'" in text
+    module[3].eval()
+    module[4].eval()
+    text = refused(module, "for 2 reasons", "'3.weight' is used in batch_norm, and so is '3.bias'")
+    module.requires_grad_(False)
+    module[0].requires_grad_(True)
+    trace(module, torch.randn(3, 4))
+
+
+def test_tied_autoencoder() -> None:
+    module = Function(lambda self, h: functional.linear(torch.tanh(h), self.fc.weight.t()))
+    refused(module, "the parameter 'fc.weight' is used twice (weight tying)")
+
+
+def test_recurrence_from_zeros() -> None:
+    class Recurrence(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.step, self.state = nn.Linear(3, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.zeros(x.shape[0], 4)
+            for time in range(2):
+                h = torch.tanh(self.step(x[:, time]) + self.state(h))
+            return h
+
+    text = refused(Recurrence(), "on what does not depend on the network's input", shape=(2, 3))
+    assert "'step.weight' is used twice" in text
+
+
+def test_frozen_trunk() -> None:
+    refused(
+        nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten(), nn.Linear(9, 1)),
+        "convolutions are not supported yet",
+        "features of a frozen convolutional trunk once",
+        shape=(2, 5),
+    )
+
+
+def test_selection_by_a_mask() -> None:
+    module = Function(lambda self, h: h[:, torch.tensor([True, False, True, True])])
+    refused(module, "the number of features index gives depends on values", "h[:, [0, 2]]")
+
+
+def test_assignment_to_a_part() -> None:
+    def forward(module: Function, h: Tensor) -> Tensor:
+        h[:, 0] = 0
+        return h
+
+    refused(Function(forward), "a value is assigned to a part of a tensor", "torch.cat")
+
+
+def test_graph_of_a_failed_export_is_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    refused(Function(lambda self, h: h if h.sum() > 0 else -h), "control flow")
+    assert capfd.readouterr().err == ""
+
+
+def test_what_forward_prints_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    def forward(module: Function, h: Tensor) -> Tensor:
+        print("here", file=sys.stderr)
+        return h if h.sum() > 0 else -h
+
+    refused(Function(forward), "control flow")
+    printed = capfd.readouterr().err
+    assert "here" in printed
+    assert "aten" not in printed

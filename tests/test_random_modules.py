@@ -60,7 +60,9 @@ MOVES: dict[str, Step] = {
     "every second": lambda p, h: torch.cat([h[:, ::2], h[:, 1::2].sin()], dim=1),
     "index": lambda p, h: h[:, [-1, 0, 0]],
     "matrix": lambda p, h: torch.stack([h, h.cos()], dim=2).transpose(1, 2).flatten(1),
-    "rows": lambda p, h: torch.cat([h, h], 1).view(h.shape[0], 2, -1).permute(0, 2, 1).reshape(len_of(h), -1),
+    "rows": lambda p, h: (
+        torch.cat([h, h], 1).view(h.shape[0], 2, -1).permute(0, 2, 1).reshape(len_of(h), -1)
+    ),
     "pad": lambda p, h: functional.pad(h, (1, 2), value=0.5)[:, 1:-1],
     "repeat": lambda p, h: h.repeat(1, 2) * torch.cat([h, h.tanh()], 1),
     "narrow": lambda p, h: h.narrow(1, 0, max(1, h.shape[1] // 2)),
@@ -74,7 +76,9 @@ LINEAR: dict[str, Step] = {
     "cumsum": lambda p, h: h.cumsum(1) / h.shape[1],
     "pool": lambda p, h: functional.avg_pool1d(torch.cat([h, h.sin()], 1)[:, None], 2)[:, 0],
     "einsum": lambda p, h: torch.einsum("ni,i->ni", h, torch.ones(h.shape[1], dtype=h.dtype)),
-    "bmm": lambda p, h: torch.bmm(h[:, None], torch.ones(h.shape[0], h.shape[1], 2, dtype=h.dtype))[:, 0] / 2,
+    "bmm": lambda p, h: (
+        torch.bmm(h[:, None], torch.ones(h.shape[0], h.shape[1], 2, dtype=h.dtype))[:, 0] / 2
+    ),
     "triangle": lambda p, h: torch.stack([h, h + 1], 1).tril().sum(1),
 }
 
@@ -138,7 +142,11 @@ class Program(nn.Module):
             elif recipe.step in ("product", "sum of two"):
                 k = values[recipe.other]
                 size = min(h.shape[1], k.shape[1])
-                h = h[:, :size] * k[:, :size].tanh() if recipe.step == "product" else h[:, :size] - k[:, :size]
+                h = (
+                    h[:, :size] * k[:, :size].tanh()
+                    if recipe.step == "product"
+                    else h[:, :size] - 0.7 * k[:, :size]
+                )
             else:
                 h = STEPS[recipe.step](self, h)
             values.append(h[:, :12])
@@ -168,12 +176,12 @@ def program(seed: int) -> Program:
     return Program(recipes, (draw.randint(1, 4), draw.randint(1, 4))).double()
 
 
-STEPS_A_PROGRAM = 6
-PROGRAMS = 16
+STEPS_A_PROGRAM = 9
+PROGRAMS = 10
 
 
 def test_programs_have_every_step() -> None:
-    assert STEPS_A_PROGRAM * PROGRAMS >= 2 * len(STEPS)
+    assert 2 * len(STEPS) <= STEPS_A_PROGRAM * PROGRAMS
 
 
 @pytest.mark.parametrize("seed", range(PROGRAMS))
@@ -187,7 +195,7 @@ def test_random_program(seed: int) -> None:
             torch.randn(samples, w, generator=generator, dtype=torch.float64) for w in widths
         )
 
-    trainer = gncompile.compile(module, "mse", batch(3), tune="off")
+    trainer = gncompile.compile(module, "mse", batch(3), method="sgd", tune="off")
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for samples in (1, 2, 7):
         x, y = batch(samples), torch.randn(samples, 2, generator=generator, dtype=torch.float64)
@@ -198,7 +206,7 @@ def test_random_program(seed: int) -> None:
         found = trainer.gradients(x, y)
         for name, gradient in zip(trained, expected, strict=True):
             assert_close(found[name], gradient, 1e-9, f"gradient of {name}, {module.recipes}")
-        direction = {n: torch.randn(p.shape, generator=generator).double() for n, p in trained.items()}
-        at = {name: p.detach() for name, p in trained.items()}
-        tangent = jvp(lambda p, x=x: functional_call(module, p, x), (at,), (direction,))[1]  # type: ignore[misc]
-        assert_close(trainer.rop(x, direction), tangent, 1e-9, f"tangent, {module.recipes}")
+    direction = {n: torch.randn(p.shape, generator=generator).double() for n, p in trained.items()}
+    at = {name: p.detach() for name, p in trained.items()}
+    tangent = jvp(lambda p: functional_call(module, p, x), (at,), (direction,))[1]
+    assert_close(trainer.rop(x, direction), tangent, 1e-9, f"tangent, {module.recipes}")

@@ -251,7 +251,7 @@ LINEAR = _words(
 )
 
 CREATORS = _words(
-    "full full_like new_full new_ones new_zeros ones ones_like scalar_tensor zeros zeros_like"
+    "empty empty_like new_empty full full_like new_full new_ones new_zeros ones ones_like scalar_tensor zeros zeros_like"
 )
 
 # of another tensor these want its shape or dtype alone
@@ -312,7 +312,9 @@ REFUSED: Mapping[str, str] = {
     ),
     "embedding": "embeddings take integer inputs, and the network's inputs must be real numbers",
     **dict.fromkeys(
-        _words("copy slice_scatter select_scatter index_put fill diagonal_scatter as_strided_scatter"),
+        _words(
+            "copy slice_scatter select_scatter index_put fill diagonal_scatter as_strided_scatter"
+        ),
         _ASSIGNMENT,
     ),
     "bilinear": "a product of two activations through a weight is not an affine layer",
@@ -322,7 +324,9 @@ REFUSED: Mapping[str, str] = {
 INSTEAD: Mapping[str, str] = {
     _CONVOLUTION: "compute the features of a frozen convolutional trunk once, outside the network under "
     "torch.no_grad(), pass them as its inputs [N, features], and compile the layers above",
-    REFUSED["embedding"]: "pass one-hot rows to an nn.Linear without bias, or the rows of a frozen embedding",
+    REFUSED[
+        "embedding"
+    ]: "pass one-hot rows to an nn.Linear without bias, or the rows of a frozen embedding",
     _DETACH: "leave it out; buffers and frozen parameters (requires_grad_(False)) are constants without it",
     _ASSIGNMENT: "build the result of its parts by torch.cat or torch.stack, or choose by torch.where",
     RANDOM: "call .eval() where a module draws them, or draw them outside and pass them as an input",

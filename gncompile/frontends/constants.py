@@ -141,9 +141,7 @@ def _settled(
     return Varying(node, "a sample's position in the batch")
 
 
-def concrete(
-    importer: Importer, value: Any, rows: int, dtype: torch.dtype | None = None
-) -> Any:
+def concrete(importer: Importer, value: Any, rows: int, dtype: torch.dtype | None = None) -> Any:
     """A leaf argument for running an operator on ``rows`` samples, floating tensors as ``dtype``."""
     if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
         return number_at(importer, value, rows)

@@ -26,7 +26,9 @@ def checked_examples(
     examples = _tensors(module, given)
     for i, x in enumerate(examples):
         if x.is_complex():
-            _refuse(module, f"example input {i} is complex ({x.dtype})", "pass real and imaginary parts")
+            _refuse(
+                module, f"example input {i} is complex ({x.dtype})", "pass real and imaginary parts"
+            )
         if x.layout is not torch.strided:
             _refuse(module, f"example input {i} is sparse ({x.layout})", "pass it as x.to_dense()")
     if not all(x.ndim > 0 and x.shape[0] > 0 for x in examples) or (
@@ -66,7 +68,9 @@ def _tensors(module: nn.Module, given: object) -> tuple[Tensor, ...]:
     kinds = list(dict.fromkeys(type(x).__name__ for x in parts if not isinstance(x, Tensor)))
     found = f"the example inputs are not tensors but {', '.join(kinds)}"
     if not parts:
-        _refuse(module, "the example inputs are empty", "pass one tensor a forward argument, [N, ...]")
+        _refuse(
+            module, "the example inputs are empty", "pass one tensor a forward argument, [N, ...]"
+        )
     if all(isinstance(x, int) for x in parts) and len(parts) > 1:
         shape = ", ".join(map(str, parts))
         _refuse(module, f"{found}: a shape?", f"pass a tensor of that shape, torch.zeros({shape})")
@@ -75,7 +79,9 @@ def _tensors(module: nn.Module, given: object) -> tuple[Tensor, ...]:
     _refuse(module, found, "pass one tensor, or a tuple of tensors, [N, ...]")
 
 
-def _cast(module: nn.Module, examples: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+def _cast(
+    module: nn.Module, examples: tuple[Tensor, ...], dtype: torch.dtype
+) -> tuple[Tensor, ...]:
     cast = tuple(x.to(dtype) for x in examples)
     whole = [i for i, x in enumerate(examples) if not x.is_floating_point()]
     if whole and failure(module, cast) is not None and failure(module, examples) is None:

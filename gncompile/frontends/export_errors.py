@@ -60,7 +60,9 @@ def explain_failure(
         works_for_one = failure(module, tuple(x[:1] for x in examples)) is None
         if examples[0].shape[0] > 1 and works_for_one:
             size = examples[0].shape[0]
-            return _fixed_batch(where, f"{name} runs for a batch of 1 and fails for a batch of {size}")
+            return _fixed_batch(
+                where, f"{name} runs for a batch of 1 and fails for a batch of {size}"
+            )
         return TraceError(
             message(
                 f"{name} itself fails on the example inputs: {type(own).__name__}: {own}",

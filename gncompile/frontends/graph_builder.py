@@ -27,7 +27,6 @@ from ..passes.dead_nodes import remove_dead_nodes
 from .fx_nodes import identifier
 from .values import Activation, Weight
 
-
 _FIRST = sympy.Symbol("x", real=True)
 
 

@@ -233,7 +233,10 @@ class Importer:
         shapes = []
         for value in [result] if isinstance(result, torch.Tensor) else result:
             batch, *rest = value.shape if value.ndim else (0,)
-            if any(isinstance(s, torch.SymInt) and s.node.expr.free_symbols - {self.batch} for s in rest):
+            if any(
+                isinstance(s, torch.SymInt) and s.node.expr.free_symbols - {self.batch}
+                for s in rest
+            ):
                 self.refuse(
                     node,
                     f"the number of features {op_name(node)} gives depends on values of tensors",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import sympy
@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from ..errors import GncompileError, TraceError, message
-from ..model_graph import TracedModel
+from ..model_graph import ModelGraph, TracedModel
 from .agreement import check_agreement
 from .aten import CREATORS, SIZES, is_known
 from .example_inputs import checked_examples
@@ -30,13 +30,18 @@ from .values import Activation, Constant, Weight
 
 
 def trace(
-    module: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], *, name: str | None = None
+    module: nn.Module,
+    example_inputs: Tensor | tuple[Tensor, ...],
+    *,
+    name: str | None = None,
+    passes: Callable[[ModelGraph], ModelGraph] = lambda graph: graph,
 ) -> TracedModel:
     """Translate a module into a graph of affine, fixed linear, selecting and pointwise nodes.
 
     ``example_inputs`` is one tensor ``[N, ...]`` a forward argument; only shapes and dtype matter, and any
     ``N ≥ 1`` gives the same graph. The module's parameters are shared, not copied, and its train or eval
-    mode is taken as it is. ``name`` defaults to the module's class name.
+    mode is taken as it is. ``name`` defaults to the module's class name. What ``passes`` make of the graph
+    is compared with the module on a few random samples (:mod:`gncompile.frontends.agreement`).
 
     Raises :class:`~gncompile.errors.TraceError`, naming module and source line, for whatever is not a
     feedforward network of such nodes: an operator without a rule, samples that influence each other, a
@@ -57,6 +62,7 @@ def trace(
             raise
         except Exception as error:
             raise explain_failure(error, module, examples) from error
+        traced = traced.with_graph(passes(traced.graph))
         check_agreement(module, traced, examples)
     return traced
 
