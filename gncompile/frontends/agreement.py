@@ -119,8 +119,8 @@ class Agreement:
             message(
                 f"the traced graph and {self.name} compute different outputs",
                 where=f"forward of {self.name}",
-                instead="if forward depends on its inputs and parameters alone, this is a fault of gncompile: "
-                "please report the module",
+                instead="if forward depends on its inputs and parameters alone, this is a fault of "
+                "gncompile: please report the module",
             )
         )
 

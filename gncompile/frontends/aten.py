@@ -251,7 +251,8 @@ LINEAR = _words(
 )
 
 CREATORS = _words(
-    "empty empty_like new_empty full full_like new_full new_ones new_zeros ones ones_like scalar_tensor zeros zeros_like"
+    "empty empty_like full full_like new_empty new_full new_ones new_zeros ones ones_like scalar_tensor "
+    "zeros zeros_like"
 )
 
 # of another tensor these want its shape or dtype alone

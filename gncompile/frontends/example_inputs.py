@@ -1,4 +1,4 @@
-"""Example inputs as users pass them: what is no batch of real numbers is refused, with what to pass instead."""
+"""Example inputs as users pass them: what is no batch of real numbers is refused, with a remedy."""
 
 from __future__ import annotations
 
@@ -74,9 +74,13 @@ def _tensors(module: nn.Module, given: object) -> tuple[Tensor, ...]:
     if all(isinstance(x, int) for x in parts) and len(parts) > 1:
         shape = ", ".join(map(str, parts))
         _refuse(module, f"{found}: a shape?", f"pass a tensor of that shape, torch.zeros({shape})")
-    if any(hasattr(x, "__array__") for x in parts if not isinstance(x, Tensor)):
-        _refuse(module, found, "convert arrays by torch.as_tensor(x)")
-    _refuse(module, found, "pass one tensor, or a tuple of tensors, [N, ...]")
+    arrays = any(hasattr(x, "__array__") for x in parts if not isinstance(x, Tensor))
+    instead = (
+        "convert arrays by torch.as_tensor(x)"
+        if arrays
+        else "pass one tensor, or a tuple of tensors"
+    )
+    return _refuse(module, found, f"{instead}, [N, ...]")
 
 
 def _cast(

@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
@@ -28,7 +28,7 @@ _CONTROL_FLOW = (
 _OUTSIDE_THE_GRAPH = {
     torch.autograd.grad: "torch.autograd.grad",
     Tensor.backward: "Tensor.backward",
-    Tensor.data.__get__: "Tensor.data",
+    Tensor.data.__get__: "Tensor.data",  # type: ignore[attr-defined]
     Tensor.numpy: "Tensor.numpy",
 }
 
@@ -80,22 +80,8 @@ def explain_failure(
                 instead="write the derivative, or the map over samples, out with tensor operators",
             )
         )
-    for what in (seen for seen in observer.seen if seen not in _NUMBERS.values()):
-        return TraceError(
-            message(
-                f"forward uses {what}, which no graph of operators can hold",
-                where=observer.seen[what],
-                instead="write derivatives, and maps over samples, out with tensor operators",
-            )
-        )
-    for what, place in observer.seen.items():
-        return TraceError(
-            message(
-                f"forward takes a number out of a tensor ({what}), and goes on with it",
-                where=place,
-                instead="keep it a tensor; torch.where chooses per element",
-            )
-        )
+    if observer.seen:
+        return _outside_the_graph(observer.seen)
     if any(sign in text.lower() for sign in _CONTROL_FLOW):
         return TraceError(
             message(
@@ -111,6 +97,27 @@ def explain_failure(
             f"torch.export cannot trace {name}: {text.strip().splitlines()[0] if text else error!r}",
             where=where,
             instead="make forward traceable by torch.export.export",
+        )
+    )
+
+
+def _outside_the_graph(seen: Mapping[str, str]) -> TraceError:
+    """Calls that leave no trace in a graph, with their places."""
+    calls = [what for what in seen if what not in _NUMBERS.values()]
+    if calls:
+        return TraceError(
+            message(
+                f"forward uses {calls[0]}, which no graph of operators can hold",
+                where=seen[calls[0]],
+                instead="write derivatives, and maps over samples, out with tensor operators",
+            )
+        )
+    what, place = next(iter(seen.items()))
+    return TraceError(
+        message(
+            f"forward takes a number out of a tensor ({what}), and goes on with it",
+            where=place,
+            instead="keep it a tensor; torch.where chooses per element",
         )
     )
 
@@ -139,7 +146,7 @@ def without_graph_dumps() -> Iterator[None]:
     logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     logger.addFilter(_says_where)
     try:
-        with redirect_stderr(held):  # type: ignore[type-var]
+        with redirect_stderr(held):
             yield
     except Exception as error:
         dumped = str(getattr(error, "partial_fx_graph", ""))

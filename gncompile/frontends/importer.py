@@ -52,7 +52,7 @@ class Importer:
             source, position = node.args
             found = self.values[source]  # type: ignore[index]
             whole = isinstance(found, Varying | Refused)
-            self.values[node] = found if whole else found[position]  # type: ignore[index]
+            self.values[node] = found if whole else found[position]
         elif isinstance(node.target, torch._ops.OpOverload):
             self.values[node] = self._operator(node, op_name(node), self.values_of(bind(node)))
         elif "functorch" in getattr(node.target, "__module__", ""):
@@ -106,7 +106,7 @@ class Importer:
                 node,
                 f"the trainable parameter {weight.name!r} is used in {op_name(node)}{so}, on what does not "
                 "depend on the network's input",
-                "feed layers from the input: a first step from a state of zeros is the layer's bias alone; or "
+                "feed layers from the input: a step from a state of zeros is the layer's bias alone; or "
                 "freeze it with requires_grad_(False)",
             )
         self.refuse(
@@ -196,10 +196,9 @@ class Importer:
         if name == "batch_norm":
             return special.batch_norm(self, node, args)
         shapes = self.sample_shapes(node)
-        for argument, number in symbolic_numbers(args):
-            sizes = name in aten.ALIASES or is_batch_size(self, argument, number)
-            if not sizes:
-                self._refuse_number(node, number)
+        for argument, symbolic in symbolic_numbers(args):
+            if name not in aten.ALIASES and not is_batch_size(self, argument, symbolic):
+                self._refuse_number(node, symbolic)
         if name in aten.COMPARISONS:
             rule, positive = aten.COMPARISONS[name]
             return Condition(self.pointwise(node, name, args, shapes[0], rule), positive)

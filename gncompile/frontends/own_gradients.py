@@ -34,7 +34,7 @@ class Observer(TorchFunctionMode):
 
 HOOKS = {
     Tensor.register_hook: "Tensor.register_hook",
-    Tensor.grad_fn.__get__: "Tensor.grad_fn",
+    Tensor.grad_fn.__get__: "Tensor.grad_fn",  # type: ignore[union-attr]
 }
 
 

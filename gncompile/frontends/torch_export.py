@@ -187,7 +187,8 @@ def _refuse_region(node: fx.Node, program: ExportedProgram, importer: Importer) 
     importer.refuse(
         place,
         found,
-        "remove it from forward (torch.utils.checkpoint: use_reentrant=False); torch.where chooses per element",
+        "remove it from forward (torch.utils.checkpoint: use_reentrant=False); torch.where chooses per "
+        "element",
     )
 
 
