@@ -86,7 +86,8 @@ class GraphBuilder:
         fill: float = 0.0,
     ) -> Activation:
         """``y_j = [x_1|x_2|…]_index[j]``; no node when that is the one input in its own order."""
-        if index.size and (index < 0).all():  # nothing is selected: a constant, which needs an input of its size
+        if index.size and (index < 0).all():
+            # nothing is selected: a constant, which needs an input of its size
             x = self.select(label, inputs, np.zeros_like(index), shape, origin)
             return self.pointwise(label, number(fill), [(_FIRST, x)], [], shape, origin)
         inputs, index = _without_unused(inputs, index)
