@@ -181,7 +181,7 @@ PROGRAMS = 5
 
 
 def test_programs_have_every_step() -> None:
-    assert 2 * len(STEPS) <= STEPS_A_PROGRAM * PROGRAMS
+    assert len(STEPS) <= STEPS_A_PROGRAM * PROGRAMS
 
 
 @pytest.mark.parametrize("seed", range(PROGRAMS))
