@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -72,6 +73,15 @@ class DataSplit:
                 validation_x if self.validation_y is self.validation_x else cast(self.validation_y)
             ),
         )
+
+
+    def digest(self) -> str:
+        """A hash of all numbers, their types and shapes."""
+        found = hashlib.sha256()
+        for tensor in (self.train_x, self.train_y, self.validation_x, self.validation_y):
+            found.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
+            found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return found.hexdigest()
 
 
 def load(spec: DataSpec) -> DataSplit:

@@ -43,11 +43,16 @@ KINDS = ("cpu", "cuda", "interpreter")
 
 def this_device(kind: str = "cpu") -> Device:
     """The device of a kind that is current in this process; ``GncompileError`` if there is none."""
+    require_kind(kind)
+    return graphics_processor() if kind == "cuda" else processor(kind)
+
+
+def require_kind(kind: str) -> None:
+    """Raise ``GncompileError`` unless there is such a kind of device."""
     if kind not in KINDS:
         raise GncompileError(
             message(f"unknown kind of device {kind!r}", instead=f"use one of {', '.join(KINDS)}")
         )
-    return graphics_processor() if kind == "cuda" else processor(kind)
 
 
 def graphics_processor(index: int | None = None) -> Device:
