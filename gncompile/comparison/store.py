@@ -138,9 +138,7 @@ def tidy(runs: Iterable[Run]) -> str:
     table.writerow(COLUMNS)
     for run in runs:
         head = (run.task, run.optimiser, spelled(run.setting), run.seed, run.budget, run.status)
-        table.writerows(
-            (*map(in_cell, head), *dataclasses.astuple(point)) for point in run.points
-        )
+        table.writerows((*map(in_cell, head), *dataclasses.astuple(point)) for point in run.points)
     return text.getvalue()
 
 

@@ -89,7 +89,9 @@ def _depth(value: object) -> int:
 # --- Options ---------------------------------------------------------------------------------------
 
 
-_OPTIONS = tuple(f.name for f in dataclasses.fields(Settings) if f.name not in Training.model_fields)
+_OPTIONS = tuple(
+    f.name for f in dataclasses.fields(Settings) if f.name not in Training.model_fields
+)
 _PLACE = ("backend", "precision")
 """Options that are no settings but say how the step is run."""
 _TAKEN = ("model", "loss", "example_inputs")

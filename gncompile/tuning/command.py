@@ -42,7 +42,10 @@ def check(effort: str, budget: str | None, kind: str) -> None:
     require_kind(kind)
     if budget is not None and seconds(budget) and not budget.strip()[-1].isalpha():
         raise GncompileError(
-            message(f"the budget {budget!r} has no unit", instead=f"give it as {budget.strip()}s or {budget.strip()}m")
+            message(
+                f"the budget {budget!r} has no unit",
+                instead=f"give it as {budget.strip()}s or {budget.strip()}m",
+            )
         )
 
 
