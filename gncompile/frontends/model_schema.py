@@ -34,7 +34,7 @@ from ..data import DataSpec
 Size = Annotated[int, Field(gt=0, le=10**9)]
 Index = Annotated[int, Field(ge=0, lt=10**9)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-MAX_NODES = 1000
+MAX_NODES = 400
 """Of one model file; compiling takes longer than in proportion to them."""
 Interval = tuple[float, float]
 EVERYWHERE = (-math.inf, math.inf)

@@ -23,6 +23,8 @@ from .store import Entry, Store, Unreadable, folder, import_file, parse
 from .tuner import BUDGETS, Tuned, bench_of, tune_step
 
 Print = Callable[[str], None]
+LISTED = 500
+"""Settings of a store that are printed."""
 
 
 def seconds(text: str) -> float:
@@ -158,9 +160,11 @@ def list_stores(say: Print) -> None:
                 *(e.kernel, sizes(e.shape), e.dtype, shown(e.options), e.effort),
                 "" if store.current(e) else "stale: " + ", ".join(_pairs(e)),
             ]
-            for e in content.entries
+            for e in content.entries[:LISTED]
         ]
         say(aligned(rows))
+        if len(content.entries) > LISTED:
+            say(f"and {len(content.entries) - LISTED} more; --explain OPERATION shows those of one")
 
 
 def explain(kernel: str, kind: str, say: Print) -> None:
@@ -173,7 +177,9 @@ def explain(kernel: str, kind: str, say: Print) -> None:
             message(f"no tuned settings for {kernel!r}", where=str(store.path),
                     instead=f"tune a model first; the operations there are: {known}")
         )  # fmt: skip
-    for e in entries:
+    if len(entries) > LISTED:
+        say(f"the first {LISTED} of {len(entries)} shapes")
+    for e in entries[:LISTED]:
         say(f"{e.key}, {e.effort}, {', '.join(_pairs(e))}: {shown(e.options)}")
         if e.note:
             say(f"  {e.note}")
