@@ -25,6 +25,8 @@ EXACT = 2**53
 def load_file(spec: DataSpec) -> DataSplit:
     """The data of a user's file; :class:`~gncompile.errors.DataError` if missing or malformed."""
     try:
+        if "\0" in spec.name:
+            raise ValueError("a NUL character")
         path = Path(spec.name).expanduser()
         there, size = path.is_file(), path.stat().st_size if path.exists() else 0
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, an unknown user
