@@ -44,7 +44,8 @@ def _check(spec: DataSpec) -> None:
     counts = {"train": spec.train, "validation": spec.validation}
     wrong = {name: n for name, n in counts.items() if n is not None and not _whole(n, 1)}
     wrong |= {} if _whole(spec.seed, 0) else {"seed": spec.seed}
-    wrong |= {"shape": n for n in spec.shape or () if not _whole(n, 1)}
+    if not all(_whole(n, 1) for n in spec.shape or ()):
+        wrong["shape"] = next(n for n in spec.shape or () if not _whole(n, 1))
     for name, value in wrong.items():
         least = 0 if name == "seed" else 1
         raise DataError(

@@ -1,4 +1,4 @@
-"""From arrays ``x, y`` to a :class:`~gncompile.data_spec.DataSplit`: checked, divided, flat, numbers as they were."""
+"""From arrays ``x, y`` to training and validation data: checked, divided, flat, and the numbers they were."""
 
 from __future__ import annotations
 

@@ -46,9 +46,9 @@ Count = Annotated[int, Field(gt=0)]
 class Started(BaseModel):
     """How a run was started, as its folder keeps it.
 
-    Paths of the model file are relative to ``base`` and may lead into ``data_root``; ``data`` is the digest of
-    what was read there. It has to be the same when the run goes on, so a folder of somebody else cannot have
-    other files trained on.
+    Paths of the model file are relative to ``base`` and may lead into ``data_root``; ``data`` is the digest
+    of what was read there. It has to be the same when the run goes on, so a folder of somebody else cannot
+    have other files trained on.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -340,12 +340,12 @@ def load_data(file: ModelFile) -> DataSplit:
 def _misfit(file: ModelFile, part: str, y: torch.Tensor, outputs: int, error: BatchError) -> str:
     """Why the loss cannot take these targets, in terms of the model file."""
     kind = "labels" if not y.is_floating_point() else f"{y.shape[1]} numbers a sample"
-    remedy = "change the last of layers, or the last node, in [network]; target or targets in [data]; or [loss]"
     first = str(error).split("\n  what to do:")[0]
     return message(
         f"the loss cannot take the {part} targets, {kind}, of a network with {outputs} outputs\n{first}",
         where=str(file.path),
-        instead=remedy,
+        instead="change the last of layers, or the last node, in [network]; target or targets in [data]; "
+        "or [loss]",
     )
 
 

@@ -87,9 +87,11 @@ class Contest:
     def run(self, task: Task, optimiser: Optimiser, setting: Setting, seed: int) -> Run:
         """One run, made or found."""
         path = file_of(self.folder, task.name, optimiser.name, setting, seed, str(self.budget))
-        if path.is_file() and (kept := read(path)).environment.get("clock") == self.clock:
+        if path.is_file():
+            kept = read(path)
             # Names that differ may share a file.
-            if (kept.task, kept.optimiser, kept.seed) == (task.name, optimiser.name, seed):
+            same = (kept.task, kept.optimiser, kept.seed) == (task.name, optimiser.name, seed)
+            if same and kept.environment.get("clock") == self.clock:
                 return kept
         made = run(task, optimiser, setting, seed, self.budget, self.clock, self.points)
         label = f"{task.name}: {optimiser.name} {spelled(setting)}, seed {seed}"

@@ -119,7 +119,7 @@ def _check_options(training: Training, path: Path) -> None:
 
 def _mistakes(error: ValidationError) -> list[str]:
     """All mistakes in our words, those left out that only follow from others."""
-    problems = [dict(problem) for problem in error.errors(include_url=False)]
+    problems: list[dict[str, Any]] = [dict(each) for each in error.errors(include_url=False)]
     places = [problem["loc"] for problem in problems]
     first = [
         problem

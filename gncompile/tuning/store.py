@@ -1,9 +1,9 @@
 """The store of tuned settings: one JSON file for every kind of device.
 
 It lies in the folder of the switch ``tuning``, by default in the cache. Reading never fails: a file that is
-damaged, foreign or unreadable holds nothing, and a note says so; before settings are written in its place it
-is kept aside. What is read is checked within bounds, for a store may be somebody else's. Writing merges what is new into what the
-file holds by then, under a lock, and replaces it in one step; so many processes may tune at once.
+damaged, foreign or unreadable holds nothing, and a note says so. What is read is checked within bounds, for
+it may be somebody else's. Writing merges what is new into what the file holds by then, under a lock, and
+replaces it in one step; so many processes may tune at once. A damaged file is kept aside first.
 
 A setting is used only for the code, dtype, precision, device and versions that it was measured with. Its
 shape is the wanted one or else the nearest in the same bucket: every size rounded to a power of two.
