@@ -93,16 +93,13 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a model file and write a run folder."""
-    from .frontends.model_file import load_model_file
-    from .run_folder import free_folder
     from .training_run import TrainingRun
 
     if updates is not None and epochs is not None:
         raise typer.BadParameter("give --updates or --epochs, not both")
-    folder = out or free_folder(Path("runs"), load_model_file(file, data_root=data_root).name)
     run = TrainingRun.start(
         file,
-        folder,
+        out,
         updates=updates,
         epochs=epochs,
         seed=seed,

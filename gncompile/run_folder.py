@@ -55,6 +55,10 @@ _TEMPORARY = re.compile(
 )
 
 
+class InUse(GncompileError):
+    """The folder has another run's files, or another process has it."""
+
+
 class RunFolder:
     """The files of one run under ``path``; every method writes completely or not at all."""
 
@@ -97,6 +101,25 @@ class RunFolder:
             raise
         return folder
 
+    @classmethod
+    def create_in(
+        cls,
+        parent: Path,
+        name: str,
+        model_file: Path,
+        settings: Mapping[str, Any],
+        content: bytes | None = None,
+        fill: Callable[[RunFolder], object] = lambda folder: None,
+    ) -> RunFolder:
+        """The same in the first :func:`free_folder`, also where other processes look for one."""
+        while True:
+            path = free_folder(parent, name)
+            try:
+                return cls.create(path, model_file, settings, content, fill)
+            except InUse:
+                if not path.exists():  # not taken by another run
+                    raise
+
     def _require_free(self) -> None:
         """Raise unless the folder is absent, empty, or was left by a process that died making it."""
         if not self.path.exists():
@@ -106,7 +129,7 @@ class RunFolder:
             found = {name for name in found if not _TEMPORARY.fullmatch(name)}
             if not found or (LOCK in found and found <= UNFINISHED):
                 return
-        raise GncompileError(
+        raise InUse(
             message(
                 f"the run folder {str(self.path)!r} is in use",
                 instead=f"choose another one, or go on with: gncompile resume {self.path}",
@@ -141,7 +164,7 @@ class RunFolder:
         try:
             lock.acquire()
         except Timeout:
-            raise GncompileError(
+            raise InUse(
                 message(
                     f"the run folder {str(self.path)!r} is in use by another process",
                     instead="wait until that has ended, or stop it",

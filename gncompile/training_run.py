@@ -132,7 +132,7 @@ class TrainingRun:
     def start(
         cls,
         model_file: Path,
-        folder: Path,
+        folder: Path | None,
         *,
         updates: int | None = None,
         epochs: int | None = None,
@@ -142,7 +142,7 @@ class TrainingRun:
         progress: bool = True,
         data_root: Path | None = None,
     ) -> TrainingRun:
-        """A fresh run; arguments that are not None go before the model file.
+        """A fresh run in ``folder``, by default ``runs/NAME``; arguments but None go before the file.
 
         The folder is made last, and with a checkpoint: whatever can be found wrong before the first update
         leaves none behind, and whenever a run is killed it can be resumed.
@@ -163,12 +163,11 @@ class TrainingRun:
             "data_root": None if data_root is None else str(data_root.absolute()),
         }
         batches = Batches(data.train_x, data.train_y, training.batch_size, seed)
-        run_folder = RunFolder.create(
-            folder,
-            model_file,
-            settings,
-            content=file.content,
-            fill=lambda made: trainer.save(made.checkpoint),
+        how = model_file, settings, file.content, lambda made: trainer.save(made.checkpoint)
+        run_folder = (
+            RunFolder.create_in(Path("runs"), file.name, *how)
+            if folder is None
+            else RunFolder.create(folder, *how)
         )
         return cls(
             file, run_folder, Started.of(run_folder), trainer, data, batches, progress, fresh=True

@@ -56,6 +56,11 @@ def fenced(text: str) -> str:
     return f"{fence}text\n{text.rstrip()}\n{fence}"
 
 
+def in_picture(text: str) -> str:
+    """``text`` for a label of a plot, where a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")
+
+
 def in_cell(value: object) -> object:
     """A value for a table's cell; text that a spreadsheet would compute gets an apostrophe before it."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_LIVE) else value
@@ -88,6 +93,13 @@ def is_plain_file(path: Path) -> bool:
         return stat.S_ISREG(path.lstat().st_mode)
     except (OSError, ValueError):
         return False
+
+
+def require_no_link(path: Path) -> None:
+    """Raise where a link is, so that nothing is written to where it leads."""
+    if path.is_symlink():
+        found = f"{shown(str(path))} is a link, and nothing is written through links"
+        raise GncompileError(message(found, instead="choose another folder, or remove the link"))
 
 
 def own_folder(path: Path) -> Path:

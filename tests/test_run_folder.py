@@ -95,6 +95,13 @@ def test_one_of_many_processes_gets_a_new_folder(tmp_path: Path) -> None:
             worker.join()
 
 
+def test_two_runs_of_one_name(tmp_path: Path) -> None:
+    model = tmp_path / "my.toml"
+    model.write_text("# a model")
+    made = [RunFolder.create_in(tmp_path / "runs", "a/b", model, {}).path.name for _ in range(3)]
+    assert made == ["a-b", "a-b-2", "a-b-3"]
+
+
 def test_a_creation_that_died_leaves_a_free_folder(tmp_path: Path) -> None:
     model = tmp_path / "my.toml"
     model.write_text("# a model")

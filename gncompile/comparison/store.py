@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 
 from ..errors import DataError, message
 from ..files import atomic_write
-from ..untrusted import in_cell, own_folder, slug
+from ..untrusted import in_cell, require_no_link, slug
 
 Status = Literal["done", "diverged", "failed", "not run"]
 COLUMNS = (
@@ -108,7 +108,7 @@ def write(folder: Path, run: Run) -> Path:
     lines = [json.dumps(_plain(line)) for line in (header, *points)]
     path = file_of(folder, run.task, run.optimiser, run.setting, run.seed, run.budget)
     for place in (path.parent.parent, path.parent):
-        own_folder(place)
+        require_no_link(place)
     return atomic_write(path, "\n".join(lines) + "\n")
 
 

@@ -261,7 +261,14 @@ class Transfer(Record):
     expression: str
     parameters: dict[Name, float] = {}
     domain: Interval = EVERYWHERE
-    doc: str = ""
+    doc: Annotated[str, Field(max_length=2000)] = ""
+
+    @field_validator("doc")
+    @classmethod
+    def _text(cls, doc: str) -> str:
+        if not all(c.isprintable() or c in "\n\t" for c in doc):
+            raise ValueError("a text without control characters")
+        return doc
 
     @field_validator("domain")
     @classmethod

@@ -50,7 +50,6 @@ MAX_BYTES = 64 << 20
 """Of a store that is read."""
 MAX_ENTRIES = 20_000
 MAX_TEXT = 2000
-"""Characters of a reason or a note."""
 
 
 def _lines(text: str) -> str:
