@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from .errors import GncompileError, InternalError
+from .command_errors import explained
+from .errors import GncompileError, InternalError, message
 
 if TYPE_CHECKING:
     from .training_run import TrainingRun
@@ -27,22 +28,56 @@ app = typer.Typer(
 )
 
 ModelPath = Annotated[Path, typer.Argument(metavar="FILE", help="A TOML model file.")]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        exists=True,
+        file_okay=False,
+        help="Files named in FILE may lie in DIR, too; else beside FILE only.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; errors of ours are printed as text, without a traceback."""
-    errors = Console(stderr=True)
+    """Run the command line; whatever goes wrong is printed as text, without a traceback."""
     try:
         app(arguments, prog_name="gncompile")
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return 130
     except GncompileError as error:
         label = "internal error" if isinstance(error, InternalError) else "error"
-        errors.print(f"{label}: {error}", markup=False, highlight=False, soft_wrap=True)
+        _complain(f"{label}: {error}")
         return 1
-    except KeyboardInterrupt:
-        errors.print("interrupted")
-        return 130
+    except Exception as error:
+        _complain(explained(error))
+        return 1
     return 0
+
+
+def _complain(text: str) -> None:
+    errors = Console(stderr=True)
+    visible = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    errors.print(visible, markup=False, highlight=False, soft_wrap=True)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from . import __version__
+
+        _print(f"gncompile {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Compile a feedforward network and a loss into a second-order trainer."""
 
 
 @app.command()
@@ -54,25 +89,24 @@ def train(
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of weights and order.")] = None,
     method: Annotated[str | None, typer.Option(help="Curvature method, as kfra.")] = None,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Updates between checkpoints.")] = 20,
+    data_root: DataRoot = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a model file and write a run folder."""
-    from .frontends.model_file import load_model_file
-    from .run_folder import free_folder
     from .training_run import TrainingRun
 
     if updates is not None and epochs is not None:
         raise typer.BadParameter("give --updates or --epochs, not both")
-    folder = out or free_folder(Path("runs"), load_model_file(file).name)
     run = TrainingRun.start(
         file,
-        folder,
+        out,
         updates=updates,
         epochs=epochs,
         seed=seed,
         method=method,
         checkpoint_every=checkpoint_every,
         progress=not quiet,
+        data_root=data_root,
     )
     _finish(run)
 
@@ -80,12 +114,13 @@ def train(
 @app.command()
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder written by train.")],
+    data_root: DataRoot = None,
     quiet: Quiet = False,
 ) -> None:
     """Go on with an interrupted training from its last checkpoint."""
     from .training_run import TrainingRun
 
-    _finish(TrainingRun.resume(run, progress=not quiet))
+    _finish(TrainingRun.resume(run, not quiet, data_root))
 
 
 @app.command()
@@ -98,6 +133,7 @@ def explain(
     latex: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a LaTeX article instead.")
     ] = None,
+    data_root: DataRoot = None,
 ) -> None:
     """Print what is derived and compiled for a model file, or write it as a report."""
     from .frontends.model_file import load_model_file
@@ -105,7 +141,8 @@ def explain(
 
     if layer is not None and (html or latex):
         raise typer.BadParameter("--html and --latex report the whole network: leave --layer out")
-    model_file = load_model_file(file)
+    _require_other(file, latex)
+    model_file = load_model_file(file, data_root=data_root)
     trainer = compile_file(model_file)
     if html:
         _print(str(trainer.report(html, model_file.name)[0]))
@@ -122,23 +159,24 @@ def explain(
 def emit(
     file: ModelPath,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the source.")],
+    data_root: DataRoot = None,
 ) -> None:
     """Write the generated source of a model file's training step."""
     from .frontends.model_file import load_model_file
     from .training_run import compile_file
 
-    for path in compile_file(load_model_file(file)).emit(out):
+    for path in compile_file(load_model_file(file, data_root=data_root)).emit(out):
         _print(str(path))
 
 
 @app.command()
-def verify(file: ModelPath) -> None:
+def verify(file: ModelPath, data_root: DataRoot = None) -> None:
     """Check the rules derived for a model file against torch.func, in float64."""
     from .frontends.model_file import load_model_file
     from .training_run import example
     from .verification import verify as verify_model
 
-    model_file = load_model_file(file)
+    model_file = load_model_file(file, data_root=data_root)
     report = verify_model(model_file.build(), model_file.loss, example(model_file))
     _print(report.to_text())
     if not report.ok:
@@ -160,6 +198,7 @@ def compare(
         bool, typer.Option(help="Search the others' learning rates, a run for each.")
     ] = True,
     out: Annotated[Path | None, typer.Option(help="Folder; default runs/NAME-compare.")] = None,
+    data_root: DataRoot = None,
 ) -> None:
     """Train a model file with several optimisers; write tables, plots and JSON.
 
@@ -168,13 +207,17 @@ def compare(
     from .comparison.model_file import compare as compare_file
     from .comparison.running import Budget
     from .frontends.model_file import load_model_file
+    from .untrusted import slug
 
     if updates is not None and seconds is not None:
         raise typer.BadParameter("give --updates or --seconds, not both")
     budget = Budget(updates, "u") if updates is not None else Budget(seconds or 30.0, "s")
-    folder = out or Path("runs") / f"{load_model_file(file).name}-compare"
     names = [name.strip() for name in optimisers.split(",") if name.strip()]
-    _print("\n" + compare_file(file, names, folder, budget, seeds, search, report=_print))
+    if not names:
+        raise typer.BadParameter("--optimisers names none")
+    loaded = load_model_file(file, data_root=data_root)
+    folder = out or Path("runs") / f"{slug(loaded.name, 'model')}-compare"
+    _print("\n" + compare_file(loaded, names, folder, budget, seeds, search, report=_print))
     _print(f"\n{folder / 'report.md'}")
 
 
@@ -209,6 +252,7 @@ def tune(
         str | None, typer.Option(metavar="NAME", help="Of a dry run: one kind of launch, or one.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Launches a dry run compiles.")] = 4,
+    data_root: DataRoot = None,
     quiet: Quiet = False,
 ) -> None:
     """Choose by measurement how a model file's step is computed here, or look after what was chosen."""
@@ -219,16 +263,19 @@ def tune(
         raise typer.BadParameter(
             "give one of FILE, --export, --import, --list, --explain and --clear"
         )
+    command.check(effort, budget, device)
     if dry_run:
         if file is None:
             raise typer.BadParameter("--dry-run needs a model file")
         from .tuning.dry_run import dry_run_file
 
-        dry_run_file(file, target, kernel, limit, not quiet, _print)
+        dry_run_file(file, target, kernel, limit, not quiet, _print, data_root)
         return
     if target is not None or kernel is not None:
         raise typer.BadParameter("--target and --kernel are for --dry-run")
-    if file is not None and not command.tune_file(file, effort, budget, not quiet, _print):
+    if file is not None and not command.tune_file(
+        file, effort, budget, not quiet, _print, data_root
+    ):
         raise typer.Exit(130)
     if export is not None:
         command.export_store(export, device, _print)
@@ -248,6 +295,7 @@ def transfer(
     file: Annotated[
         Path | None, typer.Option(help="Also know the functions of this model file.")
     ] = None,
+    data_root: DataRoot = None,
 ) -> None:
     """Print what is derived from a transfer function, and what kind of function it is."""
     from .transfer import transfer_names
@@ -257,7 +305,7 @@ def transfer(
     if file is not None:
         from .frontends.model_file import load_model_file
 
-        own = load_model_file(file).transfers
+        own = load_model_file(file, data_root=data_root).transfers
     if name is None:
         _print("\n".join([*own, *(known for known in transfer_names() if known not in own)]))
     else:
@@ -284,7 +332,16 @@ def _finish(run: TrainingRun) -> None:
         _print(f"stopped after {run.trainer.updates} updates; go on with: gncompile resume {path}")
         raise typer.Exit(130) from None
     for path in sorted(run.folder.path.iterdir()):
-        _print(str(path))
+        if not path.name.startswith("."):
+            _print(str(path))
+
+
+def _require_other(given: Path, written: Path | None) -> None:
+    """Refuse to replace what a command reads."""
+    if written is not None and written.exists() and written.samefile(given):
+        raise GncompileError(
+            message(f"{str(written)!r} would be replaced", instead="write to another file")
+        )
 
 
 def _print(text: str) -> None:

@@ -7,86 +7,55 @@
 
 from __future__ import annotations
 
-import csv
-import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 
 from .curves import SIDE, curves
+from .data_files import ARCHIVES
+from .data_spec import DataSpec, DataSplit
+from .data_split import load_file, permutation, split
 from .errors import CheckpointError, DataError, expected_got, message, nearest
+from .memory_budget import require_memory
+from .untrusted import shown
 
-Target = Literal["input", "label", "value"]
-Array = np.ndarray[Any, np.dtype[Any]]
-
-
-@dataclass(frozen=True)
-class DataSpec:
-    """Which data, and what the network has to produce from it.
-
-    ``name`` is ``"curves"``, ``"mnist"``, or a file (in a model file, relative to the model file's folder).
-    ``target``: ``"input"`` (an autoencoder), ``"label"`` (class numbers), ``"value"`` (numbers). Default:
-    curves ``"input"``, mnist ``"label"``, files ``"value"``. ``train`` and ``validation`` are numbers of
-    samples, default everything the set has; CURVES has 20,000 and 10,000 as published.
-    ``targets`` names the target columns of a CSV file; ``shape`` says how a flat sample is laid out.
-    """
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
-    name: str
-    target: Target | None = None
-    train: int | None = None
-    validation: int | None = None
-    seed: int = 0
-    targets: tuple[str, ...] = ()
-    shape: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True)
-class DataSplit:
-    """Flat samples ``[N, size]`` and their targets; ``shape`` is one sample's own layout, ``(28, 28)``."""
-
-    train_x: torch.Tensor
-    train_y: torch.Tensor
-    validation_x: torch.Tensor
-    validation_y: torch.Tensor
-    shape: tuple[int, ...]
-
-    def to(self, dtype: torch.dtype) -> DataSplit:
-        """The same data with floating point tensors in ``dtype``; labels stay integers."""
-
-        def cast(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-        train_x, validation_x = cast(self.train_x), cast(self.validation_x)
-        return replace(
-            self,
-            train_x=train_x,
-            train_y=train_x if self.train_y is self.train_x else cast(self.train_y),
-            validation_x=validation_x,
-            validation_y=(
-                validation_x if self.validation_y is self.validation_x else cast(self.validation_y)
-            ),
-        )
+__all__ = ["NAMED", "READERS", "Batches", "DataSpec", "DataSplit", "load"]
 
 
 def load(spec: DataSpec) -> DataSplit:
     """The training and validation data of ``spec``; :class:`DataError` if missing or malformed."""
+    _check(spec)
     if spec.name in NAMED:
         return NAMED[spec.name](spec)
-    suffix = Path(spec.name).suffix
-    if suffix in READERS:
-        return _load_file(spec, READERS[suffix])
+    if Path(spec.name).suffix in READERS:
+        return load_file(spec)
     raise DataError(
         message(
-            f"unknown data set {spec.name!r}. {nearest(spec.name, NAMED)}".rstrip(),
+            f"unknown data set {shown(spec.name)}. {nearest(spec.name, NAMED)}".rstrip(),
             instead=f"use one of {', '.join(NAMED)}, or a file ending in {', '.join(READERS)}",
         )
     )
+
+
+def _check(spec: DataSpec) -> None:
+    """Raise for numbers that no data set can have."""
+    counts = {"train": spec.train, "validation": spec.validation}
+    wrong = {name: n for name, n in counts.items() if n is not None and not _whole(n, 1)}
+    wrong |= {} if _whole(spec.seed, 0) else {"seed": spec.seed}
+    if not all(_whole(n, 1) for n in spec.shape or ()):
+        wrong["shape"] = next(n for n in spec.shape or () if not _whole(n, 1))
+    for name, value in wrong.items():
+        least = 0 if name == "seed" else 1
+        raise DataError(
+            message(f"{name} = {value} is no number from {least}", where="[data]",
+                    instead=f"give a whole number from {least}, or leave it out")
+        )  # fmt: skip
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 1 << 63
 
 
 # --- Named sets ----------------------------------------------------------------------------------
@@ -101,6 +70,11 @@ def _load_curves(spec: DataSpec) -> DataSplit:
                 instead='write target = "input", or leave it out',
             )
         )
+    for count in (spec.train or 0, spec.validation or 0):
+        require_memory(
+            2 * 4 * SIDE**2 * count, f"{count} images of CURVES", where="[data]",
+            instead="ask for fewer", error=DataError,
+        )  # fmt: skip
     train = curves(20_000 if spec.train is None else spec.train, spec.seed, "train")
     count = 10_000 if spec.validation is None else spec.validation
     validation = curves(count, spec.seed, "validation")
@@ -114,205 +88,18 @@ def _load_mnist(spec: DataSpec) -> DataSplit:
     train_x, train_y = mnist.read("train")
     held_x, held_y = mnist.read("t10k")
     arrays = {"x": train_x, "y": train_y, "validation_x": held_x, "validation_y": held_y}
-    return _split(replace(spec, target=spec.target or "label", shape=(28, 28)), arrays, "MNIST")
-
-
-# --- Files ---------------------------------------------------------------------------------------
-
-
-def _load_file(spec: DataSpec, read: Callable[[Path, DataSpec], dict[str, Array]]) -> DataSplit:
-    path = Path(spec.name).expanduser()
-    if not path.is_file():
-        raise DataError(
-            message(
-                f"no data file {spec.name!r}",
-                where=f"looked at {path.absolute()}",
-                instead="check the path; a relative path is taken from the model file's folder",
-            )
-        )
-    try:
-        arrays = read(path, spec)
-    except DataError:
-        raise
-    except Exception as error:  # whatever a damaged file makes numpy, zipfile or safetensors raise
-        raise DataError(
-            message(f"cannot read the data file: {error}", where=str(path), instead=_FORMAT)
-        ) from error
-    return _split(replace(spec, target=spec.target or "value"), arrays, str(path))
-
-
-_FORMAT = (
-    "store numbers as arrays x [N, ...] and y [N] or [N, K], optionally validation_x and validation_y "
-    "(.npz, .safetensors), or as a table with one header line (.csv)"
-)
-
-
-def _read_npz(path: Path, spec: DataSpec) -> dict[str, Array]:
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
-
-
-def _read_safetensors(path: Path, spec: DataSpec) -> dict[str, Array]:
-    from safetensors.numpy import load_file
-
-    return dict(load_file(path))
-
-
-def _read_csv(path: Path, spec: DataSpec) -> dict[str, Array]:
-    with path.open(newline="", encoding="utf-8") as file:
-        header = [name.strip() for name in next(csv.reader(file), [])]
-        table = np.loadtxt(file, delimiter=",", ndmin=2, dtype=np.float64)
-    for name in spec.targets:
-        if name not in header:
-            raise DataError(
-                message(
-                    f"no column {name!r}. {nearest(name, header)}".rstrip(),
-                    where=f"targets in [data], and the header of {path}",
-                    instead=f"use the file's columns: {', '.join(header)}",
-                )
-            )
-    if spec.target != "input" and not spec.targets:
-        raise DataError(
-            message(
-                "a CSV file needs its target columns named",
-                where=str(path),
-                instead='write targets = ["column"] in [data], or target = "input"',
-            )
-        )
-    y = [header.index(name) for name in spec.targets]
-    x = [column for column in range(len(header)) if column not in y]
-    return {"x": table[:, x], "y": table[:, y]}
+    return split(replace(spec, target=spec.target or "label", shape=(28, 28)), arrays, "MNIST")
 
 
 NAMED: Mapping[str, Callable[[DataSpec], DataSplit]] = {
     "curves": _load_curves,
     "mnist": _load_mnist,
 }
-READERS: Mapping[str, Callable[[Path, DataSpec], dict[str, Array]]] = {
-    ".npz": _read_npz,
-    ".safetensors": _read_safetensors,
-    ".csv": _read_csv,
-}
-
-
-def _split(spec: DataSpec, arrays: dict[str, Array], where: str) -> DataSplit:
-    """Tensors from ``x, y`` and, if present, ``validation_x, validation_y``; else a tenth is held out."""
-    needed = ["x"] if spec.target == "input" else ["x", "y"]
-    for name in needed:
-        if name not in arrays:
-            raise DataError(
-                message(
-                    f"no array {name!r}\n{expected_got(', '.join(needed), ', '.join(arrays) or 'none')}",
-                    where=where,
-                    instead=_FORMAT,
-                )
-            )
-    if "validation_x" not in arrays:
-        arrays = _hold_out(spec, arrays, needed, where)
-    train = _samples(spec, arrays, "", spec.train, where)
-    held_out = _samples(spec, arrays, "validation_", spec.validation, where)
-    if train[0].shape[1] != held_out[0].shape[1]:
-        raise DataError(
-            message(
-                "training and validation samples differ in size\n"
-                + expected_got(f"{train[0].shape[1]} features", f"{held_out[0].shape[1]} features"),
-                where=where,
-            )
-        )
-    shape = spec.shape or tuple(arrays["x"].shape[1:]) or (1,)
-    if math.prod(shape) != train[0].shape[1]:
-        raise DataError(
-            message(
-                "shape does not fit the samples\n"
-                + expected_got(f"{train[0].shape[1]} features", f"{list(shape)}"),
-                where="shape in [data]",
-            )
-        )
-    return DataSplit(*train, *held_out, shape)
-
-
-def _hold_out(
-    spec: DataSpec, arrays: dict[str, Array], names: list[str], where: str
-) -> dict[str, Array]:
-    """Divide the rows, in an order that depends on the seed only, into training and validation."""
-    rows = len(arrays["x"])
-    if any(len(arrays[name]) != rows for name in names):
-        raise DataError(
-            message(f"x has {rows} samples, y has {len(arrays['y'])}", where=where, instead=_FORMAT)
-        )
-    held = max(1, rows // 10) if spec.validation is None else spec.validation
-    if not 0 < held < rows:
-        raise DataError(
-            message(
-                f"cannot hold {held} of {rows} samples out for validation",
-                where=where,
-                instead="give fewer, or provide validation_x",
-            )
-        )
-    order = _permutation(rows, spec.seed, 0)
-    parts: dict[str, Array] = {}
-    for name in names:
-        parts[name] = arrays[name][order[held:]]
-        parts[f"validation_{name}"] = arrays[name][order[:held]]
-    return parts
-
-
-def _samples(
-    spec: DataSpec, arrays: dict[str, Array], prefix: str, count: int | None, where: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first ``count`` samples, flat, and their targets as ``spec.target`` says."""
-    x = arrays[f"{prefix}x"]
-    if count is not None and not 0 < count <= len(x):
-        raise DataError(
-            message(
-                f"{count} samples asked for, but there are {len(x)}",
-                where=f"{prefix}x of {where}",
-                instead="lower train or validation in [data]",
-            )
-        )
-    count = len(x) if count is None else count
-    if x.dtype == np.uint8:  # images
-        flat = torch.from_numpy(x[:count].reshape(count, -1)).to(torch.float32) / 255
-    else:
-        flat = torch.from_numpy(np.ascontiguousarray(x[:count].reshape(count, -1), np.float32))
-    if not torch.isfinite(flat).all():
-        raise DataError(
-            message("samples contain NaN or infinite values", where=f"{prefix}x of {where}")
-        )
-    if spec.target == "input":
-        return flat, flat
-    y = arrays.get(f"{prefix}y")
-    if y is None or len(y) != len(x):
-        found = "missing" if y is None else f"{len(y)} targets for {len(x)} samples"
-        raise DataError(message(f"{prefix}y: {found}", where=where, instead=_FORMAT))
-    return flat, _targets(spec, y[:count], f"{prefix}y of {where}")
-
-
-def _targets(spec: DataSpec, y: Array, where: str) -> torch.Tensor:
-    if spec.target == "value":
-        return torch.from_numpy(np.ascontiguousarray(y.reshape(len(y), -1), np.float32))
-    labels = y.reshape(-1)
-    if len(labels) != len(y) or not np.array_equal(labels, np.floor(labels)) or labels.min() < 0:
-        raise DataError(
-            message(
-                "labels must be one whole number >= 0 a sample",
-                where=where,
-                instead='use target = "value" for other targets',
-            )
-        )
-    return torch.from_numpy(labels.astype(np.int64))
+READERS = (*ARCHIVES, ".csv")
+"""Suffixes of the files that can be read."""
 
 
 # --- Minibatches ---------------------------------------------------------------------------------
-
-
-def _permutation(count: int, seed: int, epoch: int) -> Array:
-    """A permutation of ``range(count)`` that depends on ``(seed, epoch)`` only.
-
-    Sorting uniform numbers keeps it the same across numpy's versions; its own shuffles may change.
-    """
-    stream = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
-    return np.argsort(stream.random(count), kind="stable")
 
 
 class Batches:
@@ -377,7 +164,7 @@ class Batches:
 
     def _permutation(self) -> torch.Tensor:
         if self._order is None or self._order[0] != self.epoch:
-            order = _permutation(len(self.x), self.seed, self.epoch)
+            order = permutation(len(self.x), self.seed, self.epoch)
             self._order = self.epoch, torch.from_numpy(order).to(self.x.device)
         return self._order[1]
 

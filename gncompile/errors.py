@@ -91,5 +91,7 @@ def nearest(name: str, known: object) -> str:
     """``Did you mean 'x'?`` for the known name closest to ``name``, or an empty string."""
     import difflib
 
+    if len(name) > 200:  # takes time in proportion to the square of the length
+        return ""
     close = difflib.get_close_matches(name, [str(k) for k in known], n=1)  # type: ignore[attr-defined]
     return f"Did you mean {close[0]!r}?" if close else ""

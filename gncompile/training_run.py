@@ -10,22 +10,73 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .data import Batches, DataSplit, load
 from .environment import environment, table
-from .errors import ModelFileError, expected_got, message
+from .errors import (
+    BatchError,
+    CheckpointError,
+    GncompileError,
+    ModelFileError,
+    expected_got,
+    message,
+)
+from .files import atomic_path
 from .frontends.model_file import ModelFile, load_model_file
+from .frontends.model_schema import Seed
+from .losses import resolve_loss
 from .output_bias import set_output_bias
 from .run_folder import RunFolder
+from .untrusted import fenced, in_markdown
 
 if TYPE_CHECKING:
     from .optimiser.trainer import Trainer
 
 SHOWN = 12  # images in the picture of reconstructions
 EVALUATED = 5000  # training samples in the reported training loss
+
+
+Count = Annotated[int, Field(gt=0)]
+
+
+class Started(BaseModel):
+    """How a run was started, as its folder keeps it.
+
+    Paths of the model file are relative to ``base`` and may lead into ``data_root``; ``data`` is the digest
+    of what was read there. It has to be the same when the run goes on, so a folder of somebody else cannot
+    have other files trained on.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    base: str
+    updates: Count | None
+    epochs: Count | None
+    seed: Seed
+    checkpoint_every: Count
+    data: str
+    data_root: str | None
+
+    @classmethod
+    def of(cls, folder: RunFolder) -> Started:
+        """What ``run.json`` says; :class:`~gncompile.errors.CheckpointError` unless it makes sense."""
+        try:
+            started = cls.model_validate(folder.settings)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            found = f"run.json is damaged at {'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise CheckpointError(
+                message(found, where=str(folder.path), instead="start the run again")
+            ) from None
+        if (started.updates is None) == (started.epochs is None):
+            raise CheckpointError(
+                message("run.json does not say how long to train", where=str(folder.path))
+            )
+        return started
 
 
 class Stopped(KeyboardInterrupt):
@@ -59,7 +110,7 @@ def trainer_options(file: ModelFile) -> dict[str, Any]:
 
 def example(file: ModelFile, samples: int = 2) -> torch.Tensor:
     """Inputs of the right shape and dtype, to trace the network with."""
-    return torch.zeros(samples, file.input_size, dtype=file.dtype)
+    return torch.zeros(1, file.input_size, dtype=file.dtype).expand(samples, -1)
 
 
 @dataclass
@@ -68,17 +119,20 @@ class TrainingRun:
 
     file: ModelFile
     folder: RunFolder
+    started: Started
     trainer: Trainer
     data: DataSplit
     batches: Batches
     progress: bool = True
+    fresh: bool = False
+    """Whether the folder was made for this training, and goes where nothing was learnt."""
     _stop: threading.Event = field(default_factory=threading.Event)
 
     @classmethod
     def start(
         cls,
         model_file: Path,
-        folder: Path,
+        folder: Path | None,
         *,
         updates: int | None = None,
         epochs: int | None = None,
@@ -86,9 +140,14 @@ class TrainingRun:
         method: str | None = None,
         checkpoint_every: int = 20,
         progress: bool = True,
+        data_root: Path | None = None,
     ) -> TrainingRun:
-        """A fresh run; arguments that are not None go before the model file."""
-        file = load_model_file(model_file)
+        """A fresh run in ``folder``, by default ``runs/NAME``; arguments but None go before the file.
+
+        The folder is made last, and with a checkpoint: whatever can be found wrong before the first update
+        leaves none behind, and whenever a run is killed it can be resumed.
+        """
+        file = load_model_file(model_file, data_root=data_root)
         data = load_data(file)
         training = file.training
         seed = training.seed if seed is None else seed
@@ -100,43 +159,98 @@ class TrainingRun:
         settings = {
             **{"updates": updates, "epochs": epochs, "seed": seed},
             "checkpoint_every": checkpoint_every,
+            "data": data.digest(),
+            "data_root": None if data_root is None else str(data_root.absolute()),
         }
-        run_folder = RunFolder.create(folder, model_file, settings)
         batches = Batches(data.train_x, data.train_y, training.batch_size, seed)
-        return cls(file, run_folder, trainer, data, batches, progress)
+        how = model_file, settings, file.content, lambda made: trainer.save(made.checkpoint)
+        run_folder = (
+            RunFolder.create_in(Path("runs"), file.name, *how)
+            if folder is None
+            else RunFolder.create(folder, *how)
+        )
+        return cls(
+            file, run_folder, Started.of(run_folder), trainer, data, batches, progress, fresh=True
+        )
 
     @classmethod
-    def resume(cls, folder: Path, progress: bool = True) -> TrainingRun:
-        """A run as its last checkpoint left it."""
+    def resume(
+        cls, folder: Path, progress: bool = True, data_root: Path | None = None
+    ) -> TrainingRun:
+        """A run as its last checkpoint left it; ``data_root`` goes before the one it was started with."""
         from .optimiser.trainer import Trainer
 
         run_folder = RunFolder.open(folder)
-        settings = run_folder.settings
-        file = load_model_file(run_folder.model_file, base=settings["base"])
-        trainer = Trainer.resume(run_folder.checkpoint, file.build(settings["seed"]))
-        data = load_data(file)
-        run_folder.rewind(trainer.updates)
-        batches = Batches(data.train_x, data.train_y, file.training.batch_size, settings["seed"])
-        return cls(file, run_folder, trainer, data, batches, progress)
+        run_folder.hold()
+        try:
+            started = Started.of(run_folder)
+            root = started.data_root if data_root is None else data_root
+            file = load_model_file(run_folder.model_file, started.base, root)
+            data = load_data(file)
+            if data.digest() != started.data:
+                raise CheckpointError(
+                    message(
+                        "the data are not those that the run was started with",
+                        where=f"{file.data.name}, which {run_folder.path} names",
+                        instead="put them back, or start a new run",
+                    )
+                )
+            trainer = Trainer.resume(run_folder.checkpoint, file.build(started.seed))
+            run_folder.rewind(trainer.updates)
+        except BaseException:
+            run_folder.release()
+            raise
+        batches = Batches(data.train_x, data.train_y, file.training.batch_size, started.seed)
+        return cls(file, run_folder, started, trainer, data, batches, progress)
 
     @property
     def updates(self) -> int:
         """Updates the whole run makes."""
-        settings = self.folder.settings
-        return int(settings["updates"] or settings["epochs"] * len(self.batches))
+        return self.started.updates or (self.started.epochs or 0) * len(self.batches)
 
     def train(self) -> None:
-        """Go on to the end of the run, write its pictures and report; :class:`Stopped` on SIGINT."""
-        remaining = self.updates - self.trainer.updates
+        """Go on to the end of the run, write its results; :class:`Stopped` on SIGINT.
+
+        The weights written are those that the report speaks of.
+        """
         try:
+            remaining = self.updates - self.trainer.updates
             if remaining > 0:
-                self._fit(remaining)
+                self._learn(remaining)
+            self.trainer.save(self.folder.checkpoint)
+            self.trainer.finish()
+            self.save_weights()
+            self.draw_reconstructions()
+            self.folder.write_report(self.report())
+            self.trainer.report(self.folder.own_derivation(), self.file.name)
         finally:
+            self.folder.release()
+
+    def _learn(self, updates: int) -> None:
+        try:
+            self._fit(updates)
+        except GncompileError:
+            if self.fresh and not self.trainer.updates:
+                self.folder.discard()
+                raise
             self.folder.plot_loss()
-        self.trainer.save(self.folder.checkpoint)
-        self.draw_reconstructions()
-        self.folder.write_report(self.report())
-        self.trainer.report(self.folder.derivation, self.file.name)
+            raise
+        except KeyboardInterrupt:
+            self.folder.plot_loss()
+            raise
+        self.folder.plot_loss()
+
+    def save_weights(self) -> Path:
+        """Write the model's parameters by name, as ``model.load_state_dict`` takes them."""
+        from safetensors.torch import save_file
+
+        tensors = {
+            name: tensor.detach().cpu().contiguous()
+            for name, tensor in self.trainer.model.state_dict().items()
+        }
+        with atomic_path(self.folder.weights) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+        return self.folder.weights
 
     def _fit(self, updates: int) -> None:
         with _sigint_sets(self._stop):
@@ -147,7 +261,7 @@ class TrainingRun:
                 callbacks=[self._after_step],
                 progress=self.progress,
                 checkpoint=self.folder.checkpoint,
-                checkpoint_every=self.folder.settings["checkpoint_every"],
+                checkpoint_every=self.started.checkpoint_every,
             )
 
     def _after_step(self, stats: Any) -> None:
@@ -176,6 +290,7 @@ class TrainingRun:
             f"loss, first {len(train[0])} training samples": f"{self.trainer.evaluate(*train):.6g}",
             f"loss, {len(validation[0])} validation samples": f"{self.trainer.evaluate(*validation):.6g}",
         }
+        weights = self.folder.weights.name
         pictures = [
             f"![{name}]({name}.png)"
             for name in ("loss", "reconstructions")
@@ -183,16 +298,17 @@ class TrainingRun:
         ]
         return "\n\n".join(
             [
-                f"# {self.file.name}",
-                _block(table(results)),
+                f"# {in_markdown(self.file.name)}",
+                fenced(table(results)),
+                f"The parameters that have these losses are in [{weights}]({weights}).",
                 *pictures,
                 "## Compiled model",
-                _block(self.trainer.summary()),
+                fenced(self.trainer.summary()),
                 "## Derivation",
                 "As linked pages: [derivation/index.html](derivation/index.html).",
-                _block(self.trainer.explain()),
+                fenced(self.trainer.explain()),
                 "## Environment",
-                _block(table(environment())),
+                fenced(table(environment())),
                 "",
             ]
         )
@@ -210,11 +326,26 @@ def load_data(file: ModelFile) -> DataSplit:
                 instead="change the first of layers, or input_size, in [network]",
             )
         )
+    loss, outputs = resolve_loss(file.loss), file.sizes[file.sections.network.node[-1].name]
+    loss.check_output((outputs,))
+    for part, y in (("training", data.train_y), ("validation", data.validation_y)):
+        try:
+            loss.check_target((len(y), outputs), file.dtype, y)
+        except BatchError as error:
+            raise ModelFileError(_misfit(file, part, y, outputs, error)) from None
     return data
 
 
-def _block(text: str) -> str:
-    return f"```text\n{text.rstrip()}\n```"
+def _misfit(file: ModelFile, part: str, y: torch.Tensor, outputs: int, error: BatchError) -> str:
+    """Why the loss cannot take these targets, in terms of the model file."""
+    kind = "labels" if not y.is_floating_point() else f"{y.shape[1]} numbers a sample"
+    first = str(error).split("\n  what to do:")[0]
+    return message(
+        f"the loss cannot take the {part} targets, {kind}, of a network with {outputs} outputs\n{first}",
+        where=str(file.path),
+        instead="change the last of layers, or the last node, in [network]; target or targets in [data]; "
+        "or [loss]",
+    )
 
 
 def _tuples(value: Any) -> Any:

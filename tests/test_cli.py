@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 from small_model import HEAD, write_model
+from torch import nn
 
 import gncompile
 from gncompile.cli import main
+from gncompile.errors import BatchError, ModelFileError
+from gncompile.frontends.model_file import load_model_file
 from gncompile.run_folder import RunFolder
+from gncompile.training_run import TrainingRun, load_data
 
 MODEL = f"""{HEAD}dtype = "float64"
 """
@@ -127,6 +138,170 @@ def test_resuming_a_finished_run_changes_nothing(model: Path) -> None:
     assert losses(out) == before
 
 
+def test_the_weights_file_has_the_reported_losses(model: Path) -> None:
+    out = model.parent / "out"
+    assert run("train", model, "--out", out, "--quiet") == 0
+    file = load_model_file(model)
+    network = file.build(seed=7)
+    network.load_state_dict(load_file(out / "weights.safetensors"))
+    data = load_data(file)
+    with torch.no_grad():
+        z, y = network(data.validation_x), data.validation_y
+        loss = nn.functional.binary_cross_entropy_with_logits(z, y, reduction="sum") / len(y)
+    (reported,) = re.findall(r"validation samples +(\S+)", (out / "report.md").read_text())
+    assert float(reported) == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_a_run_killed_before_its_first_update_can_be_resumed(model: Path) -> None:
+    out = model.parent / "out"
+    started = TrainingRun.start(model, out, updates=4, progress=False)
+    started.folder.release()  # as the system does for a process that is killed
+    assert run("train", model, "--out", out, "--quiet") == 1
+    assert run("resume", out, "--quiet") == 0
+    assert len(losses(out)) == 4
+    assert run("train", model, "--out", model.parent / "whole", "--updates", 4, "--quiet") == 0
+    assert losses(out) == losses(model.parent / "whole")
+
+
+def test_a_run_in_progress_is_not_resumed(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = model.parent / "out"
+    held = TrainingRun.start(model, out, updates=4, progress=False)
+    assert run("resume", out) == 1
+    assert "in use by another process" in capsys.readouterr().err
+    held.folder.release()
+
+
+def test_nothing_is_learnt_from_other_data(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = model.parent / "out"
+    TrainingRun.start(model, out, updates=4, progress=False).folder.release()
+    images = model.parent / "images.npz"
+    x = np.load(images)["x"]
+    x[3, 1, 1] += 0.125
+    np.savez(images, x=x)
+    assert run("resume", out) == 1
+    assert "not those that the run was started with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change", [{"updates": "4"}, {"seed": -1}, {"base": 3}, {"more": 1}, {"epochs": 2}]
+)
+def test_a_changed_run_record_is_refused(
+    model: Path, change: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = model.parent / "out"
+    TrainingRun.start(model, out, updates=4, progress=False).folder.release()
+    record = json.loads((out / "run.json").read_text())
+    record["settings"].update(change)
+    (out / "run.json").write_text(json.dumps(record))
+    assert run("resume", out) == 1
+    assert "run.json" in capsys.readouterr().err
+
+
+def test_resume_writes_through_no_link(model: Path) -> None:
+    out, victim = model.parent / "out", model.parent / "victim"
+    assert run("train", model, "--out", out, "--updates", 2, "--quiet") == 0
+    victim.mkdir()
+    for name in ("index.html", "history.jsonl", "weights.safetensors"):
+        (victim / name).write_text("MINE")
+    shutil.rmtree(out / "derivation")
+    (out / "derivation").symlink_to(victim)
+    for name in ("weights.safetensors", "report.md", ".lock"):
+        (out / name).unlink(missing_ok=True)
+        (out / name).symlink_to(victim / "weights.safetensors")
+    assert run("resume", out, "--quiet") == 0
+    assert {each.read_text() for each in victim.iterdir()} == {"MINE"}
+    assert not (out / "derivation").is_symlink()
+    assert (out / "derivation" / "index.html").is_file()
+
+
+TABLE = """
+[model]
+name = "prices"
+[data]
+name = "t.csv"
+targets = ["y", "z"]
+[network]
+layers = [1, 3, 1]
+[loss]
+name = "mse"
+[training]
+batch_size = 8
+updates = 2
+"""
+
+
+def test_outputs_that_do_not_fit_leave_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{i / 20},{i % 3},{i % 5}" for i in range(20)]
+    (tmp_path / "t.csv").write_text("\n".join(["x,y,z", *rows]))
+    file, out = tmp_path / "m.toml", tmp_path / "out"
+    file.write_text(TABLE)
+    for command in ("train", "compare"):
+        assert run(command, file, "--out", out) == 1
+        shown = capsys.readouterr().err
+        assert "targets, 2 numbers a sample, of a network with 1 outputs" in shown
+        assert "the last of layers" in shown
+        assert not out.exists()
+    file.write_text(TABLE.replace("3, 1]", "3, 2]"))
+    assert run("train", file, "--out", out, "--quiet") == 0
+
+
+def test_a_failed_first_step_leaves_no_folder(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: object, **options: object) -> None:
+        raise BatchError("the loss is nan")
+
+    out = model.parent / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "_fit", fails)
+        assert run("train", model, "--out", out) == 1
+    assert not out.exists()
+    assert run("train", model, "--out", out, "--updates", 1, "--quiet") == 0
+
+
+# --- Where files may lie
+
+
+def test_data_elsewhere_need_to_be_allowed(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (model.parent / "images.npz").rename(elsewhere / "images.npz")
+    (model.parent / "home").mkdir()
+    file = model.rename(model.parent / "home" / "m.toml")
+    (file.parent / "link.npz").symlink_to(elsewhere / "images.npz")
+    for name in (str(elsewhere / "images.npz"), "../elsewhere/images.npz", "link.npz"):
+        file.write_text(MODEL.replace("images.npz", name))
+        with pytest.raises(ModelFileError, match="lies outside the model file's folder"):
+            load_model_file(file)
+        assert load_model_file(file, data_root=elsewhere).data.name.endswith(name)
+    out = tmp_path / "out"
+    given = ("train", file, "--out", out, "--updates", 1, "--quiet")
+    assert run(*given) == 1
+    assert "--data-root DIR" in capsys.readouterr().err
+    assert run(*given, "--data-root", elsewhere) == 0
+    assert run("resume", out, "--quiet") == 0
+
+
+def test_a_models_name_is_no_path(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = model.parent / "work"
+    work.mkdir()
+    for each in (model, model.parent / "images.npz"):
+        each.rename(work / each.name)
+    (model.parent / "photo.png").write_text("MINE")
+    text = MODEL.replace('"small"', f'"{model.parent}/photo $_"')  # no formula for pictures either
+    (work / "model.toml").write_text(text)
+    monkeypatch.chdir(work)
+    common = ("--updates", 1)
+    assert run("train", "model.toml", *common, "--quiet") == 0
+    compared = ("compare", "model.toml", "--optimisers", "adam", *common, "--no-search")
+    for out in ((), ("--out", "safe")):
+        assert run(*compared, *out) == 0
+    assert {each.name for each in model.parent.iterdir()} == {"work", "photo.png"}
+    assert (model.parent / "photo.png").read_text() == "MINE"
+
+
 # --- The other commands
 
 
@@ -162,7 +337,93 @@ def test_env(capsys: pytest.CaptureFixture[str]) -> None:
     assert "GNCOMPILE_DATA" in shown
 
 
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"gncompile {gncompile.__version__}\n"
+
+
 # --- Errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("explain", "--html", "model.toml"), "a file stands where a folder is needed"),
+        (("emit", "-o", "model.toml"), "a file stands where a folder is needed"),
+        (("explain", "--html", "model.toml/x"), "a file stands where a folder is needed"),
+        (("explain", "--latex", "model.toml"), "would be replaced"),
+        (("explain", "--latex", "taken"), "a folder stands where a file is needed"),
+        (("train", "--out", "model.toml"), "is in use"),
+        (("train", "--out", "a" * 300), "choose a shorter path"),
+    ],
+)
+def test_places_that_cannot_be_written(
+    model: Path,
+    arguments: tuple[str, ...],
+    expected: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(model.parent)
+    (model.parent / "taken").mkdir()
+    command, *rest = arguments
+    assert run(command, "model.toml", *rest) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ")
+    assert expected in shown
+    assert "Traceback" not in shown
+    assert model.read_text() == MODEL
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(28, os.strerror(28), "f"), "error: No space left on device\n  where:      f\n"),
+        (PermissionError(13, os.strerror(13), "f"), "error: Permission denied\n  where:      f\n"),
+        (MemoryError(), "error: the memory does not suffice"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "error: the memory does not"),
+        (RecursionError(), "error: something in the input is nested too deeply"),
+        (KeyError("x"), "internal error: KeyError: 'x'"),
+    ],
+)
+def test_whatever_is_raised_ends_in_a_text(
+    model: Path,
+    error: Exception,
+    expected: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("gncompile.training_run.compile_file", fails)
+    monkeypatch.setattr(tempfile, "tempdir", str(model.parent))
+    assert run("explain", model) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith(expected)
+    assert "Traceback" not in shown
+    reports = list(model.parent.glob("gncompile-error-*.txt"))
+    assert len(reports) == isinstance(error, KeyError)
+    for report in reports:  # which the text names
+        assert str(report) in shown.replace("\n", "")
+        assert "in fails" in report.read_text()
+
+
+def test_an_interrupt_anywhere(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gncompile.training_run.compile_file", interrupted)
+    assert run("explain", model) == 130
+
+
+def test_errors_show_no_control_characters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("explain", tmp_path / "\x1b[2J.toml") == 1
+    shown = capsys.readouterr().err
+    assert "\x1b" not in shown
+    assert "x1b[2J.toml" in shown
 
 
 @pytest.mark.parametrize(
@@ -234,6 +495,24 @@ def test_a_run_stopped_before_its_first_checkpoint(
     (out / "checkpoint.safetensors").unlink()
     assert run("resume", out) == 1
     assert "no checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (("tune", "--list", "--budget", "5"), 1, "has no unit"),
+        (("tune", "--list", "--budget", "soon"), 1, "is no time"),
+        (("tune", "--list", "--device", "tpu"), 1, "unknown kind of device 'tpu'"),
+        (("tune", "--list", "--effort", "ful"), 1, "Did you mean 'full'?"),
+        (("compare", "m.toml", "--optimisers", " ,"), 2, "names none"),
+        (("train", "m.toml", "--data-root", "absent"), 2, "does not exist"),
+    ],
+)
+def test_words_that_mean_nothing(
+    arguments: tuple[str, ...], code: int, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == code
+    assert expected in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
+import http.server
 import os
+import threading
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +176,58 @@ def test_download_fills_the_cache(
     assert len(list((cache / "mnist").iterdir())) == 4
 
 
+def test_no_more_is_unpacked_than_mnist_has(small_mnist: Path, tmp_path: Path) -> None:
+    path = small_mnist / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(bytes(50_000_000)))
+    with config.using(data=small_mnist), pytest.raises(DataError, match="more than 47040016 bytes"):
+        load(DataSpec("mnist"))
+
+
+@pytest.fixture
+def mirror() -> Iterator[str]:
+    """The address of a server that answers in the ways its paths name."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None: ...
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            if "cut" in self.path:
+                self.send_header("Content-Length", "1000")
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                if "endless" in self.path:
+                    for _ in range(2000):
+                        self.wfile.write(bytes(1 << 16))
+                while "drip" in self.path:
+                    self.wfile.write(b"\x1f")
+                    ended.wait(0.02)
+                    if ended.is_set():
+                        return
+                self.wfile.write(b"<html>")
+
+    ended = threading.Event()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    ended.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("kind", ["page", "cut", "drip", "endless"])
+def test_a_bad_mirror_leads_to_the_next(
+    small_mnist: Path, tmp_path: Path, mirror: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in small_mnist.iterdir():
+        if path.suffix != ".gz":
+            path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
+    monkeypatch.setattr(mnist, "MIRRORS", (f"{mirror}/{kind}/", small_mnist.as_uri() + "/"))
+    monkeypatch.setattr(mnist, "GRACE", 0.3)
+    with config.using(data=None, cache=tmp_path / "cache"):
+        assert load(DataSpec("mnist")).train_x.shape == (12, 784)
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [
@@ -279,6 +336,185 @@ def test_damaged_files(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"x\nno number\n")
         with pytest.raises(DataError, match="cannot read the data file"):
             load(DataSpec(str(tmp_path / name), target="input"))
+
+
+@pytest.mark.parametrize("dtype", ["f8", "f4", "f2", "i4", "i8", "u2", "?", ">f8"])
+def test_numbers_are_those_in_the_file(tmp_path: Path, dtype: str) -> None:
+    x = (np.arange(40).reshape(20, 2) * 7 % 5).astype(dtype)
+    if x.dtype.itemsize == 8:
+        x += 2**24  # where float32 holds every other integer only
+    np.savez(tmp_path / "a.npz", x=x, y=x[:, 0], validation_x=x, validation_y=x[:, 0])
+    split = load(DataSpec(str(tmp_path / "a.npz"))).to(torch.float64)
+    np.testing.assert_array_equal(split.train_x.numpy(), x.astype(np.float64))
+    np.testing.assert_array_equal(split.validation_y[:, 0].numpy(), x[:, 0].astype(np.float64))
+
+
+def test_a_tables_numbers_are_read_as_float64(tmp_path: Path) -> None:
+    rows = [(1.7e9 + i, i, 1 / (3 + i)) for i in range(30)]
+    lines = ["time,label,y", *(",".join(map(repr, row)) for row in rows)]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    split = load(DataSpec(str(tmp_path / "t.csv"), targets=("y",))).to(torch.float64)
+    both = torch.cat([split.train_x, split.validation_x])
+    assert sorted(both[:, 0].tolist()) == [row[0] for row in rows]
+    both = torch.cat([split.train_y, split.validation_y])
+    assert sorted(both[:, 0].tolist()) == sorted(row[2] for row in rows)
+
+
+def test_images_of_a_file_are_divided_in_full_precision(tmp_path: Path) -> None:
+    x = np.arange(256, dtype=np.uint8).reshape(64, 2, 2)
+    np.savez(tmp_path / "a.npz", x=x, validation_x=x)
+    split = load(DataSpec(str(tmp_path / "a.npz"), target="input"))
+    np.testing.assert_array_equal(split.to(torch.float64).train_x.numpy().ravel(), x.ravel() / 255)
+    expected = x.ravel() / np.float32(255)
+    np.testing.assert_array_equal(split.to(torch.float32).train_x.numpy().ravel(), expected)
+
+
+def test_only_the_named_arrays_are_read(tmp_path: Path) -> None:
+    x, y = table()
+    np.savez(tmp_path / "a.npz", x=x, y=y, junk=np.array([{}], dtype=object))
+    save_file({"x": x, "y": y, "junk": np.ones(3, np.int8)}, tmp_path / "a.safetensors")
+    for suffix in ("npz", "safetensors"):
+        assert load(DataSpec(str(tmp_path / f"a.{suffix}"), target="label")).train_x.shape == (
+            18,
+            3,
+        )
+
+
+def packed(path: Path, header: dict[str, object], content: bytes) -> None:
+    """An archive whose x is what ``header`` declares, then ``content``."""
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("x.npy", "w") as x,
+    ):
+        np.lib.format.write_array_header_1_0(x, header)
+        x.write(content)
+
+
+def test_declared_sizes_are_looked_at_first(tmp_path: Path) -> None:
+    header = {"descr": "<f8", "fortran_order": False, "shape": (10**9, 10**6)}
+    packed(tmp_path / "a.npz", header, b"\0" * 1000)
+    with pytest.raises(DataError, match="not as long as it declares"):
+        load(DataSpec(str(tmp_path / "a.npz"), target="input"))
+
+
+def test_arrays_are_held_against_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gncompile import memory_budget
+
+    header = {"descr": "<f8", "fortran_order": False, "shape": (1 << 20,)}
+    packed(tmp_path / "a.npz", header, bytes(8 << 20))
+    assert (tmp_path / "a.npz").stat().st_size < 20_000
+    (tmp_path / "a.csv").write_text("a,b\n" + "1,2\n" * 100_000)
+    monkeypatch.setattr(memory_budget, "available_bytes", lambda device=None: 1 << 20)
+    for spec in (
+        DataSpec(str(tmp_path / "a.npz"), target="input"),
+        DataSpec(str(tmp_path / "a.csv"), target="input"),
+        DataSpec("curves", train=10**6),
+    ):
+        with pytest.raises(DataError, match="are free"):
+            load(spec)
+
+
+@pytest.mark.parametrize(
+    ("array", "text"),
+    [
+        (np.ones((5, 2), complex), "holds no real numbers but complex128"),
+        (np.array(["a"] * 5), "holds no real numbers but <U1"),
+        (np.zeros(5, [("a", "f4")]), "holds no real numbers"),
+        (np.array(["2020-01-01"] * 5, "M8[D]"), "holds no real numbers"),
+        (np.float64(3.0), "is a single number"),
+        (np.ones((0, 2)), r"of shape \[0, 2\] is empty"),
+        (np.ones((5, 0)), r"of shape \[5, 0\] is empty"),
+        (np.full(5, 2**60), "integers beyond"),
+        (np.array([[1.0, 2.0], [3.0, np.inf]]), "infinite values: inf\n.*row 1, column 1 of x"),
+    ],
+)
+def test_arrays_that_are_no_samples(tmp_path: Path, array: np.ndarray, text: str) -> None:
+    np.savez(tmp_path / "a.npz", x=array)
+    with pytest.raises(DataError, match=text):
+        load(DataSpec(str(tmp_path / "a.npz"), target="input"))
+
+
+@pytest.mark.parametrize("name", ["x", "y", "validation_x", "validation_y"])
+def test_no_array_may_hold_nan(tmp_path: Path, name: str) -> None:
+    x, y = (np.ones((6, 2)), np.ones(6))
+    arrays = {"x": x, "y": y, "validation_x": x.copy(), "validation_y": y.copy()}
+    arrays[name][3] = np.nan
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(DataError, match=f"row 3, column 0 of {name}"):
+        load(DataSpec(str(tmp_path / "a.npz")))
+
+
+def test_a_number_that_the_dtype_cannot_hold(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.full((5, 1), 1e300))
+    split = load(DataSpec(str(tmp_path / "a.npz"), target="input"))
+    assert split.to(torch.float64).train_x[0] == 1e300
+    with pytest.raises(DataError, match="do not fit into torch.float32"):
+        split.to(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"a,y,y\n1,2,3\n4,5,6\n", "columns 2 and 3 are both called 'y'"),
+        (b"a,y\n1,2\n3,\n", "a cell is empty\n.*line 3, column 'y'"),
+        (b"a,y\n1,2\n3,b c\n", "'b c' is not a number\n.*line 3, column 'y'"),
+        (b"a,y\n1,2\n3,4,5\n", "not as long as the header\n.*2 cells\n.*3"),
+        (b"a,y\n1,2\n3,nan\n", "infinite values: nan\n.*sample 2 below the header, column 'y'"),
+        (b"a,y\n1_0,2\n", "'_' is in no number"),
+        (b"a,y\n", "is empty"),
+        (b"", "it is empty"),
+        (b",y\n1,2\n3,4\n", "column 1 has no name"),
+        (b"1.5,2\n1,2\n3,4\n", "the first line holds numbers"),
+        (b"a,y\n\xe4,2\n", "not text in UTF-8"),
+        ("a,y\n1,2\n".encode("utf-16"), "not text in UTF-8"),
+        (b'a,y\n"1,2\n', "cannot read the data file"),
+        (b"y\n1\n2\n", "none is left as an input"),
+    ],
+)
+def test_tables_that_cannot_be_read(tmp_path: Path, content: bytes, text: str) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(DataError, match=text):
+        load(DataSpec(str(tmp_path / "t.csv"), targets=("y",)))
+
+
+def test_tables_as_other_programs_write_them(tmp_path: Path) -> None:
+    plain = b"a,y\n1,2\n3,4\n5,6\n"
+    for name, content in {
+        "plain": plain,
+        "mark": b"\xef\xbb\xbf" + plain,
+        "windows": plain.replace(b"\n", b"\r\n"),
+        "quoted": b'"a","y"\n"1","2"\n3,4\n\n 5 ,"6"',
+    }.items():
+        path = tmp_path / f"{name}.csv"
+        path.write_bytes(content)
+        split = load(DataSpec(str(path), targets=("y",)))
+        rows = torch.cat([split.train_x, split.validation_x])
+        assert sorted(rows.flatten().tolist()) == [1, 3, 5], name
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        ({"train": -5}, "train = -5 is no number from 1"),
+        ({"validation": -1}, "validation = -1 is no number from 1"),
+        ({"validation": 0}, "validation = 0 is no number from 1"),
+        ({"seed": -1}, "seed = -1 is no number from 0"),
+        ({"seed": 10**40}, "is no number from 0"),
+        ({"train": True}, "train = True is no number"),
+        ({"shape": (-7, 4)}, "shape = -7 is no number from 1"),
+    ],
+)
+def test_numbers_that_no_data_set_has(spec: dict[str, object], text: str) -> None:
+    with pytest.raises(DataError, match=text):
+        load(DataSpec("curves", **spec))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["a\0.csv", "a" * 5000 + ".csv", "~nosuchuser/a.csv"])
+def test_names_that_are_no_paths(name: str) -> None:
+    with pytest.raises(DataError, match="is no path"):
+        load(DataSpec(name))
 
 
 def test_csv_column_names(tmp_path: Path) -> None:

@@ -350,6 +350,106 @@ def test_unreadable_files(tmp_path: Path) -> None:
         load_model_file(tmp_path / "binary.toml")
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a = " + "[" * 100_000, "nested more than 16 deep"),
+        ("a = " + "[" * 3000 + "]" * 3000, "nested more than 16 deep"),
+        ("[training.options]\nl2 = " + "{a = " * 50 + "1" + "}" * 50, "nested more than 16 deep"),
+        ("a = " + "9" * 5000, "cannot read the model file: Exceeds the limit"),
+        ("# " + "a" * (17 << 20), "longer than"),
+    ],
+)
+def test_files_that_are_too_much(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in refusal(tmp_path, CHAIN + text)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("[6, 5, 3, 5, 6]", "[6, 1000000000, 6]", "its states need"),
+        ("[6, 5, 3, 5, 6]", "[6, 200000, 200000, 6]", "its states need"),
+        ("[6, 5, 3, 5, 6]", "[6, 1000000000000, 6]", "less than or equal to 1000000000"),
+        ("[6, 5, 3, 5, 6]", f"[{'3, ' * 1000}1]", "at most 401 items"),
+    ],
+)
+def test_sizes_are_added_up_before_they_are_allocated(
+    tmp_path: Path, old: str, new: str, expected: str
+) -> None:
+    text = CHAIN.replace(old, new).replace('transfer = ["tanh"', "# ")
+    path = written(tmp_path, text)
+    with pytest.raises(ModelFileError) as caught:
+        load_model_file(path).build()
+    assert expected in str(caught.value)
+
+
+def test_features_that_double_are_counted(tmp_path: Path) -> None:
+    nodes = "[network]\ninput_size = 6\n"
+    for i in range(40):
+        read = f"c{i - 1}" if i else "input"
+        nodes += f'[[network.node]]\nname = "c{i}"\nop = "concat"\ninputs = ["{read}", "{read}"]\n'
+    nodes += '[[network.node]]\nname = "o"\nop = "slice"\ninputs = ["c39"]\nstart = 0\nstop = 2\n'
+    file = loaded(tmp_path, nodes)
+    assert file.sizes["c39"] == 6 * 2**40
+    with pytest.raises(ModelFileError, match="values of c39"):
+        file.build()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('"small"', '""', "at least 1 character"),
+        ('"small"', f'"{"a" * 5000}"', "at most 200 characters"),
+        ('"small"', '"a\\u0000b"', "one line of text without control characters"),
+        ('"small"', '"a\\nb"', "one line of text without control characters"),
+        (
+            "updates = 3",
+            "updates = 3\nseed = 10000000000000000000",
+            "less than 9223372036854775808",
+        ),
+        (
+            "updates = 3",
+            "updates = 3\ndamping = 1",
+            "It is an option: write it in [training.options]",
+        ),
+        (
+            "batch_size = 4",
+            "batch_size = 4\n[training.options]\nbatch_size = 3",
+            "'batch_size' is no option\n  where:      [training.options]",
+        ),
+        (
+            "batch_size = 4",
+            "batch_size = 4\n[training.options]\nseed = 3",
+            "write seed in [training]",
+        ),
+        ("batch_size = 4", "batch_size = 4\n[training.options]\nmodel = 3", "'model' is no option"),
+        ("batch_size = 4", "batch_size = 4\n[training.options]\nbackend = [1]", "expected: text"),
+        ("updates = 3", 'updates = 3\ntune = "../x.json"', "outside the model file's folder"),
+        ('name = "curves"', 'name = "/etc/x.csv"', "outside the model file's folder"),
+        ('name = "curves"', 'name = "~nosuchuser/x.csv"', "is no path"),
+        ('name = "curves"', 'name = "a\\u0000.csv"', "is no path"),
+        ('name = "mse"', 'expression = "(z-y)**2"\ntargets = [nan, nan]', "is no interval"),
+        ('name = "mse"', 'expression = "(z-y)**2"\ntargets = [5, -5]', "is no interval"),
+    ],
+)
+def test_values_without_sense(tmp_path: Path, old: str, new: str, expected: str) -> None:
+    assert old in HEAD
+    assert expected in refusal(tmp_path, CHAIN, HEAD.replace(old, new, 1))
+
+
+def test_an_unknown_operation_is_one_mistake(tmp_path: Path) -> None:
+    text = '[network]\ninput_size = 6\n[[network.node]]\nname = "a"\nop = "liner"\ninputs = []\n'
+    said = refusal(tmp_path, text)
+    assert "unknown operation 'liner'. Did you mean 'linear'?" in said
+    assert "at least" not in said
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    path = written(tmp_path, CHAIN)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_model_file(path).name == "small"
+
+
 def test_training_options_are_kept_as_written(tmp_path: Path) -> None:
     text = CHAIN + "[training.options]\nl2 = 1e-5\nmomentum = false\nrefresh = 5\nbounds = [1, 2]\n"
     text += '[training.options.eta]\n"*.weight" = 1e-4\n'

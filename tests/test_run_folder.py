@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,6 +59,120 @@ def test_history_survives_crashes_and_rewinds(folder: RunFolder) -> None:
     folder.rewind(3)
     folder.append({"update": 4})
     assert [record["update"] for record in folder.history()] == [1, 2, 3, 4]
+
+
+def test_one_process_holds_a_folder(folder: RunFolder) -> None:
+    other = RunFolder.open(folder.path)
+    with pytest.raises(GncompileError, match="in use by another process"):
+        other.hold()
+    folder.release()
+    other.hold()
+    other.release()
+
+
+def create(path: Path, model: Path, barrier: Any, made: Any) -> None:
+    barrier.wait()
+    try:
+        RunFolder.create(path, model, {"updates": 1})
+    except GncompileError:
+        made.put(0)
+    else:
+        made.put(1)
+
+
+def test_one_of_many_processes_gets_a_new_folder(tmp_path: Path) -> None:
+    model = tmp_path / "my.toml"
+    model.write_text("# a model")
+    context = multiprocessing.get_context("fork")
+    for number in range(5):
+        barrier, made = context.Barrier(4), context.Queue()
+        arguments = (tmp_path / f"run{number}", model, barrier, made)
+        workers = [context.Process(target=create, args=arguments) for _ in range(4)]
+        for worker in workers:
+            worker.start()
+        assert sum(made.get() for _ in workers) == 1
+        for worker in workers:
+            worker.join()
+
+
+def test_two_runs_of_one_name(tmp_path: Path) -> None:
+    model = tmp_path / "my.toml"
+    model.write_text("# a model")
+    made = [RunFolder.create_in(tmp_path / "runs", "a/b", model, {}).path.name for _ in range(3)]
+    assert made == ["a-b", "a-b-2", "a-b-3"]
+
+
+def test_a_creation_that_died_leaves_a_free_folder(tmp_path: Path) -> None:
+    model = tmp_path / "my.toml"
+    model.write_text("# a model")
+    path = tmp_path / "run"
+    path.mkdir()
+    for name in (".lock", "model.toml", ".checkpoint-0a1b2c3d4e5f.safetensors"):
+        (path / name).write_text("half")
+    made = RunFolder.create(path, model, {})
+    assert made.model_file.read_text() == "# a model"
+    assert not list(path.glob(".checkpoint-*"))
+
+
+def test_a_folder_with_somebodys_model_file_is_no_died_creation(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    mine = tmp_path / "run" / "model.toml"
+    mine.write_text("# mine")
+    with pytest.raises(GncompileError, match="in use"):
+        RunFolder.create(tmp_path / "run", mine, {})
+    assert [each.name for each in mine.parent.iterdir()] == ["model.toml"]
+
+
+def test_a_creation_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    model = tmp_path / "my.toml"
+    model.write_text("# a model")
+
+    def fill(folder: RunFolder) -> None:
+        folder.checkpoint.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        RunFolder.create(tmp_path / "run", model, {}, fill=fill)
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_is_written_through_links_in_a_folder(folder: RunFolder, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("MINE")
+    folder.release()
+    for name in (".lock", "history.jsonl", "report.md", "checkpoint.safetensors"):
+        (folder.path / name).unlink(missing_ok=True)
+        (folder.path / name).symlink_to(victim)
+    folder.hold()
+    folder.write_report("text")
+    with pytest.raises(OSError, match="symbolic link"):
+        folder.append({"update": 1})
+    assert victim.read_text() == "MINE"
+    (folder.path / "history.jsonl").unlink()
+    os.link(victim, folder.path / "history.jsonl")
+    victim.write_text("")
+    folder.rewind(3)
+    folder.append({"update": 1})
+    assert victim.read_text() == ""
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[1]", '"text"', '{"loss": 1}', '{"update": "1"}', '{"update": 1, "loss": []}', "[" * 10**5],
+)
+def test_a_history_that_is_none(folder: RunFolder, line: str) -> None:
+    folder.append({"update": 1})
+    with (folder.path / "history.jsonl").open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(CheckpointError, match=r"damaged\n.*line 2"):
+        folder.history()
+
+
+@pytest.mark.parametrize("text", ["[]", '{"settings": 3}', "[" * 10**5, "\xff", "x" * (1 << 21)])
+def test_a_run_record_that_is_none(folder: RunFolder, text: str) -> None:
+    (folder.path / "run.json").write_text(text, encoding="latin-1")
+    with pytest.raises(CheckpointError, match="damaged"):
+        _ = folder.settings
 
 
 def test_loss_curve(folder: RunFolder) -> None:

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from gncompile import config
 from gncompile.errors import GncompileError
+from gncompile.tuning import command
 from gncompile.tuning import store as stores
 from gncompile.tuning.cpu import CpuBench
 from gncompile.tuning.device import this_device
 from gncompile.tuning.problem import Key, Variants
 from gncompile.tuning.search import Outcome, Trial
-from gncompile.tuning.store import Entry, Store, TuningWarning, bucket, entry_of, import_file
+from gncompile.tuning.store import (
+    Entry,
+    Store,
+    StoredTrial,
+    TuningWarning,
+    bucket,
+    entry_of,
+    import_file,
+)
 from gncompile.tuning.tuner import from_store
 
 KEY = Key("damped_inverse", "abc", (400,), "float32", "highest")
@@ -313,3 +324,88 @@ def test_a_file_asked_for_by_name_must_be_usable(tmp_path: Path, text: str | Non
     for use in (Store.pin, import_file):
         with pytest.raises(GncompileError, match="the file of tuned settings"):
             use(path)
+
+
+# --- files of others ----------------------------------------------------------------------------------
+
+
+def exported(tmp_path: Path, **changes: object) -> Path:
+    """A file to import, whose entry and its trial differ."""
+    text = json.loads(whole())
+    text["entries"][0].update(changes)
+    path = tmp_path / "given.json"
+    path.write_text(json.dumps(text))
+    return path
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan, -1.0])
+def test_no_store_takes_a_number_that_is_no_time(tmp_path: Path, number: float) -> None:
+    trial = {"options": {}, "predicted": number, "seconds": None, "rejected": None}
+    given = exported(tmp_path, kernel="other", trials=[trial])
+    before = Store.open().path.read_text()
+    with pytest.raises(GncompileError, match="predicted"):
+        import_file(given)
+    with pytest.raises(ValidationError):
+        StoredTrial(options={}, predicted=number, seconds=None, rejected=None)
+    assert Store.open().path.read_text() == before
+
+
+def test_outcomes_that_were_not_finite_are_stored_without(tmp_path: Path) -> None:
+    trials = (Trial(BORDER, 1.0, math.inf), Trial({}, math.inf, 0.5, "a\x1b[31m"))
+    stored = entry_of(Outcome(KEY, BORDER, trials), "full", this_device())
+    assert saved(stored).path.read_text().count("Infinity") == 0
+    assert found(KEY) == stored
+    assert [trial.seconds for trial in stored.trials] == [None]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kernel": "a\x1b[2J"},
+        {"kernel": "a" * 1000},
+        {"shape": [-1]},
+        {"shape": [2**70]},
+        {"options": {"border": 10**30}},
+        {"note": "\x00"},
+        {"trials": "none"},
+    ],
+)
+def test_no_store_takes_what_none_of_ours_writes(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    with pytest.raises(GncompileError, match="is damaged at entries"):
+        import_file(exported(tmp_path, **changes))
+
+
+def test_a_device_of_any_name_is_one_file(tmp_path: Path) -> None:
+    text = json.loads(whole())
+    text["device"]["name"] = "../" * 60 + "x"
+    (tmp_path / "given.json").write_text(json.dumps(text))
+    assert import_file(tmp_path / "given.json").path.parent == Store.open().path.parent
+
+
+def test_a_damaged_file_is_kept_aside() -> None:
+    path = saved(entry()).path
+    for number, aside in enumerate(("", "-2"), start=1):
+        path.write_text("{" * number)
+        store = saved(entry())
+        kept = path.with_name(f"{path.name}.damaged{aside}")
+        assert kept.read_text() == "{" * number
+        assert str(kept) in store.notes[-1]
+
+
+def test_a_folder_in_place_of_a_store_is_left_alone() -> None:
+    path = Store.open().path
+    path.mkdir(parents=True)
+    store = Store.open()
+    assert not store.add([entry()])
+    assert path.is_dir()
+
+
+def test_a_long_list_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(*(entry(replace(KEY, shape=(size,))) for size in range(30)))
+    monkeypatch.setattr(command, "LISTED", 5)
+    said: list[str] = []
+    command.list_stores(said.append)
+    assert said[-1].startswith("and 25 more")
+    assert len("\n".join(said).splitlines()) < 15

@@ -87,8 +87,12 @@ class Contest:
     def run(self, task: Task, optimiser: Optimiser, setting: Setting, seed: int) -> Run:
         """One run, made or found."""
         path = file_of(self.folder, task.name, optimiser.name, setting, seed, str(self.budget))
-        if path.is_file() and (kept := read(path)).environment["clock"] == self.clock:
-            return kept
+        if path.is_file():
+            kept = read(path)
+            # Names that differ may share a file.
+            same = (kept.task, kept.optimiser, kept.seed) == (task.name, optimiser.name, seed)
+            if same and kept.environment.get("clock") == self.clock:
+                return kept
         made = run(task, optimiser, setting, seed, self.budget, self.clock, self.points)
         label = f"{task.name}: {optimiser.name} {spelled(setting)}, seed {seed}"
         if made.status == "failed":

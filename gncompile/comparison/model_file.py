@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ..optimiser.settings import Settings
 from ..output_bias import set_output_bias
 from ..torch_network import objective
 from ..training_run import load_data, trainer_options
+from ..untrusted import is_plain_file
 from .contest import Contest
 from .optimisers import named
 from .report import write_report
@@ -24,7 +26,7 @@ from .task import Task
 
 
 def compare(
-    path: Path,
+    given: Path | ModelFile,
     optimisers: Sequence[str],
     folder: Path,
     budget: Budget,
@@ -41,28 +43,29 @@ def compare(
     or its data may raise.
     """
     contestants = named(optimisers)
-    file = load_model_file(path)
-    _claim(folder, path)
+    file = given if isinstance(given, ModelFile) else load_model_file(given)
+    task = task_of(file)
+    _claim(folder, file)
     machine = environment()
     first = file.training.seed
     contest = Contest(
         folder, budget, range(first, first + seeds), search=search, report=report, machine=machine
     )
-    runs = contest.hold(task_of(file), contestants)
+    runs = contest.hold(task, contestants)
     return write_report(folder, file.name, runs, machine)
 
 
-def _claim(folder: Path, path: Path) -> None:
+def _claim(folder: Path, file: ModelFile) -> None:
     """Keep the model file in the folder, whose runs must not be mixed with those of another one."""
-    kept, content = folder / "model.toml", path.read_bytes()
-    if kept.exists() and kept.read_bytes() != content:
+    kept = folder / "model.toml"
+    if os.path.lexists(kept) and not (is_plain_file(kept) and kept.read_bytes() == file.content):
         raise ModelFileError(
             message(
                 f"the folder {str(folder)!r} holds runs of another model file, or of this one as it was",
                 instead="delete it, or choose another one with --out",
             )
         )
-    atomic_write(kept, content)
+    atomic_write(kept, file.content)
 
 
 def task_of(file: ModelFile) -> Task:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ..files import atomic_path
+from ..untrusted import in_picture
 from .standings import Standing
 from .store import Run
 
@@ -42,7 +43,7 @@ def draw(tasks: Sequence[Sequence[Standing]], path: Path) -> Path | None:
     figure = Figure(figsize=(10, 4.2 * len(shown)), dpi=120, layout="constrained")
     for row, of_task in zip(figure.subfigures(len(shown), squeeze=False)[:, 0], shown, strict=True):
         _draw_task(row.subplots(1, 2, sharey=True), of_task, colours)
-        row.suptitle(of_task[0].task)
+        row.suptitle(in_picture(of_task[0].task))
     with atomic_path(path) as temporary:
         figure.savefig(temporary)
     return path

@@ -18,10 +18,12 @@ from pathlib import Path
 
 from ..environment import table as lines
 from ..files import atomic_write
+from ..untrusted import fenced, in_markdown, slug
 from .pictures import draw
 from .standings import by_task, overview, records, standings, text
 from .store import Run, tidy
 
+ALL_OF_OURS = "gauss-newton"
 EXPLAINED = """\
 All optimisers start from the same weights, see the same batches in the same order (ours put several together
 for a step where their gradients are mostly noise), and train for the same budget; evaluations and what comes
@@ -35,19 +37,19 @@ def write_report(folder: Path, title: str, runs: Sequence[Run], machine: Mapping
     """Write everything but the runs themselves; returns the tables as text."""
     found = standings(runs)
     tables = {task: text(of_task) for task, of_task in by_task(found).items()}
-    sections = [f"# {title}", EXPLAINED]
+    sections = [f"# {in_markdown(title)}", EXPLAINED]
     summary = overview(found) if len(tables) > 1 else ""
     if summary:
-        sections += ["## All tasks", _block(summary)]
+        sections += ["## All tasks", fenced(summary)]
     for task, of_task in by_task(found).items():
-        picture = draw([of_task], folder / f"{task}.png")
-        sections += [f"## {task}", _block(tables[task])]
-        sections += [f"![{task}]({picture.name})"] if picture else []
+        picture = draw([of_task], folder / f"{_picture(task)}.png")
+        sections += [f"## {in_markdown(task)}", fenced(tables[task])]
+        sections += [f"![{in_markdown(task)}]({picture.name})"] if picture else []
     ours = [s for s in found if s.family == "gauss-newton"]
     if len({s.optimiser for s in ours}) > 1:
-        picture = draw(list(by_task(ours).values()), folder / "gauss-newton.png")
+        picture = draw(list(by_task(ours).values()), folder / f"{ALL_OF_OURS}.png")
         sections += ["## Gauss-Newton methods", f"![]({picture.name})"] if picture else []
-    sections += ["## Environment", _block(lines(dict(machine))), ""]
+    sections += ["## Environment", fenced(lines(dict(machine))), ""]
     atomic_write(folder / "points.csv", tidy(runs))
     atomic_write(folder / "standings.json", json.dumps(records(found), indent=2) + "\n")
     atomic_write(folder / "report.md", "\n\n".join(sections))
@@ -55,5 +57,7 @@ def write_report(folder: Path, title: str, runs: Sequence[Run], machine: Mapping
     return "\n\n".join([*shown, *([summary] if summary else [])])
 
 
-def _block(content: str) -> str:
-    return f"```text\n{content.rstrip()}\n```"
+def _picture(task: str) -> str:
+    """The file of a task's picture, which is never that of all tasks."""
+    name = slug(task, "task")
+    return f"{name}-task" if name == ALL_OF_OURS else name

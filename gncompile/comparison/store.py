@@ -16,8 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
 from ..errors import DataError, message
 from ..files import atomic_write
+from ..untrusted import in_cell, require_no_link, slug
 
 Status = Literal["done", "diverged", "failed", "not run"]
 COLUMNS = (
@@ -72,6 +75,9 @@ class Run:
         return next((point.seconds for point in self.points if point.train <= loss), math.inf)
 
 
+_RUN = TypeAdapter(Run)
+
+
 def spelled(setting: Mapping[str, float | str]) -> str:
     """``lr=0.001 cosine``; ``defaults`` for none."""
     words = [
@@ -92,7 +98,7 @@ def file_of(
 ) -> Path:
     """Where a run is kept."""
     name = "-".join([optimiser, *spelled(setting).split(), f"seed{seed}", budget])
-    return folder / "runs" / task / f"{name}.jsonl"
+    return folder / "runs" / slug(task, "task") / f"{name}.jsonl"
 
 
 def write(folder: Path, run: Run) -> Path:
@@ -101,17 +107,21 @@ def write(folder: Path, run: Run) -> Path:
     points = header.pop("points")
     lines = [json.dumps(_plain(line)) for line in (header, *points)]
     path = file_of(folder, run.task, run.optimiser, run.setting, run.seed, run.budget)
+    for place in (path.parent.parent, path.parent):
+        require_no_link(place)
     return atomic_write(path, "\n".join(lines) + "\n")
 
 
 def read(path: Path) -> Run:
     """A kept run; :class:`~gncompile.errors.DataError` if the file is not one."""
     try:
-        header, *points = [json.loads(line) for line in path.read_text().splitlines()]
-        return Run(**header, points=tuple(Point(**_numbers(point)) for point in points))
-    except (ValueError, TypeError) as error:
+        header, *points = [json.loads(line) for line in path.read_bytes().splitlines()]
+        content = {**header, "points": [_numbers(point) for point in points]}
+        return _RUN.validate_json(json.dumps(content), strict=True)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:  # pydantic's, too
+        first = str(error).split("\n", 1)[0][:200]
         raise DataError(
-            message(f"not a stored run: {error}", where=str(path), instead="delete the file")
+            message(f"not a stored run: {first}", where=str(path), instead="delete the file")
         ) from error
 
 
@@ -128,7 +138,7 @@ def tidy(runs: Iterable[Run]) -> str:
     table.writerow(COLUMNS)
     for run in runs:
         head = (run.task, run.optimiser, spelled(run.setting), run.seed, run.budget, run.status)
-        table.writerows((*head, *dataclasses.astuple(point)) for point in run.points)
+        table.writerows((*map(in_cell, head), *dataclasses.astuple(point)) for point in run.points)
     return text.getvalue()
 
 

@@ -7,22 +7,19 @@ data. All mistakes of one kind are listed at once.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import tomllib
 from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from keyword import iskeyword
 from pathlib import Path
-from typing import Any, get_args
 
 import torch
-from pydantic import BaseModel, ValidationError
 from sympy import Expr, Symbol
 
 from ..data import READERS, DataSpec
 from ..declarations import check_size, shortened
-from ..errors import ExpressionError, ModelFileError, expected_got, message, nearest
+from ..errors import ExpressionError, GncompileError, ModelFileError, message, nearest
 from ..losses import Loss, define_loss
 from ..parsing import FUNCTIONS, parse_expression
 from ..plugins import TRANSFERS, load_plugins
@@ -34,9 +31,11 @@ from ..transfer import (
     is_registered,
     transfer_names,
 )
+from ..untrusted import require_within
 from .declared_network import ARGUMENT, INPUT, DeclaredNetwork, Function, function_name
+from .model_memory import require_memory_for
+from .model_reading import read, validate
 from .model_schema import (
-    VARIANTS,
     Concat,
     Linear,
     Node,
@@ -59,10 +58,11 @@ _ARGUMENTS = {
 class ModelFile:
     """A model file that makes sense: its sections, and its network's sizes and functions by node name.
 
-    ``transfers`` are the file's own transfer functions.
+    ``content`` is the file as it was read; ``transfers`` are its own transfer functions.
     """
 
     path: Path
+    content: bytes
     sections: Sections
     sizes: Mapping[str, int]
     functions: Mapping[str, Function]
@@ -108,7 +108,11 @@ class ModelFile:
         return self.sections.network.input_size
 
     def build(self, seed: int | None = None) -> DeclaredNetwork:
-        """The network with fresh weights, drawn from ``seed`` (default: the file's)."""
+        """The network with fresh weights, drawn from ``seed`` (default: the file's).
+
+        Raises :class:`~gncompile.errors.ModelFileError` where training it would not fit into memory.
+        """
+        require_memory_for(self)
         network = self.sections.network
         seed = self.training.seed if seed is None else seed
         return DeclaredNetwork(
@@ -117,21 +121,26 @@ class ModelFile:
 
 
 def load_model_file(
-    path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None
+    path: str | os.PathLike[str],
+    base: str | os.PathLike[str] | None = None,
+    data_root: str | os.PathLike[str] | None = None,
 ) -> ModelFile:
     """Read and check a model file; :class:`ModelFileError` names the key, the place and a remedy.
 
     Relative paths of data and of tuned settings are taken from ``base``, by default the file's own folder.
+    They may not lead out of it, links followed, except into the folder ``data_root``.
     """
     path = Path(path)
-    sections = _validate(_read(path), path)
+    content = read(path)
+    sections = validate(content, path)
+    roots = [path.parent if base is None else Path(base)]
+    roots += [] if data_root is None else [Path(data_root)]
     spec = sections.data
-    home = path.parent if base is None else Path(base)
     if Path(spec.name).suffix in READERS:
-        spec = dataclasses.replace(spec, name=str((home / Path(spec.name).expanduser()).absolute()))
+        spec = dataclasses.replace(spec, name=_located(spec.name, roots, "[data] name", path))
         sections = sections.model_copy(update={"data": spec})
     if sections.training.tune.endswith(".json"):
-        tune = str((home / sections.training.tune).absolute())
+        tune = _located(sections.training.tune, roots, "[training] tune", path)
         training = sections.training.model_copy(update={"tune": tune})
         sections = sections.model_copy(update={"training": training})
     transfers = _declared_transfers(sections, path)
@@ -146,83 +155,26 @@ def load_model_file(
         for node in nodes
         if isinstance(node, Linear | Pointwise)
     }
-    return ModelFile(path, sections, sizes, functions, transfers)
+    return ModelFile(path, content, sections, sizes, functions, transfers)
 
 
-# --- Reading and validation ------------------------------------------------------------------------
-
-
-def _read(path: Path) -> dict[str, Any]:
+def _located(name: str, roots: list[Path], key: str, path: Path) -> str:
+    """The path ``name`` of a model file, relative to the first of ``roots``, if it stays in one of them."""
+    where = f"{key} of {path}"
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelFileError(
-            message(f"no model file {str(path)!r}", instead="check the path")
-        ) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ModelFileError(
-            message(
-                f"cannot read the model file: {error}", where=str(path), instead="write TOML 1.0"
-            )
-        ) from error
-
-
-def _validate(content: dict[str, Any], path: Path) -> Sections:
-    try:
-        # JSON is where pydantic's strict mode knows arrays and tables from Python's own types.
-        return Sections.model_validate_json(json.dumps(content, default=str))
-    except ValidationError as error:
-        found = [_explain(dict(problem)) for problem in error.errors(include_url=False)]
-        raise ModelFileError(message("\n".join(found), where=str(path))) from None
-
-
-def _explain(problem: dict[str, Any]) -> str:
-    """One of pydantic's errors in our words: the key with its path, what is wrong, the nearest key."""
-    location, kind = problem["loc"], problem["type"]
-    if kind in ("extra_forbidden", "unexpected_keyword_argument"):  # of a record, of a dataclass
-        known = _keys(location[:-1])
-        hint = nearest(str(location[-1]), known) or f"The keys here are {', '.join(known)}."
-        return f"unknown key {_dotted(location)!r}. {hint}"
-    if kind == "missing":
-        return f"missing key {_dotted(location)!r}"
-    if kind == "value_error":
-        return f"{_dotted(location)}: {problem['ctx']['error']}"
-    if kind == "union_tag_not_found":
-        return f"missing key '{_dotted(location)}.op'"
-    if kind == "union_tag_invalid":
-        tag = problem["ctx"]["tag"]
-        hint = nearest(tag, VARIANTS) or f"Use one of {problem['ctx']['expected_tags']}."
-        return f"{_dotted(location)}.op: unknown operation {tag!r}. {hint}"
-    expected = problem["msg"].removeprefix("Input should be ")
-    return (
-        f"wrong value for {_dotted(location)!r}\n{expected_got(expected, repr(problem['input']))}"
+        given = Path(name).expanduser()
+    except RuntimeError as error:
+        raise ModelFileError(message(f"{name[:80]!r} is no path: {error}", where=where)) from None
+    located = roots[0] / given
+    instead = (
+        "put the file beside the model file, or allow its folder: --data-root DIR on the command line, "
+        "data_root in Python"
     )
-
-
-def _dotted(location: tuple[int | str, ...]) -> str:
-    """``network.node[0].size`` for pydantic's path, its tags left out and lists counted from 1."""
-    text = ""
-    for part in location:
-        if isinstance(part, int):
-            text += f"[{part + 1}]"
-        elif part not in VARIANTS:
-            text += f".{part}"
-    return text.removeprefix(".")
-
-
-def _keys(location: tuple[int | str, ...]) -> list[str]:
-    """The keys allowed in the table at ``location``."""
-    table: Any = Sections
-    for part in location:
-        if part in VARIANTS:
-            table = VARIANTS[str(part)]
-        elif isinstance(part, str) and part in getattr(table, "model_fields", {}):
-            table = table.model_fields[part].annotation
-        elif get_args(table):  # dict[str, Record]
-            table = get_args(table)[-1]
-    if dataclasses.is_dataclass(table):
-        return [field.name for field in dataclasses.fields(table)]
-    return list(table.model_fields) if isinstance(table, type(BaseModel)) else []
+    try:
+        require_within(located, roots, where, instead)
+    except GncompileError as error:
+        raise ModelFileError(str(error)) from None
+    return str(located.absolute())
 
 
 # --- The network -----------------------------------------------------------------------------------
@@ -265,7 +217,7 @@ def _check_names(nodes: tuple[Node, ...], path: Path) -> None:
     module = DeclaredNetwork(1, (), {}, {})
     for number, node in enumerate(nodes, start=1):
         place = f"node {number} ({node.name!r}) of {path}"
-        if node.name in taken or hasattr(module, node.name):
+        if node.name in taken or hasattr(module, node.name) or iskeyword(node.name):
             kind = "twice" if node.name in seen else "for a node, but it is reserved"
             raise ModelFileError(
                 message(

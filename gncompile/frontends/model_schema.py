@@ -9,6 +9,8 @@
     [loss]       name, or expression in z and y (or z1, z2, … and y1, …) with targets, negative_curvature
     [training]   method, batch_size, updates or epochs, seed, dtype, tune; [training.options] for the trainer
     [transfer.NAME]   expression in x (or u), parameters, domain, doc
+
+Every number and every list has a bound here, so that no file asks for more than a machine could ever hold.
 """
 
 from __future__ import annotations
@@ -16,14 +18,35 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from ..data import DataSpec
 
-Size = Annotated[int, Field(gt=0)]
+Size = Annotated[int, Field(gt=0, le=10**9)]
+Index = Annotated[int, Field(ge=0, lt=10**9)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+MAX_NODES = 400
+"""Of one model file; compiling takes longer than in proportion to them."""
 Interval = tuple[float, float]
 EVERYWHERE = (-math.inf, math.inf)
-Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=100)]
+
+
+def ordered(interval: Interval) -> Interval:
+    """``interval`` if it has a lower and a higher end."""
+    low, high = interval
+    if not low < high:
+        raise ValueError(f"[{low:g}, {high:g}] is no interval: give a lower and a higher bound")
+    return interval
 
 
 class Record(BaseModel):
@@ -33,16 +56,23 @@ class Record(BaseModel):
 
 
 class Model(Record):
-    """``[model]``."""
+    """``[model]``; ``name`` is a title for people, which files are named after."""
 
-    name: str
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+
+    @field_validator("name")
+    @classmethod
+    def _one_line(cls, name: str) -> str:
+        if not name.isprintable():
+            raise ValueError("a name is one line of text without control characters")
+        return name
 
 
 class NodeRecord(Record):
     """What every ``[[network.node]]`` has: a name, and the names of the nodes it reads."""
 
     name: Name
-    inputs: tuple[Name, ...]
+    inputs: Annotated[tuple[Name, ...], Field(max_length=MAX_NODES)]
 
 
 class Linear(NodeRecord):
@@ -80,7 +110,7 @@ class Slice(NodeRecord):
     """Features ``start`` to ``stop - 1`` of the input."""
 
     op: Literal["slice"]
-    start: Annotated[int, Field(ge=0)]
+    start: Index
     stop: Size
 
 
@@ -88,7 +118,7 @@ class Select(NodeRecord):
     """``y_j = x_index[j]``: features of the input in any order, also repeated."""
 
     op: Literal["select"]
-    index: tuple[Annotated[int, Field(ge=0)], ...]
+    index: Annotated[tuple[Index, ...], Field(max_length=10**6)]
 
 
 Node = Annotated[Linear | Pointwise | Concat | Slice | Select, Field(discriminator="op")]
@@ -101,7 +131,7 @@ class Layers(Record):
     the last layer. ``code_layer`` is the number of the layer, counted from 1, that stays linear.
     """
 
-    layers: Annotated[tuple[Size, ...], Field(min_length=2)]
+    layers: Annotated[tuple[Size, ...], Field(min_length=2, max_length=MAX_NODES + 1)]
     transfer: str | tuple[str, ...] = "tanh"
     output: str = "identity"
     code_layer: Size | None = None
@@ -152,7 +182,7 @@ class Nodes(Record):
     """``[[network.node]]`` tables; ``input`` names the network's input, the last node is its output."""
 
     input_size: Size
-    node: Annotated[tuple[Node, ...], Field(min_length=1)]
+    node: Annotated[tuple[Node, ...], Field(min_length=1, max_length=MAX_NODES)]
 
 
 def _form(network: Any) -> str:
@@ -177,6 +207,11 @@ class LossSection(Record):
     outputs: Size | None = None
     targets: Interval = EVERYWHERE
     negative_curvature: Literal["refuse", "clip"] = "refuse"
+
+    @field_validator("targets")
+    @classmethod
+    def _ordered(cls, targets: Interval) -> Interval:
+        return ordered(targets)
 
     @model_validator(mode="after")
     def _one_loss(self) -> LossSection:
@@ -203,7 +238,7 @@ class Training(Record):
     batch_size: Size = 1000
     updates: Size | None = None
     epochs: Size | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     dtype: Literal["float32", "float64"] = "float32"
     output_bias: Literal["zero", "mean"] = "zero"
     tune: str = "cached"
@@ -226,7 +261,19 @@ class Transfer(Record):
     expression: str
     parameters: dict[Name, float] = {}
     domain: Interval = EVERYWHERE
-    doc: str = ""
+    doc: Annotated[str, Field(max_length=2000)] = ""
+
+    @field_validator("doc")
+    @classmethod
+    def _text(cls, doc: str) -> str:
+        if not all(c.isprintable() or c in "\n\t" for c in doc):
+            raise ValueError("a text without control characters")
+        return doc
+
+    @field_validator("domain")
+    @classmethod
+    def _ordered(cls, domain: Interval) -> Interval:
+        return ordered(domain)
 
 
 class Sections(Record):
@@ -237,7 +284,7 @@ class Sections(Record):
     network: Network
     loss: LossSection
     training: Training
-    transfer: dict[Name, Transfer] = {}
+    transfer: Annotated[dict[Name, Transfer], Field(max_length=MAX_NODES)] = {}
 
 
 VARIANTS: dict[str, type[Record]] = {

@@ -17,6 +17,7 @@ import sympy
 from ..model_graph import Node, Pointwise, TracedModel
 from ..piecewise_linear import rule_of
 from ..transfer import transfer, transfer_names
+from ..untrusted import in_picture
 from .elements import parsed_svg
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def _curve(axes: Axes, node: Node, constants: Mapping[sympy.Symbol, float]) -> N
     for expression, label, dash in ((rule.value, "f", "-"), (rule.slopes[0], "f ′", "--")):
         axes.plot(x.numpy(), _values(expression, at), dash, label=label, linewidth=1.8)
     axes.axhline(0, color="0.5", linewidth=0.6)
-    axes.set_xlabel(node.inputs[0])
+    axes.set_xlabel(in_picture(node.inputs[0]))
     axes.grid(visible=True, alpha=0.25)
     axes.legend(frameon=False)
 
@@ -115,7 +116,7 @@ def _contours(axes: Axes, node: Node, constants: Mapping[sympy.Symbol, float]) -
     filled = axes.contourf(line.numpy(), line.numpy(), values, levels=14, cmap="viridis")
     assert axes.figure is not None
     axes.figure.colorbar(filled, ax=axes, label="f")
-    axes.set(xlabel=node.inputs[0], ylabel=node.inputs[1])
+    axes.set(xlabel=in_picture(node.inputs[0]), ylabel=in_picture(node.inputs[1]))
 
 
 def _slices(axes: Axes, node: Node, constants: Mapping[sympy.Symbol, float]) -> None:
@@ -124,7 +125,7 @@ def _slices(axes: Axes, node: Node, constants: Mapping[sympy.Symbol, float]) -> 
     rule = rule_of(node)
     rest = dict.fromkeys(rule.arguments, x * 0 + 1) | _filled(constants, x)
     for argument, name in zip(rule.arguments, node.inputs, strict=True):
-        axes.plot(x.numpy(), _values(rule.value, {**rest, argument: x}), label=name)
+        axes.plot(x.numpy(), _values(rule.value, {**rest, argument: x}), label=in_picture(name))
     axes.set(xlabel="one argument, the others held at 1", ylabel="f")
     axes.grid(visible=True, alpha=0.25)
     axes.legend(frameon=False, fontsize=8)

@@ -17,6 +17,7 @@ from ..costs import SHARED_PHASES, Cost, forward_values, total
 from ..formulas import Equation
 from ..model_graph import Affine, FixedLinear, Input, Node, Pointwise, Select
 from ..readback import PARTS, REPEATS, Readback, Row, Statement, function_text, in_units
+from ..untrusted import slug
 
 HIDDEN = (*REPEATS, "restore", "reject", "columns_begin")
 """Phases whose formulas repeat others or only copy."""
@@ -52,7 +53,7 @@ class Views:
     def file(self, node: Node) -> str:
         """The name of the node's page; the number makes it unique whatever the file system."""
         number = self.nodes.index(node)
-        return f"{number:02d}-{re.sub(r'[^A-Za-z0-9_-]', '-', node.name)}.html"
+        return f"{number:02d}-{slug(re.sub(r'[^A-Za-z0-9_-]', '-', node.name))}.html"
 
     @cached_property
     def owners(self) -> dict[str, str]:

@@ -16,12 +16,15 @@ from ..optimiser.trainer import Trainer
 from ..tables import count
 from ..tables import table as aligned
 from ..training_run import compile_file
+from .device import require_kind
 from .problem import Variants, shown, sizes
-from .search import Outcome, line
+from .search import Outcome, check_effort, line
 from .store import Entry, Store, Unreadable, folder, import_file, parse
 from .tuner import BUDGETS, Tuned, bench_of, tune_step
 
 Print = Callable[[str], None]
+LISTED = 500
+"""Settings of a store that are printed."""
 
 
 def seconds(text: str) -> float:
@@ -35,12 +38,32 @@ def seconds(text: str) -> float:
     return value
 
 
-def tune_file(path: Path, effort: str, budget: str | None, progress: bool, say: Print) -> bool:
+def check(effort: str, budget: str | None, kind: str) -> None:
+    """Refuse wrong words of the command line, also where the command does not come to use them."""
+    check_effort(effort, 1.0)
+    require_kind(kind)
+    if budget is not None and seconds(budget) and not budget.strip()[-1].isalpha():
+        raise GncompileError(
+            message(
+                f"the budget {budget!r} has no unit",
+                instead=f"give it as {budget.strip()}s or {budget.strip()}m",
+            )
+        )
+
+
+def tune_file(
+    path: Path,
+    effort: str,
+    budget: str | None,
+    progress: bool,
+    say: Print,
+    data_root: Path | None = None,
+) -> bool:
     """Tune what a model file compiles to; whether the search came to its end.
 
     Everything is measured anew, whatever the store holds.
     """
-    file = load_model_file(path)
+    file = load_model_file(path, data_root=data_root)
     samples = file.training.batch_size
 
     def make(variants: Variants) -> Trainer:
@@ -137,9 +160,11 @@ def list_stores(say: Print) -> None:
                 *(e.kernel, sizes(e.shape), e.dtype, shown(e.options), e.effort),
                 "" if store.current(e) else "stale: " + ", ".join(_pairs(e)),
             ]
-            for e in content.entries
+            for e in content.entries[:LISTED]
         ]
         say(aligned(rows))
+        if len(content.entries) > LISTED:
+            say(f"and {len(content.entries) - LISTED} more; --explain OPERATION shows those of one")
 
 
 def explain(kernel: str, kind: str, say: Print) -> None:
@@ -152,7 +177,9 @@ def explain(kernel: str, kind: str, say: Print) -> None:
             message(f"no tuned settings for {kernel!r}", where=str(store.path),
                     instead=f"tune a model first; the operations there are: {known}")
         )  # fmt: skip
-    for e in entries:
+    if len(entries) > LISTED:
+        say(f"the first {LISTED} of {len(entries)} shapes")
+    for e in entries[:LISTED]:
         say(f"{e.key}, {e.effort}, {', '.join(_pairs(e))}: {shown(e.options)}")
         if e.note:
             say(f"  {e.note}")

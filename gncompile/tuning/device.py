@@ -5,12 +5,24 @@ from __future__ import annotations
 import platform
 import re
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ..environment import package_version
 from ..errors import GncompileError, message
 from ..tables import count
+from ..untrusted import slug
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("control characters")
+    return text
+
+
+Word = Annotated[str, Field(max_length=200), AfterValidator(_printable)]
+"""A name in a store, which may be somebody else's file and is printed."""
 
 
 class Device(BaseModel):
@@ -18,12 +30,12 @@ class Device(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    kind: str
+    kind: Word
     """``cpu``, ``cuda``, or ``interpreter``, which runs Triton's kernels on a CPU."""
-    name: str
-    capability: str
+    name: Word
+    capability: Word
     """Instruction set of a processor; compute capability of a GPU, ``9.0``."""
-    threads: int = 0
+    threads: Annotated[int, Field(ge=0, lt=10**6)] = 0
     """Of a processor."""
 
     @property
@@ -31,7 +43,7 @@ class Device(BaseModel):
         """A file name for it."""
         threads = f"{self.threads} threads" if self.threads else ""
         text = f"{self.kind} {self.name} {self.capability} {threads}"
-        return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+        return slug(re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-"))
 
     def __str__(self) -> str:
         threads = [count(self.threads, "thread")] if self.threads else []
@@ -43,11 +55,16 @@ KINDS = ("cpu", "cuda", "interpreter")
 
 def this_device(kind: str = "cpu") -> Device:
     """The device of a kind that is current in this process; ``GncompileError`` if there is none."""
+    require_kind(kind)
+    return graphics_processor() if kind == "cuda" else processor(kind)
+
+
+def require_kind(kind: str) -> None:
+    """Raise ``GncompileError`` unless there is such a kind of device."""
     if kind not in KINDS:
         raise GncompileError(
             message(f"unknown kind of device {kind!r}", instead=f"use one of {', '.join(KINDS)}")
         )
-    return graphics_processor() if kind == "cuda" else processor(kind)
 
 
 def graphics_processor(index: int | None = None) -> Device:

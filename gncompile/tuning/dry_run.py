@@ -53,7 +53,13 @@ class Used:
 
 
 def dry_run_file(
-    path: Path, target: str | None, kernel: str | None, limit: int, progress: bool, say: Print
+    path: Path,
+    target: str | None,
+    kernel: str | None,
+    limit: int,
+    progress: bool,
+    say: Print,
+    data_root: Path | None = None,
 ) -> None:
     """Print the launches of a model file, their pruned spaces, and what the first candidates use.
 
@@ -61,7 +67,7 @@ def dry_run_file(
     default and the next candidates are compiled. Raises :class:`~gncompile.errors.CompileError` without
     Triton or a target, and for a name that no launch has.
     """
-    file = load_model_file(path)
+    file = load_model_file(path, data_root=data_root)
     figures = figures_of(target) if target else _figures_here()
     bench = bench_for(file, figures)
     problems = sorted(_named(bench, kernel), key=weight, reverse=True)

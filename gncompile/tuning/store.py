@@ -1,8 +1,9 @@
 """The store of tuned settings: one JSON file for every kind of device.
 
 It lies in the folder of the switch ``tuning``, by default in the cache. Reading never fails: a file that is
-damaged, foreign or unreadable holds nothing, and a note says so. Writing merges what is new into what the
-file holds by then, under a lock, and replaces it in one step; so many processes may tune at once.
+damaged, foreign or unreadable holds nothing, and a note says so. What is read is checked within bounds, for
+it may be somebody else's. Writing merges what is new into what the file holds by then, under a lock, and
+replaces it in one step; so many processes may tune at once. A damaged file is kept aside first.
 
 A setting is used only for the code, dtype, precision, device and versions that it was measured with. Its
 shape is the wanted one or else the nearest in the same bucket: every size rounded to a power of two.
@@ -16,16 +17,17 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from .. import config
 from ..emit.torch_operations import Options
 from ..errors import GncompileError, message
 from ..files import atomic_write
 from ..tables import count
-from .device import Device, this_device, versions
+from .device import Device, Word, this_device, versions
 from .problem import Key
 from .search import Outcome
 
@@ -39,34 +41,52 @@ class TuningWarning(UserWarning):
 
 
 class Record(BaseModel):
-    """A frozen part of the file that refuses unknown keys and values of another type."""
+    """A frozen part of the file that refuses unknown keys, values of another type, and infinite numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+MAX_BYTES = 64 << 20
+"""Of a store that is read."""
+MAX_ENTRIES = 20_000
+MAX_TEXT = 2000
+
+
+def _lines(text: str) -> str:
+    if not all(c.isprintable() or c in "\n\t" for c in text):
+        raise ValueError("control characters")
+    return text
+
+
+Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_lines)]
+Size = Annotated[int, Field(ge=0, lt=2**62)]
+Choice = dict[Word, Annotated[int, Field(gt=-(2**62), lt=2**62)] | Word | None]
+Seconds = Annotated[float, Field(ge=0)]
 
 
 class StoredTrial(Record):
     """What became of one candidate; see :class:`~gncompile.tuning.search.Trial`."""
 
-    options: dict[str, int | str | None]
-    predicted: float
-    seconds: float | None
-    rejected: str | None
+    options: Choice
+    predicted: Seconds
+    seconds: Seconds | None
+    rejected: Text | None
 
 
 class Entry(Record):
     """One setting: what it is for, what was chosen, and the measurements behind it."""
 
-    kernel: str
-    source: str
-    shape: tuple[int, ...]
-    dtype: str
-    precision: str
-    form: str = ""
-    versions: dict[str, str]
-    options: dict[str, int | str | None]
-    trials: tuple[StoredTrial, ...]
-    effort: str
-    note: str = ""
+    kernel: Word
+    source: Word
+    shape: Annotated[tuple[Size, ...], Field(max_length=16)]
+    dtype: Word
+    precision: Word
+    form: Text = ""
+    versions: Annotated[dict[Word, Word], Field(max_length=16)]
+    options: Choice
+    trials: Annotated[tuple[StoredTrial, ...], Field(max_length=10_000)]
+    effort: Word
+    note: Text = ""
 
     @property
     def key(self) -> Key:
@@ -84,7 +104,7 @@ class StoreFile(Record):
 
     format: int
     device: Device
-    entries: tuple[Entry, ...]
+    entries: Annotated[tuple[Entry, ...], Field(max_length=MAX_ENTRIES)]
 
 
 Allowed = Callable[[str, Options], bool]
@@ -104,13 +124,20 @@ def entry_of(outcome: Outcome, effort: str, device: Device) -> Entry:
         versions=versions(device.kind),
         options=dict(outcome.options),
         trials=tuple(
-            StoredTrial(options=dict(t.options), predicted=t.predicted, seconds=t.seconds,
-                        rejected=t.rejected)
+            StoredTrial(options=dict(t.options), predicted=t.predicted,
+                        seconds=t.seconds if t.seconds and math.isfinite(t.seconds) else None,
+                        rejected=None if t.rejected is None else _clean(t.rejected))
             for t in outcome.trials
+            if math.isfinite(t.predicted)
         ),
         effort=effort,
-        note=outcome.note,
+        note=_clean(outcome.note),
     )  # fmt: skip
+
+
+def _clean(text: str) -> str:
+    """A text that may be a compiler's, as a store takes it."""
+    return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text[:MAX_TEXT])
 
 
 # --- Files ----------------------------------------------------------------------------------------------
@@ -138,21 +165,33 @@ class Unreadable(Exception):
 def parse(path: Path) -> StoreFile:
     """The content of a store, which exists; :class:`Unreadable` if it is not one of this version's."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():
+            raise Unreachable("cannot be read: it is no regular file")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise Unreadable(f"is longer than {MAX_BYTES} bytes")
+        data = json.loads(content.decode("utf-8"))
         found = data["format"]
     except OSError as error:
-        raise Unreadable(f"cannot be read: {error}") from error
+        raise Unreachable(f"cannot be read: {error}") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise Unreadable("is damaged, or no store of tuned settings") from error
     if found != FORMAT:
-        raise Foreign(f"has format {found!r}, this version of gncompile knows {FORMAT}")
+        raise Foreign(f"has format {repr(found)[:100]}, this version of gncompile knows {FORMAT}")
     try:
         # JSON is where pydantic's strict mode knows arrays from tuples.
         return StoreFile.model_validate_json(json.dumps(data))
-    except ValidationError as error:
+    except (ValidationError, RecursionError) as error:
+        if isinstance(error, RecursionError):
+            raise Unreadable("is damaged: nested too deeply") from error
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise Unreadable(f"is damaged at {place}: {first['msg']}") from error
+
+
+class Unreachable(Unreadable):
+    """A file that the system does not let us read, whatever it holds."""
 
 
 class Foreign(Unreadable):
@@ -268,7 +307,7 @@ class Store:
             with self._lock():
                 # Of this process only what is new: what it read before may have been replaced since.
                 self._write(_merged(self._held(), new))
-        except (OSError, Timeout, Foreign) as error:
+        except (OSError, Timeout, Foreign, Unreachable) as error:
             note = f"the settings found are not kept: {self.path}: {error}"
             self.notes += [note] if note not in self.notes else []
             return False
@@ -284,18 +323,32 @@ class Store:
         return FileLock(self.path.with_suffix(".lock"), timeout=LOCK_SECONDS)
 
     def _held(self) -> tuple[Entry, ...]:
-        """What the file holds now; nothing if it is damaged, since then there is nothing to lose."""
+        """What the file holds now; one that is damaged or of another device is kept aside, for repair."""
         if not self.path.exists():
             return ()
         try:
             content = parse(self.path)
-        except Foreign:
+        except (Foreign, Unreachable):
             raise
-        except Unreadable:
+        except Unreadable as error:
+            self._set_aside(str(error))
             return ()
-        return content.entries if content.device == self.device else ()
+        if content.device == self.device:
+            return content.entries
+        self._set_aside(f"is of {content.device}")
+        return ()
+
+    def _set_aside(self, reason: str) -> None:
+        number, aside = 1, self.path.with_name(f"{self.path.name}.damaged")
+        while aside.exists():
+            number += 1
+            aside = self.path.with_name(f"{self.path.name}.damaged-{number}")
+        self.path.rename(aside)
+        self.notes.append(f"the file of tuned settings {reason}; it is kept as {aside}")
 
     def _write(self, entries: tuple[Entry, ...]) -> None:
+        if len(entries) > MAX_ENTRIES:
+            raise OSError(f"it would hold more than {MAX_ENTRIES} settings; clear it first")
         content = StoreFile(format=FORMAT, device=self.device, entries=entries)
         atomic_write(self.path, content.model_dump_json(indent=1) + "\n")
 

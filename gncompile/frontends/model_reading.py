@@ -1,0 +1,193 @@
+"""A model file's text as sections: TOML read within bounds, and pydantic's errors in our words."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from ..errors import ModelFileError, expected_got, message, nearest
+from ..optimiser.settings import Settings
+from ..untrusted import shown
+from .model_schema import VARIANTS, Sections, Training
+
+MAX_BYTES = 16 << 20
+"""Of a model file; TOML is read into objects fifty times its size."""
+MAX_DEPTH = 16
+"""Tables and arrays inside one another."""
+MAX_MISTAKES = 20
+"""Mistakes that one error lists."""
+
+
+def read(path: Path) -> bytes:
+    """The bytes of a model file; :class:`~gncompile.errors.ModelFileError` if there are none to have."""
+    try:
+        if path.exists() and not path.is_file():
+            raise ModelFileError(message(f"{str(path)!r} is no file", instead="give a TOML file"))
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise ModelFileError(
+            message(f"no model file {shown(str(path))}", instead="check the path")
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ModelFileError(_unreadable(error, path, "check the path")) from error
+    if len(content) > MAX_BYTES:
+        raise ModelFileError(
+            message(f"the model file is longer than {MAX_BYTES} bytes", where=str(path),
+                    instead="build a network of that size in Python")
+        )  # fmt: skip
+    return content
+
+
+def validate(content: bytes, path: Path) -> Sections:
+    """The sections that the bytes of a model file say; all mistakes of one kind are listed at once."""
+    try:
+        text = content.decode("utf-8-sig")  # some editors begin a file with a byte order mark
+        tables = tomllib.loads(text)
+        if _depth(tables) > MAX_DEPTH:
+            raise RecursionError
+    except UnicodeDecodeError as error:
+        raise ModelFileError(_unreadable(error, path, "save it as UTF-8")) from error
+    except ValueError as error:  # TOMLDecodeError, and numbers of thousands of digits
+        raise ModelFileError(_unreadable(error, path, "write TOML 1.0")) from error
+    except RecursionError:
+        found = f"tables or arrays are nested more than {MAX_DEPTH} deep"
+        raise ModelFileError(message(found, where=str(path))) from None
+    try:
+        # JSON is where pydantic's strict mode knows arrays and tables from Python's own types.
+        sections = Sections.model_validate_json(json.dumps(tables, default=str))
+    except ValidationError as error:
+        raise ModelFileError(message("\n".join(_mistakes(error)), where=str(path))) from None
+    _check_options(sections.training, path)
+    return sections
+
+
+def _unreadable(error: Exception, path: Path, instead: str) -> str:
+    said = f"cannot read the model file: {str(error)[:200]}"
+    return message(said, where=str(path)[:500], instead=instead)
+
+
+def _depth(value: object) -> int:
+    """Containers inside one another, counted without recursion and no further than the bound."""
+    level, depth = [value], 0
+    while level and depth <= MAX_DEPTH:
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+        depth += bool(level)
+    return depth
+
+
+# --- Options ---------------------------------------------------------------------------------------
+
+
+_OPTIONS = tuple(
+    f.name for f in dataclasses.fields(Settings) if f.name not in Training.model_fields
+)
+_PLACE = ("backend", "precision")
+"""Options that are no settings but say how the step is run."""
+_TAKEN = ("model", "loss", "example_inputs")
+"""What ``gncompile.compile`` takes besides, and gets from elsewhere in the file."""
+
+
+def _check_options(training: Training, path: Path) -> None:
+    """Refuse options that are keys of ``[training]``, or what only other sections give."""
+    where = f"[training.options] of {path}"
+    for name, value in training.options.items():
+        if name in Training.model_fields:
+            found, instead = f"{name!r} is no option", f"write {name} in [training]"
+        elif name in _TAKEN:
+            found, instead = f"{name!r} is no option", f"use some of {', '.join(_OPTIONS)}"
+        elif name in _PLACE and not isinstance(value, str):
+            found = f"wrong value for the option {name!r}\n{expected_got('text', _short(value))}"
+            instead = "put it in quotes"
+        else:
+            continue
+        raise ModelFileError(message(found, where=where, instead=instead))
+
+
+# --- pydantic's errors -------------------------------------------------------------------------------
+
+
+def _mistakes(error: ValidationError) -> list[str]:
+    """All mistakes in our words, those left out that only follow from others."""
+    problems: list[dict[str, Any]] = [dict(each) for each in error.errors(include_url=False)]
+    places = [problem["loc"] for problem in problems]
+    first = [
+        problem
+        for problem in problems
+        # An array whose items are wrong counts as empty, too.
+        if not (
+            problem["type"] == "too_short"
+            and any(
+                place != problem["loc"] and place[: len(problem["loc"])] == problem["loc"]
+                for place in places
+            )
+        )
+    ]
+    more = [f"and {len(first) - MAX_MISTAKES} more"] if len(first) > MAX_MISTAKES else []
+    return [_explain(problem) for problem in first[:MAX_MISTAKES]] + more
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    """One of pydantic's errors in our words: the key with its path, what is wrong, the nearest key."""
+    location, kind = problem["loc"], problem["type"]
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):  # of a record, of a dataclass
+        known = _keys(location[:-1])
+        if location[:-1] == ("training",) and location[-1] in (*_OPTIONS, *_PLACE):
+            return f"unknown key {_dotted(location)!r}. It is an option: write it in [training.options]"
+        hint = nearest(str(location[-1]), known) or f"The keys here are {', '.join(known)}."
+        return f"unknown key {_dotted(location)!r}. {hint}"
+    if kind == "missing":
+        return f"missing key {_dotted(location)!r}"
+    if kind == "value_error":
+        return f"{_dotted(location)}: {problem['ctx']['error']}"
+    if kind == "union_tag_not_found":
+        return f"missing key '{_dotted(location)}.op'"
+    if kind == "union_tag_invalid":
+        tag = problem["ctx"]["tag"]
+        hint = nearest(tag, VARIANTS) or f"Use one of {problem['ctx']['expected_tags']}."
+        return f"{_dotted(location)}.op: unknown operation {shown(tag)}. {hint}"
+    expected = problem["msg"].removeprefix("Input should be ")
+    return (
+        f"wrong value for {_dotted(location)!r}\n{expected_got(expected, _short(problem['input']))}"
+    )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:199]}…"
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    """``network.node[0].size`` for pydantic's path, its tags left out and lists counted from 1."""
+    text = ""
+    for part in location:
+        if isinstance(part, int):
+            text += f"[{part + 1}]"
+        elif part not in VARIANTS:
+            text += f".{part if len(part) <= 100 else part[:99] + '…'}"
+    return text.removeprefix(".")
+
+
+def _keys(location: tuple[int | str, ...]) -> list[str]:
+    """The keys allowed in the table at ``location``."""
+    table: Any = Sections
+    for part in location:
+        if part in VARIANTS:
+            table = VARIANTS[str(part)]
+        elif isinstance(part, str) and part in getattr(table, "model_fields", {}):
+            table = table.model_fields[part].annotation
+        elif get_args(table):  # dict[str, Record]
+            table = get_args(table)[-1]
+    if dataclasses.is_dataclass(table):
+        return [field.name for field in dataclasses.fields(table)]
+    return list(table.model_fields) if isinstance(table, type(BaseModel)) else []
