@@ -24,7 +24,7 @@ from ..losses import Loss
 from ..model_graph import TracedModel
 from ..step_program import SAMPLES, StepProgram
 from .draws import PhiloxDraws, TorchDraws
-from .memory import Memory
+from .memory import Memory, require_buffers, require_states
 from .source_files import load_source
 
 Backend = Literal["torch", "triton", "reference"]
@@ -112,6 +112,7 @@ class Executable:
         self.rows = rows
         self.variants = dict(variants or {})
         self.memory_budget = memory_budget
+        require_states(program, dtype, device)
         tensors = traced.parameters, traced.constants
         draws = (PhiloxDraws if backend == "triton" else TorchDraws)(seed, device)
         self.memory = Memory(program, *tensors, dtype, device, draws, precision)
@@ -119,6 +120,7 @@ class Executable:
         dump("step_program.txt", program.to_text())
         self._bind_emitted = None if backend == "reference" else self._emit(traced)
         self._bound: dict[int, ReferenceStep | EmittedStep] = {}
+        self._largest = 0
         self._step: ReferenceStep | EmittedStep | None = None
 
     def _emit(self, traced: TracedModel) -> Bind:
@@ -160,11 +162,20 @@ class Executable:
             for old in list(self._bound)[: len(self._bound) - BOUND_SHAPES_KEPT + 1]:
                 del self._bound[old]
             dims = {"N": batch, **self.rows(batch), "S": self.chunk(batch)}
+            self._require_buffers(dims)
             if self._bind_emitted is None:
                 self._bound[batch] = ReferenceStep(self.program, self.memory, dims)
             else:
                 self._bound[batch] = EmittedStep(self._bind_emitted, self.program, dims)
         return self._bound[batch]
+
+    def _require_buffers(self, dims: Mapping[str, int]) -> None:
+        """Ask for memory once for every batch larger than those before."""
+        if dims["N"] > self._largest:
+            memory = self.memory
+            held = memory.buffer_bytes
+            require_buffers(self.program, dims, held, memory.dtype, memory.device)
+            self._largest = dims["N"]
 
     def chunk(self, batch: int) -> int:
         """How many of KFLR's columns go through the network at once within the memory budget."""
