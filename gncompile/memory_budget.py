@@ -1,4 +1,4 @@
-"""What memory there is, asked before it is taken: a refusal with sizes instead of a process that is killed."""
+"""What memory there is, asked before it is taken: a refusal with sizes, not a process that is killed."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def require_memory(
 ) -> None:
     """Raise ``error`` unless ``needed`` bytes can be had on ``device``, by default in main memory.
 
-    ``needed`` may be bytes by name; the error then lists the largest. ``held`` of them are there. Nothing is allocated: memory may
-    still run out where others take it meanwhile.
+    ``needed`` may be bytes by name; the error then lists the largest. ``held`` of them are there already.
+    Nothing is allocated: memory may still run out where others take it meanwhile.
     """
     parts = dict(needed) if isinstance(needed, Mapping) else {}
     total = sum(parts.values()) if isinstance(needed, Mapping) else needed
