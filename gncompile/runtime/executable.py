@@ -25,7 +25,7 @@ from ..model_graph import TracedModel
 from ..step_program import SAMPLES, StepProgram
 from .draws import PhiloxDraws, TorchDraws
 from .memory import Memory, require_buffers, require_states
-from .source_files import load_source
+from .source_files import load_source, source_of
 
 Backend = Literal["torch", "triton", "reference"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -116,6 +116,7 @@ class Executable:
         tensors = traced.parameters, traced.constants
         draws = (PhiloxDraws if backend == "triton" else TorchDraws)(seed, device)
         self.memory = Memory(program, *tensors, dtype, device, draws, precision)
+        self.source: str | None = None
         self.source_file: Path | None = None
         dump("step_program.txt", program.to_text())
         self._bind_emitted = None if backend == "reference" else self._emit(traced)
@@ -130,12 +131,14 @@ class Executable:
             text = emit_torch(self.program, *about, self.variants)
             dump("training_step.py", text)
             module, self.source_file = load_source(text, traced.name)
+            self.source = source_of(module)
             return partial(module.bind, self.memory)
         functions, text = emit_triton(self.program, *about, self.variants)
         dump("kernels.py", functions)
         dump("step.py", text)
         kernels, _ = load_source(functions, f"{traced.name}_kernels")
         module, self.source_file = load_source(text, f"{traced.name}_step")
+        self.source = source_of(module)
         return partial(module.bind, self.memory, kernels)
 
     @property
