@@ -16,6 +16,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from ..errors import TraceError, message
 from ..model_graph import TracedModel
 from .aten import is_known
+from .decompositions import decomposed
 from .export_errors import check_examples, explain_failure
 from .fx_nodes import bind, op_name
 from .graph_builder import GraphBuilder
@@ -90,14 +91,14 @@ def _functional(program: ExportedProgram) -> ExportedProgram:
         warnings.simplefilter("ignore", FutureWarning)
         # Functionalising takes three times as long as the export itself: only where it changes something.
         if mutable or not all(is_known(op_name(n)) for n in operators):
-            program = program.run_decompositions({})
+            program = decomposed(program, {})
         unknown = {
             n.target for n in program.graph.nodes if _is_operator(n) and not is_known(op_name(n))
         }
         if not unknown:
             return program
         known = torch.export.default_decompositions()
-        return program.run_decompositions({op: known[op] for op in unknown if op in known})
+        return decomposed(program, {op: known[op] for op in unknown if op in known})
 
 
 def _is_operator(node: fx.Node) -> bool:
