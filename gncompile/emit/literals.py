@@ -11,12 +11,11 @@ import math
 
 from ..errors import InternalError
 from ..names import is_name
-from ..step_program import SAMPLES, Dim
+from ..program_check import DIMENSIONS
+from ..step_program import Dim
 
 LONGEST = 300
 """Characters of a line of a comment or docstring; longer ones are cut."""
-
-DIMENSIONS = frozenset((*SAMPLES, "S"))
 
 
 def literal(value: object) -> str:

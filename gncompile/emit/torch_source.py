@@ -15,6 +15,7 @@ from ..errors import InternalError
 from ..names import RESERVED, Names
 from ..passes.buffers import plan_buffers
 from ..passes.recompute import within_products
+from ..program_check import check_types
 from ..step_program import Dim, Instruction, Leaf, Op, Spec, StepProgram
 from .literals import comment, dimension, docstring, literal, plain_name, quoted
 from .torch_operations import WRITERS, Options, compact
@@ -60,6 +61,7 @@ class TorchWriter:
     header = HEADER
 
     def __init__(self, program: StepProgram, variants: Mapping[str, Options] | None = None) -> None:
+        check_types(program)  # passes have changed it since it was built
         self.program = program
         self.variants = variants or {}
         self.scratch: dict[str, tuple[Dim, ...]] = {}

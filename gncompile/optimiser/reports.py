@@ -91,8 +91,8 @@ class Reports:
 
     @property
     def source_file(self) -> Path | None:
-        """The file of the emitted source, for reading; None where none could be written, and for the reference
-        backend. What runs is :attr:`source`, whatever becomes of the file."""
+        """The file of the emitted source, for reading; None where none could be written, and for the
+        reference backend. What runs is :attr:`source`, whatever becomes of the file."""
         return self._executable.source_file
 
     @property

@@ -1,11 +1,12 @@
-"""Emitted source is read once more before it runs, and held against the little Python that the emitters write.
+"""Emitted source is read once more before it runs, and held against the little Python that emitters write.
 
-Text from outside enters a file as literals, names, comments and docstrings only (:mod:`gncompile.emit.literals`).
-This is the second wall: whatever an emitter may ever be made to write, a file runs only if it consists of
+Text from outside enters a file as literals, names, comments and docstrings only, see
+:mod:`gncompile.emit.literals`. This is the second wall: whatever an emitter may ever be made to write, a file
+runs only if it consists of
 
 * a docstring, imports from a fixed list, and functions of assignments, calls, ``return`` and ``pass``;
 * expressions of names, numbers, strings, tuples, lists, dictionaries, slices, arithmetic and comparisons;
-* calls of functions and methods by name from fixed lists: of tensors, of torch, Triton and the libraries here.
+* calls of functions and methods by name from fixed lists: of tensors, torch, Triton and the libraries here.
 
 So nothing in it can import, open, evaluate, format, loop, or reach an attribute with a leading underscore.
 """
@@ -87,12 +88,14 @@ _IMPORTS = frozenset(
 def checked(text: str) -> ast.Module:
     """The tree of an emitted file.
 
-    Raises :class:`InternalError`, with the line, for text that is not Python or more than what is listed here.
+    Raises :class:`InternalError`, with the line, for text that is not Python, or more than is listed here.
     """
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise _refused(f"it is not valid Python: {error}", text, getattr(error, "lineno", 0)) from error
+        raise _refused(
+            f"it is not valid Python: {error}", text, getattr(error, "lineno", 0)
+        ) from error
     try:
         _Check(tree)
     except RecursionError:

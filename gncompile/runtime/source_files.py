@@ -173,7 +173,9 @@ _said: set[str] = set()
 def _warn(cache: Path, why: str) -> None:
     if why not in _said:
         _said.add(why)
-        remedy = "set GNCOMPILE_CACHE to a folder that only you can write; nothing else depends on it"
+        remedy = (
+            "set GNCOMPILE_CACHE to a folder that only you can write; nothing else depends on it"
+        )
         what = message(why, where=f"the cache {cache}", instead=remedy)
         warnings.warn(what, CacheWarning, stacklevel=4)
 
