@@ -91,5 +91,6 @@ def nearest(name: str, known: object) -> str:
     """``Did you mean 'x'?`` for the known name closest to ``name``, or an empty string."""
     import difflib
 
-    close = difflib.get_close_matches(name, [str(k) for k in known], n=1)  # type: ignore[attr-defined]
-    return f"Did you mean {close[0]!r}?" if close else ""
+    by_lower = {str(k).lower(): str(k) for k in known}  # type: ignore[attr-defined]
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return f"Did you mean {by_lower[close[0]]!r}?" if close else ""

@@ -17,6 +17,7 @@ from ..pipeline import step_program
 from ..runtime.executable import Executable
 from ..tuning.problem import Variants
 from ..tuning.tuner import Tune, tunable, variants_for
+from .arguments import check_arguments, checked_seed
 from .settings import Settings
 from .trainer import Trainer
 
@@ -60,8 +61,11 @@ def compile(
     >>> trainer = compile(model, "mse", torch.zeros(16, 4))
     >>> stats = trainer.step(torch.ones(16, 4), torch.ones(16, 1))
     """
-    traced, declared, reader = understand(model, loss, example_inputs)
+    check_arguments(dtype=dtype, backend=backend, precision=precision, tune=tune)
+    seed = checked_seed(seed)
     settings = Settings.from_options(method=method, **options)
+    traced, declared, reader = understand(model, loss, example_inputs)
+    settings.check_parameters(list(traced.parameters))
     if reader.device.type == "cuda" and settings.second_order:
         settings = replace(settings, guarded=True)
     if dtype is not None and dtype != reader.dtype:
