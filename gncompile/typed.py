@@ -24,7 +24,7 @@ Check = Callable[[object], bool]
 
 
 @cache
-def hints(cls: type) -> dict[str, Any]:
+def hints(cls: Any) -> dict[str, Any]:
     """The annotations of a dataclass's fields, evaluated."""
     known = get_type_hints(cls)
     return {field.name: known[field.name] for field in dataclasses.fields(cls)}

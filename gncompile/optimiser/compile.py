@@ -61,11 +61,11 @@ def compile(
     >>> trainer = compile(model, "mse", torch.zeros(16, 4))
     >>> stats = trainer.step(torch.ones(16, 4), torch.ones(16, 1))
     """
-    check_arguments(dtype=dtype, backend=backend, precision=precision, tune=tune)
-    seed = checked_seed(seed)
-    settings = Settings.from_options(method=method, **options)
     traced, declared, reader = understand(model, loss, example_inputs)
+    settings = Settings.from_options(method=method, **options)
+    check_arguments(dtype=dtype, backend=backend, precision=precision, tune=tune)
     settings.check_parameters(list(traced.parameters))
+    seed = checked_seed(seed)
     if reader.device.type == "cuda" and settings.second_order:
         settings = replace(settings, guarded=True)
     if dtype is not None and dtype != reader.dtype:

@@ -337,7 +337,7 @@ def _plain(value: object, hint: Any) -> object:
     """A number of any library, a list, or a mapping as what Python and the annotation have for it."""
     if isinstance(value, np.bool_):
         return bool(value)
-    if isinstance(value, numbers.Real) and type(value) is not bool:
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
         return _number(value, _leaves(hint))
     if isinstance(value, list | tuple):
         parts = get_args(hint) if get_origin(hint) is tuple else ()
