@@ -32,7 +32,8 @@ def hints(cls: Any) -> dict[str, Any]:
 
 def misfits(record: Any) -> list[str]:
     """The fields of a dataclass whose values are not of the annotated types."""
-    return [name for name, fits in _checks(type(record)) if not fits(getattr(record, name))]
+    kind: Any = type(record)
+    return [name for name, fits in _checks(kind) if not fits(getattr(record, name))]
 
 
 @cache

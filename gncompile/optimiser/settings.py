@@ -335,9 +335,9 @@ def typed(name: str, value: object, hint: Any) -> Any:
 
 def _plain(value: object, hint: Any) -> object:
     """A number of any library, a list, or a mapping as what Python and the annotation have for it."""
-    if isinstance(value, np.bool_):
+    if isinstance(value, bool | np.bool_):
         return bool(value)
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+    if isinstance(value, numbers.Real):
         return _number(value, _leaves(hint))
     if isinstance(value, list | tuple):
         parts = get_args(hint) if get_origin(hint) is tuple else ()

@@ -15,12 +15,15 @@ import os
 import re
 import stat
 import sys
+import textwrap
 import warnings
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from importlib.abc import InspectLoader
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import CodeType, ModuleType
+from typing import Any, cast
 
 from .. import config
 from ..errors import CompileError, GncompileError, message
@@ -55,6 +58,18 @@ def load_source(text: str, name: str) -> tuple[ModuleType, Path | None]:
     tree = checked(text)
     path = _keep(text, f"{stem}.py")
     return _run(tree, text, stem, str(path or f"<{stem}>")), path
+
+
+def function_of(
+    statements: Sequence[str], arguments: Iterable[str], imports: str
+) -> Callable[..., Any]:
+    """Emitted statements as a function of their names, checked like a file of them."""
+    body = textwrap.indent("\n".join(statements), "    ")
+    text = f"{imports}\n\n\ndef function({', '.join(arguments)}):\n{body}\n"
+    stem = f"function_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    module = _run(checked(text), text, stem, f"<{stem}>")
+    del sys.modules[module.__name__], linecache.cache[f"<{stem}>"]
+    return cast(Callable[..., Any], module.function)
 
 
 def source_of(module: ModuleType) -> str:
