@@ -126,8 +126,12 @@ def _keep(text: str, name: str) -> Path | None:
         if not _holds(path, text):
             atomic_write(path, text)
             _forget_oldest(folder)
-    except (OSError, _Untrusted) as error:
-        _warn(cache, f"emitted sources are not kept as files: {error}")
+    except _Untrusted as found:
+        _warn(cache, f"emitted sources are not kept as files: {found}")
+        return None
+    except OSError as error:
+        place = error.filename2 or error.filename or cache
+        _warn(cache, f"emitted sources are not kept as files: {error.strerror}: {place}")
         return None
     return path
 
