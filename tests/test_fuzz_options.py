@@ -30,6 +30,7 @@ from gncompile.typed import check_of
 
 NAMES = [field.name for field in dataclasses.fields(Settings)]
 SEED = 20
+JSON = (str, bool, int, float, list, dict, type(None))
 ARGUMENTS = ("backend", "precision", "dtype", "seed", "tune")
 
 
@@ -37,7 +38,21 @@ def odd_values(marker: Path) -> list[Any]:
     """Values of many types and magnitudes; few of them are right for any one option."""
     return [
         *payloads(marker),
-        *(None, True, False, "", "no", "big", "kfra", "KFRA", "0.1", "None", b"1", "\x00", "é" * 99),
+        *(
+            None,
+            True,
+            False,
+            "",
+            "no",
+            "big",
+            "kfra",
+            "KFRA",
+            "0.1",
+            "None",
+            b"1",
+            "\x00",
+            "é" * 99,
+        ),
         *(0, 1, -1, 2, 7, 2**31, 2**63, -(2**63), 10**30, 10**400),
         *(0.0, -0.0, 0.5, 0.9, 1.0, 1.5, 2.0, -1.0, 1e-320, 1e308, math.inf, -math.inf, math.nan),
         *(1j, [], (), {}, set(), [1], (5, 1), (1, 0), (1, 2), (0.1, "a"), [0.1, 10], (1, 2, 3)),
@@ -122,7 +137,7 @@ def test_settings_of_checkpoints(tmp_path: Path) -> None:
     marker, path = tmp_path / "from_a_checkpoint", tmp_path / "checkpoint"
     data = about(path)
     right = settings_from_data(data, path)
-    values = [v for v in odd_values(marker) if isinstance(v, str | bool | int | float | list | dict | None)]
+    values = [v for v in odd_values(marker) if type(v) in JSON]
     with nothing_executed(marker):
         for name, value in itertools.product([*NAMES, "unknown"], values):
             changed = {**data, "settings": {**data["settings"], name: value}}
@@ -132,7 +147,9 @@ def test_settings_of_checkpoints(tmp_path: Path) -> None:
                 assert str(path) in str(error)
                 continue
             assert found.keys() == right.keys()
-        for name, value in itertools.product(("backend", "precision", "variants", "settings"), values):
+        for name, value in itertools.product(
+            ("backend", "precision", "variants", "settings"), values
+        ):
             try:
                 settings_from_data({**data, name: value}, path)
             except CheckpointError as error:
@@ -142,7 +159,7 @@ def test_settings_of_checkpoints(tmp_path: Path) -> None:
 def test_losses_of_checkpoints(tmp_path: Path) -> None:
     marker, path = tmp_path / "from_a_loss", tmp_path / "checkpoint"
     data = about(path)
-    values = [v for v in odd_values(marker) if isinstance(v, str | bool | int | float | list | dict | None)]
+    values = [v for v in odd_values(marker) if type(v) in JSON]
     stored_loss(data, path)
     with nothing_executed(marker):
         for name, value in itertools.product([*data["loss"], "outputs", "label_smoothing"], values):

@@ -26,8 +26,35 @@ from gncompile.runtime.source_files import load_source, source_of
 
 HEAD = "import torch\n\nfrom gncompile.runtime import linalg\n\n\ndef bind(memory, N):\n"
 ODD = (
-    *("", "class", "None", "True", "lambda", "range", "memory", "torch", "x", "N", "float", "print"),
-    *("__class__", "_", "1st", "a.b", "größe", "ﬁ", "a²", "a\u2028b", '"', "\\", "{x}", "%s", "\ud800"),
+    *(
+        "",
+        "class",
+        "None",
+        "True",
+        "lambda",
+        "range",
+        "memory",
+        "torch",
+        "x",
+        "N",
+        "float",
+        "print",
+    ),
+    *(
+        "__class__",
+        "_",
+        "1st",
+        "a.b",
+        "größe",
+        "ﬁ",
+        "a²",
+        "a\u2028b",
+        '"',
+        "\\",
+        "{x}",
+        "%s",
+        "\ud800",
+    ),
     *("a" * 100_000, "ä" * 1000, "import", "def", "run", "gemm", "kernels", "x0", "triton", "np"),
 )
 
@@ -163,7 +190,10 @@ REFUSED = (
 
 @pytest.mark.parametrize("statement", REFUSED, ids=lambda text: ascii(text[:40]))
 def test_what_no_emitter_writes_is_refused(statement: str, tmp_path: Path) -> None:
-    with pytest.raises(InternalError, match="emitted source is refused"), nothing_executed(tmp_path / "from_a_statement"):
+    with (
+        pytest.raises(InternalError, match="emitted source is refused"),
+        nothing_executed(tmp_path / "from_a_statement"),
+    ):
         load_source(f"{HEAD}    {statement}\n", "refused")
 
 

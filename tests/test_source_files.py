@@ -83,7 +83,9 @@ def test_damaged_entries_are_replaced(damage: str, tmp_path: Path) -> None:
         (tmp_path / "elsewhere").write_text(TEXT)
         path.symlink_to(tmp_path / "elsewhere")
     else:
-        path.write_bytes({"bytes": b"\xff\xfe\x00", "short": TEXT[:-9].encode(), "empty": b""}[damage])
+        path.write_bytes(
+            {"bytes": b"\xff\xfe\x00", "short": TEXT[:-9].encode(), "empty": b""}[damage]
+        )
     assert load(tmp_path) == (7, path)
     assert not path.is_symlink()
     assert path.read_text() == TEXT
@@ -227,7 +229,10 @@ def test_an_edited_copy_that_anybody_may_change(tmp_path: Path) -> None:
     assert path is not None
     (tmp_path / path.name).write_text(TEXT)
     (tmp_path / path.name).chmod(0o666)
-    with config.using(override=tmp_path), pytest.raises(GncompileError, match="any user may change"):
+    with (
+        config.using(override=tmp_path),
+        pytest.raises(GncompileError, match="any user may change"),
+    ):
         load_source(TEXT, "net")
 
 
@@ -242,7 +247,9 @@ def test_a_read_only_home(tmp_path: Path) -> None:
         f"print(load_source({TEXT!r}, 'net')[1])\n"
     )
     environment = {**os.environ, "GNCOMPILE_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
     if "ModuleNotFoundError" in done.stderr or "PermissionError: [Errno 13]" in done.stderr:
         pytest.skip("the environment is not readable without root's rights")
     assert done.stdout == "None\n"

@@ -33,7 +33,7 @@ def settings_from_data(about: Mapping[str, Any], path: Path) -> dict[str, Any]:
         options = dict(about["settings"])
         check_arguments(dtype=None, **given)
         settings = Settings.from_options(**options)
-    except (GncompileError, KeyError, TypeError, ValueError, OverflowError) as error:
+    except (GncompileError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise _wrong("a setting", path, error) from error
     if given["tune"] != "off" and not VARIANTS(given["tune"]):
         raise _wrong("variants", path, "they are no table of numbers and words")
@@ -45,7 +45,14 @@ def stored_loss(about: Mapping[str, Any], path: Path) -> Loss:
     """The loss of a checkpoint; :class:`CheckpointError` if it is none."""
     try:
         return loss_from_data(about["loss"])
-    except (GncompileError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (
+        GncompileError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+    ) as error:
         raise _wrong("a loss", path, error) from error
 
 
