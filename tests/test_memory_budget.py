@@ -1,4 +1,4 @@
-"""Memory is asked for before it is taken: states at compile, work buffers at a batch, and any list of sizes."""
+"""Memory is asked for before it is taken: states at compile, work buffers at a batch, any list of sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Emitted source: one writer of foreign text, one namer, and a list of what a file may hold, checked each time."""
+"""Emitted source: one writer of foreign text, one namer, and a list of what a file may hold."""
 
 from __future__ import annotations
 
@@ -91,7 +91,8 @@ def test_a_subclass_does_not_print_itself() -> None:
 @given(st.text())
 @settings(max_examples=100, deadline=None)
 def test_comments_and_docstrings_hold_any_text(text: str) -> None:
-    source = f'"""{docstring(text)}"""\n\n\ndef f():\n    """{docstring(text)}"""\n    pass  # {comment(text)}\n'
+    doc = f'"""{docstring(text)}"""'
+    source = f"{doc}\n\n\ndef f():\n    {doc}\n    pass  # {comment(text)}\n"
     tree = ast.parse(source)
     assert [type(node) for node in tree.body] == [ast.Expr, ast.FunctionDef]
     assert [type(node) for node in tree.body[1].body] == [ast.Expr, ast.Pass]  # type: ignore[attr-defined]
@@ -106,7 +107,9 @@ def test_names_are_identifiers_given_once() -> None:
     for name in given_names:
         assert is_name(name)
         assert plain_name(name) == name
-        assert name.isidentifier() and name.isascii() and len(name) < 200
+        assert name.isidentifier()
+        assert name.isascii()
+        assert len(name) < 200
         assert not keyword.iskeyword(name)
     assert identifier("encoder.0") == "encoder_0"
     assert identifier("0.weight") == "v_0_weight"
@@ -190,10 +193,8 @@ REFUSED = (
 
 @pytest.mark.parametrize("statement", REFUSED, ids=lambda text: ascii(text[:40]))
 def test_what_no_emitter_writes_is_refused(statement: str, tmp_path: Path) -> None:
-    with (
-        pytest.raises(InternalError, match="emitted source is refused"),
-        nothing_executed(tmp_path / "from_a_statement"),
-    ):
+    marker = tmp_path / "from_a_statement"
+    with pytest.raises(InternalError, match="emitted source is refused"), nothing_executed(marker):
         load_source(f"{HEAD}    {statement}\n", "refused")
 
 
