@@ -301,5 +301,5 @@ def test_parameters_of_any_name_get_variables_of_their_own() -> None:
     assert trainer.evaluate(torch.ones(40, 2), torch.ones(40, 2)) == pytest.approx(float(expected))
     assert loss > float(expected)
     long = [line for line in trainer.source.splitlines() if len(line) > 1000]
-    assert all("memory.parameter('aaa" in line for line in long)  # weight and bias, by their keys
-    assert len(long) == 2
+    assert all(" = memory.parameter('" in line for line in long)  # by their keys, as they are
+    assert len(long) == 4
