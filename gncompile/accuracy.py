@@ -30,6 +30,7 @@ from .emit.expressions import evaluate
 from .emit.torch_statements import torch_statements
 from .exact_values import ExactFunction, plain_slope
 from .functions import select
+from .runtime.source_files import function_of
 from .tables import table
 from .transfer import TransferFunction, transfer
 
@@ -128,8 +129,8 @@ def run_torch_statements(expression: Expr, values: Mapping[Symbol, Tensor]) -> T
         space[f"s{number}"] = torch.empty_like(out)
         return f"s{number}"
 
-    for statement in torch_statements(expression, names, "out", scratch):
-        exec(statement, {"torch": torch, **space})
+    statements = torch_statements(expression, names, "out", scratch)
+    function_of(statements, space, "import torch")(**space)
     return out
 
 

@@ -13,9 +13,10 @@ from .errors import CompileError, message, require_known
 from .factors import KroneckerFactors
 from .losses import Loss, resolve_loss
 from .model_graph import ModelGraph, TracedModel
-from .optimiser.settings import CURVATURE_METHODS
+from .optimiser.arguments import checked_seed
+from .optimiser.settings import CURVATURE_METHODS, typed
 from .pipeline import factor_program, prepare
-from .runtime.executable import Executable
+from .runtime.executable import BACKENDS, Executable
 from .runtime.memory import dense
 
 METHODS = (*CURVATURE_METHODS, "ggn", "hessian")
@@ -55,6 +56,11 @@ def curvature(
     {'0': (4, 2), '2': (3, 1)}
     """
     require_known("curvature method", method, METHODS)
+    require_known("backend", backend, BACKENDS)
+    for name, number in (("samples", samples), ("memory_budget", memory_budget)):
+        if typed(name, number, int) < 1:
+            raise CompileError(message(f"{name} = {number!r}", instead="pass 1 or more"))
+    seed = checked_seed(seed)
     traced, declared, reader = understand(model, loss, x, dtype)
     inputs = reader.inputs(x)
     target = reader.target(inputs[0].shape[0], y)

@@ -8,8 +8,6 @@ may speak of ``W^T M W`` without asking whether M is diagonal.
 
 from __future__ import annotations
 
-import keyword
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +17,8 @@ import sympy
 from . import step_program as ir
 from .errors import InternalError
 from .functions import as_float
+from .names import RESERVED as OF_THE_FILE
+from .names import Names
 from .shapes import infer
 from .step_program import Instruction, LeafKind, Op, Spec, State, StepProgram, Structure
 
@@ -41,8 +41,7 @@ class Value:
         return len(self.spec.shape) == 2
 
 
-RESERVED = frozenset(keyword.kwlist) | {
-    *("N", "F", "Q", "L", "S", "torch", "linalg", "memory", "start", "phases", "values", "bind"),
+RESERVED = OF_THE_FILE | {
     *("gradient", "predict", "evaluate", "compare", "curvature", "columns_begin", "columns"),
     *("share_inputs", "whole_inputs", "average", "invert", "direction"),
     *("quadratic", "layer_quadratic", "plain_quadratic", "gradient_noise"),
@@ -63,7 +62,7 @@ class ProgramBuilder:
     def __init__(self) -> None:
         self._instructions: list[Instruction] = []
         self._known: dict[tuple[Op, tuple[str, ...]], dict[str, Value]] = {}
-        self._names: set[str] = set(RESERVED)
+        self._names = Names(RESERVED)
         self._states: dict[str, State] = {}
         self._phase = ""
         self._visible: frozenset[str] = frozenset()
@@ -135,23 +134,13 @@ class ProgramBuilder:
             if phase in visible or isinstance(op, ir.Leaf):
                 return value
         spec = spec or infer(op, [value.spec for value in inputs])
-        value = Value(self._unique(name or type(op).__name__.lower()), spec)
+        value = Value(self._names.fresh(name or type(op).__name__.lower()), spec)
         target = into.name if into else None
         self._instructions.append(
             Instruction(value.name, op, key[1], spec, self._phase, target, comment)
         )
         known[self._phase] = value
         return value
-
-    def _unique(self, hint: str) -> str:
-        base = re.sub(r"\W", "_", hint)
-        base = f"v_{base}" if base[:1].isdigit() else base
-        name, count = base, 1
-        while name in self._names:
-            count += 1
-            name = f"{base}_{count}"
-        self._names.add(name)
-        return name
 
     # --- elementwise ----------------------------------------------------------------------------------
 

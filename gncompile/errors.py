@@ -93,5 +93,6 @@ def nearest(name: str, known: object) -> str:
 
     if len(name) > 200:  # takes time in proportion to the square of the length
         return ""
-    close = difflib.get_close_matches(name, [str(k) for k in known], n=1)  # type: ignore[attr-defined]
-    return f"Did you mean {close[0]!r}?" if close else ""
+    by_lower = {str(k).lower(): str(k) for k in known}  # type: ignore[attr-defined]
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return f"Did you mean {by_lower[close[0]]!r}?" if close else ""

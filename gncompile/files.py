@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+LONGEST = 40
+"""Characters of a name that its temporary file keeps; file systems allow 255 bytes."""
 
 
 @contextmanager
@@ -14,18 +18,18 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary file beside ``path`` to write to; rename it to ``path`` if all went well.
 
     The bytes reach the disk before the rename, so after a crash ``path`` is the old file or the new one.
-    The temporary file keeps the suffix of ``path``, because writers choose their format by it.
+    The temporary file keeps the suffix of ``path``, because writers choose their format by it. The file keeps
+    the permissions it had; a new one has those that the umask leaves.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _new_file(path)
+    mode = _mode(path) or _mode(temporary)
     try:
         yield temporary
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -38,8 +42,23 @@ def atomic_write(path: str | os.PathLike[str], content: str | bytes) -> Path:
     return Path(path)
 
 
-def _umask() -> int:
-    # mkstemp makes private files; the only way to read the umask is to set it.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _new_file(path: Path) -> Path:
+    """An empty file beside ``path`` that was not there, nor a link, before.
+
+    It has the permissions that any new file gets: the system applies the umask, which nobody can ask for
+    without changing it for all threads.
+    """
+    flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
+    while True:
+        name = path.with_name(f".{path.stem[:LONGEST]}-{secrets.token_hex(6)}{path.suffix}")
+        with suppress(FileExistsError):
+            os.close(os.open(name, flags, 0o666))
+            return name
+
+
+def _mode(path: Path) -> int:
+    """The permissions of a file, 0 if there is none."""
+    with suppress(FileNotFoundError):
+        found = path.lstat().st_mode
+        return stat.S_IMODE(found) & 0o777 if stat.S_ISREG(found) else 0
+    return 0

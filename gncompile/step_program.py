@@ -479,9 +479,12 @@ class StepProgram:
         return [i for i in self if isinstance(i.op, Leaf) and kind in (None, i.op.kind)]
 
     def check(self) -> None:
-        """Raise :class:`InternalError` unless every value is defined once, before use, and its spec fits."""
+        """Raise :class:`InternalError` unless every field is of its type, and every value is defined once,
+        before use, with a spec that fits."""
+        from .program_check import check_types
         from .shapes import infer
 
+        check_types(self)
         defined: dict[str, Instruction] = {}
         for instruction in self:
             missing = [name for name in instruction.inputs if name not in defined]

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from .. import step_program as ir
 from ..step_program import Dim, Instruction, Spec, Structure
+from .literals import dimension, literal, plain_name, quoted
 
 Options = Mapping[str, int | str | None]
 """How an operation is computed where there is a choice, as keywords: ``{"block": 128}``; empty is default."""
@@ -32,8 +33,8 @@ class File(Protocol):
     def scratch_name(self, number: int, shape: tuple[Dim, ...]) -> str:
         """The ``number``-th intermediate tensor of a shape."""
 
-    def index(self, name: str, values: list[int]) -> str:
-        """A constant index tensor."""
+    def index(self, value: str, role: str, values: list[int]) -> str:
+        """A constant index tensor of a value."""
 
 
 Writer = Callable[[File, Instruction, str, list[str], list[Spec]], list[str]]
@@ -80,20 +81,20 @@ def _gather(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) 
         for source, first, count in runs:
             part = f"{out}[..., {start}:{start + count}]"
             if source < 0:
-                lines.append(f"{part}.fill_({i.op.fill!r})")
+                lines.append(f"{part}.fill_({literal(i.op.fill)})")
             else:
                 lines.append(f"{part}.copy_({v[source]}[..., {first}:{first + count}])")
             start += count
         return lines
     offset = 0
     if -1 in index:
-        lines.append(f"{out}.fill_({i.op.fill!r})")
+        lines.append(f"{out}.fill_({literal(i.op.fill)})")
     for number, (name, size) in enumerate(zip(v, sizes, strict=True)):
         here = [(j, k - offset) for j, k in enumerate(index) if offset <= k < offset + size]
         offset += size
         if here:
-            to = w.index(f"{i.name}_to{number}", [j for j, _ in here])
-            picked = w.index(f"{i.name}_from{number}", [k for _, k in here])
+            to = w.index(i.name, f"to{number}", [j for j, _ in here])
+            picked = w.index(i.name, f"from{number}", [k for _, k in here])
             lines.append(f"{out}.index_copy_(-1, {to}, {name}.index_select(-1, {picked}))")
     return lines
 
@@ -127,9 +128,9 @@ def _scatter(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec])
             picks
         ]
         return [f"{out}.copy_({v[0]}{view})"]
-    to = w.index(f"{i.name}_to", places)
-    source = w.index(f"{i.name}_from", kept)
-    return [f"linalg.scatter({v[0]}, {to}, {source}, {op.axis}, out={out})"]
+    to = w.index(i.name, "to", places)
+    source = w.index(i.name, "from", kept)
+    return [f"linalg.scatter({v[0]}, {to}, {source}, {literal(op.axis)}, out={out})"]
 
 
 @_writes(ir.Moment)
@@ -137,7 +138,7 @@ def _moment(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) 
     assert isinstance(i.op, ir.Moment)
     name = "second_moment" if len(v) == 1 else "cross_moment"
     options = _keywords(w.options(i))
-    return [f"linalg.{name}({', '.join(v)}, {i.op.homogeneous}, out={out}{options})"]
+    return [f"linalg.{name}({', '.join(v)}, {literal(i.op.homogeneous)}, out={out}{options})"]
 
 
 @_writes(ir.Mean)
@@ -149,7 +150,7 @@ def _mean(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) ->
 def _total(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.Total)
     lines = [f"torch.sum({v[0]}, dim=None, out={out})"]
-    return lines + ([f"{out}.div_({specs[0].shape[0]})"] if i.op.mean else [])
+    return lines + ([f"{out}.div_({dimension(specs[0].shape[0])})"] if i.op.mean else [])
 
 
 @_writes(ir.RowSum)
@@ -162,7 +163,7 @@ def _dot(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> 
     assert isinstance(i.op, ir.Dot)
     if not i.op.mean and all(w.owned(name) for name in i.inputs):
         return [f"torch.dot({w.flat(v[0])}, {w.flat(v[1])}, out={out})"]
-    return [f"linalg.dot({v[0]}, {v[1]}, {i.op.mean}, out={out})"]
+    return [f"linalg.dot({v[0]}, {v[1]}, {literal(i.op.mean)}, out={out})"]
 
 
 @_writes(ir.Softmax)
@@ -183,7 +184,7 @@ def _sample(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) 
 @_writes(ir.Random)
 def _random(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.Random)
-    return [f'memory.random("{i.op.kind}", {out})']
+    return [f"memory.random({quoted(i.op.kind)}, {out})"]
 
 
 @_writes(ir.Columns)
@@ -272,7 +273,7 @@ def _densify(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec])
 def _trace(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     match specs[0].structure:
         case Structure.SCALED_IDENTITY:
-            return [f"torch.mul({v[0]}, {specs[0].size}, out={out})"]
+            return [f"torch.mul({v[0]}, {literal(specs[0].size)}, out={out})"]
         case Structure.DIAGONAL:
             return [f"torch.sum({v[0]}, dim=None, out={out})"]
     return [f"torch.sum({v[0]}.diagonal(), dim=None, out={out})"]
@@ -290,8 +291,12 @@ def _decay(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -
     assert isinstance(i.op, ir.Decay)
     lines = [f"{out}.copy_({v[0]})"]
     if i.op.weight:
-        lines.append(f"{out}[:, : {specs[1].shape[1]}].add_({v[1]}, alpha={i.op.weight!r})")
-    return lines + ([f"{out}[:, -1].add_({v[2]}, alpha={i.op.bias!r})"] if len(v) > 2 else [])
+        lines.append(
+            f"{out}[:, : {dimension(specs[1].shape[1])}].add_({v[1]}, alpha={literal(i.op.weight)})"
+        )
+    return lines + (
+        [f"{out}[:, -1].add_({v[2]}, alpha={literal(i.op.bias)})"] if len(v) > 2 else []
+    )
 
 
 @_writes(ir.Average)
@@ -328,17 +333,22 @@ def _precondition_eigen(
 def _step_sizes(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.StepSizes)
     terms, op = ", ".join(v), i.op
-    bounds = f"{op.growth!r}, {op.cap!r}"
-    return [f"linalg.step_sizes([{terms}], {op.groups}, {op.momentum}, {bounds}, out={out})"]
+    how = ", ".join(map(literal, (op.groups, op.momentum, op.growth, op.cap)))
+    return [f"linalg.step_sizes([{terms}], {how}, out={out})"]
 
 
 def _keywords(options: Options) -> str:
     """``, block=128`` to end a call with."""
-    return "".join(f", {name}={value!r}" for name, value in options.items())
+    return "".join(f", {keyword}" for keyword in keywords(options))
+
+
+def keywords(options: Options) -> list[str]:
+    """``block=128`` and so on: options as arguments of a call."""
+    return [f"{plain_name(word)}={literal(value)}" for word, value in options.items()]
 
 
 def compact(values: list[int]) -> str:
     """A list of integers as a Python expression: ranges where consecutive."""
     if values and values == list(range(values[0], values[0] + len(values))):
         return f"range({values[0]}, {values[0] + len(values)})"
-    return repr(values)
+    return literal(values)

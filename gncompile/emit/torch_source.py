@@ -8,13 +8,16 @@ symbols, so one file serves every batch size. The same program gives the same te
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 from .. import step_program as ir
 from ..errors import InternalError
+from ..names import RESERVED, Names
 from ..passes.buffers import plan_buffers
 from ..passes.recompute import within_products
+from ..program_check import check_types
 from ..step_program import Dim, Instruction, Leaf, Op, Spec, StepProgram
+from .literals import comment, dimension, docstring, literal, plain_name, quoted
 from .torch_operations import WRITERS, Options, compact
 from .torch_slopes import PRODUCTS
 from .torch_statements import torch_statements
@@ -58,10 +61,13 @@ class TorchWriter:
     header = HEADER
 
     def __init__(self, program: StepProgram, variants: Mapping[str, Options] | None = None) -> None:
+        check_types(program)  # passes have changed it since it was built
         self.program = program
         self.variants = variants or {}
         self.scratch: dict[str, tuple[Dim, ...]] = {}
         self.constants: dict[str, str] = {}
+        self._names = Names(RESERVED | {plain_name(i.name) for i in program})
+        self._own: dict[Hashable, str] = {}
         # The tensor a value lives in: its own buffer, or the leaf it overwrites.
         self.home: dict[str, str] = {}
         for instruction in program:
@@ -74,10 +80,12 @@ class TorchWriter:
         """The whole file."""
         functions = [self._phase(name) for name in self.program.phases]
         setup = [*self._leaves(), "", *self._buffers(), "", *self._views(), *self._launches()]
-        phases = ", ".join(f'"{name}": {name}' for name in self.program.phases)
+        phases = ", ".join(f"{quoted(p)}: {self.function(p)}" for p in self.program.phases)
         asked = {leaf.name for kind in ("input", "target") for leaf in self.program.leaves(kind)}
         asked |= set(self.program.results.values())
-        values = [f'"{i.name}": {self.home[i.name]},' for i in self.program if i.name in asked]
+        values = [
+            f"{quoted(i.name)}: {self.home[i.name]}," for i in self.program if i.name in asked
+        ]
         body = [
             *setup,
             *(line for function in functions for line in ("", *function)),
@@ -88,7 +96,7 @@ class TorchWriter:
             "}",
             "return phases, values",
         ]
-        header = self.header.format(title=title, summary=summary)
+        header = self.header.format(title=docstring(title), summary=docstring(summary))
         return header + textwrap.indent("\n".join(body), "    ") + "\n"
 
     def _leaves(self) -> list[str]:
@@ -98,7 +106,7 @@ class TorchWriter:
             if leaf.op.kind in ("input", "target"):
                 lines.append(f"{leaf.name} = {self._buffer(leaf.name, leaf.spec.shape)}")
             else:
-                lines.append(f"{leaf.name} = memory.{leaf.op.kind}({leaf.op.key!r})")
+                lines.append(f"{leaf.name} = memory.{leaf.op.kind}({literal(leaf.op.key)})")
         return lines
 
     def _buffers(self) -> list[str]:
@@ -135,32 +143,32 @@ class TorchWriter:
             case ir.Part(which):
                 return f"{source}[:, :-1]" if which == "weight" else f"{source}[:, -1]"
             case ir.Element(index):
-                return f"{source}[{index}]"
+                return f"{source}[{literal(index)}]"
             case ir.Share(rows):
-                return f"{source}[..., {'N - F:' if rows == 'F' else f':{rows}'}, :]"
+                return f"{source}[..., {'N - F:' if rows == 'F' else f':{dimension(rows)}'}, :]"
             case ir.SampleMatrix(size):
-                return f"{source}.unflatten(-1, ({size}, {size}))"
+                return f"{source}.unflatten(-1, ({literal(size)}, {literal(size)}))"
         return source
 
     @staticmethod
     def _buffer(name: str, shape: tuple[Dim, ...]) -> str:
-        dims = ", ".join(str(d) for d in shape)
-        return f'memory.buffer("{name}", ({dims}{"," if len(shape) == 1 else ""}))'
+        dims = ", ".join(map(dimension, shape))
+        return f"memory.buffer({quoted(name)}, ({dims}{',' if len(shape) == 1 else ''}))"
 
     # --- phases ---------------------------------------------------------------------------------------
 
     def _phase(self, name: str) -> list[str]:
         argument = "start" if name == "columns" else ""
-        lines = [f"def {name}({argument}):"]
+        lines = [f"def {self.function(name)}({argument}):"]
         for instruction in self.program.phase(name):
             if not isinstance(instruction.op, ir.VIEWS):
                 lines += self._commented(instruction)
         return lines if len(lines) > 1 else [*lines, "    pass"]  # nothing but views
 
     def _commented(self, instruction: Instruction) -> list[str]:
-        comment = f"  # {instruction.comment}" if instruction.comment else ""
+        note = f"  # {comment(instruction.comment)}" if instruction.comment else ""
         first, *rest = self._statements(instruction)
-        return [f"    {first}{comment}", *(f"    {line}" for line in rest)]
+        return [f"    {first}{note}", *(f"    {line}" for line in rest)]
 
     def _statements(self, i: Instruction) -> list[str]:
         out = self.home[i.name]
@@ -189,12 +197,22 @@ class TorchWriter:
         full = frozenset(n for n, s in zip(operands, specs, strict=True) if s.shape == shape)
         return torch_statements(op.expression, names, out, scratch, full)
 
+    def own(self, *words: str) -> str:
+        """A name of the file's own for ``words``, always the same, that no value has."""
+        if words not in self._own:
+            self._own[words] = self._names.fresh("_".join(words))
+        return self._own[words]
+
+    def function(self, phase: str) -> str:
+        """The name of a phase's function."""
+        return self.own(phase)
+
     def options(self, i: Instruction) -> Options:
         """How an instruction is to be computed; empty for the default."""
         return self.variants.get(i.name, {})
 
     def scratch_name(self, number: int, shape: tuple[Dim, ...]) -> str:
-        name = "_".join(["scratch", str(number), *(str(d) for d in shape)])
+        name = self.own("scratch", str(number), *map(dimension, shape))
         self.scratch[name] = shape
         return name
 
@@ -205,10 +223,12 @@ class TorchWriter:
 
     def flat(self, name: str) -> str:
         """The value as a vector."""
-        self.constants[f"{name}_flat"] = f"memory.flat({name})"
-        return f"{name}_flat"
+        flat = self.own(name, "flat")
+        self.constants[flat] = f"memory.flat({name})"
+        return flat
 
-    def index(self, name: str, values: list[int]) -> str:
-        """A constant index tensor, given by ranges where it has them."""
+    def index(self, value: str, role: str, values: list[int]) -> str:
+        """A constant index tensor of a value, given by ranges where it has them."""
+        name = self.own(value, role)
         self.constants[name] = f"torch.tensor({compact(values)}, device=memory.device)"
         return name

@@ -19,6 +19,7 @@ from sympy import Add, Expr, Mul, Pow, Symbol
 from ..errors import InternalError
 from ..functions import select, softplus
 from .expressions import Product, hypot, may_underflow, root_of_squares, to_float, torch_name
+from .literals import literal
 
 
 def torch_statements(
@@ -113,7 +114,11 @@ class _Lowering:
 
     def tensor(self, operand: Operand) -> Operand:
         """A constant in a tensor of its own, for statements that take no numbers."""
-        return self.append(f"{{out}}.fill_({operand!r})") if isinstance(operand, float) else operand
+        return (
+            self.append(f"{{out}}.fill_({literal(operand)})")
+            if isinstance(operand, float)
+            else operand
+        )
 
     def scaled(self, operand: Operand, coefficient: float) -> Operand:
         if coefficient == 1 or isinstance(operand, float):
@@ -155,10 +160,12 @@ class _Lowering:
             return self.emit("torch.add({0}, {1}, out={out})", total, operand)
         if c == -1:
             return self.emit("torch.sub({0}, {1}, out={out})", total, operand)
-        return self.emit(f"torch.add({{0}}, {{1}}, alpha={c!r}, out={{out}})", total, operand)
+        return self.emit(
+            f"torch.add({{0}}, {{1}}, alpha={literal(c)}, out={{out}})", total, operand
+        )
 
     def addcmul(self, total: Operand, a: Operand, b: Operand, c: float) -> Operand:
-        value = "" if c == 1 else f"value={c!r}, "
+        value = "" if c == 1 else f"value={literal(c)}, "
         return self.emit(f"torch.addcmul({{0}}, {{1}}, {{2}}, {value}out={{out}})", total, a, b)
 
     # Products
@@ -269,7 +276,7 @@ class _Lowering:
         u, v = (v, u) if u.is_number else (u, v)
         if v.is_number:
             bound = "min" if which == "max" else "max"
-            text = f"torch.clamp({{0}}, {bound}={to_float(v)!r}, out={{out}})"
+            text = f"torch.clamp({{0}}, {bound}={literal(to_float(v))}, out={{out}})"
             return self.emit(text, self.lower(u))
         text = f"torch.{which}imum({{0}}, {{1}}, out={{out}})"
         return self.emit(text, self.lower(u), self.lower(v))
@@ -282,7 +289,7 @@ class _Lowering:
         if v == 0:
             return mask
         if 0 < v < u:
-            return self.emit(f"torch.clamp({{0}}, min={v!r}, out={{out}})", mask)
+            return self.emit(f"torch.clamp({{0}}, min={literal(v)}, out={{out}})", mask)
         mask = self.emit("torch.gt({0}, 0, out={out})", self.lower(c))
         return self.emit("torch.add({0}, {1}, out={out})", self.scaled(mask, u - v), v)
 
@@ -355,4 +362,4 @@ def _with_buffers(
 
 
 def _text(operand: str | float) -> str:
-    return operand if isinstance(operand, str) else repr(operand)
+    return operand if isinstance(operand, str) else literal(operand)

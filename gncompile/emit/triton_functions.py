@@ -17,8 +17,6 @@ exact in float64; anywhere else it is a tile, because a bare number there become
 from __future__ import annotations
 
 import functools
-import keyword
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -30,7 +28,9 @@ from sympy import Add, Expr, Mul, Pow, Symbol
 
 from ..errors import InternalError, message
 from ..functions import erfc, expm1, log1p, select, sigmoid, softplus
+from ..names import LONGEST, RESERVED, identifier
 from .expressions import Product, hypot, root_of_squares, to_float
+from .literals import comment, literal
 
 FUNCTIONS: dict[type, str] = {
     sympy.exp: "accurate.exp",
@@ -55,9 +55,6 @@ FUNCTIONS: dict[type, str] = {
     hypot: "accurate.hypot",
 }
 """The device function of each primitive."""
-
-RESERVED = {"triton", "tl", "accurate", "np", "partial", "T", *keyword.kwlist}
-"""Names a parameter may not have: the module's own, and those Triton's interpreter adds to it."""
 
 HEADER = '''"""Device functions of one compiled program."""
 
@@ -114,8 +111,7 @@ def triton_function(
     lines = _Text(lowering.instructions, operands, set(parameters.values())).lines()
     doc = doc or "; ".join(_formula(e) for e in outputs)
     doc = doc if len(doc) <= WIDTH else doc[: WIDTH - 1] + "…"
-    doc = doc.replace("\\", "").replace('"', "'")
-    body = [f'"""{doc}"""', *lines]
+    body = [f'"""{comment(doc)}"""', *lines]
     head = ["@triton.jit", f"def {name}({', '.join(parameters.values())}):"]
     return "\n".join([*head, *(f"    {line}" for line in body), ""])
 
@@ -125,7 +121,7 @@ def _parameter_names(symbols: Sequence[Symbol]) -> dict[Symbol, str]:
         raise InternalError("a device function needs at least one tile to take its shape from")
     names: dict[Symbol, str] = {}
     for symbol in symbols:
-        plain = re.sub(r"\W", "_", symbol.name)
+        plain = re.sub(r"\W", "_", symbol.name[:LONGEST], flags=re.ASCII).lstrip("_")
         plain = f"{plain}_" if plain in RESERVED or not plain.isidentifier() else plain
         plain = plain if plain.isidentifier() else f"_{plain}"
         while plain in names.values():
@@ -184,7 +180,7 @@ class _Lowering:
             )
         operands = [self.lower(arg) for arg in e.args]
         if isinstance(e, select) and all(isinstance(o, float) for o in operands[1:]):
-            above, below = (_literal(float(o)) for o in operands[1:])
+            above, below = (literal(float(o)) for o in operands[1:])
             text = f"accurate.step({{0}}, {above}, {below})"
             return self.append(text, (SUM,), ATOM, operands[0], meaning=e)
         return self.call(FUNCTIONS[type(e)], *operands, meaning=e)
@@ -208,7 +204,7 @@ class _Lowering:
         """``operand``, a constant as a tile."""
         if not isinstance(operand, float):
             return operand
-        text = f"accurate.constant({self.like}, {_literal(operand)})"
+        text = f"accurate.constant({self.like}, {literal(operand)})"
         return self.append(text, (), ATOM, meaning=sympy.Float(operand))
 
     def times(self, a: Operand, b: Operand, meaning: Expr) -> int:
@@ -323,11 +319,6 @@ def _coefficient(term: Expr) -> tuple[Expr, Expr]:
     return number, term / number
 
 
-def _literal(value: float) -> str:
-    """Exact text; infinities, which have no literal, as calls."""
-    return repr(value) if math.isfinite(value) else f'float("{value}")'
-
-
 class _Text:
     """Instructions as statements: values used once are written in place."""
 
@@ -367,7 +358,7 @@ class _Text:
         if isinstance(operand, str):
             return operand
         text, binds = (
-            (_literal(operand), SIGN if operand < 0 else ATOM)
+            (literal(operand), SIGN if operand < 0 else ATOM)
             if isinstance(operand, float)
             else self.texts[operand]
         )
@@ -391,7 +382,7 @@ class _Text:
 
 
 def _with_comment(statement: str, meaning: Expr) -> str:
-    line = f"{statement}  # {_formula(meaning)}"
+    line = f"{statement}  # {comment(_formula(meaning))}"
     return line if len(line) <= WIDTH else statement
 
 
@@ -404,7 +395,7 @@ def _formula(e: Expr) -> str:
 @functools.cache
 def _describe(e: Expr) -> str:
     """A name for the value of ``e``: ``tanh_x``, ``x_squared``, ``product``, …"""
-    plain = re.sub(r"\W", "_", e.args[0].name) if e.args and isinstance(e.args[0], Symbol) else ""
+    plain = identifier(e.args[0].name) if e.args and isinstance(e.args[0], Symbol) else ""
     if isinstance(e, Pow):
         words = {sympy.Integer(2): "squared", sympy.Integer(3): "cubed"}
         word = words.get(e.exp, "root" if e.exp == sympy.Rational(1, 2) else "power")

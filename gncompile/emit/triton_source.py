@@ -17,11 +17,13 @@ from dataclasses import dataclass
 import sympy
 
 from .. import step_program as ir
+from ..names import Names
 from ..passes.buffers import plan_buffers
 from ..passes.launches import schedule
 from ..schedule import Function, Kernel, Kind, Launch
 from ..step_program import Instruction, StepProgram
-from .torch_operations import Options
+from .literals import comment, dimension, quoted
+from .torch_operations import Options, keywords
 from .torch_source import TorchWriter
 from .triton_calls import imports
 from .triton_functions import kernels_module, triton_function
@@ -99,6 +101,7 @@ class TritonWriter(TorchWriter):
         super().__init__(program, variants)
         self.schedule = schedule(program)
         self.functions: dict[tuple, tuple[str, str]] = {}
+        self._functions = Names()
         self.plans: list[Plan] = []
         self.sums: dict[str, tuple[str, ...]] = {}
 
@@ -126,19 +129,19 @@ class TritonWriter(TorchWriter):
         lines = ["", "# Launches, planned once."]
         for phase in self.program.phases:
             if count := len(self._draws(phase)):
-                lines += ["", f"{_advance(phase)} = advance.launches({STATE}, {count})"]
+                lines += ["", f"{self.own('advance', phase)} = advance.launches({STATE}, {count})"]
         for plan in self.plans:
-            lines += ["", *_comment(plan.kernels), f"write_{plan.name} = ["]
+            lines += ["", *_comment(plan.kernels), f"{self.launches_of(plan)} = ["]
             lines += [*(f"    {line}" for line in plan.lines), "]"]
         return lines
 
     def _phase(self, name: str) -> list[str]:
-        lines = [f"def {name}({'start' if name == 'columns' else ''}):"]
+        lines = [f"def {self.function(name)}({'start' if name == 'columns' else ''}):"]
         for launch in self.schedule.phases[name]:
             lines += self._torch(launch) if launch.kind is Kind.TORCH else self._runs(launch)
         if self._draws(name):
             self.constants[STATE] = "memory.draws.state"
-            lines.append(f"    run({_advance(name)})")
+            lines.append(f"    run({self.own('advance', name)})")
         return lines if len(lines) > 1 else [*lines, "    pass"]
 
     def _draws(self, phase: str) -> list[str]:
@@ -158,7 +161,7 @@ class TritonWriter(TorchWriter):
         for kernels, planned_lines in planned(self, launch):
             plan = Plan(kernels, tuple(planned_lines))
             self.plans.append(plan)
-            lines.append(f"    run(write_{plan.name})")
+            lines.append(f"    run({self.launches_of(plan)})")
         return lines
 
     def chosen(self, settings: str, name: str, word: str = "settings") -> list[str]:
@@ -166,8 +169,11 @@ class TritonWriter(TorchWriter):
         options = self.variants.get(name)
         if not options:
             return []
-        fields = ", ".join(f"{field}={value!r}" for field, value in options.items())
-        return [f"{word}={settings}({fields})"]
+        return [f"{word}={settings}({', '.join(keywords(options))})"]
+
+    def launches_of(self, plan: Plan) -> str:
+        """The name of a plan's list of launches."""
+        return self.own("write", plan.name)
 
     # --- pieces of a call -----------------------------------------------------------------------------
 
@@ -182,8 +188,8 @@ class TritonWriter(TorchWriter):
         g, w = sympy.symbols("g w", real=True)
         if not coefficient:
             return self._function((g,), (g,), "", "")
-        name = re.sub(r"\W", "_", f"plus_{coefficient!r}_times")
-        return self._function((g + sympy.Float(coefficient) * w,), (g, w), name, "")
+        times = (g + sympy.Float(coefficient) * w,)
+        return self._function(times, (g, w), f"plus_{coefficient!r}_times", "")
 
     def _function(
         self,
@@ -199,8 +205,9 @@ class TritonWriter(TorchWriter):
             if signature in COMMON and len(signature[0].free_symbols) == len(symbols):
                 name, doc, expressions = COMMON[signature], "", signature
                 symbols = tuple(sorted(signature[0].free_symbols, key=str))
-            text = triton_function(f"{name}_tile", list(expressions), symbols, doc=doc)
-            self.functions[key] = f"{name}_tile", text
+            name = self._functions.fresh(f"{name}_tile")
+            text = triton_function(name, list(expressions), symbols, doc=doc)
+            self.functions[key] = name, text
         return f"kernels.{self.functions[key][0]}"
 
     def tensors(self, names: tuple[str, ...]) -> str:
@@ -219,7 +226,7 @@ class TritonWriter(TorchWriter):
         if not isinstance(i.op, ir.Random) or i not in kernel.instructions:
             return self.home[name]
         number = self._draws(i.phase).index(name)
-        return f'Draw("{i.op.kind}", ({", ".join(map(str, i.op.shape))}), {STATE}, {number})'
+        return f"Draw({quoted(i.op.kind)}, ({', '.join(map(dimension, i.op.shape))}), {STATE}, {number})"
 
     def rows(self, i: Instruction) -> ir.Dim:
         """The number of samples of an instruction's first operand ``[N, d]`` or ``[S, N, d]``."""
@@ -232,28 +239,23 @@ class TritonWriter(TorchWriter):
 
     def own_scratch(self, name: str, shape: tuple[ir.Dim, ...]) -> str:
         """Scratch space for one value, because those of a group are written at the same time."""
-        scratch = f"{name}_scratch"
+        scratch = self.own(name, "scratch")
         self.scratch[scratch] = shape
         return scratch
 
     def sums_of(self, kernels: tuple[Kernel, ...]) -> str:
         """A vector that the results of some reductions are the elements of."""
         names = tuple(kernel.root.name for kernel in kernels)
-        vector = f"{names[0]}_sums"
+        vector = self.own(names[0], "sums")
         self.sums[vector] = names
         self.scratch[vector] = (len(names),)
         return vector
 
 
-def _advance(phase: str) -> str:
-    """The name of the launches that count the draws of a phase."""
-    return f"advance_{phase}"
-
-
 def _comment(kernels: tuple[Kernel, ...]) -> list[str]:
     """What the kernels compute, as far as the program says."""
     comments = [i.comment for kernel in kernels for i in kernel.instructions if i.comment]
-    text = textwrap.wrap("; ".join(comments), WIDTH - 10)
+    text = textwrap.wrap("; ".join(map(comment, comments)), WIDTH - 10)
     return [f"# {line}" for line in text]
 
 
@@ -269,7 +271,8 @@ def _folded(text: str) -> str:
 def _folded_line(line: str) -> list[str]:
     lines = []
     indent = " " * (len(line) - len(line.lstrip()) + (8 if line.startswith("def ") else 4))
-    while len(line) > WIDTH and not re.search('#|"""', line):
+    # Text from outside, with commas of its own, stands in single quotes, or in a comment or docstring.
+    while len(line) > WIDTH and not re.search("""#|\"\"\"|'""", line):
         cut = line.rfind(", ", len(indent), WIDTH) + 1
         if not cut:
             break

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from .. import step_program as ir
 from ..schedule import Function, Kernel, Kind, Launch, averaged_rows, function_of
 from ..step_program import Instruction
+from .literals import dimension, literal
 from .triton_calls import PRECISION, call, grouped
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def _grouped_gemm(w: TritonWriter, kernels: Kernels) -> list[str]:
 def _moment(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
     template = "syrk" if kernel.kind is Kind.SECOND_MOMENT else "cross_moment"
     operands = map(w.flattened, kernel.root.inputs)
-    words = f"alpha=1 / {w.rows(kernel.root)}", *_homogeneous(kernel.root), PRECISION
+    words = f"alpha=1 / {dimension(w.rows(kernel.root))}", *_homogeneous(kernel.root), PRECISION
     words = *words, *_matrix_settings(w, (kernel,))
     return call(template, *operands, w.home[kernel.root.name], *words)
 
@@ -182,7 +183,7 @@ def _grouped_moments(w: TritonWriter, kernels: Kernels) -> list[str]:
         a, *b = (w.home[name] for name in kernel.root.inputs)
         problems.append(f"moments.Moment({a}, {b[0] if b else None}, {w.home[kernel.root.name]})")
     options = *_homogeneous(kernels[0].root), PRECISION, *_matrix_settings(w, kernels)
-    alpha = f"alpha=1 / {w.rows(kernels[0].root)}"
+    alpha = f"alpha=1 / {dimension(w.rows(kernels[0].root))}"
     return grouped("moments.grouped_moments", "moments.plan_moments", problems, options, alpha)
 
 
@@ -275,7 +276,7 @@ def _group_of_tiles(
 def _warps(w: TritonWriter, kernels: Kernels) -> list[str]:
     """The line with the warps of a group of tiles, which are no part of its table."""
     options = w.variants.get(kernels[0].stores[0])
-    return [f"    num_warps={options['num_warps']},"] if options else []
+    return [f"    num_warps={literal(options['num_warps'])},"] if options else []
 
 
 @_groups(Kind.DECAY)
@@ -323,7 +324,7 @@ def _summed(w: TritonWriter, kernel: Kernel, function: Function) -> str:
 
 
 def _mean(w: TritonWriter, root: Instruction) -> list[str]:
-    return [f"alpha=1 / {rows}" for rows in averaged_rows(root, w.program)]
+    return [f"alpha=1 / {dimension(rows)}" for rows in averaged_rows(root, w.program)]
 
 
 @_groups(Kind.REDUCTION)

@@ -19,6 +19,7 @@ from ..errors import GncompileError, TraceError, message
 from ..model_graph import ModelGraph, TracedModel
 from .agreement import check_agreement
 from .aten import CREATORS, SIZES, is_known
+from .decompositions import decomposed
 from .example_inputs import checked_examples
 from .export_errors import explain_failure, several, without_graph_dumps
 from .fx_nodes import bind, op_name
@@ -124,14 +125,14 @@ def _functional(program: ExportedProgram) -> ExportedProgram:
         warnings.simplefilter("ignore", FutureWarning)
         # Functionalising takes three times as long as the export itself: only where it changes something.
         if mutable or not all(is_known(op_name(n)) for n in operators):
-            program = program.run_decompositions({})
+            program = decomposed(program, {})
         unknown = {
             n.target for n in program.graph.nodes if _is_operator(n) and not is_known(op_name(n))
         }
         if not unknown:
             return program
         known = torch.export.default_decompositions()
-        return program.run_decompositions({op: known[op] for op in unknown if op in known})
+        return decomposed(program, {op: known[op] for op in unknown if op in known})
 
 
 def _is_operator(node: fx.Node) -> bool:

@@ -17,6 +17,7 @@ from ..pipeline import step_program
 from ..runtime.executable import Executable
 from ..tuning.problem import Variants
 from ..tuning.tuner import Tune, tunable, variants_for
+from .arguments import check_arguments, checked_seed
 from .settings import Settings
 from .trainer import Trainer
 
@@ -62,6 +63,9 @@ def compile(
     """
     traced, declared, reader = understand(model, loss, example_inputs)
     settings = Settings.from_options(method=method, **options)
+    check_arguments(dtype=dtype, backend=backend, precision=precision, tune=tune)
+    settings.check_parameters(list(traced.parameters))
+    seed = checked_seed(seed)
     if reader.device.type == "cuda" and settings.second_order:
         settings = replace(settings, guarded=True)
     if dtype is not None and dtype != reader.dtype:

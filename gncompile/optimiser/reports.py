@@ -91,14 +91,15 @@ class Reports:
 
     @property
     def source_file(self) -> Path | None:
-        """The emitted source this trainer runs; None for the reference backend."""
+        """The file of the emitted source, for reading; None where none could be written, and for the
+        reference backend. What runs is :attr:`source`, whatever becomes of the file."""
         return self._executable.source_file
 
     @property
     def source(self) -> str:
         """The text of the emitted step; written for reading only where the reference backend runs."""
-        if self.source_file:
-            return self.source_file.read_text(encoding="utf-8")
+        if self._executable.source is not None:
+            return self._executable.source
         graph = self.traced.graph.to_text()
         return emit_torch(
             self._executable.program, f"A training step of {self.traced.name}.", graph

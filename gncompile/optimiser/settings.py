@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import numbers
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal, get_args, get_origin
 
-from ..errors import CompileError, message, require_known
+import numpy as np
+
+from ..errors import CompileError, message, nearest, require_known
+from ..typed import check_of, hints
 
 Method = Literal["kfra", "kflr", "kfac", "kfac_rp", "empirical", "adam", "sgd", "auto"]
 CURVATURE_METHODS = ("kfra", "kflr", "kfac", "kfac_rp", "empirical")
@@ -16,19 +20,29 @@ SAMPLED_METHODS = ("kfac", "kfac_rp")
 FIRST_ORDER_METHODS = ("adam", "sgd")
 AUTO = "auto"
 
-POSITIVE = (
-    *("damping", "damping_rate", "damping_period", "factor_damping_period", "factor_damping_rate"),
-    *(
-        "refresh_every",
-        "factors_every",
-        "samples",
-        "gather_samples",
-        "factor_samples",
-        "quadratic_samples",
-        "memory_budget",
-        "learning_rate",
+SHOWN = 8
+"""Parameters that an error lists."""
+SHOWN_CHARACTERS = 100
+"""Characters of a wrong value that an error shows."""
+
+HINTS: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("lr", "step_size", "eta"),
+        "second-order methods choose their step size; learning_rate is that of method='adam' or 'sgd'",
     ),
-)
+    **dict.fromkeys(
+        ("weight_decay", "wd", "l2_reg"),
+        "use l2, the coefficient η of ½ η ‖w‖² in the objective, for all parameters or by pattern",
+    ),
+    **dict.fromkeys(("beta", "nesterov"), "use sgd_momentum, with method='sgd'"),
+    **dict.fromkeys(("batch_size", "batch"), "the batch is what step or fit are given"),
+    **dict.fromkeys(
+        ("device", "to"), "move the model before: model.to(device); the step runs where it is"
+    ),
+    **dict.fromkeys(("epochs", "updates", "steps"), "give it to fit"),
+    **dict.fromkeys(("optimiser", "optimizer"), "use method"),
+}
+"""What to say of options that others have and these do not."""
 
 
 @dataclass(frozen=True)
@@ -117,30 +131,26 @@ class Settings:
     sgd_momentum: float = 0.9
 
     def __post_init__(self) -> None:
-        for name in POSITIVE:
-            _require(name, getattr(self, name), getattr(self, name) > 0, "a positive number")
-        for name in ("damping_rate", "factor_damping_rate"):
-            _require(name, getattr(self, name), getattr(self, name) < 1, "a number below 1")
-        for name in ("factor_average", "average"):
-            _require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "a number in [0, 1)")
-        for name in ("factor_share", "quadratic_share"):
-            share = getattr(self, name)
-            _require(name, share, 0 < share <= 1, "a number in (0, 1]")
-        cap = self.step_cap
-        _require("step_cap", cap, cap is None or cap > 0, "None or a positive number")
-        growth = self.step_growth
-        _require("step_growth", growth, growth is None or growth > 1, "None or a number above 1")
-        noise = self.gather_noise
-        _require(
-            "gather_noise", noise, noise is None or 0 < noise < 1, "None or a number in (0, 1)"
-        )
+        for name, hint in OPTIONS.items():
+            object.__setattr__(self, name, typed(name, getattr(self, name), hint))
+        for (holds, wanted), names in RANGES.items():
+            for name in names:
+                value = getattr(self, name)
+                _require(name, value, value is None or holds(value), wanted)
+        low, high = self.damping_bounds
+        ordered = 0 < low <= high < math.inf
+        _require("damping_bounds", self.damping_bounds, ordered, "(low, high), 0 < low ≤ high")
+        of_pattern = self.l2 if isinstance(self.l2, Mapping) else {"": self.l2}
+        for pattern, eta in of_pattern.items():
+            name = f"l2[{pattern!r}]" if pattern else "l2"
+            _require(name, eta, 0 <= eta < math.inf, "a finite number, 0 or greater")
         self._check_inverse()
         self._check_method()
+        self._check_effect()
 
     def _check_inverse(self) -> None:
         """Refuse unknown inverses, and refined ones where eigenvectors take their place."""
-        known = ("cholesky", "newton_schulz")
-        _require("inverse", self.inverse, self.inverse in known, f"one of {', '.join(known)}")
+        require_known("inverse", self.inverse, ("cholesky", "newton_schulz"))
         if self.exact_damping and self.inverse != "cholesky":
             raise CompileError(
                 message(
@@ -166,13 +176,46 @@ class Settings:
                 )
             )
 
+    def _check_effect(self) -> None:
+        """Refuse what would be without any effect."""
+        for name, methods in ONLY_WITH.items():
+            default = next(f.default for f in fields(self) if f.name == name)
+            if self.method not in methods and getattr(self, name) != default:
+                raise CompileError(
+                    message(
+                        f"option {name} = {getattr(self, name)!r} has no effect with "
+                        f"method={self.method!r}, which chooses its own steps",
+                        instead=f"leave it out, or use method={' or '.join(map(repr, methods))}",
+                    )
+                )
+
     @classmethod
     def from_options(cls, **options: object) -> Settings:
-        """Settings from keyword options; an unknown one raises with the nearest known name."""
+        """Settings from keyword options; an unknown one raises with the nearest known name.
+
+        Numbers may be of any real type, NumPy's scalars included; tensors and arrays are none. A list stands
+        for a tuple, as files have it.
+        """
         known = [f.name for f in fields(cls)]
         for name in options:
+            if name in HINTS and name not in known:
+                raise CompileError(message(f"unknown option {name!r}", instead=HINTS[name]))
             require_known("option", name, known, "some")
         return cls(**options)  # type: ignore[arg-type]
+
+    def check_parameters(self, names: Collection[str]) -> None:
+        """Raise :class:`~gncompile.errors.CompileError` for a pattern of ``l2`` that matches no parameter."""
+        for pattern in self.l2 if isinstance(self.l2, Mapping) else ():
+            if not any(fnmatchcase(name, pattern) for name in names):
+                shown = list(names)[:SHOWN]
+                more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+                raise CompileError(
+                    message(
+                        f"no parameter matches the pattern {pattern!r} of l2. "
+                        f"{nearest(pattern, names)}".rstrip(),
+                        instead=f"the parameters are {', '.join(shown)}{more}",
+                    )
+                )
 
     @property
     def second_order(self) -> bool:
@@ -217,3 +260,119 @@ def _share(batch: int, share: float, at_least: int) -> int:
 def _require(name: str, value: object, holds: bool, wanted: str) -> None:
     if not holds:
         raise CompileError(message(f"option {name} = {value!r}", instead=f"pass {wanted}"))
+
+
+def _at_least(least: int) -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: value >= least), f"a whole number, {least} or greater"
+
+
+def _between(low: float, high: float, wanted: str, ends: str = "()") -> _Range:
+    def holds(value: Any) -> bool:
+        above = value >= low if ends[0] == "[" else value > low
+        return bool(above and (value <= high if ends[1] == "]" else value < high))
+
+    return holds, wanted
+
+
+_Range = tuple[Callable[[Any], bool], str]
+RANGES: Mapping[_Range, tuple[str, ...]] = {
+    _between(0, math.inf, "a positive, finite number"): ("damping", "learning_rate", "step_cap"),
+    _between(0, 1, "a number between 0 and 1"): (
+        *("damping_rate", "factor_damping_rate", "gather_noise"),
+    ),
+    _between(0, 1, "a number in [0, 1)", "[)"): ("factor_average", "average", "sgd_momentum"),
+    _between(0, 1, "a number in (0, 1]", "(]"): ("factor_share", "quadratic_share"),
+    _between(1, math.inf, "None or a finite number above 1"): ("step_growth",),
+    _at_least(1): (
+        *("damping_period", "factor_damping_period", "refresh_every", "factors_every", "samples"),
+        *("factor_samples", "quadratic_samples", "gather_samples", "memory_budget"),
+    ),
+    _at_least(0): ("search_steps", "layer_steps", "whole_inputs", "refresh_always"),
+}
+"""The values that options may have, and how they are called."""
+
+ONLY_WITH: Mapping[str, tuple[str, ...]] = {
+    "learning_rate": FIRST_ORDER_METHODS,
+    "sgd_momentum": ("sgd",),
+}
+"""Options that only some methods look at."""
+
+
+OPTIONS = {**hints(Settings), "method": str | Mapping[str, str], "inverse": str}
+"""The type of every option; an unknown name of a closed set is told apart from a wrong type."""
+
+
+# --- types of options -----------------------------------------------------------------------------------
+
+WANTED = {bool: "True or False", int: "a whole number", float: "a number", str: "a name"}
+INSTEAD = {
+    "momentum": "; sgd_momentum is the coefficient of method='sgd'",
+    "method": f": one of {', '.join((*CURVATURE_METHODS, *FIRST_ORDER_METHODS, AUTO))}",
+    "dtype": ": torch.float32 or torch.float64",
+}
+
+
+def typed(name: str, value: object, hint: Any) -> Any:
+    """``value`` as Python's own number, text, tuple or dictionary of the annotated type.
+
+    Raises :class:`~gncompile.errors.CompileError` for any other type: what is given for an option may come
+    from a file, and ends up in emitted source.
+    """
+    plain = _plain(value, hint)
+    if not check_of(hint)(plain):
+        shown = repr(value) if type(value) in (bool, int, float, str) else ""
+        wanted = " or ".join(dict.fromkeys(_wanted(hint)))
+        raise CompileError(
+            message(
+                f"option {name} = {shown[:SHOWN_CHARACTERS]} is of type {type(value).__name__}"
+                if shown
+                else f"option {name} is of type {type(value).__name__}",
+                instead=f"pass {wanted}{INSTEAD.get(name, '')}",
+            )
+        )
+    return plain
+
+
+def _plain(value: object, hint: Any) -> object:
+    """A number of any library, a list, or a mapping as what Python and the annotation have for it."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, numbers.Real):
+        return _number(value, _leaves(hint))
+    if isinstance(value, list | tuple):
+        parts = get_args(hint) if get_origin(hint) is tuple else ()
+        return tuple(map(_plain, value, parts)) if len(parts) == len(value) else value
+    if isinstance(value, Mapping):
+        return {key: _plain(item, hint) for key, item in value.items()}
+    return str(value) if isinstance(value, str) else value
+
+
+def _number(value: numbers.Real, leaves: tuple[Any, ...]) -> object:
+    try:
+        if isinstance(value, numbers.Integral) and int in leaves:
+            return int(value)
+        return float(value) if float in leaves else value
+    except (OverflowError, ValueError):
+        return value
+
+
+def _leaves(hint: Any) -> tuple[Any, ...]:
+    args = get_args(hint)
+    if get_origin(hint) is Literal or not args:
+        return (hint,)
+    return tuple(leaf for arg in args for leaf in _leaves(arg))
+
+
+def _wanted(hint: Any) -> Iterator[str]:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        yield f"one of {', '.join(map(str, args))}"
+    elif origin is tuple:
+        yield f"({', '.join(text for arg in args for text in _wanted(arg))})"
+    elif origin is not None and issubclass(origin, Mapping):
+        yield f"a mapping from patterns to {WANTED[args[1]].removeprefix('a ')}s"
+    elif args:
+        for arg in args:
+            yield from _wanted(arg)
+    else:
+        yield WANTED.get(hint, "None" if hint is type(None) else str(hint))

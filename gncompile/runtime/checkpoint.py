@@ -24,7 +24,8 @@ from .. import __version__
 from ..errors import CheckpointError, message
 from ..files import atomic_path
 from .fingerprint import differences, fingerprint, shape_differences
-from .stored_loss import loss_from_data, loss_to_data
+from .stored_loss import loss_to_data
+from .stored_settings import settings_from_data, stored_loss
 
 if TYPE_CHECKING:
     from ..optimiser.trainer import Trainer
@@ -81,9 +82,11 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         text = header["gncompile"]
         if header["digest"] != _digest(text, tensors):
             raise ValueError("its content does not match its digest")
+        if unknown := {name.partition("/")[0] for name in tensors} - {*GROUPS}:
+            raise ValueError(f"tensors of an unknown group {sorted(unknown)[0]!r}")
         about = json.loads(text)
         known = about["format"] == FORMAT
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         found = (
             f"{error.__class__.__name__}: {error}" if isinstance(error, KeyError) else str(error)
         )
@@ -138,18 +141,11 @@ def _compile(checkpoint: Checkpoint, model: nn.Module, loss: object) -> Trainer:
         torch.zeros(2, *shape, dtype=parameter.dtype, device=parameter.device)
         for shape in about["inputs"]
     ]
-    settings: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in about["settings"].items()
-    }
+    settings = settings_from_data(about, checkpoint.path)
     return compile_model(
         model,
-        loss_from_data(about["loss"]) if loss is None else loss,  # type: ignore[arg-type]
+        stored_loss(about, checkpoint.path) if loss is None else loss,  # type: ignore[arg-type]
         tuple(examples),
-        backend=about["backend"],
-        precision=about.get("precision", "highest"),
-        # What was tuned decides the rounding: a resumed training computes as the stored one did.
-        tune=about.get("variants", "off"),
         **settings,
     )
 

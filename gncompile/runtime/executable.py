@@ -24,8 +24,8 @@ from ..losses import Loss
 from ..model_graph import TracedModel
 from ..step_program import SAMPLES, StepProgram
 from .draws import PhiloxDraws, TorchDraws
-from .memory import Memory
-from .source_files import load_source
+from .memory import Memory, require_buffers, require_states
+from .source_files import load_source, source_of
 
 Backend = Literal["torch", "triton", "reference"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -112,13 +112,16 @@ class Executable:
         self.rows = rows
         self.variants = dict(variants or {})
         self.memory_budget = memory_budget
+        require_states(program, dtype, device)
         tensors = traced.parameters, traced.constants
         draws = (PhiloxDraws if backend == "triton" else TorchDraws)(seed, device)
         self.memory = Memory(program, *tensors, dtype, device, draws, precision)
+        self.source: str | None = None
         self.source_file: Path | None = None
         dump("step_program.txt", program.to_text())
         self._bind_emitted = None if backend == "reference" else self._emit(traced)
         self._bound: dict[int, ReferenceStep | EmittedStep] = {}
+        self._largest = 0
         self._step: ReferenceStep | EmittedStep | None = None
 
     def _emit(self, traced: TracedModel) -> Bind:
@@ -128,12 +131,14 @@ class Executable:
             text = emit_torch(self.program, *about, self.variants)
             dump("training_step.py", text)
             module, self.source_file = load_source(text, traced.name)
+            self.source = source_of(module)
             return partial(module.bind, self.memory)
         functions, text = emit_triton(self.program, *about, self.variants)
         dump("kernels.py", functions)
         dump("step.py", text)
         kernels, _ = load_source(functions, f"{traced.name}_kernels")
         module, self.source_file = load_source(text, f"{traced.name}_step")
+        self.source = source_of(module)
         return partial(module.bind, self.memory, kernels)
 
     @property
@@ -160,11 +165,20 @@ class Executable:
             for old in list(self._bound)[: len(self._bound) - BOUND_SHAPES_KEPT + 1]:
                 del self._bound[old]
             dims = {"N": batch, **self.rows(batch), "S": self.chunk(batch)}
+            self._require_buffers(dims)
             if self._bind_emitted is None:
                 self._bound[batch] = ReferenceStep(self.program, self.memory, dims)
             else:
                 self._bound[batch] = EmittedStep(self._bind_emitted, self.program, dims)
         return self._bound[batch]
+
+    def _require_buffers(self, dims: Mapping[str, int]) -> None:
+        """Ask for memory once for every batch larger than those before."""
+        if dims["N"] > self._largest:
+            memory = self.memory
+            held = memory.buffer_bytes
+            require_buffers(self.program, dims, held, memory.dtype, memory.device)
+            self._largest = dims["N"]
 
     def chunk(self, batch: int) -> int:
         """How many of KFLR's columns go through the network at once within the memory budget."""

@@ -13,7 +13,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..errors import InternalError
+from ..costs import CostModel
+from ..errors import BatchError, InternalError
+from ..memory_budget import require_memory
 from ..step_program import Dim, Spec, State, StepProgram, Structure
 from .draws import Draws
 
@@ -101,6 +103,49 @@ class Memory:
     def buffer_bytes(self) -> int:
         """Bytes held by work buffers."""
         return sum(flat.numel() * flat.element_size() for flat in self._flat.values())
+
+
+def require_states(program: StepProgram, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise :class:`~gncompile.errors.CompileError`, with the largest, where the states and the work buffers
+    of a single sample do not fit into memory; nothing is allocated."""
+    costs = CostModel(program, batch=1, itemsize=dtype.itemsize)
+    needed = {
+        **{f"state {key}" + _shape(program.states[key].spec): size
+           for key, size in costs.state_bytes().items()},
+        **{f"buffer {name}" + _shape(program[name].spec): size
+           for name, size in costs.buffer_bytes().items()},
+    }  # fmt: skip
+    require_memory(
+        needed,
+        "the states and work buffers of a step",
+        device=device,
+        instead="make the layers of these factors narrower, or use method='adam', which keeps none",
+    )
+
+
+def require_buffers(
+    program: StepProgram,
+    dims: Mapping[str, int],
+    held: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Raise :class:`~gncompile.errors.BatchError` where the work buffers of a batch, of which ``held`` bytes
+    are there, do not fit into memory."""
+    costs = CostModel(program, dims["N"], dtype.itemsize, dims, dims["S"])
+    needed = {name + _shape(program[name].spec): n for name, n in costs.buffer_bytes().items()}
+    require_memory(
+        needed,
+        f"the work buffers of a batch of {dims['N']} samples",
+        held=held,
+        device=device,
+        instead="use smaller batches",
+        error=BatchError,
+    )
+
+
+def _shape(spec: Spec) -> str:
+    return f" [{', '.join(map(str, spec.shape))}]"
 
 
 ALIGNMENT = 16

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, get_args
 
 import sympy
 
-from ..coupled_loss import output_symbols, target_symbols
+from ..coupled_loss import NegativeCurvature, output_symbols, target_symbols
 from ..functions import PRIMITIVES
 from ..losses import OUTPUT, TARGET, CoupledLoss, Loss, Scale, SeparableLoss, SoftmaxCrossEntropy
 from ..parsing import FUNCTIONS, parse_expression
+from ..typed import hints
+
+T = TypeVar("T")
+MAX_COLUMNS = 1024
+"""Outputs or targets of a stored expression at most; an expression has far fewer."""
 
 # Expressions are printed by sympy's names of functions, such as Abs.
 _PRINTED: dict[str, Callable[..., sympy.Expr]] = {
@@ -46,42 +51,76 @@ def loss_to_data(loss: Loss) -> dict[str, Any]:
     }
 
 
-def loss_from_data(data: dict[str, Any]) -> Loss:
-    """The loss that ``data`` was made from; nothing in it is executed."""
-    scale = Scale(**data["scale"])
+def loss_from_data(data: Mapping[str, Any]) -> Loss:
+    """The loss that ``data`` was made from; nothing in it is executed.
+
+    Raises ``TypeError`` or ``KeyError`` for data of another form, and the errors of a declaration.
+    """
+    name = _of(str, data["name"])
+    given = _of(dict, data["scale"])
+    scale = Scale(factor=_number(given["factor"]), over=_of(str, given["over"]))  # type: ignore[arg-type]
+    if scale.over not in get_args(hints(Scale)["over"]):
+        raise TypeError(f"scale over {scale.over!r}")
     if "label_smoothing" in data:
-        return SoftmaxCrossEntropy(data["name"], data["label_smoothing"], scale)
-    low, high = data["targets"]
+        return SoftmaxCrossEntropy(name, _number(data["label_smoothing"]), scale)
+    low, high = map(_number, _of(list, data["targets"]))
     if "outputs" in data:
-        outputs, targets = int(data["outputs"]), int(data["targets_count"])
+        outputs, targets = _count(data["outputs"]), _count(data["targets_count"])
         symbols = {s.name: s for s in (*output_symbols(outputs), *target_symbols(targets))}
+        text = _of(str, data["expression"])
+        curvature: Any = data["negative_curvature"]
+        if curvature not in get_args(NegativeCurvature):
+            raise TypeError(f"negative_curvature = {curvature!r}")
         return CoupledLoss(
-            data["name"],
-            parse_expression(data["expression"], symbols, _PRINTED, where="the stored loss"),
+            name,
+            parse_expression(text, symbols, _PRINTED, where="the stored loss"),
             outputs,
             targets,
             scale,
-            (float(low), float(high)),
-            data["negative_curvature"],
+            (low, high),
+            curvature,
         )
     expression = _expression(data["expression"])
-    assert expression is not None
+    if expression is None:
+        raise TypeError("a loss without an expression")
+    sampler = data["sampler"]
     return SeparableLoss(
-        data["name"],
+        name,
         expression,
-        data["sampler"],
+        None if sampler is None else _of(str, sampler),  # type: ignore[arg-type]
         scale,
         _expression(data["slope_form"]),
         _expression(data["curvature_form"]),
-        (float(low), float(high)),
+        (low, high),
     )
+
+
+def _of(kind: type[T], value: object) -> T:
+    if type(value) is not kind:
+        raise TypeError(f"{type(value).__name__} where {kind.__name__} is due")
+    return value
+
+
+def _number(value: object) -> float:
+    if type(value) not in (int, float):
+        raise TypeError(f"{type(value).__name__} where a number is due")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _count(value: object) -> int:
+    count = _of(int, value)
+    if not 0 < count <= MAX_COLUMNS:
+        raise TypeError(f"{count} outputs or targets")
+    return count
 
 
 def _text(expression: sympy.Expr | None) -> str | None:
     return None if expression is None else str(expression)
 
 
-def _expression(text: str | None) -> sympy.Expr | None:
+def _expression(text: object) -> sympy.Expr | None:
     if text is None:
         return None
-    return parse_expression(text, {"z": OUTPUT, "y": TARGET}, _PRINTED, where="the stored loss")
+    return parse_expression(
+        _of(str, text), {"z": OUTPUT, "y": TARGET}, _PRINTED, where="the stored loss"
+    )

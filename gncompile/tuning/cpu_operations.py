@@ -17,11 +17,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +32,7 @@ from ..passes.recompute import KEPT, SLOPES, U, X, products, slope_of
 from ..runtime import linalg
 from ..runtime.linalg import BORDER, bordered
 from ..runtime.memory import bind_shape
+from ..runtime.source_files import function_of
 from ..step_program import Instruction, StepProgram
 from .problem import DEFAULT
 
@@ -354,9 +353,7 @@ class SlopeProduct(Operation):
 
 def _function(statements: Sequence[str]) -> Callable[[Tensor, Tensor, Tensor, Tensor], None]:
     """Statements in ``slope``, ``x``, ``u`` and ``out``, as they stand in an emitted file."""
-    names: dict[str, Any] = {"torch": torch}
-    exec("def run(slope, x, u, out):\n" + textwrap.indent("\n".join(statements), "    "), names)
-    return names["run"]
+    return function_of(statements, ("slope", "x", "u", "out"), "import torch")
 
 
 OPERATIONS: Mapping[str, Operation] = {

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from ..emit.reference import apply, moment
 from ..emit.torch_operations import Options
 from ..emit.triton_calls import imports
 from ..runtime.memory import padded_shape
+from ..runtime.source_files import function_of
 from ..schedule import REDUCTIONS, Kernel, Kind, is_elementwise
 from ..step_program import Instruction
 from ..triton_kernels.language import triton
@@ -216,14 +217,16 @@ class Scratch:
 
     def launches(self, lines: Sequence[str]) -> list[Runs]:
         """What lines of an emitted step make of these tensors."""
-        text = "[\n" + "\n".join(lines) + "\n]"
-        names: dict[str, Any] = {}
-        exec(imports(text), names)
+        text = "\n".join(lines)
         precision = self.bench.precision
-        names |= {"kernels": self.bench.device_functions, "precision": precision, **self.bench.dims}
+        names: dict[str, Any] = {"kernels": self.bench.device_functions, "precision": precision}
+        names |= self.bench.dims
         names["exact"] = "high" if precision == "medium" else precision
         names |= {name: self._tensor(name) for name in self.bench.names(text)}
-        return list(eval(text, names))
+        plan = function_of(
+            ["return [", *(f"    {line}" for line in lines), "]"], names, imports(text)
+        )
+        return list(plan(**names))
 
     def refill(self) -> None:
         """NaN everywhere, then the operands: equal numbers at every call."""
@@ -330,7 +333,9 @@ class Scratch:
         i = self.bench.program[name]
         if isinstance(i.op, ir.VIEWS):
             source = self._tensor(writer.home[i.inputs[0]])
-            return eval(writer.view(i.op, "source"), {"source": source, **self.bench.dims})
+            names = {"source": source, **self.bench.dims}
+            view = function_of([f"return {writer.view(i.op, 'source')}"], names, "import torch")
+            return cast(Tensor, view(**names))
         is_parameter = isinstance(i.op, ir.Leaf) and i.op.kind in ("parameter", "constant")
         return self._empty(self.bench.shape(name), padded=not is_parameter)
 
