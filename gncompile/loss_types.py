@@ -218,12 +218,16 @@ def _diff(expression: sympy.Expr) -> sympy.Expr:
 
 def _provable(curvature: sympy.Expr) -> sympy.Expr:
     """The curvature as derived, unless only its simplified form is visibly non-negative."""
+    if is_nonnegative(curvature) or curvature.count_ops() > _SIMPLIFIED_OPERATIONS:
+        return curvature
+    expanded = sympy.expand(curvature)  # y σ'(z) + (1 - y) σ'(z) is σ'(z)
+    if is_nonnegative(expanded):
+        return expanded
     distance = sympy.Dummy("d", real=True)
     shift = TARGET + distance if TARGET in curvature.free_symbols else distance
     single = curvature.subs(OUTPUT, shift)
     # sympy's time to simplify is unbounded in general, but short for a short formula in one variable.
-    hopeless = TARGET in single.free_symbols or single.count_ops() > _SIMPLIFIED_OPERATIONS
-    if is_nonnegative(curvature) or hopeless:
+    if TARGET in single.free_symbols or single.count_ops() > _SIMPLIFIED_OPERATIONS:
         return curvature
     back = OUTPUT - TARGET if TARGET in curvature.free_symbols else OUTPUT
     simpler = sympy.simplify(single).subs(distance, back)

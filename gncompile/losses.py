@@ -34,6 +34,7 @@ from .declarations import (
 )
 from .errors import LossError, RegistrationError, message, nearest
 from .functions import number, select, sigmoid, softplus
+from .loss_forms import stable_loss
 from .loss_scale import Scale
 from .loss_types import (
     NOISE,
@@ -323,14 +324,7 @@ def _expression(spec: str | sympy.Expr) -> sympy.Expr:
     else:
         read = without_piecewise(over_symbols(spec, _SYMBOLS), "the loss")
     check_size(read, tuple(_SYMBOLS[name] for name in _SYMBOLS if name[0] == "z"), "the loss")
-    return _stable(read)
-
-
-def _stable(expression: sympy.Expr) -> sympy.Expr:
-    """``log(1 + e^u)`` and ``log cosh u``, which overflow as written, in terms of softplus."""
-    u = sympy.Wild("u")
-    expression = expression.replace(sympy.log(1 + sympy.exp(u)), softplus(u))
-    return expression.replace(sympy.log(sympy.cosh(u)), log_cosh(u))
+    return stable_loss(read)
 
 
 def _require_convex(loss: SeparableLoss | CoupledLoss) -> None:

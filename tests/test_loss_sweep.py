@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -221,7 +222,7 @@ NAMED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "smooth_l1": elementwise(nn.SmoothL1Loss),
     "poisson_nll": elementwise(nn.PoissonNLLLoss),
     "log_cosh": summed(
-        lambda z, y: torch.logaddexp(z - y, y - z) - torch.log(torch.tensor(2.0).double())
+        lambda z, y: z - y - nn.functional.logsigmoid(2 * (z - y)) - math.log(2)
     ),
     "soft_margin": summed(lambda z, y: -nn.functional.logsigmoid(y * z)),
 }
