@@ -179,13 +179,15 @@ FAR = (75.3, 101.0, 203.0, 499.0, 997.0, 3e3, 1e4, 1e6)
 """Outputs where a loss may be infinite; it has to be convex where it is not."""
 
 
-def _resolved(function: Function, z: float | Number, y: float) -> Number | None:
+def _resolved(
+    function: Function, plain: Callable[..., float], z: float | Number, y: float
+) -> Number | None:
     """The value with its sign certain, or None where there is none; zero if no digits tell it from zero.
 
-    ``y/σ(z) - y`` at ``z = 50`` loses 22 digits: two evaluations, the second with twice as many digits, must
-    agree to :data:`AGREE`.
+    ``y/σ(z) - y`` at ``z = 50`` loses 22 digits: two evaluations, in float64 (``plain``) and with 30 digits or
+    with 30 and 60 and so on, must agree to :data:`AGREE`.
     """
-    previous = None
+    previous = _float_value(plain, float(z), y)
     for digits in DIGITS:
         with mpmath.workdps(digits):
             value = real_value(function, z, y)
@@ -236,6 +238,8 @@ class _GridCheck:
         self.symbols = (output, target)
         self.value, self.slope = self._function(expression), self._function(slope)
         self.curvature = self._function(curvature)
+        self.plain = _float_function(curvature, self.symbols)
+        self.plain_value = _float_function(expression, self.symbols)
         self.targets = _target_grid(targets)
 
     def _function(self, expression: sympy.Expr) -> Function:
@@ -246,8 +250,8 @@ class _GridCheck:
         for y in self.targets:
             found: dict[float | Number, Number] = {}
             for z in sorted(_grid(), key=abs):
-                value, e = _resolved(self.curvature, z, y), _resolved(self.value, z, y)
-                if value is None or e is None or e == -mpmath.inf:
+                value = self._curvature(z, y)
+                if value is None or not self._has_value(z, y):
                     reason = f"e is not a finite real number at z = {z:g}, y = {y:g}"
                     return Convexity("not convex", reason, (z, y))
                 if refused := self._counterexample(value, z, y):
@@ -255,9 +259,19 @@ class _GridCheck:
                 found[z] = value
             far = (sign * z for z in FAR for sign in (1, -1))
             for z in itertools.chain(far, self._minima(found, y)):
-                if refused := self._counterexample(_resolved(self.curvature, z, y), z, y):
+                if refused := self._counterexample(self._curvature(z, y), z, y):
                     return refused
         return None
+
+    def _curvature(self, z: float | Number, y: float) -> Number | None:
+        return _resolved(self.curvature, self.plain, z, y)
+
+    def _has_value(self, z: float, y: float) -> bool:
+        """Whether ``e`` is a real number or +∞."""
+        if _float_value(self.plain_value, z, y) is not None:
+            return True
+        value = _resolved(self.value, self.plain_value, z, y)
+        return value is not None and value != -mpmath.inf
 
     def _counterexample(
         self, value: Number | None, z: float | Number, y: float
@@ -337,21 +351,31 @@ def unstable_point(
     # A target of 0 or 1 would meet the factors y and 1 - y and report 0 · inf for a loss y e^z.
     y = min(_target_grid(targets), key=lambda target: abs(target - 0.5))
     for formula in formulas:
-        plain = sympy.lambdify((output, target), formula, modules=[_FLOAT, "math"])
+        plain = _float_function(formula, (output, target))
         exact = precise_function(formula, (output, target))
         for z in (-1000.0, -100.0, 100.0, 1000.0):
             with mpmath.workdps(1000):
                 value = real_value(exact, z, y)
-            if value is not None and abs(value) < 1e30 and not _is_finite(plain, z, y):
+            if value is not None and abs(value) < 1e30 and _float_value(plain, z, y) is None:
                 return f"{formula} at z = {z:g}, y = {y:g}"
     return None
 
 
-def _is_finite(function: Callable[[float, float], float], z: float, y: float) -> bool:
+def _float_function(
+    formula: sympy.Expr, symbols: tuple[sympy.Symbol, sympy.Symbol]
+) -> Callable[..., float]:
+    """``formula`` in Python's floats, which overflow as tensors do."""
+    function: Callable[..., float] = sympy.lambdify(symbols, formula, [_FLOAT, "math"], cse=True)
+    return function
+
+
+def _float_value(function: Callable[..., float], z: float, y: float) -> float | None:
+    """The finite real value in float64, or None."""
     try:
-        return math.isfinite(function(z, y))
-    except (OverflowError, ZeroDivisionError, ValueError):
-        return False
+        value = function(z, y)
+    except (OverflowError, ZeroDivisionError, ValueError, TypeError):  # TypeError: a complex number
+        return None
+    return value if not isinstance(value, complex) and math.isfinite(value) else None
 
 
 def _float_sigmoid(x: float) -> float:

@@ -152,6 +152,17 @@ def shortened(text: str, width: int = 60) -> str:
     return text if len(text) <= width else text[: width - 2] + " …"
 
 
+def tree_size(expression: Expr, known: dict[Expr, int]) -> int:
+    """The parts of an expression written out; ``known`` has what was counted before.
+
+    sympy shares equal parts: ``relu`` written out 30 times over is 30 objects and 2³⁰ parts. Most of what
+    walks an expression meets every part, so this is asked first, and each object is counted once.
+    """
+    if expression not in known:
+        known[expression] = 1 + sum(tree_size(arg, known) for arg in expression.args)
+    return known[expression]
+
+
 def derivative_size(expression: Expr, arguments: tuple[Symbol, ...]) -> int:
     """An upper bound, found without building them, on the parts of value and first two derivatives.
 
@@ -160,16 +171,15 @@ def derivative_size(expression: Expr, arguments: tuple[Symbol, ...]) -> int:
     known: dict[Expr, tuple[int, int, int]] = {}
 
     def sizes(e: Expr) -> tuple[int, int, int]:
-        if e in known:
-            return known[e]
-        if not e.has(*arguments):
-            found = (1, 0, 0)
-        elif not e.args:
-            found = (1, 1, 0)
-        else:
-            found = _combined(e, [sizes(arg) for arg in e.args])
-        known[e] = found
-        return found
+        if e not in known:
+            parts = [sizes(arg) for arg in e.args]
+            if not e.args:
+                known[e] = (1, int(e in arguments), 0)
+            elif any(first for _, first, _ in parts):
+                known[e] = _combined(e, parts)
+            else:  # free of the arguments
+                known[e] = (1, 0, 0)
+        return known[e]
 
     return sum(sizes(expression))
 
@@ -187,12 +197,29 @@ def _combined(e: Expr, parts: list[tuple[int, int, int]]) -> tuple[int, int, int
     return value, first + 2 * value, second + 2 * first + 3 * value
 
 
+MAX_PARTS = 1000
+"""Parts of an expression written out; those of the vocabulary have up to 20, textbook losses up to 100."""
 MAX_DERIVATIVE_SIZE = 10_000
 """Beyond this many parts deriving and checking take tens of seconds; usual functions have some hundreds."""
 
 
+def too_large(parts: int, where: str) -> ExpressionError:
+    """The error about an expression of more than :data:`MAX_PARTS` parts."""
+    return ExpressionError(
+        message(
+            f"this expression has {parts} parts, its functions written out; at most {MAX_PARTS} are allowed",
+            where=where or None,
+            instead="nest functions less deep (relu, clamp and gelu write their argument twice), or use "
+            "several layers or nodes",
+        )
+    )
+
+
 def check_size(expression: Expr, arguments: tuple[Symbol, ...], where: str) -> None:
-    """Raise :class:`ExpressionError` for an expression whose derivatives would be out of proportion."""
+    """Raise :class:`ExpressionError` for an expression out of proportion, itself or by its derivatives."""
+    parts = tree_size(expression, {})
+    if parts > MAX_PARTS:
+        raise too_large(parts, where)
     size = derivative_size(expression, arguments)
     if size > MAX_DERIVATIVE_SIZE:
         raise ExpressionError(

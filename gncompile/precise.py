@@ -22,7 +22,8 @@ MAX_EXPONENT = 1e4
 def precise_function(expression: sympy.Expr, symbols: Sequence[sympy.Symbol]) -> Function:
     """``expression`` as a function of ``symbols`` in mpmath's working precision."""
     bounded = expression.replace(_grows, lambda power: _power(*power.args))
-    function: Function = sympy.lambdify(symbols, bounded, modules=[DEFINITIONS, "mpmath"])
+    modules = [DEFINITIONS, "mpmath"]
+    function: Function = sympy.lambdify(symbols, bounded, modules, cse=True)
     return function
 
 
