@@ -224,13 +224,13 @@ def common_denominator(e: Expr) -> Expr | None:
 
 
 def _terms(e: Expr) -> int:
-    """How many terms a sum has at most when its products are written out."""
+    """How many terms expand() writes out at most, those of denominators and of roots included."""
     if isinstance(e, Add):
         return sum(map(_terms, e.args))
     if isinstance(e, Mul):
         return math.prod(map(_terms, e.args))
-    if isinstance(e, Pow) and e.exp.is_Integer and e.exp > 0:
-        return _terms(e.base) ** int(e.exp)
+    if isinstance(e, Pow) and e.exp.is_Rational:
+        return _terms(e.base) ** math.ceil(abs(e.exp))
     return 1
 
 

@@ -96,8 +96,8 @@ class TransferFunction:
 
     def module(self) -> nn.Module:
         """The function as a layer of a network; the compiler reads its expression back when it traces."""
+        from .frontends.applied import Function as Applied
         from .frontends.declared_network import Elementwise
-        from .frontends.declared_network import Function as Applied
 
         return Elementwise(Applied(self.expression, (self.argument,)))
 

@@ -34,7 +34,8 @@ from ..transfer import (
     is_registered,
     transfer_names,
 )
-from .declared_network import ARGUMENT, INPUT, DeclaredNetwork, Function, function_name
+from .applied import Function
+from .declared_network import ARGUMENT, INPUT, DeclaredNetwork, function_name
 from .model_schema import (
     VARIANTS,
     Concat,

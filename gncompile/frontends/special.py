@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from sympy import Expr
 from torch import fx
 
 from . import aten
+from .applied import exported
 from .fx_nodes import label_of, origin_of
 from .values import Activation, Args, Condition, Constant, Shape, Weight
 
@@ -71,6 +73,16 @@ def dropout(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Any:
             "call .eval() on it (or on the model) before compiling, or set p=0",
         )
     return x
+
+
+def applied(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activation:
+    """A declared function, as it was declared."""
+    function = exported(args["number"])
+
+    def rule(inputs: list[Expr]) -> Expr:
+        return function(*inputs)
+
+    return importer.pointwise(node, "", {"inputs": args["inputs"]}, shape, rule)
 
 
 def glu(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activation:
@@ -143,6 +155,7 @@ def _per_channel(importer: Importer, node: fx.Node, value: Any, shape: Shape) ->
 Handler = Callable[["Importer", fx.Node, Args, Shape], Any]
 
 RULES: Mapping[str, Handler] = {
+    "applied": applied,
     "glu": glu,
     "prelu": prelu,
     "rrelu": rrelu,
