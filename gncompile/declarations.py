@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import keyword
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from types import FunctionType
 from typing import Any
 
@@ -19,13 +21,82 @@ from .functions import number, select
 
 def check_name(kind: str, name: str, reserved: frozenset[str] = frozenset()) -> None:
     """Raise :class:`RegistrationError` unless ``name`` can be written in an expression."""
-    if name.isidentifier() and name.isascii() and not keyword.iskeyword(name):
+    if isinstance(name, str) and name.isidentifier() and name.isascii() and not keyword.iskeyword(name):
         if name not in reserved:
             return
         found, instead = f"the name {name!r} is reserved", "choose another name"
     else:
         found, instead = f"{name!r} cannot name a {kind}", "use letters, digits and underscores"
     raise RegistrationError(message(found, instead=instead))
+
+
+def check_expression(
+    kind: str, name: str, expression: object, decorator: str, declared_at: str = ""
+) -> None:
+    """Raise :class:`RegistrationError` unless ``expression`` is text or sympy's."""
+    if isinstance(expression, str | Expr):
+        return
+    found = type(expression).__name__
+    instead = "write it as text, or as a sympy expression"
+    if callable(expression):
+        instead = f"declare a Python function of sympy symbols with @gncompile.{decorator} above it"
+    raise RegistrationError(
+        message(
+            f"the {kind} {name!r} is given as a {found}, not as an expression",
+            where=declared_at or None,
+            instead=instead,
+        )
+    )
+
+
+def check_interval(
+    kind: str, name: str, what: str, given: object, declared_at: str = ""
+) -> tuple[float, float]:
+    """``(low, high)`` as floats; :class:`RegistrationError` unless they are two numbers, low < high."""
+    pair = tuple(given) if isinstance(given, tuple | list) else ()
+    numbers = len(pair) == 2 and all(_is_number(end) for end in pair)
+    if numbers and (pair[0] < pair[1] or (what == "targets" and pair[0] == pair[1])):
+        return float(pair[0]), float(pair[1])
+    raise RegistrationError(
+        message(
+            f"{what}={given!r} of the {kind} {name!r} "
+            + ("is an empty interval" if numbers else "is no pair of numbers"),
+            where=declared_at or None,
+            instead=f"give {what}=(low, high) with low < high",
+        )
+    )
+
+
+def check_parameters(
+    name: str, parameters: object, reserved: frozenset[str], declared_at: str = ""
+) -> dict[str, float]:
+    """Names and finite numbers of the parameters; :class:`RegistrationError` for anything else."""
+    if not isinstance(parameters, Mapping):
+        raise RegistrationError(
+            message(
+                f"the parameters of {name!r} are given as a {type(parameters).__name__}",
+                where=declared_at or None,
+                instead='write parameters={"name": default, …}',
+            )
+        )
+    for key, value in parameters.items():
+        check_name("parameter", key, reserved=reserved)
+        if not (_is_number(value) and math.isfinite(value)):
+            raise RegistrationError(
+                message(
+                    f"the parameter {key!r} of {name!r} is {value!r}, not a finite number",
+                    where=declared_at or None,
+                    instead="give one number; for a number a feature write the product in forward",
+                )
+            )
+    return {key: float(value) for key, value in parameters.items()}
+
+
+def _is_number(value: object) -> bool:
+    """Whether ``value`` is a real number and not NaN; numpy's scalars count, booleans do not."""
+    if isinstance(value, bool) or not isinstance(value, Real | sympy.Number):
+        return False
+    return not math.isnan(value)
 
 
 @dataclass(frozen=True)
