@@ -56,6 +56,8 @@ PASSES: tuple[Callable[[ModelGraph], ModelGraph], ...] = (
 def prepare(graph: ModelGraph) -> ModelGraph:
     """Run the passes over a traced graph and check the result; the switch ``check`` does so after each."""
     dump("0_traced.txt", graph.to_text())
+    traced = graph
+    require_slopes(traced)  # before fusion, whose nodes are named after the last line of several
     for number, each in enumerate(PASSES, start=1):
         graph = each(graph)
         if config.flag("check"):
@@ -71,7 +73,7 @@ def prepare(graph: ModelGraph) -> ModelGraph:
                 instead="use nn.Linear layers with requires_grad=True",
             )
         )
-    require_slopes(graph)
+    require_slopes(graph, traced)
     return graph
 
 

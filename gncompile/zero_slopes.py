@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from .derive import pointwise_rule
+from .derive import differentiate
 from .errors import CompileError, message
 from .model_graph import Affine, ModelGraph, Node, Pointwise, describe
+from .stable_forms import stable
 
 SHOWN = 5
 
@@ -15,15 +16,19 @@ def is_flat(node: Node, position: int) -> bool:
     """Whether ``∂φ/∂x_i`` of a node is identically zero: of ``sign(x)``, of ``x - x``, of a constant."""
     if not isinstance(node.op, Pointwise):
         return False
-    rule = pointwise_rule(node.op.expression, node.op.arguments)
-    return bool(rule.slopes[position] == 0)
+    slope = differentiate(stable(node.op.expression), node.op.arguments[position])
+    return bool(stable(slope) == 0)
 
 
-def require_slopes(graph: ModelGraph) -> None:
+def require_slopes(graph: ModelGraph, traced: ModelGraph | None = None) -> None:
     """Raise :class:`CompileError` for trainable layers from which no slope reaches the output.
 
-    Nothing would ever train them. Layers whose value reaches the output by some path with a slope pass.
+    Nothing would ever train them. Layers whose value reaches the output by some path with a slope pass. With
+    ``traced``, the graph that this one was composed from, also for its layers that are gone: in one expression
+    their slopes have cancelled.
     """
+    if traced is not None and (gone := [x for x in traced.layers if x not in graph.layers]):
+        raise no_gradient(traced, gone)
     reached = {graph.output.name}
     for node in reversed(list(graph)):
         if node.name in reached:

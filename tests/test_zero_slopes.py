@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 import gncompile
 from gncompile.api import understand
-from gncompile.errors import CompileError
-from gncompile.losses import resolve_loss
+from gncompile.errors import CompileError, TraceError
 from gncompile.pipeline import factor_program
 
 BOTH = Callable[[Tensor], Tensor]
@@ -45,6 +44,8 @@ DEAD: dict[str, BOTH] = {
     "equal branches": lambda h: torch.where(h > 0, torch.ones_like(h), torch.ones_like(h)),
     "step": lambda h: (h > 0).double(),
     "steps of steps": lambda h: torch.tanh(torch.sign(h) + 2 * (h > 1).double()),
+    "cancelled": lambda h: (h + 1) - h,
+    "absorbed": lambda h: h * 0 + torch.ones_like(h),
     "both halves": lambda h: torch.cat([0 * h[:, :3], torch.sign(h[:, 3:])], 1),
 }
 
@@ -71,7 +72,8 @@ def compare(model: nn.Module, x: Tensor, y: Tensor, method: str = "kfra") -> Non
     before = float(loss.detach())
     for _ in range(3):
         trainer.step(x, y)
-    assert float(((model(x) - y) ** 2).sum() / 2 / len(x)) < before
+    with torch.no_grad():
+        assert float(((model(x) - y) ** 2).sum() / 2 / len(x)) < before
 
 
 @pytest.mark.parametrize("name", PARTLY)
@@ -144,24 +146,23 @@ class Random(Net):
 
 
 def test_random_expressions_with_constants_are_derived() -> None:
-    """All are traced and derived, each tenth compiled; a refusal is right if autograd has no gradient."""
+    """All are traced and derived, each fourth compiled; a refusal is right if autograd has no gradient."""
     generator = random.Random(3)
     x, y = torch.randn(64, 4).double(), torch.randn(64, 2).double()
     refused = taken = 0
-    for number in range(120):
+    for number in range(40):
         torch.manual_seed(number)
         model = Random(expression(generator, 3))
         try:
             traced, loss = understand(model, "mse", x)[:2]
             program = factor_program(traced.graph, loss, "kfra")
-        except CompileError:
+        except (CompileError, TraceError):  # the latter where h does not occur at all
             assert dead(model, x, y)
             refused += 1
             continue
         program.check()
         taken += 1
-        if taken % 10 == 0 and not dead(model, x, y):
+        if taken % 4 == 0 and not dead(model, x, y):
             compare(model, x, y)
-    assert refused > 10
-    assert taken > 60
-    assert resolve_loss("mse") == loss
+    assert refused > 5
+    assert taken > 10
