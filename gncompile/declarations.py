@@ -21,7 +21,12 @@ from .functions import number, select
 
 def check_name(kind: str, name: str, reserved: frozenset[str] = frozenset()) -> None:
     """Raise :class:`RegistrationError` unless ``name`` can be written in an expression."""
-    if isinstance(name, str) and name.isidentifier() and name.isascii() and not keyword.iskeyword(name):
+    if (
+        isinstance(name, str)
+        and name.isidentifier()
+        and name.isascii()
+        and not keyword.iskeyword(name)
+    ):
         if name not in reserved:
             return
         found, instead = f"the name {name!r} is reserved", "choose another name"

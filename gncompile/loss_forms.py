@@ -14,7 +14,6 @@ from sympy import Add, Expr, Mul, exp, log
 from .functions import softplus
 from .stable_forms import stable
 
-
 ROUNDS = 3
 
 
@@ -25,7 +24,9 @@ def stable_loss(expression: Expr) -> Expr:
     >>> stable_loss(log(exp(z1) / (exp(z1) + exp(z2) + exp(z3))))
     z1 - z3 - softplus(z2 - z3 + softplus(z1 - z2))
     """
-    for _ in range(ROUNDS):  # what is stable may have a logarithm to take apart, and the other way round
+    for _ in range(
+        ROUNDS
+    ):  # what is stable may have a logarithm to take apart, and the other way round
         apart = expression.replace(log, _apart) if expression.has(log) else expression
         before, expression = expression, stable(apart)
         if before == expression:

@@ -235,9 +235,7 @@ def _provable(curvature: sympy.Expr) -> sympy.Expr:
 
 def _over_one_power(e: sympy.Expr) -> sympy.Expr:
     """``(1 + d²)^(-1/2) - d² (1 + d²)^(-3/2)`` as ``(1 + d²)^(-3/2)``."""
-    terms = [
-        dict(f.as_base_exp() for f in sympy.Mul.make_args(t)) for t in sympy.Add.make_args(e)
-    ]
+    terms = [dict(f.as_base_exp() for f in sympy.Mul.make_args(t)) for t in sympy.Add.make_args(e)]
     bases = {b for t in terms for b, power in t.items() if b.is_Add and power.is_negative}
     for base in sorted(bases, key=sympy.default_sort_key):
         least = min(t.get(base, sympy.Integer(0)) for t in terms)

@@ -479,7 +479,9 @@ class StepProgram:
         """The tensor that every value lives in: the leaf it overwrites, what it is a view of, or its own."""
         home: dict[str, str] = {}
         for i in self:
-            source = i.into if i.into is not None else i.inputs[0] if isinstance(i.op, VIEWS) else None
+            source = (
+                i.into if i.into is not None else i.inputs[0] if isinstance(i.op, VIEWS) else None
+            )
             home[i.name] = i.name if source is None else home[source]
         return home
 

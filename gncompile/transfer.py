@@ -254,9 +254,7 @@ def define_transfer(
     check_expression("transfer function", name, expression, "transfer_function", declared_at)
     low, high = check_interval("transfer function", name, "domain", domain, declared_at)
     domain = (low, high)
-    defaults = check_parameters(
-        name, parameters, frozenset({*arguments, "pi"}), declared_at
-    )
+    defaults = check_parameters(name, parameters, frozenset({*arguments, "pi"}), declared_at)
     symbols = {key: Symbol(key, real=True) for key in defaults}
     where = where or f"transfer function {name!r}"
     if isinstance(expression, str):

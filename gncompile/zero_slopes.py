@@ -23,9 +23,9 @@ def is_flat(node: Node, position: int) -> bool:
 def require_slopes(graph: ModelGraph, traced: ModelGraph | None = None) -> None:
     """Raise :class:`CompileError` for trainable layers from which no slope reaches the output.
 
-    Nothing would ever train them. Layers whose value reaches the output by some path with a slope pass. With
-    ``traced``, the graph that this one was composed from, also for its layers that are gone: in one expression
-    their slopes have cancelled.
+    Nothing would ever train them. Layers whose value reaches the output by some path with a slope pass.
+    With ``traced``, the graph that this one was composed from, also for its layers that are gone: in one
+    expression their slopes have cancelled.
     """
     if traced is not None and (gone := [x for x in traced.layers if x not in graph.layers]):
         raise no_gradient(traced, gone)
@@ -51,7 +51,11 @@ def no_gradient(graph: ModelGraph, layers: Collection[str]) -> CompileError:
     shown = [f"{describe(node)}, at {node.origin}" for node in cuts.values()]
     rest = len(shown) - SHOWN
     lines = [*shown[:SHOWN], *([f"and {rest} more"] if rest > 0 else [])]
-    why = "the slope of what follows is zero wherever it is defined" if cuts else "their slopes cancel"
+    why = (
+        "the slope of what follows is zero wherever it is defined"
+        if cuts
+        else "their slopes cancel"
+    )
     return CompileError(
         message(
             f"the trainable parameters {', '.join(parameters)} get no gradient: {why}",

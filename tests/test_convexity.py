@@ -1,4 +1,4 @@
-"""Losses as textbooks write them: the convex ones are taken, the others refused, and what is derived is true."""
+"""Losses as textbooks write them: convex ones are taken, others refused, and what is derived is true."""
 
 from __future__ import annotations
 

@@ -20,11 +20,26 @@ from gncompile.transfer import ARGUMENT, BUILT_IN, TransferFunction, define_tran
 
 POINTS = torch.linspace(-3.1, 2.9, 13, dtype=torch.float64)[:, None]
 TEXTS = (
-    *("x/sqrt(1 + x**2)", "sqrt(x**2 + 0.01)", "(1 + x**2)**(-1.5)", "1/(1 + x**2)", "x**2/(1 + x**2)"),
-    *("softplus(x)**2", "softplus(softplus(x) - 1)", "exp(-x**2)*x", "max(x, min(1, x/3))", "2 + 0*x"),
+    *(
+        "x/sqrt(1 + x**2)",
+        "sqrt(x**2 + 0.01)",
+        "(1 + x**2)**(-1.5)",
+        "1/(1 + x**2)",
+        "x**2/(1 + x**2)",
+    ),
+    *(
+        "softplus(x)**2",
+        "softplus(softplus(x) - 1)",
+        "exp(-x**2)*x",
+        "max(x, min(1, x/3))",
+        "2 + 0*x",
+    ),
 )
-PARTS = ("{0}*tanh({1})", "{0} + sin({1})/3", "softplus({0}) - {1}/2", "{0}/sqrt(1 + ({1})**2)",
-         "select({0} - 0.3, {0}, {1}/4)", "sigmoid({0})*{1}", "max({0}, {1} - 1)", "clamp({0}, -1, 2) + {1}")  # fmt: skip
+PARTS = (
+    *("{0}*tanh({1})", "{0} + sin({1})/3", "softplus({0}) - {1}/2", "{0}/sqrt(1 + ({1})**2)"),
+    *("select({0} - 0.3, {0}, {1}/4)", "sigmoid({0})*{1}", "max({0}, {1} - 1)"),
+    "clamp({0}, -1, 2) + {1}",
+)
 
 
 def written(generator: random.Random, depth: int) -> str:

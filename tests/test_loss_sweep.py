@@ -179,7 +179,9 @@ Z = torch.tensor(
 
 def batches(kind: type, outputs: int) -> Iterator[tuple[Tensor, Tensor]]:
     rows = {nn.PoissonNLLLoss: [0, 1, 4], nn.SoftMarginLoss: [0, 1, 2, 4]}
-    z = Z[rows.get(kind, [0, 1, 2, 3, 4]), :outputs]  # where torch's own loss and float32 are finite
+    z = Z[
+        rows.get(kind, [0, 1, 2, 3, 4]), :outputs
+    ]  # where torch's own loss and float32 are finite
     pattern = torch.tensor([[0.0, 1.0, 0.5], [1.0, 0.5, 0.0], [0.25, 0.25, 0.5]])
     y = pattern.repeat(2, 1)[: len(z), :outputs].double()
     if kind is nn.CrossEntropyLoss:
@@ -221,9 +223,7 @@ NAMED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "huber": elementwise(nn.HuberLoss),
     "smooth_l1": elementwise(nn.SmoothL1Loss),
     "poisson_nll": elementwise(nn.PoissonNLLLoss),
-    "log_cosh": summed(
-        lambda z, y: z - y - nn.functional.logsigmoid(2 * (z - y)) - math.log(2)
-    ),
+    "log_cosh": summed(lambda z, y: z - y - nn.functional.logsigmoid(2 * (z - y)) - math.log(2)),
     "soft_margin": summed(lambda z, y: -nn.functional.logsigmoid(y * z)),
 }
 """The convention of names: summed over outputs, averaged over samples."""

@@ -87,7 +87,9 @@ def test_a_layer_without_slope_is_refused_by_name(name: str) -> None:
     x, y = torch.randn(9, 4).double(), torch.randn(9, 2).double()
     model = Net(DEAD[name])
     assert dead(model, x, y)
-    with pytest.raises(CompileError, match=r"a\.weight, a\.bias get no gradient: .*slope") as refusal:
+    with pytest.raises(
+        CompileError, match=r"a\.weight, a\.bias get no gradient: .*slope"
+    ) as refusal:
         gncompile.compile(model, "mse", x)
     text = str(refusal.value)
     assert "test_zero_slopes.py" in text
