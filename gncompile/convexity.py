@@ -2,16 +2,16 @@
 
 Gauss-Newton matrices need ``e''(z) ≥ 0`` for every output ``z`` and every target ``y``. The rules
 of :func:`is_nonnegative` prove most smooth losses, and piece by piece most losses with kinks
-(:func:`is_convex_in_pieces`). Where they do not, ``e''`` is evaluated on a grid and at its minima between, with
-as many digits as its sign needs however much its terms cancel, and ``e`` and ``e'`` are compared on both sides
-of every kink. A counterexample refuses the loss.
+(:func:`is_convex_in_pieces`). Where they do not, ``e''`` is evaluated on a grid and at its minima between,
+with as many digits as its sign needs however much its terms cancel, and ``e`` and ``e'`` are compared on both
+sides of every kink. A counterexample refuses the loss.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -174,7 +174,7 @@ DIGITS = (30, 60, 120, 240, 480, 960)
 AGREE = 1e-6
 STEP = 1e-20
 KINK_TOLERANCE = 1e-14
-"""What constants given in float64 can get wrong of a jump, or of a slope, relative to the slopes beside it."""
+"""What constants given in float64 can get wrong of a jump, or of a slope, relative to slopes beside it."""
 FAR = (75.3, 101.0, 203.0, 499.0, 997.0, 3e3, 1e4, 1e6)
 """Outputs where a loss may be infinite; it has to be convex where it is not."""
 
@@ -184,18 +184,27 @@ def _resolved(
 ) -> Number | None:
     """The value with its sign certain, or None where there is none; zero if no digits tell it from zero.
 
-    ``y/σ(z) - y`` at ``z = 50`` loses 22 digits: two evaluations, in float64 (``plain``) and with 30 digits or
-    with 30 and 60 and so on, must agree to :data:`AGREE`.
+    ``y/σ(z) - y`` at ``z = 50`` loses 22 digits: two evaluations, in float64 (``plain``) and with 30 digits
+    or with 30 and 60 and so on, must agree to :data:`AGREE`.
     """
     previous = _float_value(plain, float(z), y)
     for digits in DIGITS:
         with mpmath.workdps(digits):
             value = real_value(function, z, y)
-            if value is not None and previous is not None:
-                if value == previous or abs(value - previous) <= AGREE * abs(value):
-                    return value
+            if None not in (value, previous) and _agree(value, previous):
+                return value
             previous = value
     return None if previous is None else mpmath.mpf(0)
+
+
+def _agree(value: Number, previous: Number) -> bool:
+    return bool(value == previous or abs(value - previous) <= AGREE * abs(value))
+
+
+def _values(function: Function, points: Iterable[Number], y: float) -> list[Number] | None:
+    """The function at several outputs, or None unless it has a value at all of them."""
+    values = [real_value(function, z, y) for z in points]
+    return None if None in values else values
 
 
 def _grid() -> list[float]:
@@ -281,8 +290,8 @@ class _GridCheck:
             return None
         with mpmath.workdps(DIGITS[-1]):
             step = mpmath.mpf(STEP) * (1 + abs(z))
-            near = [real_value(self.value, z + s * step, y) for s in (-1, 0, 1)]
-            if None in near or not near[0] + near[2] < 2 * near[1]:
+            near = _values(self.value, (z - step, mpmath.mpf(z), z + step), y)
+            if near is None or not near[0] + near[2] < 2 * near[1]:
                 return None
         at = (float(z), y)
         reason = f"e'' = {mpmath.nstr(value, 4)} at z = {at[0]:g}, y = {y:g}"
@@ -298,8 +307,8 @@ class _GridCheck:
             a, c = mpmath.mpf(low), mpmath.mpf(high)
             for _ in range(40):
                 left, right = c - ratio * (c - a), a + ratio * (c - a)
-                values = [real_value(self.curvature, at, y) for at in (left, right)]
-                if None in values:
+                values = _values(self.curvature, (left, right), y)
+                if values is None:
                     break
                 a, c = (a, right) if values[0] < values[1] else (left, c)
             yield (a + c) / 2
@@ -311,9 +320,8 @@ class _GridCheck:
                 for z in _sign_changes(self._function(kink), y):
                     step = mpmath.mpf(10) ** -30 * (1 + abs(z))
                     sides, at = (z - step, z + step), (round(float(z), 9), y)
-                    values = [real_value(self.value, side, y) for side in sides]
-                    slopes = [real_value(self.slope, side, y) for side in sides]
-                    if None in values or None in slopes:
+                    values, slopes = _values(self.value, sides, y), _values(self.slope, sides, y)
+                    if values is None or slopes is None:
                         reason = f"e is not a finite real number near z = {at[0]:g}, y = {y:g}"
                         return Convexity("not convex", reason, at)
                     jump, fall = abs(values[1] - values[0]), slopes[0] - slopes[1]
