@@ -19,6 +19,7 @@ from typing import Literal
 import mpmath
 import sympy
 
+from .float_values import float_function, float_value
 from .functions import select, sigmoid, softplus
 from .precise import Function, Number, precise_function, real_value
 
@@ -187,7 +188,7 @@ def _resolved(
     ``y/σ(z) - y`` at ``z = 50`` loses 22 digits: two evaluations, in float64 (``plain``) and with 30 digits
     or with 30 and 60 and so on, must agree to :data:`AGREE`.
     """
-    previous = _float_value(plain, float(z), y)
+    previous = float_value(plain, float(z), y)
     for digits in DIGITS:
         with mpmath.workdps(digits):
             value = real_value(function, z, y)
@@ -247,8 +248,8 @@ class _GridCheck:
         self.symbols = (output, target)
         self.value, self.slope = self._function(expression), self._function(slope)
         self.curvature = self._function(curvature)
-        self.plain = _float_function(curvature, self.symbols)
-        self.plain_value = _float_function(expression, self.symbols)
+        self.plain = float_function(curvature, self.symbols)
+        self.plain_value = float_function(expression, self.symbols)
         self.targets = _target_grid(targets)
 
     def _function(self, expression: sympy.Expr) -> Function:
@@ -277,7 +278,7 @@ class _GridCheck:
 
     def _has_value(self, z: float, y: float) -> bool:
         """Whether ``e`` is a real number or +∞."""
-        if _float_value(self.plain_value, z, y) is not None:
+        if float_value(self.plain_value, z, y) is not None:
             return True
         value = _resolved(self.value, self.plain_value, z, y)
         return value is not None and value != -mpmath.inf
@@ -359,54 +360,11 @@ def unstable_point(
     # A target of 0 or 1 would meet the factors y and 1 - y and report 0 · inf for a loss y e^z.
     y = min(_target_grid(targets), key=lambda target: abs(target - 0.5))
     for formula in formulas:
-        plain = _float_function(formula, (output, target))
+        plain = float_function(formula, (output, target))
         exact = precise_function(formula, (output, target))
         for z in (-1000.0, -100.0, 100.0, 1000.0):
             with mpmath.workdps(1000):
                 value = real_value(exact, z, y)
-            if value is not None and abs(value) < 1e30 and _float_value(plain, z, y) is None:
+            if value is not None and abs(value) < 1e30 and float_value(plain, z, y) is None:
                 return f"{formula} at z = {z:g}, y = {y:g}"
     return None
-
-
-def _float_function(
-    formula: sympy.Expr, symbols: tuple[sympy.Symbol, sympy.Symbol]
-) -> Callable[..., float]:
-    """``formula`` in Python's floats, which overflow as tensors do."""
-    function: Callable[..., float] = sympy.lambdify(symbols, formula, [_FLOAT, "math"], cse=True)
-    return function
-
-
-def _float_value(function: Callable[..., float], z: float, y: float) -> float | None:
-    """The finite real value in float64, or None."""
-    try:
-        value = function(z, y)
-    except (OverflowError, ZeroDivisionError, ValueError, TypeError):  # TypeError: a complex number
-        return None
-    return value if not isinstance(value, complex) and math.isfinite(value) else None
-
-
-def _float_sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
-
-
-def _unraised(function: Callable[[float], float]) -> Callable[[float], float]:
-    """Overflow to ±inf as tensors do; Python would raise, also in a branch not taken."""
-
-    def evaluate(x: float) -> float:
-        try:
-            return function(x)
-        except OverflowError:
-            return math.copysign(math.inf, x) if function is math.sinh else math.inf
-
-    return evaluate
-
-
-_FLOAT: dict[str, Callable[..., float]] = {
-    **{f.__name__: _unraised(f) for f in (math.exp, math.expm1, math.cosh, math.sinh)},
-    "sigmoid": _float_sigmoid,
-    "softplus": lambda x: max(x, 0.0) + math.log1p(math.exp(-abs(x))),
-    "select": lambda condition, above, below: above if condition > 0 else below,
-    "sign": lambda x: float((x > 0) - (x < 0)),
-    "Abs": abs,
-}
