@@ -105,7 +105,7 @@ def classify(function: TransferFunction) -> Classification:
         breaks = possible_kinks(rule.value, x, domain)
         points = sorted({*probe_points(domain, breaks), *dense(domain), *breaks})
         slopes = _range(slope, points, domain)
-        kinks = tuple(_kinks(breaks, value, slope))
+        kinks = tuple(kinks_of(breaks, value, slope))
         jumps = [kink.jump for kink in kinks if kink.jump]
         return Classification(
             _piecewise_linear(rule.piecewise_linear, second, points),
@@ -115,6 +115,15 @@ def classify(function: TransferFunction) -> Classification:
             _lipschitz(slopes, rule.piecewise_linear, jumps),
             kinks,
         )
+
+
+def jumps(function: TransferFunction) -> tuple[Kink, ...]:
+    """The points of its domain where the function's value is not continuous."""
+    rule, x = function.rule, function.argument
+    with mpmath.workdps(DIGITS):
+        breaks = possible_kinks(sympy.Tuple(function.expression, rule.value), x, function.domain)
+        value, slope = precise_function(rule.value, (x,)), precise_function(rule.slopes[0], (x,))
+        return tuple(kink for kink in kinks_of(breaks, value, slope) if kink.jump)
 
 
 def _lipschitz(
@@ -180,7 +189,8 @@ def _parity(value: Expr, x: Symbol, function: Function, domain: Domain) -> Findi
     return Finding("even" if sign > 0 else "odd", "proved" if shown else "seen")
 
 
-def _kinks(breaks: tuple[Number, ...], value: Function, slope: Function) -> Iterator[Kink]:
+def kinks_of(breaks: tuple[Number, ...], value: Function, slope: Function) -> Iterator[Kink]:
+    """Those of the possible ``breaks`` that are kinks or jumps; in the working precision of mpmath."""
     for at in breaks:
         step = mpmath.mpf(10) ** -12 * (1 + abs(at))
         known = (real_value(value, at + step), real_value(value, at - step))

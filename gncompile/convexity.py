@@ -2,15 +2,16 @@
 
 Gauss-Newton matrices need ``e''(z) ≥ 0`` for every output ``z`` and every target ``y``. The rules
 of :func:`is_nonnegative` prove most smooth losses, and piece by piece most losses with kinks
-(:func:`is_convex_in_pieces`). Where they do not, ``e''`` is evaluated in high precision on a grid, and ``e``
-and ``e'`` are compared on both sides of every kink. A counterexample refuses the loss.
+(:func:`is_convex_in_pieces`). Where they do not, ``e''`` is evaluated on a grid and at its minima between,
+with as many digits as its sign needs however much its terms cancel, and ``e`` and ``e'`` are compared on both
+sides of every kink. A counterexample refuses the loss.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -18,6 +19,7 @@ from typing import Literal
 import mpmath
 import sympy
 
+from .float_values import float_function, float_value
 from .functions import select, sigmoid, softplus
 from .precise import Function, Number, precise_function, real_value
 
@@ -168,6 +170,44 @@ def _piece(f: sympy.Expr, u: sympy.Symbol, x: sympy.Expr) -> sympy.Expr:
     return f.replace(sympy.Abs, lambda inner: sign(inner) * inner).replace(sympy.sign, sign)
 
 
+DIGITS = (30, 60, 120, 240, 480, 960)
+"""Digits tried in turn until two answers agree."""
+AGREE = 1e-6
+STEP = 1e-20
+KINK_TOLERANCE = 1e-14
+"""What constants given in float64 can get wrong of a jump, or of a slope, relative to slopes beside it."""
+FAR = (75.3, 101.0, 203.0, 499.0, 997.0, 3e3, 1e4, 1e6)
+"""Outputs where a loss may be infinite; it has to be convex where it is not."""
+
+
+def _resolved(
+    function: Function, plain: Callable[..., float], z: float | Number, y: float
+) -> Number | None:
+    """The value with its sign certain, or None where there is none; zero if no digits tell it from zero.
+
+    ``y/σ(z) - y`` at ``z = 50`` loses 22 digits: two evaluations, in float64 (``plain``) and with 30 digits
+    or with 30 and 60 and so on, must agree to :data:`AGREE`.
+    """
+    previous = float_value(plain, float(z), y)
+    for digits in DIGITS:
+        with mpmath.workdps(digits):
+            value = real_value(function, z, y)
+            if None not in (value, previous) and _agree(value, previous):
+                return value
+            previous = value
+    return None if previous is None else mpmath.mpf(0)
+
+
+def _agree(value: Number, previous: Number) -> bool:
+    return bool(value == previous or abs(value - previous) <= AGREE * abs(value))
+
+
+def _values(function: Function, points: Iterable[Number], y: float) -> list[Number] | None:
+    """The function at several outputs, or None unless it has a value at all of them."""
+    values = [real_value(function, z, y) for z in points]
+    return None if None in values else values
+
+
 def _grid() -> list[float]:
     """Outputs from 10⁻³ to 50, dense up to 10; steps that share no period with usual functions."""
     magnitudes = [
@@ -208,6 +248,8 @@ class _GridCheck:
         self.symbols = (output, target)
         self.value, self.slope = self._function(expression), self._function(slope)
         self.curvature = self._function(curvature)
+        self.plain = float_function(curvature, self.symbols)
+        self.plain_value = float_function(expression, self.symbols)
         self.targets = _target_grid(targets)
 
     def _function(self, expression: sympy.Expr) -> Function:
@@ -215,31 +257,78 @@ class _GridCheck:
 
     def negative_curvature(self) -> Convexity | None:
         """A point where ``e''`` is negative or does not exist."""
-        with mpmath.workdps(30):
-            for y, z in itertools.product(self.targets, sorted(_grid(), key=abs)):
-                value, e = real_value(self.curvature, z, y), real_value(self.value, z, y)
-                if value is None or e is None or e == -mpmath.inf:
+        for y in self.targets:
+            found: dict[float | Number, Number] = {}
+            for z in sorted(_grid(), key=abs):
+                value = self._curvature(z, y)
+                if value is None or not self._has_value(z, y):
                     reason = f"e is not a finite real number at z = {z:g}, y = {y:g}"
                     return Convexity("not convex", reason, (z, y))
-                if value < -1e-20 * (1 + abs(mpmath.mpf(z))):
-                    shown = mpmath.nstr(value, 4)
-                    reason = f"e'' = {shown} at z = {z:g}, y = {y:g}"
-                    return Convexity("not convex", reason, (z, y))
+                if refused := self._counterexample(value, z, y):
+                    return refused
+                found[z] = value
+            far = (sign * z for z in FAR for sign in (1, -1))
+            for z in itertools.chain(far, self._minima(found, y)):
+                if refused := self._counterexample(self._curvature(z, y), z, y):
+                    return refused
         return None
 
+    def _curvature(self, z: float | Number, y: float) -> Number | None:
+        return _resolved(self.curvature, self.plain, z, y)
+
+    def _has_value(self, z: float, y: float) -> bool:
+        """Whether ``e`` is a real number or +∞."""
+        if float_value(self.plain_value, z, y) is not None:
+            return True
+        value = _resolved(self.value, self.plain_value, z, y)
+        return value is not None and value != -mpmath.inf
+
+    def _counterexample(
+        self, value: Number | None, z: float | Number, y: float
+    ) -> Convexity | None:
+        """The refusal of a negative ``e''`` if ``e`` itself lies above its chord there."""
+        if value is None or not (mpmath.isfinite(value) and value < 0):
+            return None
+        with mpmath.workdps(DIGITS[-1]):
+            step = mpmath.mpf(STEP) * (1 + abs(z))
+            near = _values(self.value, (z - step, mpmath.mpf(z), z + step), y)
+            if near is None or not near[0] + near[2] < 2 * near[1]:
+                return None
+        at = (float(z), y)
+        reason = f"e'' = {mpmath.nstr(value, 4)} at z = {at[0]:g}, y = {y:g}"
+        return Convexity("not convex", reason, at)
+
+    def _minima(self, found: dict[float | Number, Number], y: float) -> Iterator[Number]:
+        """Outputs between those of the grid where ``e''`` is least, by golden section."""
+        points = sorted(found)
+        ratio = (math.sqrt(5) - 1) / 2
+        for low, middle, high in zip(points, points[1:], points[2:], strict=False):
+            if not found[low] > found[middle] < found[high]:
+                continue
+            a, c = mpmath.mpf(low), mpmath.mpf(high)
+            for _ in range(40):
+                left, right = c - ratio * (c - a), a + ratio * (c - a)
+                values = _values(self.curvature, (left, right), y)
+                if values is None:
+                    break
+                a, c = (a, right) if values[0] < values[1] else (left, c)
+            yield (a + c) / 2
+
     def bad_kink(self, kinks: tuple[sympy.Expr, ...]) -> Convexity | None:
-        """A kink where ``e`` jumps or ``e'`` falls."""
-        with mpmath.workdps(30):
+        """A kink where ``e`` jumps or ``e'`` falls, by more than :data:`KINK_TOLERANCE`."""
+        with mpmath.workdps(60):
             for kink, y in itertools.product(kinks, self.targets):
                 for z in _sign_changes(self._function(kink), y):
-                    step = mpmath.mpf(10) ** -15 * (1 + abs(z))
-                    before, after = z - step, z + step
-                    jump = abs(self.value(after, y) - self.value(before, y))
-                    fall = self.slope(before, y) - self.slope(after, y)
-                    size = 1 + abs(self.slope(before, y)) + abs(self.slope(after, y))
-                    if jump > 1e-10 * size or fall > 1e-10 * size:
-                        at = (round(float(z), 9), y)
-                        what = "e jumps" if jump > 1e-10 * size else "e' falls"
+                    step = mpmath.mpf(10) ** -30 * (1 + abs(z))
+                    sides, at = (z - step, z + step), (round(float(z), 9), y)
+                    values, slopes = _values(self.value, sides, y), _values(self.slope, sides, y)
+                    if values is None or slopes is None:
+                        reason = f"e is not a finite real number near z = {at[0]:g}, y = {y:g}"
+                        return Convexity("not convex", reason, at)
+                    jump, fall = abs(values[1] - values[0]), slopes[0] - slopes[1]
+                    size = 1 + abs(slopes[0]) + abs(slopes[1])
+                    if max(jump, fall) > KINK_TOLERANCE * size:
+                        what = "e jumps" if jump > KINK_TOLERANCE * size else "e' falls"
                         return Convexity("not convex", f"{what} at z = {at[0]:g}, y = {y:g}", at)
         return None
 
@@ -250,7 +339,7 @@ def _sign_changes(function: Function, y: float) -> Iterator[Number]:
         below = function(low, y) > 0
         if below == (function(high, y) > 0):
             continue
-        for _ in range(90):
+        for _ in range(130):
             middle = (low + high) / 2
             low, high = (middle, high) if (function(middle, y) > 0) == below else (low, middle)
         yield high
@@ -271,44 +360,11 @@ def unstable_point(
     # A target of 0 or 1 would meet the factors y and 1 - y and report 0 · inf for a loss y e^z.
     y = min(_target_grid(targets), key=lambda target: abs(target - 0.5))
     for formula in formulas:
-        plain = sympy.lambdify((output, target), formula, modules=[_FLOAT, "math"])
+        plain = float_function(formula, (output, target))
         exact = precise_function(formula, (output, target))
         for z in (-1000.0, -100.0, 100.0, 1000.0):
             with mpmath.workdps(1000):
                 value = real_value(exact, z, y)
-            if value is not None and abs(value) < 1e30 and not _is_finite(plain, z, y):
+            if value is not None and abs(value) < 1e30 and float_value(plain, z, y) is None:
                 return f"{formula} at z = {z:g}, y = {y:g}"
     return None
-
-
-def _is_finite(function: Callable[[float, float], float], z: float, y: float) -> bool:
-    try:
-        return math.isfinite(function(z, y))
-    except (OverflowError, ZeroDivisionError, ValueError):
-        return False
-
-
-def _float_sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
-
-
-def _unraised(function: Callable[[float], float]) -> Callable[[float], float]:
-    """Overflow to ±inf as tensors do; Python would raise, also in a branch not taken."""
-
-    def evaluate(x: float) -> float:
-        try:
-            return function(x)
-        except OverflowError:
-            return math.copysign(math.inf, x) if function is math.sinh else math.inf
-
-    return evaluate
-
-
-_FLOAT: dict[str, Callable[..., float]] = {
-    **{f.__name__: _unraised(f) for f in (math.exp, math.expm1, math.cosh, math.sinh)},
-    "sigmoid": _float_sigmoid,
-    "softplus": lambda x: max(x, 0.0) + math.log1p(math.exp(-abs(x))),
-    "select": lambda condition, above, below: above if condition > 0 else below,
-    "sign": lambda x: float((x > 0) - (x < 0)),
-    "Abs": abs,
-}

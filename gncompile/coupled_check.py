@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import mpmath
@@ -65,7 +65,7 @@ def seen_convexity(loss: CoupledLoss) -> Convexity:
         point = points[usable[row]].tolist()
         along = vectors[row, :, 0].tolist()
         second = directional(loss, point, along)
-        if second is not None and second[2] < 0:
+        if second is not None and second[2] < -ABSOLUTE * (1 + abs(second[0])):
             at = ", ".join(f"{s} = {v:.4g}" for s, v in zip((*loss.z, *loss.y), point, strict=True))
             shown = mpmath.nstr(second[2], 4)
             return Convexity("not convex", f"𝓗 has the eigenvalue {shown} at {at}")
@@ -74,7 +74,7 @@ def seen_convexity(loss: CoupledLoss) -> Convexity:
 
 
 def directional(
-    loss: CoupledLoss, point: list[float], along: list[float]
+    loss: CoupledLoss, point: list[float], along: Sequence[Number]
 ) -> tuple[Number, Number, Number] | None:
     """Value and first two derivatives of the declared expression along a direction in z, by differences."""
     with mpmath.workdps(DIGITS):
@@ -104,7 +104,8 @@ def check_derivatives(loss: CoupledLoss) -> None:
         entries = {key: precise_function(h, symbols) for key, h in loss.hessian.items()}
         generator = random.Random(1)
         for point in _few(probes(loss)):
-            d = [generator.uniform(0.5, 1.5) * generator.choice((-1, 1)) for _ in loss.z]
+            drawn = [generator.uniform(0.5, 1.5) * generator.choice((-1, 1)) for _ in loss.z]
+            d = [mpmath.mpf(each) for each in drawn]  # a constant entry is a Python number
             expected = directional(loss, point, d)
             if expected is None:
                 raise _wrong(loss, point, "its value is not a finite real number", RESTRICT)

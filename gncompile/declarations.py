@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import keyword
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from types import FunctionType
 from typing import Any
 
@@ -19,13 +21,87 @@ from .functions import number, select
 
 def check_name(kind: str, name: str, reserved: frozenset[str] = frozenset()) -> None:
     """Raise :class:`RegistrationError` unless ``name`` can be written in an expression."""
-    if name.isidentifier() and name.isascii() and not keyword.iskeyword(name):
+    if (
+        isinstance(name, str)
+        and name.isidentifier()
+        and name.isascii()
+        and not keyword.iskeyword(name)
+    ):
         if name not in reserved:
             return
         found, instead = f"the name {name!r} is reserved", "choose another name"
     else:
         found, instead = f"{name!r} cannot name a {kind}", "use letters, digits and underscores"
     raise RegistrationError(message(found, instead=instead))
+
+
+def check_expression(
+    kind: str, name: str, expression: object, decorator: str, declared_at: str = ""
+) -> None:
+    """Raise :class:`RegistrationError` unless ``expression`` is text or sympy's."""
+    if isinstance(expression, str | Expr):
+        return
+    found = type(expression).__name__
+    instead = "write it as text, or as a sympy expression"
+    if callable(expression):
+        instead = f"declare a Python function of sympy symbols with @gncompile.{decorator} above it"
+    raise RegistrationError(
+        message(
+            f"the {kind} {name!r} is given as a {found}, not as an expression",
+            where=declared_at or None,
+            instead=instead,
+        )
+    )
+
+
+def check_interval(
+    kind: str, name: str, what: str, given: object, declared_at: str = ""
+) -> tuple[float, float]:
+    """``(low, high)`` as floats; :class:`RegistrationError` unless they are two numbers, low < high."""
+    pair = tuple(given) if isinstance(given, tuple | list) else ()
+    numbers = len(pair) == 2 and all(_is_number(end) for end in pair)
+    if numbers and (pair[0] < pair[1] or (what == "targets" and pair[0] == pair[1])):
+        return float(pair[0]), float(pair[1])
+    raise RegistrationError(
+        message(
+            f"{what}={given!r} of the {kind} {name!r} "
+            + ("is an empty interval" if numbers else "is no pair of numbers"),
+            where=declared_at or None,
+            instead=f"give {what}=(low, high) with low < high",
+        )
+    )
+
+
+def check_parameters(
+    name: str, parameters: object, reserved: frozenset[str], declared_at: str = ""
+) -> dict[str, float]:
+    """Names and finite numbers of the parameters; :class:`RegistrationError` for anything else."""
+    if not isinstance(parameters, Mapping):
+        raise RegistrationError(
+            message(
+                f"the parameters of {name!r} are given as a {type(parameters).__name__}",
+                where=declared_at or None,
+                instead='write parameters={"name": default, …}',
+            )
+        )
+    for key, value in parameters.items():
+        check_name("parameter", key, reserved=reserved)
+        if not (_is_number(value) and math.isfinite(value)):
+            raise RegistrationError(
+                message(
+                    f"the parameter {key!r} of {name!r} is {value!r}, not a finite number",
+                    where=declared_at or None,
+                    instead="give one number; for a number a feature write the product in forward",
+                )
+            )
+    return {key: float(value) for key, value in parameters.items()}
+
+
+def _is_number(value: object) -> bool:
+    """Whether ``value`` is a real number and not NaN; numpy's scalars count, booleans do not."""
+    if isinstance(value, bool) or not isinstance(value, Real | sympy.Number):
+        return False
+    return not math.isnan(value)
 
 
 @dataclass(frozen=True)
@@ -152,6 +228,17 @@ def shortened(text: str, width: int = 60) -> str:
     return text if len(text) <= width else text[: width - 2] + " …"
 
 
+def tree_size(expression: Expr, known: dict[Expr, int]) -> int:
+    """The parts of an expression written out; ``known`` has what was counted before.
+
+    sympy shares equal parts: ``relu`` written out 30 times over is 30 objects and 2³⁰ parts. Most of what
+    walks an expression meets every part, so this is asked first, and each object is counted once.
+    """
+    if expression not in known:
+        known[expression] = 1 + sum(tree_size(arg, known) for arg in expression.args)
+    return known[expression]
+
+
 def derivative_size(expression: Expr, arguments: tuple[Symbol, ...]) -> int:
     """An upper bound, found without building them, on the parts of value and first two derivatives.
 
@@ -160,16 +247,15 @@ def derivative_size(expression: Expr, arguments: tuple[Symbol, ...]) -> int:
     known: dict[Expr, tuple[int, int, int]] = {}
 
     def sizes(e: Expr) -> tuple[int, int, int]:
-        if e in known:
-            return known[e]
-        if not e.has(*arguments):
-            found = (1, 0, 0)
-        elif not e.args:
-            found = (1, 1, 0)
-        else:
-            found = _combined(e, [sizes(arg) for arg in e.args])
-        known[e] = found
-        return found
+        if e not in known:
+            parts = [sizes(arg) for arg in e.args]
+            if not e.args:
+                known[e] = (1, int(e in arguments), 0)
+            elif any(first for _, first, _ in parts):
+                known[e] = _combined(e, parts)
+            else:  # free of the arguments
+                known[e] = (1, 0, 0)
+        return known[e]
 
     return sum(sizes(expression))
 
@@ -187,12 +273,29 @@ def _combined(e: Expr, parts: list[tuple[int, int, int]]) -> tuple[int, int, int
     return value, first + 2 * value, second + 2 * first + 3 * value
 
 
+MAX_PARTS = 1000
+"""Parts of an expression written out; those of the vocabulary have up to 20, textbook losses up to 100."""
 MAX_DERIVATIVE_SIZE = 10_000
 """Beyond this many parts deriving and checking take tens of seconds; usual functions have some hundreds."""
 
 
+def too_large(parts: int, where: str) -> ExpressionError:
+    """The error about an expression of more than :data:`MAX_PARTS` parts."""
+    return ExpressionError(
+        message(
+            f"this expression has {parts} parts, its functions written out; at most {MAX_PARTS} are allowed",
+            where=where or None,
+            instead="nest functions less deep (relu, clamp and gelu write their argument twice), or use "
+            "several layers or nodes",
+        )
+    )
+
+
 def check_size(expression: Expr, arguments: tuple[Symbol, ...], where: str) -> None:
-    """Raise :class:`ExpressionError` for an expression whose derivatives would be out of proportion."""
+    """Raise :class:`ExpressionError` for an expression out of proportion, itself or by its derivatives."""
+    parts = tree_size(expression, {})
+    if parts > MAX_PARTS:
+        raise too_large(parts, where)
     size = derivative_size(expression, arguments)
     if size > MAX_DERIVATIVE_SIZE:
         raise ExpressionError(

@@ -59,6 +59,10 @@ class SmallBatchWarning(UserWarning):
     """Minibatches have so few samples that second-order steps answer their noise."""
 
 
+class DeclarationWarning(UserWarning):
+    """A declared function is well defined, but has places that training by slopes cannot see."""
+
+
 def message(found: str, *, where: str | None = None, instead: str | None = None) -> str:
     """Compose an error text: what was found, where in the user's model, what to do instead."""
     lines = [found]

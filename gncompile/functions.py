@@ -222,6 +222,8 @@ SHORTHANDS: dict[str, Callable[..., Expr]] = {
     "relu": relu,
     "maximum": maximum,
     "minimum": minimum,
+    "max": maximum,
+    "min": minimum,
     "clamp": clamp,
 }
 """Names users may also write; each expands into primitives at once."""

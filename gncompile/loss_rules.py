@@ -67,6 +67,16 @@ def _scale(builder: ProgramBuilder, scale: Scale, outputs: int) -> tuple[sympy.E
     return sympy.nsimplify(scale.value(1, outputs), rational=True), {}
 
 
+def _in_rows(builder: ProgramBuilder, value: Value, like: Value) -> Value:
+    """``value`` with a row for every sample of ``like``, even where it is one number for all of them.
+
+    What is summed over a row's elements must have them: a constant target ``1/K`` sums to 1 in a row of K.
+    """
+    if len(value.spec.shape) == 2:
+        return value
+    return builder.emit(ir.BroadcastRows(), value, like, name=value.name)
+
+
 @dataclass
 class SeparableRules:
     """``E_n = c Σ_j e(z_j, y_j)``: everything is elementwise."""
@@ -89,10 +99,7 @@ class SeparableRules:
 
     def _per_output(self, expression: sympy.Expr, name: str) -> Value:
         """``expression`` as ``[N, K]`` even where it is constant in z."""
-        value = self._at(expression, name)
-        if len(value.spec.shape) == 2:
-            return value
-        return self.builder.emit(ir.BroadcastRows(), value, self.z, name=name)
+        return _in_rows(self.builder, self._at(expression, name), self.z)
 
     def value(self) -> Value:
         """``(1/N) Σ_n E_n``, a scalar."""
@@ -154,7 +161,8 @@ class CrossEntropyRules:
         # Targets reach the program as rows [N, K]; the runtime turns class indices into one-hot rows.
         rows = _target(builder, self.z)
         smoothing = sympy.nsimplify(self.loss.label_smoothing, rational=True)
-        self.y = builder.pointwise((1 - smoothing) * y + smoothing / k, {y: rows}, name="y_smooth")
+        smooth = builder.pointwise((1 - smoothing) * y + smoothing / k, {y: rows}, name="y_smooth")
+        self.y = _in_rows(builder, smooth, rows)
         self.p = builder.emit(ir.Softmax(), self.z, name="p")
         self.mass = builder.emit(ir.RowSum(), self.y, name="target_mass")
 
@@ -255,9 +263,7 @@ class CoupledRules:
 
     def _at(self, expression: sympy.Expr, name: str) -> Value:
         value = self.builder.pointwise(expression, {**self.columns, **self.symbols}, name=name)
-        if value.spec.shape:
-            return value
-        return self.builder.emit(ir.BroadcastRows(), value, self.columns[self.loss.z[0]], name=name)
+        return _in_rows(self.builder, value, self.columns[self.loss.z[0]])
 
     def value(self) -> Value:
         """``(1/N) Σ_n E_n``, a scalar."""

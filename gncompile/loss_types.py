@@ -218,16 +218,32 @@ def _diff(expression: sympy.Expr) -> sympy.Expr:
 
 def _provable(curvature: sympy.Expr) -> sympy.Expr:
     """The curvature as derived, unless only its simplified form is visibly non-negative."""
+    if is_nonnegative(curvature) or curvature.count_ops() > _SIMPLIFIED_OPERATIONS:
+        return curvature
+    expanded = sympy.expand(curvature)  # y σ'(z) + (1 - y) σ'(z) is σ'(z)
+    if is_nonnegative(expanded):
+        return expanded
     distance = sympy.Dummy("d", real=True)
     shift = TARGET + distance if TARGET in curvature.free_symbols else distance
     single = curvature.subs(OUTPUT, shift)
-    # sympy's time to simplify is unbounded in general, but short for a short formula in one variable.
-    hopeless = TARGET in single.free_symbols or single.count_ops() > _SIMPLIFIED_OPERATIONS
-    if is_nonnegative(curvature) or hopeless:
+    if TARGET in single.free_symbols or single.count_ops() > _SIMPLIFIED_OPERATIONS:
         return curvature
     back = OUTPUT - TARGET if TARGET in curvature.free_symbols else OUTPUT
-    simpler = sympy.simplify(single).subs(distance, back)
+    simpler = _over_one_power(single).subs(distance, back)
     return simpler if is_nonnegative(simpler) else curvature
+
+
+def _over_one_power(e: sympy.Expr) -> sympy.Expr:
+    """``(1 + d²)^(-1/2) - d² (1 + d²)^(-3/2)`` as ``(1 + d²)^(-3/2)``."""
+    terms = [dict(f.as_base_exp() for f in sympy.Mul.make_args(t)) for t in sympy.Add.make_args(e)]
+    bases = {b for t in terms for b, power in t.items() if b.is_Add and power.is_negative}
+    for base in sorted(bases, key=sympy.default_sort_key):
+        least = min(t.get(base, sympy.Integer(0)) for t in terms)
+        if all((t.get(base, 0) - least).is_Integer for t in terms):
+            # Term by term: expand() itself would take (1 + d²)^(3/2) apart.
+            raised = (term * base**-least for term in sympy.Add.make_args(e))
+            return sympy.expand(sympy.Add(*raised)) * base**least
+    return e
 
 
 def _root(curvature: sympy.Expr) -> sympy.Expr:

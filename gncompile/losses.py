@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import sympy
 
@@ -26,6 +26,8 @@ from .coupled_loss import (
 from .declarations import (
     Written,
     caller,
+    check_expression,
+    check_interval,
     check_name,
     check_size,
     over_symbols,
@@ -34,6 +36,7 @@ from .declarations import (
 )
 from .errors import LossError, RegistrationError, message, nearest
 from .functions import number, select, sigmoid, softplus
+from .loss_forms import stable_loss
 from .loss_scale import Scale
 from .loss_types import (
     NOISE,
@@ -241,6 +244,23 @@ def define_loss(
     negative_curvature: NegativeCurvature = "refuse",
 ) -> SeparableLoss | CoupledLoss:
     """The loss of a declaration, checked, but not registered; see :func:`register_loss`."""
+    check_expression("loss", name, expression, "loss_function")
+    targets = check_interval("loss", name, "targets", targets)
+    if negative_curvature not in get_args(NegativeCurvature):
+        raise LossError(
+            message(
+                f"the loss {name!r} has negative_curvature={negative_curvature!r}",
+                instead=f"use one of {', '.join(get_args(NegativeCurvature))}",
+            )
+        )
+    if outputs is not None and not (type(outputs) is int and 1 <= outputs <= MAX_OUTPUTS):
+        raise LossError(
+            message(
+                f"the loss {name!r} is declared for outputs={outputs!r}",
+                instead=f"give a whole number from 1 to {MAX_OUTPUTS}, or a separable loss in z and y, "
+                "which takes any number of outputs",
+            )
+        )
     read = _expression(expression)
     if outputs is None and not read.free_symbols & _COUPLED:
         if negative_curvature == "clip":
@@ -323,14 +343,7 @@ def _expression(spec: str | sympy.Expr) -> sympy.Expr:
     else:
         read = without_piecewise(over_symbols(spec, _SYMBOLS), "the loss")
     check_size(read, tuple(_SYMBOLS[name] for name in _SYMBOLS if name[0] == "z"), "the loss")
-    return _stable(read)
-
-
-def _stable(expression: sympy.Expr) -> sympy.Expr:
-    """``log(1 + e^u)`` and ``log cosh u``, which overflow as written, in terms of softplus."""
-    u = sympy.Wild("u")
-    expression = expression.replace(sympy.log(1 + sympy.exp(u)), softplus(u))
-    return expression.replace(sympy.log(sympy.cosh(u)), log_cosh(u))
+    return stable_loss(read)
 
 
 def _require_convex(loss: SeparableLoss | CoupledLoss) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from . import losses
 from .errors import BatchError, LossError, expected_got, message
@@ -20,6 +21,9 @@ _ADVICE: dict[type, str] = {
     "so a Gauss-Newton method has nothing to use",
 }
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where torch keeps what runs besides ``forward``; none of it would run in a compiled step."""
+
 
 def loss_from_module(module: object) -> Loss:
     """Exactly the loss that a ``torch.nn`` loss module computes, its reduction included.
@@ -29,23 +33,59 @@ def loss_from_module(module: object) -> Loss:
     reader = _READERS.get(type(module))
     if reader is None:
         raise _unsupported(module)
+    if any(getattr(module, hooks) for hooks in _HOOKS) or "forward" in vars(module):
+        name = type(module).__name__
+        raise LossError(
+            message(
+                f"nn.{name} has hooks or a forward of its own, which a compiled step does not run",
+                where="the loss",
+                instead=f"pass a new nn.{name}, or declare the loss: gncompile.loss_function",
+            )
+        )
     return reader(module)
 
 
+def supported_modules() -> Set[type]:
+    """The ``torch.nn`` losses with an exact counterpart."""
+    return _READERS.keys()
+
+
 def _unsupported(module: object) -> LossError:
-    kind = type(module)
-    parent = next((known for known in _READERS if isinstance(module, known)), None)
+    found, advice = _described(module)
+    return LossError(message(f"{found} is not a supported loss", where="the loss", instead=advice))
+
+
+def _described(module: object) -> tuple[str, str]:
+    """What was given in place of a loss, and what to do about it."""
+    kind = module if isinstance(module, type) else type(module)
+    parent = next((known for known in _READERS if issubclass(kind, known)), None)
     supported = ", ".join(f"nn.{known.__name__}" for known in _READERS)
+    own = f"nn.{kind.__name__}" if kind.__module__.startswith("torch.nn") else repr(module)
+    if isinstance(module, type):
+        if kind in _READERS:
+            return f"the class {own}", f"an instance is needed: {own}()"
+        advice = f"use an instance of one of {supported}"
+        return f"the class {own}", _ADVICE.get(kind, advice)
     if parent is not None:
-        advice = (
+        return own, (
             f"a subclass may compute anything; pass nn.{parent.__name__} itself, or an expression"
         )
-    else:
-        advice = _ADVICE.get(
-            kind, f"use one of {supported}, a name such as 'mse', or an expression in z and y"
-        )
-    found = f"nn.{kind.__name__}" if kind.__module__.startswith("torch.nn") else repr(module)
-    return LossError(message(f"{found} is not a supported loss", where="the loss", instead=advice))
+    if callable(module) and not isinstance(module, nn.Module):
+        name = getattr(module, "__name__", kind.__name__)
+        of_torch = _FUNCTIONS.get(name) if module is getattr(functional, name, None) else None
+        if of_torch is None:
+            return f"the function {name}", (
+                "declare it in sympy's terms, so that its derivatives can be derived: "
+                "@gncompile.loss_function above def name(z, y); or use an expression in z and y, or one "
+                f"of {supported}"
+            )
+        if of_torch in _READERS:
+            advice = f"use nn.{of_torch.__name__}(), or a name such as 'mse'"
+        else:
+            advice = _ADVICE[of_torch]
+        return f"torch.nn.functional.{name}", advice
+    default = f"use one of {supported}, a name such as 'mse', or an expression in z and y"
+    return own, _ADVICE.get(kind, default)
 
 
 def _refuse(module: nn.Module, option: str, instead: str) -> None:
@@ -100,16 +140,30 @@ def _cross_entropy(module: nn.CrossEntropyLoss) -> Loss:
                 instead="leave those samples out of the batches",
             )
         )
+    if not 0 <= module.label_smoothing <= 1:
+        raise _meaningless(module, "label_smoothing", "use a number between 0 and 1")
     scale = _scale(module, mean="samples")
     return SoftmaxCrossEntropy("CrossEntropyLoss", module.label_smoothing, scale)
 
 
+def _meaningless(module: nn.Module, option: str, instead: str) -> LossError:
+    """A value of ``option`` with which torch's loss is an error, NaN or zero everywhere."""
+    name, value = type(module).__name__, getattr(module, option)
+    found = f"nn.{name} with {option}={value} is no loss to be minimised"
+    return LossError(message(found, where="the loss", instead=instead))
+
+
 def _huber(module: nn.HuberLoss) -> Loss:
-    return SeparableLoss("HuberLoss", losses.huber(module.delta), scale=_scale(module))
+    if not module.delta > 0:
+        raise _meaningless(module, "delta", "use delta > 0")
+    if math.isinf(module.delta):  # every distance lies below it
+        half = losses.half_squared_error()
+        return SeparableLoss("HuberLoss", half, sampler="normal", scale=_scale(module))
+    return SeparableLoss("HuberLoss", losses.huber(float(module.delta)), scale=_scale(module))
 
 
 def _smooth_l1(module: nn.SmoothL1Loss) -> Loss:
-    if module.beta <= 0:
+    if module.beta == 0:
         raise LossError(
             message(
                 f"nn.SmoothL1Loss with beta={module.beta} is the absolute error, "
@@ -118,7 +172,9 @@ def _smooth_l1(module: nn.SmoothL1Loss) -> Loss:
                 instead="use beta > 0",
             )
         )
-    return SeparableLoss("SmoothL1Loss", losses.smooth_l1(module.beta), scale=_scale(module))
+    if not 0 < module.beta < math.inf:
+        raise _meaningless(module, "beta", "use a finite beta > 0, or nn.MSELoss()")
+    return SeparableLoss("SmoothL1Loss", losses.smooth_l1(float(module.beta)), scale=_scale(module))
 
 
 def _poisson(module: nn.PoissonNLLLoss) -> Loss:
@@ -147,6 +203,20 @@ _READERS: dict[type, Callable[[Any], Loss]] = {
     nn.PoissonNLLLoss: _poisson,
     nn.SoftMarginLoss: _soft_margin,
 }
+
+_FUNCTIONS: dict[str, type] = {
+    "mse_loss": nn.MSELoss,
+    "binary_cross_entropy_with_logits": nn.BCEWithLogitsLoss,
+    "binary_cross_entropy": nn.BCELoss,
+    "cross_entropy": nn.CrossEntropyLoss,
+    "nll_loss": nn.NLLLoss,
+    "l1_loss": nn.L1Loss,
+    "huber_loss": nn.HuberLoss,
+    "smooth_l1_loss": nn.SmoothL1Loss,
+    "poisson_nll_loss": nn.PoissonNLLLoss,
+    "soft_margin_loss": nn.SoftMarginLoss,
+}
+"""The loss module that computes the same as a function of ``torch.nn.functional``."""
 
 
 def check_elementwise_target(

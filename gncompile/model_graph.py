@@ -147,6 +147,7 @@ class ModelGraph:
             raise InternalError("a ModelGraph must be acyclic")
         place = {name: position for position, name in enumerate(self._nodes)}
         self._order = tuple(nx.lexicographical_topological_sort(dag, key=place.__getitem__))
+        self._place = {name: position for position, name in enumerate(self._order)}
         self._dag = dag
 
     def __iter__(self) -> Iterator[Node]:
@@ -193,8 +194,8 @@ class ModelGraph:
 
     def consumers(self, name: str) -> list[Node]:
         """Nodes that read ``name``, in topological order, each once."""
-        readers = set(self._dag.successors(name))
-        return [node for node in self if node.name in readers]
+        readers = sorted(self._dag.successors(name), key=self._place.__getitem__)
+        return [self._nodes[reader] for reader in readers]
 
     def replace(self, *changed: Node, without: tuple[str, ...] = ()) -> ModelGraph:
         """A new graph with nodes of the same names replaced and others left out."""

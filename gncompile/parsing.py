@@ -19,11 +19,12 @@ import math
 import operator
 import unicodedata
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import sympy
 from sympy import Expr, Symbol
 
+from .declarations import MAX_PARTS, tree_size
 from .errors import ExpressionError, message, nearest
 from .functions import PRIMITIVES, SHORTHANDS, number, select
 from .plugins import TRANSFERS, load_plugins
@@ -87,6 +88,7 @@ class _Parser:
     symbols: Mapping[str, Symbol]
     functions: Mapping[str, Function]
     where: str
+    sizes: dict[Expr, int] = field(default_factory=dict)
 
     def parse(self) -> Expr:
         if not isinstance(self.text, str) or not self.text.strip():
@@ -230,7 +232,18 @@ class _Parser:
                 return select(left - right, v, u)
 
     def checked(self, value: Expr, node: ast.expr) -> Expr:
-        """``value``, refused when it holds a number that is not real, not finite or unreasonably large."""
+        """``value``, refused when it is out of proportion or holds a number that is not real or finite.
+
+        The size comes first: what is asked afterwards walks all parts.
+        """
+        parts = tree_size(value, self.sizes)
+        if parts > MAX_PARTS:
+            raise self.refusal(
+                f"an expression of {parts} parts, its functions written out; at most {MAX_PARTS} are allowed",
+                node,
+                "nest functions less deep (relu, clamp and gelu write their argument twice), or use several "
+                "layers or nodes",
+            )
         if value.is_number:
             if value.is_Rational and _bits(value) > MAX_BITS:
                 raise self.refusal("a number too large for floating point", node)

@@ -46,6 +46,7 @@ from .propagation import Forward, pull_back, push_forward, weight_gradients
 from .recursion import column_moments, input_moments, pull_back_matrices
 from .representations import Averaged, PerSample
 from .step_program import StepProgram
+from .zero_slopes import no_gradient, require_slopes
 
 PASSES: tuple[Callable[[ModelGraph], ModelGraph], ...] = (
     fuse_pointwise,  # before derivation, so that a chain is averaged once
@@ -55,6 +56,8 @@ PASSES: tuple[Callable[[ModelGraph], ModelGraph], ...] = (
 def prepare(graph: ModelGraph) -> ModelGraph:
     """Run the passes over a traced graph and check the result; the switch ``check`` does so after each."""
     dump("0_traced.txt", graph.to_text())
+    traced = graph
+    require_slopes(traced)  # before fusion, whose nodes are named after the last line of several
     for number, each in enumerate(PASSES, start=1):
         graph = each(graph)
         if config.flag("check"):
@@ -70,6 +73,7 @@ def prepare(graph: ModelGraph) -> ModelGraph:
                 instead="use nn.Linear layers with requires_grad=True",
             )
         )
+    require_slopes(graph, traced)
     return graph
 
 
@@ -121,7 +125,9 @@ class Phases:
         for method in dict.fromkeys(methods.values()):
             layers = [layer for layer, chosen in methods.items() if chosen == method]
             found |= self.output_factors(method, layers, samples, trace_correction, rows)
-        self.outputs = {layer: found[layer] for layer in methods if layer in found}
+        if missing := [layer for layer in methods if layer not in found]:
+            raise no_gradient(self.graph, missing)  # slopes that only cancel in their sum
+        self.outputs = {layer: found[layer] for layer in methods}
 
     def input_factors(self, rows: ir.Dim) -> None:
         """Input moments Q of every layer; begins the phase ``curvature``."""

@@ -22,7 +22,8 @@ MAX_EXPONENT = 1e4
 def precise_function(expression: sympy.Expr, symbols: Sequence[sympy.Symbol]) -> Function:
     """``expression`` as a function of ``symbols`` in mpmath's working precision."""
     bounded = expression.replace(_grows, lambda power: _power(*power.args))
-    function: Function = sympy.lambdify(symbols, bounded, modules=[DEFINITIONS, "mpmath"])
+    modules = [DEFINITIONS, "mpmath"]
+    function: Function = sympy.lambdify(symbols, bounded, modules, cse=True)
     return function
 
 
@@ -30,8 +31,8 @@ def real_value(function: Function, *at: float | Number) -> Number | None:
     """The real value at a point, ±inf beyond any float's range, or None where there is none."""
     try:
         value = function(*map(mpmath.mpf, at))
-    except (ZeroDivisionError, ValueError, OverflowError):
-        return None
+    except (ZeroDivisionError, ValueError, OverflowError, TypeError):
+        return None  # a TypeError: complex numbers have no order
     return None if isinstance(value, mpmath.mpc) or mpmath.isnan(value) else mpmath.mpf(value)
 
 

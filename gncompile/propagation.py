@@ -24,6 +24,7 @@ from . import step_program as ir
 from .builder import Factor, ProgramBuilder, Value
 from .derive import PointwiseRule, pointwise_rule
 from .model_graph import Affine, FixedLinear, Input, ModelGraph, Node, Output, Pointwise, Select
+from .zero_slopes import is_flat
 
 
 class Forward:
@@ -101,8 +102,9 @@ class Forward:
                 return builder.emit(ir.Gather(index, fill), *inputs, name=f"x_{node.name}")
             case Pointwise():
                 value, symbols = self.rule(node).value, self._symbols(node)
-                return builder.pointwise(value, symbols, name=f"a_{node.name}",
-                                         comment=node.origin.module)  # fmt: skip
+                result = builder.pointwise(value, symbols, name=f"a_{node.name}",
+                                           comment=node.origin.module)  # fmt: skip
+                return self._in_rows(result, inputs[0], f"a_{node.name}")
 
     def _symbols(self, node: Node) -> dict:
         op = node.op
@@ -135,18 +137,22 @@ class Forward:
         symbols = {**self._symbols(node), self.rule(node).output: self.values[node.name]}
         name += self.suffix
         value = self.builder.pointwise(expression, symbols, name=name, comment=comment)
+        return self._in_rows(value, self.values[node.name], name)
+
+    def _in_rows(self, value: Value, like: Value, name: str) -> Value:
+        """``value [N, d]``: what follows from constants alone is one row, or a number, and is repeated."""
         if len(value.spec.shape) == 2:
             return value
-        # A slope in constants alone is one row; moments need it once per sample.
-        return self.builder.emit(ir.BroadcastRows(), value, self.values[node.name], name=name)
+        return self.builder.emit(ir.BroadcastRows(), value, like, name=name)
 
     @cached_property
     def active(self) -> frozenset[str]:
-        """Names of nodes whose value depends on a trainable parameter."""
+        """Names of nodes that move with a trainable parameter: a slope other than zero leads to them."""
         found: set[str] = set()
         for node in self.graph:
             trainable = isinstance(node.op, Affine) and node.op.trainable
-            if trainable or any(name in found for name in node.inputs):
+            moved = (i for i, name in enumerate(node.inputs) if name in found)
+            if trainable or any(not is_flat(node, i) for i in moved):
                 found.add(node.name)
         return frozenset(found)
 

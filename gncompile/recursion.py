@@ -115,9 +115,10 @@ class Frontier:
             name = max(pending, key=self.place.__getitem__)
             outer, inner = pending.pop(name), self.graph[name]
             for i, source in enumerate(inner.inputs):
-                if source not in self.forward.active:
+                local = self.forward.slope(inner, i) if source in self.forward.active else 0.0
+                if 0.0 in (outer, local):
                     continue
-                slope = self.forward.builder.times(outer, self.forward.slope(inner, i))
+                slope = self.forward.builder.times(outer, local)
                 goes_on = self._composes and self._composes_through(self.graph[source], slope)
                 self._accumulate(pending if goes_on else roots, source, slope)
         return roots

@@ -190,19 +190,6 @@ def averaged_rows(i: Instruction, program: StepProgram) -> tuple[ir.Dim, ...]:
     return ()
 
 
-def storage(program: StepProgram) -> dict[str, str]:
-    """The tensor that every value lives in: the leaf it overwrites, what it is a view of, or its own."""
-    home: dict[str, str] = {}
-    for i in program:
-        if i.into is not None:
-            home[i.name] = home[i.into]
-        elif isinstance(i.op, ir.VIEWS):
-            home[i.name] = home[i.inputs[0]]
-        else:
-            home[i.name] = i.name
-    return home
-
-
 def used_outside(program: StepProgram, names: Iterable[str]) -> set[str]:
     """Those of the values that something outside their own set reads, also through views, or a result."""
     own = set(names)

@@ -214,10 +214,24 @@ def common_denominator(e: Expr) -> Expr | None:
         powers = [_powers(term).get(base, Integer(0)) for term in e.args]
         least = min(powers)
         if all((power - least).is_Integer and power.is_negative for power in powers):
-            numerator = sympy.expand(Add(*(term / base**least for term in e.args)))
+            numerator = Add(*(term / base**least for term in e.args))
+            if _terms(numerator) > _MAX_TERMS:
+                continue
+            numerator = sympy.expand(numerator)
             if len(Add.make_args(numerator)) < len(e.args):
                 return numerator * base**least
     return None
+
+
+def _terms(e: Expr) -> int:
+    """How many terms expand() writes out at most, those of denominators and of roots included."""
+    if isinstance(e, Add):
+        return sum(map(_terms, e.args))
+    if isinstance(e, Mul):
+        return math.prod(map(_terms, e.args))
+    if isinstance(e, Pow) and e.exp.is_Rational:
+        return _terms(e.base) ** math.ceil(abs(e.exp))
+    return 1
 
 
 def _powers(term: Expr) -> dict[Expr, Expr]:

@@ -466,6 +466,31 @@ class StepProgram:
         return {instruction.name: instruction for instruction in self.instructions}
 
     @cached_property
+    def readers(self) -> dict[str, list[Instruction]]:
+        """For every value the instructions that read it, in order, each once."""
+        readers: dict[str, list[Instruction]] = {i.name: [] for i in self}
+        for i in self:
+            for name in dict.fromkeys(i.inputs):
+                readers[name].append(i)
+        return readers
+
+    @cached_property
+    def storage(self) -> dict[str, str]:
+        """The tensor that every value lives in: the leaf it overwrites, what it is a view of, or its own."""
+        home: dict[str, str] = {}
+        for i in self:
+            source = (
+                i.into if i.into is not None else i.inputs[0] if isinstance(i.op, VIEWS) else None
+            )
+            home[i.name] = i.name if source is None else home[source]
+        return home
+
+    @cached_property
+    def overwritten(self) -> frozenset[str]:
+        """The tensors of :attr:`storage` that an instruction overwrites."""
+        return frozenset(self.storage[i.name] for i in self if i.into is not None)
+
+    @cached_property
     def phases(self) -> tuple[str, ...]:
         """Phase names in order of first use, leaves excluded."""
         return tuple(dict.fromkeys(i.phase for i in self if not isinstance(i.op, Leaf)))

@@ -17,6 +17,7 @@ A registered function may be used by name in later expressions: ``u*mish(v)``.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, overload
@@ -27,13 +28,22 @@ from sympy import Expr, Symbol
 from .declarations import (
     Written,
     caller,
+    check_expression,
+    check_interval,
     check_name,
+    check_parameters,
     check_size,
     over_symbols,
     without_piecewise,
 )
 from .derive import PointwiseRule, pointwise_rule
-from .errors import ExpressionError, RegistrationError, message, nearest
+from .errors import (
+    DeclarationWarning,
+    ExpressionError,
+    RegistrationError,
+    message,
+    nearest,
+)
 from .functions import PRIMITIVES, SHORTHANDS, number
 from .parsing import FUNCTIONS, Function, parse_expression
 from .plugins import TRANSFERS, load_plugins
@@ -81,6 +91,9 @@ class TransferFunction:
                         instead=f"{nearest(key, own)} Its parameters: {', '.join(own) or 'none'}.".strip(),
                     )
                 )
+        for key, value in parameters.items():
+            if not isinstance(value, Expr):
+                check_parameters(self.name, {key: value}, frozenset(), self.declared_at)
         values = {**own, **parameters}
         general = self.expression if self.general is None else self.general
         return TransferFunction(
@@ -96,8 +109,8 @@ class TransferFunction:
 
     def module(self) -> nn.Module:
         """The function as a layer of a network; the compiler reads its expression back when it traces."""
+        from .frontends.applied import Function as Applied
         from .frontends.declared_network import Elementwise
-        from .frontends.declared_network import Function as Applied
 
         return Elementwise(Applied(self.expression, (self.argument,)))
 
@@ -111,6 +124,24 @@ class TransferFunction:
         TransferCheck(
             self.name, self.expression, self.argument, self.domain, self.rule, self.declared_at
         ).run()
+        self._warn()
+
+    def _warn(self) -> None:
+        """Warn of what slopes do not show: jumps, and no slope at all."""
+        from .classification import jumps  # which needs mpmath, and this module
+
+        doubts = [f"jumps by {k.jump:g} at x = {k.at:g}" for k in jumps(self)]
+        if self.rule.slopes[0] == 0:
+            doubts.append("has the slope zero wherever it is defined")
+        if doubts:
+            found = message(
+                f"the transfer function {self.name!r} {', '.join(doubts)}",
+                where=f"declared at {self.declared_at}" if self.declared_at else None,
+                instead="use a continuous function such as a sigmoid or a clamp: training follows slopes, "
+                "which do not know of a jump, and layers that only a slope of zero joins to the loss are "
+                "refused",
+            )
+            warnings.warn(found, DeclarationWarning, stacklevel=4)
 
     def __str__(self) -> str:
         given = ", ".join(f"{name}={value:g}" for name, value in self.parameters)
@@ -220,17 +251,10 @@ def define_transfer(
     names that stand for the argument. ``where`` names the place in error texts.
     """
     check_name("transfer function", name)
-    if not domain[0] < domain[1]:
-        raise RegistrationError(
-            message(
-                f"the domain ({domain[0]:g}, {domain[1]:g}) of the transfer function {name!r} is empty",
-                where=declared_at,
-                instead="give domain=(low, high) with low < high",
-            )
-        )
-    for key in parameters:
-        check_name("parameter", key, reserved=frozenset({*arguments, "pi"}))
-    defaults = {key: float(value) for key, value in parameters.items()}
+    check_expression("transfer function", name, expression, "transfer_function", declared_at)
+    low, high = check_interval("transfer function", name, "domain", domain, declared_at)
+    domain = (low, high)
+    defaults = check_parameters(name, parameters, frozenset({*arguments, "pi"}), declared_at)
     symbols = {key: Symbol(key, real=True) for key in defaults}
     where = where or f"transfer function {name!r}"
     if isinstance(expression, str):

@@ -8,7 +8,7 @@ from training import NETWORKS
 
 from gncompile.passes.buffers import plan_buffers
 from gncompile.passes.launches import schedule
-from gncompile.schedule import Schedule, storage
+from gncompile.schedule import Schedule
 from gncompile.step_program import VIEWS, StepProgram
 
 
@@ -30,7 +30,7 @@ def test_a_buffer_holds_one_value_at_a_time(name: str, method: str, launched: bo
     """Replays the program on names: whatever is read must still be in its buffer."""
     program = program_of(NETWORKS[name](), method, l2=1e-3)
     order = schedule(program) if launched else None
-    home, plan = storage(program), plan_buffers(program, order)
+    home, plan = program.storage, plan_buffers(program, order)
     holds: dict[str, str] = {}
     for step in steps(program, order):
         inside = {home[n] for n in step}

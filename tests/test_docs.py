@@ -19,9 +19,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import sympy
 import torch
 
 from gncompile import config, losses, parsing, transfer
+from gncompile.functions import PRIMITIVES, SHORTHANDS
 from gncompile.optimiser.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -106,6 +108,18 @@ def test_every_default_is_explained() -> None:
         field.name: str(getattr(Settings(), field.name)) for field in dataclasses.fields(Settings)
     }
     assert rows == defaults
+
+
+def test_what_an_expression_may_contain_is_read() -> None:
+    """Every function of the list in docs/transfer_functions.md, and no function is missing from it."""
+    page = (ROOT / "docs/transfer_functions.md").read_text()
+    listed = re.search(r"and the functions\n\n((?: {4}[^\n]+\n)+)", page)
+    assert listed is not None
+    calls = re.findall(r"(\w+)(\([^)]*\))?", listed[1])
+    symbols = {name: sympy.Symbol(name, real=True) for name in ("c", "u", "v", "low", "high")}
+    for name, arguments in calls:
+        parsing.parse_expression(f"{name}{arguments or '(u)'}", symbols)
+    assert {name for name, _ in calls} == {*PRIMITIVES, *SHORTHANDS, "where"}
 
 
 def test_the_commands_of_the_readme_exist() -> None:

@@ -4,11 +4,13 @@ import time
 
 import pytest
 import sympy
-from sympy import Rational, exp, pi, sqrt, tanh
+from sympy import Expr, Rational, exp, pi, sqrt, tanh
 
+from gncompile.declarations import derivative_size, tree_size
 from gncompile.errors import ExpressionError
 from gncompile.functions import select, sigmoid, softplus
-from gncompile.parsing import MAX_DEPTH, MAX_LENGTH, parse_expression
+from gncompile.parsing import FUNCTIONS, MAX_DEPTH, MAX_LENGTH, parse_expression
+from gncompile.transfer import called_by_name, define_transfer
 
 x, y = sympy.symbols("x y", real=True)
 SYMBOLS = {"x": x, "y": y}
@@ -152,3 +154,41 @@ def test_symbols_shadow_nothing_they_are_not_given():
 def test_functions_can_be_limited():
     with pytest.raises(ExpressionError, match="the function 'sin' is unknown"):
         parse_expression("sin(x)", SYMBOLS, {"tanh": tanh})
+
+
+def tower(name: str, depth: int, more: str = "") -> str:
+    return f"{name}(" * depth + "x" + f"{more})" * depth
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(tower(name, 30) for name in ("relu", "gelu", "mish", "silu", "softsign", "hardswish")),
+        *(tower(name, 30, ", 0.3*x + 1") for name in ("maximum", "min", "max")),
+        tower("clamp", 16, ", 0, 1"),
+        tower("relu", 30, " - 1"),
+        "relu(" * 10 + "gelu(" * 10 + "x" + ")" * 20,
+    ],
+)
+def test_towers_are_refused_by_their_size_as_graphs(text: str) -> None:
+    """Written out they have up to 3³⁰ parts; each level is counted before anything walks it."""
+    with pytest.raises(ExpressionError, match=r"parts, its functions written out; at most 1000"):
+        parse_expression(text, {"x": x})
+
+
+def test_a_chain_of_declarations_is_bounded() -> None:
+    functions = dict(FUNCTIONS)
+    with pytest.raises(ExpressionError, match="parts, its functions written out"):
+        for i in range(12):
+            before = f"f{i - 1}"
+            text = f"{before}(x)*{before}(x) + {before}({before}(x))" if i else "tanh(x) + x*x"
+            function = define_transfer(f"f{i}", text, {}, functions=functions)
+            functions[f"f{i}"] = called_by_name(function, f"f{i}")
+
+
+def test_sizes_are_counted_once_for_each_shared_part() -> None:
+    e: Expr = x
+    for _ in range(60):
+        e = select(e, e, 0)
+    assert tree_size(e, {}) == 3 * 2**60 - 2  # each level: itself, twice the one before, and a zero
+    assert derivative_size(e, (x,)) > 2**60

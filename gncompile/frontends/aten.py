@@ -114,6 +114,7 @@ POINTWISE: Mapping[str, Rule] = {
     "square": lambda self: self**2,
     "reciprocal": lambda self: 1 / self,
     "sqrt": lambda self: sympy.sqrt(self),
+    "hypot": lambda self, other: sympy.sqrt(self**2 + other**2),
     "rsqrt": lambda self: 1 / sympy.sqrt(self),
     "addcmul": lambda self, tensor1, tensor2, value: self + value * tensor1 * tensor2,
     "addcdiv": lambda self, tensor1, tensor2, value: self + value * tensor1 / tensor2,
@@ -221,6 +222,9 @@ SYNONYMS: Mapping[str, str] = {
 }
 
 LOGICAL = _words("logical_not logical_and logical_or")
+
+DECLARED = "applied"
+"""The operator that a declared function is exported as; see :mod:`~gncompile.frontends.applied`."""
 
 ALIASES = _words(
     "alias clone contiguous flatten lift lift_fresh lift_fresh_copy ravel reshape reshape_as "
@@ -346,7 +350,7 @@ def is_known(name: str) -> bool:
     """Whether a canonical name is in one of the tables, the refused ones included."""
     elementwise = name in POINTWISE or name in COMPARISONS
     moving = name in ALIASES or name in CASTS or name in SELECTING or name in DROPOUTS
-    linear = name in PRODUCTS or name in LINEAR
+    linear = name in PRODUCTS or name in LINEAR or name == DECLARED
     return elementwise or moving or linear or name in CREATORS | SIZES | ASSERTS or name in REFUSED
 
 

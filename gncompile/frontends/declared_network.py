@@ -4,32 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-import sympy
 import torch
-from sympy import Expr, Symbol
+from sympy import Symbol
 from torch import Tensor, nn
 
-from ..emit.expressions import evaluate
-from ..functions import softplus
+from .applied import Function, apply
 from .model_schema import Concat, Linear, Node, Pointwise, Select, Slice
 
 INPUT = "input"
 ARGUMENT = Symbol("u", real=True)
-
-
-@dataclass(frozen=True)
-class Function:
-    """An expression and its arguments' symbols, in the order of the node's inputs."""
-
-    expression: Expr
-    arguments: tuple[Symbol, ...]
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether there is nothing to compute."""
-        return self.expression == self.arguments[0]
 
 
 class Elementwise(nn.Module):
@@ -40,12 +24,7 @@ class Elementwise(nn.Module):
         self.function = function
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        values: dict[Expr, Tensor] = dict(zip(self.function.arguments, inputs, strict=True))
-        for part in sympy.postorder_traversal(self.function.expression):
-            if isinstance(part, softplus):  # evaluate() takes logaddexp, which cannot be traced
-                values[part] = nn.functional.softplus(evaluate(part.args[0], values))
-        result = evaluate(self.function.expression, values)
-        return result.expand_as(inputs[0])  # a constant has no shape of its own
+        return apply(self.function, *inputs)
 
     def extra_repr(self) -> str:
         return str(self.function.expression)

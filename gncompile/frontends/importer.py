@@ -291,6 +291,8 @@ class Importer:
         constants: dict[str, tuple[sympy.Symbol, str]] = {}
 
         def symbolic(value: Any) -> Any:
+            if isinstance(value, list):
+                return [symbolic(item) for item in value]
             if isinstance(value, Activation):
                 x = structural.broadcast(self, node, value, shape)
                 return arguments.setdefault(x.name, (_symbol(x.name), x))[0]

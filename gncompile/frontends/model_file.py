@@ -32,7 +32,8 @@ from ..transfer import (
     transfer_names,
 )
 from ..untrusted import require_within
-from .declared_network import ARGUMENT, INPUT, DeclaredNetwork, Function, function_name
+from .applied import Function
+from .declared_network import ARGUMENT, INPUT, DeclaredNetwork, function_name
 from .model_memory import require_memory_for
 from .model_reading import read, validate
 from .model_schema import (

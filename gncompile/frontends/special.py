@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from sympy import Expr
 from torch import fx
 
 from . import aten
+from .applied import exported
 from .fx_nodes import label_of, op_name, origin_of
 from .values import Activation, Args, Condition, Constant, Shape, Weight, values_in
 
@@ -60,6 +62,8 @@ def cast(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Any:
             f"a cast to {dtype} inside a network of {importer.builder.dtype}",
             "keep one floating-point dtype throughout the network",
         )
+    if isinstance(x, Condition) and dtype == importer.builder.dtype:
+        return importer.pointwise(node, "cast", {"self": x}, shape, lambda self: self)
     return x
 
 
@@ -73,6 +77,16 @@ def dropout(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Any:
             "call .eval() on it (or on the model) before compiling, or set p=0",
         )
     return x
+
+
+def applied(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activation:
+    """A declared function, as it was declared."""
+    function = exported(args["number"])
+
+    def rule(inputs: list[Expr]) -> Expr:
+        return function(*inputs)
+
+    return importer.pointwise(node, "", {"inputs": args["inputs"]}, shape, rule)
 
 
 def glu(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activation:
@@ -157,6 +171,7 @@ def _per_channel(importer: Importer, node: fx.Node, value: Any, shape: Shape) ->
 Handler = Callable[["Importer", fx.Node, Args, Shape], Any]
 
 RULES: Mapping[str, Handler] = {
+    "applied": applied,
     "glu": glu,
     "prelu": prelu,
     "rrelu": rrelu,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .. import step_program as ir
-from ..schedule import Schedule, storage
+from ..schedule import Schedule
 from ..step_program import Dim, Instruction, Leaf, StepProgram
 
 Steps = Sequence[Sequence[Instruction]]
@@ -27,7 +27,7 @@ def plan_buffers(program: StepProgram, order: Schedule | None = None) -> dict[st
         r2 = f(r1)    r2
         r3 = r2 W     r1     r1 is dead, and r3 has its shape
     """
-    home = storage(program)
+    home = program.storage
     stored = None if order is None else order.stores
     plan = {i.name: i.name for i in program if _has_buffer(i) and (not stored or i.name in stored)}
     local = _phase_local(program, home) & set(plan)

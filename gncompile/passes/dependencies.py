@@ -5,7 +5,6 @@ from __future__ import annotations
 import networkx as nx
 
 from .. import step_program as ir
-from ..schedule import storage
 from ..step_program import Leaf, StepProgram
 
 
@@ -18,7 +17,7 @@ def dependencies(program: StepProgram, phase: str) -> nx.DiGraph:
         step ← a d            edges: d → step,
         w ← w + step                 step → w (reads it),  saved → w (reads what w overwrites)
     """
-    home = storage(program)
+    home = program.storage
     graph = nx.DiGraph()
     writer: dict[str, str] = {}
     readers: dict[str, set[str]] = {}

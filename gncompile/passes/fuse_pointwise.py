@@ -44,7 +44,8 @@ def _fused_once(graph: ModelGraph) -> ModelGraph:
     for node in graph:
         inlined = _inlined(graph, node, fused)
         fused[node.name] = _composed(node, {name: fused.pop(name) for name in inlined})
-    return _without_identities(ModelGraph(list(fused.values())))
+    # What a composed expression no longer depends on may be read by nothing else.
+    return remove_dead_nodes(_without_identities(ModelGraph(list(fused.values()))))
 
 
 def _inlined(graph: ModelGraph, node: Node, fused: dict[str, Node]) -> list[str]:

@@ -19,7 +19,6 @@ from ..schedule import (
     averaged_rows,
     function_of,
     is_elementwise,
-    storage,
     used_outside,
 )
 from ..step_program import Instruction, Spec, StepProgram
@@ -69,7 +68,7 @@ class _Fusion:
 
     def __init__(self, program: StepProgram, phase: str) -> None:
         self.program = program
-        self.home = storage(program)
+        self.home = program.storage
         self.graph = dependencies(program, phase)
         self.members = {name: [program[name]] for name in self.graph}
         self.group_of = {name: name for name in self.graph}

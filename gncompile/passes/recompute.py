@@ -10,7 +10,6 @@ import sympy
 from .. import step_program as ir
 from ..errors import InternalError
 from ..functions import select
-from ..schedule import storage
 from ..step_program import Instruction, StepProgram
 
 U, X = sympy.symbols("u x", real=True)
@@ -75,13 +74,10 @@ def products(program: StepProgram, slope: Instruction) -> list[Instruction]:
     """
     if not _of_one_value(slope):
         return []
-    home = storage(program)
-    read = home[slope.inputs[0]]
-    if slope.name in program.results.values() or any(
-        i.into and home[i.name] == read for i in program
-    ):
+    read = program.storage[slope.inputs[0]]
+    if slope.name in program.results.values() or read in program.overwritten:
         return []
-    readers = [i for i in program if slope.name in i.inputs]
+    readers = program.readers[slope.name]
     return readers if all(_multiplies(program, i, slope) for i in readers) else []
 
 
