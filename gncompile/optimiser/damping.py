@@ -15,11 +15,14 @@ A step that raised the loss is undone: the quadratic model was wrong by more tha
 
 from __future__ import annotations
 
+import math
+
 import sympy
 
 from ..builder import Value
-from ..functions import as_float, finite, select
+from ..functions import as_float, clamp, finite, select
 from .phases import CHOSEN, FACTORS, Optimiser
+from .settings import Settings
 
 FELT = 0.01
 """λ's share of the curvature along a step below which λ does not fall further."""
@@ -32,19 +35,38 @@ UNDONE = 4.0
 ROUNDING = 1e-5
 """A loss rises where it does by more than this part of itself; less may be rounding."""
 
-JUDGED = ("rho", "harm")
+NOTICED = 1 / 16
+"""ρ is judged where so small a part of the predicted change still alters the loss it is added to."""
+
+JUDGED = ("rho", "measured", "harm")
 """States that :func:`judge` writes."""
 
-a, b, c, d, rho = sympy.symbols("a b c d rho", real=True)
+a, b, c, d, measured, rho = sympy.symbols("a b c d measured rho", real=True)
 
 
 def judge(optimiser: Optimiser, before: Value, after: Value) -> None:
-    """States ``rho``, and ``harm``: whether the objective rose by the step, or is not finite any more."""
+    """States ``rho``, and ``harm``: whether the objective rose by the step, or is not finite any more.
+
+    The state ``measured`` tells whether ρ means anything: whether the loss is finite and the predicted
+    change more than its rounding. ``before + part`` is a value of its own, so that it is rounded.
+    """
     builder = optimiser.builder
     values = {a: after, b: before}
     predicted = optimiser.chosen(CHOSEN["predicted"])
-    into = optimiser.scalar("rho")
-    builder.pointwise((a - b) / c, {**values, c: predicted}, into=into, name="rho_now")
+    shifted = {b: before, c: predicted}
+    moved = builder.pointwise(b + as_float(NOTICED) * c, shifted, name="objective_moved")
+    is_measured = builder.pointwise(
+        select(sympy.Abs(c - b), finite(a), sympy.Integer(0)),
+        {**values, c: moved},
+        into=optimiser.scalar("measured"),
+        name="measured_now",
+    )
+    builder.pointwise(
+        select(measured, (a - b) / c, sympy.Integer(0)),
+        {**values, c: predicted, measured: is_measured},
+        into=optimiser.scalar("rho"),
+        name="rho_now",
+    )
     rise = a - b - as_float(ROUNDING) * sympy.Abs(b)
     harm = select(rise, sympy.Integer(1), 1 - finite(a))
     builder.pointwise(harm, values, into=optimiser.scalar("harm"), name="harm_now")
@@ -86,24 +108,41 @@ def _felt(optimiser: Optimiser) -> dict[sympy.Symbol, Value]:
 def _change(optimiser: Optimiser, factor: sympy.Expr) -> Value:
     quarter, three_quarters = sympy.Rational(1, 4), sympy.Rational(3, 4)
     lower = select(a * b - as_float(FELT) * c, a * factor, a)
-    # A comparison with NaN is false, so a broken ratio falls through to the last branch and raises λ.
     changed = select(rho - quarter, select(rho - three_quarters, lower, a), a / factor)
-    values = {**_felt(optimiser), rho: optimiser.scalar("rho")}
+    changed = select(measured, changed, a)
+    states = {rho: optimiser.scalar("rho"), measured: optimiser.scalar("measured")}
+    values = {**_felt(optimiser), **states}
     return optimiser.write(optimiser.damping, _bounded(optimiser, changed), values, "damping_now")
 
 
 def reject(optimiser: Optimiser, where: Value | None = None) -> None:
     """After a step that cannot be taken, if ``where`` is positive: ``λ ← 4 λ, γ ← 2 γ``, no momentum."""
     raised = _bounded(optimiser, as_float(UNDONE) * a)
-    for state, now, name in (
+    gamma = bounded_factor(optimiser, as_float(UNDONE**0.5) * a)
+    changes = [
         (optimiser.damping, raised, "damping_now"),
-        (optimiser.factor_damping, as_float(UNDONE**0.5) * a, "gamma_now"),
-    ):
+        (optimiser.factor_damping, gamma, "gamma_now"),
+    ]
+    if optimiser.settings.step_growth is not None:
+        changes.append((optimiser.scalar("leeway", "one"), sympy.Integer(1), "no_leeway"))
+    for state, now, name in changes:
         values = {a: state}
         if where is not None:
             now, values = select(d, now, a), {a: state, d: where}
         optimiser.builder.pointwise(now, values, into=state, name=name)
     optimiser.forget_step(where)
+
+
+def bounded_factor(optimiser: Optimiser, gamma: sympy.Expr) -> sympy.Expr:
+    """γ between the values of ``½√λ`` at λ's bounds."""
+    low, high = factor_bounds(optimiser.settings)
+    return clamp(gamma, as_float(low), as_float(high))
+
+
+def factor_bounds(settings: Settings) -> tuple[float, float]:
+    """The least and the greatest γ."""
+    low, high = (FACTORS * math.sqrt(bound) for bound in settings.damping_bounds)
+    return low, high
 
 
 def _bounded(optimiser: Optimiser, changed: sympy.Expr) -> sympy.Expr:

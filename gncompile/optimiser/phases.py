@@ -40,6 +40,12 @@ RECENT = 4
 """The k-th factors' weight in the first running averages, times k: parameters change most at first."""
 USUAL = 0.9
 """Decay of the running mean of steps' squared lengths."""
+LEEWAY = 2
+"""How much longer than usual another step may be for each one before it that was shortened."""
+MOST_LEEWAY = 1e30
+"""A bound that keeps the leeway finite."""
+AT_BOUND = 1 - 1e-5
+"""A step as long as this part of what is allowed has been shortened; the rest may be rounding."""
 
 
 @dataclass
@@ -249,7 +255,7 @@ class Optimiser:
         m, rhs = self.model(forward, rules, gradients, directions)
         upper = [m[i][j] for i in range(len(m)) for j in range(i, len(m))]
         op = ir.StepSizes(groups, momentum, self.settings.step_growth, self.settings.step_cap)
-        bounds = [self.scalar("usual_length")]
+        bounds = [self._allowed_length()]
         if momentum and not by_layer and self.settings.guarded and self.settings.average:
             leads = {a: self.scalar(LEADS)}
             bounds.append(self.builder.pointwise(1 - a, leads, name="largest_momentum"))
@@ -336,13 +342,32 @@ class Optimiser:
                 self.write(parameter, a + b, {a: parameter, b: change}, "moved")
         self._note_length()
 
-    def _note_length(self) -> None:
-        """The running mean of ``cᵀMc``, which bounds the next step; it begins with the first step's."""
+    def _allowed_length(self) -> Value:
+        """``usual · leeway``, of which the next step's squared length may be ``step_growth`` times."""
         usual = self.scalar("usual_length")
+        if self.settings.step_growth is None:
+            return usual
+        values = {a: usual, b: self.scalar("leeway", "one")}
+        return self.builder.pointwise(a * b, values, name="allowed_length")
+
+    def _note_length(self) -> None:
+        """The running mean of ``cᵀMc``, which bounds the next step; it begins with the first step's.
+
+        A single step that wants to be longer is an outlier. Where one after another does, what was usual
+        is so no more: after a standstill the mean is next to nothing, and twice that would be no step for
+        hundreds of updates. So each of them doubles the leeway of the next.
+        """
+        usual, length = self.scalar("usual_length"), self.chosen(CHOSEN["length"])
+        if self.settings.step_growth is not None:
+            shortened = b - as_float(AT_BOUND * self.settings.step_growth) * a * c
+            most = as_float(MOST_LEEWAY)
+            wider = select(shortened, minimum(LEEWAY * c, most), sympy.Integer(1))
+            leeway = self.scalar("leeway", "one")
+            values = {a: usual, b: length, c: leeway}
+            self.write(leeway, select(a, wider, sympy.Integer(1)), values, "leeway_now")
         decay = as_float(USUAL)
         mean = select(a, decay * a + (1 - decay) * b, b)
-        values = {a: usual, b: self.chosen(CHOSEN["length"])}
-        self.write(usual, mean, values, "usual_length_now")
+        self.write(usual, mean, {a: usual, b: length}, "usual_length_now")
 
     def _pairs(self, layer: str, value: Value) -> list[tuple[Value, Value]]:
         """The parameters of a layer with their parts of a W̄-shaped value."""

@@ -21,7 +21,7 @@ from ..runtime.executable import Executable
 from . import fit
 from .ahead import AheadOfHost, DeferredStats
 from .averages import Averages
-from .damping import JUDGED
+from .damping import JUDGED, factor_bounds
 from .first_order import FirstOrder
 from .gather import gather
 from .phases import CHOSEN
@@ -178,6 +178,8 @@ class Trainer(Questions):
 
     def _second_order_step(self) -> StepStats:
         executable = self._executable
+        if not self._number("gradient_square"):
+            return self._held()
         now = due(self.settings, self.updates, self._since_refresh)
         if now.comparison:
             executable.run("compare")
@@ -199,6 +201,8 @@ class Trainer(Questions):
             executable.run("direction", now.quadratic)
         if not self._finite("predicted") or not self._finite("step_size"):
             return self._refused()
+        if not self._number("predicted"):
+            return self._held()
         if now.noise:
             executable.run("gradient_noise")
         executable.run("update")
@@ -229,12 +233,13 @@ class Trainer(Questions):
             gamma.fill_(value)
             self._executable.run(*each, "direction", now.quadratic)
 
-        for tried in (base / rate, base * rate, base):
+        for tried in (base, base * rate, base / rate):
             attempt(tried)
             value = self._number("predicted")
-            predicted[tried] = value if math.isfinite(value) else math.inf
-        best = min(predicted, key=predicted.__getitem__)
-        if best != base:
+            predicted[tried] = value if math.isfinite(value) and value < 0 else 0.0
+        low, high = factor_bounds(self.settings)
+        best = min(max(min(predicted, key=predicted.__getitem__), low), high)  # the first of equals
+        if best != tried:
             attempt(best)
 
     def _stats(self, now: Due) -> StepStats:
@@ -246,7 +251,7 @@ class Trainer(Questions):
             self._number("step_size"),
             self._number("momentum") if self.settings.momentum else None,
             self._number("predicted"),
-            self._number("rho") if now.damping else None,
+            self._number("rho") if now.damping and self._number("measured") else None,
             self.rejected,
             float(self._executable.memory.states["noise"]) if now.noise else None,
         )
@@ -279,6 +284,14 @@ class Trainer(Questions):
             self._since_refresh = self.settings.refresh_every
         self._rejected += int(self._unconfirmed)
         self._unconfirmed = False
+
+    def _held(self) -> StepStats:
+        """No update, and nothing else changed: a step that there is nothing to learn from (``guards.py``)."""
+        self.updates += 1
+        momentum = 0.0 if self.settings.momentum else None
+        loss, objective = self._number("loss"), self._number("objective")
+        found = loss, objective, self.damping, 0.0, momentum, 0.0
+        return StepStats(self.updates, *found, rejected=self.rejected)
 
     def _refused(self) -> StepStats:
         """No update: raise the damping and refresh the inverses at the next step."""
@@ -365,7 +378,8 @@ class Trainer(Questions):
         checkpoint.check_state(self, state)
         self._averages.forget()
         checkpoint.copy_tensors(checkpoint.model_tensors(self.model), state["model"])
-        checkpoint.copy_tensors(self._executable.memory.states, state["states"])
+        memory = self._executable.memory
+        checkpoint.copy_tensors(memory.states, {**memory.initial_scalars(), **state["states"]})
         if self._first_order:
             self._first_order.load_state_dict(state["optimiser"])
         self._executable.memory.draws.load_state_dict(state["generator"])
