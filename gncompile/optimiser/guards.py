@@ -15,7 +15,8 @@ guard_change   the loss that ρ looks at after the step, and not   the step is u
                higher than before it; seen when ρ is due
 =============  =================================================  ==========================================
 
-After a refused step on a sound batch the damping rises and the momentum is dropped.
+After an update or a step that was not sound the damping rises and the momentum is dropped; after a batch
+whose gradient or factors overflow, which no damping would help, it does not.
 
 A step that nothing can be learned from (state ``learns`` 0), because its gradient or the change it predicts
 is 0 to the last bit, is neither a success nor refused: parameters, dampings, momentum and averages hold, as
@@ -54,9 +55,12 @@ def guard_gradient(
         finite(u), {u: _sum(optimiser, sums)}, into=optimiser.scalar("sound"), name="sound_now"
     )
     sums = [objective, *(builder.emit(ir.Total(), g, name="grad_sum") for g in gradients.values())]
-    values = {u: _sum(optimiser, sums), sound: is_sound}
+    values = {u: _sum(optimiser, sums), sound: is_sound, ok: optimiser.ok}  # ok: of the step before
+    undo = builder.pointwise(
+        ok * sound * (1 - finite(u)), values, into=optimiser.scalar("broken"), name="undo"
+    )
+    values = {u: values[u], sound: is_sound}
     is_ok = builder.pointwise(sound * finite(u), values, into=optimiser.ok, name="ok_now")
-    undo = builder.pointwise(sound - ok, {sound: is_sound, ok: is_ok}, name="undo")
     optimiser.restore(undo)
     _hold(optimiser, select(u, sympy.Integer(1), 1 - ok), {u: square, ok: is_ok})
 
@@ -75,18 +79,25 @@ def guard_factors(
 
 
 def guard_step(optimiser: Optimiser) -> None:
-    """``ok`` only if the step is finite; counts refused steps, raises λ and drops the momentum after one."""
+    """``ok`` only if the step is finite, and one at all; counts refused steps.
+
+    Raises λ and drops the momentum after a step or an update that was not sound. Where the gradient or the
+    factors overflow on this batch, no damping would help.
+    """
     builder = optimiser.builder
     sizes = [optimiser.chosen(CHOSEN[role]) for role in ("predicted", "step_size")]
-    values = {u: _sum(optimiser, sizes), ok: optimiser.ok}
-    is_ok = builder.pointwise(ok * finite(u), values, into=optimiser.ok, name="ok_now")
+    values = {u: _sum(optimiser, sizes), ok: optimiser.ok, last: optimiser.scalar("broken")}
+    broken = builder.pointwise(
+        last + ok * (1 - finite(u)), values, into=optimiser.scalar("broken"), name="broken_now"
+    )
+    is_ok = builder.pointwise(
+        ok * finite(u), {u: values[u], ok: values[ok]}, into=optimiser.ok, name="ok_now"
+    )
     values = {u: optimiser.chosen(CHOSEN["predicted"]), ok: is_ok, now: _learns(optimiser)}
     is_ok, learns = _hold(optimiser, select(sympy.Abs(u), now, now * (1 - ok)), values)
     count = optimiser.scalar("refused")
     values = {last: count, ok: is_ok, now: learns}
     builder.pointwise(last + now - ok, values, into=count, name="refused_now")
-    values = {sound: optimiser.scalar("sound"), ok: is_ok, now: learns}
-    broken = builder.pointwise(now * sound - ok, values, name="broken")
     reject(optimiser, broken)
 
 
@@ -106,7 +117,10 @@ def _hold(
 
 
 def guard_change(optimiser: Optimiser) -> None:
-    """``ok`` only if the step did no harm; else it is undone, and counted as refused."""
+    """``ok`` only if the step did no harm; else it is undone, and counted as refused.
+
+    λ rises then, but for a step that is not more than rounding.
+    """
     builder = optimiser.builder
     undone = builder.pointwise(
         u * ok, {u: optimiser.scalar("harm"), ok: optimiser.ok}, name="undone"
@@ -115,7 +129,8 @@ def guard_change(optimiser: Optimiser) -> None:
     count = optimiser.scalar("refused")
     builder.pointwise(last + u, {last: count, u: undone}, into=count, name="refused_now")
     optimiser.restore(undone)
-    reject(optimiser, undone)
+    values = {u: undone, now: optimiser.measured}
+    reject(optimiser, builder.pointwise(u * now, values, name="overlong"))
 
 
 REPORTED = (
@@ -136,7 +151,7 @@ REPORTED = (
 def report(optimiser: Optimiser, loss: Value, objective: Value) -> Value:
     """What a trainer tells of a step as one vector, :data:`REPORTED`; ρ is that of the last check."""
     known = {"loss": loss, "objective": objective, "damping": optimiser.damping}
-    known |= {role: optimiser.scalar(role) for role in ("rho", "measured")}
+    known |= {"rho": optimiser.scalar("rho"), "measured": optimiser.measured}
     known |= {role: optimiser.chosen(at) for role, at in CHOSEN.items() if role in REPORTED}
     known["rejected"] = optimiser.scalar("refused")
     known["noise"] = optimiser.scalar("noise")
@@ -152,7 +167,7 @@ def choose_factor_damping(optimiser: Optimiser, part: str) -> None:
 
     Between them the host runs ``invert``, ``direction`` and the quadratic model; the γ whose step is
     predicted to be best remains, the first of equals. A prediction that is not finite never is the best, nor
-    one that nothing changes: γ stays where no step is better.
+    one that nothing changes: γ stays where no step is better, and while steps are no more than rounding.
     """
     builder, gamma = optimiser.builder, optimiser.factor_damping
     rate = sympy.Float(optimiser.settings.factor_damping_rate)
@@ -174,5 +189,6 @@ def choose_factor_damping(optimiser: Optimiser, part: str) -> None:
         following = select(u - middle, rate * last, last / rate)
         builder.pointwise(following, values, into=gamma, name="gamma_now")
     else:
-        chosen = bounded_factor(optimiser, u)
-        builder.pointwise(chosen, {u: best}, into=gamma, name="gamma_now")
+        chosen = select(now, bounded_factor(optimiser, u), last)
+        values = {u: best, last: first, now: optimiser.measured}
+        builder.pointwise(chosen, values, into=gamma, name="gamma_now")

@@ -70,6 +70,11 @@ class Optimiser:
         """1 while the step under way is sound; only a guarded program ever lowers it (``guards.py``)."""
         return self.scalar("ok", "one")
 
+    @property
+    def measured(self) -> Value:
+        """1 where the last step that was judged was more than rounding (``damping.py``)."""
+        return self.scalar("measured", "one")
+
     def write(
         self, into: Value, expression: sympy.Expr, values: Mapping[sympy.Symbol, Value], name: str
     ) -> Value:
@@ -342,12 +347,17 @@ class Optimiser:
                 self.write(parameter, a + b, {a: parameter, b: change}, "moved")
         self._note_length()
 
+    @property
+    def leeway(self) -> Value:
+        """How many times the usual length is usual now."""
+        return self.scalar("leeway", "one")
+
     def _allowed_length(self) -> Value:
         """``usual · leeway``, of which the next step's squared length may be ``step_growth`` times."""
         usual = self.scalar("usual_length")
         if self.settings.step_growth is None:
             return usual
-        values = {a: usual, b: self.scalar("leeway", "one")}
+        values = {a: usual, b: self.leeway}
         return self.builder.pointwise(a * b, values, name="allowed_length")
 
     def _note_length(self) -> None:
@@ -362,9 +372,8 @@ class Optimiser:
             shortened = b - as_float(AT_BOUND * self.settings.step_growth) * a * c
             most = as_float(MOST_LEEWAY)
             wider = select(shortened, minimum(LEEWAY * c, most), sympy.Integer(1))
-            leeway = self.scalar("leeway", "one")
-            values = {a: usual, b: length, c: leeway}
-            self.write(leeway, select(a, wider, sympy.Integer(1)), values, "leeway_now")
+            values = {a: usual, b: length, c: self.leeway}
+            self.write(self.leeway, select(a, wider, sympy.Integer(1)), values, "leeway_now")
         decay = as_float(USUAL)
         mean = select(a, decay * a + (1 - decay) * b, b)
         self.write(usual, mean, {a: usual, b: length}, "usual_length_now")
@@ -382,7 +391,11 @@ class Optimiser:
 
     def parameters(self) -> list[Value]:
         """Every trained parameter."""
-        return [p for layer in self.layers for p, _ in self._pairs(layer, self.last_step(layer))]
+        return [p for layer in self.layers for p in self.parameters_of(layer)]
+
+    def parameters_of(self, layer: str) -> list[Value]:
+        """A layer's weight, and its bias if it has one."""
+        return [p for p, _ in self._pairs(layer, self.last_step(layer))]
 
     def forget_step(self, where: Value | None = None) -> None:
         """No momentum from the last step, if ``where`` is positive."""

@@ -33,7 +33,7 @@ from .timetable import MEASURED, Due, due, judgement
 
 FEW = 32
 """Samples of a batch below which the trainer warns of noise."""
-COUNTERS = ("updates", "_rejected", "_since_refresh", "_unconfirmed")
+COUNTERS = ("updates", "_rejected", "_held", "_since_refresh", "_unconfirmed")
 """The trainer's own numbers between steps."""
 
 
@@ -62,6 +62,7 @@ class Trainer(Questions):
         self.settings = settings
         self.updates = 0
         self._rejected = 0
+        self._held = 0  # steps that nothing was learned from
         self.place = fit.Place()
         self._reader = reader
         self._executable = executable
@@ -179,8 +180,8 @@ class Trainer(Questions):
     def _second_order_step(self) -> StepStats:
         executable = self._executable
         if not self._number("gradient_square"):
-            return self._held()
-        now = due(self.settings, self.updates, self._since_refresh)
+            return self._nothing_learned()
+        now = due(self.settings, self.updates - self._held, self._since_refresh)
         if now.comparison:
             executable.run("compare")
         if self.settings.momentum and self._averages.noise_leads:
@@ -189,20 +190,21 @@ class Trainer(Questions):
             executable.run("curvature", "columns_begin", "columns", now.inputs)
         # Without fresh factors their buffers hold an earlier batch's, or after a resume nothing.
         if not self._factors_finite(("Q.", "G.", "grad.") if now.factors else ("grad.",)):
-            return self._refused()
+            return self._refused()  # no damping would help
         if now.factors:
             executable.run("average")
         self._count_refresh(now)
-        if now.factor_damping:
+        if now.factor_damping and self._number("measured"):
             self._choose_factor_damping(now)
-        elif now.inverses:
+        elif now.inverses or now.factor_damping:
             executable.run("invert", "direction", now.quadratic)
         else:
             executable.run("direction", now.quadratic)
         if not self._finite("predicted") or not self._finite("step_size"):
+            executable.run("reject")
             return self._refused()
         if not self._number("predicted"):
-            return self._held()
+            return self._nothing_learned()
         if now.noise:
             executable.run("gradient_noise")
         executable.run("update")
@@ -212,7 +214,7 @@ class Trainer(Questions):
             looked, change = judgement(now)
             executable.run(*looked)
             if self._number("harm"):
-                self._undo()
+                self._undo(overlong=bool(self._number("measured")))
             else:
                 executable.run(change)
         return self._stats(now)
@@ -275,27 +277,33 @@ class Trainer(Questions):
         if self._averages.better:
             self._averages.show()
 
-    def _undo(self) -> None:
-        """Return to the parameters before the last update, if that update is the suspect."""
+    def _undo(self, overlong: bool = True) -> None:
+        """Return to the parameters before the last update, if that update is the suspect.
+
+        The damping rises if it was ``overlong``: not of a step that is no more than rounding.
+        """
         if self._unconfirmed and self._first_order:
             self._first_order.undo()
         elif self._unconfirmed:
-            self._executable.run("restore", "reject")
+            self._executable.run("restore", *(("reject",) if overlong else ()))
             self._since_refresh = self.settings.refresh_every
         self._rejected += int(self._unconfirmed)
         self._unconfirmed = False
 
-    def _held(self) -> StepStats:
-        """No update, and nothing else changed: a step that there is nothing to learn from (``guards.py``)."""
+    def _nothing_learned(self) -> StepStats:
+        """No update, and all else holds (``guards.py``): the timetable goes on with the next step.
+
+        One that runs ahead of the host cannot tell it in time, and counts.
+        """
         self.updates += 1
+        self._held += 1
         momentum = 0.0 if self.settings.momentum else None
         loss, objective = self._number("loss"), self._number("objective")
         found = loss, objective, self.damping, 0.0, momentum, 0.0
         return StepStats(self.updates, *found, rejected=self.rejected)
 
     def _refused(self) -> StepStats:
-        """No update: raise the damping and refresh the inverses at the next step."""
-        self._executable.run("reject")
+        """No update; the next step refreshes the inverses."""
         self._since_refresh = self.settings.refresh_every
         self._rejected += 1
         self.updates += 1
@@ -384,7 +392,7 @@ class Trainer(Questions):
             self._first_order.load_state_dict(state["optimiser"])
         self._executable.memory.draws.load_state_dict(state["generator"])
         for name in COUNTERS:
-            setattr(self, name, state["counters"][name])
+            setattr(self, name, state["counters"].get(name, 0))
         self._repeats.resume(state["counters"].get("repeated", False))
         self._wanted = 0, 0
         self.place.load_state_dict(state["place"])
