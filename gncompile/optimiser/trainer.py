@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+import weakref
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -24,10 +25,10 @@ from .averages import Averages
 from .damping import JUDGED, factor_bounds
 from .first_order import FirstOrder
 from .gather import gather
+from .order import reading_order
 from .phases import CHOSEN
 from .questions import Questions
 from .records import StepStats
-from .repeats import Repeats
 from .settings import Settings
 from .timetable import MEASURED, Due, due, judgement
 
@@ -69,7 +70,7 @@ class Trainer(Questions):
         self._since_refresh = 0
         self._unconfirmed = False  # whether the last update has not been seen to give a finite loss
         self._averages = Averages(executable)
-        self._repeats = Repeats(settings)
+        self._first_batch: weakref.ref[Tensor] | None = None
         self.gathers = False
         """Whether batches are put together for this trainer; without, small ones bring a warning."""
         # Measurements of noise so far, and the samples wanted since the last one.
@@ -89,8 +90,8 @@ class Trainer(Questions):
     def step(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> StepStats | DeferredStats:
         """Update the model's parameters on the batch ``x: [N, …]``, ``y`` (as the loss takes it).
 
-        Curvature is taken from parts of the batch, its last and its first rows, so samples have to be in
-        random order; where ``x`` is the tensor of the step before, as a full batch is, they are shuffled.
+        Curvature is taken from parts of the batch. Each step reads its rows in a random order of its own, so
+        theirs does not matter.
         Minibatches of fewer than 32 samples bring a :class:`~gncompile.errors.SmallBatchWarning`;
         :meth:`gather` puts such batches together.
 
@@ -102,11 +103,10 @@ class Trainer(Questions):
         inputs = self._reader.inputs(x)
         target = self._reader.target(inputs[0].shape[0], y)
         self._averages.hide()
-        self._repeats.note(x)
-        self._warn_of_noise(len(target))
-        ordered = self._repeats.order(inputs, target, self.updates)
+        self._warn_of_noise(x if isinstance(x, Tensor) else x[0])
+        rows = reading_order(self.settings, len(target), self.updates, self.device)
         if self._ahead:
-            self._executable.load(*ordered)
+            self._executable.load(inputs, target, rows=rows)
             stats, now = self._ahead.step(self.updates, self._since_refresh)
             self._count_refresh(now)
             self.updates += 1
@@ -115,7 +115,7 @@ class Trainer(Questions):
         if not all(math.isfinite(float(part.sum())) for part in (*inputs, target)):
             self._reader.require_finite(inputs, target)
         executable = self._executable
-        executable.load(*ordered)
+        executable.load(inputs, target, rows=rows)
         executable.run("gradient")
         if not self._finite("objective"):
             self._undo()
@@ -162,9 +162,12 @@ class Trainer(Questions):
 
     gather = gather
 
-    def _warn_of_noise(self, samples: int) -> None:
+    def _warn_of_noise(self, x: Tensor) -> None:
         """At the second step, when it is known whether the batch is another one than before."""
-        noisy = samples < FEW and not self._repeats.repeated and not self.gathers
+        samples, first = len(x), self._first_batch
+        if self.updates == 0:
+            self._first_batch = weakref.ref(x)
+        noisy = samples < FEW and first is not None and first() is not x and not self.gathers
         if self.updates == 1 and noisy and self.settings.second_order:
             warnings.warn(
                 message(
@@ -372,10 +375,7 @@ class Trainer(Questions):
             "states": dict(memory.states),
             "optimiser": self._first_order.state_dict() if self._first_order else {},
             "generator": memory.draws.state_dict(),
-            "counters": {
-                **{name: getattr(self, name) for name in COUNTERS},
-                "repeated": self._repeats.repeated,
-            },
+            "counters": {name: getattr(self, name) for name in COUNTERS},
             "place": self.place.state_dict(),
         }
 
@@ -393,7 +393,6 @@ class Trainer(Questions):
         self._executable.memory.draws.load_state_dict(state["generator"])
         for name in COUNTERS:
             setattr(self, name, state["counters"].get(name, 0))
-        self._repeats.resume(state["counters"].get("repeated", False))
         self._wanted = 0, 0
         self.place.load_state_dict(state["place"])
 
