@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,44 +161,34 @@ def test_every_step_has_an_order_of_its_own() -> None:
 
 # --- Orders that a user may give ----------------------------------------------------------------------
 
-CLASSES, SAMPLES = 4, 480
-
-
-def classes() -> tuple[Tensor, Tensor]:
-    """Four classes of points around the corners of a square, which overlap; classes alternate."""
-    generator = torch.Generator().manual_seed(1)
-    y = torch.arange(SAMPLES) % CLASSES
-    corners = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]])
-    return corners[y] + 0.7 * torch.randn(SAMPLES, 2, generator=generator), y
-
-
+SAMPLES = 400
 ORDERS: dict[str, Callable[[Tensor], Tensor]] = {
-    "alternating": lambda y: torch.arange(len(y)),
-    "class by class": lambda y: y.argsort(stable=True),
-    "backwards": lambda y: y.argsort(stable=True).flip(0),
+    "sorted": lambda rows: rows,
+    "backwards": lambda rows: rows.flip(0),
+    "halves in turn": lambda rows: rows.view(2, -1).T.reshape(-1),
 }
 
 
 def trained(order: Callable[[Tensor], Tensor], seed: int) -> float:
-    """The loss after 40 updates on a batch in an order of its own; parts of it make factors and steps."""
-    x, y = classes()
-    rows = order(y)
+    """The logarithm of a curve's loss after 80 updates on all its points; an eighth makes factors and steps."""
+    rows = order(torch.arange(SAMPLES))
+    x = torch.linspace(-1, 1, SAMPLES, dtype=torch.float64)[:, None]
+    y = torch.sin(4 * x) + x
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(2, 10), nn.Tanh(), nn.Linear(10, CLASSES))
+    model = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1)).double()
+    parts = {"factor_share": 0.125, "factor_samples": 1, "quadratic_share": 0.125}
     trainer = gncompile.compile(
-        model, "cross_entropy", x, factor_samples=40, factor_share=0.1, quadratic_samples=40,
-        quadratic_share=0.1, gather_noise=None,
-    )  # fmt: skip
-    for _ in range(40):
-        trainer.step(x[rows].clone(), y[rows])
-    return float(trainer.loss(x, y))
+        model, "mse", x, quadratic_samples=1, gather_noise=None, **parts
+    )
+    for _ in range(80):
+        trainer.step(x[rows], y[rows])
+    return math.log(float(trainer.loss(x, y)))
 
 
 def test_no_order_of_rows_matters_more_than_noise() -> None:
-    """Within the spread of seeds of the shuffled batch; a class by class batch used to be far outside."""
-    seeds = range(3)
-    shuffled = [trained(lambda y: torch.randperm(len(y)), seed) for seed in seeds]
-    spread = max(shuffled) - min(shuffled)
+    """Each order's loss, as a mean over seeds, within a factor of 3 of that of shuffled batches."""
+    seeds = range(2)
+    shuffled = sum(trained(lambda rows: torch.randperm(len(rows)), seed) for seed in seeds) / len(seeds)
     for name, order in ORDERS.items():
-        losses = [trained(order, seed) for seed in seeds]
-        assert sum(losses) / 3 < sum(shuffled) / 3 + 2 * spread, (name, losses, shuffled)
+        mean = sum(trained(order, seed) for seed in seeds) / len(seeds)
+        assert mean < shuffled + math.log(3), name

@@ -31,8 +31,8 @@ import sympy
 
 from .. import step_program as ir
 from ..builder import Value
-from ..functions import finite, select
-from .damping import bounded_factor, reject
+from ..functions import as_float, finite, select
+from .damping import ROUNDING, bounded_factor, reject
 from .phases import CHOSEN, Optimiser
 
 u, ok, sound, last, now = sympy.symbols("u ok sound last now", real=True)
@@ -166,8 +166,9 @@ def choose_factor_damping(optimiser: Optimiser, part: str) -> None:
     """Phases that try γ, γ r and γ/r in turn [MG §6.6]: ``begin``, then ``note`` after each, then ``end``.
 
     Between them the host runs ``invert``, ``direction`` and the quadratic model; the γ whose step is
-    predicted to be best remains, the first of equals. A prediction that is not finite never is the best, nor
-    one that nothing changes: γ stays where no step is better, and while steps are no more than rounding.
+    predicted to be best remains, the first of those that are equal but for rounding. A prediction that is
+    not finite never is the best, nor one that nothing changes: γ stays where no step is better, and while
+    steps are no more than rounding.
     """
     builder, gamma = optimiser.builder, optimiser.factor_damping
     rate = sympy.Float(optimiser.settings.factor_damping_rate)
@@ -179,7 +180,7 @@ def choose_factor_damping(optimiser: Optimiser, part: str) -> None:
         builder.emit(ir.Zeros(lowest.spec), into=lowest, name="lowest_now")
     elif part == "note":
         predicted = optimiser.chosen(CHOSEN["predicted"])
-        better = select(finite(u), last - u, sympy.Integer(0))
+        better = select(finite(u), (1 + as_float(ROUNDING)) * last - u, sympy.Integer(0))
         values = {u: predicted, last: lowest, now: gamma, ok: best}
         builder.pointwise(select(better, now, ok), values, into=best, name="best_now")
         values = {u: predicted, last: lowest}

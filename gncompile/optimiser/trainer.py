@@ -22,7 +22,7 @@ from ..runtime.executable import Executable
 from . import fit
 from .ahead import AheadOfHost, DeferredStats
 from .averages import Averages
-from .damping import JUDGED, factor_bounds
+from .damping import JUDGED, ROUNDING, factor_bounds
 from .first_order import FirstOrder
 from .gather import gather
 from .order import reading_order
@@ -229,7 +229,7 @@ class Trainer(Questions):
     def _choose_factor_damping(self, now: Due) -> None:
         """Of three factor dampings γ take the one whose step is predicted to be best [MG §6.6]."""
         gamma = self._executable.memory.states["factor_damping"]
-        base, rate, predicted = float(gamma), self.settings.factor_damping_rate, {}
+        base, rate = float(gamma), self.settings.factor_damping_rate
         each = ("invert",) if now.inverts_each else ()
         if not each:
             self._executable.run("invert")
@@ -238,12 +238,14 @@ class Trainer(Questions):
             gamma.fill_(value)
             self._executable.run(*each, "direction", now.quadratic)
 
+        best, lowest = base, 0.0
         for tried in (base, base * rate, base / rate):
             attempt(tried)
-            value = self._number("predicted")
-            predicted[tried] = value if math.isfinite(value) and value < 0 else 0.0
+            predicted = self._number("predicted")
+            if math.isfinite(predicted) and predicted < (1 + ROUNDING) * lowest:
+                best, lowest = tried, predicted
         low, high = factor_bounds(self.settings)
-        best = min(max(min(predicted, key=predicted.__getitem__), low), high)  # the first of equals
+        best = min(max(best, low), high)
         if best != tried:
             attempt(best)
 
