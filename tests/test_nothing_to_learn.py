@@ -56,9 +56,7 @@ def after(trainer: Trainer, updates: int) -> float:
 
 
 @pytest.mark.parametrize(("backend", "method", "dtype", "guarded"), PATHS)
-def test_targets_that_are_met(
-    backend: str, method: str, dtype: torch.dtype, guarded: bool
-) -> None:
+def test_targets_that_are_met(backend: str, method: str, dtype: torch.dtype, guarded: bool) -> None:
     """Nothing is kept of steps without a gradient, and a trainer that never took them is no better.
 
     One whose steps run ahead of the host goes on with the timetable meanwhile, without a search for λ.

@@ -84,7 +84,12 @@ def test_all_inputs_of_a_sample_stay_together(backend: str) -> None:
     x = torch.randn(COUNT, 70).double(), torch.randn(COUNT, 2).double()
     y = model(*x).detach()
     trainer = gncompile.compile(
-        model, nn.MSELoss(reduction="sum"), x, backend=backend, factor_samples=8, quadratic_samples=8
+        model,
+        nn.MSELoss(reduction="sum"),
+        x,
+        backend=backend,
+        factor_samples=8,
+        quadratic_samples=8,
     )
     assert trainer.step(x, y).loss == pytest.approx(0.0, abs=1e-25)
     y[:, 0] += torch.arange(COUNT)
@@ -170,16 +175,14 @@ ORDERS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def trained(order: Callable[[Tensor], Tensor], seed: int) -> float:
-    """The logarithm of a curve's loss after 80 updates on all its points; an eighth makes factors and steps."""
+    """The logarithm of a curve's loss after 80 updates on all its points, an eighth for factors and steps."""
     rows = order(torch.arange(SAMPLES))
     x = torch.linspace(-1, 1, SAMPLES, dtype=torch.float64)[:, None]
     y = torch.sin(4 * x) + x
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1)).double()
     parts = {"factor_share": 0.125, "factor_samples": 1, "quadratic_share": 0.125}
-    trainer = gncompile.compile(
-        model, "mse", x, quadratic_samples=1, gather_noise=None, **parts
-    )
+    trainer = gncompile.compile(model, "mse", x, quadratic_samples=1, gather_noise=None, **parts)
     for _ in range(80):
         trainer.step(x[rows], y[rows])
     return math.log(float(trainer.loss(x, y)))
@@ -188,7 +191,9 @@ def trained(order: Callable[[Tensor], Tensor], seed: int) -> float:
 def test_no_order_of_rows_matters_more_than_noise() -> None:
     """Each order's loss, as a mean over seeds, within a factor of 3 of that of shuffled batches."""
     seeds = range(2)
-    shuffled = sum(trained(lambda rows: torch.randperm(len(rows)), seed) for seed in seeds) / len(seeds)
+    shuffled = sum(trained(lambda rows: torch.randperm(len(rows)), seed) for seed in seeds) / len(
+        seeds
+    )
     for name, order in ORDERS.items():
         mean = sum(trained(order, seed) for seed in seeds) / len(seeds)
         assert mean < shuffled + math.log(3), name

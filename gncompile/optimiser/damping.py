@@ -22,6 +22,7 @@ import sympy
 from .. import step_program as ir
 from ..builder import Value
 from ..functions import as_float, clamp, finite, select
+from .lengths import leeway
 from .phases import CHOSEN, FACTORS, Optimiser
 from .settings import Settings
 
@@ -153,7 +154,7 @@ def reject(optimiser: Optimiser, where: Value | None = None) -> None:
         (optimiser.factor_damping, gamma, "gamma_now"),
     ]
     if optimiser.settings.step_growth is not None:
-        changes.append((optimiser.leeway, sympy.Integer(1), "no_leeway"))
+        changes.append((leeway(optimiser), sympy.Integer(1), "no_leeway"))
     for state, now, name in changes:
         values = {a: state}
         if where is not None:

@@ -26,6 +26,6 @@ def reading_order(
     if not settings.second_order or min(settings.rows(count).values()) == count:
         return None
     rows = torch.randperm(count, generator=torch.Generator().manual_seed(number))
-    if device.type != "cuda":
-        return rows.to(device)
-    return rows.pin_memory().to(device, non_blocking=True)  # does not wait for the steps that are running
+    if device.type == "cuda":
+        rows = rows.pin_memory()  # so that the copy does not wait for the steps that are running
+    return rows.to(device, non_blocking=device.type == "cuda")

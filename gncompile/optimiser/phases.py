@@ -24,6 +24,7 @@ from ..model_graph import Affine, Node
 from ..propagation import Forward, push_forward
 from ..step_program import Spec
 from .averages import LEADS, average_parameters
+from .lengths import LENGTH, allowed_length, note_length
 from .settings import Settings
 
 SMALLEST_TRACE = 1e-20
@@ -32,20 +33,12 @@ SMALLEST_TRACE = 1e-20
 a, b, c, d, k, old, sound = sympy.symbols("a b c d k old sound", real=True)
 
 
-CHOSEN = {"length": -4, "momentum": -3, "predicted": -2, "step_size": -1}
+CHOSEN = {"length": LENGTH, "momentum": -3, "predicted": -2, "step_size": -1}
 """Where the state ``step_sizes`` holds what describes a step; before these the step size of each layer."""
 FACTORS = 0.5
 """γ of the first steps, as a part of √λ."""
 RECENT = 4
 """The k-th factors' weight in the first running averages, times k: parameters change most at first."""
-USUAL = 0.9
-"""Decay of the running mean of steps' squared lengths."""
-LEEWAY = 2
-"""How much longer than usual another step may be for each one before it that was shortened."""
-MOST_LEEWAY = 1e30
-"""A bound that keeps the leeway finite."""
-AT_BOUND = 1 - 1e-5
-"""A step as long as this part of what is allowed has been shortened; the rest may be rounding."""
 
 
 @dataclass
@@ -260,7 +253,7 @@ class Optimiser:
         m, rhs = self.model(forward, rules, gradients, directions)
         upper = [m[i][j] for i in range(len(m)) for j in range(i, len(m))]
         op = ir.StepSizes(groups, momentum, self.settings.step_growth, self.settings.step_cap)
-        bounds = [self._allowed_length()]
+        bounds = [allowed_length(self)]
         if momentum and not by_layer and self.settings.guarded and self.settings.average:
             leads = {a: self.scalar(LEADS)}
             bounds.append(self.builder.pointwise(1 - a, leads, name="largest_momentum"))
@@ -345,38 +338,7 @@ class Optimiser:
                 saved = self.builder.state(f"last_good.{parameter.name}", parameter.spec)
                 self.builder.pointwise(a, {a: parameter}, into=saved, name="saved")
                 self.write(parameter, a + b, {a: parameter, b: change}, "moved")
-        self._note_length()
-
-    @property
-    def leeway(self) -> Value:
-        """How many times the usual length is usual now."""
-        return self.scalar("leeway", "one")
-
-    def _allowed_length(self) -> Value:
-        """``usual · leeway``, of which the next step's squared length may be ``step_growth`` times."""
-        usual = self.scalar("usual_length")
-        if self.settings.step_growth is None:
-            return usual
-        values = {a: usual, b: self.leeway}
-        return self.builder.pointwise(a * b, values, name="allowed_length")
-
-    def _note_length(self) -> None:
-        """The running mean of ``cᵀMc``, which bounds the next step; it begins with the first step's.
-
-        A single step that wants to be longer is an outlier. Where one after another does, what was usual
-        is so no more: after a standstill the mean is next to nothing, and twice that would be no step for
-        hundreds of updates. So each of them doubles the leeway of the next.
-        """
-        usual, length = self.scalar("usual_length"), self.chosen(CHOSEN["length"])
-        if self.settings.step_growth is not None:
-            shortened = b - as_float(AT_BOUND * self.settings.step_growth) * a * c
-            most = as_float(MOST_LEEWAY)
-            wider = select(shortened, minimum(LEEWAY * c, most), sympy.Integer(1))
-            values = {a: usual, b: length, c: self.leeway}
-            self.write(self.leeway, select(a, wider, sympy.Integer(1)), values, "leeway_now")
-        decay = as_float(USUAL)
-        mean = select(a, decay * a + (1 - decay) * b, b)
-        self.write(usual, mean, {a: usual, b: length}, "usual_length_now")
+        note_length(self)
 
     def _pairs(self, layer: str, value: Value) -> list[tuple[Value, Value]]:
         """The parameters of a layer with their parts of a W̄-shaped value."""

@@ -283,10 +283,7 @@ class Trainer(Questions):
             self._averages.show()
 
     def _undo(self, overlong: bool = True) -> None:
-        """Return to the parameters before the last update, if that update is the suspect.
-
-        The damping rises if it was ``overlong``: not of a step that is no more than rounding.
-        """
+        """Return to the parameters before the last update, if that is the suspect; ``overlong``: λ rises."""
         if self._unconfirmed and self._first_order:
             self._first_order.undo()
         elif self._unconfirmed:
@@ -300,12 +297,10 @@ class Trainer(Questions):
 
         One that runs ahead of the host cannot tell it in time, and counts.
         """
-        self.updates += 1
-        self._held += 1
-        momentum = 0.0 if self.settings.momentum else None
-        loss, objective = self._number("loss"), self._number("objective")
-        found = loss, objective, self.damping, 0.0, momentum, 0.0
-        return StepStats(self.updates, *found, rejected=self.rejected)
+        self.updates, self._held = self.updates + 1, self._held + 1
+        losses = self._number("loss"), self._number("objective")
+        sizes = 0.0, 0.0 if self.settings.momentum else None, 0.0
+        return StepStats(self.updates, *losses, self.damping, *sizes, rejected=self.rejected)
 
     def _refused(self) -> StepStats:
         """No update; the next step refreshes the inverses."""

@@ -39,7 +39,9 @@ class Memory:
             for name, tensor in constants.items()
         }
         self.states = {key: self._initial(state) for key, state in program.states.items()}
-        self._scalars = {key: state for key, state in program.states.items() if not state.spec.shape}
+        self._scalars = {
+            key: state for key, state in program.states.items() if not state.spec.shape
+        }
         self.draws = draws
         self.precision = precision
         self.batch_size = torch.zeros((), dtype=dtype, device=device)
