@@ -55,11 +55,14 @@ def guard_gradient(
         finite(u), {u: _sum(optimiser, sums)}, into=optimiser.scalar("sound"), name="sound_now"
     )
     sums = [objective, *(builder.emit(ir.Total(), g, name="grad_sum") for g in gradients.values())]
-    values = {u: _sum(optimiser, sums), sound: is_sound, ok: optimiser.ok}  # ok: of the step before
+    total = _sum(optimiser, sums)
+    values = {u: total, sound: is_sound, last: optimiser.unconfirmed}
     undo = builder.pointwise(
-        ok * sound * (1 - finite(u)), values, into=optimiser.scalar("broken"), name="undo"
+        last * sound * (1 - finite(u)), values, into=optimiser.scalar("broken"), name="undo"
     )
-    values = {u: values[u], sound: is_sound}
+    values = {last: values[last], sound: is_sound}
+    builder.pointwise(last * (1 - sound), values, into=optimiser.unconfirmed, name="confirmed_now")
+    values = {u: total, sound: is_sound}
     is_ok = builder.pointwise(sound * finite(u), values, into=optimiser.ok, name="ok_now")
     optimiser.restore(undo)
     _hold(optimiser, select(u, sympy.Integer(1), 1 - ok), {u: square, ok: is_ok})
@@ -129,6 +132,8 @@ def guard_change(optimiser: Optimiser) -> None:
     count = optimiser.scalar("refused")
     builder.pointwise(last + u, {last: count, u: undone}, into=count, name="refused_now")
     optimiser.restore(undone)
+    values = {u: undone, last: optimiser.unconfirmed}
+    builder.pointwise(last * (1 - u), values, into=optimiser.unconfirmed, name="confirmed_now")
     values = {u: undone, now: optimiser.measured}
     reject(optimiser, builder.pointwise(u * now, values, name="overlong"))
 

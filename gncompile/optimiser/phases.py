@@ -68,6 +68,11 @@ class Optimiser:
         """1 where the last step that was judged was more than rounding (``damping.py``)."""
         return self.scalar("measured", "one")
 
+    @property
+    def unconfirmed(self) -> Value:
+        """1 from an update of a guarded program until a sound batch tells whether the loss is finite."""
+        return self.scalar("unconfirmed")
+
     def write(
         self, into: Value, expression: sympy.Expr, values: Mapping[sympy.Symbol, Value], name: str
     ) -> Value:
@@ -336,9 +341,11 @@ class Optimiser:
             step = self.write(step, expression, values, "step")
             for parameter, change in self._pairs(layer, step):
                 saved = self.builder.state(f"last_good.{parameter.name}", parameter.spec)
-                self.builder.pointwise(a, {a: parameter}, into=saved, name="saved")
+                self.write(saved, a, {a: parameter}, "saved")
                 self.write(parameter, a + b, {a: parameter, b: change}, "moved")
         note_length(self)
+        if self.settings.guarded:
+            self.write(self.unconfirmed, sympy.Integer(1), {}, "unconfirmed_now")
 
     def _pairs(self, layer: str, value: Value) -> list[tuple[Value, Value]]:
         """The parameters of a layer with their parts of a W̄-shaped value."""

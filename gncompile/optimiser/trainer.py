@@ -268,7 +268,7 @@ class Trainer(Questions):
         self._averages.hide()
         if self._ahead:
             # Only after an update: a refused step would be counted twice.
-            if self._executable.memory.states["ok"] and not math.isfinite(float(self.loss(x, y))):
+            if self._executable.memory.states["unconfirmed"] and not math.isfinite(float(self.loss(x, y))):
                 self._executable.run("gradient", "guard", "guard_step")
         elif self._unconfirmed and not math.isfinite(float(self.loss(x, y))):
             self._undo()
