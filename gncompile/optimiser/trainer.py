@@ -148,7 +148,7 @@ class Trainer(Questions):
         """
         if not self.settings.second_order:
             return 1
-        measured = (self.updates - 1 + MEASURED // 2) // MEASURED
+        measured = (self.updates - self._held - 1 + MEASURED // 2) // MEASURED
         if measured != self._wanted[0]:  # on a device reading the state waits for the last step
             state = self._executable.memory.states.get("samples_wanted")
             self._wanted = measured, 0 if state is None else int(state)
