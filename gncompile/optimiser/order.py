@@ -15,17 +15,22 @@ from .settings import Settings
 
 
 def reading_order(
-    settings: Settings, count: int, number: int, device: torch.device
+    settings: Settings, count: int, number: int, seed: int, device: torch.device
 ) -> Tensor | None:
     """The rows of a batch of ``count`` in the order in which step ``number`` reads them: ``[N]``.
 
-    None as they are, where no part stands for the whole. The order depends on the step's number only, so
-    that a training goes on to the bit from wherever it was saved. It costs next to nothing: the batch, which
-    is copied into the program's memory anyway, is gathered into it.
+    None as they are, where no part stands for the whole. The order depends on the step's number and the
+    trainer's seed only, so that a training goes on to the bit from wherever it was saved. It costs next to
+    nothing: the batch, which is copied into the program's memory anyway, is gathered into it.
     """
     if not settings.second_order or min(settings.rows(count).values()) == count:
         return None
-    rows = torch.randperm(count, generator=torch.Generator().manual_seed(number))
+    rows = torch.randperm(count, generator=torch.Generator().manual_seed(mixed(seed, number)))
     if device.type == "cuda":
         rows = rows.pin_memory()  # so that the copy does not wait for the steps that are running
     return rows.to(device, non_blocking=device.type == "cuda")
+
+
+def mixed(seed: int, number: int) -> int:
+    """A seed of 32 bits, which is what torch's generator takes, far apart for other seeds."""
+    return (seed * 0x9E3779B1 + number) % (1 << 32)

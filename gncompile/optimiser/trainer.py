@@ -104,7 +104,8 @@ class Trainer(Questions):
         target = self._reader.target(inputs[0].shape[0], y)
         self._averages.hide()
         self._warn_of_noise(x if isinstance(x, Tensor) else x[0])
-        rows = reading_order(self.settings, len(target), self.updates, self.device)
+        seed = self._executable.memory.draws.seed
+        rows = reading_order(self.settings, len(target), self.updates, seed, self.device)
         if self._ahead:
             self._executable.load(inputs, target, rows=rows)
             stats, now = self._ahead.step(self.updates, self._since_refresh)
@@ -268,7 +269,9 @@ class Trainer(Questions):
         self._averages.hide()
         if self._ahead:
             # Only after an update: a refused step would be counted twice.
-            if self._executable.memory.states["unconfirmed"] and not math.isfinite(float(self.loss(x, y))):
+            if self._executable.memory.states["unconfirmed"] and not math.isfinite(
+                float(self.loss(x, y))
+            ):
                 self._executable.run("gradient", "guard", "guard_step")
         elif self._unconfirmed and not math.isfinite(float(self.loss(x, y))):
             self._undo()
