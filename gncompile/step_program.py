@@ -372,7 +372,7 @@ class StepSizes:
 
     The result holds each layer's coefficient, then the squared length, the momentum's coefficient (0
     without), the predicted change ``bᵀc + ½cᵀMc``, and the effective step size ``Σ c_i b_i / Σ b_i``
-    without momentum.
+    without momentum, 0 where there is no slope.
     """
 
     groups: tuple[int, ...]

@@ -150,6 +150,25 @@ def test_an_update_that_breaks_the_loss_is_undone() -> None:
     assert guarded.rejected == 1
 
 
+def test_an_update_that_breaks_the_loss_is_undone_after_batches_that_were_left_out() -> None:
+    """What was good before the update is kept meanwhile."""
+    _, guarded = trainers()
+    guarded.step(*batch(0))
+    good = parameters(guarded)
+    guarded.step(*batch(1))
+    with torch.no_grad():
+        next(guarded.model.parameters()).fill_(float("nan"))  # what an update gone wrong leaves
+    x, y = batch(2)
+    for _ in range(2):
+        guarded.step(x * float("nan"), y)
+    assert guarded.rejected == 2
+    assert guarded.step(x, y).rejected == 3
+    assert all(map(torch.equal, good, parameters(guarded)))
+    guarded.step(x, y)
+    assert guarded.rejected == 3
+    assert all(p.isfinite().all() for p in parameters(guarded))
+
+
 def test_factors_that_overflow_are_not_averaged() -> None:
     """Inputs of 1e200 give finite losses (tanh) and a second moment beyond float64."""
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()

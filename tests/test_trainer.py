@@ -190,7 +190,7 @@ def test_a_curvature_that_overflows_is_not_averaged() -> None:
     stats = trainer.step(x * 1e25, y)  # the loss is finite behind tanh, the second moments are not
     assert math.isfinite(stats.loss)
     assert (stats.rejected, trainer.rejected, stats.update) == (1, 1, 2)
-    assert stats.damping == pytest.approx(4 * damping)
+    assert stats.damping == damping  # no damping would help
     after = snapshot(trainer)
     assert_tensors(after["model"], before["model"], 0.0)
     for key, value in before["states"].items():

@@ -17,12 +17,16 @@ from gncompile.comparison.store import Run
 from gncompile.errors import GncompileError, require_known
 
 from ..machine import environment, installed
-from . import alignment, sensitivity
+from . import alignment, orders, sensitivity
 from .problems import PROBLEMS, Problem
 
 ALIGNED = ("classifier", "curves")
 """Problems of the alignment if none are named: few outputs, and a deep network."""
-ACTIONS = ("run", "alignment", "sensitivity")
+REARRANGED = ("classifier", "table", "image")
+"""Problems of the orders if none are named: classes, numbers, and a full batch in the order of an image."""
+CHOSEN = {"alignment": ALIGNED, "orders": REARRANGED}
+"""Problems by action if none are named; else all."""
+ACTIONS = ("run", "alignment", "sensitivity", "orders")
 
 
 def main(given: list[str] | None = None) -> int:
@@ -30,11 +34,13 @@ def main(given: list[str] | None = None) -> int:
     options = arguments(given)
     torch.set_num_threads(options.threads)
     try:
-        chosen = problems(options.problems or (ALIGNED if options.action == "alignment" else ()))
+        chosen = problems(options.problems or CHOSEN.get(options.action, ()))
         if options.action == "alignment":
             align(chosen, options)
         elif options.action == "sensitivity":
             vary(chosen, options)
+        elif options.action == "orders":
+            rearrange(chosen, options)
         else:
             compete(chosen, options)
     except GncompileError as error:
@@ -83,6 +89,21 @@ def vary(chosen: Sequence[Problem], options: argparse.Namespace) -> None:
         found += sensitivity.measure(task, contest, method, options.options)
         say(f"{problem.name}: measured; {sensitivity.write(found, options.output)}")
     print("\n" + sensitivity.text(found))
+
+
+def rearrange(chosen: Sequence[Problem], options: argparse.Namespace) -> None:
+    """Train on the same batches in several orders; what was measured is written after every problem."""
+    method = sensitivity.varied(options.optimisers or ["kfra"])
+    budget = Budget.parse(options.budget)
+    contest = Contest(
+        options.output, budget, options.seeds, options.clock,
+        points=orders.POINTS, machine=environment(), report=say,
+    )  # fmt: skip
+    found: list[orders.Losses] = []
+    for problem in chosen:
+        found += orders.measure(problem.task(options.samples), contest, method)
+        say(f"{problem.name}: measured; {orders.write(found, options.output, str(budget))}")
+    print("\n" + orders.text(found))
 
 
 def problems(names: Sequence[str]) -> list[Problem]:

@@ -30,8 +30,13 @@ class ReferenceStep:
         self.column_start = 0
         self._values: dict[str, Tensor] = {}
 
-    def load(self, inputs: tuple[Tensor, ...], target: Tensor | None) -> None:
-        """Take the batch the next phases work on."""
+    def load(
+        self, inputs: tuple[Tensor, ...], target: Tensor | None, rows: Tensor | None = None
+    ) -> None:
+        """Take the batch the next phases work on, or these rows of it."""
+        if rows is not None:
+            inputs = tuple(x[rows] for x in inputs)
+            target = None if target is None else target[rows]
         self.inputs = {str(i): x for i, x in enumerate(inputs)}
         if target is not None:
             self.inputs["y"] = target

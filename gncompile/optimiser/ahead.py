@@ -6,7 +6,6 @@ device every sequence of phases is a captured graph.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from typing import Any
 
@@ -130,7 +129,7 @@ class DeferredStats:
         if self._resolved is None:
             numbers = dict(zip(REPORTED, self._steps.read(self._number).tolist(), strict=True))
             numbers["rejected"] = int(numbers["rejected"])
-            if not self._now.damping or math.isnan(numbers["rho"]):
+            if not (numbers.pop("measured") and self._now.damping):
                 numbers["rho"] = None
             if not self._now.noise:
                 numbers["noise"] = None

@@ -43,7 +43,8 @@ def compile(
     ``method`` is ``"kfra"``, ``"kflr"``, ``"kfac"``, ``"kfac_rp"``, ``"empirical"``, or a baseline,
     ``"adam"`` or ``"sgd"``; ``"auto"`` chooses for every layer by cost (:mod:`gncompile.method_choice`), and
     a mapping of layer patterns chooses by name, ``{"*": "kfra", "decoder.*": "kfac"}``. ``options`` are the
-    fields of :class:`~gncompile.optimiser.settings.Settings`. ``seed`` starts the sampling of KFAC.
+    fields of :class:`~gncompile.optimiser.settings.Settings`. ``seed`` starts the sampling of KFAC, and
+    the orders that steps read their rows in.
     ``backend`` is ``"torch"``, ``"triton"`` (CUDA) or ``"reference"``; ``precision`` is that of the Triton
     backend's float32 products, in the words of ``torch.set_float32_matmul_precision``: ``"highest"``,
     ``"high"`` or ``"medium"``. ``tune`` chooses variants of the torch backend's operations on a CPU and

@@ -15,7 +15,12 @@ guard_change   the loss that ρ looks at after the step, and not   the step is u
                higher than before it; seen when ρ is due
 =============  =================================================  ==========================================
 
-After a refused step on a sound batch the damping rises and the momentum is dropped.
+After an update or a step that was not sound the damping rises and the momentum is dropped; after a batch
+whose gradient or factors overflow, which no damping would help, it does not.
+
+A step that nothing can be learned from (state ``learns`` 0), because its gradient or the change it predicts
+is 0 to the last bit, is neither a success nor refused: parameters, dampings, momentum and averages hold, as
+if the batch had not been seen.
 """
 
 from __future__ import annotations
@@ -26,27 +31,41 @@ import sympy
 
 from .. import step_program as ir
 from ..builder import Value
-from ..functions import LARGEST, finite, select
-from .damping import reject
+from ..functions import as_float, finite, select
+from .damping import ROUNDING, bounded_factor, reject
 from .phases import CHOSEN, Optimiser
 
 u, ok, sound, last, now = sympy.symbols("u ok sound last now", real=True)
 
 
 def guard_gradient(
-    optimiser: Optimiser, batch: Iterable[Value], objective: Value, gradients: Mapping[str, Value]
+    optimiser: Optimiser,
+    batch: Iterable[Value],
+    objective: Value,
+    gradients: Mapping[str, Value],
+    square: Value,
 ) -> None:
-    """``ok`` and ``sound`` (is the batch finite?); after a bad loss the parameters before the last update."""
+    """``ok`` and ``sound`` (is the batch finite?); after a bad loss the parameters before the last update.
+
+    ``square`` is ``‖∇‖²``; where it is 0, there is nothing to learn.
+    """
     builder = optimiser.builder
     sums = [builder.emit(ir.Total(), x, name="batch_sum") for x in batch]
     is_sound = builder.pointwise(
         finite(u), {u: _sum(optimiser, sums)}, into=optimiser.scalar("sound"), name="sound_now"
     )
     sums = [objective, *(builder.emit(ir.Total(), g, name="grad_sum") for g in gradients.values())]
-    values = {u: _sum(optimiser, sums), sound: is_sound}
+    total = _sum(optimiser, sums)
+    values = {u: total, sound: is_sound, last: optimiser.unconfirmed}
+    undo = builder.pointwise(
+        last * sound * (1 - finite(u)), values, into=optimiser.scalar("broken"), name="undo"
+    )
+    values = {last: values[last], sound: is_sound}
+    builder.pointwise(last * (1 - sound), values, into=optimiser.unconfirmed, name="confirmed_now")
+    values = {u: total, sound: is_sound}
     is_ok = builder.pointwise(sound * finite(u), values, into=optimiser.ok, name="ok_now")
-    undo = builder.pointwise(sound - ok, {sound: is_sound, ok: is_ok}, name="undo")
     optimiser.restore(undo)
+    _hold(optimiser, select(u, sympy.Integer(1), 1 - ok), {u: square, ok: is_ok})
 
 
 def guard_factors(
@@ -63,21 +82,48 @@ def guard_factors(
 
 
 def guard_step(optimiser: Optimiser) -> None:
-    """``ok`` only if the step is finite; counts refused steps, raises λ and drops the momentum after one."""
+    """``ok`` only if the step is finite, and one at all; counts refused steps.
+
+    Raises λ and drops the momentum after a step or an update that was not sound. Where the gradient or the
+    factors overflow on this batch, no damping would help.
+    """
     builder = optimiser.builder
     sizes = [optimiser.chosen(CHOSEN[role]) for role in ("predicted", "step_size")]
-    values = {u: _sum(optimiser, sizes), ok: optimiser.ok}
-    is_ok = builder.pointwise(ok * finite(u), values, into=optimiser.ok, name="ok_now")
-    count = optimiser.scalar("refused")
-    builder.pointwise(last + 1 - ok, {last: count, ok: is_ok}, into=count, name="refused_now")
+    values = {u: _sum(optimiser, sizes), ok: optimiser.ok, last: optimiser.scalar("broken")}
     broken = builder.pointwise(
-        sound - ok, {sound: optimiser.scalar("sound"), ok: is_ok}, name="broken"
+        last + ok * (1 - finite(u)), values, into=optimiser.scalar("broken"), name="broken_now"
     )
+    is_ok = builder.pointwise(
+        ok * finite(u), {u: values[u], ok: values[ok]}, into=optimiser.ok, name="ok_now"
+    )
+    values = {u: optimiser.chosen(CHOSEN["predicted"]), ok: is_ok, now: _learns(optimiser)}
+    is_ok, learns = _hold(optimiser, select(sympy.Abs(u), now, now * (1 - ok)), values)
+    count = optimiser.scalar("refused")
+    values = {last: count, ok: is_ok, now: learns}
+    builder.pointwise(last + now - ok, values, into=count, name="refused_now")
     reject(optimiser, broken)
 
 
+def _learns(optimiser: Optimiser) -> Value:
+    """1 where there is something to learn, or where the step is refused anyway."""
+    return optimiser.scalar("learns", "one")
+
+
+def _hold(
+    optimiser: Optimiser, learns: sympy.Expr, values: Mapping[sympy.Symbol, Value]
+) -> tuple[Value, Value]:
+    """``ok`` only if there is something to learn; both states."""
+    builder, is_ok = optimiser.builder, values[ok]
+    something = builder.pointwise(learns, values, into=_learns(optimiser), name="learns_now")
+    values = {ok: is_ok, now: something}
+    return builder.pointwise(ok * now, values, into=optimiser.ok, name="ok_now"), something
+
+
 def guard_change(optimiser: Optimiser) -> None:
-    """``ok`` only if the step did no harm; else it is undone, and counted as refused."""
+    """``ok`` only if the step did no harm; else it is undone, and counted as refused.
+
+    λ rises then, but for a step that is not more than rounding.
+    """
     builder = optimiser.builder
     undone = builder.pointwise(
         u * ok, {u: optimiser.scalar("harm"), ok: optimiser.ok}, name="undone"
@@ -86,7 +132,10 @@ def guard_change(optimiser: Optimiser) -> None:
     count = optimiser.scalar("refused")
     builder.pointwise(last + u, {last: count, u: undone}, into=count, name="refused_now")
     optimiser.restore(undone)
-    reject(optimiser, undone)
+    values = {u: undone, last: optimiser.unconfirmed}
+    builder.pointwise(last * (1 - u), values, into=optimiser.unconfirmed, name="confirmed_now")
+    values = {u: undone, now: optimiser.measured}
+    reject(optimiser, builder.pointwise(u * now, values, name="overlong"))
 
 
 REPORTED = (
@@ -97,6 +146,7 @@ REPORTED = (
     "momentum",
     "predicted",
     "rho",
+    "measured",
     "rejected",
     "noise",
 )
@@ -106,7 +156,7 @@ REPORTED = (
 def report(optimiser: Optimiser, loss: Value, objective: Value) -> Value:
     """What a trainer tells of a step as one vector, :data:`REPORTED`; ρ is that of the last check."""
     known = {"loss": loss, "objective": objective, "damping": optimiser.damping}
-    known["rho"] = optimiser.scalar("rho")
+    known |= {"rho": optimiser.scalar("rho"), "measured": optimiser.measured}
     known |= {role: optimiser.chosen(at) for role, at in CHOSEN.items() if role in REPORTED}
     known["rejected"] = optimiser.scalar("refused")
     known["noise"] = optimiser.scalar("noise")
@@ -118,24 +168,33 @@ def _sum(optimiser: Optimiser, values: list[Value]) -> Value:
 
 
 def choose_factor_damping(optimiser: Optimiser, part: str) -> None:
-    """Phases that try γ/r, γ and γ r in turn [MG §6.6]: ``begin``, then ``note`` after each, then ``end``.
+    """Phases that try γ, γ r and γ/r in turn [MG §6.6]: ``begin``, then ``note`` after each, then ``end``.
 
     Between them the host runs ``invert``, ``direction`` and the quadratic model; the γ whose step is
-    predicted to be best remains. A prediction that is not finite never is.
+    predicted to be best remains, the first of those that are equal but for rounding. A prediction that is
+    not finite never is the best, nor one that nothing changes: γ stays where no step is better, and while
+    steps are no more than rounding.
     """
     builder, gamma = optimiser.builder, optimiser.factor_damping
     rate = sympy.Float(optimiser.settings.factor_damping_rate)
+    first = optimiser.scalar("first_factor_damping")
     best, lowest = optimiser.scalar("best_factor_damping"), optimiser.scalar("lowest_predicted")
     if part == "begin":
-        builder.pointwise(u, {u: gamma}, into=best, name="best_now")
-        builder.pointwise(0 * u + LARGEST, {u: gamma}, into=lowest, name="lowest_now")
-        builder.pointwise(u * rate, {u: gamma}, into=gamma, name="gamma_now")
+        for state in (first, best):
+            builder.pointwise(u, {u: gamma}, into=state, name=f"{state.name}_now")
+        builder.emit(ir.Zeros(lowest.spec), into=lowest, name="lowest_now")
     elif part == "note":
         predicted = optimiser.chosen(CHOSEN["predicted"])
+        better = select(finite(u), (1 + as_float(ROUNDING)) * last - u, sympy.Integer(0))
         values = {u: predicted, last: lowest, now: gamma, ok: best}
-        builder.pointwise(select(last - u, now, ok), values, into=best, name="best_now")
+        builder.pointwise(select(better, now, ok), values, into=best, name="best_now")
         values = {u: predicted, last: lowest}
-        builder.pointwise(select(last - u, u, last), values, into=lowest, name="lowest_now")
-        builder.pointwise(u / rate, {u: gamma}, into=gamma, name="gamma_now")
+        builder.pointwise(select(better, u, last), values, into=lowest, name="lowest_now")
+        values = {u: gamma, last: first}
+        middle = (1 + rate) / 2 * last  # between γ, which is tried first, and γ r
+        following = select(u - middle, rate * last, last / rate)
+        builder.pointwise(following, values, into=gamma, name="gamma_now")
     else:
-        builder.pointwise(u, {u: best}, into=gamma, name="gamma_now")
+        chosen = select(now, bounded_factor(optimiser, u), last)
+        values = {u: best, last: first, now: optimiser.measured}
+        builder.pointwise(chosen, values, into=gamma, name="gamma_now")

@@ -60,15 +60,16 @@ def measure_noise(
     count = builder.emit(ir.Dot(), signs, signs, name="signs_count")
     batch = builder.leaf("scalar", "batch_size", ())
     values = {each: random_square, power: square, n: batch, f: count}
-    share = f * each / (n * power)
-    optimiser.write(optimiser.scalar("noise"), share, values, "noise_now")
+    share, state = f * each / (n * power), optimiser.scalar("noise")
+    known = select(finite(share), share, old)
+    optimiser.write(state, known, {**values, old: state}, "noise_now")
     means = {}
     for name, symbol, now in (
         ("sample_noise", noise, -f * each),
         ("signal", signal, f * each / n - power),
     ):
         state = optimiser.scalar(name)
-        mean = select(finite(now), (old + now) / 2, old)
+        mean = select(finite(now), old / 2 + now / 2, old)
         means[symbol] = optimiser.write(state, mean, {**values, old: state}, f"{name}_now")
     waited = optimiser.scalar("noise_waited")
     allowed = as_float(bound) * (1 - as_float(PATIENCE) * w)

@@ -24,6 +24,7 @@ from ..model_graph import Affine, Node
 from ..propagation import Forward, push_forward
 from ..step_program import Spec
 from .averages import LEADS, average_parameters
+from .lengths import LENGTH, allowed_length, note_length
 from .settings import Settings
 
 SMALLEST_TRACE = 1e-20
@@ -32,14 +33,12 @@ SMALLEST_TRACE = 1e-20
 a, b, c, d, k, old, sound = sympy.symbols("a b c d k old sound", real=True)
 
 
-CHOSEN = {"length": -4, "momentum": -3, "predicted": -2, "step_size": -1}
+CHOSEN = {"length": LENGTH, "momentum": -3, "predicted": -2, "step_size": -1}
 """Where the state ``step_sizes`` holds what describes a step; before these the step size of each layer."""
 FACTORS = 0.5
 """γ of the first steps, as a part of √λ."""
 RECENT = 4
 """The k-th factors' weight in the first running averages, times k: parameters change most at first."""
-USUAL = 0.9
-"""Decay of the running mean of steps' squared lengths."""
 
 
 @dataclass
@@ -63,6 +62,16 @@ class Optimiser:
     def ok(self) -> Value:
         """1 while the step under way is sound; only a guarded program ever lowers it (``guards.py``)."""
         return self.scalar("ok", "one")
+
+    @property
+    def measured(self) -> Value:
+        """1 where the last step that was judged was more than rounding (``damping.py``)."""
+        return self.scalar("measured", "one")
+
+    @property
+    def unconfirmed(self) -> Value:
+        """1 from an update of a guarded program until a sound batch tells whether the loss is finite."""
+        return self.scalar("unconfirmed")
 
     def write(
         self, into: Value, expression: sympy.Expr, values: Mapping[sympy.Symbol, Value], name: str
@@ -249,7 +258,7 @@ class Optimiser:
         m, rhs = self.model(forward, rules, gradients, directions)
         upper = [m[i][j] for i in range(len(m)) for j in range(i, len(m))]
         op = ir.StepSizes(groups, momentum, self.settings.step_growth, self.settings.step_cap)
-        bounds = [self.scalar("usual_length")]
+        bounds = [allowed_length(self)]
         if momentum and not by_layer and self.settings.guarded and self.settings.average:
             leads = {a: self.scalar(LEADS)}
             bounds.append(self.builder.pointwise(1 - a, leads, name="largest_momentum"))
@@ -332,17 +341,11 @@ class Optimiser:
             step = self.write(step, expression, values, "step")
             for parameter, change in self._pairs(layer, step):
                 saved = self.builder.state(f"last_good.{parameter.name}", parameter.spec)
-                self.builder.pointwise(a, {a: parameter}, into=saved, name="saved")
+                self.write(saved, a, {a: parameter}, "saved")
                 self.write(parameter, a + b, {a: parameter, b: change}, "moved")
-        self._note_length()
-
-    def _note_length(self) -> None:
-        """The running mean of ``cᵀMc``, which bounds the next step; it begins with the first step's."""
-        usual = self.scalar("usual_length")
-        decay = as_float(USUAL)
-        mean = select(a, decay * a + (1 - decay) * b, b)
-        values = {a: usual, b: self.chosen(CHOSEN["length"])}
-        self.write(usual, mean, values, "usual_length_now")
+        note_length(self)
+        if self.settings.guarded:
+            self.write(self.unconfirmed, sympy.Integer(1), {}, "unconfirmed_now")
 
     def _pairs(self, layer: str, value: Value) -> list[tuple[Value, Value]]:
         """The parameters of a layer with their parts of a W̄-shaped value."""
@@ -357,7 +360,11 @@ class Optimiser:
 
     def parameters(self) -> list[Value]:
         """Every trained parameter."""
-        return [p for layer in self.layers for p, _ in self._pairs(layer, self.last_step(layer))]
+        return [p for layer in self.layers for p in self.parameters_of(layer)]
+
+    def parameters_of(self, layer: str) -> list[Value]:
+        """A layer's weight, and its bias if it has one."""
+        return [p for p, _ in self._pairs(layer, self.last_step(layer))]
 
     def forget_step(self, where: Value | None = None) -> None:
         """No momentum from the last step, if ``where`` is positive."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+import weakref
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -21,19 +22,19 @@ from ..runtime.executable import Executable
 from . import fit
 from .ahead import AheadOfHost, DeferredStats
 from .averages import Averages
-from .damping import JUDGED
+from .damping import JUDGED, ROUNDING, factor_bounds
 from .first_order import FirstOrder
 from .gather import gather
+from .order import reading_order
 from .phases import CHOSEN
 from .questions import Questions
 from .records import StepStats
-from .repeats import Repeats
 from .settings import Settings
 from .timetable import MEASURED, Due, due, judgement
 
 FEW = 32
 """Samples of a batch below which the trainer warns of noise."""
-COUNTERS = ("updates", "_rejected", "_since_refresh", "_unconfirmed")
+COUNTERS = ("updates", "_rejected", "_held", "_since_refresh", "_unconfirmed")
 """The trainer's own numbers between steps."""
 
 
@@ -62,13 +63,14 @@ class Trainer(Questions):
         self.settings = settings
         self.updates = 0
         self._rejected = 0
+        self._held = 0  # steps that nothing was learned from
         self.place = fit.Place()
         self._reader = reader
         self._executable = executable
         self._since_refresh = 0
         self._unconfirmed = False  # whether the last update has not been seen to give a finite loss
         self._averages = Averages(executable)
-        self._repeats = Repeats(settings)
+        self._first_batch: weakref.ref[Tensor] | None = None
         self.gathers = False
         """Whether batches are put together for this trainer; without, small ones bring a warning."""
         # Measurements of noise so far, and the samples wanted since the last one.
@@ -88,8 +90,8 @@ class Trainer(Questions):
     def step(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> StepStats | DeferredStats:
         """Update the model's parameters on the batch ``x: [N, …]``, ``y`` (as the loss takes it).
 
-        Curvature is taken from parts of the batch, its last and its first rows, so samples have to be in
-        random order; where ``x`` is the tensor of the step before, as a full batch is, they are shuffled.
+        Curvature is taken from parts of the batch. Each step reads its rows in a random order of its own, so
+        theirs does not matter.
         Minibatches of fewer than 32 samples bring a :class:`~gncompile.errors.SmallBatchWarning`;
         :meth:`gather` puts such batches together.
 
@@ -101,11 +103,11 @@ class Trainer(Questions):
         inputs = self._reader.inputs(x)
         target = self._reader.target(inputs[0].shape[0], y)
         self._averages.hide()
-        self._repeats.note(x)
-        self._warn_of_noise(len(target))
-        ordered = self._repeats.order(inputs, target, self.updates)
+        self._warn_of_noise(x if isinstance(x, Tensor) else x[0])
+        seed = self._executable.memory.draws.seed
+        rows = reading_order(self.settings, len(target), self.updates, seed, self.device)
         if self._ahead:
-            self._executable.load(*ordered)
+            self._executable.load(inputs, target, rows=rows)
             stats, now = self._ahead.step(self.updates, self._since_refresh)
             self._count_refresh(now)
             self.updates += 1
@@ -114,7 +116,7 @@ class Trainer(Questions):
         if not all(math.isfinite(float(part.sum())) for part in (*inputs, target)):
             self._reader.require_finite(inputs, target)
         executable = self._executable
-        executable.load(*ordered)
+        executable.load(inputs, target, rows=rows)
         executable.run("gradient")
         if not self._finite("objective"):
             self._undo()
@@ -147,7 +149,7 @@ class Trainer(Questions):
         """
         if not self.settings.second_order:
             return 1
-        measured = (self.updates - 1 + MEASURED // 2) // MEASURED
+        measured = (self.updates - self._held - 1 + MEASURED // 2) // MEASURED
         if measured != self._wanted[0]:  # on a device reading the state waits for the last step
             state = self._executable.memory.states.get("samples_wanted")
             self._wanted = measured, 0 if state is None else int(state)
@@ -161,9 +163,12 @@ class Trainer(Questions):
 
     gather = gather
 
-    def _warn_of_noise(self, samples: int) -> None:
+    def _warn_of_noise(self, x: Tensor) -> None:
         """At the second step, when it is known whether the batch is another one than before."""
-        noisy = samples < FEW and not self._repeats.repeated and not self.gathers
+        samples, first = len(x), self._first_batch
+        if self.updates == 0:
+            self._first_batch = weakref.ref(x)
+        noisy = samples < FEW and first is not None and first() is not x and not self.gathers
         if self.updates == 1 and noisy and self.settings.second_order:
             warnings.warn(
                 message(
@@ -178,7 +183,9 @@ class Trainer(Questions):
 
     def _second_order_step(self) -> StepStats:
         executable = self._executable
-        now = due(self.settings, self.updates, self._since_refresh)
+        if not self._number("gradient_square"):
+            return self._nothing_learned()
+        now = due(self.settings, self.updates - self._held, self._since_refresh)
         if now.comparison:
             executable.run("compare")
         if self.settings.momentum and self._averages.noise_leads:
@@ -187,18 +194,21 @@ class Trainer(Questions):
             executable.run("curvature", "columns_begin", "columns", now.inputs)
         # Without fresh factors their buffers hold an earlier batch's, or after a resume nothing.
         if not self._factors_finite(("Q.", "G.", "grad.") if now.factors else ("grad.",)):
-            return self._refused()
+            return self._refused()  # no damping would help
         if now.factors:
             executable.run("average")
         self._count_refresh(now)
-        if now.factor_damping:
+        if now.factor_damping and self._number("measured"):
             self._choose_factor_damping(now)
-        elif now.inverses:
+        elif now.inverses or now.factor_damping:
             executable.run("invert", "direction", now.quadratic)
         else:
             executable.run("direction", now.quadratic)
         if not self._finite("predicted") or not self._finite("step_size"):
+            executable.run("reject")
             return self._refused()
+        if not self._number("predicted"):
+            return self._nothing_learned()
         if now.noise:
             executable.run("gradient_noise")
         executable.run("update")
@@ -208,7 +218,7 @@ class Trainer(Questions):
             looked, change = judgement(now)
             executable.run(*looked)
             if self._number("harm"):
-                self._undo()
+                self._undo(overlong=bool(self._number("measured")))
             else:
                 executable.run(change)
         return self._stats(now)
@@ -220,7 +230,7 @@ class Trainer(Questions):
     def _choose_factor_damping(self, now: Due) -> None:
         """Of three factor dampings γ take the one whose step is predicted to be best [MG §6.6]."""
         gamma = self._executable.memory.states["factor_damping"]
-        base, rate, predicted = float(gamma), self.settings.factor_damping_rate, {}
+        base, rate = float(gamma), self.settings.factor_damping_rate
         each = ("invert",) if now.inverts_each else ()
         if not each:
             self._executable.run("invert")
@@ -229,12 +239,15 @@ class Trainer(Questions):
             gamma.fill_(value)
             self._executable.run(*each, "direction", now.quadratic)
 
-        for tried in (base / rate, base * rate, base):
+        best, lowest = base, 0.0
+        for tried in (base, base * rate, base / rate):
             attempt(tried)
-            value = self._number("predicted")
-            predicted[tried] = value if math.isfinite(value) else math.inf
-        best = min(predicted, key=predicted.__getitem__)
-        if best != base:
+            predicted = self._number("predicted")
+            if math.isfinite(predicted) and predicted < (1 + ROUNDING) * lowest:
+                best, lowest = tried, predicted
+        low, high = factor_bounds(self.settings)
+        best = min(max(best, low), high)
+        if best != tried:
             attempt(best)
 
     def _stats(self, now: Due) -> StepStats:
@@ -246,7 +259,7 @@ class Trainer(Questions):
             self._number("step_size"),
             self._number("momentum") if self.settings.momentum else None,
             self._number("predicted"),
-            self._number("rho") if now.damping else None,
+            self._number("rho") if now.damping and self._number("measured") else None,
             self.rejected,
             float(self._executable.memory.states["noise"]) if now.noise else None,
         )
@@ -256,7 +269,9 @@ class Trainer(Questions):
         self._averages.hide()
         if self._ahead:
             # Only after an update: a refused step would be counted twice.
-            if self._executable.memory.states["ok"] and not math.isfinite(float(self.loss(x, y))):
+            if self._executable.memory.states["unconfirmed"] and not math.isfinite(
+                float(self.loss(x, y))
+            ):
                 self._executable.run("gradient", "guard", "guard_step")
         elif self._unconfirmed and not math.isfinite(float(self.loss(x, y))):
             self._undo()
@@ -270,19 +285,28 @@ class Trainer(Questions):
         if self._averages.better:
             self._averages.show()
 
-    def _undo(self) -> None:
-        """Return to the parameters before the last update, if that update is the suspect."""
+    def _undo(self, overlong: bool = True) -> None:
+        """Return to the parameters before the last update, if that is the suspect; ``overlong``: λ rises."""
         if self._unconfirmed and self._first_order:
             self._first_order.undo()
         elif self._unconfirmed:
-            self._executable.run("restore", "reject")
+            self._executable.run("restore", *(("reject",) if overlong else ()))
             self._since_refresh = self.settings.refresh_every
         self._rejected += int(self._unconfirmed)
         self._unconfirmed = False
 
+    def _nothing_learned(self) -> StepStats:
+        """No update, and all else holds (``guards.py``): the timetable goes on with the next step.
+
+        One that runs ahead of the host cannot tell it in time, and counts.
+        """
+        self.updates, self._held = self.updates + 1, self._held + 1
+        losses = self._number("loss"), self._number("objective")
+        sizes = 0.0, 0.0 if self.settings.momentum else None, 0.0
+        return StepStats(self.updates, *losses, self.damping, *sizes, rejected=self.rejected)
+
     def _refused(self) -> StepStats:
-        """No update: raise the damping and refresh the inverses at the next step."""
-        self._executable.run("reject")
+        """No update; the next step refreshes the inverses."""
         self._since_refresh = self.settings.refresh_every
         self._rejected += 1
         self.updates += 1
@@ -351,10 +375,7 @@ class Trainer(Questions):
             "states": dict(memory.states),
             "optimiser": self._first_order.state_dict() if self._first_order else {},
             "generator": memory.draws.state_dict(),
-            "counters": {
-                **{name: getattr(self, name) for name in COUNTERS},
-                "repeated": self._repeats.repeated,
-            },
+            "counters": {name: getattr(self, name) for name in COUNTERS},
             "place": self.place.state_dict(),
         }
 
@@ -365,13 +386,13 @@ class Trainer(Questions):
         checkpoint.check_state(self, state)
         self._averages.forget()
         checkpoint.copy_tensors(checkpoint.model_tensors(self.model), state["model"])
-        checkpoint.copy_tensors(self._executable.memory.states, state["states"])
+        memory = self._executable.memory
+        checkpoint.copy_tensors(memory.states, {**memory.initial_scalars(), **state["states"]})
         if self._first_order:
             self._first_order.load_state_dict(state["optimiser"])
         self._executable.memory.draws.load_state_dict(state["generator"])
         for name in COUNTERS:
-            setattr(self, name, state["counters"][name])
-        self._repeats.resume(state["counters"].get("repeated", False))
+            setattr(self, name, state["counters"].get(name, 0))
         self._wanted = 0, 0
         self.place.load_state_dict(state["place"])
 

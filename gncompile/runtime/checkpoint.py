@@ -175,8 +175,13 @@ def model_tensors(model: nn.Module) -> Tensors:
 
 
 def check_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
-    """Raise :class:`CheckpointError` unless every tensor of ``state`` has its place in the trainer."""
+    """Raise :class:`CheckpointError` unless every tensor of ``state`` has its place in the trainer.
+
+    A number that the state of an older version does not have begins anew.
+    """
     mine = trainer.state_dict()
+    known = state.get("states", {})
+    mine["states"] = {name: t for name, t in mine["states"].items() if t.dim() or name in known}
     found = []
     for group in ("model", "states"):  # a generator of another kind starts again from the seed
         expected, got = (

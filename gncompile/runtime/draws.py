@@ -23,6 +23,9 @@ Numbers = npt.NDArray[np.float64]
 class Draws(Protocol):
     """A source of random numbers."""
 
+    seed: int
+    """What they began with, after a load that of the loaded ones."""
+
     def fill(self, kind: str, out: Tensor) -> None:
         """Fill ``out`` with standard normal, uniform [0, 1) or ±1 numbers."""
 
@@ -63,6 +66,7 @@ class TorchDraws:
             self.generator.manual_seed(self.seed)
         else:
             self.generator.set_state(stored.cpu())
+            self.seed = self.generator.initial_seed()
 
 
 class PhiloxDraws:
@@ -97,6 +101,7 @@ class PhiloxDraws:
         """See :class:`Draws`."""
         stored = state.get("philox", torch.tensor([self.seed, 0]))
         self.state.copy_(stored)
+        self.seed = int(stored[0])
 
 
 def philox(seed: int, index: Words, counter: int) -> tuple[Words, Words, Words, Words]:

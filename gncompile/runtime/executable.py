@@ -48,14 +48,23 @@ class EmittedStep:
         self._inputs = {leaf.op.key: leaf.name for leaf in program.leaves("input")}  # type: ignore
         self._targets = [leaf.name for leaf in program.leaves("target")]
 
-    def load(self, inputs: tuple[Tensor, ...], target: Tensor | None) -> None:
-        """Copy the batch into the program's own buffers."""
+    def load(
+        self, inputs: tuple[Tensor, ...], target: Tensor | None, rows: Tensor | None = None
+    ) -> None:
+        """Copy the batch, or these rows of it, into the program's own buffers."""
+
+        def copy(name: str, values: Tensor) -> None:
+            if rows is None:
+                self._values[name].copy_(values)
+            else:
+                torch.index_select(values, 0, rows, out=self._values[name])
+
         for position, x in enumerate(inputs):
             if str(position) in self._inputs:
-                self._values[self._inputs[str(position)]].copy_(x)
+                copy(self._inputs[str(position)], x)
         for name in self._targets if target is not None else []:
             assert target is not None
-            self._values[name].copy_(target)
+            copy(name, target)
 
     def run(self, phase: str) -> None:
         """Execute one phase."""
@@ -148,17 +157,22 @@ class Executable:
         return self._step
 
     def load(
-        self, inputs: tuple[Tensor, ...], target: Tensor | None = None, whole: int | None = None
+        self,
+        inputs: tuple[Tensor, ...],
+        target: Tensor | None = None,
+        whole: int | None = None,
+        rows: Tensor | None = None,
     ) -> None:
         """Bind the batch: flat inputs ``[N, size]`` and target rows ``[N, K]``.
 
-        ``whole`` is the size of the batch these rows are a part of, for losses summed over the batch.
+        ``whole`` is the size of the batch these rows are a part of, for losses summed over the batch;
+        ``rows`` is the order they are read in, if not as they are: ``[N]``.
         """
         batch = inputs[0].shape[0]
         with self.on_device():
             self._step = self._bind(batch)
         self.memory.batch_size.fill_(whole or batch)
-        self._step.load(inputs, target)
+        self._step.load(inputs, target, rows)
 
     def _bind(self, batch: int) -> ReferenceStep | EmittedStep:
         if batch not in self._bound:

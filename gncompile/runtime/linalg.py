@@ -145,7 +145,8 @@ def step_sizes(
         c = c * (longest / length).clamp(max=1)
         length = torch.minimum(length, longest)
     predicted = b @ c + c @ m @ c / 2
-    effective = (b[own] @ c[own]) / b[own].sum()
+    slope = b[own].sum()
+    effective = torch.where(slope == 0, 0.0, (b[own] @ c[own]) / slope)
     last = c[-1] if momentum else torch.zeros_like(predicted)
     sizes = [c[group] for group in groups]
     out.copy_(torch.stack([*sizes, length, last, predicted, effective]))

@@ -41,6 +41,9 @@ class Memory:
             for name, tensor in constants.items()
         }
         self.states = {key: self._initial(state) for key, state in program.states.items()}
+        self._scalars = {
+            key: state for key, state in program.states.items() if not state.spec.shape
+        }
         self.draws = draws
         self.precision = precision
         self.batch_size = torch.zeros((), dtype=dtype, device=device)
@@ -55,6 +58,10 @@ class Memory:
             return tensor
         numbers = {"zero": 0.0, "one": 1.0, "identity": 1.0}
         return tensor.fill_(float(numbers.get(state.initial, state.initial)))  # type: ignore[arg-type]
+
+    def initial_scalars(self) -> dict[str, Tensor]:
+        """The scalar states as they are before the first step."""
+        return {key: self._initial(state) for key, state in self._scalars.items()}
 
     def parameter(self, key: str) -> Tensor:
         """A parameter of the user's model, as data without gradient tracking."""

@@ -197,3 +197,23 @@ def test_a_bad_batch_is_refused() -> None:
     one.step(x, y)
     assert one.rejected == 1
     assert all(torch.equal(p, before[name]) for name, p in one.model.state_dict().items())
+
+
+def test_a_batch_without_a_gradient_changes_nothing() -> None:
+    """Inputs and outputs of 0; the states that tell of a step are those of this one."""
+    of = {"guarded": True, "inverse": "newton_schulz", **QUICK}
+    one = trainer("narrow", "mse", "kfra", "triton", torch.float32, **of)
+    generator = torch.Generator().manual_seed(9)
+    x, y = normal(generator, 5, INPUTS).float(), normal(generator, 5, 3).float()
+    one.step(x, y)
+    kinds = ("Q.", "G.", "step.", "average", "damping", "factor_damping", "usual_length", "updates")
+    before = {key: value.clone() for key, value in one.state_dict()["states"].items()}
+    weights = {name: p.clone() for name, p in one.model.state_dict().items()}
+    met = one.predict(x)
+    assert one.step(x, met).predicted == one.step(x, met).step_size == 0
+    after = one.state_dict()["states"]
+    assert all(torch.equal(after[k], before[k]) for k in after if k.startswith(kinds))
+    assert all(torch.equal(p, weights[name]) for name, p in one.model.state_dict().items())
+    assert all(value.isfinite().all() for value in after.values())
+    assert one.rejected == 0
+    assert one.step(x, y).loss > float(one.loss(x, y))
