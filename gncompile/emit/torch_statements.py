@@ -18,7 +18,7 @@ from sympy import Add, Expr, Mul, Pow, Symbol
 
 from ..errors import InternalError
 from ..functions import select, softplus
-from .expressions import Product, hypot, may_underflow, root_of_squares, to_float, torch_name
+from .expressions import Product, hypot, may_underflow, power_of_root, to_float, torch_name
 
 
 def torch_statements(
@@ -230,9 +230,9 @@ class _Lowering:
         )
 
     def power(self, base: Expr, exponent: Expr) -> Operand:
-        root = root_of_squares(base)
-        if root is not None and not exponent.is_Integer and (2 * exponent).is_Integer:
-            return self.lower(root ** (2 * exponent))
+        rooted = power_of_root(base, exponent)
+        if rooted is not None:
+            return self.lower(rooted)
         if exponent == sympy.Rational(1, 2):
             return self.emit("torch.sqrt({0}, out={out})", self.lower(base))
         if exponent == sympy.Rational(-1, 2):
