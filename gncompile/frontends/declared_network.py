@@ -6,13 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import sympy
 import torch
 from sympy import Expr, Symbol
 from torch import Tensor, nn
 
-from ..emit.expressions import evaluate
-from ..functions import softplus
+from ..plain_torch import plain
 from .model_schema import Concat, Linear, Node, Pointwise, Select, Slice
 
 INPUT = "input"
@@ -40,11 +38,8 @@ class Elementwise(nn.Module):
         self.function = function
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        values: dict[Expr, Tensor] = dict(zip(self.function.arguments, inputs, strict=True))
-        for part in sympy.postorder_traversal(self.function.expression):
-            if isinstance(part, softplus):  # evaluate() takes logaddexp, which cannot be traced
-                values[part] = nn.functional.softplus(evaluate(part.args[0], values))
-        result = evaluate(self.function.expression, values)
+        values = dict(zip(self.function.arguments, inputs, strict=True))
+        result = plain(self.function.expression, values)
         return result.expand_as(inputs[0])  # a constant has no shape of its own
 
     def extra_repr(self) -> str:
