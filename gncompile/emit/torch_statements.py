@@ -224,7 +224,8 @@ class _Lowering:
         if isinstance(last, Add) and len(last.args) == 2 and last.args[0] == 1:
             c, r = _coefficient(last.args[1])
             inner = Product.of(r)
-            if inner.above and not inner.below:
+            # Sums within r would be written out in turn, for each power of this one anew.
+            if inner.above and not inner.below and not any(isinstance(f, Add) for f in inner.above):
                 p = self.multiplied(before)
                 first = self.multiplied((*before, *inner.above[:-1]))
                 return self.addcmul(p, first, self.lower(inner.above[-1]), c)
