@@ -219,6 +219,8 @@ def points(kinks: Sequence[float], dtype: torch.dtype) -> Tensor:
     far = torch.tensor([-80.0, -35.0, -17.0, 17.0, 35.0, 80.0], dtype=dtype)
     end = torch.tensor(torch.inf, dtype=dtype)
     beside = [at, torch.nextafter(at, end), torch.nextafter(at, -end)]
+    tiny = torch.finfo(dtype).tiny * 4  # the products of smaller numbers are rounded
+    beside = [b.where(at != 0, tiny * s) for b, s in zip(beside, (0, 1, -1), strict=True)]
     return torch.cat([torch.linspace(-3, 3, 61, dtype=dtype) + 0.0037, far, *beside])
 
 
@@ -231,22 +233,29 @@ def autograd(f: Function, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
+ROUGH = ("celu", "hardsigmoid")
+"""In float64 torch rounds 1/alpha and 1/6 of these to float32."""
+ROUGH_TOLERANCE = 1e-7
 
 
-def apart(found: Tensor, wanted: Tensor, usable: Tensor) -> Tensor:
+def apart(name: str, found: Tensor, wanted: Tensor, usable: Tensor) -> Tensor:
     """Where the error exceeds the tolerance, relative to the value and a little to the largest within ±3."""
     usual = wanted[:61][usable[:61]].abs().max()
-    allowed = TOLERANCE[wanted.dtype] * (wanted.abs() + 1e-3 * usual)
+    tolerance = TOLERANCE[wanted.dtype]
+    tolerance = max(tolerance, ROUGH_TOLERANCE) if name.startswith(ROUGH) else tolerance
+    allowed = tolerance * (wanted.abs() + 1e-3 * usual)
     return usable & ~((found - wanted).abs() <= allowed)
 
 
-def beside_a_kink(f: Function, x: Tensor, slope: Tensor) -> Tensor:
-    """Whether ``slope`` is torch's a few roundings away, where an affine map has moved the kink."""
-    moved = [x + s * 4 * torch.finfo(x.dtype).eps * (1 + x.abs()) for s in (-1, 1)]
-    there = [autograd(f, m)[1] for m in moved]
-    low, high = torch.minimum(*there), torch.maximum(*there)
-    slack = 1e-3 * (1 + low.abs() + high.abs())
-    return (high - low > slack) & (low - slack <= slope) & (slope <= high + slack)
+def undecided(f: Function, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Where torch's own value and slope change within a few roundings of ``x``: at a moved kink, near a pole."""
+    moves = [s * 4 * torch.finfo(x.dtype).eps * (1 + x.abs()) for s in (-1, -0.25, 0, 0.25, 1)]
+    answers = []
+    for around in zip(*(autograd(f, x + move) for move in moves), strict=True):
+        every = torch.stack(around)
+        low, high = every.amin(dim=0), every.amax(dim=0)
+        answers.append(~(high - low <= TOLERANCE[x.dtype] * (low.abs() + high.abs())))
+    return answers[0], answers[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -271,16 +280,19 @@ def test_values_and_slopes_equal_autograd(wrapper: str, dtype: torch.dtype) -> N
         wanted, steep = autograd(f, x)
         usable = wanted.isfinite() & steep.isfinite()
         assert usable.double().mean() > 0.3, case.name
-        bad = apart(slope, steep, usable)
+        wrong = apart(case.name, value, wanted, usable)
+        bent = apart(case.name, slope, steep, usable)
         if wrapper == "inner" or case.name.startswith("hardsigmoid"):
             # torch rounds h a + b, and hardsigmoid's h + 3, before it compares
-            bad &= ~beside_a_kink(f, x, slope)
+            excused = undecided(f, x)
+            assert (excused[1] & usable).double().mean() < 0.3, case.name
+            wrong, bent = wrong & ~excused[0], bent & ~excused[1]
         said += [
             f"{what} of {case.name}, {wrapper} with {a} and {b}, at {x[n].item()!r}: "
             f"{got[n].item()!r}, not {right[n].item()!r} ({expression})"
             for what, where, got, right in (
-                ("value", apart(value, wanted, usable), value, wanted),
-                ("slope", bad, slope, steep),
+                ("value", wrong, value, wanted),
+                ("slope", bent, slope, steep),
             )
             for n in where.nonzero().flatten().tolist()
         ]
@@ -302,5 +314,5 @@ def test_compiled_values_and_slopes_equal_autograd(dtype: torch.dtype) -> None:
         wanted, steep = autograd(case.function, x)
         usable = wanted.isfinite() & steep.isfinite()
         for found, right in ((value[:, k], wanted), (slope[:, k], steep)):
-            bad = apart(found, right, usable)
+            bad = apart(case.name, found, right, usable)
             assert not bad.any(), (case.name, x[bad], found[bad], right[bad])
