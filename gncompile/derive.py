@@ -236,9 +236,9 @@ def _test_on_output(
     first branch it *is* ``c``; on the second it must be shown that ``c(v) <= 0`` wherever ``c(u) <= 0``.
 
     Both must hold of rounded numbers too. So ``u`` may not add a number to what ``c`` compares, or
-    ``x + 1 > 1`` would be asked for ``x > 0``. A comparison with a number ``k`` may scale the output by powers
-    of two only, and ``v`` must be a number on the other side of ``k``: rounding keeps the order of two
-    numbers, but not that of ``10 x`` and 7. Against zero, the sign of a rounded product is that of the product.
+    ``x + 1 > 1`` would be asked for ``x > 0``. A comparison with a number ``k`` may scale the output by
+    powers of two only, and ``v`` must be a number on the other side of ``k``: rounding keeps the order of
+    two numbers, but not that of ``10 x`` and 7. Against zero, a rounded product keeps its sign.
     """
     scale, core, shift = _affine(u, arguments)
     if not core.has(*arguments) or not _keeps_digits(scale, core, Integer(0)):

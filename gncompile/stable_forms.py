@@ -156,7 +156,9 @@ def logistic_product(e: Expr) -> Expr | None:
                 u = base.args[0]
                 times = sympy.cancel(-grow.args[0] / u)
                 if times.is_Integer and 1 <= times <= power:
-                    return e / grow / factor * sigmoid(-u) ** times * sigmoid(u) ** (power - times)
+                    # Not by division: sympy would leave e^u e^-u as it is, which may be 0 * inf.
+                    others = (f for f in e.args if f not in (grow, factor))
+                    return Mul(*others, sigmoid(-u) ** times, sigmoid(u) ** (power - times))
     return None
 
 

@@ -198,7 +198,9 @@ class Problem:
         trained = self._trained()
         value = self.objective(module(*inputs).reshape(len(y), -1), y)
         names = list(trained)
-        wanted = dict(zip(names, torch.autograd.grad(value, [trained[n] for n in names]), strict=True))
+        wanted = dict(
+            zip(names, torch.autograd.grad(value, [trained[n] for n in names]), strict=True)
+        )
         program = step_program(self.graph, self.loss, Settings(method="sgd"))
         executable = self._run(program, flat, y, "gradient")
         single = self._in_float32()

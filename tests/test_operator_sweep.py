@@ -1,7 +1,8 @@
-"""Every elementwise operator of the frontend, with random constants, against autograd at 61 points and at kinks.
+"""Every elementwise operator of the frontend, with random constants, against autograd.
 
-One network computes all of them side by side, so that it is traced once; what the frontend made of each is then
-swept through stable forms, the decision what to keep, and emitted statements. A sample is compiled as a whole.
+One network computes all of them side by side, so that it is traced once; what the frontend made of each is
+swept through stable forms, the decision what to keep, and emitted statements, at 61 points, in saturated
+ranges, and at kinks and the floats beside them. A sample is compiled as a whole.
 """
 
 from __future__ import annotations
@@ -161,7 +162,7 @@ def test_every_elementwise_operator_has_a_case() -> None:
 
 
 class Side(nn.Module):
-    """``h = x`` by a layer, and every function of it side by side: ``rop`` along the bias gives the slopes."""
+    """``h = x`` by a layer, and its functions side by side: ``rop`` along the bias gives the slopes."""
 
     def __init__(self, functions: Sequence[Function]) -> None:
         super().__init__()
@@ -200,7 +201,9 @@ def swept() -> list[Swept]:
     for name, made in CASES.items():
         a, b = constants(generator)
         for number, f in enumerate(made(a, b)):
-            found.append((f"{name}[{number}] with {a} and {b}", f, (0.0, 1.5, 3.0, 6.0, *UNEVEN, a, b)))
+            found.append(
+                (f"{name}[{number}] with {a} and {b}", f, (0.0, 1.5, 3.0, 6.0, *UNEVEN, a, b))
+            )
     traced = trace(Side([f for _, f, _ in found]).double(), torch.zeros(2, 1).double())
     graph = prepare(traced.graph)
     (beside,) = (graph[name] for name in graph.output.inputs)
@@ -254,7 +257,7 @@ def apart(name: str, found: Tensor, wanted: Tensor, usable: Tensor) -> Tensor:
 
 
 def undecided(f: Function, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Where torch's own value and slope change within a few roundings of ``x``: at a moved kink, near a pole."""
+    """Where torch's own value and slope change within a few roundings of ``x``: moved kinks, poles."""
     moves = [s * 4 * torch.finfo(x.dtype).eps * (1 + x.abs()) for s in (-1, -0.25, 0, 0.25, 1)]
     answers = []
     for around in zip(*(autograd(f, x + move) for move in moves), strict=True):
@@ -280,9 +283,7 @@ def test_values_and_slopes_equal_autograd(wrapper: str, dtype: torch.dtype) -> N
         x = points(inner, dtype)
         rule = pointwise_rule(expression, (case.argument,))
         value = run_torch_statements(rule.value, {case.argument: x})
-        slope = run_torch_statements(
-            rule.kept_slopes[0], {case.argument: x, rule.output: value}
-        )
+        slope = run_torch_statements(rule.kept_slopes[0], {case.argument: x, rule.output: value})
         wanted, steep = autograd(f, x)
         usable = wanted.isfinite() & steep.isfinite()
         assert usable.double().mean() > 0.3, case.name

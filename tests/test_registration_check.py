@@ -80,7 +80,10 @@ def test_a_wrong_order_of_evaluation_is_found(monkeypatch):
     with pytest.raises(RegistrationError) as caught:
         register_transfer("bent", "x*(1 + x**2)**-0.3", override=True)
     text = str(caught.value)
-    assert "the value, as computed in float64, of the transfer function 'bent' is wrong at x = " in text
+    assert (
+        "the value, as computed in float64, of the transfer function 'bent' is wrong at x = "
+        in text
+    )
     assert "with many digits\n  computed: " in text
 
 
@@ -96,7 +99,9 @@ def test_a_wrong_order_of_evaluation_is_found(monkeypatch):
 def test_a_slope_that_rounding_takes_from_the_output_is_found(expression, kept):
     right = pointwise_rule(expression, (x,))
     checked(expression)
-    with pytest.raises(RegistrationError, match="from what the backward pass keeps, as computed in"):
+    with pytest.raises(
+        RegistrationError, match="from what the backward pass keeps, as computed in"
+    ):
         checked(expression, kept_slopes=(kept(right.output),))
 
 

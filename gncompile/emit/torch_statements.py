@@ -278,7 +278,7 @@ class _Lowering:
         return self.emit(f"torch.where({{0}} {sign} {bound}, {{1}}, {{2}}, out={{out}})", *operands)
 
     def comparison(self, c: Expr) -> tuple[Operand, str, str]:
-        """``c > 0`` as operand, sign and bound: ``x - 0.7 > 0`` is ``x > 0.7``, which torch does not round."""
+        """``c > 0`` as operand, sign and bound: ``x - 0.7 > 0`` is ``x > 0.7``, without a rounding."""
         level, varying = c.as_independent(*c.free_symbols, as_Add=True)
         if level == 0 or c in self.known:
             return self.lower(c), ">", "0"
