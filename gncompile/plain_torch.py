@@ -1,7 +1,7 @@
-"""Expressions in torch as they stand, for ``autograd`` and ``torch.func``: what compiled code is held against.
+"""Expressions in torch as they stand, for ``autograd`` and ``torch.func``: a reference for compiled code.
 
-Nothing is shared with what compiles: no stable form, no derived slope, no order of multiplication. Each node of
-an expression is the torch function of its name; slopes are torch's own, at kinks too.
+Nothing is shared with what compiles: no stable form, no derived slope, no order of multiplication. Each node
+of an expression is the torch function of its name; slopes are torch's own, at kinks too.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ class Problem:
         """
         y = self.targets(len(inputs[0]))
         with torch.no_grad():
-            for name, parameter in self._trained().items():
+            for parameter in self._trained().values():
                 scale = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.5
                 parameter.copy_(_normal(self.generator, *parameter.shape) * scale)
         flat = tuple(x.flatten(start_dim=1) for x in inputs)

@@ -200,10 +200,8 @@ def swept() -> list[Swept]:
     found: list[tuple[str, Function, tuple[float, ...]]] = []
     for name, made in CASES.items():
         a, b = constants(generator)
-        for number, f in enumerate(made(a, b)):
-            found.append(
-                (f"{name}[{number}] with {a} and {b}", f, (0.0, 1.5, 3.0, 6.0, *UNEVEN, a, b))
-            )
+        for k, f in enumerate(made(a, b)):
+            found.append((f"{name}[{k}] with {a} and {b}", f, (0.0, 1.5, 3.0, 6.0, *UNEVEN, a, b)))
     traced = trace(Side([f for _, f, _ in found]).double(), torch.zeros(2, 1).double())
     graph = prepare(traced.graph)
     (beside,) = (graph[name] for name in graph.output.inputs)
