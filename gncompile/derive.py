@@ -74,6 +74,7 @@ def pointwise_rule(value: Expr, arguments: tuple[Symbol, ...]) -> PointwiseRule:
     """
     value = stable(value)
     slopes = tuple(stable(differentiate(value, argument)) for argument in arguments)
+    value = stable(without_ties(value))
     output = _fresh("output", value.free_symbols | set(arguments))
     kept_slopes, keeps, why = _what_to_keep(value, slopes, arguments, output)
     return PointwiseRule(tuple(arguments), value, slopes, output, kept_slopes, keeps, why)
@@ -119,6 +120,19 @@ def differentiate(expression: Expr, symbol: Symbol) -> Expr:
     return Add(*(expression.fdiff(i + 1) * slopes[i] for i in range(len(args)) if slopes[i] != 0))
 
 
+def without_ties(e: Expr) -> Expr:
+    """``select(c, u, select(-c, v, (u + v)/2)) -> select(c, u, v)`` where ``u - v`` is a multiple of ``c``.
+
+    The larger or smaller of two; that equal arguments share the slope matters no more to the value.
+    """
+    e = rebuilt(e, [without_ties(arg) for arg in e.args])
+    if not (isinstance(e, select) and isinstance(e.args[2], select)):
+        return e
+    c, u, (opposite, v, tie) = e.args[0], e.args[1], e.args[2].args
+    tied = opposite == -c and sympy.expand(tie - (u + v) / 2) == 0
+    return select(c, u, v) if tied and sympy.cancel((u - v) / c).is_number else e
+
+
 # What to keep ---------------------------------------------------------------------------------------------
 
 
@@ -159,7 +173,7 @@ def in_output(slope: Expr, value: Expr, output: Expr, arguments: tuple[Symbol, .
         return slope
     t = (output - shift) / scale
     if isinstance(core, select):
-        return _in_output_branchwise(slope, core, t, output, arguments)
+        return _in_output_branchwise(slope, core, t, arguments)
     known = {core: t}
     if type(core) in RELATIONS:
         known.update(RELATIONS[type(core)](core.args[0], t))
@@ -211,10 +225,10 @@ RELATIONS: dict[type, Callable[[Expr, Expr], dict[Expr, Expr]]] = {
 
 
 def _in_output_branchwise(
-    slope: Expr, branch: select, t: Expr, output: Expr, arguments: tuple[Symbol, ...]
+    slope: Expr, branch: select, t: Expr, arguments: tuple[Symbol, ...]
 ) -> Expr:
     c, u, v = branch.args
-    test = _test_on_output(c, u, v, t, output, arguments)
+    test = _test_on_output(c, u, v, t, arguments)
     if test is None:
         return slope
 
@@ -228,7 +242,7 @@ def _in_output_branchwise(
 
 
 def _test_on_output(
-    c: Expr, u: Expr, v: Expr, t: Expr, output: Expr, arguments: tuple[Symbol, ...]
+    c: Expr, u: Expr, v: Expr, t: Expr, arguments: tuple[Symbol, ...]
 ) -> Expr | None:
     """A condition on ``t = select(c, u, v)`` that holds exactly where ``c > 0``, or None if none is found.
 
@@ -248,6 +262,7 @@ def _test_on_output(
     test, elsewhere = (c.xreplace({core: (value - shift) / scale}) for value in (t, v))
     if test.has(*arguments):
         return None
+    (output,) = t.free_symbols
     level, varying = test.as_independent(output, as_Add=True)
     factor, compared = varying.as_coeff_Mul()
     if compared not in (output, sympy.Abs(output)):

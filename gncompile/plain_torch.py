@@ -66,8 +66,9 @@ def plain(expression: Expr, values: Mapping[Symbol, Tensor]) -> Tensor:
         if isinstance(e, sympy.Mul):
             return functools.reduce(operator.mul, map(value, e.args))
         if isinstance(e, sympy.Pow):
-            exponent = int(e.exp) if e.exp.is_Integer else value(e.exp)
-            return torch.pow(tensor(e.base) if e.exp.is_number else value(e.base), exponent)
+            if e.exp.is_number:
+                return torch.pow(tensor(e.base), int(e.exp) if e.exp.is_Integer else float(e.exp))
+            return torch.pow(tensor(e.base), tensor(e.exp))
         if isinstance(e, select):
             condition, above, below = map(tensor, e.args)
             return torch.where(condition > 0, above, below)

@@ -194,8 +194,8 @@ class TransferCheck:
         found = [real_value(f, x) for f in (self.value, self.slope, self.second)]
         if any(v is None or not abs(v) < LARGE for v in found):
             return None
-        value, slope, second = map(float, found)
-        return value, slope, second
+        value, slope, second = found
+        return float(value), float(slope), float(second)  # type: ignore[arg-type]
 
     def _compare_emitted(self, x: float, row: Sequence[float], exact: Floats) -> None:
         scale = (1 + abs(x)) * sum(map(abs, exact))
@@ -204,7 +204,9 @@ class TransferCheck:
             if not abs(got - wanted) <= CONDITIONED * scale:
                 raise self._inaccurate(f"{what}, as computed in float64,", x, wanted, got)
 
-    def _compare_kept(self, dtype: str, rows: list[tuple[float, Sequence[float], Floats]]) -> None:
+    def _compare_kept(
+        self, dtype: str, rows: Sequence[tuple[float, Sequence[float], Floats]]
+    ) -> None:
         """The kept slope loses no more than :data:`KEPT` says, or than the slope from the argument."""
         relative, absolute = KEPT[dtype]
         usual = max((abs(e[1]) for p, _, e in rows if abs(p) <= MODERATE), default=0.0)

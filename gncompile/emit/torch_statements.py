@@ -264,10 +264,9 @@ class _Lowering:
     def branch(self, e: select) -> Operand:
         """``select`` by extremes, masks or one-sided arguments; ``torch.where`` is far slower on a CPU."""
         c, u, v = e.args
-        other = _without_tie(c, u, v)
-        ratio = _ratio(u - other, c)
+        ratio = _ratio(u - v, c)
         if ratio is not None:
-            return self.extreme("max" if ratio.is_positive else "min", u, other)
+            return self.extreme("max" if ratio.is_positive else "min", u, v)
         if u.is_number and v.is_number:
             return self.step(c, to_float(u), to_float(v))
         split = _one_sided(c, u, v)
@@ -323,13 +322,6 @@ class _Lowering:
 def _coefficient(term: Expr) -> tuple[float, Expr]:
     numbers = [factor for factor in Mul.make_args(term) if factor.is_number]
     return to_float(Mul(*numbers)), term / Mul(*numbers)
-
-
-def _without_tie(c: Expr, u: Expr, v: Expr) -> Expr:
-    """``v`` of ``select(c, u, select(-c, v, (u + v)/2))``, whose last branch matters for slopes only."""
-    if isinstance(v, select) and v.args[0] == -c and v.args[2] == (u + v.args[1]) / 2:
-        return v.args[1]
-    return v
 
 
 def _ratio(a: Expr, b: Expr) -> Expr | None:
