@@ -18,7 +18,7 @@ import sympy
 from sympy import Add, Expr, Integer, Mul, Pow, Rational, Symbol, cosh, erf, exp, log, sinh, tanh
 
 from .functions import erfc, expm1, log1p, select, sigmoid, softplus
-from .stable_forms import rebuilt, stable, transcendental
+from .stable_forms import is_power_of_two, rebuilt, stable, transcendental
 
 Keeps = Literal["nothing", "input", "output", "both"]
 
@@ -74,6 +74,7 @@ def pointwise_rule(value: Expr, arguments: tuple[Symbol, ...]) -> PointwiseRule:
     """
     value = stable(value)
     slopes = tuple(stable(differentiate(value, argument)) for argument in arguments)
+    value = stable(without_ties(value))
     output = _fresh("output", value.free_symbols | set(arguments))
     kept_slopes, keeps, why = _what_to_keep(value, slopes, arguments, output)
     return PointwiseRule(tuple(arguments), value, slopes, output, kept_slopes, keeps, why)
@@ -119,6 +120,19 @@ def differentiate(expression: Expr, symbol: Symbol) -> Expr:
     return Add(*(expression.fdiff(i + 1) * slopes[i] for i in range(len(args)) if slopes[i] != 0))
 
 
+def without_ties(e: Expr) -> Expr:
+    """``select(c, u, select(-c, v, (u + v)/2)) -> select(c, u, v)`` where ``u - v`` is a multiple of ``c``.
+
+    The larger or smaller of two; that equal arguments share the slope matters no more to the value.
+    """
+    e = rebuilt(e, [without_ties(arg) for arg in e.args])
+    if not (isinstance(e, select) and isinstance(e.args[2], select)):
+        return e
+    c, u, (opposite, v, tie) = e.args[0], e.args[1], e.args[2].args
+    tied = opposite == -c and sympy.expand(tie - (u + v) / 2) == 0
+    return select(c, u, v) if tied and sympy.cancel((u - v) / c).is_number else e
+
+
 # What to keep ---------------------------------------------------------------------------------------------
 
 
@@ -149,8 +163,14 @@ def in_output(slope: Expr, value: Expr, output: Expr, arguments: tuple[Symbol, .
 
     ``value = c f(u) + d`` gives ``f(u) = (output - d)/c``; what that says about related functions is in
     :data:`RELATIONS`. A ``select`` is undone branch by branch if the output shows which branch was taken.
+
+    The output is a rounded number, so nothing is taken from it that rounding may have lost:
+    :func:`_keeps_digits` says which ``c`` and ``d`` leave ``f(u)`` exact to a few roundings, and
+    :func:`_test_on_output` which branches can be told apart without any error.
     """
     scale, core, shift = _affine(value, arguments)
+    if not _keeps_digits(scale, core, shift):
+        return slope
     t = (output - shift) / scale
     if isinstance(core, select):
         return _in_output_branchwise(slope, core, t, arguments)
@@ -161,12 +181,36 @@ def in_output(slope: Expr, value: Expr, output: Expr, arguments: tuple[Symbol, .
     def rewrite(e: Expr) -> Expr:
         if e in known:
             return known[e]
-        same_base = isinstance(core, Pow) and isinstance(e, Pow) and e.base == core.base
-        if same_base and (e.exp / core.exp).is_Integer:
-            return t ** (e.exp / core.exp)
+        if isinstance(core, Pow) and isinstance(e, Pow) and e.base == core.base:
+            power = e.exp / core.exp
+            if power.is_Integer and abs(power) <= _MAX_POWER:
+                return t**power
         return rebuilt(e, [rewrite(arg) for arg in e.args])
 
     return rewrite(slope) if core.has(*arguments) else slope
+
+
+_MAX_POWER = 4
+"""A power multiplies the output's relative error by its exponent."""
+
+_MAX_SCALE = 2**20
+"""A larger factor, or a smaller one than its inverse, may over- or underflow where the slope does not."""
+
+_WITHIN_ONE = (tanh, sigmoid, erf)
+
+
+def _keeps_digits(scale: Expr, core: Expr, shift: Expr) -> bool:
+    """Whether ``output = scale core + shift``, once rounded, still tells ``core``.
+
+    Without a shift, a rounding ``ε`` of the output is one of ``core``, relative to ``core``. A shift adds
+    ``ε |shift/scale|`` in absolute terms, whatever the size of ``core``: allowed where ``core`` itself, as
+    a bounded function, is only meant to within ``ε`` times its bound of one, and the shift is no larger.
+    """
+    if not 1 <= abs(scale) * _MAX_SCALE <= _MAX_SCALE**2:
+        return False
+    if shift == 0:
+        return True
+    return isinstance(core, _WITHIN_ONE) and shift.is_number and bool(abs(shift) <= abs(scale))
 
 
 RELATIONS: dict[type, Callable[[Expr, Expr], dict[Expr, Expr]]] = {
@@ -204,14 +248,29 @@ def _test_on_output(
 
     Where ``c`` depends on the arguments through ``u`` alone, it is ``c`` with ``t`` in place of ``u``: on the
     first branch it *is* ``c``; on the second it must be shown that ``c(v) <= 0`` wherever ``c(u) <= 0``.
+
+    Both must hold of rounded numbers too. So ``u`` may not add a number to what ``c`` compares, or
+    ``x + 1 > 1`` would be asked for ``x > 0``. A comparison with a number ``k`` may scale the output by
+    powers of two only, and ``v`` must be a number on the other side of ``k``: rounding keeps the order of
+    two numbers, but not that of ``10 x`` and 7. Against zero, a rounded product keeps its sign.
     """
     scale, core, shift = _affine(u, arguments)
-    if not core.has(*arguments):
+    if not core.has(*arguments) or not _keeps_digits(scale, core, Integer(0)):
+        return None
+    if shift != 0 and not (_follows_sign(u, c) or _follows_sign(-u, c)):
         return None
     test, elsewhere = (c.xreplace({core: (value - shift) / scale}) for value in (t, v))
     if test.has(*arguments):
         return None
-    return test if _never_positive(elsewhere, c) else None
+    (output,) = t.free_symbols
+    level, varying = test.as_independent(output, as_Add=True)
+    factor, compared = varying.as_coeff_Mul()
+    if compared not in (output, sympy.Abs(output)):
+        return None
+    if level == 0:
+        return test if _never_positive(elsewhere, c) else None
+    exact = is_power_of_two(factor) and not elsewhere.has(*arguments)
+    return test if exact and elsewhere.is_nonpositive else None
 
 
 def _never_positive(e: Expr, c: Expr) -> bool:

@@ -3,12 +3,16 @@
 The declared expression is evaluated with 100 digits and differentiated by central differences, which share
 nothing with :mod:`gncompile.derive`: with a step of 1e-20 the slope is good to 1e-40 and the second
 derivative to 1e-39, relative to the function's higher derivatives.
+
+What the backends make of the formulas is run in floating point and compared with the same digits, for a
+formula may be true and its order of evaluation, or what rounding leaves of it, may not.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import mpmath
@@ -25,10 +29,19 @@ STEP = 1e-20
 RELATIVE, ABSOLUTE = 1e-15, 1e-30
 """Far above the errors of the differences, far below any wrong rule."""
 
+CONDITIONED = 1e-6
+"""In float64, relative to a function and its derivatives: far above rounding, below any wrong code."""
+KEPT = {"float32": (1e-3, 1e-6), "float64": (1e-9, 1e-14)}
+"""How well the slope must be recovered from what is kept: relative to itself, and to the largest slope within
+``±MODERATE``; or as well as it is computed from the argument."""
+MODERATE = 10.0
 LARGE = 1e30
 """Where the mathematics exceeds this, float32 need not be finite."""
 FLOAT32_POINTS = (0.0, 1e-3, 1.0, 10.0, 30.0, 100.0)
 FLOAT64_POINTS = (1000.0,)
+
+Floats = tuple[float, float, float]
+"""Value, slope and second derivative."""
 
 
 @dataclass
@@ -60,6 +73,7 @@ class TransferCheck:
             for kink in kinks:
                 self._check_kink(kink)
             self._check_floats(kinks)
+            self._check_emitted(kinks)
 
     def _function(self, expression: Expr) -> Function:
         return precise_function(expression, (self.argument,))
@@ -148,6 +162,68 @@ class TransferCheck:
                     value = None if is_finite else real_value(exact, point)
                     if value is not None and abs(value) < LARGE:
                         raise self._overflow(what, str(dtype).removeprefix("torch."), point, value)
+
+    def _check_emitted(self, kinks: tuple[Number, ...]) -> None:
+        """Every backend's value, slope, second derivative and kept slope, against many digits."""
+        import torch
+
+        from .accuracy import BACKENDS
+
+        rule = self.rule
+        formulas = {"value": rule.value, "slope": rule.slopes[0], "second": rule.seconds[0, 0]}
+        for dtype in (torch.float64, torch.float32):
+            x = torch.tensor([float(p) for p in probe_points(self.domain, kinks)], dtype=dtype)
+            exact = [self._moderate(p) for p in x.tolist()]
+            for run in BACKENDS.values():
+                found = {what: run(e, {self.argument: x}) for what, e in formulas.items()}
+                kept = {self.argument: x, rule.output: found["value"]}
+                found["kept"] = run(rule.kept_slopes[0], kept)
+                rows = zip(*(found[what].double().tolist() for what in found), strict=True)
+                usable = [
+                    (p, row, at)
+                    for p, row, at in zip(x.tolist(), rows, exact, strict=True)
+                    if at is not None and math.isfinite(row[0])
+                ]
+                if dtype == torch.float64:
+                    for point, row, at in usable:
+                        self._compare_emitted(point, row, at)
+                self._compare_kept(str(dtype).removeprefix("torch."), usable)
+
+    def _moderate(self, x: float) -> Floats | None:
+        """Value, slope and second derivative at ``x`` if they are numbers of a usual size."""
+        found = [real_value(f, x) for f in (self.value, self.slope, self.second)]
+        if any(v is None or not abs(v) < LARGE for v in found):
+            return None
+        value, slope, second = found
+        return float(value), float(slope), float(second)  # type: ignore[arg-type]
+
+    def _compare_emitted(self, x: float, row: Sequence[float], exact: Floats) -> None:
+        scale = (1 + abs(x)) * sum(map(abs, exact))
+        names = ("value", "slope", "second derivative")
+        for what, got, wanted in zip(names, row, exact, strict=False):
+            if not abs(got - wanted) <= CONDITIONED * scale:
+                raise self._inaccurate(f"{what}, as computed in float64,", x, wanted, got)
+
+    def _compare_kept(
+        self, dtype: str, rows: Sequence[tuple[float, Sequence[float], Floats]]
+    ) -> None:
+        """The kept slope loses no more than :data:`KEPT` says, or than the slope from the argument."""
+        relative, absolute = KEPT[dtype]
+        usual = max((abs(e[1]) for p, _, e in rows if abs(p) <= MODERATE), default=0.0)
+        for x, (_, direct, _, kept), (_, wanted, _) in rows:
+            allowed = relative * abs(wanted) + absolute * usual + 10 * abs(direct - wanted)
+            if not abs(kept - wanted) <= allowed:
+                what = f"slope from what the backward pass keeps, as computed in {dtype},"
+                raise self._inaccurate(what, x, wanted, kept)
+
+    def _inaccurate(self, what: str, x: float, wanted: float, got: float) -> RegistrationError:
+        return self._refusal(
+            f"the {what} of the transfer function {self.name!r} is wrong at x = {x:g}\n"
+            f"  expected: {wanted:.12g}, with many digits\n"
+            f"  computed: {got:.12g}",
+            "write it so that no large numbers cancel, or declare the open interval it is meant for: "
+            "domain=(low, high); if it has none, please report this",
+        )
 
     def _overflow(self, what: str, dtype: str, point: float, value: Number) -> RegistrationError:
         return self._refusal(

@@ -103,12 +103,25 @@ def complement(e: Expr) -> Expr | None:
 
 
 def condition_scale(e: Expr) -> Expr | None:
-    """``select(2 c, u, v) -> select(c, u, v)``"""
+    """``select(2 c, u, v) -> select(c, u, v)``
+
+    A sum keeps every factor but a power of two: ``x - 0.7`` has the sign of the rounded ``x`` compared with
+    the rounded 0.7, as in torch, where ``10 x - 7`` may round to the other side of zero.
+    """
     if not isinstance(e, select):
         return None
     c, u, v = e.args
     scale = c.as_content_primitive()[0] if isinstance(c, Add) else c.as_coeff_Mul()[0]
+    if isinstance(c, Add) and not is_power_of_two(scale):
+        return None
     return select(c / abs(scale), u, v)
+
+
+def is_power_of_two(value: Expr) -> bool:
+    """Whether a product with ``value`` is exact in floating point, up to its sign."""
+    if not value.is_Rational or value == 0:
+        return False
+    return all(part & (part - 1) == 0 for part in (abs(value.p), value.q))
 
 
 def merged_branches(e: Expr) -> Expr | None:
@@ -143,7 +156,9 @@ def logistic_product(e: Expr) -> Expr | None:
                 u = base.args[0]
                 times = sympy.cancel(-grow.args[0] / u)
                 if times.is_Integer and 1 <= times <= power:
-                    return e / grow / factor * sigmoid(-u) ** times * sigmoid(u) ** (power - times)
+                    # Not by division: sympy would leave e^u e^-u as it is, which may be 0 * inf.
+                    others = (f for f in e.args if f not in (grow, factor))
+                    return Mul(*others, sigmoid(-u) ** times, sigmoid(u) ** (power - times))
     return None
 
 

@@ -1,6 +1,6 @@
 """A traced graph, and a loss, as plain torch functions: for ``torch.func`` to differentiate.
 
-Nothing here uses a derived rule; that is what makes it a reference.
+Nothing here uses a derived rule or the compiler's evaluator; that is what makes it a reference.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .emit.expressions import evaluate
 from .losses import OUTPUT, TARGET, CoupledLoss, Loss, SeparableLoss
 from .model_graph import (
     Affine,
@@ -23,6 +22,7 @@ from .model_graph import (
     Select,
     TracedModel,
 )
+from .plain_torch import plain
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Network:
             case Pointwise(expression, arguments, named):
                 values = dict(zip(arguments, x, strict=True))
                 values |= {symbol: constants[name] for symbol, name in named}
-                return evaluate(expression, values).expand_as(x[0])
+                return plain(expression, values).expand_as(x[0])
             case Output():
                 return x[0]
 
@@ -89,10 +89,10 @@ def objective(loss: Loss, module: nn.Module | None) -> Callable[[Tensor, Tensor]
     def value(z: Tensor, y: Tensor) -> Tensor:
         scale = loss.scale.value(*z.shape) / z.shape[0]
         if isinstance(loss, SeparableLoss):
-            return scale * evaluate(loss.expression, {OUTPUT: z, TARGET: y}).sum()
+            return scale * plain(loss.expression, {OUTPUT: z, TARGET: y}).sum()
         if isinstance(loss, CoupledLoss):
             columns = dict(zip((*loss.z, *loss.y), (*z.T, *y.T), strict=True))
-            return scale * evaluate(loss.value, columns).sum()
+            return scale * plain(loss.expression, columns).sum()
         smoothing = loss.label_smoothing
         entropy = nn.CrossEntropyLoss(reduction="sum", label_smoothing=smoothing)
         return scale * entropy(z, y)

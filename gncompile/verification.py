@@ -1,15 +1,17 @@
 """Check the rules derived for one model against ``torch.func``, on a shrunken copy, in float64.
 
-The full network's forward pass is compared with the module's. Then every width of the graph is shrunk to a
-few features (:func:`shrink`), parameters are drawn anew, and loss, gradients, curvature factors and the
-R-operator of the compiled programs are compared, layer by layer, with brute force: the graph as a plain
-torch function (:mod:`gncompile.torch_network`), differentiated by ``torch.func``, which shares no
-derivative with us.
+The full network is compared with the module itself: its outputs, and the gradient of the loss that the
+compiled program computes, in float64 and in float32, with that of autograd. Then every width of the graph is
+shrunk to a few features (:func:`shrink`), parameters are drawn anew, and loss, gradients, curvature factors
+and the R-operator of the compiled programs are compared, layer by layer, with brute force: the graph as a
+plain torch function (:mod:`gncompile.torch_network`), differentiated by ``torch.func``, which shares neither
+a derivative nor a way to evaluate expressions with us.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -40,7 +42,10 @@ from .torch_network import Network, objective
 
 TOLERANCE = 1e-9
 """Relative error allowed where both sides are exact: float64 rounding, amplified by a few layers."""
+FLOAT32_TOLERANCE, FLOAT32_FACTOR = 1e-4, 10
+"""Rounding in float32: 1e-4, or ten times the error of torch's own gradient where the network amplifies."""
 SAMPLES = 5
+FULL_SAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -103,22 +108,26 @@ def verify(
 ) -> VerifyReport:
     """Compare what is compiled for ``model`` and ``loss`` with brute force; takes seconds, changes nothing.
 
-    Per layer: the gradient (autograd), Q, Ḡ of KFRA and KFLR at N = 1 and of KFLR at N = 5 (the exact
+    For the network as it is: its output, and its gradient per layer, with the module's under autograd. Per
+    layer of a small copy: the gradient, Q, Ḡ of KFRA and KFLR at N = 1 and of KFLR at N = 5 (the exact
     Gauss-Newton block of the pre-activation), and the R-operator (``jvp``). ``seed`` draws parameters,
     inputs and targets. Raises what :func:`gncompile.compile` would for a model that cannot be compiled.
     """
     generator = torch.Generator().manual_seed(seed)
     full = copy.deepcopy(model).to(device="cpu", dtype=torch.float64)
     examples = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    inputs = tuple(_normal(generator, 3, *x.shape[1:]) for x in examples)
+    inputs = tuple(_normal(generator, FULL_SAMPLES, *x.shape[1:]) for x in examples)
     traced = trace(full, inputs, name=type(model).__name__)
     declared = resolve_loss(loss)
     declared.check_output(traced.graph.output.shape)
     checks = [_forward_check(full, traced, inputs)]
     traced = traced.with_graph(prepare(traced.graph))
     checks.append(_forward_check(full, traced, inputs, "after the passes"))
+    loss_module = loss if isinstance(loss, nn.Module) else None
+    if all(check.ok for check in checks):  # else the gradients are those of another network
+        checks += Problem(traced, declared, loss_module, generator).against_module(full, inputs)
     small = shrink(traced, generator, whole_output=isinstance(declared, CoupledLoss))
-    problem = Problem(small, declared, loss if isinstance(loss, nn.Module) else None, generator)
+    problem = Problem(small, declared, loss_module, generator)
     checks += [
         *problem.first_order(),
         *problem.curvature(),
@@ -161,15 +170,64 @@ class Problem:
     def batch(self, samples: int) -> tuple[tuple[Tensor, ...], Tensor]:
         """Normal inputs and targets that the loss accepts."""
         inputs = tuple(_normal(self.generator, samples, n.size) for n in self.graph.inputs)
+        return inputs, self.targets(samples)
+
+    def targets(self, samples: int) -> Tensor:
+        """Random targets that the loss accepts."""
         outputs = self.graph.output.size
         if isinstance(self.loss, SoftmaxCrossEntropy):
-            return inputs, torch.randint(outputs, (samples,), generator=self.generator)
+            return torch.randint(outputs, (samples,), generator=self.generator)
         low, high = self.loss.targets
         low = max(low, 0.0) if high > 0 else high - 1.0
         if isinstance(self.loss, CoupledLoss):
             outputs = self.loss.targets_count
         unit = torch.rand(samples, outputs, generator=self.generator, dtype=torch.float64)
-        return inputs, low + (min(high, low + 1.0) - low) * unit
+        return low + (min(high, low + 1.0) - low) * unit
+
+    def against_module(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> list[Check]:
+        """The compiled gradient in float64 and float32, against autograd through the user's module.
+
+        Its parameters, which the traced model shares, are drawn anew, as those of the small copy are.
+        """
+        y = self.targets(len(inputs[0]))
+        with torch.no_grad():
+            for parameter in self._trained().values():
+                scale = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.5
+                parameter.copy_(_normal(self.generator, *parameter.shape) * scale)
+        flat = tuple(x.flatten(start_dim=1) for x in inputs)
+        trained = self._trained()
+        value = self.objective(module(*inputs).reshape(len(y), -1), y)
+        names = list(trained)
+        wanted = dict(
+            zip(names, torch.autograd.grad(value, [trained[n] for n in names]), strict=True)
+        )
+        program = step_program(self.graph, self.loss, Settings(method="sgd"))
+        executable = self._run(program, flat, y, "gradient")
+        single = self._in_float32()
+        small = single._run(program, tuple(x.float() for x in flat), _float32(y), "gradient")
+        plain = grad(lambda p: single._value(p, tuple(x.float() for x in flat), _float32(y)))
+        by_torch = plain(single._trained())
+        checks = []
+        for layer, node in self.graph.layers.items():
+            expected = self._joined(node, wanted)
+            found = _error(executable.result(f"grad.{layer}"), expected)
+            checks.append(Check(layer, "gradient, full size", "the module under autograd", found))
+            reached = _error(self._joined(node, by_torch).double(), expected)
+            rounding = max(FLOAT32_TOLERANCE, FLOAT32_FACTOR * reached)
+            found = _error(small.result(f"grad.{layer}").double(), expected)
+            beyond = 0.0 if found <= rounding else found
+            what = "gradient, full size, float32 beyond rounding"
+            checks.append(Check(layer, what, "the module under autograd", beyond))
+        return checks
+
+    def _in_float32(self) -> Problem:
+        """The same problem with float32 copies of parameters and constants."""
+        tensors = [
+            {name: t.detach().float() if t.is_floating_point() else t for name, t in group.items()}
+            for group in (self.traced.parameters, self.traced.constants)
+        ]
+        traced = dataclasses.replace(self.traced, parameters=tensors[0], constants=tensors[1])
+        return Problem(traced, self.loss, self.loss_module, self.generator)
 
     def first_order(self) -> list[Check]:
         """Loss and gradients against ``torch.func.grad``."""
@@ -314,9 +372,8 @@ class Problem:
     # --- compiled programs ----------------------------------------------------------------------------
 
     def _executable(self, program: StepProgram) -> Executable:
-        return Executable(
-            program, self.traced, self.loss, dtype=torch.float64, device=torch.device("cpu")
-        )
+        dtype = next(iter(self.traced.parameters.values())).dtype
+        return Executable(program, self.traced, self.loss, dtype=dtype, device=torch.device("cpu"))
 
     def _run(
         self, program: StepProgram, inputs: tuple[Tensor, ...], y: Tensor, *phases: str
@@ -329,7 +386,7 @@ class Problem:
         self, executable: Executable, inputs: tuple[Tensor, ...], y: Tensor, *phases: str
     ) -> None:
         rows = nn.functional.one_hot(y, self.graph.output.size) if y.dim() == 1 else y
-        executable.load(inputs, rows.double())
+        executable.load(inputs, rows.to(executable.memory.dtype))
         executable.run(*phases)
 
 
@@ -347,6 +404,10 @@ def _dense(executable: Executable, role: str) -> Tensor:
 
 def _normal(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def _float32(y: Tensor) -> Tensor:
+    return y.float() if y.is_floating_point() else y
 
 
 def _error(found: Tensor, expected: Tensor) -> float:

@@ -138,6 +138,58 @@ def test_what_is_kept(value, keeps, slopes):
     assert set(rule.kept) == set().union(*(s.free_symbols for s in rule.kept_slopes))
 
 
+def tied(u, v):
+    """torch's maximum: equal arguments share the slope."""
+    return select(u - v, u, select(v - u, v, (u + v) / 2))
+
+
+@pytest.mark.parametrize(
+    ("u", "v"), [(x, sympy.Integer(0)), (x, y), (3 * x / 10, 1 - y), (x, tanh(x))]
+)
+def test_a_tie_is_one_of_slopes_only(u, v):
+    rule = rule_of(tied(u, v))
+    assert rule.value == stable(maximum(u, v))
+    assert rule.keeps == "input"
+    slope = rule.slopes[0].subs({x: 0, y: 0})
+    if u - v == x or u - v == x - y:
+        assert slope == Rational(1, 2)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        relu(x) - Rational(1482, 1000),  # small x are lost beside the shift
+        relu(x + 1) / 3 + 2,
+        exp(x) + 5,
+        300 + tanh(x) / 100,
+        tanh(x) + c,
+        clamp(x, 0, 6) / 6,  # six sixths may not round to one
+        Rational(3, 10) * clamp(x, Rational(-3, 10), Rational(7, 10)),
+        select(x, 2 * x + 1, 0),
+        select(x - 1, x, x / 2),
+        sympy.Integer(10) ** -30 * tanh(x),
+    ],
+)
+def test_the_input_is_kept_where_rounding_takes_the_slope_from_the_output(value):
+    assert rule_of(value).keeps == "input"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        maximum(x, Rational(127, 100)),
+        clamp(x, Rational(-3, 10), Rational(7, 10)),
+        clamp(x, Rational(-3, 10), Rational(7, 10)) / 4,
+        Rational(3, 10) * relu(x),
+        select(x - Rational(127, 100), x, Rational(127, 100)),
+        sigmoid(x) / 3 - Rational(1, 4),
+        -2 * transfer("elu")(x),
+    ],
+)
+def test_the_output_is_kept_where_it_tells_everything(value):
+    assert rule_of(value).keeps == "output"
+
+
 def test_an_output_symbol_never_clashes():
     rule = pointwise_rule(tanh(a), (a,))
     assert rule.output != a

@@ -15,8 +15,9 @@ from sympy import exp, tanh
 from gncompile import parsing
 from gncompile import transfer as registry
 from gncompile.derive import pointwise_rule
+from gncompile.emit import expressions
 from gncompile.errors import ExpressionError, RegistrationError
-from gncompile.functions import select
+from gncompile.functions import maximum, number, relu, select
 from gncompile.probe_points import possible_kinks, probe_points
 from gncompile.registration_check import TransferCheck
 from gncompile.transfer import ARGUMENT, define_transfer, register_transfer, transfer
@@ -70,6 +71,38 @@ def check_wrong_second():
     right = pointwise_rule(tanh(x), (x,))
     fields = {f.name: getattr(right, f.name) for f in dataclasses.fields(right)}
     TransferCheck("wrong", tanh(x), x, EVERYWHERE, Wrong(**fields), "here").run()
+
+
+def test_a_wrong_order_of_evaluation_is_found(monkeypatch):
+    """The formulas are right; what the backends make of them is not."""
+    register_transfer("bent", "x*(1 + x**2)**-0.3", override=True)
+    monkeypatch.setattr(expressions, "_repeated", lambda base, power: [base] * int(power))
+    with pytest.raises(RegistrationError) as caught:
+        register_transfer("bent", "x*(1 + x**2)**-0.3", override=True)
+    text = str(caught.value)
+    assert (
+        "the value, as computed in float64, of the transfer function 'bent' is wrong at x = "
+        in text
+    )
+    assert "with many digits\n  computed: " in text
+
+
+@pytest.mark.parametrize(
+    ("expression", "kept"),
+    [
+        (300 + tanh(x) / 100, lambda a: (1 - (100 * (a - 300)) ** 2) / 100),
+        (maximum(x, number(0.07)), lambda a: select(100 * a - 7, 1, 0)),
+        (relu(x) - number(0.57), lambda a: select(100 * a + 57, 1, 0)),
+    ],
+    ids=["shift", "maximum", "shifted relu"],
+)
+def test_a_slope_that_rounding_takes_from_the_output_is_found(expression, kept):
+    right = pointwise_rule(expression, (x,))
+    checked(expression)
+    with pytest.raises(
+        RegistrationError, match="from what the backward pass keeps, as computed in"
+    ):
+        checked(expression, kept_slopes=(kept(right.output),))
 
 
 def test_a_refusal_gives_the_point_and_both_values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+from collections.abc import Callable
 
 import pytest
 import sympy
@@ -14,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gncompile import derive, loss_rules, propagation, verification
+from gncompile import derive, loss_rules, propagation, stable_forms, verification
+from gncompile.emit import expressions
 from gncompile.errors import LossError
 from gncompile.frontends.torch_export import trace
 from gncompile.model_graph import FixedLinear, Select
@@ -171,6 +173,78 @@ def test_a_graph_that_is_not_the_module_is_found(monkeypatch: pytest.MonkeyPatch
     )
     found = failed(verify(chain(nn.Tanh()), "mse", torch.zeros(2, 20)))
     assert found == {("", "graph's output")}
+
+
+@pytest.fixture
+def underived():
+    """Nothing derived before or under a wrong rule is remembered."""
+
+    def forget() -> None:
+        for cached in (derive.pointwise_rule, derive.differentiate, stable_forms.stable):
+            cached.cache_clear()
+
+    forget()
+    yield
+    forget()
+
+
+class Applied(nn.Module):
+    """A function of the pre-activation between two layers."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last, self.function = nn.Linear(20, 17), nn.Linear(17, 3), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.function(self.first(x)))
+
+
+def test_a_wrong_order_of_multiplication_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Powers that are not whole, rounded down: whatever evaluates as the compiler does would agree."""
+    model = Applied(lambda h: h * (1 + h * h) ** -0.3)
+    assert verify(model, "mse", torch.zeros(2, 20)).ok
+    monkeypatch.setattr(expressions, "_repeated", lambda base, power: [base] * int(power))
+    found = failed(verify(model, "mse", torch.zeros(2, 20)))
+    assert ("first", "gradient") in found
+    assert ("", "loss") in found
+
+
+def test_a_wrong_rewriting_rule_is_found(monkeypatch: pytest.MonkeyPatch, underived: None) -> None:
+    """``1 - tanh² → cosh^-1``: value right, slope wrong."""
+    wrong = {**stable_forms._SQUARES, (sympy.tanh, sympy.Integer(2)): lambda u: sympy.cosh(u) ** -1}
+    monkeypatch.setattr(stable_forms, "_SQUARES", wrong)
+    found = failed(verify(Applied(lambda h: h * torch.tanh(h)), "mse", torch.zeros(2, 20)))
+    assert ("first", "gradient") in found
+    assert ("", "loss") not in found
+
+
+def test_slopes_from_a_shifted_output_are_found(
+    monkeypatch: pytest.MonkeyPatch, underived: None
+) -> None:
+    """Right in the mathematics and in float64; in float32 the shift has eaten the digits."""
+    model = Applied(lambda h: 300 + 0.01 * torch.tanh(h))
+    assert verify(model, "mse", torch.zeros(2, 20)).ok
+    derive.pointwise_rule.cache_clear()
+    monkeypatch.setattr(derive, "_keeps_digits", lambda *_: True)
+    report = verify(model, "mse", torch.zeros(2, 20))
+    found = [check for check in report.checks if not check.ok]
+    assert {check.layer for check in found} == {"first"}
+    assert {check.compared for check in found} == {"gradient, full size, float32 beyond rounding"}
+
+
+@pytest.mark.parametrize("bound", [0.29, 0.57])
+def test_branches_that_the_output_cannot_tell_are_found(
+    bound: float, monkeypatch: pytest.MonkeyPatch, underived: None
+) -> None:
+    """``100 a < 29``, asked of ``a = 0.29``, is true in floating point."""
+    model = Applied(nn.Hardtanh(-0.3, bound))
+    assert verify(model, "mse", torch.zeros(2, 20)).ok
+    for cached in (derive.pointwise_rule, derive.differentiate, stable_forms.stable):
+        cached.cache_clear()
+    monkeypatch.setattr(stable_forms, "is_power_of_two", lambda _: True)
+    monkeypatch.setattr(derive, "is_power_of_two", lambda _: True)
+    found = failed(verify(model, "mse", torch.zeros(2, 20)))
+    assert ("first", "gradient") in found
 
 
 def test_numbers_that_are_not_finite_fail() -> None:

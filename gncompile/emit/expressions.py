@@ -98,9 +98,9 @@ class Product:
                 above.extend([1 / base] * -int(power))
             elif power.is_negative and (root := root_of_squares(base)) and not alone:
                 # The sum of squares overflows where the quotient does not.
-                below.extend([root] * -int(2 * power))
+                below.extend(_repeated(root, -2 * power))
             elif power.is_Integer:
-                (above if power > 0 else below).extend([base] * abs(int(power)))
+                (above if power > 0 else below).extend(_repeated(base, abs(power)))
             elif power.is_negative and not alone:
                 below.append(base**-power)
             else:
@@ -123,9 +123,22 @@ class Product:
         return result
 
 
+def _repeated(base: Expr, power: Expr) -> list[Expr]:
+    """Factors whose product is ``base^power`` for ``power > 0``: one power after another if it is whole."""
+    return [base] * int(power) if power.is_Integer else [base**power]
+
+
 def may_underflow(e: Expr) -> bool:
     """Whether ``e`` is to be multiplied before factors that may overflow."""
     return e.has(sympy.Function)
+
+
+def power_of_root(base: Expr, exponent: Expr) -> Expr | None:
+    """``(a² + b²)^q`` as ``hypot(a, b)^(2q)`` for a number ``q`` that is not whole, else None."""
+    if exponent.is_Integer or not exponent.is_number:
+        return None
+    root = root_of_squares(base)
+    return None if root is None else root ** (2 * exponent)
 
 
 def root_of_squares(e: Expr) -> hypot | None:
@@ -175,8 +188,8 @@ def evaluate(expression: Expr, values: Mapping[Symbol, torch.Tensor]) -> torch.T
             start: torch.Tensor | float = early
             result = product.folded(start, lambda r, f: r * value(f), lambda r, d: r / value(d))
             return result * late
-        if isinstance(e, Pow) and (root := root_of_squares(e.base)) and (2 * e.exp).is_Integer:
-            return value(root ** (2 * e.exp))
+        if isinstance(e, Pow) and (rooted := power_of_root(e.base, e.exp)) is not None:
+            return value(rooted)
         if isinstance(e, hypot):
             return torch.hypot(tensor(e.args[0]), tensor(e.args[1]))
         if isinstance(e, Pow):

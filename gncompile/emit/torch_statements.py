@@ -14,11 +14,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import sympy
+import torch
 from sympy import Add, Expr, Mul, Pow, Symbol
 
 from ..errors import InternalError
 from ..functions import select, softplus
-from .expressions import Product, hypot, may_underflow, root_of_squares, to_float, torch_name
+from ..stable_forms import is_power_of_two
+from .expressions import (
+    Product,
+    evaluate,
+    hypot,
+    may_underflow,
+    power_of_root,
+    to_float,
+    torch_name,
+)
 from .literals import literal
 
 
@@ -221,7 +231,8 @@ class _Lowering:
         if isinstance(last, Add) and len(last.args) == 2 and last.args[0] == 1:
             c, r = _coefficient(last.args[1])
             inner = Product.of(r)
-            if inner.above and not inner.below:
+            # Sums within r would be written out in turn, for each power of this one anew.
+            if inner.above and not inner.below and not any(isinstance(f, Add) for f in inner.above):
                 p = self.multiplied(before)
                 first = self.multiplied((*before, *inner.above[:-1]))
                 return self.addcmul(p, first, self.lower(inner.above[-1]), c)
@@ -237,9 +248,9 @@ class _Lowering:
         )
 
     def power(self, base: Expr, exponent: Expr) -> Operand:
-        root = root_of_squares(base)
-        if root is not None and not exponent.is_Integer and (2 * exponent).is_Integer:
-            return self.lower(root ** (2 * exponent))
+        rooted = power_of_root(base, exponent)
+        if rooted is not None:
+            return self.lower(rooted)
         if exponent == sympy.Rational(1, 2):
             return self.emit("torch.sqrt({0}, out={out})", self.lower(base))
         if exponent == sympy.Rational(-1, 2):
@@ -268,8 +279,21 @@ class _Lowering:
         split = _one_sided(c, u, v)
         if split is not None:
             return self.lower(split)
-        operands = [self.tensor(self.lower(part)) for part in e.args]
-        return self.emit("torch.where({0} > 0, {1}, {2}, out={out})", *operands)
+        compared, sign, bound = self.comparison(c)
+        operands = [self.tensor(part) for part in (compared, self.lower(u), self.lower(v))]
+        return self.emit(f"torch.where({{0}} {sign} {bound}, {{1}}, {{2}}, out={{out}})", *operands)
+
+    def comparison(self, c: Expr) -> tuple[Operand, str, str]:
+        """``c > 0`` as operand, sign and bound: ``x - 0.7 > 0`` is ``x > 0.7``, without a rounding."""
+        level, varying = c.as_independent(*c.free_symbols, as_Add=True)
+        if level == 0 or c in self.known:
+            return self.lower(c), ">", "0"
+        factor, _ = varying.as_coeff_Mul()
+        # A power of two may be divided out without a rounding; any other factor stays where it is.
+        scale = abs(factor) if is_power_of_two(factor) else sympy.Integer(1)
+        if factor.is_negative:
+            return self.lower(-varying / scale), "<", repr(to_float(level / scale))
+        return self.lower(varying / scale), ">", repr(to_float(-level / scale))
 
     def extreme(self, which: str, u: Expr, v: Expr) -> Operand:
         """The larger or smaller of two."""
@@ -283,15 +307,23 @@ class _Lowering:
 
     def step(self, c: Expr, u: float, v: float) -> Operand:
         """``u`` where ``c > 0``, else ``v``, from a mask of ones and zeros."""
-        if u == 0:
-            return self.scaled(self.emit("torch.le({0}, 0, out={out})", self.lower(c)), v)
-        mask = self.scaled(self.emit("torch.gt({0}, 0, out={out})", self.lower(c)), u)
-        if v == 0:
-            return mask
-        if 0 < v < u:
-            return self.emit(f"torch.clamp({{0}}, min={literal(v)}, out={{out}})", mask)
-        mask = self.emit("torch.gt({0}, 0, out={out})", self.lower(c))
-        return self.emit("torch.add({0}, {1}, out={out})", self.scaled(mask, u - v), v)
+        compared, sign, bound = self.comparison(c)
+        names = {">": ("gt", "le"), "<": ("lt", "ge")}[sign]
+
+        def mask(holds: bool, value: float) -> Operand:
+            name = names[0] if holds else names[1]
+            found = self.emit(f"torch.{name}({{0}}, {bound}, out={{out}})", compared)
+            return self.scaled(found, value)
+
+        if u == 0 or v == 0:
+            return mask(v == 0, u or v)
+        if u > 0 and v > 0:
+            larger, smaller = max(u, v), min(u, v)
+            text = f"torch.clamp({{0}}, min={literal(smaller)}, out={{out}})"
+            return self.emit(text, mask(u > v, larger))
+        # Of the two products one is zero: no sum of u - v and v, which would lose a small u.
+        text = "torch.add({0}, {1}, out={out})"
+        return self.emit(text, mask(True, u), mask(False, v))
 
 
 def _coefficient(term: Expr) -> tuple[float, Expr]:
@@ -310,7 +342,7 @@ def _one_sided(c: Expr, u: Expr, v: Expr) -> Expr | None:
     """``select(c, u(c), v(c))`` as ``u(max(c, 0)) + v(min(c, 0))`` plus a step that mends the jump at 0.
 
     Each branch is then only evaluated where it is meant, and is constant elsewhere. Left alone if the sum
-    would cancel, or if a branch depends on more than ``c``.
+    would cancel or leave a rounding, or if a branch depends on more than ``c``.
     """
     s = Symbol("side", real=True)
     u, v = u.xreplace({c: s}), v.xreplace({c: s})
@@ -320,13 +352,23 @@ def _one_sided(c: Expr, u: Expr, v: Expr) -> Expr | None:
     if not (u0.is_finite and v0.is_finite):
         return None
     above, below = u.xreplace({s: select(c, c, 0)}), v.xreplace({s: select(-c, c, 0)})
-    if u0 == 0 and v0 == 0:
+    if u0 == 0 and v0 == 0 and _comes_out(u, s, u0) and _comes_out(v, s, v0):
         return above + below
-    if u.is_number:
+    if u.is_number and _comes_out(v + (u0 - v0), s, u0):
         return below + (u0 - v0) * select(c, 1, 0)
-    if v.is_number:
+    if v.is_number and _comes_out(u + (v0 - u0), s, v0):
         return above + (v0 - u0) * select(c, 0, 1)
     return None
+
+
+def _comes_out(e: Expr, s: Symbol, value: Expr) -> bool:
+    """Whether ``e`` is ``value`` at ``s = 0``, in floating point too, term by term."""
+    for dtype in (torch.float32, torch.float64):
+        zero = torch.zeros((), dtype=dtype)
+        total = sum((evaluate(term, {s: zero}) for term in Add.make_args(e)), start=zero)
+        if total != zero.new_tensor(to_float(value)):
+            return False
+    return True
 
 
 def _with_buffers(

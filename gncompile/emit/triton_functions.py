@@ -297,11 +297,11 @@ class _Lowering:
         if base.is_number:
             scaled = exponent * sympy.log(base)
             return self.call("accurate.exp", self.lower(scaled), meaning=meaning)
+        root = root_of_squares(base)
+        if root is not None and exponent.is_number:
+            return self.lower(root ** (2 * exponent))
         if not (2 * exponent).is_Integer:
             return self.call("accurate.power", *map(self.lower, (base, exponent)), meaning=meaning)
-        root = root_of_squares(base)
-        if root is not None:
-            return self.lower(root ** (2 * exponent))
         if exponent < 0:
             return self.over(1.0, self.lower(base**-exponent), meaning)
         if exponent == sympy.Rational(1, 2):

@@ -12,7 +12,7 @@ import torch
 from sympy import Expr, Symbol
 from torch import Tensor
 
-from ..emit.expressions import evaluate
+from ..plain_torch import plain
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def exported(number: int) -> Function:
 
 
 def _evaluated(function: Function, inputs: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
-    result = evaluate(function.expression, dict(zip(function.arguments, inputs, strict=True)))
+    result = plain(function.expression, dict(zip(function.arguments, inputs, strict=True)))
     return result.expand_as(inputs[0])  # a constant has no shape of its own
 
 

@@ -54,6 +54,12 @@ def _clamp(self: Expr, min: Expr | None, max: Expr | None) -> Expr:
     return raised if max is None else minimum(max, raised)
 
 
+def _shared_extreme(a: Expr, b: Expr, larger: bool) -> Expr:
+    """The larger or smaller of two; torch shares the slope between equal arguments, half each."""
+    c = a - b if larger else b - a
+    return select(c, a, select(-c, b, (a + b) / 2))
+
+
 def _divide(self: Expr, other: Expr, rounding_mode: str | None = None) -> Expr:
     if rounding_mode is not None:
         raise ValueError("division that rounds has no useful slope")
@@ -119,10 +125,11 @@ POINTWISE: Mapping[str, Rule] = {
     "addcmul": lambda self, tensor1, tensor2, value: self + value * tensor1 * tensor2,
     "addcdiv": lambda self, tensor1, tensor2, value: self + value * tensor1 / tensor2,
     "lerp": lambda self, end, weight: self + weight * (end - self),
-    "maximum": lambda self, other: maximum(self, other),
-    "minimum": lambda self, other: minimum(self, other),
-    "fmax": lambda self, other: maximum(self, other),
-    "fmin": lambda self, other: minimum(self, other),
+    "maximum": lambda self, other: _shared_extreme(self, other, larger=True),
+    "minimum": lambda self, other: _shared_extreme(self, other, larger=False),
+    # of equal arguments the first has the slope
+    "fmax": lambda self, other: maximum(other, self),
+    "fmin": lambda self, other: minimum(other, self),
     "clamp": _clamp,
     "clamp_min": lambda self, min: _clamp(self, min, None),
     "clamp_max": lambda self, max: _clamp(self, None, max),
