@@ -39,6 +39,10 @@ class CompileError(GncompileError):
     """The graph is understood, but the requested program cannot be built for it."""
 
 
+class ModelChangedError(GncompileError):
+    """The model is no longer the one that was compiled, or has hooks that a compiled step never calls."""
+
+
 class BatchError(GncompileError):
     """A batch has the wrong shape, dtype, or non-finite values; nothing was changed."""
 
@@ -57,6 +61,10 @@ class InternalError(GncompileError):
 
 class SmallBatchWarning(UserWarning):
     """Minibatches have so few samples that second-order steps answer their noise."""
+
+
+class ShortDataWarning(UserWarning):
+    """The training data ended before the updates or epochs that were asked for."""
 
 
 def message(found: str, *, where: str | None = None, instead: str | None = None) -> str:
@@ -84,6 +92,14 @@ def require_known(
                 f"unknown {what} {name!r}. {nearest(name, known)}".rstrip(),
                 instead=f"use {use} of {', '.join(known)}",
             )
+        )
+
+
+def require_whole(name: str, value: object, least: int = 1) -> None:
+    """Raise :class:`GncompileError` unless ``value`` is a whole number from ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise GncompileError(
+            message(f"{name} is {value!r}", instead=f"give a whole number from {least}")
         )
 
 
