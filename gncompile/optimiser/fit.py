@@ -38,6 +38,8 @@ class Place:
     """Where a fit stands besides the trainer's own state; saved with it, so that the next fit goes on."""
 
     batches: Batches | None = None
+    position: dict[str, int] | None = None
+    """Where ``batches`` stood after the last step: a batch taken since has not been trained on."""
     best: float = math.inf
     """Lowest validation loss of this fit."""
     waited: int = 0
@@ -48,13 +50,24 @@ class Place:
     def begin(self, train: object, continued: bool) -> None:
         """A fit over ``train`` starts: where the loaded state was saved, if there is one."""
         saved = self.saved if continued else {}
-        self.batches = train if isinstance(train, Batches) else None
-        if self.batches is not None and saved.get("batches"):
-            self.batches.load_state_dict(saved["batches"])
+        batches = train if isinstance(train, Batches) else None
+        if batches is not None and saved.get("batches"):
+            batches.load_state_dict(saved["batches"])
         best = saved.get("best")
         self.best = math.inf if best is None else float(best)
         self.waited = int(saved.get("waited", 0))
+        self.batches = batches
+        self.taken()
         self.saved = {}
+
+    def taken(self) -> None:
+        """All batches so far have been trained on, or refused."""
+        self.position = None if self.batches is None else self.batches.state_dict()
+
+    def go_back(self) -> None:
+        """Take the batches after the last step for not taken, where a fit was broken off."""
+        if self.batches is not None and self.position is not None:
+            self.batches.load_state_dict(self.position)
 
     def validated(self, loss: float) -> None:
         """Count one validation; NaN is never the best."""
@@ -66,7 +79,7 @@ class Place:
         if self.saved:
             return self.saved
         return {
-            "batches": self.batches.state_dict() if self.batches is not None else None,
+            "batches": self.position,
             "best": self.best if math.isfinite(self.best) else None,
             "waited": self.waited,
         }

@@ -54,17 +54,19 @@ class Reported:
 
     def show(self) -> None:
         """Give the model its averages; what it held is kept for :meth:`hide`."""
-        if not self._shown():
+        if not self.shows:
             self._latest = [parameter.clone() for parameter in self._parameters()]
             self._give(self._averages)
 
     def hide(self) -> None:
         """Give the model back what :meth:`show` replaced, unless somebody has changed it since."""
-        if self._shown():
+        if self.shows:
             self._give(self._latest)
         self._latest = []
 
-    def _shown(self) -> bool:
+    @property
+    def shows(self) -> bool:
+        """Whether the model holds its averages now."""
         return bool(self._latest) and all(map(torch.equal, self._parameters(), self._averages))
 
     def _parameters(self) -> list[Tensor]:
@@ -80,7 +82,7 @@ class Reported:
     @contextmanager
     def shown(self, active: bool) -> Iterator[None]:
         """Within this block the model holds its averages, or without ``active`` its latest parameters."""
-        before = self._shown()
+        before = self.shows
         (self.show if active and self._exist else self.hide)()
         try:
             yield
@@ -91,7 +93,7 @@ class Reported:
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The reported parameters, and the latest where these are others, by name."""
-        latest = dict(zip(self._names, self._latest, strict=True)) if self._shown() else {}
+        latest = dict(zip(self._names, self._latest, strict=True)) if self.shows else {}
         if not self.better:
             return latest, {}
         held = dict(zip(self._names, self._parameters(), strict=True))
@@ -110,7 +112,7 @@ class Reported:
     def look(self) -> None:
         """Where the model was given other parameters in between, the averages are no longer known to be better."""
         if self._versions != [version(parameter) for parameter in self._parameters()]:
-            if self._averages and not self._shown():
+            if self._averages and not self.shows:
                 self._states[BETTER].zero_()
                 self._states[LEADS].zero_()
             self.note()

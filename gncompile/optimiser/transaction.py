@@ -151,15 +151,20 @@ class Journal:
 
     def before(self, phases: tuple[str, ...]) -> None:
         """Copy what the phases overwrite, if a step is under way that has not overwritten it yet."""
+        self._keep_places(self._written(phases))
+
+    def keep_states(self, *names: str) -> None:
+        """Copy states that the host is about to write."""
+        self._keep_places(("state", name) for name in names)
+
+    def _keep_places(self, places: Iterable[Place]) -> None:
+        if self._entry is not None:
+            self.keep({place: self._tensor(*place) for place in places})
+
+    def _tensor(self, kind: str, name: str) -> Tensor:
+        """A state, its padding included so that it is copied in one piece, or a parameter."""
         memory = self._executable.memory
-        self.keep(
-            {
-                place: memory.flat(memory.states[place[1]])
-                if place[0] == "state"
-                else memory.parameter(place[1])
-                for place in self._written(phases)
-            }
-        )
+        return memory.flat(memory.states[name]) if kind == "state" else memory.parameter(name)
 
     def keep(self, tensors: Mapping[Place, Tensor]) -> None:
         """Copy tensors that are about to be overwritten."""
