@@ -429,16 +429,6 @@ class Batches:
                     where="Batches.load_state_dict",
                 )
             )
-        within = {"seed": 1 << 63, "epoch": 1 << 63, "position": len(self)}
-        for name, end in within.items():
-            if type(state[name]) is not int or not 0 <= state[name] < end:
-                raise CheckpointError(
-                    message(
-                        f"the saved loader has the {name} {state[name]!r}\n"
-                        + expected_got(f"a whole number from 0 to {end - 1}", state[name]),
-                        where="Batches.load_state_dict",
-                    )
-                )
         for name in ("samples", "batch_size", "drop_last"):
             if state[name] != here[name]:
                 raise CheckpointError(
@@ -447,6 +437,16 @@ class Batches:
                         + expected_got(here[name], state[name]),
                         where="Batches.load_state_dict",
                         instead="resume with the same data, batch_size and drop_last",
+                    )
+                )
+        within = {"seed": 1 << 63, "epoch": 1 << 63, "position": len(self)}
+        for name, end in within.items():
+            if type(state[name]) is not int or not 0 <= state[name] < end:
+                raise CheckpointError(
+                    message(
+                        f"the saved loader has the {name} {state[name]!r}\n"
+                        + expected_got(f"a whole number from 0 to {end - 1}", state[name]),
+                        where="Batches.load_state_dict",
                     )
                 )
         self.seed, self._order = state["seed"], None

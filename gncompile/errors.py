@@ -97,10 +97,15 @@ def require_known(
 
 def require_whole(name: str, value: object, least: int = 1) -> None:
     """Raise :class:`GncompileError` unless ``value`` is a whole number from ``least``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not is_whole(value, least):
         raise GncompileError(
             message(f"{name} is {value!r}", instead=f"give a whole number from {least}")
         )
+
+
+def is_whole(value: object, least: int = 1) -> bool:
+    """Whether ``value`` is a whole number from ``least``; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def nearest(name: str, known: object) -> str:
