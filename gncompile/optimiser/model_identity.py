@@ -62,6 +62,7 @@ class ModelIdentity:
         self._again, self._same_loss = again, same_loss
         self._harmless: Counter[tuple[int, str]] = Counter()
         self._trained = {name: p.requires_grad for name, p in _parameters(model).items()}
+        self._marks = {name: marks(tensor) for name, tensor in traced.parameters.items()}
         self._watch(traced)
         self._accepted = [self._state()]
 
@@ -159,12 +160,12 @@ class ModelIdentity:
             if name in now and now[name].requires_grad != trained:
                 verb = "frozen" if trained else "unfrozen"
                 _refuse(f"the parameter {name!r} was {verb} after the model was compiled")
-        for name, bound in self._traced.parameters.items():
+        for name, bound in self._marks.items():
             if name not in now:
                 _refuse(f"the model has no parameter {name!r} any more")
             differences = [
                 f"{what} {new} instead of {old}"
-                for what, new, old in zip(MARKS, marks(now[name]), marks(bound), strict=True)
+                for what, new, old in zip(MARKS, marks(now[name]), bound, strict=True)
                 if new != old
             ]
             if differences:

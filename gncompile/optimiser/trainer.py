@@ -364,6 +364,7 @@ class Trainer(Questions):
         if traced is not None:
             self.traced = traced
             self._executable.rebind(traced)
+            self._journal.rebound()
             if self._first_order:
                 self._first_order.rebind(self.trained())
             if self._ahead:

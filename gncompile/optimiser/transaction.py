@@ -18,7 +18,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -73,7 +72,7 @@ class Journal:
         self._entry: _Entry | None = None
         self._unfinished: Callable[[], None] | None = None
         self._draws = any(isinstance(i.op, ir.Random) for i in executable.program)
-        self._written = cache(self._find_written)
+        self._known: dict[tuple[str, ...], Mapping[Place, Tensor]] = {}
 
     # --- Whole or not at all --------------------------------------------------------------------------
 
@@ -89,13 +88,13 @@ class Journal:
         )
         try:
             result = act()
+            self._commit()
         except BatchError:
             self._commit()
             raise
         except BaseException:
             self._roll_back()
             raise
-        self._commit()
         return result
 
     def surely(self, act: Callable[[], None]) -> None:
@@ -151,39 +150,48 @@ class Journal:
 
     def before(self, phases: tuple[str, ...]) -> None:
         """Copy what the phases overwrite, if a step is under way that has not overwritten it yet."""
-        self._keep_places(self._written(phases))
+        if self._entry is not None and (tensors := self._overwritten(phases)):
+            self.keep(tensors)
 
     def keep_states(self, *names: str) -> None:
         """Copy states that the host is about to write."""
-        self._keep_places(("state", name) for name in names)
-
-    def _keep_places(self, places: Iterable[Place]) -> None:
-        if self._entry is not None:
-            self.keep({place: self._tensor(*place) for place in places})
-
-    def _tensor(self, kind: str, name: str) -> Tensor:
-        """A state, its padding included so that it is copied in one piece, or a parameter."""
-        memory = self._executable.memory
-        return memory.flat(memory.states[name]) if kind == "state" else memory.parameter(name)
+        self.keep({("state", name): self._tensor("state", name) for name in names})
 
     def keep(self, tensors: Mapping[Place, Tensor]) -> None:
         """Copy tensors that are about to be overwritten."""
         entry = self._entry
         if entry is None:
             return
-        new = {place: t for place, t in tensors.items() if place not in entry.saved}
-        for place, tensor in new.items():
-            copy = self._copies.get(place)
-            if copy is None or copy.shape != tensor.shape:
-                self._copies[place] = torch.empty_like(tensor)
-        copies = [self._copies[place] for place in new]
-        if copies:
-            torch._foreach_copy_(copies, list(new.values()))
+        if not entry.saved.keys().isdisjoint(tensors):
+            tensors = {place: t for place, t in tensors.items() if place not in entry.saved}
+        pairs = {place: (self._copy_of(place, t), t) for place, t in tensors.items()}
+        if pairs:
+            torch._foreach_copy_([copy for copy, _ in pairs.values()], list(tensors.values()))
         # Only now: what has not been copied whole has not been overwritten either.
-        entry.saved.update(
-            (place, (copy, tensor))
-            for copy, (place, tensor) in zip(copies, new.items(), strict=True)
-        )
+        entry.saved.update(pairs)
+
+    def _copy_of(self, place: Place, tensor: Tensor) -> Tensor:
+        """Memory for a copy, the same in every step."""
+        copy = self._copies.get(place)
+        if copy is None or copy.shape != tensor.shape:
+            copy = self._copies[place] = torch.empty_like(tensor)
+        return copy
+
+    def rebound(self) -> None:
+        """The executable has got other parameters."""
+        self._known.clear()
+
+    def _overwritten(self, phases: tuple[str, ...]) -> Mapping[Place, Tensor]:
+        if phases not in self._known:
+            self._known[phases] = {
+                place: self._tensor(*place) for place in self._find_written(phases)
+            }
+        return self._known[phases]
+
+    def _tensor(self, kind: str, name: str) -> Tensor:
+        """A state, its padding included so that it is copied in one piece, or a parameter."""
+        memory = self._executable.memory
+        return memory.flat(memory.states[name]) if kind == "state" else memory.parameter(name)
 
     def _find_written(self, phases: tuple[str, ...]) -> Iterable[Place]:
         """The states and parameters that phases of the program write to."""
