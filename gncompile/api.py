@@ -92,13 +92,13 @@ def understand(
     return traced, declared, BatchReader(traced.graph, declared, dtype, device)
 
 
-def _computed_in(
-    model: nn.Module, dtype: torch.dtype | None
-) -> tuple[torch.dtype, torch.device]:
+def _computed_in(model: nn.Module, dtype: torch.dtype | None) -> tuple[torch.dtype, torch.device]:
     """The dtype asked for, or else that of the model's parameters, and their device."""
     if not isinstance(model, nn.Module):
         raise CompileError(
-            message(f"the model is of type {type(model).__name__}", instead="pass a torch.nn.Module")
+            message(
+                f"the model is of type {type(model).__name__}", instead="pass a torch.nn.Module"
+            )
         )
     named = list(model.named_parameters())
     if not named:

@@ -72,9 +72,7 @@ class BatchReader:
         rows = y.to(self.dtype).reshape(batch, -1)
         return in_range(rows, self.loss) if y.device.type != "cpu" else rows
 
-    def pair(
-        self, x: Tensor | tuple[Tensor, ...], y: Tensor
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
+    def pair(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """:meth:`inputs` and :meth:`target` of one batch, or of a whole data set."""
         inputs = self.inputs(x)
         return inputs, self.target(inputs[0].shape[0], y)
@@ -128,7 +126,9 @@ def require_real(tensor: object, what: str) -> Tensor:
         found, instead = "quantized", "pass x.dequantize()"
     elif tensor.is_complex():
         found = f"complex, {tensor.dtype}"
-        instead = "pass real numbers: torch.view_as_real(x) has real and imaginary parts as features"
+        instead = (
+            "pass real numbers: torch.view_as_real(x) has real and imaginary parts as features"
+        )
     elif tensor.dim() == 0:
         found = "a single number"
     elif tensor.device.type == "meta":

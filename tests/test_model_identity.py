@@ -58,7 +58,9 @@ FOLLOWED: dict[str, Change] = {
 @pytest.mark.parametrize(
     ("change", "method"),
     [(change, "kfra") for change in FOLLOWED]
-    + [(c, m) for c in ("param.data", "a new layer of the same sizes") for m in ("adam", "guarded")],
+    + [
+        (c, m) for c in ("param.data", "a new layer of the same sizes") for m in ("adam", "guarded")
+    ],
 )
 def test_other_tensors_are_followed(change: str, method: str) -> None:
     model = network()
@@ -97,11 +99,23 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "pruned": (lambda m: prune.l1_unstructured(m[0], "weight", 2), "no parameter '0.weight'"),
     "normed": (lambda m: parametrizations.weight_norm(m[0]), "no parameter '0.weight'"),
     "shared memory": (share_memory, "0.bias, 4.bias share their memory"),
-    "tied": (lambda m: setattr(m[4], "bias", nn.Parameter(torch.zeros(4).double())), "has the shape"),
+    "tied": (
+        lambda m: setattr(m[4], "bias", nn.Parameter(torch.zeros(4).double())),
+        "has the shape",
+    ),
     "dropout": (lambda m: m.__setitem__(1, nn.Dropout(0.5)), "cannot be compiled any more"),
-    "a new forward hook": (lambda m: m[1].register_forward_hook(lambda *a: 2 * a[2]), "another function"),
-    "a new pre-hook": (lambda m: m[0].register_forward_pre_hook(lambda k, x: (x[0] + 1,)), "another func"),
-    "a new forward": (lambda m: setattr(m[1], "forward", torch.sigmoid), "computes another function"),
+    "a new forward hook": (
+        lambda m: m[1].register_forward_hook(lambda *a: 2 * a[2]),
+        "another function",
+    ),
+    "a new pre-hook": (
+        lambda m: m[0].register_forward_pre_hook(lambda k, x: (x[0] + 1,)),
+        "another func",
+    ),
+    "a new forward": (
+        lambda m: setattr(m[1], "forward", torch.sigmoid),
+        "computes another function",
+    ),
     "a gradient hook": (lambda m: m[0].weight.register_hook(lambda g: 2 * g), "a gradient hook"),
     "an accumulate hook": (
         lambda m: m[0].weight.register_post_accumulate_grad_hook(print),
@@ -267,7 +281,9 @@ def with_hook(change: str) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("change", [name for name in REFUSED if "hook" in name and "new" not in name])
+@pytest.mark.parametrize(
+    "change", [name for name in REFUSED if "hook" in name and "new" not in name]
+)
 def test_gradient_hooks_are_refused_at_compile(change: str) -> None:
     x, y = samples(8)
     with pytest.raises(ModelChangedError, match="would never be called"):
@@ -370,7 +386,9 @@ def test_a_model_that_holds_its_own_trainer() -> None:
     model = network()
     model.trainer = compiled(model)
     model.trainer.step(*samples(40))  # type: ignore[operator, union-attr]
-    with pytest.raises(GncompileError, match="the model that is being copied holds its own trainer"):
+    with pytest.raises(
+        GncompileError, match="the model that is being copied holds its own trainer"
+    ):
         copy.deepcopy(model)
     other = copy.deepcopy(model.trainer)
     assert isinstance(other, Trainer)
@@ -382,5 +400,7 @@ def test_a_model_that_holds_its_own_trainer() -> None:
 
 @pytest.mark.parametrize("act", [pickle.dumps, copy.copy])
 def test_other_copies_are_refused(act: Callable[[object], object]) -> None:
-    with pytest.raises(GncompileError, match=r"trainer\.save\(path\).*Trainer\.resume\(path, model\)"):
+    with pytest.raises(
+        GncompileError, match=r"trainer\.save\(path\).*Trainer\.resume\(path, model\)"
+    ):
         act(compiled(network()))

@@ -17,6 +17,7 @@ from training import assert_same_state, batches, compiled, network, samples, sna
 import gncompile
 from gncompile.errors import CheckpointError, GncompileError
 from gncompile.optimiser.trainer import Trainer
+from gncompile.runtime import checkpoint
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "kfra": {},
@@ -171,8 +172,7 @@ def test_a_fit_interrupted_anywhere_is_resumed_to_the_bit(variant: str, tmp_path
         assert interrupted(fit(data), number)
         parted.add(begun.updates)
         begun.save(path)
-        stored = gncompile.runtime.checkpoint.load(path)  # type: ignore[attr-defined]
-        fresh.load_state_dict(stored.state)
+        fresh.load_state_dict(checkpoint.load(path).state)
         left = updates - begun.updates
         for trainer, source in ((fresh, batches()), (begun, data)):
             if left:
@@ -254,7 +254,9 @@ def test_batches_move_on_in_one_piece() -> None:
         assert torch.equal(following[0], expected[1 + moved][0])
 
 
-@pytest.mark.parametrize("change", [{"position": 4}, {"position": -1}, {"epoch": "1"}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "change", [{"position": 4}, {"position": -1}, {"epoch": "1"}, {"seed": -1}]
+)
 def test_an_impossible_position_is_refused(change: dict[str, Any]) -> None:
     data = batches()
     with pytest.raises(CheckpointError, match=f"the saved loader has the {next(iter(change))}"):

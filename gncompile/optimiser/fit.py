@@ -384,7 +384,11 @@ def _check(
             raise GncompileError(
                 message(
                     f"validation is of type {type(validation).__name__}"
-                    + (f" and length {len(validation)}" if isinstance(validation, tuple | list) else ""),
+                    + (
+                        f" and length {len(validation)}"
+                        if isinstance(validation, tuple | list)
+                        else ""
+                    ),
                     instead="give one pair of tensors (x, y), the whole validation set",
                 )
             )

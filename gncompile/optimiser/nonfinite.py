@@ -28,7 +28,9 @@ class Cause:
     instead: str
 
 
-def first_cause(traced: TracedModel, loss: Loss, inputs: tuple[Tensor, ...], target: Tensor) -> Cause:
+def first_cause(
+    traced: TracedModel, loss: Loss, inputs: tuple[Tensor, ...], target: Tensor
+) -> Cause:
     """The first node in the graph's order with a value that is not finite, or else the loss."""
     with torch.no_grad():
         values = Network(traced).values({}, inputs, {})
@@ -36,7 +38,9 @@ def first_cause(traced: TracedModel, loss: Loss, inputs: tuple[Tensor, ...], tar
             if not torch.isfinite(values[node.name]).all():
                 given = [values[name] for name in node.inputs]
                 return Cause(
-                    _explain(node, given, values[node.name], traced), str(node.origin), _remedy(node)
+                    _explain(node, given, values[node.name], traced),
+                    str(node.origin),
+                    _remedy(node),
                 )
     output = values[traced.graph.output.name]
     return Cause(

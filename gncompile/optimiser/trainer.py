@@ -127,9 +127,7 @@ class Trainer(Questions):
             self._reader.all_finite(inputs, target)
         return self._journal.whole(partial(self._step, *ordered))
 
-    def _step(
-        self, inputs: tuple[Tensor, ...], target: Tensor
-    ) -> StepStats | DeferredStats:
+    def _step(self, inputs: tuple[Tensor, ...], target: Tensor) -> StepStats | DeferredStats:
         """One step on the rows in the order given; the position in the data is a part of it."""
         self._executable.load(inputs, target)
         if self._ahead:
