@@ -56,7 +56,7 @@ def compile(
 
     Raises a :class:`~gncompile.errors.GncompileError` that names the place in the model for whatever cannot
     be compiled. Compiling costs about a second; memory is a few copies of the batch's activations, of the
-    parameters, and four ``d × d`` matrices a layer.
+    parameters (eight, with those that undo a step broken off), and eight ``d × d`` matrices a layer.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
     >>> trainer = compile(model, "mse", torch.zeros(16, 4))

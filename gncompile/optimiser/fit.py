@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -32,62 +31,6 @@ STEPS_AHEAD = 64
 """Steps started on a device before statistics are read, all together."""
 SECONDS_AHEAD = 0.5
 """Seconds after which they are read all the same, so that progress is seen to move."""
-
-
-@dataclass
-class Place:
-    """Where a fit stands besides the trainer's own state; saved with it, so that the next fit goes on."""
-
-    batches: Batches | None = None
-    position: dict[str, int] | None = None
-    """Where ``batches`` stood after the last step: a batch taken since has not been trained on."""
-    best: float = math.inf
-    """Lowest validation loss of this fit."""
-    waited: int = 0
-    """Validations since then."""
-    saved: dict[str, Any] = field(default_factory=dict)
-    """A loaded state, until a fit takes it up."""
-
-    def begin(self, train: object, continued: bool) -> None:
-        """A fit over ``train`` starts: where the loaded state was saved, if there is one."""
-        saved = self.saved if continued else {}
-        batches = train if isinstance(train, Batches) else None
-        if batches is not None and saved.get("batches"):
-            batches.load_state_dict(saved["batches"])
-        best = saved.get("best")
-        self.best = math.inf if best is None else float(best)
-        self.waited = int(saved.get("waited", 0))
-        self.batches = batches
-        self.taken()
-        self.saved = {}
-
-    def taken(self) -> None:
-        """All batches so far have been trained on, or refused."""
-        self.position = None if self.batches is None else self.batches.state_dict()
-
-    def go_back(self) -> None:
-        """Take the batches after the last step for not taken, where a fit was broken off."""
-        if self.batches is not None and self.position is not None:
-            self.batches.load_state_dict(self.position)
-
-    def validated(self, loss: float) -> None:
-        """Count one validation; NaN is never the best."""
-        better = loss < self.best
-        self.best, self.waited = (loss, 0) if better else (self.best, self.waited + 1)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain numbers for JSON; infinity is None."""
-        if self.saved:
-            return self.saved
-        return {
-            "batches": self.position,
-            "best": self.best if math.isfinite(self.best) else None,
-            "waited": self.waited,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Keep ``state`` for the next fit."""
-        self.saved = dict(state)
 
 
 class Started:
@@ -160,22 +103,22 @@ def fit(
     its ``samples``.
 
     Where the data ends before that, as a generator does that can be gone through once, a
-    :class:`~gncompile.errors.ShortDataWarning` says so; ``history.ended`` tells in any case why the fit ended.
+    :class:`~gncompile.errors.ShortDataWarning` says so; ``history.ended`` tells in any case why it ended.
 
     ``validation`` ``(x, y)`` is evaluated every ``validate_every`` steps (default: an epoch) and after the
     last one, as :meth:`Trainer.evaluate` does it. After ``early_stop`` validations without a better loss the
     fit ends; ``history.best`` tells the best record. At its end the fit leaves in the model the averaged
     parameters, if they are better than the latest (:meth:`Trainer.finish`).
-    ``callbacks``, one or several, get each step's :class:`~gncompile.optimiser.records.Record`. They may raise, and
-    ``trainer.save`` in one stores this step and the position of the next batch. On a CUDA device they make
-    the host wait for every step; without them it reads statistics, and shows progress, only now and then,
-    and ``samples_per_second`` is that of the steps read together. ``checkpoint`` is a file
-    written every ``checkpoint_every`` steps and at the end. Where the last step is known to be the last, its
-    update is undone if the batch's loss is not finite after it, as the next step would do.
+    ``callbacks``, one or several, get each step's :class:`~gncompile.optimiser.records.Record`. They may
+    raise, and ``trainer.save`` in one stores this step and the position of the next batch. On a CUDA device
+    they make the host wait for every step; without them it reads statistics, and shows progress, only now and
+    then, and ``samples_per_second`` is that of the steps read together. ``checkpoint`` is a file written
+    every ``checkpoint_every`` steps and at the end. Where the last step is known to be the last, its update
+    is undone if the batch's loss is not finite after it, as the next step would do.
 
     A fit that is interrupted, by Ctrl-C or whatever a callback raises, leaves the trainer as after its last
-    whole step, and a ``Batches`` where that step took it: ``save`` then stores a training that goes on bit for
-    bit, and so does another ``fit``.
+    whole step, and a ``Batches`` where that step took it: ``save`` then stores a training that goes on bit
+    for bit, and so does another ``fit``.
 
     A bad batch raises :class:`~gncompile.errors.BatchError` and changes nothing; with ``skip_bad_batches``
     it is counted and left out, unless there is none but bad ones for an epoch. On a CUDA device batches with

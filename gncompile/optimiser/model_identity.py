@@ -1,8 +1,8 @@
 """Whether the model is still the one that was compiled, asked before each use of a trainer.
 
-A trainer keeps the model's own tensors and a graph of what the model computes. Both can be changed behind its
-back: ``load_state_dict(assign=True)``, ``param.data = …``, ``.to(…)``, a module replaced, a hook registered, a
-buffer written. The rule: *other tensors are followed, another function is refused.*
+A trainer keeps the model's own tensors and a graph of what the model computes. Both can be changed behind
+its back: ``load_state_dict(assign=True)``, ``param.data = …``, ``.to(…)``, a module replaced, a hook
+registered, a buffer written. The rule: *other tensors are followed, another function is refused.*
 
 Each use compares a list of objects by identity: modules' types, attributes, submodules, hooks; of parameters
 the storage, dtype and whether they are trained; of other tensors the storage and torch's count of writes.
@@ -140,7 +140,7 @@ class ModelIdentity:
         for module, key in self._owners:
             p = module._parameters.get(key)
             if p is not None:
-                hooked = p._backward_hooks or p._post_accumulate_grad_hooks  # type: ignore[attr-defined]
+                hooked = p._backward_hooks or p._post_accumulate_grad_hooks
                 place = p.data_ptr(), p.shape, p.dtype, p.requires_grad
                 found.append((id(p), *place, bool(hooked)))
         return found

@@ -63,7 +63,8 @@ def _explain(node: Node, given: list[Tensor], value: Tensor, traced: TracedModel
             if name and not torch.isfinite(traced.parameters[name]).all():
                 return f"the parameter {name!r} is {_count(traced.parameters[name])}"
         weights = traced.parameters[node.op.weight]
-        return f"the layer {node.op.layer!r} is {_count(value)}: inputs {_range(*given)}, weights {_range(weights)}"
+        scales = f"inputs {_range(*given)}, weights {_range(weights)}"
+        return f"the layer {node.op.layer!r} is {_count(value)}: {scales}"
     if isinstance(node.op, Pointwise):
         values: dict[sympy.Symbol, Tensor] = dict(zip(node.op.arguments, given, strict=True))
         values |= {symbol: traced.constants[name] for symbol, name in node.op.constants}

@@ -24,7 +24,6 @@ from .reports import Reports
 class Questions(Reports):
     """The part of :class:`~gncompile.optimiser.trainer.Trainer` that changes nothing."""
 
-    updates: int
     _reader: BatchReader
     _reported: Reported
 

@@ -1,9 +1,9 @@
 """The reported parameters, and which ones a model holds.
 
-One rule for all that a trainer tells: *the reported parameters are the averages where these are better, as far
-as the last comparison tells (:mod:`gncompile.optimiser.averages`), and else the latest*. ``evaluate`` and
-``predict`` speak of them, a checkpoint's ``model/…`` are they, and the model holds them after ``fit``, ``finish``
-and ``resume``. In a loop of steps it holds the latest, from which training goes on.
+One rule for all that a trainer tells: *the reported parameters are the averages where these are better, as
+far as the last comparison tells (:mod:`gncompile.optimiser.averages`), and else the latest*. ``evaluate`` and
+``predict`` speak of them, a checkpoint's ``model/…`` are they, and the model holds them after ``fit``,
+``finish`` and ``resume``. In a loop of steps it holds the latest, from which training goes on.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Reported:
         self._versions = [version(parameter) for parameter in self._parameters()]
 
     def look(self) -> None:
-        """Where the model was given other parameters in between, the averages are no longer known to be better."""
+        """Where the model was given other parameters, the averages are no longer known to be better."""
         if self._versions != [version(parameter) for parameter in self._parameters()]:
             if self._averages and not self.shows:
                 self._states[BETTER].zero_()

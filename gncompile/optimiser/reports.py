@@ -30,6 +30,7 @@ class Reports:
     loss_function: Loss
     settings: Settings
     _executable: Executable
+    updates: int
 
     def summary(self) -> str:
         """A table of layers: parameters, rules, factors, cost and memory; launches if there are any."""
@@ -132,3 +133,9 @@ class Reports:
     def variants(self) -> Mapping[str, Options]:
         """Options of the instructions that are not computed in the default way, by name."""
         return self._executable.variants
+
+    def __repr__(self) -> str:
+        return (
+            f"Trainer({self.traced.name}, {self.settings.method}, {len(self.traced.graph.layers)} layers, "
+            f"{self.updates} updates)"
+        )

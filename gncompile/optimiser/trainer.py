@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from functools import cached_property, partial
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor, nn
 
 from ..batches import BatchReader
@@ -25,6 +24,7 @@ from .gather import gather
 from .model_identity import ModelIdentity
 from .nonfinite import first_cause
 from .phases import CHOSEN
+from .place import Place
 from .questions import Questions
 from .records import StepStats
 from .repeats import Repeats
@@ -51,13 +51,13 @@ class Trainer(Questions):
 
     The reported parameters, the averages where these are better and else the latest
     (:mod:`gncompile.optimiser.reported`), are what :meth:`evaluate` and :meth:`predict` speak of, what a
-    checkpoint's ``model/…`` holds, and what the model holds after ``fit``, ``finish`` and ``resume``. In a loop
-    of steps the model holds the latest; ``loss`` and ``gradients`` take what it holds.
+    checkpoint's ``model/…`` holds, and what the model holds after ``fit``, ``finish`` and ``resume``. In a
+    loop of steps the model holds the latest; ``loss`` and ``gradients`` take what it holds.
 
     The model may get other tensors between steps (``load_state_dict``, ``param.data = …``); one that computes
     something else, or is trained in other parts, is refused by whatever is called next, with
-    :class:`~gncompile.errors.ModelChangedError` (:mod:`gncompile.optimiser.model_identity`). ``copy.deepcopy``
-    gives an independent trainer with a model of its own; for another process there are ``save`` and ``resume``.
+    :class:`~gncompile.errors.ModelChangedError` (:mod:`gncompile.optimiser.model_identity`).
+    ``copy.deepcopy`` gives an independent trainer with a model of its own.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Trainer(Questions):
         self.settings = settings
         self.updates = 0
         self._rejected = 0
-        self.place = fit.Place()
+        self.place = Place()
         self._reader = reader
         self._executable = executable
         self._since_refresh = 0
@@ -130,6 +130,7 @@ class Trainer(Questions):
     def _step(self, inputs: tuple[Tensor, ...], target: Tensor) -> StepStats | DeferredStats:
         """One step on the rows in the order given; the position in the data is a part of it."""
         self._executable.load(inputs, target)
+        stats: StepStats | DeferredStats
         if self._ahead:
             stats, now = self._ahead.step(self.updates, self._since_refresh)
             self._count_refresh(now)
@@ -346,12 +347,6 @@ class Trainer(Questions):
                 if not math.isfinite(float((value.diagonal() if square else value).sum())):
                     return False
         return True
-
-    def __repr__(self) -> str:
-        return (
-            f"Trainer({self.traced.name}, {self.settings.method}, {len(self.traced.graph.layers)} layers, "
-            f"{self.updates} updates)"
-        )
 
     # --- Whole and the model's ------------------------------------------------------------------------
 

@@ -1,15 +1,16 @@
 """A step as a transaction: whatever ends it early, a training stands before the step or after it.
 
-A step overwrites parameters, running averages and inverses one after the other, in place. An exception between
-two of them, a ``KeyboardInterrupt`` say, would leave some of one step and some of another, and a checkpoint of
-that would go on as no training ever does. So before a phase runs, what it will overwrite is copied, and until
-the step is committed the copies are put back by whoever finds the journal open: the step itself on its way out,
-or else the next use of the trainer. Putting back may be interrupted too, since it can be done again.
+A step overwrites parameters, running averages and inverses one after the other, in place. An exception
+between two of them, a ``KeyboardInterrupt`` say, would leave some of one step and some of another, and a
+checkpoint of that would go on as no training ever does. So before a phase runs, what it will overwrite is
+copied, and until the step is committed the copies are put back by whoever finds the journal open: the step
+itself on its way out, or else the next use of the trainer. Putting back may be interrupted too, since it can
+be done again.
 
-Deferring the signal instead would be cheaper but hold off Ctrl-C for a whole step, and do nothing about errors
-of memory, alarms, and exceptions set by other threads. Measured on the MNIST autoencoder at 300 samples, the
-copies are one or two hundredths of a step, and of the memory as much as the parameters, their averages and the
-factors with their inverses.
+Deferring the signal instead would be cheaper but hold off Ctrl-C for a whole step, and do nothing about
+errors of memory, alarms, and exceptions set by other threads. Measured on an autoencoder of 2.8 million
+parameters at 300 samples and on one thread, the copies take one to three hundredths of a step; their memory
+is that of what they copy: the parameters, their averages and last step, the factors and their inverses.
 """
 
 from __future__ import annotations

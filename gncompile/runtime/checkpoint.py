@@ -2,10 +2,10 @@
 
 The tensors are the model's parameters and buffers, the program's states, the first-order optimiser's
 state, and the generator's; names read ``model/0.weight``. The parameters are the reported ones, those that
-``evaluate`` speaks of; where training goes on from others, these stand beside them as ``latest/…``. The header's text field holds JSON: settings,
-loss, input shapes, counters, the place in the data's order, and the fingerprint of the model. One file,
-because one rename replaces it atomically; a digest over all of it, so that damage is seen. Nothing in it
-is executed.
+``evaluate`` speaks of; where training goes on from others, these stand beside them as ``latest/…``. The
+header's text field holds JSON: settings, loss, input shapes, counters, the place in the data's order, and
+the fingerprint of the model. One file, because one rename replaces it atomically; a digest over all of it, so
+that damage is seen. Nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -131,11 +131,11 @@ def _require_kinds(about: Mapping[str, Any]) -> None:
 def resume(path: str | os.PathLike[str], model: nn.Module, loss: object = None) -> Trainer:
     """The trainer saved at ``path``, compiled anew for ``model``, which gets the saved parameters.
 
-    ``model`` is a module of the same architecture; its present parameters do not matter, and it then holds the
-    reported ones, as after ``fit``. ``loss`` is only
-    needed to insist on one. The same backend, settings, generator and place in the data's order are
-    restored, so that training goes on bit for bit on the same machine with as many threads. Raises
-    :class:`CheckpointError` for a checkpoint of another model; ``model`` is unchanged then.
+    ``model`` is a module of the same architecture; its present parameters do not matter, and it then
+    holds the reported ones, as after ``fit``. ``loss`` is only needed to insist on one. The same backend,
+    settings, generator and place in the data's order are restored, so that training goes on bit for bit
+    on the same machine with as many threads. Raises :class:`CheckpointError` for a checkpoint of another
+    model; ``model`` is unchanged then.
     """
     checkpoint = load(path)
     given = {name: list(t.shape) for name, t in model_tensors(model).items()}

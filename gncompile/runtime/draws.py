@@ -23,6 +23,8 @@ Numbers = npt.NDArray[np.float64]
 class Draws(Protocol):
     """A source of random numbers."""
 
+    seed: int
+
     def fill(self, kind: str, out: Tensor) -> None:
         """Fill ``out`` with standard normal, uniform [0, 1) or ±1 numbers."""
 
