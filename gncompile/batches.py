@@ -32,6 +32,7 @@ class BatchReader:
             )
         for node, tensor in zip(nodes, given, strict=True):
             require_floating(tensor, f"input {node.name!r}", self.dtype)
+            self._require_values(tensor, f"input {node.name!r}")
             wanted = ("N", *node.shape)
             if tensor.dim() < 1 or tuple(tensor.shape[1:]) != node.shape or tensor.shape[0] == 0:
                 found = "no samples" if tensor.numel() == 0 else "the wrong shape"
@@ -46,6 +47,11 @@ class BatchReader:
             sizes = [tensor.shape[0] for tensor in given]
             raise BatchError(message(f"the inputs have different batch sizes {sizes}"))
         return tuple(self._placed(t.detach(), self.dtype).reshape(t.shape[0], -1) for t in given)
+
+    def _require_values(self, tensor: Tensor, what: str) -> None:
+        if tensor.device.type == "meta" and self.device.type != "meta":
+            found = f"{what} is on the meta device, which holds no values"
+            raise BatchError(message(found, instead=f"pass a tensor on {self.device}"))
 
     def _placed(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         """On the program's device, where the copy does not wait for the steps that are running there.
@@ -63,6 +69,7 @@ class BatchReader:
         """
         output = self.graph.output
         y = require_real(y, "the target").detach()
+        self._require_values(y, "the target")
         if y.is_floating_point():
             y = y.to(self.dtype)
         self.loss.check_target((batch, *output.shape), self.dtype, y)
@@ -131,8 +138,6 @@ def require_real(tensor: object, what: str) -> Tensor:
         )
     elif tensor.dim() == 0:
         found = "a single number"
-    elif tensor.device.type == "meta":
-        found, instead = "on the meta device, which holds no values", "pass a tensor with values"
     if found is not None:
         raise BatchError(message(f"{what} is {found}", instead=instead))
     assert isinstance(tensor, Tensor)

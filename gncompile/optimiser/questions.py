@@ -58,7 +58,8 @@ class Questions(Reports):
         Values are looked at only where this does not mean to wait for a device.
         """
         device = require_real(y, "the target").device
-        reader = replace(self._reader, device=device)
+        valueless = device.type == "meta"
+        reader = self._reader if valueless else replace(self._reader, device=device)
         inputs, target = reader.pair(x, y)
         if device.type == "cpu":
             reader.require_finite(inputs, target)
