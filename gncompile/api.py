@@ -14,6 +14,7 @@ from .factors import KroneckerFactors
 from .losses import Loss, resolve_loss
 from .model_graph import ModelGraph, TracedModel
 from .optimiser.arguments import checked_seed
+from .optimiser.model_identity import require_no_gradient_hooks
 from .optimiser.settings import CURVATURE_METHODS, typed
 from .pipeline import factor_program, prepare
 from .runtime.executable import BACKENDS, Executable
@@ -62,8 +63,7 @@ def curvature(
             raise CompileError(message(f"{name} = {number!r}", instead="pass 1 or more"))
     seed = checked_seed(seed)
     traced, declared, reader = understand(model, loss, x, dtype)
-    inputs = reader.inputs(x)
-    target = reader.target(inputs[0].shape[0], y)
+    inputs, target = reader.pair(x, y)
     reader.require_finite(inputs, target)
     program = factor_program(traced.graph, declared, method, samples)
     executable = Executable(
@@ -86,23 +86,47 @@ def understand(
     from .frontends.example_inputs import checked_examples
     from .frontends.torch_export import trace
 
-    parameter = next(model.parameters(), None)
-    if parameter is None:
-        raise CompileError(
-            message("the model has no parameters", instead="pass a module with nn.Linear layers")
-        )
-    dtype = dtype or parameter.dtype
-    if dtype not in (torch.float32, torch.float64):
-        raise CompileError(
-            message(f"dtype {dtype} is not supported", instead="use torch.float32 or torch.float64")
-        )
-    if dtype != parameter.dtype:
+    dtype, device = _computed_in(model, dtype)
+    require_no_gradient_hooks(model, loss)
+    if dtype != next(model.parameters()).dtype:
         model = copy.deepcopy(model).to(dtype)
     examples = checked_examples(model, x, dtype)
     traced = trace(model, examples, name=type(model).__name__, passes=prepare)
     declared = resolve_loss(loss)
     declared.check_output(traced.graph.output.shape)
-    return traced, declared, BatchReader(traced.graph, declared, dtype, parameter.device)
+    return traced, declared, BatchReader(traced.graph, declared, dtype, device)
+
+
+def _computed_in(model: nn.Module, dtype: torch.dtype | None) -> tuple[torch.dtype, torch.device]:
+    """The dtype asked for, or else that of the model's parameters, and their device."""
+    if not isinstance(model, nn.Module):
+        raise CompileError(
+            message(
+                f"the model is of type {type(model).__name__}", instead="pass a torch.nn.Module"
+            )
+        )
+    named = list(model.named_parameters())
+    if not named:
+        raise CompileError(
+            message("the model has no parameters", instead="pass a module with nn.Linear layers")
+        )
+    first, parameter = named[0]
+    for name, other in named:
+        if (other.dtype, other.device) != (parameter.dtype, parameter.device):
+            raise CompileError(
+                message(
+                    f"{first!r} is {parameter.dtype} on {parameter.device}, {name!r} is {other.dtype} on "
+                    f"{other.device}",
+                    where=f"parameter {name!r}",
+                    instead="bring the model to one dtype and device with model.to(dtype, device)",
+                )
+            )
+    dtype = dtype or parameter.dtype
+    if dtype not in (torch.float32, torch.float64):
+        raise CompileError(
+            message(f"dtype {dtype} is not supported", instead="use torch.float32 or torch.float64")
+        )
+    return dtype, parameter.device
 
 
 def _rows_within(budget: int, bytes_per_row: int, batch: int) -> int:

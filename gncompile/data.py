@@ -118,10 +118,24 @@ class Batches:
         seed: int = 0,
         drop_last: bool = False,
     ) -> None:
+        for name, tensor in (("x", x), ("y", y)):
+            if not isinstance(tensor, torch.Tensor) or tensor.dim() == 0:
+                raise DataError(
+                    message(
+                        f"{name} is no tensor of samples but a {type(tensor).__name__}",
+                        where="Batches(x, y)",
+                        instead="pass tensors [N, ...]; torch.from_numpy makes one of an array",
+                    )
+                )
         if len(x) != len(y):
             raise DataError(
                 message(f"{len(x)} samples, but {len(y)} targets", where="Batches(x, y)")
             )
+        for name, number in (("batch_size", batch_size), ("seed", seed)):
+            if not isinstance(number, int) or isinstance(number, bool):
+                raise DataError(
+                    message(f"{name} is {number!r}, no whole number", where=f"Batches({name}=...)")
+                )
         if batch_size < 1 or not len(x) or (drop_last and batch_size > len(x)):
             raise DataError(
                 message(
@@ -134,13 +148,24 @@ class Batches:
             raise DataError(message(f"the seed {seed} is negative", where="Batches(seed=...)"))
         self.x, self.y = x, y
         self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last
-        self.epoch, self.position = 0, 0
+        # One value, so that an interrupt between two cannot part them.
+        self._place = 0, 0
         self._order: tuple[int, torch.Tensor] | None = None
 
     def __len__(self) -> int:
         """Batches in one epoch."""
         full, rest = divmod(len(self.x), self.batch_size)
         return full + bool(rest and not self.drop_last)
+
+    @property
+    def epoch(self) -> int:
+        """Whole passes over the data so far."""
+        return self._place[0]
+
+    @property
+    def position(self) -> int:
+        """Batches of this epoch taken so far."""
+        return self._place[1]
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         epoch = self.epoch
@@ -154,13 +179,14 @@ class Batches:
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The next batch, moving on to a new epoch where one ends."""
-        start = self.position * self.batch_size
+        epoch, position = self._place
+        start = position * self.batch_size
         rows = self._permutation()[start : start + self.batch_size]
-        self.position += 1
-        if self.position == len(self):
-            self.epoch, self.position = self.epoch + 1, 0
         x = self.x[rows]
-        return x, x if self.y is self.x else self.y[rows]
+        batch = x, x if self.y is self.x else self.y[rows]
+        last = position + 1 == len(self)
+        self._place = (epoch + 1, 0) if last else (epoch, position + 1)
+        return batch
 
     def _permutation(self) -> torch.Tensor:
         if self._order is None or self._order[0] != self.epoch:
@@ -200,5 +226,15 @@ class Batches:
                         instead="resume with the same data, batch_size and drop_last",
                     )
                 )
-        self.seed, self.epoch, self.position = state["seed"], state["epoch"], state["position"]
-        self._order = None
+        within = {"seed": 1 << 63, "epoch": 1 << 63, "position": len(self)}
+        for name, end in within.items():
+            if type(state[name]) is not int or not 0 <= state[name] < end:
+                raise CheckpointError(
+                    message(
+                        f"the saved loader has the {name} {state[name]!r}\n"
+                        + expected_got(f"a whole number from 0 to {end - 1}", state[name]),
+                        where="Batches.load_state_dict",
+                    )
+                )
+        self.seed, self._order = state["seed"], None
+        self._place = state["epoch"], state["position"]

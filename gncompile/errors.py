@@ -39,6 +39,10 @@ class CompileError(GncompileError):
     """The graph is understood, but the requested program cannot be built for it."""
 
 
+class ModelChangedError(GncompileError):
+    """The model is no longer the one that was compiled, or has hooks that a compiled step never calls."""
+
+
 class BatchError(GncompileError):
     """A batch has the wrong shape, dtype, or non-finite values; nothing was changed."""
 
@@ -61,6 +65,10 @@ class SmallBatchWarning(UserWarning):
 
 class DeclarationWarning(UserWarning):
     """A declared function is well defined, but has places that training by slopes cannot see."""
+
+
+class ShortDataWarning(UserWarning):
+    """The training data ended before the updates or epochs that were asked for."""
 
 
 def message(found: str, *, where: str | None = None, instead: str | None = None) -> str:
@@ -89,6 +97,19 @@ def require_known(
                 instead=f"use {use} of {', '.join(known)}",
             )
         )
+
+
+def require_whole(name: str, value: object, least: int = 1) -> None:
+    """Raise :class:`GncompileError` unless ``value`` is a whole number from ``least``."""
+    if not is_whole(value, least):
+        raise GncompileError(
+            message(f"{name} is {value!r}", instead=f"give a whole number from {least}")
+        )
+
+
+def is_whole(value: object, least: int = 1) -> bool:
+    """Whether ``value`` is a whole number from ``least``; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def nearest(name: str, known: object) -> str:

@@ -16,6 +16,7 @@ from gncompile.data import Batches
 from gncompile.optimiser import averages
 from gncompile.optimiser.timetable import COMPARED
 from gncompile.optimiser.trainer import Trainer
+from gncompile.runtime import checkpoint
 
 
 def noisy(seed: int = 0, **options: object) -> tuple[Trainer, Batches]:
@@ -99,7 +100,75 @@ def test_parameters_given_to_the_model_after_a_fit_are_kept() -> None:
     assert trainer.step(x, y).loss == pytest.approx(float(expected.detach()), rel=1e-12)
 
 
-def test_a_checkpoint_holds_the_latest(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ended", [True, False])
+def test_one_truth(ended: bool, tmp_path: Path) -> None:
+    """What evaluate tells is what predict, the checkpoint, and the model after fit and resume are."""
+    trainer, data = noisy()
+    if ended:
+        trainer.fit(data, updates=50, progress=False)
+    else:
+        for _ in range(50):
+            trainer.step(*data.next())
+    told = trainer.evaluate(data.x, data.y)
+    assert told == trainer.evaluate(data.x, data.y, averaged=True)
+    assert told < trainer.evaluate(data.x, data.y, averaged=False)
+
+    def of(outputs: Tensor) -> float:
+        return float(0.5 * (outputs - data.y).square().sum(dim=1).mean())
+
+    assert of(trainer.predict(data.x)) == pytest.approx(told, rel=1e-12)
+    latest = trainer.evaluate(data.x, data.y, averaged=False)
+    assert of(trainer.predict(data.x, averaged=False)) == pytest.approx(latest, rel=1e-12)
+    # In a loop of steps the model holds the latest.
+    assert of(trainer.model(data.x)) == pytest.approx(told if ended else latest, rel=1e-12)
+    path = tmp_path / "run.safetensors"
+    trainer.save(path)
+    stored = checkpoint.load(path).state
+    plain = nn.Linear(6, 2).double()
+    plain.load_state_dict(stored["model"])
+    assert of(plain(data.x)) == pytest.approx(told, rel=1e-12)
+    plain.load_state_dict(stored["latest"])
+    assert of(plain(data.x)) == pytest.approx(latest, rel=1e-12)
+    resumed = Trainer.resume(path, plain)
+    assert of(plain(data.x)) == pytest.approx(told, rel=1e-12)
+    assert torch.equal(resumed.predict(data.x), trainer.predict(data.x))
+    assert resumed.evaluate(data.x, data.y) == told
+    following = data.x[:40], data.y[:40]
+    assert resumed.step(*following) == trainer.step(*following)
+    trainer.finish()
+    assert of(trainer.model(data.x)) == pytest.approx(trainer.evaluate(data.x, data.y), rel=1e-12)
+
+
+def test_a_checkpoint_of_the_first_format_is_read(tmp_path: Path) -> None:
+    """There ``model/…`` held the latest parameters."""
+    trainer, data = noisy()
+    trainer.fit(data, updates=50, progress=False)
+    state = snapshot(trainer)
+    assert state["latest"]
+    old = {**state, "model": state["model"] | state["latest"]}
+    del old["latest"]
+    other = noisy(seed=1)[0]
+    other.load_state_dict(old)
+    assert_same_state(snapshot(other), state)
+    assert same(values(other), values(trainer))
+
+
+def test_parameters_given_in_a_loop_of_steps_are_what_is_told() -> None:
+    """The averages were better than others, not than these."""
+    trainer, data = noisy()
+    for _ in range(50):
+        trainer.step(*data.next())
+    best = least_squares(data)
+    assert trainer.evaluate(data.x, data.y) != trainer.evaluate(data.x, data.y, averaged=False)
+    with torch.no_grad():
+        for mine, its in zip(trainer.model.parameters(), best.parameters(), strict=True):
+            mine.copy_(its)
+    expected = float(oracles.mean_loss(best, "mse", data.x, data.y).detach())
+    assert trainer.evaluate(data.x, data.y) == pytest.approx(expected, rel=1e-12)
+    assert torch.allclose(trainer.predict(data.x), best(data.x), rtol=1e-12)
+
+
+def test_a_checkpoint_is_that_of_a_training_that_goes_on(tmp_path: Path) -> None:
     trainer, data = noisy()
     trainer.fit(data, updates=50, progress=False)
     shown = values(trainer)

@@ -315,10 +315,10 @@ def _assert_damaged(path: Path) -> None:
 
 
 def test_a_later_format(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    monkeypatch.setattr(checkpoint, "FORMAT", 3)
     compiled(network()).save(path)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="has format 2") as caught:
+    with pytest.raises(CheckpointError, match="has format 3") as caught:
         Trainer.resume(path, network())
     assert f"use gncompile {gncompile.__version__}" in str(caught.value)
 

@@ -292,8 +292,8 @@ class _Lowering:
         # A power of two may be divided out without a rounding; any other factor stays where it is.
         scale = abs(factor) if is_power_of_two(factor) else sympy.Integer(1)
         if factor.is_negative:
-            return self.lower(-varying / scale), "<", repr(to_float(level / scale))
-        return self.lower(varying / scale), ">", repr(to_float(-level / scale))
+            return self.lower(-varying / scale), "<", literal(to_float(level / scale))
+        return self.lower(varying / scale), ">", literal(to_float(-level / scale))
 
     def extreme(self, which: str, u: Expr, v: Expr) -> Operand:
         """The larger or smaller of two."""

@@ -7,6 +7,7 @@ device every sequence of phases is a captured graph.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,7 +28,13 @@ KEPT = 4096
 class AheadOfHost:
     """Runs the steps of a guarded program."""
 
-    def __init__(self, executable: Executable, settings: Settings) -> None:
+    def __init__(
+        self,
+        executable: Executable,
+        settings: Settings,
+        before: Callable[[Plan], None] = lambda phases: None,
+    ) -> None:
+        self._before = before  # told of the phases of a step before they run
         self._executable = executable
         self._settings = settings
         self._graphs = Graphs(executable)
@@ -47,7 +54,9 @@ class AheadOfHost:
     def step(self, updates: int, since_refresh: int) -> tuple[DeferredStats, Due]:
         """One step on the loaded batch; returns its statistics, to be read later, and what was due."""
         now = due(self._settings, updates, since_refresh)
-        self._graphs.run(plan(now))
+        phases = plan(now)
+        self._before(phases)
+        self._graphs.run(phases)
         row = self._written % KEPT
         self._rows[row].copy_(self._executable.result("report"))
         self._written += 1

@@ -1,25 +1,20 @@
-"""The running average of the parameters: what it is, when it is better, and how a model is given it.
+"""The running average of the parameters: what it is, and when it is better.
 
 Second-order steps are long, so on noisy batches the parameters move around a minimum; their mean lies nearer
 to it. While the loss falls without noise the latest parameters are the better ones. The program compares
-both from time to time, on a batch that no update has used.
+both from time to time, on a batch that no update has used. What then is reported: ``reported.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import sympy
-import torch
-from torch import Tensor
 
 from ..builder import ProgramBuilder, Value
 from ..functions import as_float, minimum, select
 from ..model_graph import Affine, Node
 from ..propagation import Forward
-from ..runtime.executable import Executable
 
 if TYPE_CHECKING:
     from .phases import Optimiser
@@ -33,9 +28,6 @@ BETTER, LEADS = "average_is_better", "noise_leads"
 """States of the program: 1 or 0."""
 
 a, b, k = sympy.symbols("a b k", real=True)
-
-
-# --- In the program ------------------------------------------------------------------------------------
 
 
 def parameter_average(builder: ProgramBuilder, parameter: Value) -> Value:
@@ -88,63 +80,3 @@ def compare_average(optimiser: Optimiser, loss: Value, averaged_loss: Value) -> 
 
     note(LEADS, a - b - as_float(LEAD) * sympy.Abs(a))
     return note(BETTER, a - b)
-
-
-# --- In the trainer ------------------------------------------------------------------------------------
-
-
-class Averages:
-    """Parameters of a model and their averages, and which of them the model holds."""
-
-    def __init__(self, executable: Executable) -> None:
-        memory = executable.memory
-        self._states = memory.states
-        leaves = executable.program.leaves("parameter")
-        averaged = [leaf for leaf in leaves if f"average.{leaf.name}" in memory.states]
-        self._names = [leaf.op.key for leaf in averaged]  # type: ignore[union-attr]
-        self._parameters = [memory.parameter(name) for name in self._names]
-        self._averages = [memory.states[f"average.{leaf.name}"] for leaf in averaged]
-        self._latest: list[Tensor] = []
-
-    @property
-    def better(self) -> bool:
-        """Whether the averages had the lower loss when they were last compared."""
-        return bool(self._averages) and float(self._states[BETTER]) > 0
-
-    @property
-    def noise_leads(self) -> bool:
-        """Whether they were clearly better."""
-        return bool(self._averages) and float(self._states[LEADS]) > 0
-
-    def show(self) -> None:
-        """Give the model its averages; what it held is kept for :meth:`hide`."""
-        if not self._latest:
-            self._latest = [parameter.clone() for parameter in self._parameters]
-            for parameter, average in zip(self._parameters, self._averages, strict=True):
-                parameter.copy_(average)
-
-    def hide(self) -> None:
-        """Give the model back what :meth:`show` replaced, unless somebody has changed it since."""
-        latest, self._latest = self._latest, []
-        if latest and all(map(torch.equal, self._parameters, self._averages)):
-            for parameter, value in zip(self._parameters, latest, strict=True):
-                parameter.copy_(value)
-
-    @contextmanager
-    def shown(self, active: bool) -> Iterator[None]:
-        """Within this block the model holds its averages, or without ``active`` its latest parameters."""
-        before = bool(self._latest)
-        active = active and bool(self._averages) and float(self._states["averaged"]) > 0
-        (self.show if active else self.hide)()
-        try:
-            yield
-        finally:
-            (self.show if before else self.hide)()
-
-    def latest(self) -> dict[str, Tensor]:
-        """The latest parameters by name, where the model holds the averages instead."""
-        return dict(zip(self._names, self._latest, strict=True)) if self._latest else {}
-
-    def forget(self) -> None:
-        """Take what the model holds as its latest parameters, after a load."""
-        self._latest = []

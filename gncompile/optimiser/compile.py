@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ..api import understand
+from ..batches import input_tensors
 from ..errors import CompileError, expected_got, message
-from ..losses import Loss
+from ..losses import Loss, resolve_loss
 from ..pipeline import step_program
 from ..runtime.executable import Executable
 from ..tuning.problem import Variants
 from ..tuning.tuner import Tune, tunable, variants_for
 from .arguments import check_arguments, checked_seed
+from .model_identity import ModelIdentity
 from .settings import Settings
 from .trainer import Trainer
 
@@ -56,12 +58,33 @@ def compile(
 
     Raises a :class:`~gncompile.errors.GncompileError` that names the place in the model for whatever cannot
     be compiled. Compiling costs about a second; memory is a few copies of the batch's activations, of the
-    parameters, and four ``d × d`` matrices a layer.
+    parameters (eight, with those that undo a step broken off), and eight ``d × d`` matrices a layer.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
     >>> trainer = compile(model, "mse", torch.zeros(16, 4))
     >>> stats = trainer.step(torch.ones(16, 4), torch.ones(16, 1))
     """
+    return compile_into(
+        Trainer.__new__(Trainer), model, loss, example_inputs, method, seed=seed, dtype=dtype,
+        backend=backend, precision=precision, tune=tune, **options,
+    )  # fmt: skip
+
+
+def compile_into(
+    trainer: Trainer,
+    model: nn.Module,
+    loss: str | Loss | nn.Module,
+    example_inputs: Tensor | tuple[Tensor, ...],
+    method: str | Mapping[str, str],
+    *,
+    seed: int,
+    dtype: torch.dtype | None = None,
+    backend: str,
+    precision: str,
+    tune: Tune,
+    **options: object,
+) -> Trainer:
+    """:func:`compile` for a trainer that is not initialised yet, and may be referred to already."""
     traced, declared, reader = understand(model, loss, example_inputs)
     settings = Settings.from_options(method=method, **options)
     check_arguments(dtype=dtype, backend=backend, precision=precision, tune=tune)
@@ -105,4 +128,13 @@ def compile(
         memory_budget=settings.memory_budget,
         variants=variants_for(tune, bench, again, samples),
     )
-    return Trainer(model, traced, declared, reader, settings, executable)
+    examples = tuple(each[:1].detach().clone() for each in input_tensors(example_inputs))
+    identity = ModelIdentity(
+        model,
+        loss,
+        traced,
+        again=lambda: understand(model, loss, examples)[0],
+        same_loss=lambda: resolve_loss(loss).describe() == declared.describe(),
+    )
+    trainer.__init__(model, traced, declared, reader, settings, executable, identity)  # type: ignore[misc]
+    return trainer

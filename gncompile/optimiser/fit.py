@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ..data import Batches
-from ..errors import BatchError, GncompileError, message
+from ..errors import BatchError, GncompileError, ShortDataWarning, is_whole, message, require_whole
 from .gather import Gathering, Pair
 from .progress import display
 from .records import History, Record, StepStats
@@ -31,49 +31,6 @@ STEPS_AHEAD = 64
 """Steps started on a device before statistics are read, all together."""
 SECONDS_AHEAD = 0.5
 """Seconds after which they are read all the same, so that progress is seen to move."""
-
-
-@dataclass
-class Place:
-    """Where a fit stands besides the trainer's own state; saved with it, so that the next fit goes on."""
-
-    batches: Batches | None = None
-    best: float = math.inf
-    """Lowest validation loss of this fit."""
-    waited: int = 0
-    """Validations since then."""
-    saved: dict[str, Any] = field(default_factory=dict)
-    """A loaded state, until a fit takes it up."""
-
-    def begin(self, train: object, continued: bool) -> None:
-        """A fit over ``train`` starts: where the loaded state was saved, if there is one."""
-        saved = self.saved if continued else {}
-        self.batches = train if isinstance(train, Batches) else None
-        if self.batches is not None and saved.get("batches"):
-            self.batches.load_state_dict(saved["batches"])
-        best = saved.get("best")
-        self.best = math.inf if best is None else float(best)
-        self.waited = int(saved.get("waited", 0))
-        self.saved = {}
-
-    def validated(self, loss: float) -> None:
-        """Count one validation; NaN is never the best."""
-        better = loss < self.best
-        self.best, self.waited = (loss, 0) if better else (self.best, self.waited + 1)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain numbers for JSON; infinity is None."""
-        if self.saved:
-            return self.saved
-        return {
-            "batches": self.batches.state_dict() if self.batches is not None else None,
-            "best": self.best if math.isfinite(self.best) else None,
-            "waited": self.waited,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Keep ``state`` for the next fit."""
-        self.saved = dict(state)
 
 
 class Started:
@@ -126,7 +83,7 @@ def fit(
     epochs: int | None = None,
     validation: Pair | None = None,
     validate_every: int | None = None,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Callback | Sequence[Callback] = (),
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 20,
@@ -145,16 +102,23 @@ def fit(
     noise (:func:`~gncompile.optimiser.gather.gather`, which loops of one's own may use too); the records tell
     its ``samples``.
 
+    Where the data ends before that, as a generator does that can be gone through once, a
+    :class:`~gncompile.errors.ShortDataWarning` says so; ``history.ended`` tells in any case why it ended.
+
     ``validation`` ``(x, y)`` is evaluated every ``validate_every`` steps (default: an epoch) and after the
     last one, as :meth:`Trainer.evaluate` does it. After ``early_stop`` validations without a better loss the
     fit ends; ``history.best`` tells the best record. At its end the fit leaves in the model the averaged
     parameters, if they are better than the latest (:meth:`Trainer.finish`).
-    ``callbacks`` get each step's :class:`~gncompile.optimiser.records.Record`. They may raise, and
-    ``trainer.save`` in one stores this step and the position of the next batch. On a CUDA device they make
-    the host wait for every step; without them it reads statistics, and shows progress, only now and then,
-    and ``samples_per_second`` is that of the steps read together. ``checkpoint`` is a file
-    written every ``checkpoint_every`` steps and at the end. Where the last step is known to be the last, its
-    update is undone if the batch's loss is not finite after it, as the next step would do.
+    ``callbacks``, one or several, get each step's :class:`~gncompile.optimiser.records.Record`. They may
+    raise, and ``trainer.save`` in one stores this step and the position of the next batch. On a CUDA device
+    they make the host wait for every step; without them it reads statistics, and shows progress, only now and
+    then, and ``samples_per_second`` is that of the steps read together. ``checkpoint`` is a file written
+    every ``checkpoint_every`` steps and at the end. Where the last step is known to be the last, its update
+    is undone if the batch's loss is not finite after it, as the next step would do.
+
+    A fit that is interrupted, by Ctrl-C or whatever a callback raises, leaves the trainer as after its last
+    whole step, and a ``Batches`` where that step took it: ``save`` then stores a training that goes on bit
+    for bit, and so does another ``fit``.
 
     A bad batch raises :class:`~gncompile.errors.BatchError` and changes nothing; with ``skip_bad_batches``
     it is counted and left out, unless there is none but bad ones for an epoch. On a CUDA device batches with
@@ -168,7 +132,11 @@ def fit(
     >>> trainer.fit(batches, epochs=1, progress=False).samples
     [300, 300, 300, 400]
     """
-    _check(updates, epochs, validation, early_stop)
+    _check(trainer, train, updates, epochs, validation, early_stop)
+    for name, every in (("validate_every", validate_every), ("checkpoint_every", checkpoint_every)):
+        if every is not None:
+            require_whole(name, every)
+    listeners = _listeners(callbacks)
     trainer.place.begin(train, continue_order)
     total = _total(train, updates, epochs)
     history, started = History(), Started(trainer)
@@ -181,34 +149,72 @@ def fit(
             for record in records:
                 history.records.append(record)
                 show(record, gathering.taken if epochs else len(history))
-                for callback in callbacks:
-                    callback(record)
+                for listener in listeners:
+                    listener(record)
 
-        for batch in _steps(started, gathering, refused):
-            taken = gathering.taken if epochs else len(history) + len(started)
-            last, due = taken == total, validation_due()
-            validates = validation is not None and (last or due)
-            if last or validates or callbacks or started.should_be_read:
-                records = started.read()
+        last = False
+        try:
+            for batch in _steps(started, gathering, refused):
+                taken = gathering.taken if epochs else len(history) + len(started)
+                last, due = taken == total, validation_due()
+                validates = validation is not None and (last or due)
+                if last or validates or listeners or started.should_be_read:
+                    records = started.read()
+                    if last:
+                        trainer.settle(*batch)
+                    if validation is not None and validates:
+                        loss = trainer.evaluate(*validation)
+                        trainer.place.validated(loss)
+                        records[-1] = replace(records[-1], validation_loss=loss)
+                    tell(records)
+                if early_stop and trainer.place.waited >= early_stop:
+                    history.stopped_early = last = True
+                    history.ended = f"no better validation loss in {early_stop} validations"
+                # After the callbacks, so that what they wrote is never behind the checkpoint.
+                if checkpoint and not last and trainer.updates % checkpoint_every == 0:
+                    trainer.save(checkpoint)
                 if last:
-                    trainer.settle(*batch)
-                if validation is not None and validates:
-                    loss = trainer.evaluate(*validation)
-                    trainer.place.validated(loss)
-                    records[-1] = replace(records[-1], validation_loss=loss)
-                tell(records)
-            if early_stop and trainer.place.waited >= early_stop:
-                history.stopped_early = last = True
-            # After the callbacks, so that what they wrote is never behind the checkpoint.
-            if checkpoint and not last and trainer.updates % checkpoint_every == 0:
-                trainer.save(checkpoint)
-            if last:
-                break
-        tell(started.read())
+                    break
+            tell(started.read())
+        except BatchError:
+            trainer.place.taken()  # the next fit goes on behind the bad batch
+            raise
+        except BaseException:
+            trainer.place.go_back()
+            raise
+    if not history.stopped_early:
+        history.ended = _end(gathering, history, updates, epochs, last)
     if checkpoint:
         trainer.save(checkpoint)
     trainer.finish()
     return history
+
+
+def _end(
+    gathering: Gathering,
+    history: History,
+    updates: int | None,
+    epochs: int | None,
+    last: bool,
+) -> str:
+    """Why a fit has ended, with its ``last`` step or without; a warning where that was not asked for."""
+    if epochs is not None and (last or gathering.passes >= epochs):
+        return f"{epochs} epochs made"
+    if last:
+        return f"{updates} updates made"
+    asked = f"{updates} updates" if epochs is None else f"{epochs} epochs"
+    found = f"the data ended after {len(history)} updates of the {asked} asked for"
+    warnings.warn(
+        message(
+            found,
+            where=f"the training data, after {gathering.taken} batches",
+            instead="pass something that can be gone through again: a Batches, a DataLoader, a list; a "
+            "generator only once",
+        ),
+        ShortDataWarning,
+        stacklevel=3,
+    )
+    return found
 
 
 @dataclass
@@ -260,8 +266,11 @@ class Validations:
 
 
 def _length(train: object) -> int | None:
-    """Batches in one epoch, where that is known."""
-    return len(train) if isinstance(train, Sized) else None
+    """Batches in one epoch, where that is known; a loader of an iterable data set has no length."""
+    try:
+        return len(train)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def _total(train: object, updates: int | None, epochs: int | None) -> int | None:
@@ -272,22 +281,61 @@ def _total(train: object, updates: int | None, epochs: int | None) -> int | None
     return epochs * length - (train.position if isinstance(train, Batches) else 0)
 
 
+def _listeners(callbacks: Callback | Sequence[Callback]) -> tuple[Callback, ...]:
+    """One callback or several as a tuple."""
+    listeners = (callbacks,) if callable(callbacks) else callbacks
+    if not isinstance(listeners, tuple | list) or not all(map(callable, listeners)):
+        raise GncompileError(
+            message(
+                f"callbacks is {callbacks!r}",
+                instead="give a function of one Record, or a list of such functions",
+            )
+        )
+    return tuple(listeners)
+
+
 def _check(
+    trainer: Trainer,
+    train: object,
     updates: int | None,
     epochs: int | None,
     validation: Pair | None,
     early_stop: int | None,
 ) -> None:
-    length = updates if updates is not None else epochs
-    if (updates is None) == (epochs is None) or length is None or length < 1:
+    length = epochs if updates is None else updates
+    if (updates is None) == (epochs is None) or not is_whole(length):
         found = f"updates={updates}, epochs={epochs}"
         raise GncompileError(
             message(f"fit was given {found}", instead="give one of them, a number from 1")
         )
-    if early_stop is not None and (validation is None or early_stop < 1):
+    if not isinstance(train, Iterable):
+        raise GncompileError(
+            message(
+                f"the training data is of type {type(train).__name__}",
+                instead="pass gncompile.data.Batches(x, y, batch_size), a DataLoader, or a list of pairs",
+            )
+        )
+    if early_stop is not None and (validation is None or not is_whole(early_stop)):
         raise GncompileError(
             message(
                 f"early_stop={early_stop} with validation={'None' if validation is None else '(x, y)'}",
                 instead="give early_stop from 1 and validation=(x, y), whose loss it watches",
             )
         )
+    if validation is not None:
+        if not isinstance(validation, tuple | list) or len(validation) != 2:
+            raise GncompileError(
+                message(
+                    f"validation is of type {type(validation).__name__}"
+                    + (
+                        f" and length {len(validation)}"
+                        if isinstance(validation, tuple | list)
+                        else ""
+                    ),
+                    instead="give one pair of tensors (x, y), the whole validation set",
+                )
+            )
+        try:
+            trainer.check_batch(*validation)
+        except BatchError as error:
+            raise BatchError(f"validation: {error}") from error

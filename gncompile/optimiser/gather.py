@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..batches import input_tensors, require_real
 from ..data import Batches
 from ..errors import BatchError, DataError, message
 
@@ -64,6 +65,8 @@ class Gathering:
         self._last: Pair | None = None
         self.taken = 0
         """Batches of ``train`` taken so far."""
+        self.passes = 0
+        """Whole passes over ``train`` so far."""
 
     def __iter__(self) -> Iterator[Pair]:
         for _ in range(self._epochs) if self._epochs is not None else itertools.count():
@@ -78,6 +81,7 @@ class Gathering:
                 if not before:
                     raise DataError(message("the training data has no batches"))
                 break
+            self.passes += 1
             if whole and self._parts:
                 yield self._joined()
         if self._parts:
@@ -118,11 +122,12 @@ def _pair(batch: object) -> Pair:
                 instead="pass gncompile.data.Batches(x, y, batch_size), a DataLoader, or pairs",
             )
         )
-    return batch[0], batch[1]
+    input_tensors(batch[0])
+    return batch[0], require_real(batch[1], "the target")
 
 
 def _first(x: Rows) -> Tensor:
-    return x if isinstance(x, Tensor) else x[0]
+    return input_tensors(x)[0]
 
 
 def _joined(parts: list[Pair]) -> Pair:

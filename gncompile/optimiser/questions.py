@@ -9,23 +9,23 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..batches import BatchReader
+from ..batches import BatchReader, input_tensors, require_real
+from ..errors import BatchError, expected_got, message, require_whole
 from ..factors import KroneckerFactors
 from ..model_graph import Affine
 from ..pipeline import quadratic_program, tangent_program
 from ..runtime.executable import Executable
 from ..runtime.memory import dense
 from ..step_program import StepProgram
-from .averages import Averages
+from .reported import Reported
 from .reports import Reports
 
 
 class Questions(Reports):
     """The part of :class:`~gncompile.optimiser.trainer.Trainer` that changes nothing."""
 
-    updates: int
     _reader: BatchReader
-    _averages: Averages
+    _reported: Reported
 
     @property
     def damping(self) -> float | None:
@@ -44,15 +44,23 @@ class Questions(Reports):
             trained |= {name: self.traced.parameters[name].detach() for name in names}
         return trained
 
+    def ready(self) -> None:
+        """Before any use: the model is the one that was compiled, and its parameters are whole.
+
+        Follows the model to other tensors of the same shapes. Raises
+        :class:`~gncompile.errors.ModelChangedError` if it is another one.
+        """
+        raise NotImplementedError
+
     def check_batch(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> None:
         """Raise :class:`~gncompile.errors.BatchError` if no step can be taken on ``(x, y)``.
 
         Values are looked at only where this does not mean to wait for a device.
         """
-        device = y.device
-        reader = replace(self._reader, device=device)
-        inputs = reader.inputs(x)
-        target = reader.target(inputs[0].shape[0], y)
+        device = require_real(y, "the target").device
+        valueless = device.type == "meta"
+        reader = self._reader if valueless else replace(self._reader, device=device)
+        inputs, target = reader.pair(x, y)
         if device.type == "cpu":
             reader.require_finite(inputs, target)
 
@@ -80,7 +88,21 @@ class Questions(Reports):
         return views
 
     def join(self, by_parameter: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The inverse of :meth:`split`; missing parameters count as zero."""
+        """The inverse of :meth:`split`; missing parameters count as zero.
+
+        Raises :class:`~gncompile.errors.BatchError` for names and shapes that the trained parameters lack.
+        """
+        trained = self.trained()
+        for name, value in by_parameter.items():
+            wanted = list(trained[name].shape) if name in trained else "no trained parameter"
+            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            if wanted != found:
+                raise BatchError(
+                    message(
+                        f"the direction has {name!r}\n{expected_got(wanted, found)}",
+                        instead=f"give tensors shaped like {', '.join(trained)}",
+                    )
+                )
         joined = {}
         for layer, node in self.traced.graph.layers.items():
             op = node.op
@@ -96,18 +118,23 @@ class Questions(Reports):
         return joined
 
     def loss(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> Tensor:
-        """The data loss of one batch at the current parameters, a scalar tensor."""
+        """The data loss of one batch at the parameters that the model holds, a scalar tensor."""
         self._load(x, y)
         self._executable.run("predict", "evaluate")
         return self._executable.result("evaluated_loss").clone()
 
-    def predict(self, x: Tensor | tuple[Tensor, ...]) -> Tensor:
-        """The network output ``[N, …]`` at the current parameters, by the compiled forward pass."""
+    def predict(self, x: Tensor | tuple[Tensor, ...], averaged: bool | None = None) -> Tensor:
+        """The network output ``[N, …]`` by the compiled forward pass, at the parameters of :meth:`evaluate`.
+
+        ``averaged`` is as there. Raises :class:`~gncompile.errors.BatchError` for no samples.
+        """
+        self.ready()
         inputs = self._reader.inputs(x)
-        self._executable.load(inputs)
-        self._executable.run("predict")
-        output = self._executable.result("output")
-        return output.clone().reshape(-1, *self.traced.graph.output.shape)
+        with self.averaged_parameters(averaged):
+            self._executable.load(inputs)
+            self._executable.run("predict")
+            output = self._executable.result("output")
+            return output.clone().reshape(-1, *self.traced.graph.output.shape)
 
     def evaluate(
         self,
@@ -116,21 +143,40 @@ class Questions(Reports):
         batch_size: int = 1000,
         averaged: bool | None = None,
     ) -> float:
-        """The data loss of a whole data set, in batches.
+        """The data loss of a whole data set at the reported parameters, in batches.
 
-        The mean over samples (the sum, for losses that sum), at the averaged parameters if these are better,
-        as far as the last comparison tells; ``averaged=True`` asks for them, ``averaged=False`` for the
-        latest.
+        The mean over samples (the sum, for losses that sum). *Reported* are the averaged parameters if these
+        are better, as far as the last comparison tells, and else the latest: what :meth:`predict` uses too,
+        a checkpoint's ``model/…`` holds, and the model itself after ``fit`` and ``finish``.
+        ``averaged=True`` asks for the averages, ``averaged=False`` for the latest.
+
+        Raises :class:`~gncompile.errors.BatchError` for no samples, other numbers of inputs and targets, and
+        values that are not finite.
         """
-        count = (x if isinstance(x, Tensor) else x[0]).shape[0]
+        self.ready()
+        require_whole("batch_size", batch_size)
+        given = input_tensors(x)
+        count = len(given[0])
+        sizes = [*map(len, given), len(require_real(y, "the target"))]
+        if count == 0 or len(set(sizes)) > 1:
+            raise BatchError(
+                message(
+                    f"{' and '.join(map(str, sizes[:-1]))} inputs, and {sizes[-1]} targets",
+                    where="evaluate",
+                    instead="pass one row a sample in each, and one sample at least",
+                )
+            )
         sums = self.loss_function.scale.over == "sum"
         total = 0.0
         with self.averaged_parameters(averaged):
             for start in range(0, count, batch_size):
                 part = slice(start, start + batch_size)
-                xs = x[part] if isinstance(x, Tensor) else tuple(t[part] for t in x)
-                share = 1.0 if sums else y[part].shape[0] / count
-                total += float(self.loss(xs, y[part])) * share
+                inputs, target = self._reader.pair(tuple(t[part] for t in given), y[part])
+                self._reader.all_finite(inputs, target)
+                share = 1.0 if sums else len(target) / count
+                self._executable.load(inputs, target)
+                self._executable.run("predict", "evaluate")
+                total += float(self._executable.result("evaluated_loss")) * share
         return total
 
     def averaged_parameters(self, averaged: bool | None = True) -> AbstractContextManager[None]:
@@ -139,10 +185,12 @@ class Questions(Reports):
         With ``averaged=None`` only if they are better, as far as the last comparison tells; with False the
         latest. A trainer without an average, or without an update, always has the latest.
         """
-        return self._averages.shown(self._averages.better if averaged is None else averaged)
+        self.ready()
+        return self._reported.shown(self._reported.better if averaged is None else averaged)
 
     def factors(self) -> dict[str, KroneckerFactors]:
         """The running averages of the curvature factors by layer, in full; empty before the first step."""
+        self.ready()
         states, program = self._executable.memory.states, self._executable.program
         found = {}
         for layer in self.traced.graph.layers:
@@ -170,8 +218,7 @@ class Questions(Reports):
         program = quadratic_program(self.traced.graph, self.loss_function, self.settings, count)
         executable = self._with_directions(program, directions)
         executable.memory.states["damping"].fill_(self.damping or self.settings.damping)
-        inputs = self._reader.inputs(x)
-        executable.load(inputs, self._reader.target(inputs[0].shape[0], y))
+        executable.load(*self._reader.pair(x, y))
         executable.run("gradient", "quadratic")
         m = [[executable.result(f"M.{i}.{j}") for j in range(count)] for i in range(count)]
         b = [executable.result(f"b.{i}") for i in range(count)]
@@ -181,6 +228,7 @@ class Questions(Reports):
         self, program: StepProgram, directions: list[Mapping[str, Tensor]]
     ) -> Executable:
         """An executable beside the trainer's own, with the given directions in its states."""
+        self.ready()
         own = self._executable
         executable = Executable(
             program, self.traced, self.loss_function,
@@ -193,5 +241,5 @@ class Questions(Reports):
         return executable
 
     def _load(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> None:
-        inputs = self._reader.inputs(x)
-        self._executable.load(inputs, self._reader.target(inputs[0].shape[0], y))
+        self.ready()
+        self._executable.load(*self._reader.pair(x, y))

@@ -53,6 +53,8 @@ class History:
     skipped: int = 0
     """Bad batches left out (``skip_bad_batches=True``)."""
     stopped_early: bool = False
+    ended: str = ""
+    """Why the fit ended: all updates made, no better validation loss, or no more data."""
 
     @property
     def best(self) -> Record | None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
+from ..emit.torch_operations import Options
 from ..emit.torch_source import emit_torch
 from ..files import atomic_write
 from ..losses import Loss
@@ -26,6 +30,7 @@ class Reports:
     loss_function: Loss
     settings: Settings
     _executable: Executable
+    updates: int
 
     def summary(self) -> str:
         """A table of layers: parameters, rules, factors, cost and memory; launches if there are any."""
@@ -103,4 +108,35 @@ class Reports:
         graph = self.traced.graph.to_text()
         return emit_torch(
             self._executable.program, f"A training step of {self.traced.name}.", graph
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision everything is computed in."""
+        return self._executable.memory.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything is computed."""
+        return self._executable.memory.device
+
+    @property
+    def backend(self) -> str:
+        """``"torch"``, ``"triton"`` or ``"reference"``."""
+        return self._executable.backend
+
+    @property
+    def precision(self) -> str:
+        """That of the Triton backend's float32 products."""
+        return self._executable.memory.precision
+
+    @property
+    def variants(self) -> Mapping[str, Options]:
+        """Options of the instructions that are not computed in the default way, by name."""
+        return self._executable.variants
+
+    def __repr__(self) -> str:
+        return (
+            f"Trainer({self.traced.name}, {self.settings.method}, {len(self.traced.graph.layers)} layers, "
+            f"{self.updates} updates)"
         )

@@ -6,36 +6,37 @@ import math
 import warnings
 import weakref
 from collections.abc import Mapping
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, NoReturn
 
-import torch
 from torch import Tensor, nn
 
 from ..batches import BatchReader
-from ..emit.torch_operations import Options
-from ..errors import BatchError, SmallBatchWarning, message
+from ..errors import BatchError, GncompileError, SmallBatchWarning, message
 from ..losses import Loss
 from ..model_graph import TracedModel
 from ..runtime import checkpoint
 from ..runtime.executable import Executable
-from . import fit
+from . import fit, state
 from .ahead import AheadOfHost, DeferredStats
-from .averages import Averages
 from .damping import JUDGED, ROUNDING, factor_bounds
 from .first_order import FirstOrder
 from .gather import gather
+from .model_identity import ModelIdentity
+from .nonfinite import first_cause
 from .order import reading_order
 from .phases import CHOSEN
+from .place import Place
 from .questions import Questions
 from .records import StepStats
+from .reported import Reported
 from .settings import Settings
+from .state import COUNTERS
 from .timetable import MEASURED, Due, due, judgement
+from .transaction import Journal
 
 FEW = 32
 """Samples of a batch below which the trainer warns of noise."""
-COUNTERS = ("updates", "_rejected", "_held", "_since_refresh", "_unconfirmed")
-"""The trainer's own numbers between steps."""
 
 
 class Trainer(Questions):
@@ -46,6 +47,18 @@ class Trainer(Questions):
     :class:`~gncompile.errors.BatchError` and changes nothing; an update after which the loss is not finite,
     or is seen to be higher on the same batch, is undone (the parameters get back their values before it,
     damping rises). The latter is looked at in the first steps, and later whenever the damping is adapted.
+
+    A step is a transaction: if it is interrupted, by Ctrl-C or any exception, all is as before it.
+
+    The reported parameters, the averages where these are better and else the latest
+    (:mod:`gncompile.optimiser.reported`), are what :meth:`evaluate` and :meth:`predict` speak of, what a
+    checkpoint's ``model/…`` holds, and what the model holds after ``fit``, ``finish`` and ``resume``. In a
+    loop of steps the model holds the latest; ``loss`` and ``gradients`` take what it holds.
+
+    The model may get other tensors between steps (``load_state_dict``, ``param.data = …``); one that computes
+    something else, or is trained in other parts, is refused by whatever is called next, with
+    :class:`~gncompile.errors.ModelChangedError` (:mod:`gncompile.optimiser.model_identity`).
+    ``copy.deepcopy`` gives an independent trainer with a model of its own.
     """
 
     def __init__(
@@ -56,6 +69,7 @@ class Trainer(Questions):
         reader: BatchReader,
         settings: Settings,
         executable: Executable,
+        identity: ModelIdentity,
     ) -> None:
         self.model = model
         self.traced = traced
@@ -64,18 +78,22 @@ class Trainer(Questions):
         self.updates = 0
         self._rejected = 0
         self._held = 0  # steps that nothing was learned from
-        self.place = fit.Place()
+        self.place = Place()
         self._reader = reader
         self._executable = executable
         self._since_refresh = 0
         self._unconfirmed = False  # whether the last update has not been seen to give a finite loss
-        self._averages = Averages(executable)
+        self._identity = identity
+        self._reported = Reported(executable)
+        self._journal = Journal(executable, self._numbers, self._restore, self._reported.note)
+        self._reported.surely = self._journal.surely
         self._first_batch: weakref.ref[Tensor] | None = None
         self.gathers = False
         """Whether batches are put together for this trainer; without, small ones bring a warning."""
         # Measurements of noise so far, and the samples wanted since the last one.
         self._wanted = (0, 0)
-        self._ahead = AheadOfHost(executable, settings) if settings.guarded else None
+        before = self._journal.before
+        self._ahead = AheadOfHost(executable, settings, before) if settings.guarded else None
         self._first_order = None if settings.second_order else FirstOrder(settings, self.trained())
 
     @property
@@ -100,45 +118,63 @@ class Trainer(Questions):
         statistics wait for it when they are read, and a bad batch is left out and counted (``rejected``);
         a batch in pinned memory must not be overwritten before.
         """
-        inputs = self._reader.inputs(x)
-        target = self._reader.target(inputs[0].shape[0], y)
-        self._averages.hide()
+        self.ready()
+        inputs, target = self._reader.pair(x, y)
+        self._reported.hide()
         self._warn_of_noise(x if isinstance(x, Tensor) else x[0])
+        if not self._ahead:
+            # Before anything runs: tanh(inf) is 1, so a finite loss proves nothing about the batch.
+            self._reader.all_finite(inputs, target)
+        return self._journal.whole(partial(self._step, inputs, target))
+
+    def _step(self, inputs: tuple[Tensor, ...], target: Tensor) -> StepStats | DeferredStats:
+        """One step on a batch; the position in the data is a part of it."""
         seed = self._executable.memory.draws.seed
         rows = reading_order(self.settings, len(target), self.updates, seed, self.device)
+        self._executable.load(inputs, target, rows=rows)
+        stats: StepStats | DeferredStats
         if self._ahead:
-            self._executable.load(inputs, target, rows=rows)
             stats, now = self._ahead.step(self.updates, self._since_refresh)
             self._count_refresh(now)
             self.updates += 1
-            return stats
-        # Checked before anything runs: tanh(inf) is 1, so a finite loss proves nothing about the batch.
-        if not all(math.isfinite(float(part.sum())) for part in (*inputs, target)):
-            self._reader.require_finite(inputs, target)
-        executable = self._executable
-        executable.load(inputs, target, rows=rows)
-        executable.run("gradient")
+        else:
+            stats = self._looked_after_step(inputs, target)
+        self.place.taken()
+        return stats
+
+    def _looked_after_step(self, inputs: tuple[Tensor, ...], target: Tensor) -> StepStats:
+        """A step whose every part the host looks at."""
+        self._run("gradient")
         if not self._finite("objective"):
             self._undo()
-            executable.run("gradient")
+            self._run("gradient")
             if not self._finite("objective"):
-                raise BatchError(
-                    message(
-                        f"the loss is {self._number('loss')} on a batch of finite values",
-                        where=f"update {self.updates}, at the last parameters known to be good",
-                        instead="check the scale of the inputs and initial weights; the step was refused, "
-                        "parameters are unchanged",
-                    )
-                )
+                self._refuse_loss(inputs, target)
         self._unconfirmed = False
         if self._first_order:
             if not self._factors_finite():
                 return self._refused()
+            kept = self._first_order.tensors().items()
+            self._journal.keep({("first order", name): tensor for name, tensor in kept})
             self._first_order.step(self._gradient_views())
             self.updates += 1
             self._unconfirmed = True
             return StepStats(self.updates, self._number("loss"), self._number("objective"))
         return self._second_order_step()
+
+    def _run(self, *phases: str) -> None:
+        """Run phases, having noted what they overwrite."""
+        self._journal.run(*phases)
+
+    def _refuse_loss(self, inputs: tuple[Tensor, ...], target: Tensor) -> NoReturn:
+        cause = first_cause(self.traced, self.loss_function, inputs, target)
+        raise BatchError(
+            message(
+                f"the loss is {self._number('loss')} on a batch of finite values\n{cause.found}",
+                where=f"{cause.where}; update {self.updates}, at the last parameters known to be good",
+                instead=f"{cause.instead}; the step was refused, parameters are unchanged",
+            )
+        )
 
     @property
     def samples_wanted(self) -> int:
@@ -182,45 +218,44 @@ class Trainer(Questions):
             )
 
     def _second_order_step(self) -> StepStats:
-        executable = self._executable
         if not self._number("gradient_square"):
             return self._nothing_learned()
         now = due(self.settings, self.updates - self._held, self._since_refresh)
         if now.comparison:
-            executable.run("compare")
-        if self.settings.momentum and self._averages.noise_leads:
+            self._run("compare")
+        if self.settings.momentum and self._reported.noise_leads:
             now = now.without_momentum()
         if now.factors:
-            executable.run("curvature", "columns_begin", "columns", now.inputs)
+            self._run("curvature", "columns_begin", "columns", now.inputs)
         # Without fresh factors their buffers hold an earlier batch's, or after a resume nothing.
         if not self._factors_finite(("Q.", "G.", "grad.") if now.factors else ("grad.",)):
             return self._refused()  # no damping would help
         if now.factors:
-            executable.run("average")
+            self._run("average")
         self._count_refresh(now)
         if now.factor_damping and self._number("measured"):
             self._choose_factor_damping(now)
         elif now.inverses or now.factor_damping:
-            executable.run("invert", "direction", now.quadratic)
+            self._run("invert", "direction", now.quadratic)
         else:
-            executable.run("direction", now.quadratic)
+            self._run("direction", now.quadratic)
         if not self._finite("predicted") or not self._finite("step_size"):
-            executable.run("reject")
+            self._run("reject")
             return self._refused()
         if not self._number("predicted"):
             return self._nothing_learned()
         if now.noise:
-            executable.run("gradient_noise")
-        executable.run("update")
+            self._run("gradient_noise")
+        self._run("update")
         self.updates += 1
         self._unconfirmed = True
         if now.damping:
             looked, change = judgement(now)
-            executable.run(*looked)
+            self._run(*looked)
             if self._number("harm"):
                 self._undo(overlong=bool(self._number("measured")))
             else:
-                executable.run(change)
+                self._run(change)
         return self._stats(now)
 
     def _count_refresh(self, now: Due) -> None:
@@ -230,14 +265,15 @@ class Trainer(Questions):
     def _choose_factor_damping(self, now: Due) -> None:
         """Of three factor dampings γ take the one whose step is predicted to be best [MG §6.6]."""
         gamma = self._executable.memory.states["factor_damping"]
+        self._journal.keep_states("factor_damping")
         base, rate = float(gamma), self.settings.factor_damping_rate
         each = ("invert",) if now.inverts_each else ()
         if not each:
-            self._executable.run("invert")
+            self._run("invert")
 
         def attempt(value: float) -> None:
             gamma.fill_(value)
-            self._executable.run(*each, "direction", now.quadratic)
+            self._run(*each, "direction", now.quadratic)
 
         best, lowest = base, 0.0
         for tried in (base, base * rate, base / rate):
@@ -266,31 +302,31 @@ class Trainer(Questions):
 
     def settle(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> None:
         """Undo the last update if the loss of ``(x, y)`` is not finite after it, as the next step would."""
-        self._averages.hide()
-        if self._ahead:
-            # Only after an update: a refused step would be counted twice.
-            if self._executable.memory.states["unconfirmed"] and not math.isfinite(
-                float(self.loss(x, y))
-            ):
-                self._executable.run("gradient", "guard", "guard_step")
-        elif self._unconfirmed and not math.isfinite(float(self.loss(x, y))):
-            self._undo()
+        self.ready()
+        self._reported.hide()
+        # Only after an update: a refused step would be counted twice.
+        judged = self._executable.memory.states["unconfirmed"] if self._ahead else self._unconfirmed
+        if not judged or math.isfinite(float(self.loss(x, y))):
+            return
+        phases = ("gradient", "guard", "guard_step")
+        self._journal.whole(partial(self._run, *phases) if self._ahead else self._undo)
 
     def finish(self) -> None:
-        """Leave in the model what :meth:`evaluate` uses: its averaged parameters, if these are better.
+        """Leave in the model what is reported: its averaged parameters, if these are better.
 
         ``fit`` ends so. Training can go on: the next step takes back the latest parameters, unless the
         model has been given others in the meantime.
         """
-        if self._averages.better:
-            self._averages.show()
+        self.ready()
+        if self._reported.better:
+            self._reported.show()
 
     def _undo(self, overlong: bool = True) -> None:
         """Return to the parameters before the last update, if that is the suspect; ``overlong``: λ rises."""
         if self._unconfirmed and self._first_order:
             self._first_order.undo()
         elif self._unconfirmed:
-            self._executable.run("restore", *(("reject",) if overlong else ()))
+            self._run("restore", *(("reject",) if overlong else ()))
             self._since_refresh = self.settings.refresh_every
         self._rejected += int(self._unconfirmed)
         self._unconfirmed = False
@@ -334,68 +370,49 @@ class Trainer(Questions):
                     return False
         return True
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision everything is computed in."""
-        return self._executable.memory.dtype
+    # --- Whole and the model's ------------------------------------------------------------------------
 
-    @property
-    def device(self) -> torch.device:
-        """Where everything is computed."""
-        return self._executable.memory.device
+    def ready(self) -> None:
+        """See :meth:`Questions.ready`."""
+        self._journal.recover()
+        traced = self._identity.changes()
+        if traced is not None:
+            self.traced = traced
+            self._executable.rebind(traced)
+            self._journal.rebound()
+            if self._first_order:
+                self._first_order.rebind(self.trained())
+            if self._ahead:
+                self._ahead.keep_parameters()
+            self._unconfirmed = False  # what is unconfirmed were others
+        self._reported.look()
 
-    @property
-    def backend(self) -> str:
-        """``"torch"``, ``"triton"`` or ``"reference"``."""
-        return self._executable.backend
+    def _numbers(self) -> dict[str, Any]:
+        """What a step changes besides tensors."""
+        begun = self._first_order.begun if self._first_order else True
+        counters = {name: getattr(self, name) for name in COUNTERS}
+        return {"counters": counters, "position": self.place.position, "begun": begun}
 
-    @property
-    def precision(self) -> str:
-        """That of the Triton backend's float32 products."""
-        return self._executable.memory.precision
+    def _restore(self, numbers: Mapping[str, Any]) -> None:
+        """Take back what :meth:`_numbers` gave."""
+        for name, value in numbers["counters"].items():
+            setattr(self, name, value)
+        self.place.position = numbers["position"]
+        if self._first_order and not numbers["begun"]:
+            self._first_order.restart()
 
-    @property
-    def variants(self) -> Mapping[str, Options]:
-        """Options of the instructions that are not computed in the default way, by name."""
-        return self._executable.variants
-
-    def __repr__(self) -> str:
-        return (
-            f"Trainer({self.traced.name}, {self.settings.method}, {len(self.traced.graph.layers)} layers, "
-            f"{self.updates} updates)"
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise GncompileError(
+            message(
+                "a trainer cannot be pickled, nor copied without its model",
+                instead="write it with trainer.save(path) and read it with Trainer.resume(path, model); "
+                "copy.deepcopy(trainer) makes an independent one",
+            )
         )
 
-    # --- state ----------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything a step reads or writes: groups of tensors by name (not copied), and plain numbers."""
-        memory = self._executable.memory
-        return {
-            "model": {**checkpoint.model_tensors(self.model), **self._averages.latest()},
-            "states": dict(memory.states),
-            "optimiser": self._first_order.state_dict() if self._first_order else {},
-            "generator": memory.draws.state_dict(),
-            "counters": {name: getattr(self, name) for name in COUNTERS},
-            "place": self.place.state_dict(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where ``state`` was taken; :class:`~gncompile.errors.CheckpointError`, and nothing is
-        changed, if it is another model's. Random draws start again from the seed where the state is that of
-        another kind of generator: of the Triton backend for any other, or of torch's on another device."""
-        checkpoint.check_state(self, state)
-        self._averages.forget()
-        checkpoint.copy_tensors(checkpoint.model_tensors(self.model), state["model"])
-        memory = self._executable.memory
-        checkpoint.copy_tensors(memory.states, {**memory.initial_scalars(), **state["states"]})
-        if self._first_order:
-            self._first_order.load_state_dict(state["optimiser"])
-        self._executable.memory.draws.load_state_dict(state["generator"])
-        for name in COUNTERS:
-            setattr(self, name, state["counters"].get(name, 0))
-        self._wanted = 0, 0
-        self.place.load_state_dict(state["place"])
-
+    state_dict = state.state_dict
+    load_state_dict = state.load_state_dict
+    __deepcopy__ = state.independent
     save = checkpoint.save
     resume = staticmethod(checkpoint.resume)
     fit = fit.fit

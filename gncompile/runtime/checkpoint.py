@@ -1,10 +1,11 @@
 """Checkpoints: one safetensors file with everything a training needs to go on bit for bit.
 
 The tensors are the model's parameters and buffers, the program's states, the first-order optimiser's
-state, and the generator's; names read ``model/0.weight``. The header's text field holds JSON: settings,
-loss, input shapes, counters, the place in the data's order, and the fingerprint of the model. One file,
-because one rename replaces it atomically; a digest over all of it, so that damage is seen. Nothing in it
-is executed.
+state, and the generator's; names read ``model/0.weight``. The parameters are the reported ones, those that
+``evaluate`` speaks of; where training goes on from others, these stand beside them as ``latest/…``. The
+header's text field holds JSON: settings, loss, input shapes, counters, the place in the data's order, and
+the fingerprint of the model. One file, because one rename replaces it atomically; a digest over all of it, so
+that damage is seen. Nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
-from ..errors import CheckpointError, message
+from ..errors import CheckpointError, expected_got, message
 from ..files import atomic_path
 from .fingerprint import differences, fingerprint, shape_differences
 from .stored_loss import loss_to_data
@@ -30,8 +31,10 @@ from .stored_settings import settings_from_data, stored_loss
 if TYPE_CHECKING:
     from ..optimiser.trainer import Trainer
 
-FORMAT = 1
-GROUPS = ("model", "states", "optimiser", "generator")
+FORMAT = 2
+READ = (1, 2)
+"""Formats that are read; in the first ``model/…`` held the latest parameters, and nothing the reported."""
+GROUPS = ("model", "latest", "states", "optimiser", "generator")
 """The parts of a trainer's ``state_dict`` that map names to tensors; the others are plain numbers."""
 SHOWN = 5
 """Differences an error lists."""
@@ -85,7 +88,9 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         if unknown := {name.partition("/")[0] for name in tensors} - {*GROUPS}:
             raise ValueError(f"tensors of an unknown group {sorted(unknown)[0]!r}")
         about = json.loads(text)
-        known = about["format"] == FORMAT
+        known = about["format"] in READ
+        if known:
+            _require_kinds(about)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         found = (
             f"{error.__class__.__name__}: {error}" if isinstance(error, KeyError) else str(error)
@@ -108,13 +113,32 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     return Checkpoint(path, _grouped(tensors) | about["numbers"], about)
 
 
+KINDS = {
+    "settings": dict, "loss": dict, "inputs": list, "backend": str, "fingerprint": dict, "numbers": dict,
+}  # fmt: skip
+"""What a header's fields are; what is in them is checked where they are used."""
+
+
+def _require_kinds(about: Mapping[str, Any]) -> None:
+    for name, kind in KINDS.items():
+        if not isinstance(about[name], kind):
+            raise TypeError(f"{name} is no {kind.__name__}")
+    for shape in about["inputs"]:
+        if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+            raise TypeError(f"inputs has the shape {shape!r}")
+    for name in ("counters", "place"):
+        if not isinstance(about["numbers"].get(name), dict):
+            raise TypeError(f"{name} is no dict")
+
+
 def resume(path: str | os.PathLike[str], model: nn.Module, loss: object = None) -> Trainer:
     """The trainer saved at ``path``, compiled anew for ``model``, which gets the saved parameters.
 
-    ``model`` is a module of the same architecture; its present parameters do not matter. ``loss`` is only
-    needed to insist on one. The same backend, settings, generator and place in the data's order are
-    restored, so that training goes on bit for bit on the same machine with as many threads. Raises
-    :class:`CheckpointError` for a checkpoint of another model; ``model`` is unchanged then.
+    ``model`` is a module of the same architecture; its present parameters do not matter, and it then
+    holds the reported ones, as after ``fit``. ``loss`` is only needed to insist on one. The same backend,
+    settings, generator and place in the data's order are restored, so that training goes on bit for bit
+    on the same machine with as many threads. Raises :class:`CheckpointError` for a checkpoint of another
+    model; ``model`` is unchanged then.
     """
     checkpoint = load(path)
     given = {name: list(t.shape) for name, t in model_tensors(model).items()}
@@ -183,13 +207,18 @@ def check_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
     known = state.get("states", {})
     mine["states"] = {name: t for name, t in mine["states"].items() if t.dim() or name in known}
     found = []
-    for group in ("model", "states"):  # a generator of another kind starts again from the seed
+    groups = ["model", "states"] + ["latest"] * bool(state.get("latest"))
+    mine = {**mine, "latest": trainer.trained()}
+    for group in groups:  # a generator of another kind starts again from the seed
         expected, got = (
             {f"{group} {name}": [*t.shape, str(t.dtype)] for name, t in tensors.items()}
             for tensors in (mine[group], state.get(group, {}))
         )
         found += shape_differences(expected, got)
     _require_same(found, None)
+    _check_optimiser(trainer, state.get("optimiser", {}))
+    _check_generator(state.get("generator", {}), mine["generator"])
+    _check_numbers(state)
     changed = _frozen_changed(trainer, state["model"])
     if changed:
         raise CheckpointError(
@@ -200,6 +229,63 @@ def check_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
                 instead="use Trainer.resume, or compile after loading them into the model",
             )
         )
+
+
+OWN_STATES = ("last_good", "step", "exp_avg", "exp_avg_sq", "momentum_buffer")
+"""What torch's Adam and SGD, and ``first_order.py``, keep of a parameter."""
+
+
+def _check_optimiser(trainer: Trainer, stored: Tensors) -> None:
+    """A first-order optimiser's tensors: shaped like the parameters, and the same of all of them."""
+    own = trainer.state_dict()["optimiser"]
+    trained = trainer.trained() if own else {}
+    kept: dict[str, set[str]] = {name: set() for name in trained}
+    found = []
+    for path, tensor in stored.items():
+        key, _, name = path.partition("/")
+        fits = key in OWN_STATES and name in trained
+        shape = [] if key == "step" else list(trained[name].shape) if fits else "not there"
+        if not fits or shape != list(tensor.shape) or not tensor.is_floating_point():
+            found.append(f"optimiser {path}\n{expected_got(shape, list(tensor.shape))}")
+        else:
+            kept[name].add(key)
+    every = set().union(*kept.values(), {"last_good"})
+    found += [
+        f"optimiser {key}/{name}\n{expected_got('a tensor', 'not there')}"
+        for name, keys in kept.items()
+        for key in sorted(every - keys)
+    ]
+    _require_same(found, None)
+
+
+def _check_generator(stored: Tensors, mine: Tensors) -> None:
+    """The state of a generator of the same kind is one that it takes."""
+    for name, tensor in stored.items():
+        same = name in mine and tensor.shape == mine[name].shape
+        if same and tensor.dtype != mine[name].dtype:
+            _require_same([f"generator\n{expected_got(mine[name].dtype, tensor.dtype)}"], None)
+        if same and name == "state" and len(tensor) == len(torch.Generator().get_state()):
+            try:
+                torch.Generator().set_state(tensor.cpu())
+            except RuntimeError as error:
+                _require_same([f"generator: {error}"], None)
+
+
+def _check_numbers(state: Mapping[str, Any]) -> None:
+    """Counters are whole numbers, and the place is one of a fit."""
+    counters, place = state.get("counters", {}), state.get("place", {})
+    kinds = {"updates": int, "_rejected": int, "_since_refresh": int, "_unconfirmed": bool}
+    found = [
+        f"counter {name}\n{expected_got(kind.__name__, repr(counters.get(name)))}"
+        for name, kind in kinds.items()
+        if type(counters.get(name)) is not kind or counters[name] < 0
+    ]
+    best, waited = place.get("best"), place.get("waited", 0)
+    if not isinstance(best, float | int | None) or type(waited) is not int:
+        found.append(f"place\n{expected_got('a best loss and a number of validations', place)}")
+    if not isinstance(place.get("batches"), dict | None):
+        found.append(f"batches\n{expected_got('the state of a Batches', place['batches'])}")
+    _require_same(found, None)
 
 
 def copy_tensors(into: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:

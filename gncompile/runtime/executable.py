@@ -133,6 +133,12 @@ class Executable:
         self._largest = 0
         self._step: ReferenceStep | EmittedStep | None = None
 
+    def rebind(self, traced: TracedModel) -> None:
+        """Go on with other tensors of the same names and shapes; captured graphs go with what was bound."""
+        self.memory.rebind(traced.parameters, traced.constants)
+        self._bound.clear()
+        self._step = None
+
     def _emit(self, traced: TracedModel) -> Bind:
         """Write the program as source, import it, and return its ``bind``."""
         about = f"A training step of {traced.name}.", traced.graph.to_text()

@@ -55,9 +55,12 @@ def differences(expected: Fingerprint, got: Fingerprint) -> list[str]:
     ]
     key = "trained parameters"
     found += shape_differences(expected[key], got.get(key, {}))
-    if not found and expected["graph"] != got.get("graph"):
-        found.append(_graph_difference(expected["graph"], got.get("graph", [])))
-    return found
+    return found or _line_differences(expected["graph"], got.get("graph", []))
+
+
+def graph_differences(expected: ModelGraph, got: ModelGraph) -> list[str]:
+    """The first line in which two graphs differ, if they do."""
+    return _line_differences(graph_lines(expected), graph_lines(got))
 
 
 def shape_differences(expected: Mapping[str, object], got: Mapping[str, object]) -> list[str]:
@@ -69,8 +72,10 @@ def shape_differences(expected: Mapping[str, object], got: Mapping[str, object])
     ]
 
 
-def _graph_difference(expected: list[str], got: list[str]) -> str:
+def _line_differences(expected: list[str], got: list[str]) -> list[str]:
+    if expected == got:
+        return []
     longest = max(len(expected), len(got))
     padded = [lines + ["nothing"] * (longest - len(lines)) for lines in (expected, got)]
     here, there = next((e, g) for e, g in zip(*padded, strict=True) if e != g)
-    return f"graph\n{expected_got(here, there)}"
+    return [f"graph\n{expected_got(here, there)}"]

@@ -35,11 +35,7 @@ class Memory:
     ) -> None:
         self.dtype = dtype
         self.device = device
-        self.parameters = dict(parameters)
-        self.constants = {
-            name: tensor.detach().to(device=device, dtype=dtype)
-            for name, tensor in constants.items()
-        }
+        self.rebind(parameters, constants)
         self.states = {key: self._initial(state) for key, state in program.states.items()}
         self._scalars = {
             key: state for key, state in program.states.items() if not state.spec.shape
@@ -48,6 +44,14 @@ class Memory:
         self.precision = precision
         self.batch_size = torch.zeros((), dtype=dtype, device=device)
         self._flat: dict[str, Tensor] = {}
+
+    def rebind(self, parameters: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> None:
+        """Take these tensors for the user's; what is bound to others has to be bound anew."""
+        self.parameters = dict(parameters)
+        self.constants = {
+            name: tensor.detach().to(device=self.device, dtype=self.dtype)
+            for name, tensor in constants.items()
+        }
 
     def _initial(self, state: State) -> Tensor:
         shape = tuple(int(d) for d in state.spec.shape)
