@@ -1,7 +1,7 @@
 """Text from outside that would give itself away if it ran as code.
 
-:func:`payloads` are Python and shell expressions that open a marker file; :func:`nothing_executed` fails where
-one of them did, by the interpreter's audit events and by the marker itself.
+:func:`payloads` are Python and shell expressions that open a marker file; :func:`nothing_executed` fails
+where one of them did, by the interpreter's audit events and by the marker itself.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ the gradient exceeds ``gather_noise`` (:mod:`gncompile.optimiser.noise`).
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,13 @@ from torch import Tensor
 
 from ..batches import input_tensors, require_real
 from ..data import Batches
-from ..errors import BatchError, DataError, message
+from ..errors import BatchError, DataError, SmallBatchWarning, message
 
 if TYPE_CHECKING:
     from .trainer import Trainer
+
+FEW = 32
+"""Samples of a batch below which there is a warning of noise."""
 
 Rows = Tensor | tuple[Tensor, ...]
 Pair = tuple[Rows, Tensor]
@@ -41,6 +45,21 @@ def gather(trainer: Trainer, train: Iterable[Pair], epochs: int | None = 1) -> I
     [300, 300, 400]
     """
     return iter(Gathering(trainer, train, epochs))
+
+
+def warn_of_few(samples: int) -> None:
+    """Bring a :class:`~gncompile.errors.SmallBatchWarning`, at the caller of a step, about minibatches of few."""
+    if samples < FEW:
+        warnings.warn(
+            message(
+                f"steps on {samples} samples",
+                instead="let the trainer put batches together, with fit or by for x, y in "
+                "trainer.gather(loader): the curvature of so few samples fits their noise, and steps can "
+                "lead astray",
+            ),
+            SmallBatchWarning,
+            stacklevel=4,
+        )
 
 
 class Gathering:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NoReturn
 
 import sympy
 import torch
 from torch import Tensor
 
 from ..emit.expressions import evaluate
+from ..errors import BatchError, message
 from ..losses import Loss
 from ..model_graph import Affine, FixedLinear, Node, Pointwise, TracedModel
 from ..torch_network import Network
@@ -26,6 +28,25 @@ class Cause:
     found: str
     where: str
     instead: str
+
+
+def refuse_loss(
+    loss_value: float,
+    traced: TracedModel,
+    loss: Loss,
+    inputs: tuple[Tensor, ...],
+    target: Tensor,
+    about: str,
+) -> NoReturn:
+    """Raise :class:`~gncompile.errors.BatchError` about a loss that is not finite; ``about`` names the step."""
+    cause = first_cause(traced, loss, inputs, target)
+    raise BatchError(
+        message(
+            f"the loss is {loss_value} on a batch of finite values\n{cause.found}",
+            where=f"{cause.where}; {about}",
+            instead=f"{cause.instead}; the step was refused, parameters are unchanged",
+        )
+    )
 
 
 def first_cause(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 import weakref
 from collections.abc import Mapping
 from functools import cached_property, partial
@@ -12,7 +11,7 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from ..batches import BatchReader
-from ..errors import BatchError, GncompileError, SmallBatchWarning, message
+from ..errors import GncompileError, message
 from ..losses import Loss
 from ..model_graph import TracedModel
 from ..runtime import checkpoint
@@ -21,9 +20,9 @@ from . import fit, state
 from .ahead import AheadOfHost, DeferredStats
 from .damping import JUDGED, ROUNDING, factor_bounds
 from .first_order import FirstOrder
-from .gather import gather
+from .gather import gather, warn_of_few
 from .model_identity import ModelIdentity
-from .nonfinite import first_cause
+from .nonfinite import refuse_loss
 from .order import reading_order
 from .phases import CHOSEN
 from .place import Place
@@ -34,9 +33,6 @@ from .settings import Settings
 from .state import COUNTERS
 from .timetable import MEASURED, Due, due, judgement
 from .transaction import Journal
-
-FEW = 32
-"""Samples of a batch below which the trainer warns of noise."""
 
 
 class Trainer(Questions):
@@ -149,7 +145,9 @@ class Trainer(Questions):
             self._undo()
             self._run("gradient")
             if not self._finite("objective"):
-                self._refuse_loss(inputs, target)
+                about = f"update {self.updates}, at the last parameters known to be good"
+                batch = inputs, target
+                refuse_loss(self._number("loss"), self.traced, self.loss_function, *batch, about)
         self._unconfirmed = False
         if self._first_order:
             if not self._factors_finite():
@@ -165,16 +163,6 @@ class Trainer(Questions):
     def _run(self, *phases: str) -> None:
         """Run phases, having noted what they overwrite."""
         self._journal.run(*phases)
-
-    def _refuse_loss(self, inputs: tuple[Tensor, ...], target: Tensor) -> NoReturn:
-        cause = first_cause(self.traced, self.loss_function, inputs, target)
-        raise BatchError(
-            message(
-                f"the loss is {self._number('loss')} on a batch of finite values\n{cause.found}",
-                where=f"{cause.where}; update {self.updates}, at the last parameters known to be good",
-                instead=f"{cause.instead}; the step was refused, parameters are unchanged",
-            )
-        )
 
     @property
     def samples_wanted(self) -> int:
@@ -201,21 +189,12 @@ class Trainer(Questions):
 
     def _warn_of_noise(self, x: Tensor) -> None:
         """At the second step, when it is known whether the batch is another one than before."""
-        samples, first = len(x), self._first_batch
         if self.updates == 0:
             self._first_batch = weakref.ref(x)
-        noisy = samples < FEW and first is not None and first() is not x and not self.gathers
-        if self.updates == 1 and noisy and self.settings.second_order:
-            warnings.warn(
-                message(
-                    f"steps on {samples} samples",
-                    instead="let the trainer put batches together, with fit or by for x, y in "
-                    "trainer.gather(loader): the curvature of so few samples fits their noise, and steps can "
-                    "lead astray",
-                ),
-                SmallBatchWarning,
-                stacklevel=3,
-            )
+        first = self._first_batch
+        another = first is not None and first() is not x
+        if self.updates == 1 and another and not self.gathers and self.settings.second_order:
+            warn_of_few(len(x))
 
     def _second_order_step(self) -> StepStats:
         if not self._number("gradient_square"):
