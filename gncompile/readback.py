@@ -10,13 +10,12 @@ import itertools
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from sympy import Expr, Symbol
 
 from .builder import ProgramBuilder
 from .costs import Cost, CostModel, attribute, columns_within, forward_values, total
-from .derive import PointwiseRule
 from .formulas import Formulas
 from .gates import GATES, Gate
 from .losses import Loss
@@ -380,13 +379,17 @@ def function_text(node: Node) -> str:
         function.name
         for function in (*functions, *GATES.values())
         if len(function.rule.arguments) == len(arguments)
-        and any(_at(function.rule, order) == value for order in itertools.permutations(arguments))
+        and any(
+            _renamed(value, order, function.rule.arguments) == function.rule.value
+            for order in itertools.permutations(arguments)
+        )
     ]
     return min(known, key=len) if known else text(Elementwise(value, ()))
 
 
-def _at(rule: PointwiseRule, arguments: Sequence[Symbol]) -> Expr:
-    return rule.value.xreplace(dict(zip(rule.arguments, arguments, strict=True)))
+@lru_cache(maxsize=1024)  # the declared functions have few names for their arguments
+def _renamed(value: Expr, arguments: tuple[Symbol, ...], names: tuple[Symbol, ...]) -> Expr:
+    return value.xreplace(dict(zip(arguments, names, strict=True)))
 
 
 def _written(line: str) -> str:
