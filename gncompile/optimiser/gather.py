@@ -48,7 +48,7 @@ def gather(trainer: Trainer, train: Iterable[Pair], epochs: int | None = 1) -> I
 
 
 def warn_of_few(samples: int) -> None:
-    """Bring a :class:`~gncompile.errors.SmallBatchWarning`, at the caller of a step, about minibatches of few."""
+    """Warn, at the caller of a step, of minibatches of few samples (:class:`SmallBatchWarning`)."""
     if samples < FEW:
         warnings.warn(
             message(

@@ -38,7 +38,7 @@ def refuse_loss(
     target: Tensor,
     about: str,
 ) -> NoReturn:
-    """Raise :class:`~gncompile.errors.BatchError` about a loss that is not finite; ``about`` names the step."""
+    """Raise :class:`BatchError` about a loss that is not finite; ``about`` names the step."""
     cause = first_cause(traced, loss, inputs, target)
     raise BatchError(
         message(
