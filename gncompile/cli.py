@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 an error of the model, the data or the machine, 2 wrong us
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -43,7 +44,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; whatever goes wrong is printed as text, without a traceback."""
     try:
-        app(arguments, prog_name="gncompile")
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            app(arguments, prog_name="gncompile")
     except KeyboardInterrupt:
         _complain("interrupted")
         return 130
@@ -61,6 +64,12 @@ def _complain(text: str) -> None:
     errors = Console(stderr=True)
     visible = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
     errors.print(visible, markup=False, highlight=False, soft_wrap=True)
+
+
+def _warn(warning: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
+    """A warning as text; Python's own are about code, which is none of the command line's user's."""
+    if issubclass(category, UserWarning):
+        _complain(f"warning: {warning}")
 
 
 def _version(asked: bool) -> None:

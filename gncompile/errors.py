@@ -63,6 +63,10 @@ class SmallBatchWarning(UserWarning):
     """Minibatches have so few samples that second-order steps answer their noise."""
 
 
+class OptionWarning(UserWarning):
+    """An option that was given has no effect with the method that was chosen."""
+
+
 class DeclarationWarning(UserWarning):
     """A declared function is well defined, but has places that training by slopes cannot see."""
 

@@ -22,7 +22,7 @@ from payloads import nothing_executed, payloads
 from torch import nn
 
 import gncompile
-from gncompile.errors import CheckpointError, CompileError, GncompileError
+from gncompile.errors import CheckpointError, CompileError, GncompileError, OptionWarning
 from gncompile.optimiser.arguments import checked_seed
 from gncompile.optimiser.settings import CURVATURE_METHODS, OPTIONS, Settings
 from gncompile.runtime.stored_settings import settings_from_data, stored_loss
@@ -204,9 +204,6 @@ SAID: tuple[tuple[dict[str, Any], str], ...] = (
     ({"factor_share": 2.0}, "pass a number in (0, 1]"),
     ({"step_cap": -1.0}, "option step_cap = -1.0"),
     ({"damping": torch.tensor(0.1)}, "option damping is of type Tensor"),
-    ({"learning_rate": 1e-6}, "option learning_rate = 1e-06 has no effect with method='kfra'"),
-    ({"sgd_momentum": 0.5}, "leave it out, or use method='sgd'"),
-    ({"sgd_momentum": 0.5, "method": "adam"}, "has no effect with method='adam'"),
     ({"sgd_momentum": -5.0, "method": "sgd"}, "pass a number in [0, 1)"),
     ({"lr": 0.1}, "learning_rate is that of method='adam' or 'sgd'"),
     ({"weight_decay": 0.1}, "use l2"),
@@ -222,6 +219,22 @@ def test_what_is_wrong_is_said_with_what_to_pass(options: dict[str, Any], said: 
     with pytest.raises(CompileError) as caught:
         Settings.from_options(**options)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"learning_rate": 1e-6}, "option learning_rate = 1e-06 has no effect with method='kfra'"),
+        ({"sgd_momentum": 0.5}, "leave it out, or use method='sgd'"),
+        ({"sgd_momentum": 0.5, "method": "adam"}, "has no effect with method='adam'"),
+        ({"damping": 0.5, "method": "adam"}, "use a second-order method"),
+        ({"gather_noise": None, "method": "sgd"}, "option gather_noise = None has no effect"),
+    ],
+)
+def test_what_has_no_effect_is_said(options: dict[str, Any], said: str) -> None:
+    with pytest.warns(OptionWarning) as caught:
+        Settings.from_options(**options)
+    assert said in str(caught[0].message)
 
 
 def test_numbers_of_any_library_become_pythons_own() -> None:

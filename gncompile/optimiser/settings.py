@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
@@ -11,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 
-from ..errors import CompileError, message, nearest, require_known
+from ..errors import CompileError, OptionWarning, message, nearest, require_known
 from ..typed import check_of, hints
 
 Method = Literal["kfra", "kflr", "kfac", "kfac_rp", "empirical", "adam", "sgd", "auto"]
@@ -146,7 +147,7 @@ class Settings:
             _require(name, eta, 0 <= eta < math.inf, "a finite number, 0 or greater")
         self._check_inverse()
         self._check_method()
-        self._check_effect()
+        self._warn_of_no_effect()
 
     def _check_inverse(self) -> None:
         """Refuse unknown inverses, and refined ones where eigenvectors take their place."""
@@ -176,17 +177,18 @@ class Settings:
                 )
             )
 
-    def _check_effect(self) -> None:
-        """Refuse what would be without any effect."""
-        for name, methods in ONLY_WITH.items():
-            default = next(f.default for f in fields(self) if f.name == name)
-            if self.method not in methods and getattr(self, name) != default:
-                raise CompileError(
+    def _warn_of_no_effect(self) -> None:
+        """Say which options the method does not look at; one set of options may serve several methods."""
+        for field in fields(self):
+            value, (looks, users) = getattr(self, field.name), LOOKED_AT.get(field.name, OTHERS)
+            if value != field.default and not looks(self):
+                warnings.warn(
                     message(
-                        f"option {name} = {getattr(self, name)!r} has no effect with "
-                        f"method={self.method!r}, which chooses its own steps",
-                        instead=f"leave it out, or use method={' or '.join(map(repr, methods))}",
-                    )
+                        f"option {field.name} = {value!r} has no effect with method={self.method!r}",
+                        instead=f"leave it out, or use {users}",
+                    ),
+                    OptionWarning,
+                    stacklevel=2,
                 )
 
     @classmethod
@@ -291,11 +293,13 @@ RANGES: Mapping[_Range, tuple[str, ...]] = {
 }
 """The values that options may have, and how they are called."""
 
-ONLY_WITH: Mapping[str, tuple[str, ...]] = {
-    "learning_rate": FIRST_ORDER_METHODS,
-    "sgd_momentum": ("sgd",),
+LOOKED_AT: Mapping[str, tuple[Callable[[Settings], bool], str]] = {
+    **dict.fromkeys(("method", "l2"), (lambda _: True, "any method")),
+    "learning_rate": (lambda settings: not settings.second_order, "method='adam' or 'sgd'"),
+    "sgd_momentum": (lambda settings: settings.method == "sgd", "method='sgd'"),
 }
-"""Options that only some methods look at."""
+OTHERS = (lambda settings: settings.second_order, "a second-order method")
+"""Which methods look at an option, and how they are called."""
 
 
 OPTIONS = {**hints(Settings), "method": str | Mapping[str, str], "inverse": str}
