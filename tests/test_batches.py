@@ -104,20 +104,6 @@ def test_directions_have_to_be_of_the_parameters(trainer: Trainer) -> None:
             trainer.rop(X, direction)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("example", "found"),
-    [
-        (X.numpy(), "example_inputs is numpy.ndarray"),
-        ((1, WIDTH), "example_inputs, number 0, is int"),
-        ({"x": X}, "example_inputs is dict"),
-        (X + 0j, "example_inputs is complex"),
-    ],
-)
-def test_wrong_example_inputs(example: Any, found: str) -> None:
-    with pytest.raises(BatchError, match=found):
-        gncompile.compile(network(), "mse", example)
-
-
 def test_what_is_no_model_and_mixed_models() -> None:
     with pytest.raises(GncompileError, match="the model is of type function"):
         gncompile.compile(lambda x: x, "mse", X)  # type: ignore[arg-type]

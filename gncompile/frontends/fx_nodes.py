@@ -29,7 +29,7 @@ def op_name(node: fx.Node) -> str:
     """The canonical name in aten's tables: ``aten.relu_.default`` is ``relu``."""
     schema = getattr(node.target, "_schema", None)
     # an operator of a library of the user's may be called as one of aten's and be another
-    if not schema or schema.name.split("::")[0] not in ("aten", "prims"):
+    if not schema or schema.name.split("::")[0] not in ("aten", "prims", "gncompile"):
         return str(node.target)
     name = schema.name.split("::")[-1]
     return _ELEMENTWISE_OVERLOADS.get((name, schema.overload_name)) or canonical(name)
