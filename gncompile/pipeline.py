@@ -299,12 +299,12 @@ def step_program(graph: ModelGraph, loss: Loss, settings: Settings) -> StepProgr
         gradients = optimiser.decayed(phases.gradients)
         builder.results["objective"] = objective.name
         builder.results |= {f"grad.{layer}": value.name for layer, value in gradients.items()}
-        if settings.second_order:
+        if settings.second_order and not settings.guarded:
             square = optimiser.inner(gradients, gradients)
             builder.results["gradient_square"] = square.name
     if settings.guarded:
         with builder.phase("guard", sees=("gradient",)):
-            guard_gradient(optimiser, builder.batch(), objective, gradients, square)
+            guard_gradient(optimiser, builder.batch(), objective, gradients)
     phases.evaluation(optimiser)
     if not settings.second_order:
         return builder.finish()

@@ -125,3 +125,11 @@ def test_a_momentum_bounded_by_zero_is_none(directions: int) -> None:
     linalg.step_sizes(terms, groups, False, None, None, alone)
     assert torch.equal(alone[: directions - 1], bounded["c"][:-1])
     assert float(alone[-2]) == pytest.approx(float(bounded["predicted"]), rel=1e-12)
+
+
+def test_without_a_slope_there_is_no_step() -> None:
+    """A gradient of 0, and no last step: nothing is 0/0."""
+    zero = torch.zeros(2, 2, dtype=torch.float64)
+    for usual in (0.0, 1e-300):
+        found = chosen(zero, zero[0], usual=usual, growth=2.0)
+        assert all(not value.any() for value in found.values())

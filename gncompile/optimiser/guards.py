@@ -39,15 +39,11 @@ u, ok, sound, last, now = sympy.symbols("u ok sound last now", real=True)
 
 
 def guard_gradient(
-    optimiser: Optimiser,
-    batch: Iterable[Value],
-    objective: Value,
-    gradients: Mapping[str, Value],
-    square: Value,
+    optimiser: Optimiser, batch: Iterable[Value], objective: Value, gradients: Mapping[str, Value]
 ) -> None:
     """``ok`` and ``sound`` (is the batch finite?); after a bad loss the parameters before the last update.
 
-    ``square`` is ``‖∇‖²``; where it is 0, there is nothing to learn.
+    Where ``‖∇‖²`` is 0, there is nothing to learn.
     """
     builder = optimiser.builder
     sums = [builder.emit(ir.Total(), x, name="batch_sum") for x in batch]
@@ -65,7 +61,8 @@ def guard_gradient(
     values = {u: total, sound: is_sound}
     is_ok = builder.pointwise(sound * finite(u), values, into=optimiser.ok, name="ok_now")
     optimiser.restore(undo)
-    _hold(optimiser, select(u, sympy.Integer(1), 1 - ok), {u: square, ok: is_ok})
+    values = {u: optimiser.inner(gradients, gradients), ok: is_ok}
+    _hold(optimiser, select(u, sympy.Integer(1), 1 - ok), values)
 
 
 def guard_factors(
