@@ -258,6 +258,42 @@ def test_a_counter_of_the_models_own_is_no_change(monkeypatch: pytest.MonkeyPatc
     assert 0 < len(traced) < 5
 
 
+class Warmed(nn.Module):
+    """A counter that matters late, and a number of the class."""
+
+    factor = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.epoch = nn.Linear(WIDTH, 3), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * self.factor * (2.0 if self.epoch > 5 else 1.0)
+
+
+def test_a_counter_that_was_harmless_and_is_no_more_is_refused() -> None:
+    model, (x, y) = Warmed().double(), samples(40)
+    trainer = compiled(model)
+    for model.epoch in range(6):
+        assert float(trainer.loss(x, y)) == pytest.approx(loss(model, x, y), rel=1e-12)
+    model.epoch = 6
+    for _ in range(2):
+        with pytest.raises(ModelChangedError, match="the model computes another function"):
+            trainer.loss(x, y)
+    model.epoch = 1
+    assert float(trainer.loss(x, y)) == pytest.approx(loss(model, x, y), rel=1e-12)
+
+
+def test_an_attribute_new_since_then_is_looked_at() -> None:
+    model, (x, y) = Warmed().double(), samples(40)
+    trainer = compiled(model)
+    model.remark = "of no consequence"
+    trainer.step(x, y)
+    model.factor = 3.0  # in place of the class's
+    with pytest.raises(ModelChangedError, match="the model computes another function"):
+        trainer.step(x, y)
+
+
 def test_forward_hooks_there_when_compiled_are_traced() -> None:
     model = network()
     model[1].register_forward_hook(lambda module, x, output: 2 * output)  # type: ignore[index]

@@ -62,8 +62,6 @@ def cast(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Any:
             f"a cast to {dtype} inside a network of {importer.builder.dtype}",
             "keep one floating-point dtype throughout the network",
         )
-    if isinstance(x, Condition) and dtype == importer.builder.dtype:
-        return importer.pointwise(node, "cast", {"self": x}, shape, lambda self: self)
     return x
 
 

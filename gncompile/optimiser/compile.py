@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..api import understand
 from ..batches import input_tensors
 from ..errors import CompileError, expected_got, message
+from ..frontends.agreement import agrees
 from ..losses import Loss, resolve_loss
 from ..pipeline import step_program
 from ..runtime.executable import Executable
@@ -134,6 +135,7 @@ def compile_into(
         loss,
         traced,
         again=lambda: understand(model, loss, examples)[0],
+        agrees=lambda traced: agrees(model, traced, examples),
         same_loss=lambda: resolve_loss(loss).describe() == declared.describe(),
     )
     trainer.__init__(model, traced, declared, reader, settings, executable, identity)  # type: ignore[misc]

@@ -8,7 +8,8 @@ Each use compares a list of objects by identity: modules' types, attributes, sub
 the storage, dtype and whether they are trained; of other tensors the storage and torch's count of writes.
 That takes some microseconds a module. Only where the list differs the model is traced again, and its graph
 decides: with the same graph its tensors take the place of the old ones, with another one
-:class:`~gncompile.errors.ModelChangedError` is raised. Not seen are values written past torch's count
+:class:`~gncompile.errors.ModelChangedError` is raised. Where only attributes differ that have changed without
+consequence before, the module's values on a few random samples decide whether that is needed. Not seen are values written past torch's count
 (``buffer.data``, numpy arrays over the same memory) and lists or dictionaries changed in place.
 """
 
@@ -31,7 +32,7 @@ from .reported import version
 ACCEPTED = 8
 """States of the modules remembered as those of the same function: train and eval mode in turn, say."""
 HARMLESS = 3
-"""Changes of one attribute without another graph, after which it is not watched any more."""
+"""Changes of one attribute without another graph, after which values are compared instead: a counter, say."""
 OWN = frozenset(vars(nn.Module())) - {"training"}
 """What torch itself keeps in a module."""
 EXPANDED = ("_modules", "_buffers", "_forward_hooks", "_forward_pre_hooks")
@@ -47,7 +48,8 @@ Objects = list[object]
 class ModelIdentity:
     """Watches one model, and the module that its loss was given by.
 
-    ``again`` traces the model as it is, and ``same_loss`` tells whether the loss module is still what it was.
+    ``again`` traces the model as it is, ``agrees`` tells whether a graph and the model compute the same values,
+    and ``same_loss`` whether the loss module is still what it was.
     """
 
     def __init__(
@@ -56,10 +58,11 @@ class ModelIdentity:
         loss: object,
         traced: TracedModel,
         again: Callable[[], TracedModel],
+        agrees: Callable[[TracedModel], bool],
         same_loss: Callable[[], bool],
     ) -> None:
         self._model, self.loss = model, loss if isinstance(loss, nn.Module) else None
-        self._again, self._same_loss = again, same_loss
+        self._again, self._agrees, self._same_loss = again, agrees, same_loss
         self._harmless: Counter[tuple[int, str]] = Counter()
         self._trained = {name: p.requires_grad for name, p in _parameters(model).items()}
         self._marks = {name: marks(tensor) for name, tensor in traced.parameters.items()}
@@ -73,6 +76,7 @@ class ModelIdentity:
         """
         parameters = self._parameters == self._parameter_marks()
         known = self._written == self._written_marks() and self._is_accepted(self._state())
+        known = known and self._still_harmless()
         if parameters and known:
             return None
         require_no_gradient_hooks(self._model, self.loss)
@@ -103,6 +107,7 @@ class ModelIdentity:
             }
             for module in self._modules
         }
+        self._unwatched = self._unwatched_values()
         self._owners = [(module, key) for module in self._modules for key in module._parameters]
         self._frozen = [(m, key) for m, key in self._owners if not _trained(m._parameters[key])]
         held = [value for module in self._modules for value in vars(module).values()]
@@ -133,6 +138,26 @@ class ModelIdentity:
             len(known) == len(state) and all(map(operator.is_, known, state))
             for known in self._accepted
         )
+
+    def _still_harmless(self) -> bool:
+        """Whether values are the graph's, where a new attribute, or one that has been harmless, has changed."""
+        now = self._unwatched_values()
+        before = self._unwatched
+        if len(now) == len(before) and all(map(operator.is_, now, before)):
+            return True
+        if not self._agrees(self._traced):
+            return False
+        self._unwatched = self._unwatched_values()  # forward may count
+        return True
+
+    def _unwatched_values(self) -> Objects:
+        return [
+            value
+            for module, watched in self._attributes.items()
+            if len(vars(module)) > len(OWN) + len(watched)
+            for name, value in vars(module).items()
+            if name not in OWN and name not in watched
+        ]
 
     def _parameter_marks(self) -> Objects:
         """Where parameters are, whether they are trained, and whether they have hooks."""

@@ -32,7 +32,6 @@ class Reported:
         self._names = [leaf.op.key for leaf in averaged]  # type: ignore[union-attr]
         self._averages = [self._states[f"average.{leaf.name}"] for leaf in averaged]
         self._latest: list[Tensor] = []
-        self._versions: list[int] = []
         self.surely: Callable[[Callable[[], None]], None] = lambda act: act()
         self.note()
 
@@ -107,15 +106,29 @@ class Reported:
 
     def note(self) -> None:
         """The parameters are as the trainer has left them."""
-        self._versions = [version(parameter) for parameter in self._parameters()]
+        self._versions, self._distances = self._written(), self._from_averages()
 
     def look(self) -> None:
-        """Where the model was given other parameters, the averages are no longer known to be better."""
-        if self._versions != [version(parameter) for parameter in self._parameters()]:
-            if self._averages and not self.shows:
-                self._states[BETTER].zero_()
-                self._states[LEADS].zero_()
-            self.note()
+        """Where the model was given other parameters, the averages are no longer known to be better.
+
+        Waits for no device.
+        """
+        if self._averages and not self.shows:
+            changed = (self._from_averages() != self._distances).any()
+            if self._versions != self._written():
+                changed.fill_(True)
+            for name in (BETTER, LEADS):
+                self._states[name].masked_fill_(changed, 0.0)
+
+    def _written(self) -> list[int]:
+        return [version(parameter) for parameter in self._parameters()]
+
+    def _from_averages(self) -> Tensor:
+        """How far the parameters are from their averages; what ``param.data`` is given, torch does not count."""
+        if not self._averages:
+            return torch.zeros(0)
+        apart = torch._foreach_sub(self._parameters(), self._averages)
+        return torch.stack(torch._foreach_norm(apart))
 
 
 def version(tensor: Tensor) -> int:
