@@ -42,7 +42,7 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
 @pytest.mark.parametrize("guarded", [False, True])
 def test_the_average_is_better_on_noisy_batches(guarded: bool) -> None:
     trainer, data = noisy(guarded=guarded)
-    trainer.fit(data, updates=200, progress=False)
+    trainer.fit(data, updates=150, progress=False)
     losses = {kind: trainer.evaluate(data.x, data.y, averaged=kind) for kind in (None, True, False)}
     best = oracles.mean_loss(least_squares(data), "mse", data.x, data.y)
     assert losses[None] == losses[True] < losses[False]

@@ -329,3 +329,25 @@ def test_it_can_be_left_out() -> None:
 def test_wrong_options(option: dict[str, float]) -> None:
     with pytest.raises(CompileError, match=next(iter(option))):
         compiled(network(), **option)
+
+
+@pytest.mark.parametrize("buffers", ["inputs", "both"])
+def test_a_loader_that_fills_the_same_tensor_again(buffers: str) -> None:
+    """What waits to be joined is kept as it was given, and no input goes with another batch's target."""
+    x = torch.arange(420.0).reshape(140, 3)
+    y = x.sum(dim=1, keepdim=True)
+    held, target = torch.empty(20, 3), torch.empty(20, 1)
+
+    def loader() -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in range(0, 140, 20):
+            held.copy_(x[rows : rows + 20])
+            target.copy_(y[rows : rows + 20])
+            yield held, target if buffers == "both" else y[rows : rows + 20]
+
+    trainer = gncompile.compile(nn.Linear(3, 1), "mse", x[:1], gather_samples=60)
+    got = [(a.clone(), b.clone()) for a, b in trainer.gather(loader())]
+    rows = (slice(0, 60), slice(60, 120), slice(60, 140))
+    assert [len(b) for _, b in got] == [60, 60, 80]
+    for (a, b), part in zip(got, rows, strict=True):
+        assert torch.equal(a, x[part])
+        assert torch.equal(b, y[part])

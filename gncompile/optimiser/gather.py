@@ -8,8 +8,10 @@ the gradient exceeds ``gather_noise`` (:mod:`gncompile.optimiser.noise`).
 from __future__ import annotations
 
 import itertools
+import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor
 from ..batches import input_tensors, require_real
 from ..data import Batches
 from ..errors import BatchError, DataError, SmallBatchWarning, message
+from .reported import version
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -82,6 +85,7 @@ class Gathering:
         self._refused = refused or _raise
         self._parts: list[Pair] = []
         self._last: Pair | None = None
+        self._given: Written | None = None  # the latest batch, unless it was joined to others
         self.taken = 0
         """Batches of ``train`` taken so far."""
         self.passes = 0
@@ -104,13 +108,14 @@ class Gathering:
             if whole and self._parts:
                 yield self._joined()
         if self._parts:
-            self._parts[:0] = [self._last] if self._last else []
+            intact = self._last is not None and self._as_joined.intact
+            self._parts[:0] = [self._last] if self._last and intact else []
             yield self._joined()
 
     def _adds(self, x: Rows, y: Tensor) -> bool:
         """Keep one more batch, and whether a step is due; the same one again, a full batch, adds nothing."""
-        before = self._parts[-1] if self._parts else self._last
-        again = before is not None and _first(before[0]) is _first(x)
+        before, self._given = self._given, Written.of(x, y)
+        again = before is not None and self._given.is_still(before)
         if again and self._parts:
             return True
         wanted = self._trainer.samples_wanted
@@ -120,13 +125,42 @@ class Gathering:
         except BatchError as error:
             self._refused(error)
             return False
-        self._parts.append((x, y))
-        return again or sum(len(y) for _, y in self._parts) >= wanted
+        due = again or sum(len(y) for _, y in self._parts) + len(y) >= wanted
+        # What waits for others may be overwritten by whoever gave it.
+        self._parts.append((x, y) if due else _copied(x, y))
+        return due
 
     def _joined(self) -> Pair:
         """The batches kept, as one."""
+        if len(self._parts) > 1:
+            self._given = None
         self._last, self._parts = _joined(self._parts), []
+        self._as_joined = Written.of(*self._last)
         return self._last
+
+
+@dataclass(frozen=True)
+class Written:
+    """The tensors of a batch, and how often each had been written: loaders may fill the same ones again."""
+
+    tensors: tuple[Tensor, ...]
+    versions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, x: Rows, y: Tensor) -> Written:
+        """A batch as it is now."""
+        tensors = (*input_tensors(x), y)
+        return cls(tensors, tuple(map(version, tensors)))
+
+    @property
+    def intact(self) -> bool:
+        """Whether nothing has been written since."""
+        return self.versions == tuple(map(version, self.tensors))
+
+    def is_still(self, before: Written) -> bool:
+        """Whether it is the very batch of before."""
+        same = len(self.tensors) == len(before.tensors) and self.versions == before.versions
+        return same and all(map(operator.is_, self.tensors, before.tensors))
 
 
 def _raise(error: BatchError) -> None:
@@ -145,8 +179,12 @@ def _pair(batch: object) -> Pair:
     return batch[0], require_real(batch[1], "the target")
 
 
-def _first(x: Rows) -> Tensor:
-    return input_tensors(x)[0]
+def _copied(x: Rows, y: Tensor) -> Pair:
+    """A batch in memory of its own; inputs that are their own targets stay so."""
+    own = y.detach().clone()
+    if isinstance(x, Tensor):
+        return own if x is y else x.detach().clone(), own
+    return tuple(part.detach().clone() for part in x), own
 
 
 def _joined(parts: list[Pair]) -> Pair:
