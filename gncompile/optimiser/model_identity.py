@@ -8,9 +8,10 @@ Each use compares a list of objects by identity: modules' types, attributes, sub
 the storage, dtype and whether they are trained; of other tensors the storage and torch's count of writes.
 That takes some microseconds a module. Only where the list differs the model is traced again, and its graph
 decides: with the same graph its tensors take the place of the old ones, with another one
-:class:`~gncompile.errors.ModelChangedError` is raised. Where only attributes differ that have changed without
-consequence before, the module's values on a few random samples decide whether that is needed. Not seen are values written past torch's count
-(``buffer.data``, numpy arrays over the same memory) and lists or dictionaries changed in place.
+:class:`~gncompile.errors.ModelChangedError` is raised. Where only attributes differ that are new, or have
+changed without consequence before, the model's values on a few random samples decide whether that is needed.
+Not seen are values written past torch's count (``buffer.data``, numpy arrays over the same memory) and lists
+or dictionaries changed in place.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ Objects = list[object]
 class ModelIdentity:
     """Watches one model, and the module that its loss was given by.
 
-    ``again`` traces the model as it is, ``agrees`` tells whether a graph and the model compute the same values,
-    and ``same_loss`` whether the loss module is still what it was.
+    ``again`` traces the model as it is, ``agrees`` tells whether a graph and the model compute the same
+    values, and ``same_loss`` whether the loss module is still what it was.
     """
 
     def __init__(
@@ -140,7 +141,7 @@ class ModelIdentity:
         )
 
     def _still_harmless(self) -> bool:
-        """Whether values are the graph's, where a new attribute, or one that has been harmless, has changed."""
+        """Whether the values are the graph's, if an attribute is new or was harmless and has changed."""
         now = self._unwatched_values()
         before = self._unwatched
         if len(now) == len(before) and all(map(operator.is_, now, before)):

@@ -124,7 +124,7 @@ class Reported:
         return [version(parameter) for parameter in self._parameters()]
 
     def _from_averages(self) -> Tensor:
-        """How far the parameters are from their averages; what ``param.data`` is given, torch does not count."""
+        """The parameters' distances from their averages: torch does not count writes to ``.data``."""
         if not self._averages:
             return torch.zeros(0)
         apart = torch._foreach_sub(self._parameters(), self._averages)
