@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; whatever goes wrong is printed as text, without a traceback."""
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _warn
+            warnings.showwarning = _warn  # type: ignore[assignment]
             app(arguments, prog_name="gncompile")
     except KeyboardInterrupt:
         _complain("interrupted")

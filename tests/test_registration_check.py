@@ -141,7 +141,7 @@ def test_what_is_not_finite_is_refused_with_the_point(expression, text):
 def test_a_domain_limits_what_is_asked():
     register_transfer("logarithm", "log(x)", domain=(0, math.inf))
     register_transfer("small", "exp(x)*exp(-x**2)", domain=(-3, 3))
-    with pytest.raises(RegistrationError, match="the domain .* is empty"):
+    with pytest.raises(RegistrationError, match="is an empty interval"):
         register_transfer("nowhere", "x", domain=(1, 1))
 
 
