@@ -37,6 +37,13 @@ class KroneckerFactors:
                     f"v has the wrong shape for layer {self.layer!r}\n{expected_got(shape, tuple(v.shape))}"
                 )
             )
+        if v.dtype != self.output.dtype:
+            raise CompileError(
+                message(
+                    f"v is {v.dtype}, and the factors of layer {self.layer!r} are {self.output.dtype}",
+                    instead="convert v with .to(dtype), or compute the factors with that dtype",
+                )
+            )
         (g, u_g), (q, u_q) = self._eigen
         return u_g @ ((u_g.T @ v @ u_q) / (torch.outer(g, q) + damping)) @ u_q.T
 

@@ -16,6 +16,7 @@ LONGEST = 80
 """Characters that a name keeps of its hint."""
 
 NAME = r"[A-Za-z]\w*"
+_NAME = re.compile(NAME, re.ASCII)
 
 RESERVED = frozenset(
     {
@@ -46,8 +47,8 @@ def is_name(text: object) -> bool:
     """Whether ``text`` may stand in an emitted file as a name of a value."""
     return (
         isinstance(text, str)
-        and re.fullmatch(NAME, text, flags=re.ASCII) is not None
         and len(text) <= 2 * LONGEST
+        and _NAME.fullmatch(text) is not None
         and text not in RESERVED
     )
 

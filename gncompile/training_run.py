@@ -340,11 +340,13 @@ def _misfit(file: ModelFile, part: str, y: torch.Tensor, outputs: int, error: Ba
     """Why the loss cannot take these targets, in terms of the model file."""
     kind = "labels" if not y.is_floating_point() else f"{y.shape[1]} numbers a sample"
     first = str(error).split("\n  what to do:")[0]
+    whole = y.is_floating_point() and y.shape[1] == 1 and bool((y == y.round()).all())
+    labels = 'target = "label" in [data], if these are class numbers; or ' if whole else ""
     return message(
         f"the loss cannot take the {part} targets, {kind}, of a network with {outputs} outputs\n{first}",
         where=str(file.path),
-        instead="change the last of layers, or the last node, in [network]; target or targets in [data]; "
-        "or [loss]",
+        instead=f"{labels}change the last of layers, or the last node, in [network]; "
+        "target or targets in [data]; or [loss]",
     )
 
 

@@ -135,7 +135,7 @@ class TransferFunction:
             doubts.append("has the slope zero wherever it is defined")
         if doubts:
             found = message(
-                f"the transfer function {self.name!r} {', '.join(doubts)}",
+                f"the transfer function {self.name!r} {' and '.join(doubts)}",
                 where=f"declared at {self.declared_at}" if self.declared_at else None,
                 instead="use a continuous function such as a sigmoid or a clamp: training follows slopes, "
                 "which do not know of a jump, and layers that only a slope of zero joins to the loss are "

@@ -368,3 +368,11 @@ name = "mse"
 {line}
 updates = 2
 """
+
+
+def test_factors_solve_for_their_own_dtype_only() -> None:
+    x = torch.randn(8, 3)
+    factors = gncompile.curvature(torch.nn.Linear(3, 2), "mse", x, torch.randn(8, 2))
+    (factor,) = factors.values()
+    with pytest.raises(gncompile.errors.CompileError, match="float64.*are torch.float32"):
+        factor.solve(torch.randn(2, 4, dtype=torch.float64), damping=0.1)

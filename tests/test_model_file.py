@@ -15,6 +15,7 @@ from gncompile.frontends import trace
 from gncompile.frontends.model_file import ModelFile, load_model_file
 from gncompile.model_graph import Affine, ModelGraph, Pointwise
 from gncompile.passes.fuse_pointwise import fuse_pointwise
+from gncompile.training_run import load_data
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -203,6 +204,12 @@ def test_examples(name: str) -> None:
     assert file.data.target == "input"
     code = graph[min(graph.layers.values(), key=lambda node: node.size).name]
     assert all(isinstance(node.op, Affine) for node in graph.consumers(code.name))
+
+
+def test_a_missing_data_name_says_what_it_is(tmp_path: Path) -> None:
+    head = HEAD.replace('name = "curves"', 'path = "own.csv"')
+    with pytest.raises(ModelFileError, match="missing key 'data.name': curves, mnist, or the path"):
+        loaded(tmp_path, CHAIN, head)
 
 
 def test_data_path_is_relative_to_the_model_file(tmp_path: Path) -> None:
@@ -460,3 +467,15 @@ def test_training_options_are_kept_as_written(tmp_path: Path) -> None:
     }
     assert type(options["momentum"]) is bool
     assert type(options["refresh"]) is int
+
+
+def test_numbers_that_may_be_classes_are_told_how_to_be(tmp_path: Path) -> None:
+    rows = "\n".join(f"{i % 3}.5,{i % 2}" for i in range(20))
+    (tmp_path / "own.csv").write_text(f"a,kind\n{rows}\n")
+    path = tmp_path / "own.toml"
+    path.write_text(
+        '[model]\nname = "own"\n[data]\nname = "own.csv"\ntargets = ["kind"]\n[network]\nlayers = [1, 2]\n'
+        '[loss]\nname = "cross_entropy"\n[training]\nupdates = 1\n'
+    )
+    with pytest.raises(ModelFileError, match='target = "label" in \\[data\\]'):
+        load_data(load_model_file(path))

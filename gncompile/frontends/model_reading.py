@@ -146,6 +146,8 @@ def _explain(problem: dict[str, Any]) -> str:
             return f"unknown key {_dotted(location)!r}. It is an option: write it in [training.options]"
         hint = nearest(str(location[-1]), known) or f"The keys here are {', '.join(known)}."
         return f"unknown key {_dotted(location)!r}. {hint}"
+    if kind == "missing" and location == ("data", "name"):
+        return "missing key 'data.name': curves, mnist, or the path of a file"
     if kind == "missing":
         return f"missing key {_dotted(location)!r}"
     if kind == "value_error":

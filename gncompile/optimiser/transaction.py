@@ -165,11 +165,12 @@ class Journal:
             return
         if not entry.saved.keys().isdisjoint(tensors):
             tensors = {place: t for place, t in tensors.items() if place not in entry.saved}
-        pairs = {place: (self._copy_of(place, t), t) for place, t in tensors.items()}
-        if pairs:
-            torch._foreach_copy_([copy for copy, _ in pairs.values()], list(tensors.values()))
+        if not tensors:
+            return
+        copies = list(map(self._copy_of, tensors, tensors.values()))
+        torch._foreach_copy_(copies, list(tensors.values()))
         # Only now: what has not been copied whole has not been overwritten either.
-        entry.saved.update(pairs)
+        entry.saved.update(zip(tensors, zip(copies, tensors.values(), strict=True), strict=True))
 
     def _copy_of(self, place: Place, tensor: Tensor) -> Tensor:
         """Memory for a copy, the same in every step."""
