@@ -274,11 +274,13 @@ def _check_generator(stored: Tensors, mine: Tensors) -> None:
 def _check_numbers(state: Mapping[str, Any]) -> None:
     """Counters are whole numbers, and the place is one of a fit."""
     counters, place = state.get("counters", {}), state.get("place", {})
-    kinds = {"updates": int, "_rejected": int, "_since_refresh": int, "_unconfirmed": bool}
+    whole = ("updates", "_rejected", "_held", "_since_refresh")
+    kinds: dict[str, type] = {**dict.fromkeys(whole, int), "_unconfirmed": bool}
+    counters = {"_held": 0, **counters}  # which older versions do not have
     found = [
-        f"counter {name}\n{expected_got(kind.__name__, repr(counters.get(name)))}"
+        f"counter {name}\n{expected_got(kind.__name__, repr(counters.get(name))[:80])}"
         for name, kind in kinds.items()
-        if type(counters.get(name)) is not kind or counters[name] < 0
+        if type(counters.get(name)) is not kind or not 0 <= counters[name] < 1 << 63
     ]
     best, waited = place.get("best"), place.get("waited", 0)
     if not isinstance(best, float | int | None) or type(waited) is not int:
