@@ -31,7 +31,8 @@ def visible(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(
-        ascii(c)[1:-1] if c not in "\n\t" and unicodedata.category(c) in _UNSEEN else c for c in text
+        ascii(c)[1:-1] if c not in "\n\t" and unicodedata.category(c) in _UNSEEN else c
+        for c in text
     )
 
 

@@ -314,7 +314,9 @@ def test_cells_of_latex_are_not_taken_for_arguments() -> None:
 def test_nothing_written_commands_a_browser_or_a_terminal(tmp_path: Path) -> None:
     """Names of modules may have escapes of terminals, NUL, marks of direction, halves of characters."""
     name = "k\x1b[2J\0\u202e\udc80"
-    trainer = compile_model(nn.Sequential(OrderedDict({name: nn.Linear(2, 1)})), "mse", torch.zeros(3, 2))
+    trainer = compile_model(
+        nn.Sequential(OrderedDict({name: nn.Linear(2, 1)})), "mse", torch.zeros(3, 2)
+    )
     trainer.traced = replace(trainer.traced, name=name)
     texts = [trainer.summary(), trainer.explain(), repr(trainer), trainer.source]
     texts += [path.read_text() for path in (*trainer.report(tmp_path), *trainer.emit(tmp_path))]

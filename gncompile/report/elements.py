@@ -20,7 +20,9 @@ def element(tag: str, *content: Content, **attributes: str) -> Element:
 
     Attribute names are written as Python can: ``class_``, ``aria_label``.
     """
-    names = {name.rstrip("_").replace("_", "-"): visible(value) for name, value in attributes.items()}
+    names = {
+        name.rstrip("_").replace("_", "-"): visible(value) for name, value in attributes.items()
+    }
     made = Element(tag, names)
     for part in content:
         _append(made, part)
