@@ -308,7 +308,8 @@ def test_cells_of_latex_are_not_taken_for_arguments() -> None:
     """``\\\\`` takes a star or a bracket that follows, and an item ends at the first bracket."""
     assert escaped("a]中") == "a{]}{[U+4E2D]}"
     rows = [line for line in latex(hostile()).split("\n") if line.endswith(r" \\")]
-    assert rows and all(row.startswith("{}") for row in rows)
+    assert rows
+    assert all(row.startswith("{}") for row in rows)
 
 
 def test_nothing_written_commands_a_browser_or_a_terminal(tmp_path: Path) -> None:
