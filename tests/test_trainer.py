@@ -18,6 +18,7 @@ from training import (
     NETWORKS,
     OUTPUTS,
     WIDTH,
+    as_read,
     assert_same_state,
     compiled,
     network,
@@ -424,7 +425,8 @@ def test_the_factors_may_use_a_share_of_the_batch(method: str, backend: str, who
     trainer = compiled(network(), method, backend=backend, **options)
     x, y = samples(20, seed=1)
     for step in range(2):
-        share = gncompile.curvature(trainer.model, "bce_with_logits", x[-6:], y[-6:], method)
+        last = (part[-6:] for part in as_read(trainer, x, y))
+        share = gncompile.curvature(trainer.model, "bce_with_logits", *last, method)
         all_of_it = gncompile.curvature(trainer.model, "bce_with_logits", x, y, method)
         trainer.step(x.clone(), y)
         inputs = all_of_it if step < whole else share
@@ -464,10 +466,11 @@ def test_the_quadratic_may_use_a_share_of_the_batch(by_layer: int, rows: int) ->
     """Step sizes of the layers, here of one layer, half of that share, rounded up."""
     trainer, x, y = one_layer(layer_steps=by_layer, quadratic_share=0.25, quadratic_samples=2)
     before = twin(trainer)
+    first = [part[:rows] for part in as_read(trainer, x, y)]
     stats = trainer.step(x, y)
     assert stats.step_size is not None
     along = [before.split({"0": layer_steps(trainer)["0"] / stats.step_size})]
-    M, _ = before.quadratic(x[:rows], y[:rows], along)
+    M, _ = before.quadratic(*first, along)
     _, b = before.quadratic(x, y, along)
     assert stats.step_size == pytest.approx(float(-b / M), rel=1e-9)
 
