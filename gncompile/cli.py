@@ -15,6 +15,7 @@ from rich.console import Console
 
 from .command_errors import explained
 from .errors import GncompileError, InternalError, message
+from .tables import visible
 
 if TYPE_CHECKING:
     from .training_run import TrainingRun
@@ -62,8 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _complain(text: str) -> None:
     errors = Console(stderr=True)
-    visible = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-    errors.print(visible, markup=False, highlight=False, soft_wrap=True)
+    errors.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def _warn(warning: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
@@ -354,4 +354,4 @@ def _require_other(given: Path, written: Path | None) -> None:
 
 
 def _print(text: str) -> None:
-    typer.echo(text)
+    typer.echo(visible(text))

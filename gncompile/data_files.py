@@ -57,7 +57,13 @@ def read_npz(path: Path, wanted: Collection[str]) -> Arrays:
             with archive.open(info) as stream:
                 _check_header(name, stream, info.file_size, path)
             with archive.open(info) as stream:
-                found[name] = np.lib.format.read_array(stream, allow_pickle=False)
+                values = np.lib.format.read_array(stream, allow_pickle=False)
+            if (
+                values.dtype.itemsize > 8
+            ):  # of more digits and a wider range than anything computes in
+                with np.errstate(over="ignore"):  # what is infinite then is refused with its place
+                    values = values.astype(np.float64)
+            found[name] = values
         _require_some(found, [n.removesuffix(".npy") for n in members], path)
     return found
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Literal
 
+from .tables import visible
+
 
 class GncompileError(Exception):
     """Base class of all errors raised by gncompile."""
@@ -76,13 +78,16 @@ class ShortDataWarning(UserWarning):
 
 
 def message(found: str, *, where: str | None = None, instead: str | None = None) -> str:
-    """Compose an error text: what was found, where in the user's model, what to do instead."""
+    """Compose an error text: what was found, where in the user's model, what to do instead.
+
+    Names in it may have any characters; those that a terminal would obey are written as escapes.
+    """
     lines = [found]
     if where:
         lines.append(f"  where:      {where}")
     if instead:
         lines.append(f"  what to do: {instead}")
-    return "\n".join(lines)
+    return visible("\n".join(lines))
 
 
 def expected_got(expected: object, got: object) -> str:

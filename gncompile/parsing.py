@@ -216,20 +216,26 @@ class _Parser:
         test, yes, no = node.args
         u, v = self.visit(yes, depth + 1), self.visit(no, depth + 1)
         if not isinstance(test, ast.Compare):
-            return select(self.visit(test, depth + 1), u, v)
+            return self.selected(self.visit(test, depth + 1), u, v, test)
         if len(test.ops) != 1 or not isinstance(test.ops[0], ast.Gt | ast.Lt | ast.GtE | ast.LtE):
             raise self.refusal("a condition compares two expressions by >, >=, < or <=", test)
         left = self.visit(test.left, depth + 1)
         right = self.visit(test.comparators[0], depth + 1)
         match test.ops[0]:
             case ast.Gt():
-                return select(left - right, u, v)
+                return self.selected(left - right, u, v, test)
             case ast.Lt():
-                return select(right - left, u, v)
+                return self.selected(right - left, u, v, test)
             case ast.GtE():
-                return select(right - left, v, u)
+                return self.selected(right - left, v, u, test)
             case _:
-                return select(left - right, v, u)
+                return self.selected(left - right, v, u, test)
+
+    def selected(self, margin: Expr, u: Expr, v: Expr, node: ast.expr) -> Expr:
+        """``select(margin, u, v)``; a constant margin has to have a sign that can be told."""
+        if margin.is_number and margin.is_extended_positive is None:
+            raise self.refusal("a condition on constants whose sign cannot be told", node)
+        return select(margin, u, v)
 
     def checked(self, value: Expr, node: ast.expr) -> Expr:
         """``value``, refused when it is out of proportion or holds a number that is not real or finite.

@@ -24,6 +24,7 @@ import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,10 @@ UNFINISHED = {"model.toml", "checkpoint.safetensors", LOCK}
 """What a process that died while it made the folder may have left."""
 MAX_RECORD = 1 << 20
 """Bytes of run.json."""
+MAX_HISTORY = 1 << 30
+"""Bytes of history.jsonl: millions of updates."""
+DRAWN = 1e300
+"""The largest size of a loss in the picture; differences of larger ones are no numbers."""
 _TEMPORARY = re.compile(
     rf"\.({'|'.join(Path(name).stem for name in FILES)})-[A-Za-z0-9_]{{8,12}}\.[a-z]+"
 )
@@ -247,6 +252,11 @@ class RunFolder:
             return []
         if not path.is_file():
             raise CheckpointError(message("history.jsonl is no file", where=str(self.path)))
+        if path.stat().st_size > MAX_HISTORY:
+            found = f"history.jsonl is longer than {MAX_HISTORY} bytes"
+            raise CheckpointError(
+                message(found, where=str(path), instead="remove it; the training does not need it")
+            )
         lines = path.read_bytes().split(b"\n")
         records = []
         for number, line in enumerate(lines[:-1], start=1):  # a whole line ends with a line break
@@ -278,7 +288,11 @@ class RunFolder:
         """Draw the history's ``loss`` and ``validation_loss``; None without matplotlib or history."""
         records = self.history()
         curves = {
-            label: [(r["update"], r[key]) for r in records if r.get(key) is not None]
+            label: [
+                (r["update"], r[key])
+                for r in records
+                if r.get(key) is not None and abs(r[key]) <= DRAWN
+            ]
             for key, label in (("loss", "batch"), ("validation_loss", "validation"))
         }
         figure = _figure(6.4, 4.0)
@@ -327,15 +341,20 @@ def free_folder(parent: Path, name: str) -> Path:
 
 
 def _record(line: bytes) -> Record | None:
-    """A line of the history, or None: an object with its update, and numbers or null elsewhere."""
+    """A line of the history, or None: an object with its update, and finite numbers or null elsewhere."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
     if not isinstance(record, dict) or type(record.get("update")) is not int:
         return None
-    numbers = all(value is None or isinstance(value, int | float) for value in record.values())
-    return record if numbers else None
+    numbers = all(value is None or _is_finite(value) for value in record.values())
+    return record if numbers and record["update"] >= 0 else None
+
+
+def _is_finite(value: object) -> bool:
+    """Whether ``value`` is a number that floating point holds; JSON has integers of any length."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _plain(value: Any) -> Any:

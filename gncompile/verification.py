@@ -38,6 +38,7 @@ from .pipeline import (
 from .runtime.executable import Executable
 from .shrinking import shrink
 from .step_program import StepProgram
+from .tables import visible
 from .torch_network import Network, objective
 
 TOLERANCE = 1e-9
@@ -96,7 +97,7 @@ class VerifyReport:
         verdict = f"{failed} of {len(self.checks)} comparisons failed" if failed else (
             f"all {len(self.checks)} comparisons within tolerance")  # fmt: skip
         head = f"{self.model}, float64, seed {self.seed}; shrunken: {shrunk}"
-        return "\n".join([head, "", *lines, "", verdict])
+        return visible("\n".join([head, "", *lines, "", verdict]))
 
 
 def verify(

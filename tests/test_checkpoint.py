@@ -304,6 +304,48 @@ def test_other_files(path: Path) -> None:
     _assert_damaged(path)
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("inputs",), [[10**30]]),
+        (("inputs",), [[2] * 70]),
+        (("inputs",), [[2]] * 1000),
+        (("fingerprint", "graph"), None),
+        (("fingerprint", "trained parameters"), 10**400),
+        (("fingerprint",), {}),
+    ],
+)
+def test_headers_with_other_kinds_of_values(
+    place: tuple[str, ...], value: object, path: Path
+) -> None:
+    """Their digest is right: anybody can make one."""
+    compiled(network()).save(path)
+    _forge(path, place, value)
+    _assert_damaged(path)
+
+
+@pytest.mark.parametrize("name", ["updates", "_rejected", "_held", "_since_refresh"])
+@pytest.mark.parametrize("value", [-1, 10**400, "3", True])
+def test_counters_are_whole_numbers(name: str, value: object, path: Path) -> None:
+    compiled(network()).save(path)
+    _forge(path, ("numbers", "counters", name), value)
+    with pytest.raises(CheckpointError, match=f"counter {name}"):
+        Trainer.resume(path, network())
+
+
+def _forge(path: Path, place: tuple[str, ...], value: object) -> None:
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["gncompile"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    inner = about
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    text = json.dumps(about)
+    header = {"gncompile": text, "digest": checkpoint._digest(text, tensors)}
+    save_file(tensors, path, metadata=header)
+
+
 def _assert_damaged(path: Path) -> None:
     model = network()
     before = {name: t.clone() for name, t in model.state_dict().items()}

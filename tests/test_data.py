@@ -642,3 +642,12 @@ def test_wrong_switches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GNCOMPILE_CHEK", "1")
     with pytest.raises(GncompileError, match="Did you mean 'GNCOMPILE_CHECK'"):
         config.flag("check")
+
+
+def test_numbers_beyond_float64_are_infinite(tmp_path: Path) -> None:
+    largest = np.finfo(np.longdouble).max
+    if largest <= np.finfo(np.float64).max:
+        pytest.skip("long doubles are no longer here")
+    np.savez(tmp_path / "wide.npz", x=np.full((10, 2), largest), y=np.ones(10))
+    with pytest.raises(DataError, match="NaN or infinite"):
+        load(DataSpec(str(tmp_path / "wide.npz")))

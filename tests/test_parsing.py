@@ -192,3 +192,10 @@ def test_sizes_are_counted_once_for_each_shared_part() -> None:
         e = select(e, e, 0)
     assert tree_size(e, {}) == 3 * 2**60 - 2  # each level: itself, twice the one before, and a zero
     assert derivative_size(e, (x,)) > 2**60
+
+
+def test_a_condition_on_constants_has_a_sign() -> None:
+    x = sympy.Symbol("x", real=True)
+    assert parse_expression("select(sqrt(2) - 1, x, 2*x)", {"x": x}) == x
+    with pytest.raises(ExpressionError, match="whose sign cannot be told"):
+        parse_expression("select(sin(1)**2 + cos(1)**2 - 1, x, 2*x)", {"x": x})

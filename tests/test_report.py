@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import OrderedDict
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -55,6 +56,7 @@ from gncompile.readback import Readback
 from gncompile.report import layout, plots, write_html, write_latex
 from gncompile.report.html import html
 from gncompile.report.latex import latex
+from gncompile.report.latex_math import escaped
 from gncompile.report.symbols import typeset_name
 from gncompile.report.views import Views
 from gncompile.transfer import transfer, transfer_names
@@ -300,6 +302,28 @@ def test_hostile_names_do_not_reach_latex() -> None:
     assert_balanced(source)
     assert "\\input" not in source
     assert "[U+4E2D]" in source
+
+
+def test_cells_of_latex_are_not_taken_for_arguments() -> None:
+    """``\\\\`` takes a star or a bracket that follows, and an item ends at the first bracket."""
+    assert escaped("a]中") == "a{]}{[U+4E2D]}"
+    rows = [line for line in latex(hostile()).split("\n") if line.endswith(r" \\")]
+    assert rows
+    assert all(row.startswith("{}") for row in rows)
+
+
+def test_nothing_written_commands_a_browser_or_a_terminal(tmp_path: Path) -> None:
+    """Names of modules may have escapes of terminals, NUL, marks of direction, halves of characters."""
+    name = "k\x1b[2J\0\u202e\udc80"
+    trainer = compile_model(
+        nn.Sequential(OrderedDict({name: nn.Linear(2, 1)})), "mse", torch.zeros(3, 2)
+    )
+    trainer.traced = replace(trainer.traced, name=name)
+    texts = [trainer.summary(), trainer.explain(), repr(trainer), trainer.source]
+    texts += [path.read_text() for path in (*trainer.report(tmp_path), *trainer.emit(tmp_path))]
+    for text in texts:
+        assert not {"\x1b", "\0", "\u202e", "\udc80"} & set(text)
+    assert all(r"k\x1b[2J\x00\u202e\udc80" in text for text in texts[:3])
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no LaTeX is installed")

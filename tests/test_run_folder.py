@@ -158,7 +158,18 @@ def test_nothing_is_written_through_links_in_a_folder(folder: RunFolder, tmp_pat
 
 @pytest.mark.parametrize(
     "line",
-    ["[1]", '"text"', '{"loss": 1}', '{"update": "1"}', '{"update": 1, "loss": []}', "[" * 10**5],
+    [
+        *(
+            "[1]",
+            '"text"',
+            '{"loss": 1}',
+            '{"update": "1"}',
+            '{"update": 1, "loss": []}',
+            "[" * 10**5,
+        ),
+        *('{"update": 1, "loss": 1e400}', '{"update": -1}', '{"update": 1, "loss": NaN}'),
+        *('{"update": 1, "loss": 1%s}' % ("0" * 400), '{"update": 1%s}' % ("0" * 400)),
+    ],
 )
 def test_a_history_that_is_none(folder: RunFolder, line: str) -> None:
     folder.append({"update": 1})
@@ -173,6 +184,13 @@ def test_a_run_record_that_is_none(folder: RunFolder, text: str) -> None:
     (folder.path / "run.json").write_text(text, encoding="latin-1")
     with pytest.raises(CheckpointError, match="damaged"):
         _ = folder.settings
+
+
+def test_losses_too_large_to_draw(folder: RunFolder) -> None:
+    pytest.importorskip("matplotlib")
+    for update in range(1, 5):
+        folder.append({"update": update, "loss": (-1) ** update * 1.7e308 if update > 2 else 1.0})
+    assert folder.plot_loss() == folder.path / "loss.png"
 
 
 def test_loss_curve(folder: RunFolder) -> None:

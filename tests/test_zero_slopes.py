@@ -168,3 +168,10 @@ def test_random_expressions_with_constants_are_derived() -> None:
             compare(model, x, y)
     assert refused > 5
     assert taken > 10
+
+
+def test_a_slope_whose_square_is_no_float_is_none() -> None:
+    """Curvatures hold the square of a constant slope; nothing is compiled from a zero there."""
+    with pytest.raises(CompileError, match="a.weight, a.bias get no gradient"):
+        understand(Net(lambda h: h * 1e-200), "mse", torch.zeros(3, 4, dtype=torch.float64))
+    understand(Net(lambda h: h * 1e-100), "mse", torch.zeros(3, 4, dtype=torch.float64))

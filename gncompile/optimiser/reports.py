@@ -17,6 +17,7 @@ from ..model_graph import TracedModel
 from ..passes.launches import schedule
 from ..runtime.executable import Executable
 from ..step_program import StepProgram
+from ..tables import visible
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Reports:
         from ..explain import summary
 
         launched = self._executable.backend == "triton"
-        return summary(
+        text = summary(
             self.traced,
             self.loss_function,
             self.settings,
@@ -45,12 +46,13 @@ class Reports:
             itemsize=self._executable.memory.dtype.itemsize,
             order=schedule(self.program) if launched else None,
         )
+        return visible(text)
 
     def explain(self, layer: str | None = None) -> str:
         """What was derived for one layer, or for everything: formulas, what is stored and why, cost."""
         from ..explain import explain
 
-        return explain(
+        text = explain(
             self.traced,
             self.loss_function,
             self.settings,
@@ -59,6 +61,7 @@ class Reports:
             itemsize=self._executable.memory.dtype.itemsize,
             source=self.source,
         )
+        return visible(text)
 
     def report(self, folder: str | os.PathLike[str], title: str | None = None) -> list[Path]:
         """Write the derivation as linked HTML pages into ``folder``; returns the files, ``index.html`` first.
@@ -136,7 +139,7 @@ class Reports:
         return self._executable.variants
 
     def __repr__(self) -> str:
-        return (
+        return visible(
             f"Trainer({self.traced.name}, {self.settings.method}, {len(self.traced.graph.layers)} layers, "
             f"{self.updates} updates)"
         )

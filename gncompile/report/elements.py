@@ -1,10 +1,16 @@
-"""HTML, SVG and MathML as element trees: text is escaped and tags are balanced by construction."""
+"""HTML, SVG and MathML as element trees: text is escaped and tags are balanced by construction.
+
+Characters that a browser would obey instead of showing, and those that no document may have, are written as
+escapes, too: see :func:`~gncompile.tables.visible`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
+
+from ..tables import visible
 
 Content = Element | str | None
 
@@ -14,7 +20,9 @@ def element(tag: str, *content: Content, **attributes: str) -> Element:
 
     Attribute names are written as Python can: ``class_``, ``aria_label``.
     """
-    names = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
+    names = {
+        name.rstrip("_").replace("_", "-"): visible(value) for name, value in attributes.items()
+    }
     made = Element(tag, names)
     for part in content:
         _append(made, part)
@@ -25,9 +33,9 @@ def _append(parent: Element, part: Content) -> None:
     if isinstance(part, Element):
         parent.append(part)
     elif part and len(parent):
-        parent[-1].tail = (parent[-1].tail or "") + part
+        parent[-1].tail = (parent[-1].tail or "") + visible(part)
     elif part:
-        parent.text = (parent.text or "") + part
+        parent.text = (parent.text or "") + visible(part)
 
 
 def parsed_svg(source: str) -> Element:

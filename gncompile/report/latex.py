@@ -106,7 +106,8 @@ def _table(rows: Sequence[Sequence[Cell]], right: tuple[int, ...], views: Views)
     ragged = ["raggedleft" if k in right else "raggedright" for k in range(len(rows[0]))]
     columns = "".join(rf">{{\{side}\arraybackslash}}p{{{width:.3f}\linewidth}}" for side in ragged)
     lines = [" & ".join(_cell(cell, views) for cell in row) + r" \\" for row in rows]
-    head, *rest = lines
+    # A row never begins with what the line break before it would take: a star, or a bracket.
+    head, *rest = (f"{{}}{line}" for line in lines)
     setting = "{\\footnotesize\\setlength{\\tabcolsep}{4pt}"
     begin = f"\\begin{{longtable}}{{{columns}}}"
     return "\n".join([setting, begin, head, "\\hline\\endhead", *rest, "\\end{longtable}}"])

@@ -43,7 +43,7 @@ ESCAPES = {
     "$": r"\$", "#": r"\#", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}", '"': r"\textquotedbl{}", "’": "'", "“": "``", "”": "''", "–": "--", "—": "---",
-    "§": r"\S{}",
+    "§": r"\S{}", "[": "{[}", "]": "{]}",
 }  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def escaped(text: str) -> str:
             written.append(ESCAPES[character])
         else:
             known = character.isascii() and (character.isprintable() or character == "\n")
-            written.append(character if known else f"[U+{ord(character):04X}]")
+            written.append(character if known else f"{{[U+{ord(character):04X}]}}")
         at += len(sign or character)
     return "".join(written)
 

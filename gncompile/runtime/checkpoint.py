@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -119,13 +120,24 @@ KINDS = {
 """What a header's fields are; what is in them is checked where they are used."""
 
 
+MOST_INPUTS, MOST_DIMENSIONS = 100, 16
+MOST_FEATURES = 10**12
+"""Of one sample; what the model takes is compared without allocating as much."""
+
+
 def _require_kinds(about: Mapping[str, Any]) -> None:
     for name, kind in KINDS.items():
         if not isinstance(about[name], kind):
             raise TypeError(f"{name} is no {kind.__name__}")
+    if len(about["inputs"]) > MOST_INPUTS:
+        raise TypeError(f"inputs are {len(about['inputs'])}")
     for shape in about["inputs"]:
-        if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-            raise TypeError(f"inputs has the shape {shape!r}")
+        whole = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
+        if not whole or len(shape) > MOST_DIMENSIONS or math.prod(shape) > MOST_FEATURES:
+            raise TypeError(f"inputs has the shape {repr(shape)[:100]}")
+    shapes, graph = (about["fingerprint"].get(key) for key in ("trained parameters", "graph"))
+    if not isinstance(shapes, dict) or not isinstance(graph, list):
+        raise TypeError("fingerprint does not tell parameters and graph")
     for name in ("counters", "place"):
         if not isinstance(about["numbers"].get(name), dict):
             raise TypeError(f"{name} is no dict")
@@ -162,7 +174,7 @@ def _compile(checkpoint: Checkpoint, model: nn.Module, loss: object) -> Trainer:
     about = checkpoint.about
     parameter = next(model.parameters())
     examples = [
-        torch.zeros(2, *shape, dtype=parameter.dtype, device=parameter.device)
+        torch.zeros((), dtype=parameter.dtype, device=parameter.device).expand(2, *shape)
         for shape in about["inputs"]
     ]
     settings = settings_from_data(about, checkpoint.path)
@@ -274,11 +286,13 @@ def _check_generator(stored: Tensors, mine: Tensors) -> None:
 def _check_numbers(state: Mapping[str, Any]) -> None:
     """Counters are whole numbers, and the place is one of a fit."""
     counters, place = state.get("counters", {}), state.get("place", {})
-    kinds = {"updates": int, "_rejected": int, "_since_refresh": int, "_unconfirmed": bool}
+    whole = ("updates", "_rejected", "_held", "_since_refresh")
+    kinds: dict[str, type] = {**dict.fromkeys(whole, int), "_unconfirmed": bool}
+    counters = {"_held": 0, **counters}  # which older versions do not have
     found = [
-        f"counter {name}\n{expected_got(kind.__name__, repr(counters.get(name)))}"
+        f"counter {name}\n{expected_got(kind.__name__, repr(counters.get(name))[:80])}"
         for name, kind in kinds.items()
-        if type(counters.get(name)) is not kind or counters[name] < 0
+        if type(counters.get(name)) is not kind or not 0 <= counters[name] < 1 << 63
     ]
     best, waited = place.get("best"), place.get("waited", 0)
     if not isinstance(best, float | int | None) or type(waited) is not int:
