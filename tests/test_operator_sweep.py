@@ -80,6 +80,10 @@ CASES: dict[str, Callable[[float, float], list[Function]]] = {
         lambda h: torch.minimum(h, constant(h, a)),
         lambda h: torch.minimum(tensor(h, b), h),
     ],
+    "hypot": lambda a, b: [
+        lambda h: torch.hypot(h, constant(h, b)),
+        lambda h: torch.hypot(a * h, torch.tanh(h) + 2),
+    ],
     "fmax": lambda a, b: [lambda h: torch.fmax(h, constant(h, b))],
     "fmin": lambda a, b: [lambda h: torch.fmin(h, constant(h, b))],
     "clamp": lambda a, b: [lambda h: torch.clamp(h, a, b), lambda h: torch.clamp(h, max=b)],
