@@ -80,10 +80,6 @@ CASES: dict[str, Callable[[float, float], list[Function]]] = {
         lambda h: torch.minimum(h, constant(h, a)),
         lambda h: torch.minimum(tensor(h, b), h),
     ],
-    "hypot": lambda a, b: [
-        lambda h: torch.hypot(h, constant(h, b)),
-        lambda h: torch.hypot(a * h, torch.tanh(h) + 2),
-    ],
     "fmax": lambda a, b: [lambda h: torch.fmax(h, constant(h, b))],
     "fmin": lambda a, b: [lambda h: torch.fmin(h, constant(h, b))],
     "clamp": lambda a, b: [lambda h: torch.clamp(h, a, b), lambda h: torch.clamp(h, max=b)],
@@ -144,6 +140,10 @@ CASES: dict[str, Callable[[float, float], list[Function]]] = {
     "le": lambda a, b: [lambda h: torch.where(h <= b, h, torch.exp(h))],
     "ne": lambda a, b: [lambda h: torch.where(h != b, h, 3 * h)],
     "eq": lambda a, b: [lambda h: torch.where(h == a, 2 * h, h * h)],
+    "hypot": lambda a, b: [
+        lambda h: torch.hypot(h, constant(h, b)),
+        lambda h: torch.hypot(a * h, torch.tanh(h) + 2),
+    ],
 }
 """Functions of each operator, given two constants."""
 
@@ -265,7 +265,8 @@ def undecided(f: Function, x: Tensor) -> tuple[Tensor, Tensor]:
     for around in zip(*(autograd(f, x + move) for move in moves), strict=True):
         every = torch.stack(around)
         low, high = every.amin(dim=0), every.amax(dim=0)
-        answers.append(~(high - low <= TOLERANCE[x.dtype] * (low.abs() + high.abs())))
+        close = high - low <= TOLERANCE[x.dtype] * (low.abs() + high.abs())
+        answers.append(~(close & (high - low).isfinite()))  # a pole may lie between
     return answers[0], answers[1]
 
 
