@@ -13,7 +13,11 @@ INPUTS := pyproject.toml constraints.txt
 # Triton is there for Linux only.
 KERNELS := $(if $(filter Linux,$(shell uname -s)),kernels)
 
-.PHONY: train test plain kernels bench convergence bench-env clean
+# The plain tests in two halves, so that two cores have as much to do.
+FIRST := $(wildcard tests/test_[a-n]*.py)
+SECOND := $(filter-out $(FIRST),$(wildcard tests/test_*.py))
+
+.PHONY: train test plain plain-first plain-second kernels interpreted compiled bench convergence bench-env clean
 
 train: $(VENV)/installed-plots
 	$(BIN)/gncompile train examples/curves_autoencoder.toml
@@ -22,13 +26,22 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy --no-error-summary
-	@$(MAKE) --no-print-directory --jobs=2 plain $(KERNELS)
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target plain $(KERNELS)
 
-plain: $(VENV)/installed-test
-	$(BIN)/python -m pytest --quiet
+plain: plain-first plain-second
 
-kernels: $(VENV)/installed-test
+plain-first: $(VENV)/installed-test
+	$(BIN)/python -m pytest --quiet $(FIRST)
+
+plain-second: $(VENV)/installed-test
+	$(BIN)/python -m pytest --quiet $(SECOND)
+
+kernels: interpreted compiled
+
+interpreted: $(VENV)/installed-test
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest --quiet tests/triton
+
+compiled: $(VENV)/installed-test
 	$(BIN)/python -m pytest --quiet tests/triton
 
 # Options of the benchmark: make bench ARGS="--model curves --rounds 5"
