@@ -127,7 +127,7 @@ def is_power_of_two(value: Expr) -> bool:
 def settled_branches(e: Expr) -> Expr | None:
     """``select(c, f(select(c, u, w)), g(select(c, z, v))) -> select(c, f(u), g(v))``
 
-    Within a branch its condition is settled, however deep it is asked again; ``-c > 0`` fails where ``c > 0``.
+    Within a branch its condition is settled, at any depth, and ``-c > 0`` fails where it holds.
     """
     if not isinstance(e, select):
         return None
