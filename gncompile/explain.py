@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from .errors import CompileError, message, nearest
 from .losses import CoupledLoss, Loss, SeparableLoss
@@ -157,7 +158,7 @@ class _Derivation:
 
     def _section(self, layer: str, skip: Sequence[str]) -> list[str]:
         """The formulas owned by a layer, one paragraph for each part."""
-        parts = dict.fromkeys(part for owner, part in self.read.owners.values() if owner == layer)
+        parts = self._owned.get(layer, {})
         found = []
         for part in [*(p for p in PARTS if p in parts), *(p for p in parts if p not in PARTS)]:
             lines = [] if part in skip else self._lines(layer, part)
@@ -166,14 +167,19 @@ class _Derivation:
         return found
 
     def _lines(self, layer: str, part: str) -> list[str]:
-        owners = self.read.owners
-        return self.read.formulas.lines(
-            {n for n, owner in owners.items() if owner == (layer, part)}
-        )
+        return self.read.formulas.lines(self._owned.get(layer, {}).get(part, set()))
+
+    @cached_property
+    def _owned(self) -> dict[str, dict[str, set[str]]]:
+        """The values of every layer, by part."""
+        owned: dict[str, dict[str, set[str]]] = {}
+        for name, (layer, part) in self.read.owners.items():
+            owned.setdefault(layer, {}).setdefault(part, set()).add(name)
+        return owned
 
     def statements(self, layer: str, source: str) -> list[str]:
         """The lines of the emitted file that compute this layer's values, by phase, numbered."""
-        names = {name for name, (owner, _) in self.read.owners.items() if owner == layer}
+        names = set().union(*self._owned.get(layer, {}).values())
         lines: list[str] = []
         phase = ""
         for statement in self.read.statements(names, source):

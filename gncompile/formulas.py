@@ -60,10 +60,13 @@ class Formulas:
     program: StepProgram
     names: Mapping[str, str]
     _readers: Mapping[str, set[str]] = field(init=False)
+    _position: Mapping[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
         self._readers = self._find_readers()
         self._results = set(self.program.results.values())
+        written = (i for i in self.program if not isinstance(i.op, (ir.Leaf, *ir.VIEWS)))
+        self._position = {i.name: place for place, i in enumerate(written)}
 
     @classmethod
     def of(cls, program: StepProgram, graph: ModelGraph) -> Formulas:
@@ -96,9 +99,8 @@ class Formulas:
         it, it is no result, and its formula is short.
         """
         chosen = [
-            i
-            for i in self.program
-            if i.name in wanted and not isinstance(i.op, (ir.Leaf, *ir.VIEWS))
+            self.program[name]
+            for name in sorted(self._position.keys() & set(wanted), key=self._position.__getitem__)
         ]
         inlined: set[str] = set()
         for i in chosen:

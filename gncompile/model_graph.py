@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import networkx as nx
 import sympy
@@ -270,12 +270,10 @@ def describe(node: Node) -> str:
     if isinstance(op, FixedLinear):
         return f"fixed[{op.matrix}]({args})"
     if isinstance(op, Pointwise):
-        symbols: Mapping[Any, Any] = dict(zip(op.arguments, node.inputs, strict=True))
-        constants = {symbol: sympy.Symbol(name) for symbol, name in op.constants}
-        shown = op.expression.xreplace(
-            {**{s: sympy.Symbol(n) for s, n in symbols.items()}, **constants}
-        )
-        return str(shown)
+        shown = [*zip(op.arguments, node.inputs, strict=True), *op.constants]
+        # Of symbols that might be complex, sympy expands real and imaginary parts of all that is nested.
+        names = {symbol: sympy.Symbol(name, real=True) for symbol, name in shown}
+        return str(op.expression.xreplace(names))
     return f"output({args})"
 
 

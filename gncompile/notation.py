@@ -184,7 +184,7 @@ def text(m: Math) -> str:
         case Call(function, arguments, brackets):
             return f"{function}{brackets[0]}{', '.join(map(text, arguments))}{brackets[1]}"
         case Elementwise(expression, operands):
-            named = expression.xreplace({s: sympy.Symbol(text(v)) for s, v in operands})
+            named = expression.xreplace({s: sympy.Symbol(text(v), real=True) for s, v in operands})
             return str(named.replace(lambda e: isinstance(e, select), _extremum))
         case Component(body, which):
             return f"{text(body)}.{which}"

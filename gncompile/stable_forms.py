@@ -124,6 +124,34 @@ def is_power_of_two(value: Expr) -> bool:
     return all(part & (part - 1) == 0 for part in (abs(value.p), value.q))
 
 
+def settled_branches(e: Expr) -> Expr | None:
+    """``select(c, f(select(c, u, w)), g(select(c, z, v))) -> select(c, f(u), g(v))``
+
+    Within a branch its condition is settled, at any depth, and ``-c > 0`` fails where it holds.
+    """
+    if not isinstance(e, select):
+        return None
+    c, u, v = e.args
+    return select(c, _settled(u, {c: True, -c: False}), _settled(v, {c: False}))
+
+
+def _settled(e: Expr, holds: dict[Expr, bool]) -> Expr:
+    """``e`` where each of these conditions holds or does not."""
+    known: dict[Expr, Expr] = {}
+
+    def settled(e: Expr) -> Expr:
+        if not e.args:
+            return e
+        if e not in known:
+            if isinstance(e, select) and e.args[0] in holds:
+                known[e] = settled(e.args[1 if holds[e.args[0]] else 2])
+            else:
+                known[e] = rebuilt(e, [settled(arg) for arg in e.args])
+        return known[e]
+
+    return settled(e)
+
+
 def merged_branches(e: Expr) -> Expr | None:
     """``select(c, u, v) select(c, w, z) -> select(c, u w, v z)``"""
     if not isinstance(e, Mul):
@@ -375,6 +403,7 @@ RULES: tuple[Callable[[Expr], Expr | None], ...] = (
     extremes,
     complement,
     condition_scale,
+    settled_branches,
     merged_branches,
     logistic_quotient,
     logistic_product,

@@ -493,11 +493,19 @@ class StepProgram:
     @cached_property
     def phases(self) -> tuple[str, ...]:
         """Phase names in order of first use, leaves excluded."""
-        return tuple(dict.fromkeys(i.phase for i in self if not isinstance(i.op, Leaf)))
+        return tuple(self._by_phase)
+
+    @cached_property
+    def _by_phase(self) -> dict[str, list[Instruction]]:
+        phases: dict[str, list[Instruction]] = {}
+        for i in self:
+            if not isinstance(i.op, Leaf):
+                phases.setdefault(i.phase, []).append(i)
+        return phases
 
     def phase(self, name: str) -> list[Instruction]:
         """The instructions of one phase, without leaves."""
-        return [i for i in self if i.phase == name and not isinstance(i.op, Leaf)]
+        return list(self._by_phase.get(name, ()))
 
     def leaves(self, kind: LeafKind | None = None) -> list[Instruction]:
         """Leaf instructions, of one kind if given."""

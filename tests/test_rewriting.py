@@ -73,6 +73,13 @@ CASES: dict[str, Callable[[Draw], Expr]] = {
     "condition_scale": lambda d: select(
         d.positive() * either(d, d.argument(), x * y, sin(x), 4 * x - 6), d.rest(), d.rest()
     ),
+    "settled_branches": lambda d: (
+        lambda c, t: select(
+            c,
+            d.rest() + t(select(either(d, c, -c), d.rest(), d.number())),
+            either(d, t, sympy.Abs)(select(c, d.rest(), y * select(x - y, select(c, 2, x), 3))),
+        )
+    )(d.argument(), either(d, lambda u: u, lambda u: d.number() * u, tanh)),
     "merged_branches": lambda d: (lambda c: d.number() * select(c, d.rest(), 2) * select(c, 3, y))(
         d.argument()
     ),

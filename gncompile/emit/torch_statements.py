@@ -17,6 +17,7 @@ import sympy
 import torch
 from sympy import Add, Expr, Mul, Pow, Symbol
 
+from ..declarations import MAX_PARTS, tree_size
 from ..errors import InternalError
 from ..functions import select, softplus
 from ..stable_forms import is_power_of_two
@@ -78,6 +79,7 @@ class _Lowering:
     full: frozenset[str]
     instructions: list[Instruction] = field(default_factory=list)
     known: dict[Expr | tuple[Expr, ...], Operand] = field(default_factory=dict)
+    sizes: dict[Expr, int] = field(default_factory=dict)
 
     def lower(self, e: Expr) -> Operand:
         """The operand that holds ``e``."""
@@ -277,7 +279,8 @@ class _Lowering:
         if u.is_number and v.is_number:
             return self.step(c, to_float(u), to_float(v))
         split = _one_sided(c, u, v)
-        if split is not None:
+        # Each split is written into the conditions within: nested, they would double time and again.
+        if split is not None and tree_size(split, self.sizes) <= MAX_PARTS:
             return self.lower(split)
         compared, sign, bound = self.comparison(c)
         operands = [self.tensor(part) for part in (compared, self.lower(u), self.lower(v))]
@@ -285,9 +288,10 @@ class _Lowering:
 
     def comparison(self, c: Expr) -> tuple[Operand, str, str]:
         """``c > 0`` as operand, sign and bound: ``x - 0.7 > 0`` is ``x > 0.7``, without a rounding."""
-        level, varying = c.as_independent(*c.free_symbols, as_Add=True)
-        if level == 0 or c in self.known:
+        numbers, terms = sympy.sift(Add.make_args(c), lambda term: term.is_number, binary=True)
+        if not numbers or c in self.known:
             return self.lower(c), ">", "0"
+        level, varying = Add(*numbers), Add(*terms)
         factor, _ = varying.as_coeff_Mul()
         # A power of two may be divided out without a rounding; any other factor stays where it is.
         scale = abs(factor) if is_power_of_two(factor) else sympy.Integer(1)
