@@ -56,7 +56,8 @@ class Memory:
 
     def _pack(self, states: Mapping[str, State]) -> tuple[Tensor, frozenset[str]]:
         """Lay the small states side by side: ``packed``, a vector that holds them all, and their names."""
-        small = {key: flat for key in states if (flat := self.flat(self.states[key])).numel() <= PACKED}
+        vectors = {key: self.flat(self.states[key]) for key in states}
+        small = {key: flat for key, flat in vectors.items() if flat.numel() <= PACKED}
         sizes = [-(-flat.numel() // APART) * APART for flat in small.values()]
         packed = torch.zeros(sum(sizes), dtype=self.dtype, device=self.device)
         for (key, flat), room in zip(small.items(), packed.split(sizes), strict=True):
