@@ -106,27 +106,35 @@ class Reported:
 
     def note(self) -> None:
         """The parameters are as the trainer has left them."""
-        self._versions, self._distances = self._written(), self._from_averages()
+        watched = self._averages and self._may_lead
+        self._versions = self._written() if watched else []
+        self._distances = self._from_averages() if watched else None
 
     def look(self) -> None:
         """Where the model was given other parameters, the averages are no longer known to be better.
 
         Waits for no device.
         """
-        if self._averages and not self.shows:
+        if self._distances is None or not self._may_lead or self.shows:
+            return
+        if self._versions != self._written():
+            changed = torch.ones_like(self._states[BETTER], dtype=torch.bool)
+        else:
             changed = (self._from_averages() != self._distances).any()
-            if self._versions != self._written():
-                changed.fill_(True)
-            for name in (BETTER, LEADS):
-                self._states[name].masked_fill_(changed, 0.0)
+        for name in (BETTER, LEADS):
+            self._states[name].masked_fill_(changed, 0.0)
+
+    @property
+    def _may_lead(self) -> bool:
+        """Whether there is anything that other parameters could change; a device is not asked."""
+        on_host = self._memory.device.type == "cpu"
+        return not on_host or any(float(self._states[name]) > 0 for name in (BETTER, LEADS))
 
     def _written(self) -> list[int]:
-        return [version(parameter) for parameter in self._parameters()]
+        return [version(self._memory.parameters[name]) for name in self._names]
 
     def _from_averages(self) -> Tensor:
         """The parameters' distances from their averages: torch does not count writes to ``.data``."""
-        if not self._averages:
-            return torch.zeros(0)
         apart = torch._foreach_sub(self._parameters(), self._averages)
         return torch.stack(torch._foreach_norm(apart))
 

@@ -32,6 +32,8 @@ from ..runtime.executable import Executable
 T = TypeVar("T")
 Place = tuple[str, str]
 """A kind of leaf, ``"state"``, ``"parameter"`` or another's, and its name."""
+SMALL_STATES = "state", ""
+"""All states that lie in one piece (``Memory.packed``), and are copied as one."""
 
 
 @dataclass
@@ -156,7 +158,8 @@ class Journal:
 
     def keep_states(self, *names: str) -> None:
         """Copy states that the host is about to write."""
-        self.keep({("state", name): self._tensor("state", name) for name in names})
+        places = {self._place("state", name) for name in names}
+        self.keep({place: self._tensor(*place) for place in places})
 
     def keep(self, tensors: Mapping[Place, Tensor]) -> None:
         """Copy tensors that are about to be overwritten."""
@@ -193,10 +196,17 @@ class Journal:
     def _tensor(self, kind: str, name: str) -> Tensor:
         """A state, its padding included so that it is copied in one piece, or a parameter."""
         memory = self._executable.memory
+        if (kind, name) == SMALL_STATES:
+            return memory.packed
         return memory.flat(memory.states[name]) if kind == "state" else memory.parameter(name)
 
+    def _place(self, kind: str, name: str) -> Place:
+        """What is copied where a leaf is overwritten."""
+        small = kind == "state" and name in self._executable.memory.packed_states
+        return SMALL_STATES if small else (kind, name)
+
     def _find_written(self, phases: tuple[str, ...]) -> Iterable[Place]:
-        """The states and parameters that phases of the program write to."""
+        """What holds the states and parameters that phases of the program write to."""
         program, found = self._executable.program, dict[Place, None]()
         for phase in phases:
             for instruction in program.phase(phase) if phase in program.phases else ():
@@ -206,5 +216,5 @@ class Journal:
                 if into is not None and isinstance(program[into].op, ir.Leaf):
                     leaf = program[into].op
                     assert isinstance(leaf, ir.Leaf)
-                    found[leaf.kind, leaf.key] = None
+                    found[self._place(leaf.kind, leaf.key)] = None
         return tuple(found)

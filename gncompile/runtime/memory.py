@@ -37,6 +37,7 @@ class Memory:
         self.device = device
         self.rebind(parameters, constants)
         self.states = {key: self._initial(state) for key, state in program.states.items()}
+        self.packed, self.packed_states = self._pack(program.states)
         self._scalars = {
             key: state for key, state in program.states.items() if not state.spec.shape
         }
@@ -52,6 +53,18 @@ class Memory:
             name: tensor.detach().to(device=self.device, dtype=self.dtype)
             for name, tensor in constants.items()
         }
+
+    def _pack(self, states: Mapping[str, State]) -> tuple[Tensor, frozenset[str]]:
+        """Lay the small states side by side: ``packed``, a vector that holds them all, and their names."""
+        vectors = {key: self.flat(self.states[key]) for key in states}
+        small = {key: flat for key, flat in vectors.items() if flat.numel() <= PACKED}
+        sizes = [-(-flat.numel() // APART) * APART for flat in small.values()]
+        packed = torch.zeros(sum(sizes), dtype=self.dtype, device=self.device)
+        for (key, flat), room in zip(small.items(), packed.split(sizes), strict=True):
+            state, place = self.states[key], room[: flat.numel()]
+            place.copy_(flat)
+            self.states[key] = place.as_strided(state.shape, state.stride())
+        return packed, frozenset(small)
 
     def _initial(self, state: State) -> Tensor:
         shape = tuple(int(d) for d in state.spec.shape)
@@ -158,6 +171,11 @@ def require_buffers(
 def _shape(spec: Spec) -> str:
     return f" [{', '.join(map(str, spec.shape))}]"
 
+
+PACKED = 1 << 14
+"""States of at most so many elements lie side by side: copied at once, they cost a step next to nothing."""
+APART = 64
+"""Each of them begins at a multiple of so many elements, as memory of its own would."""
 
 ALIGNMENT = 16
 """Rows of matrices start at multiples of so many elements; odd strides make products up to half slower."""
