@@ -21,11 +21,12 @@ from .averages import BETTER, LEADS
 class Reported:
     """Parameters of a model and their averages, and which of them the model holds.
 
-    ``surely`` runs what copies them, and runs it again if it was interrupted.
+    ``surely`` runs what copies them, and runs it again if it was interrupted. ``ahead`` says that steps run
+    ahead of the host, which then looks at no number between them.
     """
 
-    def __init__(self, executable: Executable) -> None:
-        self._memory = executable.memory
+    def __init__(self, executable: Executable, ahead: bool) -> None:
+        self._memory, self._ahead = executable.memory, ahead
         self._states = self._memory.states
         leaves = executable.program.leaves("parameter")
         averaged = [leaf for leaf in leaves if f"average.{leaf.name}" in self._states]
@@ -126,9 +127,8 @@ class Reported:
 
     @property
     def _may_lead(self) -> bool:
-        """Whether there is anything that other parameters could change; a device is not asked."""
-        on_host = self._memory.device.type == "cpu"
-        return not on_host or any(float(self._states[name]) > 0 for name in (BETTER, LEADS))
+        """Whether there is anything that other parameters could change, as far as the host may ask."""
+        return self._ahead or any(float(self._states[name]) > 0 for name in (BETTER, LEADS))
 
     def _written(self) -> list[int]:
         return [version(self._memory.parameters[name]) for name in self._names]

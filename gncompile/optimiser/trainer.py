@@ -80,7 +80,7 @@ class Trainer(Questions):
         self._since_refresh = 0
         self._unconfirmed = False  # whether the last update has not been seen to give a finite loss
         self._identity = identity
-        self._reported = Reported(executable)
+        self._reported = Reported(executable, ahead=settings.guarded)
         self._journal = Journal(executable, self._numbers, self._restore, self._reported.note)
         self._reported.surely = self._journal.surely
         self._first_batch: weakref.ref[Tensor] | None = None
