@@ -117,8 +117,8 @@ def test_hypot_itself() -> None:
     [
         ("select(x, x + 1, x)", "jumps by 1 at x = 0$"),
         ("select(x - 0.5, 3 - x, x)", "jumps by 2 at x = 0.5$"),
-        ("sign(x)", "jumps by 2 at x = 0, has the slope zero wherever it is defined"),
-        ("select(x, 1, 0)", "jumps by 1 at x = 0, has the slope zero"),
+        ("sign(x)", "jumps by 2 at x = 0 and has the slope zero wherever it is defined"),
+        ("select(x, 1, 0)", "jumps by 1 at x = 0 and has the slope zero"),
         ("2 + 0*x", "has the slope zero wherever it is defined"),
     ],
 )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import gncompile
-from gncompile.errors import TraceError
+from gncompile.errors import BatchError, TraceError
 from gncompile.frontends import trace
 
 
@@ -347,11 +347,9 @@ def test_whole_numbers_the_model_needs() -> None:
     assert "fails" not in text
 
 
-def test_whole_numbers_as_numbers() -> None:
-    module = nn.Sequential(nn.Linear(3, 2))
-    trainer = gncompile.compile(module, "mse", torch.ones(2, 3, dtype=torch.uint8), tune="off")
-    x = torch.arange(6).reshape(2, 3)
-    assert torch.allclose(trainer.predict(x), module(x.float()))
+def test_whole_numbers_are_no_inputs_of_a_network_of_real_ones() -> None:
+    with pytest.raises(BatchError, match="holds uint8, and the network computes with floating"):
+        gncompile.compile(nn.Linear(3, 2), "mse", torch.ones(2, 3, dtype=torch.uint8), tune="off")
 
 
 # several obstacles at once
