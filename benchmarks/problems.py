@@ -51,7 +51,7 @@ class Problem:
         return self.x.shape[0]
 
     def pair(self) -> tuple[Tensor, Tensor]:
-        """Inputs and targets, in a new tensor as from a loader: steps shuffle one that they had before."""
+        """Inputs and targets, in a new tensor as from a loader."""
         x = self.x.detach()
         return x, x
 

@@ -9,11 +9,12 @@ import oracles
 import pytest
 import torch
 from torch import Tensor, nn
-from training import as_read, assert_same_state, compiled, network, samples, snapshot
+from training import assert_same_state, compiled, network, samples, snapshot
 
 import gncompile
 from gncompile.data import Batches
 from gncompile.optimiser import averages
+from gncompile.optimiser.order import as_read
 from gncompile.optimiser.timetable import COMPARED
 from gncompile.optimiser.trainer import Trainer
 from gncompile.runtime import checkpoint

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from training import UNGATHERED, WIDTH, as_read, network, poisson, samples
+from training import UNGATHERED, WIDTH, network, poisson, samples
 
 import gncompile
 from gncompile.optimiser.ahead import plan
+from gncompile.optimiser.order import as_read
 from gncompile.optimiser.settings import Settings
 from gncompile.optimiser.timetable import due
 from gncompile.optimiser.trainer import Trainer

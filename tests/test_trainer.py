@@ -18,7 +18,6 @@ from training import (
     NETWORKS,
     OUTPUTS,
     WIDTH,
-    as_read,
     assert_same_state,
     compiled,
     network,
@@ -30,6 +29,7 @@ from training import (
 import gncompile
 from gncompile.builder import RESERVED
 from gncompile.errors import BatchError, CompileError, SmallBatchWarning
+from gncompile.optimiser.order import as_read
 from gncompile.optimiser.records import StepStats
 from gncompile.optimiser.trainer import Trainer
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 import gncompile
 from gncompile.data import Batches
-from gncompile.optimiser.order import reading_order
 from gncompile.optimiser.trainer import Trainer
 
 SAMPLES, WIDTH, OUTPUTS = 50, 6, 3
@@ -110,13 +109,6 @@ def overshooting(**options: Any) -> tuple[Trainer, Tensor, Tensor]:
 def batches(size: int = 16, seed: int = 2) -> Batches:
     """The samples in batches, the last of an epoch being partial."""
     return Batches(*samples(), size, seed)
-
-
-def as_read(trainer: Trainer, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """A batch with its rows in the order in which the trainer's next step reads them."""
-    seed = trainer._executable.memory.draws.seed
-    rows = reading_order(trainer.settings, len(y), trainer.updates, seed, trainer.device)
-    return (x, y) if rows is None else (x[rows], y[rows])
 
 
 def snapshot(trainer: Trainer) -> dict[str, Any]:

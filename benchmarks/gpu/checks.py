@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from gncompile.optimiser.order import as_read
 from gncompile.triton_kernels.congruence import congruence
 from gncompile.triton_kernels.settings import Precision
 from gncompile.triton_kernels.syrk import syrk
@@ -63,7 +64,8 @@ def steps_apart(problem: Problem, engine: Engine, refresh: int) -> float:
     steps = HandwrittenKFRA(by_hand, refresh)
     ours = engine.trainer(problem, refresh_every=refresh, **SETTINGS)
     for _ in range(STEPS):
-        steps.step(problem.x.double(), problem.x.double())
+        x, _ = as_read(ours, *problem.pair())
+        steps.step(x.double(), x.double())
         ours.step(*problem.pair())
     start = [p.detach().double() for p in problem.model.parameters()]
     moved, expected = (

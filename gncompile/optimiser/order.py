@@ -8,10 +8,15 @@ step with one that alternates. No order that a user may give can agree with a ra
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
 
 
 def reading_order(
@@ -29,6 +34,13 @@ def reading_order(
     if device.type == "cuda":
         rows = rows.pin_memory()  # so that the copy does not wait for the steps that are running
     return rows.to(device, non_blocking=device.type == "cuda")
+
+
+def as_read(trainer: Trainer, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """A batch with its rows in the order in which the trainer's next step reads them, to compare with."""
+    seed = trainer._executable.memory.draws.seed
+    rows = reading_order(trainer.settings, len(y), trainer.updates, seed, trainer.device)
+    return (x, y) if rows is None else (x[rows], y[rows])
 
 
 def mixed(seed: int, number: int) -> int:
