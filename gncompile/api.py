@@ -13,7 +13,7 @@ from .errors import CompileError, message, require_known
 from .factors import KroneckerFactors
 from .losses import Loss, resolve_loss
 from .model_graph import ModelGraph, TracedModel
-from .optimiser.arguments import checked_seed
+from .optimiser.arguments import checked_seed, require_dtype
 from .optimiser.model_identity import require_no_gradient_hooks
 from .optimiser.settings import CURVATURE_METHODS, typed
 from .pipeline import factor_program, prepare
@@ -122,10 +122,7 @@ def _computed_in(model: nn.Module, dtype: torch.dtype | None) -> tuple[torch.dty
                 )
             )
     dtype = dtype or parameter.dtype
-    if dtype not in (torch.float32, torch.float64):
-        raise CompileError(
-            message(f"dtype {dtype} is not supported", instead="use torch.float32 or torch.float64")
-        )
+    require_dtype(dtype)
     return dtype, parameter.device
 
 

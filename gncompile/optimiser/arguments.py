@@ -25,15 +25,21 @@ def checked_seed(seed: object) -> int:
     return int(given)
 
 
-def check_arguments(*, dtype: object, backend: object, precision: object, tune: object) -> None:
-    """Raise :class:`~gncompile.errors.CompileError` for what is of another type, or no known word."""
-    require_known("backend", typed("backend", backend, str), BACKENDS)
-    require_known("precision", typed("precision", precision, str), PRECISIONS)
-    if dtype is not None and dtype not in DTYPES:
+def require_dtype(dtype: object) -> None:
+    """Raise :class:`~gncompile.errors.CompileError` for a precision that nothing is computed in."""
+    if dtype not in DTYPES:
         shown = dtype if isinstance(dtype, torch.dtype) else f"{dtype!r}"[:100]
         raise CompileError(
             message(f"dtype {shown} is not supported", instead="use torch.float32 or torch.float64")
         )
+
+
+def check_arguments(*, dtype: object, backend: object, precision: object, tune: object) -> None:
+    """Raise :class:`~gncompile.errors.CompileError` for what is of another type, or no known word."""
+    require_known("backend", typed("backend", backend, str), BACKENDS)
+    require_known("precision", typed("precision", precision, str), PRECISIONS)
+    if dtype is not None:
+        require_dtype(dtype)
     if not isinstance(tune, str | os.PathLike | Mapping):
         raise CompileError(
             message(
