@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gncompile.api import understand
-from gncompile.costs import CostModel
-from gncompile.optimiser.settings import Settings
+from gncompile.app.api import understand
+from gncompile.base.settings import Settings
 from gncompile.pipeline import step_program
+from gncompile.program.costs import CostModel
 from gncompile.runtime.executable import Executable
 from gncompile.runtime.memory import dense
 

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 import gncompile
-from gncompile.costs import CostModel
-from gncompile.optimiser.ahead import mean_runs
-from gncompile.optimiser.settings import Settings
-from gncompile.optimiser.timetable import cycle, settled
-from gncompile.optimiser.trainer import Trainer
-from gncompile.step_program import StepProgram
+from gncompile.base.settings import Settings
+from gncompile.derivation.timetable import cycle, settled
+from gncompile.program.costs import CostModel
+from gncompile.program.step_program import StepProgram
+from gncompile.training.ahead import mean_runs
+from gncompile.training.trainer import Trainer
 
 from .compiled import FACTORS, Compiled
 from .flops import gradient_flops, kfac_flops, kfra_flops

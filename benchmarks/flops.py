@@ -1,8 +1,8 @@
 """Arithmetic of the peers' steps on a chain of affine layers, from the formulas of the algorithm they run.
 
 Multiplications and additions, a product known to be symmetric counted once, as
-:class:`gncompile.costs.CostModel` counts ours: what the mathematics asks for, not what a library happens to
-execute, so a rate is comparable.
+:class:`gncompile.program.costs.CostModel` counts ours: what the mathematics asks for, not what a library
+happens to execute, so a rate is comparable.
 """
 
 from __future__ import annotations

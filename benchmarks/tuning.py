@@ -17,11 +17,11 @@ import typer
 from torch import nn
 
 import gncompile
-from gncompile import config
+from gncompile.app.tune_command import seconds
+from gncompile.base import config
+from gncompile.base.tables import table as aligned
 from gncompile.emit.torch_operations import Options
 from gncompile.errors import CompileError, message
-from gncompile.tables import table as aligned
-from gncompile.tuning.command import seconds
 from gncompile.tuning.cpu import CpuProblem
 from gncompile.tuning.problem import DEFAULT, Bench, Candidate, Key, TuningProblem, shown
 from gncompile.tuning.search import Found, search

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-
 from gncompile.accuracy import Accuracy, Worst, measure_accuracy
-from gncompile.functions import PRIMITIVES
 from gncompile.transfer import ARGUMENT, TransferFunction, transfer, transfer_names
+
+from gncompile.functions import PRIMITIVES
 
 PAGE = Path(__file__).with_name("accuracy.md")
 DENSITY = 300

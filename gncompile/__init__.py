@@ -8,32 +8,32 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
-    from .accuracy import measure_accuracy as measure_accuracy
-    from .api import curvature as curvature
-    from .factors import KroneckerFactors as KroneckerFactors
+    from .app.api import curvature as curvature
+    from .app.compile import compile as compile
     from .frontends.torch_export import trace as trace
-    from .losses import loss_function as loss_function
-    from .losses import register_loss as register_loss
-    from .optimiser.compile import compile as compile
-    from .optimiser.trainer import Trainer as Trainer
-    from .transfer import register_transfer as register_transfer
-    from .transfer import transfer_function as transfer_function
-    from .transfer_report import transfer_page as transfer_page
-    from .verification import verify as verify
+    from .functions.transfer import register_transfer as register_transfer
+    from .functions.transfer import transfer_function as transfer_function
+    from .losses.vocabulary import loss_function as loss_function
+    from .losses.vocabulary import register_loss as register_loss
+    from .training.factors import KroneckerFactors as KroneckerFactors
+    from .training.trainer import Trainer as Trainer
+    from .verification.accuracy import measure_accuracy as measure_accuracy
+    from .verification.transfer_report import transfer_page as transfer_page
+    from .verification.verification import verify as verify
 
 _HOMES = {
-    "Trainer": "optimiser.trainer",
-    "KroneckerFactors": "factors",
-    "compile": "optimiser.compile",
-    "curvature": "api",
-    "loss_function": "losses",
-    "measure_accuracy": "accuracy",
-    "register_loss": "losses",
-    "register_transfer": "transfer",
+    "Trainer": "training.trainer",
+    "KroneckerFactors": "training.factors",
+    "compile": "app.compile",
+    "curvature": "app.api",
+    "loss_function": "losses.vocabulary",
+    "measure_accuracy": "verification.accuracy",
+    "register_loss": "losses.vocabulary",
+    "register_transfer": "functions.transfer",
     "trace": "frontends.torch_export",
-    "transfer_function": "transfer",
-    "transfer_page": "transfer_report",
-    "verify": "verification",
+    "transfer_function": "functions.transfer",
+    "transfer_page": "verification.transfer_report",
+    "verify": "verification.verification",
 }
 """Where each public name lives; looked up on first use, so that ``import gncompile`` stays quick."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Literal
 
-from .tables import visible
+from .base.tables import visible
 
 
 class GncompileError(Exception):

@@ -4,7 +4,7 @@
     prepare(traced)          passes over the ModelGraph             passes/
     step_program(...)        ModelGraph + loss → StepProgram        propagation, recursion, optimiser/phases
     emit_torch(program)      StepProgram → readable source          emit/torch_source.py
-    schedule(program)        StepProgram → kernels, in launches     passes/launches.py
+    schedule(program)        StepProgram → kernels, in launches     program/launches.py
     emit_triton(program)     schedule → readable source             emit/triton_source.py
 
 A step program is a sequence of phases. Each phase below lists the earlier phases whose values it may use.
@@ -18,19 +18,12 @@ from dataclasses import dataclass
 
 import sympy
 
-from . import config
-from . import step_program as ir
-from .builder import ProgramBuilder, Value
-from .debug import dump
-from .errors import CompileError, message
-from .functions import select
-from .loss_rules import LossRules, loss_rules
-from .losses import Loss, SoftmaxCrossEntropy
-from .method_choice import AVERAGED, EXACT, SAMPLED, Choice, by_cost, given
-from .model_graph import Affine, ModelGraph
-from .optimiser.averages import AveragedForward, compare_average
-from .optimiser.damping import adapt, hold, judge, reject, search
-from .optimiser.guards import (
+from .base import config
+from .base.debug import dump
+from .base.settings import AUTO, SAMPLED_METHODS, Settings
+from .derivation.averages import AveragedForward, compare_average
+from .derivation.damping import adapt, hold, judge, reject, search
+from .derivation.guards import (
     choose_factor_damping,
     guard_change,
     guard_factors,
@@ -38,15 +31,22 @@ from .optimiser.guards import (
     guard_step,
     report,
 )
-from .optimiser.noise import measure_noise
-from .optimiser.phases import Optimiser
-from .optimiser.settings import AUTO, SAMPLED_METHODS, Settings
-from .passes.fuse_pointwise import fuse_pointwise
-from .propagation import Forward, pull_back, push_forward, weight_gradients
-from .recursion import column_moments, input_moments, pull_back_matrices
-from .representations import Averaged, PerSample
-from .step_program import StepProgram
-from .zero_slopes import no_gradient, require_slopes
+from .derivation.loss_rules import LossRules, loss_rules
+from .derivation.method_choice import AVERAGED, EXACT, SAMPLED, Choice, by_cost, given
+from .derivation.noise import measure_noise
+from .derivation.phases import Optimiser
+from .derivation.propagation import Forward, pull_back, push_forward, weight_gradients
+from .derivation.recursion import column_moments, input_moments, pull_back_matrices
+from .derivation.representations import Averaged, PerSample
+from .errors import CompileError, message
+from .functions.primitives import select
+from .graph.fuse_pointwise import fuse_pointwise
+from .graph.model_graph import Affine, ModelGraph
+from .graph.zero_slopes import no_gradient, require_slopes
+from .losses.vocabulary import Loss, SoftmaxCrossEntropy
+from .program import step_program as ir
+from .program.builder import ProgramBuilder, Value
+from .program.step_program import StepProgram
 
 PASSES: tuple[Callable[[ModelGraph], ModelGraph], ...] = (
     fuse_pointwise,  # before derivation, so that a chain is averaged once

@@ -9,7 +9,7 @@ import sympy
 import torch
 from torch import Tensor
 
-from gncompile.model_graph import (
+from gncompile.graph.model_graph import (
     Affine,
     FixedLinear,
     Input,

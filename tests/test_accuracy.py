@@ -8,6 +8,14 @@ import re
 import mpmath
 import pytest
 import torch
+from gncompile.functions.primitives.exact_values import ExactFunction, plain_slope
+from gncompile.functions.primitives.transfer import (
+    ARGUMENT,
+    TransferFunction,
+    transfer,
+    transfer_names,
+)
+from gncompile.verification.verification.accuracy import grid, measure_accuracy, run_reference
 
 import gncompile
 from docs import accuracy_table
@@ -21,11 +29,8 @@ from docs.accuracy_table import (
     primitives,
     worst,
 )
-from gncompile import accuracy
-from gncompile.accuracy import grid, measure_accuracy, run_reference
 from gncompile.errors import ExpressionError
-from gncompile.exact_values import ExactFunction, plain_slope
-from gncompile.transfer import ARGUMENT, TransferFunction, transfer, transfer_names
+from gncompile.verification.verification import accuracy
 
 DENSITY = 40  # some 200 arguments a function and dtype; the generator takes seven times as many
 

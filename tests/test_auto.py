@@ -10,17 +10,24 @@ import torch
 from torch import Tensor, nn
 
 import gncompile
-from gncompile import method_choice
-from gncompile.api import understand
-from gncompile.costs import CostModel, columns_within
+from gncompile.app.api import understand
+from gncompile.app.training_run import compile_file
+from gncompile.base.settings import Settings
+from gncompile.derivation import method_choice
+from gncompile.derivation.method_choice import (
+    AFFORDABLE,
+    BATCH,
+    ITEMSIZE,
+    ROOMY,
+    Prices,
+    needed,
+)
 from gncompile.errors import CheckpointError, CompileError
 from gncompile.frontends.model_file import load_model_file
-from gncompile.method_choice import AFFORDABLE, BATCH, ITEMSIZE, ROOMY, Prices, needed
-from gncompile.optimiser.settings import Settings
-from gncompile.optimiser.trainer import Trainer
 from gncompile.pipeline import candidate_program, curvature_methods, step_program
-from gncompile.step_program import StepProgram
-from gncompile.training_run import compile_file
+from gncompile.program.costs import CostModel, columns_within
+from gncompile.program.step_program import StepProgram
+from gncompile.training.trainer import Trainer
 
 CURVATURE = ("curvature", "columns_begin", "columns", "share_inputs")
 

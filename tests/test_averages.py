@@ -13,11 +13,11 @@ from training import assert_same_state, compiled, network, samples, snapshot
 
 import gncompile
 from gncompile.data import Batches
-from gncompile.optimiser import averages
-from gncompile.optimiser.order import as_read
-from gncompile.optimiser.timetable import COMPARED
-from gncompile.optimiser.trainer import Trainer
-from gncompile.runtime import checkpoint
+from gncompile.derivation import averages
+from gncompile.derivation.timetable import COMPARED
+from gncompile.training import checkpoint
+from gncompile.training.order import as_read
+from gncompile.training.trainer import Trainer
 
 
 def noisy(seed: int = 0, **options: object) -> tuple[Trainer, Batches]:

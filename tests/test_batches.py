@@ -15,7 +15,7 @@ from training import OUTPUTS, WIDTH, compiled, network, samples
 import gncompile
 from gncompile.data import Batches
 from gncompile.errors import BatchError, DataError, GncompileError, ShortDataWarning
-from gncompile.optimiser.trainer import Trainer
+from gncompile.training.trainer import Trainer
 
 X, Y = samples(40)
 

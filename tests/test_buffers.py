@@ -6,10 +6,10 @@ import pytest
 from test_schedule import METHODS, chain, program_of
 from training import NETWORKS
 
-from gncompile.passes.buffers import plan_buffers
-from gncompile.passes.launches import schedule
-from gncompile.schedule import Schedule
-from gncompile.step_program import VIEWS, StepProgram
+from gncompile.program.buffers import plan_buffers
+from gncompile.program.launches import schedule
+from gncompile.program.schedule import Schedule
+from gncompile.program.step_program import VIEWS, StepProgram
 
 
 def steps(program: StepProgram, order: Schedule | None) -> list[list[str]]:

@@ -29,9 +29,9 @@ import gncompile
 from gncompile.data import Batches
 from gncompile.errors import CheckpointError
 from gncompile.losses import loss_names, resolve_loss
-from gncompile.optimiser.trainer import Trainer
-from gncompile.runtime import checkpoint
-from gncompile.runtime.stored_loss import loss_from_data, loss_to_data
+from gncompile.training import checkpoint
+from gncompile.training.stored_loss import loss_from_data, loss_to_data
+from gncompile.training.trainer import Trainer
 
 STEPS = 7  # ends within an epoch, and between two refreshes of the inverses
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -79,7 +79,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
 from training import batches, network, snapshot
-from gncompile.optimiser.trainer import Trainer
+from gncompile.training.trainer import Trainer
 trainer = Trainer.resume(sys.argv[2], network(seed=8))
 history = trainer.fit(batches(), updates=int(sys.argv[3]), progress=False)
 trainer.save(sys.argv[4])

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from gncompile.functions.primitives.classification import classify, interval
+from gncompile.functions.primitives.transfer import ARGUMENT, define_transfer, transfer
 from torch.nn import functional
 
 import gncompile
-from gncompile import transfer as registry
-from gncompile.classification import classify, interval
-from gncompile.cli import main
-from gncompile.transfer import ARGUMENT, define_transfer, transfer
+from gncompile.app.cli import main
+from gncompile.functions import transfer as registry
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "custom_activation.toml"
 INF = math.inf
@@ -112,7 +112,7 @@ def test_a_domain_limits_the_range():
 def test_a_page_shows_what_is_derived_and_the_code_that_computes_it():
     page = gncompile.transfer_page("elu", alpha=0.5)
     assert page.startswith("elu(alpha=0.5): ")
-    assert "vocabulary.py:" in page
+    assert "functions/vocabulary.py:" in page
     assert "select(x, 1, exp(x)/2)" in page
     assert "x = 0: slope 0.5 before, 1 after, 0.5 taken" in page
     code = [line[4:] for line in page.splitlines() if line.startswith("    ")]

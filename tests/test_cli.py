@@ -20,11 +20,11 @@ from small_model import HEAD, write_model
 from torch import nn
 
 import gncompile
-from gncompile.cli import main
+from gncompile.app.cli import main
+from gncompile.app.run_folder import RunFolder
+from gncompile.app.training_run import TrainingRun, load_data
 from gncompile.errors import BatchError, ModelFileError
 from gncompile.frontends.model_file import load_model_file
-from gncompile.run_folder import RunFolder
-from gncompile.training_run import TrainingRun, load_data
 
 MODEL = f"""{HEAD}dtype = "float64"
 """
@@ -92,8 +92,8 @@ def test_options_go_before_the_model_file(model: Path) -> None:
 
 INTERRUPTED_BY = """
 import os, signal, sys
-from gncompile.cli import main
-from gncompile.run_folder import RunFolder
+from gncompile.app.cli import main
+from gncompile.app.run_folder import RunFolder
 
 append = RunFolder.append
 
@@ -396,7 +396,7 @@ def test_whatever_is_raised_ends_in_a_text(
     def fails(*arguments: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr("gncompile.training_run.compile_file", fails)
+    monkeypatch.setattr("gncompile.app.training_run.compile_file", fails)
     monkeypatch.setattr(tempfile, "tempdir", str(model.parent))
     assert run("explain", model) == 1
     shown = capsys.readouterr().err
@@ -413,7 +413,7 @@ def test_an_interrupt_anywhere(model: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gncompile.training_run.compile_file", interrupted)
+    monkeypatch.setattr("gncompile.app.training_run.compile_file", interrupted)
     assert run("explain", model) == 130
 
 

@@ -14,14 +14,14 @@ import torch
 from small_model import HEAD, write_model
 from torch import nn
 
-from gncompile.cli import main
-from gncompile.comparison import contest as contest_module
-from gncompile.comparison.contest import Contest, neighbours
-from gncompile.comparison.optimisers import OPTIMISERS, Optimiser, Pair, named, rates
-from gncompile.comparison.running import POINTS, Budget, run
-from gncompile.comparison.standings import standings, text
-from gncompile.comparison.store import Run, read_all
-from gncompile.comparison.task import Task
+from gncompile.app.cli import main
+from gncompile.app.comparison import contest as contest_module
+from gncompile.app.comparison.contest import Contest, neighbours
+from gncompile.app.comparison.optimisers import OPTIMISERS, Optimiser, Pair, named, rates
+from gncompile.app.comparison.running import POINTS, Budget, run
+from gncompile.app.comparison.standings import standings, text
+from gncompile.app.comparison.store import Run, read_all
+from gncompile.app.comparison.task import Task
 from gncompile.data import DataSplit
 from gncompile.errors import CompileError, ModelFileError
 
@@ -314,9 +314,9 @@ def test_compare_writes_table_plot_and_json(
 
 
 def test_compare_starts_every_optimiser_from_the_files_loss(model: Path) -> None:
-    from gncompile.comparison.model_file import task_of
+    from gncompile.app.comparison.model_file import task_of
+    from gncompile.app.training_run import compile_file, load_data
     from gncompile.frontends.model_file import load_model_file
-    from gncompile.training_run import compile_file, load_data
 
     file = load_model_file(model)
     task = task_of(file)
@@ -348,7 +348,7 @@ def test_compare_refuses(
 
 
 def test_a_folder_belongs_to_one_model_file(model: Path, tmp_path: Path) -> None:
-    from gncompile.comparison.model_file import compare
+    from gncompile.app.comparison.model_file import compare
 
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "model.toml").write_text("another")

@@ -21,11 +21,11 @@ from benchmarks.convergence import alignment, faces
 from benchmarks.convergence.__main__ import main
 from benchmarks.convergence.networks import seeded, sine_network
 from benchmarks.convergence.problems import PROBLEMS, friedman
-from gncompile import config
-from gncompile.comparison.optimisers import OPTIMISERS, TrainerSteps
-from gncompile.comparison.running import Budget, run
-from gncompile.comparison.store import read_all
-from gncompile.comparison.task import Task
+from gncompile.app.comparison.optimisers import OPTIMISERS, TrainerSteps
+from gncompile.app.comparison.running import Budget, run
+from gncompile.app.comparison.store import read_all
+from gncompile.app.comparison.task import Task
+from gncompile.base import config
 from gncompile.data import DataSpec, DataSplit, load
 from gncompile.errors import CompileError, DataError
 

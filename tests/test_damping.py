@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from training import UNGATHERED, WIDTH, network, poisson, samples
 
 import gncompile
-from gncompile.optimiser.ahead import plan
-from gncompile.optimiser.order import as_read
-from gncompile.optimiser.settings import Settings
-from gncompile.optimiser.timetable import due
-from gncompile.optimiser.trainer import Trainer
+from gncompile.base.settings import Settings
+from gncompile.derivation.timetable import due
+from gncompile.training.ahead import plan
+from gncompile.training.order import as_read
+from gncompile.training.trainer import Trainer
 
 
 def compiled(model: nn.Module, **options: Any) -> Trainer:

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gncompile.data.data_sets.curves import curves
 from safetensors.numpy import save_file
 
-from gncompile import config, mnist
-from gncompile.curves import curves
-from gncompile.data import Batches, DataSpec, load
+from gncompile.base import config
+from gncompile.base.files import atomic_path, atomic_write
+from gncompile.data import Batches, DataSpec, load, mnist
 from gncompile.errors import CheckpointError, DataError, GncompileError
-from gncompile.files import atomic_path, atomic_write
 
 # --- CURVES
 
@@ -400,7 +400,7 @@ def test_declared_sizes_are_looked_at_first(tmp_path: Path) -> None:
 def test_arrays_are_held_against_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gncompile import memory_budget
+    from gncompile.base import memory_budget
 
     header = {"descr": "<f8", "fortran_order": False, "shape": (1 << 20,)}
     packed(tmp_path / "a.npz", header, bytes(8 << 20))

@@ -10,17 +10,23 @@ import warnings
 import pytest
 import sympy
 import torch
+from gncompile.functions.primitives.declarations import derivative_size, without_piecewise
+from gncompile.functions.primitives.expressions import evaluate
+from gncompile.functions.primitives.transfer import (
+    ARGUMENT,
+    register_transfer,
+    transfer,
+    transfer_function,
+)
 from torch.nn import functional
 
 import gncompile
-from gncompile import losses, parsing, plugins
-from gncompile import transfer as registry
-from gncompile.declarations import derivative_size, without_piecewise
-from gncompile.emit.expressions import evaluate
+from gncompile.base import plugins
 from gncompile.errors import ExpressionError, LossError, ModelFileError, RegistrationError
 from gncompile.frontends.model_file import load_model_file
-from gncompile.functions import select, softplus
-from gncompile.transfer import ARGUMENT, register_transfer, transfer, transfer_function
+from gncompile.functions import parsing, select, softplus
+from gncompile.functions import transfer as registry
+from gncompile.losses import vocabulary as losses
 
 x = ARGUMENT
 
@@ -174,7 +180,7 @@ gncompile.register_transfer("from_a_package", "x/(1 + x**2)")
 
 @gncompile.transfer_function
 def decorated_there(x):
-    return x + gncompile.transfer.transfer("tanh")(x)
+    return x + gncompile.functions.transfer.transfer("tanh")(x)
 
 gncompile.register_loss("package_loss", "(z - y)**2 + (z - y)**4")
 """

@@ -8,15 +8,20 @@ import warnings
 import mpmath
 import pytest
 import torch
+from gncompile.functions.primitives.derive import pointwise_rule
+from gncompile.functions.primitives.expressions import evaluate
+from gncompile.functions.primitives.precise import precise_function
+from gncompile.functions.primitives.transfer import (
+    ARGUMENT,
+    BUILT_IN,
+    TransferFunction,
+    define_transfer,
+)
 from torch import nn
 
 import gncompile
-from gncompile.derive import pointwise_rule
-from gncompile.emit.expressions import evaluate
 from gncompile.frontends import trace
-from gncompile.model_graph import Pointwise
-from gncompile.precise import precise_function
-from gncompile.transfer import ARGUMENT, BUILT_IN, TransferFunction, define_transfer
+from gncompile.graph.model_graph import Pointwise
 
 POINTS = torch.linspace(-3.1, 2.9, 13, dtype=torch.float64)[:, None]
 TEXTS = (

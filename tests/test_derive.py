@@ -7,13 +7,23 @@ import time
 
 import pytest
 import sympy
+from gncompile.functions.primitives.derive import differentiate, pointwise_rule
+from gncompile.functions.primitives.stable_forms import stable
+from gncompile.functions.primitives.transfer import transfer, transfer_names
 from sympy import Float, Rational, exp, log, sqrt, tanh
 
-from gncompile.derive import differentiate, pointwise_rule
 from gncompile.errors import ExpressionError
-from gncompile.functions import clamp, erfc, expm1, log1p, maximum, relu, select, sigmoid, softplus
-from gncompile.stable_forms import stable
-from gncompile.transfer import transfer, transfer_names
+from gncompile.functions import (
+    clamp,
+    erfc,
+    expm1,
+    log1p,
+    maximum,
+    relu,
+    select,
+    sigmoid,
+    softplus,
+)
 
 x, y, c = sympy.symbols("x y c", real=True)
 a = sympy.Symbol("output", real=True)
@@ -274,7 +284,7 @@ def test_what_has_no_rule_is_refused(value):
 
 def test_results_do_not_depend_on_the_hash_seed():
     program = (
-        "from gncompile.transfer import transfer, transfer_names\n"
+        "from gncompile.functions.transfer import transfer, transfer_names\n"
         "from gncompile.emit.torch_statements import torch_statements\n"
         "for n in transfer_names():\n"
         "    r = transfer(n).rule\n"

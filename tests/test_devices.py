@@ -18,18 +18,18 @@ from torch import Tensor, nn
 from training import NETWORKS, OUTPUTS, WIDTH, plain
 
 import gncompile
-from gncompile.api import understand
-from gncompile.batches import in_range, one_hot
+from gncompile.app.api import understand
+from gncompile.base.settings import Settings
+from gncompile.derivation.timetable import due
 from gncompile.losses import define_loss, resolve_loss
-from gncompile.optimiser.ahead import AheadOfHost, plan
-from gncompile.optimiser.settings import Settings
-from gncompile.optimiser.timetable import due
 from gncompile.pipeline import factor_program, step_program
 from gncompile.runtime import graphs
 from gncompile.runtime.draws import PhiloxDraws
 from gncompile.runtime.executable import Executable
 from gncompile.runtime.graphs import Graphs, uncaptured_phases
 from gncompile.runtime.memory import Memory
+from gncompile.training.ahead import AheadOfHost, plan
+from gncompile.training.batches import in_range, one_hot
 
 META = torch.device("meta")
 

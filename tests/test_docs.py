@@ -22,9 +22,10 @@ import pytest
 import sympy
 import torch
 
-from gncompile import config, losses, parsing, transfer
-from gncompile.functions import PRIMITIVES, SHORTHANDS
-from gncompile.optimiser.settings import Settings
+from gncompile.base import config
+from gncompile.base.settings import Settings
+from gncompile.functions import PRIMITIVES, SHORTHANDS, parsing, transfer
+from gncompile.losses import vocabulary as losses
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -125,7 +126,7 @@ def test_what_an_expression_may_contain_is_read() -> None:
 def test_the_commands_of_the_readme_exist() -> None:
     from typer.testing import CliRunner
 
-    from gncompile.cli import app
+    from gncompile.app.cli import app
 
     readme = (ROOT / "README.md").read_text()
     for command in re.findall(r"^\| `gncompile (\w+)", readme, re.M):

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from gncompile import parsing
-from gncompile import transfer as registry
+from gncompile.app.training_run import compile_file
 from gncompile.frontends.model_file import load_model_file
-from gncompile.training_run import compile_file
+from gncompile.functions import parsing
+from gncompile.functions import transfer as registry
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

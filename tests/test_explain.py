@@ -8,26 +8,32 @@ import re
 import pytest
 import torch
 from architectures import build, networks
+from gncompile.explain.explain.formulas import Formulas
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gncompile import step_program as ir
-from gncompile.costs import Cost, CostModel, attribute, columns_within, forward_values
+from gncompile.base.settings import Settings
+from gncompile.derivation.piecewise_linear import theorem
 from gncompile.emit.torch_source import emit_torch
 from gncompile.errors import CompileError
-from gncompile.explain import explain, summary
-from gncompile.formulas import Formulas
+from gncompile.explain.explain import explain, summary
 from gncompile.frontends.torch_export import trace
+from gncompile.graph.model_graph import TracedModel
 from gncompile.losses import Loss, resolve_loss
-from gncompile.model_graph import TracedModel
-from gncompile.optimiser.settings import Settings
-from gncompile.passes.recompute import within_products
-from gncompile.piecewise_linear import theorem
 from gncompile.pipeline import prepare, step_program
+from gncompile.program import step_program as ir
+from gncompile.program.costs import (
+    Cost,
+    CostModel,
+    attribute,
+    columns_within,
+    forward_values,
+)
+from gncompile.program.recompute import within_products
+from gncompile.program.step_program import StepProgram
 from gncompile.runtime.executable import Executable
-from gncompile.step_program import StepProgram
 
 Compiled = tuple[TracedModel, Loss, Settings, StepProgram]
 

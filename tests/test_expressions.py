@@ -5,15 +5,24 @@ import warnings
 import pytest
 import sympy
 import torch
+from gncompile.functions.primitives.derive import pointwise_rule
+from gncompile.functions.primitives.expressions import evaluate
+from gncompile.functions.primitives.transfer import ARGUMENT, transfer, transfer_names
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from gncompile.derive import pointwise_rule
-from gncompile.emit.expressions import evaluate
 from gncompile.emit.torch_statements import torch_statements
 from gncompile.errors import InternalError
-from gncompile.functions import clamp, erfc, expm1, log1p, number, select, sigmoid, softplus
-from gncompile.transfer import ARGUMENT, transfer, transfer_names
+from gncompile.functions import (
+    clamp,
+    erfc,
+    expm1,
+    log1p,
+    number,
+    select,
+    sigmoid,
+    softplus,
+)
 
 x, y, z = ARGUMENT, sympy.Symbol("y", real=True), sympy.Symbol("z", real=True)
 EXTREMES = [0.0, -0.0, 1e-30, -1e-30, 0.3, -0.7, 1, -1, 5, -5, 20, -20, 41, -41, 88, -89, 100, -100]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gncompile.files import atomic_path, atomic_write
+from gncompile.base.files import atomic_path, atomic_write
 
 
 def mode(path: Path) -> int:

@@ -23,10 +23,10 @@ from training import (
 
 from gncompile.data import Batches
 from gncompile.errors import BatchError, DataError, GncompileError
-from gncompile.optimiser import fit
-from gncompile.optimiser.ahead import AheadOfHost
-from gncompile.optimiser.records import History, Record
-from gncompile.optimiser.trainer import Trainer
+from gncompile.training import fit
+from gncompile.training.ahead import AheadOfHost
+from gncompile.training.records import History, Record
+from gncompile.training.trainer import Trainer
 
 PER_EPOCH = 4
 """50 samples in batches of 16, the last of two."""

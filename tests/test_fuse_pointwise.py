@@ -5,9 +5,18 @@ from __future__ import annotations
 import sympy
 
 from gncompile.functions import sigmoid
-from gncompile.model_graph import Affine, Input, ModelGraph, Node, Op, Output, Pointwise, Select
-from gncompile.passes.dead_nodes import remove_dead_nodes
-from gncompile.passes.fuse_pointwise import MAX_OPERATIONS, fuse_pointwise
+from gncompile.graph.dead_nodes import remove_dead_nodes
+from gncompile.graph.fuse_pointwise import MAX_OPERATIONS, fuse_pointwise
+from gncompile.graph.model_graph import (
+    Affine,
+    Input,
+    ModelGraph,
+    Node,
+    Op,
+    Output,
+    Pointwise,
+    Select,
+)
 
 A, B, C = sympy.symbols("a b c", real=True)
 

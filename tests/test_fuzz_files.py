@@ -20,13 +20,13 @@ import torch
 from payloads import nothing_executed, payloads
 from safetensors.numpy import save
 
-from gncompile import config, mnist
-from gncompile.comparison.store import Point, Run, file_of, read, write
-from gncompile.data import DataSpec, load
+from gncompile.app.comparison.store import Point, Run, file_of, read, write
+from gncompile.app.run_folder import RunFolder
+from gncompile.app.training_run import Started
+from gncompile.base import config
+from gncompile.data import DataSpec, load, mnist
 from gncompile.errors import GncompileError
 from gncompile.frontends.model_file import load_model_file
-from gncompile.run_folder import RunFolder
-from gncompile.training_run import Started
 from gncompile.tuning.device import this_device, versions
 from gncompile.tuning.store import Entry, Store, StoredTrial, import_file
 

@@ -22,11 +22,11 @@ from payloads import nothing_executed, payloads
 from torch import nn
 
 import gncompile
+from gncompile.base.settings import CURVATURE_METHODS, OPTIONS, Settings
+from gncompile.base.typed import check_of
 from gncompile.errors import CheckpointError, CompileError, GncompileError, OptionWarning
-from gncompile.optimiser.arguments import checked_seed
-from gncompile.optimiser.settings import CURVATURE_METHODS, OPTIONS, Settings
-from gncompile.runtime.stored_settings import settings_from_data, stored_loss
-from gncompile.typed import check_of
+from gncompile.training.arguments import checked_seed
+from gncompile.training.stored_settings import settings_from_data, stored_loss
 
 NAMES = [field.name for field in dataclasses.fields(Settings)]
 SEED = 20

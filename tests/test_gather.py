@@ -15,10 +15,10 @@ from training import OUTPUTS, WIDTH, compiled, network, samples
 
 import gncompile
 from gncompile.data import Batches
+from gncompile.derivation.timetable import MEASURED
 from gncompile.errors import BatchError, CompileError, DataError, SmallBatchWarning
-from gncompile.optimiser.timetable import MEASURED
-from gncompile.optimiser.trainer import Trainer
 from gncompile.runtime.memory import dense
+from gncompile.training.trainer import Trainer
 
 NOISE = "noise"
 Batch = tuple[Tensor, Tensor]

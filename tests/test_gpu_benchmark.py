@@ -20,7 +20,7 @@ from benchmarks.gpu.network import Network
 from benchmarks.gpu.ours import Engine, step_cost
 from benchmarks.gpu.rows import Entry, Left, Prepared, Row, measured, ratio, table
 from benchmarks.problems import Problem
-from gncompile.optimiser.order import as_read
+from gncompile.training.order import as_read
 
 CLOCK = Clock(torch.device("cpu"), rounds=2, least=0.0)
 

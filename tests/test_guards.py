@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from training import NETWORKS, OUTPUTS, WIDTH
 
 import gncompile
+from gncompile.base.settings import Settings
+from gncompile.derivation.timetable import due, refresh_period
 from gncompile.errors import BatchError
-from gncompile.optimiser import ahead
-from gncompile.optimiser import trainer as trainer_module
-from gncompile.optimiser.ahead import DeferredStats, plan
-from gncompile.optimiser.settings import Settings
-from gncompile.optimiser.timetable import due, refresh_period
-from gncompile.optimiser.trainer import Trainer
+from gncompile.training import ahead
+from gncompile.training import trainer as trainer_module
+from gncompile.training.ahead import DeferredStats, plan
+from gncompile.training.trainer import Trainer
 
 
 def batch(seed: int, rows: int = 12) -> tuple[Tensor, Tensor]:

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 import gncompile
-from gncompile import losses, losses_torch
-from gncompile.builder import ProgramBuilder
+from gncompile.derivation.loss_rules import loss_rules
 from gncompile.errors import LossError
-from gncompile.loss_rules import loss_rules
-from gncompile.losses import Loss, resolve_loss
-from gncompile.model_graph import Input, ModelGraph, Node, Output, TracedModel
+from gncompile.graph.model_graph import Input, ModelGraph, Node, Output, TracedModel
+from gncompile.losses import Loss, losses_torch, resolve_loss
+from gncompile.losses import vocabulary as losses
+from gncompile.program.builder import ProgramBuilder
 from gncompile.runtime.executable import Executable
 
 DTYPES = (torch.float32, torch.float64)

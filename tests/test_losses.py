@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import sympy
 import torch
+from gncompile.functions.primitives.convexity import is_convex_in_pieces, is_nonnegative
+from gncompile.functions.primitives.parsing import parse_expression
 from torch import nn
 
-from gncompile import losses
-from gncompile.convexity import is_convex_in_pieces, is_nonnegative
 from gncompile.errors import BatchError, ExpressionError, LossError, RegistrationError
 from gncompile.losses import (
     NOISE,
@@ -27,7 +27,7 @@ from gncompile.losses import (
     register_loss,
     resolve_loss,
 )
-from gncompile.parsing import parse_expression
+from gncompile.losses import vocabulary as losses
 
 SEPARABLE = [name for name in losses.loss_names() if isinstance(resolve_loss(name), SeparableLoss)]
 TEXTS = ["exp(z) - y*z", "log(1 + exp(z)) - y*z", "log(cosh(z - y))", "sqrt(1 + (z - y)**2)"]

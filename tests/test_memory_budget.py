@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import gncompile
-from gncompile import memory_budget
+from gncompile.base import memory_budget
+from gncompile.base.memory_budget import available_bytes, require_memory
 from gncompile.errors import BatchError, CompileError, DataError
-from gncompile.memory_budget import available_bytes, require_memory
 
 resource = pytest.importorskip("resource")
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gncompile.app.training_run import load_data
 from gncompile.errors import ExpressionError, GncompileError, ModelFileError
 from gncompile.frontends import trace
 from gncompile.frontends.model_file import ModelFile, load_model_file
-from gncompile.model_graph import Affine, ModelGraph, Pointwise
-from gncompile.passes.fuse_pointwise import fuse_pointwise
-from gncompile.training_run import load_data
+from gncompile.graph.fuse_pointwise import fuse_pointwise
+from gncompile.graph.model_graph import Affine, ModelGraph, Pointwise
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

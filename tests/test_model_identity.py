@@ -15,7 +15,7 @@ from training import WIDTH, assert_same_state, compiled, network, samples, snaps
 
 import gncompile
 from gncompile.errors import GncompileError, ModelChangedError
-from gncompile.optimiser.trainer import Trainer
+from gncompile.training.trainer import Trainer
 
 Change = Callable[[nn.Module], object]
 

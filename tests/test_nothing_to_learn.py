@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import gncompile
-from gncompile.optimiser.settings import CURVATURE_METHODS
-from gncompile.optimiser.trainer import Trainer
+from gncompile.base.settings import CURVATURE_METHODS
+from gncompile.training.trainer import Trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::gncompile.errors.SmallBatchWarning")
 

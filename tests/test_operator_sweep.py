@@ -16,16 +16,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from gncompile.functions.primitives.derive import pointwise_rule
+from gncompile.verification.verification.accuracy import run_torch_statements
 from sympy import Expr, Symbol
 from torch import Tensor, nn
 
 import gncompile
-from gncompile.accuracy import run_torch_statements
-from gncompile.derive import pointwise_rule
 from gncompile.frontends.aten import COMPARISONS, POINTWISE
 from gncompile.frontends.torch_export import trace
 from gncompile.functions import number
-from gncompile.model_graph import Node, Pointwise, TracedModel
+from gncompile.graph.model_graph import Node, Pointwise, TracedModel
 from gncompile.pipeline import prepare
 
 Function = Callable[[Tensor], Tensor]

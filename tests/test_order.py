@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from training import assert_same_state, snapshot
 
 import gncompile
+from gncompile.base.settings import Settings
 from gncompile.errors import BatchError
-from gncompile.optimiser.order import reading_order
-from gncompile.optimiser.settings import Settings
-from gncompile.optimiser.trainer import Trainer
+from gncompile.training.order import reading_order
+from gncompile.training.trainer import Trainer
 
 COUNT = 32
 STEPS = 40

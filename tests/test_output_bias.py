@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gncompile.app.output_bias import set_output_bias
 from gncompile.errors import ModelFileError
 from gncompile.frontends.model_file import ModelFile, load_model_file
-from gncompile.output_bias import set_output_bias
 
 FILE = """
 [model]

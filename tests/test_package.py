@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import gncompile
-from gncompile import config
+from gncompile.base import config
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -96,7 +96,7 @@ def installed() -> bool:
 def test_kernels_import_under_our_name_and_the_command_runs() -> None:
     assert "triton_kernels" in python("import gncompile.triton_kernels as k; print(k.__file__)")
     (point,) = [p for p in entry_points(group="console_scripts") if p.name == "gncompile"]
-    assert point.load().__module__ == "gncompile.cli"
+    assert point.load().__module__ == "gncompile.app.cli"
 
 
 def test_the_dump_switch_writes_what_was_compiled(tmp_path: Path) -> None:

@@ -9,17 +9,17 @@ import pytest
 import torch
 from architectures import normal
 from comparison import assert_tensors
+from gncompile.functions.primitives.expressions import evaluate
+from gncompile.functions.primitives.transfer import transfer, transfer_names
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gncompile.emit.expressions import evaluate
-from gncompile.explain import explain
+from gncompile.base.settings import Settings
+from gncompile.derivation.piecewise_linear import theorem
+from gncompile.explain.explain import explain
 from gncompile.frontends import trace
 from gncompile.losses import Loss, resolve_loss
-from gncompile.optimiser.settings import Settings
-from gncompile.piecewise_linear import theorem
 from gncompile.pipeline import prepare, step_program
-from gncompile.transfer import transfer, transfer_names
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,

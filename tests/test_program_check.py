@@ -15,11 +15,11 @@ from payloads import payloads
 from torch import nn
 
 import gncompile
-from gncompile import step_program as ir
+from gncompile.base.typed import check_of, hints, misfits
 from gncompile.emit.torch_source import TorchWriter
 from gncompile.errors import InternalError
-from gncompile.program_check import check_types
-from gncompile.typed import check_of, hints, misfits
+from gncompile.program import step_program as ir
+from gncompile.program.program_check import check_types
 
 OPERATIONS = get_args(ir.Op)
 RIGHT: dict[type, Any] = {bool: True, int: 1, float: 0.5, str: "text"}

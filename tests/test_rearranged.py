@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.convergence import orders
 from benchmarks.convergence.problems import PROBLEMS
-from gncompile.comparison.contest import Contest
-from gncompile.comparison.running import Budget
+from gncompile.app.comparison.contest import Contest
+from gncompile.app.comparison.running import Budget
 
 
 def test_rows_are_rearranged_and_none_is_lost() -> None:

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 import gncompile
-from gncompile import step_program as ir
-from gncompile.builder import ProgramBuilder
 from gncompile.emit.torch_source import emit_torch
 from gncompile.errors import InternalError
-from gncompile.optimiser.trainer import Trainer
-from gncompile.passes.recompute import KEPT, products, recompute
-from gncompile.step_program import StepProgram
+from gncompile.program import step_program as ir
+from gncompile.program.builder import ProgramBuilder
+from gncompile.program.recompute import KEPT, products, recompute
+from gncompile.program.step_program import StepProgram
+from gncompile.training.trainer import Trainer
 from gncompile.tuning.cpu import keys
 
 a, u, v = sympy.symbols("a u v", real=True)

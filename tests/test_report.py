@@ -19,22 +19,7 @@ import pytest
 import sympy
 import torch
 from architectures import build, networks
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from small_model import curves_model
-from torch import Tensor, nn
-
-from gncompile import compile as compile_model
-from gncompile import register_transfer
-from gncompile import step_program as ir
-from gncompile.cli import main
-from gncompile.costs import Cost, total
-from gncompile.emit.torch_source import emit_torch
-from gncompile.frontends.torch_export import trace
-from gncompile.functions import Primitive
-from gncompile.losses import SeparableLoss, resolve_loss
-from gncompile.model_graph import Affine, ModelGraph, Node, Pointwise
-from gncompile.notation import (
+from gncompile.explain.explain.notation import (
     Bracket,
     Call,
     Cases,
@@ -49,17 +34,32 @@ from gncompile.notation import (
     Sum,
     expanded,
 )
-from gncompile.optimiser.settings import Settings
-from gncompile.optimiser.trainer import Trainer
+from gncompile.explain.explain.readback import Readback
+from gncompile.explain.explain.report import layout, plots, write_html, write_latex
+from gncompile.explain.explain.report.html import html
+from gncompile.explain.explain.report.latex import latex
+from gncompile.explain.explain.report.latex_math import escaped
+from gncompile.explain.explain.report.symbols import typeset_name
+from gncompile.explain.explain.report.views import Views
+from gncompile.functions.primitives.transfer import transfer, transfer_names
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_model import curves_model
+from torch import Tensor, nn
+
+from gncompile import compile as compile_model
+from gncompile import register_transfer
+from gncompile.app.cli import main
+from gncompile.base.settings import Settings
+from gncompile.emit.torch_source import emit_torch
+from gncompile.frontends.torch_export import trace
+from gncompile.functions import Primitive
+from gncompile.graph.model_graph import Affine, ModelGraph, Node, Pointwise
+from gncompile.losses import SeparableLoss, resolve_loss
 from gncompile.pipeline import prepare, step_program
-from gncompile.readback import Readback
-from gncompile.report import layout, plots, write_html, write_latex
-from gncompile.report.html import html
-from gncompile.report.latex import latex
-from gncompile.report.latex_math import escaped
-from gncompile.report.symbols import typeset_name
-from gncompile.report.views import Views
-from gncompile.transfer import transfer, transfer_names
+from gncompile.program import step_program as ir
+from gncompile.program.costs import Cost, total
+from gncompile.training.trainer import Trainer
 
 METHODS = ("kfra", "kflr", "kfac", "empirical", "sgd")
 

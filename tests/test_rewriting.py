@@ -9,15 +9,23 @@ import mpmath
 import pytest
 import sympy
 import torch
+from gncompile.functions.primitives.derive import pointwise_rule
+from gncompile.functions.primitives.precise import precise_function, real_value
+from gncompile.functions.primitives.stable_forms import RULES, stable
+from gncompile.verification.verification.accuracy import BACKENDS
 from sympy import Abs, Expr, cos, cosh, erf, exp, log, sin, sinh, tanh
 
-from gncompile.accuracy import BACKENDS
-from gncompile.derive import pointwise_rule
 from gncompile.emit import torch_statements
 from gncompile.errors import ExpressionError
-from gncompile.functions import erfc, expm1, log1p, number, select, sigmoid, softplus
-from gncompile.precise import precise_function, real_value
-from gncompile.stable_forms import RULES, stable
+from gncompile.functions import (
+    erfc,
+    expm1,
+    log1p,
+    number,
+    select,
+    sigmoid,
+    softplus,
+)
 
 x, y = sympy.symbols("x y", real=True)
 DIGITS = 50
@@ -185,7 +193,7 @@ def power(d: Draw) -> Expr:
 
 
 def factor(d: Draw) -> Expr:
-    """A factor as :class:`~gncompile.emit.expressions.Product` meets them."""
+    """A factor as :class:`~gncompile.functions.expressions.Product` meets them."""
     squares = either(
         d, d.positive() + d.positive() * x**2, x**2 + y**2, 1 + x**4, d.positive() + x**2 * y**2,
         sympy.Rational(1, 2) + tanh(x) ** 2,
@@ -320,7 +328,7 @@ def test_the_check_sees_a_wrong_power(monkeypatch: pytest.MonkeyPatch) -> None:
     """Powers rounded to half numbers, as they once were."""
     monkeypatch.setattr(torch_statements, "power_of_root", lambda base, exponent: None)
     monkeypatch.setattr(
-        "gncompile.emit.expressions._repeated", lambda base, power: [base] * int(power)
+        "gncompile.functions.expressions._repeated", lambda base, power: [base] * int(power)
     )
     with pytest.raises(AssertionError):
         test_products_are_computed_as_they_are_meant("torch", 0)

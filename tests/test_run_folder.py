@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gncompile.data.data_sets.curves import curves
 
-from gncompile.curves import curves
+from gncompile.app.run_folder import RunFolder, free_folder
 from gncompile.errors import CheckpointError, GncompileError
-from gncompile.run_folder import RunFolder, free_folder
 
 
 @pytest.fixture

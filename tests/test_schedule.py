@@ -13,18 +13,18 @@ from architectures import normal
 from torch import nn
 from training import NETWORKS, WIDTH, Gated
 
-from gncompile import step_program as ir
-from gncompile.api import understand
-from gncompile.builder import ProgramBuilder
+from gncompile.app.api import understand
+from gncompile.base.settings import Settings
+from gncompile.graph.model_graph import TracedModel
 from gncompile.losses import Loss
-from gncompile.model_graph import TracedModel
-from gncompile.optimiser.settings import Settings
-from gncompile.passes.dependencies import dependencies
-from gncompile.passes.launches import fuse, schedule
 from gncompile.pipeline import step_program
+from gncompile.program import step_program as ir
+from gncompile.program.builder import ProgramBuilder
+from gncompile.program.dependencies import dependencies
+from gncompile.program.launches import fuse, schedule
+from gncompile.program.schedule import Kernel, Kind, Schedule
+from gncompile.program.step_program import VIEWS, Instruction, Leaf, StepProgram, Trace
 from gncompile.runtime.executable import Executable
-from gncompile.schedule import Kernel, Kind, Schedule
-from gncompile.step_program import VIEWS, Instruction, Leaf, StepProgram, Trace
 
 PHASES = ("gradient", "curvature", "columns_begin", "columns", "share_inputs", "whole_inputs", "average",
           "invert", "direction", "layer_quadratic", "plain_quadratic", "quadratic", "update", "predict",

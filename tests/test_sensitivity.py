@@ -15,12 +15,12 @@ from benchmarks.convergence import sensitivity
 from benchmarks.convergence.__main__ import main
 from benchmarks.convergence.problems import PROBLEMS
 from benchmarks.convergence.sensitivity import DEFAULTS, Effect
-from gncompile.comparison.contest import Contest
-from gncompile.comparison.optimisers import OPTIMISERS
-from gncompile.comparison.running import Budget, run
-from gncompile.comparison.store import Point, Run, Status
+from gncompile.app.comparison.contest import Contest
+from gncompile.app.comparison.optimisers import OPTIMISERS
+from gncompile.app.comparison.running import Budget, run
+from gncompile.app.comparison.store import Point, Run, Status
+from gncompile.base.settings import Settings
 from gncompile.errors import CompileError
-from gncompile.optimiser.settings import Settings
 
 SIX = Budget(6, "u")
 

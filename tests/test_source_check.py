@@ -17,10 +17,10 @@ from payloads import nothing_executed, payloads
 from torch import nn
 
 import gncompile
+from gncompile.base.names import RESERVED, Names, identifier, is_name
 from gncompile.emit.literals import comment, docstring, literal, plain_name
 from gncompile.emit.triton_calls import IMPORTS, MODULES
 from gncompile.errors import InternalError
-from gncompile.names import RESERVED, Names, identifier, is_name
 from gncompile.runtime.source_check import checked
 from gncompile.runtime.source_files import load_source, source_of
 

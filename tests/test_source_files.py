@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import gncompile
-from gncompile import config
+from gncompile.base import config
 from gncompile.errors import CompileError, GncompileError
 from gncompile.runtime import source_files
 from gncompile.runtime.source_files import CacheWarning, load_source, source_of

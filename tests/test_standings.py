@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from gncompile.comparison.pictures import ceiling, curves
-from gncompile.comparison.standings import overview, records, reference, standings, text
-from gncompile.comparison.store import Point, Run, file_of, read, read_all, tidy, write
+from gncompile.app.comparison.pictures import ceiling, curves
+from gncompile.app.comparison.standings import overview, records, reference, standings, text
+from gncompile.app.comparison.store import Point, Run, file_of, read, read_all, tidy, write
 from gncompile.errors import DataError
 
 

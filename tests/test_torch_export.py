@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gncompile.frontends import torch_export, trace
-from gncompile.model_graph import Affine, FixedLinear, Pointwise, Select, TracedModel
-from gncompile.passes.fuse_pointwise import fuse_pointwise
+from gncompile.graph.fuse_pointwise import fuse_pointwise
+from gncompile.graph.model_graph import Affine, FixedLinear, Pointwise, Select, TracedModel
 
 
 class Function(nn.Module):

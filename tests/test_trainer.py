@@ -27,11 +27,11 @@ from training import (
 )
 
 import gncompile
-from gncompile.builder import RESERVED
 from gncompile.errors import BatchError, CompileError, SmallBatchWarning
-from gncompile.optimiser.order import as_read
-from gncompile.optimiser.records import StepStats
-from gncompile.optimiser.trainer import Trainer
+from gncompile.program.builder import RESERVED
+from gncompile.training.order import as_read
+from gncompile.training.records import StepStats
+from gncompile.training.trainer import Trainer
 
 METHODS = ("kfra", "kflr", "kfac", "adam", "sgd")
 CURVATURE = ("kfra", "kflr", "kfac")

@@ -16,8 +16,8 @@ from training import assert_same_state, batches, compiled, network, samples, sna
 
 import gncompile
 from gncompile.errors import CheckpointError, GncompileError
-from gncompile.optimiser.trainer import Trainer
-from gncompile.runtime import checkpoint
+from gncompile.training import checkpoint
+from gncompile.training.trainer import Trainer
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "kfra": {},

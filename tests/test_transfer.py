@@ -3,14 +3,18 @@
 import pytest
 import sympy
 import torch
+from gncompile.functions.primitives.expressions import evaluate
+from gncompile.functions.primitives.transfer import (
+    ARGUMENT,
+    register_transfer,
+    transfer,
+    transfer_names,
+)
 from torch.nn import functional
 
-from gncompile import parsing
-from gncompile import transfer as registry
-from gncompile.emit.expressions import evaluate
 from gncompile.errors import ExpressionError, RegistrationError
-from gncompile.functions import select, softplus
-from gncompile.transfer import ARGUMENT, register_transfer, transfer, transfer_names
+from gncompile.functions import parsing, select, softplus
+from gncompile.functions import transfer as registry
 
 x = ARGUMENT
 

@@ -13,13 +13,13 @@ import pytest
 from test_schedule import METHODS, chain, program_of, traced, unnumbered
 from training import NETWORKS
 
+from gncompile.base.settings import Settings
 from gncompile.emit.triton_source import WIDTH, emit_triton
-from gncompile.explain import summary
-from gncompile.optimiser.settings import Settings
-from gncompile.passes.launches import schedule
+from gncompile.explain.explain import summary
 from gncompile.pipeline import step_program
-from gncompile.schedule import Kind
-from gncompile.step_program import Random, StepProgram
+from gncompile.program.launches import schedule
+from gncompile.program.schedule import Kind
+from gncompile.program.step_program import Random, StepProgram
 
 EVERYTHING = {"l2": {"*weight": 1e-3}, "average": 0.9, "guarded": True}
 

@@ -15,12 +15,13 @@ from small_model import curves_model
 from torch import nn
 
 import gncompile
-from gncompile import config
-from gncompile.cli import main
+from gncompile.app import tune_command as command
+from gncompile.app.cli import main
+from gncompile.base import config
 from gncompile.errors import CompileError, GncompileError
-from gncompile.optimiser.trainer import Trainer
-from gncompile.step_program import DampedInverse
-from gncompile.tuning import command, step_check, tuner
+from gncompile.program.step_program import DampedInverse
+from gncompile.training.trainer import Trainer
+from gncompile.tuning import step_check, tuner
 from gncompile.tuning.cpu import CpuProblem
 from gncompile.tuning.problem import Candidate, Key
 from gncompile.tuning.step_check import StepComparison, compare

@@ -12,7 +12,7 @@ import pytest
 import torch
 from small_model import write_model
 
-from gncompile.cli import main
+from gncompile.app.cli import main
 from gncompile.errors import GncompileError
 from gncompile.tuning.device import this_device, versions
 
@@ -20,7 +20,13 @@ pytest.importorskip("triton")
 from gncompile.triton_kernels.elementwise import ElementwiseSettings, space
 from gncompile.triton_kernels.gemm import space as gemm_space
 from gncompile.triton_kernels.settings import MatrixSettings, Shape
-from gncompile.tuning.gpu_work import FIGURES, MatrixWork, TileWork, figures_of, nearest_figures
+from gncompile.tuning.gpu_work import (
+    FIGURES,
+    MatrixWork,
+    TileWork,
+    figures_of,
+    nearest_figures,
+)
 
 H100 = FIGURES[90]
 TILE = MatrixSettings(64, 64, 32)
@@ -150,7 +156,7 @@ def test_a_dry_run_of_no_launch(small_model: Path, capsys: pytest.CaptureFixture
 
 def test_a_dry_run_without_triton(small_model: Path) -> None:
     script = (
-        "import sys; sys.modules['triton'] = None; from gncompile.cli import main; "
+        "import sys; sys.modules['triton'] = None; from gncompile.app.cli import main; "
         f"sys.exit(main(['tune', {str(small_model)!r}, '--dry-run', '--target', 'sm_90']))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import multiprocessing, nn
 
 import gncompile
-from gncompile import config
-from gncompile.optimiser.trainer import Trainer
+from gncompile.base import config
+from gncompile.training.trainer import Trainer
 from gncompile.tuning import tuner
 from gncompile.tuning.cpu import CpuProblem
 from gncompile.tuning.problem import Candidate

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from gncompile import config
+from gncompile.app import tune_command as command
+from gncompile.base import config
 from gncompile.errors import GncompileError
-from gncompile.tuning import command
 from gncompile.tuning import store as stores
 from gncompile.tuning.cpu import CpuBench
 from gncompile.tuning.device import this_device

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gncompile.errors import GncompileError
-from gncompile.untrusted import (
+from gncompile.base.untrusted import (
     SLUG_BYTES,
     append_line,
     fenced,
@@ -19,6 +18,7 @@ from gncompile.untrusted import (
     require_within,
     slug,
 )
+from gncompile.errors import GncompileError
 
 
 @pytest.mark.parametrize(

@@ -11,19 +11,19 @@ import pytest
 import sympy
 import torch
 from architectures import build, networks
+from gncompile.verification.verification.shrinking import features, shrink
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gncompile import derive, loss_rules, propagation, stable_forms, verification
-from gncompile.emit import expressions
+from gncompile.derivation import loss_rules, propagation
 from gncompile.errors import LossError
 from gncompile.frontends.torch_export import trace
-from gncompile.model_graph import FixedLinear, Select
+from gncompile.functions import derive, expressions, stable_forms
+from gncompile.graph.model_graph import FixedLinear, Select
+from gncompile.graph.torch_network import Network
 from gncompile.pipeline import prepare
-from gncompile.shrinking import features, shrink
-from gncompile.torch_network import Network
-from gncompile.verification import Check, VerifyReport, verify
+from gncompile.verification.verification import Check, VerifyReport, verification, verify
 
 
 class Mixed(nn.Module):

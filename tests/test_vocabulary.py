@@ -14,18 +14,26 @@ import sympy
 import torch
 from architectures import normal
 from comparison import EXACT, assert_close, assert_tensors, rms, standard_scores
+from gncompile.functions.primitives.derive import PointwiseRule
+from gncompile.functions.primitives.expressions import evaluate
+from gncompile.functions.primitives.gates import ARGUMENTS, GATES, register_gate
+from gncompile.functions.primitives.parsing import parse_expression
+from gncompile.functions.primitives.transfer import (
+    ARGUMENT,
+    BUILT_IN,
+    register_transfer,
+    transfer,
+    transfer_names,
+)
 from graph_values import value_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules import activation
 
-from gncompile.derive import PointwiseRule
-from gncompile.emit.expressions import evaluate
 from gncompile.errors import RegistrationError, TraceError
 from gncompile.frontends import trace
-from gncompile.gates import ARGUMENTS, GATES, register_gate
-from gncompile.losses import resolve_loss
-from gncompile.model_graph import (
+from gncompile.graph.fuse_pointwise import fuse_pointwise
+from gncompile.graph.model_graph import (
     Affine,
     Input,
     ModelGraph,
@@ -35,12 +43,10 @@ from gncompile.model_graph import (
     Select,
     TracedModel,
 )
-from gncompile.parsing import parse_expression
-from gncompile.passes.fuse_pointwise import fuse_pointwise
+from gncompile.losses import resolve_loss
 from gncompile.pipeline import factor_program
 from gncompile.runtime.executable import Executable
 from gncompile.runtime.memory import dense
-from gncompile.transfer import ARGUMENT, BUILT_IN, register_transfer, transfer, transfer_names
 
 DOUBLE = torch.float64
 
@@ -235,7 +241,7 @@ def test_a_module_and_the_declared_name_are_one_function(
 
 
 def test_overriding_a_name_leaves_torchs_function_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gncompile import transfer as registry
+    from gncompile.functions import transfer as registry
 
     monkeypatch.setattr(registry, "_DECLARED", dict(registry._DECLARED))
     register_transfer("silu", "x*sigmoid(3*x)", override=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import gncompile
-from gncompile.api import understand
+from gncompile.app.api import understand
 from gncompile.errors import CompileError, TraceError
 from gncompile.pipeline import factor_program
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import gncompile
 from gncompile.data import Batches
-from gncompile.optimiser.trainer import Trainer
+from gncompile.training.trainer import Trainer
 
 SAMPLES, WIDTH, OUTPUTS = 50, 6, 3
 

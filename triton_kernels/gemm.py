@@ -37,14 +37,7 @@ from .settings import (
     matrix_space,
     with_results,
 )
-from .tiles import (
-    Matrix,
-    Operand,
-    combine,
-    grouped_position,
-    multiply_tile,
-    store_results,
-)
+from .tiles import Matrix, Operand, combine, grouped_position, multiply_tile, store_results
 
 Settings = MatrixSettings
 

@@ -35,7 +35,14 @@ from .launches import (
     transposed,
 )
 from .moments import finish_moment, moment_part, moment_position, sum_parts, workspace_tile
-from .settings import MatrixSettings, Precision, Shape, matrix_default, short_steps, tile_counts
+from .settings import (
+    MatrixSettings,
+    Precision,
+    Shape,
+    matrix_default,
+    short_steps,
+    tile_counts,
+)
 from .syrk import cross_moment_reference, require_square, syrk_reference, workspace
 
 Settings = MatrixSettings

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from gncompile.comparison.contest import Contest
-from gncompile.comparison.optimisers import OPTIMISERS, named
-from gncompile.comparison.report import write_report
-from gncompile.comparison.running import CLOCKS, Budget
-from gncompile.comparison.store import Run
+from gncompile.app.comparison.contest import Contest
+from gncompile.app.comparison.optimisers import OPTIMISERS, named
+from gncompile.app.comparison.report import write_report
+from gncompile.app.comparison.running import CLOCKS, Budget
+from gncompile.app.comparison.store import Run
 from gncompile.errors import GncompileError, require_known
 
 from ..machine import environment, installed

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vjp
 
 import gncompile
-from gncompile.comparison.optimisers import FEW_OUTPUTS
-from gncompile.comparison.task import Task
+from gncompile.app.comparison.optimisers import FEW_OUTPUTS
+from gncompile.app.comparison.task import Task
+from gncompile.base.files import atomic_path, atomic_write
+from gncompile.base.tables import table
 from gncompile.data import Batches
 from gncompile.errors import CompileError, message
-from gncompile.files import atomic_path, atomic_write
-from gncompile.tables import table
 
 METHODS = ("kfra", "kflr", "kfac", "kfac_rp")
 SAMPLED = ("kfac", "kfac_rp")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gncompile import config
+from gncompile.base import config
 from gncompile.data import DataSplit
 from gncompile.errors import DataError, message
 

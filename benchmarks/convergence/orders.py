@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gncompile.comparison.contest import Contest
-from gncompile.comparison.optimisers import (
+from gncompile.app.comparison.contest import Contest
+from gncompile.app.comparison.optimisers import (
     DEFAULTS,
     OPTIMISERS,
     Optimiser,
@@ -24,9 +24,9 @@ from gncompile.comparison.optimisers import (
     Setting,
     Steps,
 )
-from gncompile.comparison.task import Task
-from gncompile.files import atomic_write
-from gncompile.tables import table
+from gncompile.app.comparison.task import Task
+from gncompile.base.files import atomic_write
+from gncompile.base.tables import table
 
 GROUPS = 10
 """Groups of equal size by the first target, where targets are no classes."""

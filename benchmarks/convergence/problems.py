@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from gncompile.comparison.task import Task
+from gncompile.app.comparison.task import Task
 from gncompile.data import DataSpec, DataSplit, load
 from gncompile.losses import Loss, define_loss
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from gncompile.comparison.contest import Contest
-from gncompile.comparison.optimisers import (
+from gncompile.app.comparison.contest import Contest
+from gncompile.app.comparison.optimisers import (
     DEFAULTS,
     OPTIMISERS,
     Optimiser,
@@ -26,12 +26,12 @@ from gncompile.comparison.optimisers import (
     Steps,
     named,
 )
-from gncompile.comparison.store import Run, spelled
-from gncompile.comparison.task import Task
+from gncompile.app.comparison.store import Run, spelled
+from gncompile.app.comparison.task import Task
+from gncompile.base.files import atomic_path, atomic_write
+from gncompile.base.settings import Settings
+from gncompile.base.tables import table
 from gncompile.errors import CompileError, message, require_known
-from gncompile.files import atomic_path, atomic_write
-from gncompile.optimiser.settings import Settings
-from gncompile.tables import table
 
 CHANGES: Mapping[str, tuple[float, ...]] = {
     "damping": (1.0, 0.01),

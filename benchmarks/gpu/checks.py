@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gncompile.optimiser.order import as_read
+from gncompile.training.order import as_read
 from gncompile.triton_kernels.congruence import congruence
 from gncompile.triton_kernels.settings import Precision
 from gncompile.triton_kernels.syrk import syrk

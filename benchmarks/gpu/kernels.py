@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
-from gncompile.costs import Cost, CostModel
-from gncompile.passes.launches import schedule
+from gncompile.program.costs import Cost, CostModel
+from gncompile.program.launches import schedule
 from gncompile.runtime.executable import EmittedStep, Executable
 from gncompile.runtime.graphs import uncaptured_phases
 

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gncompile.costs import Cost, CostModel
-from gncompile.optimiser.ahead import mean_runs
-from gncompile.optimiser.settings import Settings
-from gncompile.optimiser.timetable import cycle, settled
-from gncompile.optimiser.trainer import Trainer
-from gncompile.passes.launches import schedule
+from gncompile.base.settings import Settings
+from gncompile.derivation.timetable import cycle, settled
+from gncompile.program.costs import Cost, CostModel
+from gncompile.program.launches import schedule
+from gncompile.program.schedule import Kernel
+from gncompile.program.step_program import StepProgram
 from gncompile.runtime.graphs import Graphs
-from gncompile.schedule import Kernel
-from gncompile.step_program import StepProgram
+from gncompile.training.ahead import mean_runs
+from gncompile.training.trainer import Trainer
 
 from ..compiled import Compiled
 from ..contestants import trainer

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gncompile import config
+from gncompile.base import config
 from gncompile.emit.torch_operations import Options
-from gncompile.schedule import Kind
+from gncompile.program.schedule import Kind
 from gncompile.triton_kernels.launches import run
 from gncompile.triton_kernels.settings import MatrixSettings
 from gncompile.tuning.problem import DEFAULT, Candidate, Key

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.dlpack import from_dlpack
 
-from gncompile.api import understand
-from gncompile.comparison.jax_kfac import JaxKfacSteps, jax_loss, jax_network
-from gncompile.comparison.task import Task
+from gncompile.app.api import understand
+from gncompile.app.comparison.jax_kfac import JaxKfacSteps, jax_loss, jax_network
+from gncompile.app.comparison.task import Task
 from gncompile.data import DataSplit
 
 jax = pytest.importorskip("jax")

@@ -1,1 +1,1 @@
-"""From programs to something that runs: expressions, the reference interpreter, torch source."""
+"""A program written as source: torch statements, or Triton kernels and the launches around them."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 
+from ..base.names import is_name
 from ..errors import InternalError
-from ..names import is_name
-from ..program_check import DIMENSIONS
-from ..step_program import Dim
+from ..program.program_check import DIMENSIONS
+from ..program.step_program import Dim
 
 LONGEST = 300
 """Characters of a line of a comment or docstring; longer ones are cut."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from .. import step_program as ir
-from ..step_program import Dim, Instruction, Spec, Structure
+from ..program import step_program as ir
+from ..program.step_program import Dim, Instruction, Spec, Structure
 from .literals import dimension, literal, plain_name, quoted
 
 Options = Mapping[str, int | str | None]
@@ -39,7 +39,7 @@ class File(Protocol):
 
 Writer = Callable[[File, Instruction, str, list[str], list[Spec]], list[str]]
 WRITERS: dict[type, Writer] = {}
-"""How each operation but :class:`~gncompile.step_program.Pointwise` is written."""
+"""How each operation but :class:`~gncompile.program.step_program.Pointwise` is written."""
 
 
 def _writes(*ops: type) -> Callable[[Writer], Writer]:

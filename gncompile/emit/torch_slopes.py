@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .. import step_program as ir
-from ..passes.recompute import SLOPES, U, X
+from ..program import step_program as ir
+from ..program.recompute import SLOPES, U, X
 
 KERNELS = {
     "tanh": "torch.ops.aten.tanh_backward.grad_input({0}, {1}, grad_input={out})",
@@ -16,4 +16,4 @@ KERNELS = {
 PRODUCTS: Mapping[ir.Pointwise, str] = {
     ir.Pointwise(U * slope, (U, X)): KERNELS[name] for name, slope in SLOPES.items()
 }
-"""The statement of a product, as :func:`~gncompile.passes.recompute.recompute` writes it."""
+"""The statement of a product, as :func:`~gncompile.program.recompute.recompute` writes it."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Hashable, Mapping
 
-from .. import step_program as ir
+from ..base.names import RESERVED, Names
 from ..errors import InternalError
-from ..names import RESERVED, Names
-from ..passes.buffers import plan_buffers
-from ..passes.recompute import within_products
-from ..program_check import check_types
-from ..step_program import Dim, Instruction, Leaf, Op, Spec, StepProgram
+from ..program import step_program as ir
+from ..program.buffers import plan_buffers
+from ..program.program_check import check_types
+from ..program.recompute import within_products
+from ..program.step_program import Dim, Instruction, Leaf, Op, Spec, StepProgram
 from .literals import comment, dimension, docstring, literal, plain_name, quoted
 from .torch_operations import WRITERS, Options, compact
 from .torch_slopes import PRODUCTS

@@ -17,11 +17,9 @@ import sympy
 import torch
 from sympy import Add, Expr, Mul, Pow, Symbol
 
-from ..declarations import MAX_PARTS, tree_size
 from ..errors import InternalError
-from ..functions import select, softplus
-from ..stable_forms import is_power_of_two
-from .expressions import (
+from ..functions.declarations import MAX_PARTS, tree_size
+from ..functions.expressions import (
     Product,
     evaluate,
     hypot,
@@ -30,6 +28,8 @@ from .expressions import (
     to_float,
     torch_name,
 )
+from ..functions.primitives import select, softplus
+from ..functions.stable_forms import is_power_of_two
 from .literals import literal
 
 

@@ -10,8 +10,8 @@ A kernel template takes such a function as a compile-time argument and applies i
         return x * sigmoid_x, sigmoid_x * (x * accurate.sigmoid(-x) + 1.0)
 
 Values used twice get a name, all others are written in place. Products are multiplied in the order of
-:class:`~gncompile.emit.expressions.Product`. A number stands only beside ``+ - * /``, where Triton keeps it
-exact in float64; anywhere else it is a tile, because a bare number there becomes float32.
+:class:`~gncompile.functions.expressions.Product`. A number stands only beside ``+ - * /``, where Triton
+keeps it exact in float64; anywhere else it is a tile, because a bare number there becomes float32.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from itertools import zip_longest
 import sympy
 from sympy import Add, Expr, Mul, Pow, Symbol
 
+from ..base.names import LONGEST, RESERVED, identifier
 from ..errors import InternalError, message
-from ..functions import erfc, expm1, log1p, select, sigmoid, softplus
-from ..names import LONGEST, RESERVED, identifier
-from .expressions import Product, hypot, root_of_squares, to_float
+from ..functions.expressions import Product, hypot, root_of_squares, to_float
+from ..functions.primitives import erfc, expm1, log1p, select, sigmoid, softplus
 from .literals import comment, literal
 
 FUNCTIONS: dict[type, str] = {

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 
 import sympy
 
-from .. import step_program as ir
-from ..names import Names
-from ..passes.buffers import plan_buffers
-from ..passes.launches import schedule
-from ..schedule import Function, Kernel, Kind, Launch
-from ..step_program import Instruction, StepProgram
+from ..base.names import Names
+from ..program import step_program as ir
+from ..program.buffers import plan_buffers
+from ..program.launches import schedule
+from ..program.schedule import Function, Kernel, Kind, Launch
+from ..program.step_program import Instruction, StepProgram
 from .literals import comment, dimension, quoted
 from .torch_operations import Options, keywords
 from .torch_source import TorchWriter

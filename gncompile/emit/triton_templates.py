@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .. import step_program as ir
-from ..schedule import Function, Kernel, Kind, Launch, averaged_rows, function_of
-from ..step_program import Instruction
+from ..program import step_program as ir
+from ..program.schedule import Function, Kernel, Kind, Launch, averaged_rows, function_of
+from ..program.step_program import Instruction
 from .literals import dimension, literal
 from .triton_calls import PRECISION, call, grouped
 

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from ..model_graph import Affine
+from ..graph.model_graph import Affine
 from . import aten
 from .fx_nodes import label_of, op_name, origin_of
 from .structural import linear_by, linear_operator

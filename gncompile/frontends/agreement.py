@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import InternalError, TraceError, message
-from ..model_graph import TracedModel
-from ..torch_network import Network
+from ..graph.model_graph import TracedModel
+from ..graph.torch_network import Network
 from .own_gradients import HOOKS, Observer, own_functions, places_of
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}

@@ -23,9 +23,18 @@ import sympy
 import torch
 from sympy import Abs, Expr, Rational
 
-from ..functions import erfc, expm1, log1p, maximum, minimum, number, select, sigmoid
-from ..gates import GATES
-from ..transfer import ARGUMENT, BUILT_IN
+from ..functions.gates import GATES
+from ..functions.primitives import (
+    erfc,
+    expm1,
+    log1p,
+    maximum,
+    minimum,
+    number,
+    select,
+    sigmoid,
+)
+from ..functions.transfer import ARGUMENT, BUILT_IN
 
 Rule = Callable[..., Expr]
 HALF = Rational(1, 2)
@@ -231,7 +240,7 @@ SYNONYMS: Mapping[str, str] = {
 LOGICAL = _words("logical_not logical_and logical_or")
 
 DECLARED = "applied"
-"""The operator that a declared function is exported as; see :mod:`~gncompile.frontends.applied`."""
+"""The operator that a declared function is exported as; see :mod:`~gncompile.functions.applied`."""
 
 ALIASES = _words(
     "alias clone contiguous flatten lift lift_fresh lift_fresh_copy ravel reshape reshape_as "

@@ -9,7 +9,7 @@ import torch
 from sympy import Symbol
 from torch import Tensor, nn
 
-from .applied import Function, apply
+from ..functions.applied import Function, apply
 from .model_schema import Concat, Linear, Node, Pointwise, Select, Slice
 
 INPUT = "input"

@@ -9,8 +9,9 @@ import numpy as np
 import sympy
 import torch
 
-from ..functions import number
-from ..model_graph import (
+from ..functions.primitives import number
+from ..graph.dead_nodes import remove_dead_nodes
+from ..graph.model_graph import (
     Affine,
     FixedLinear,
     Input,
@@ -23,7 +24,6 @@ from ..model_graph import (
     Select,
     TracedModel,
 )
-from ..passes.dead_nodes import remove_dead_nodes
 from .fx_nodes import identifier
 from .values import Activation, Weight
 

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from ..errors import TraceError, message
-from ..functions import number, select
+from ..functions.primitives import number, select
 from . import affine, aten, special, structural
 from .constants import VALUES, is_batch_size, on_constants, symbolic_numbers
 from .fx_nodes import bind, label_of, op_name, origin_of

@@ -1,7 +1,7 @@
 """TOML model files: read, validated, checked for sense, and built into an ``nn.Module``.
 
-Nothing in a model file is executed: expressions go through :mod:`gncompile.parsing`, everything else is
-data. All mistakes of one kind are listed at once.
+Nothing in a model file is executed: expressions go through :mod:`gncompile.functions.parsing`, everything
+else is data. All mistakes of one kind are listed at once.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from pathlib import Path
 import torch
 from sympy import Expr, Symbol
 
-from ..data import READERS, DataSpec
-from ..declarations import check_size, shortened
+from ..base.plugins import TRANSFERS, load_plugins
+from ..base.untrusted import require_within
+from ..data.data_sets import READERS, DataSpec
 from ..errors import ExpressionError, GncompileError, ModelFileError, message, nearest
-from ..losses import Loss, define_loss
-from ..parsing import FUNCTIONS, parse_expression
-from ..plugins import TRANSFERS, load_plugins
-from ..transfer import (
+from ..functions.applied import Function
+from ..functions.declarations import check_size, shortened
+from ..functions.parsing import FUNCTIONS, parse_expression
+from ..functions.transfer import (
     BUILT_IN,
     TransferFunction,
     called_by_name,
@@ -31,21 +32,11 @@ from ..transfer import (
     is_registered,
     transfer_names,
 )
-from ..untrusted import require_within
-from .applied import Function
+from ..losses.vocabulary import Loss, define_loss
 from .declared_network import ARGUMENT, INPUT, DeclaredNetwork, function_name
 from .model_memory import require_memory_for
 from .model_reading import read, validate
-from .model_schema import (
-    Concat,
-    Linear,
-    Node,
-    Pointwise,
-    Sections,
-    Select,
-    Slice,
-    Training,
-)
+from .model_schema import Concat, Linear, Node, Pointwise, Sections, Select, Slice, Training
 
 Functions = Mapping[str, Callable[..., Expr]]
 

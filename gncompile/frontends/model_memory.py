@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ..base.memory_budget import require_memory
+from ..base.settings import FIRST_ORDER_METHODS
 from ..errors import ModelFileError
-from ..memory_budget import require_memory
-from ..optimiser.settings import FIRST_ORDER_METHODS
 from .model_schema import Linear
 
 if TYPE_CHECKING:

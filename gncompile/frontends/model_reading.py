@@ -10,9 +10,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from ..base.settings import Settings
+from ..base.untrusted import shown
 from ..errors import ModelFileError, expected_got, message, nearest
-from ..optimiser.settings import Settings
-from ..untrusted import shown
 from .model_schema import VARIANTS, Sections, Training
 
 MAX_BYTES = 16 << 20

@@ -29,7 +29,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..data import DataSpec
+from ..data.data_sets import DataSpec
 
 Size = Annotated[int, Field(gt=0, le=10**9)]
 Index = Annotated[int, Field(ge=0, lt=10**9)]

@@ -12,8 +12,8 @@ import torch
 from sympy import Expr
 from torch import fx
 
+from ..functions.applied import exported
 from . import aten
-from .applied import exported
 from .fx_nodes import label_of, op_name, origin_of
 from .values import Activation, Args, Condition, Constant, Shape, Weight, values_in
 

@@ -13,7 +13,16 @@ from torch import fx
 from .constants import concrete, run
 from .fx_nodes import label_of, op_name, origin_of
 from .probing import LARGEST_MATRIX, MixesSamplesError, linear_matrix, select_index
-from .values import Activation, Args, Condition, Constant, Shape, Weight, activations_in, values_in
+from .values import (
+    Activation,
+    Args,
+    Condition,
+    Constant,
+    Shape,
+    Weight,
+    activations_in,
+    values_in,
+)
 
 if TYPE_CHECKING:
     from .importer import Importer

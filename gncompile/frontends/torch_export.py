@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from ..errors import GncompileError, TraceError, message
-from ..model_graph import ModelGraph, TracedModel
+from ..graph.model_graph import ModelGraph, TracedModel
 from .agreement import check_agreement
 from .aten import CREATORS, SIZES, is_known
 from .decompositions import decomposed

@@ -1,1 +1,1 @@
-"""What holds tensors: memory, the executables of both backends, linear algebra, checkpoints."""
+"""What holds and moves tensors: memory, executables, linear algebra, and the interpreter of programs."""

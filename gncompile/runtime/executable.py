@@ -13,18 +13,18 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..costs import columns_within, samples_within
-from ..debug import dump
-from ..emit.reference import ReferenceStep
+from ..base.debug import dump
 from ..emit.torch_operations import Options
 from ..emit.torch_source import emit_torch
 from ..emit.triton_source import emit_triton
 from ..errors import CompileError, message
-from ..losses import Loss
-from ..model_graph import TracedModel
-from ..step_program import SAMPLES, StepProgram
+from ..graph.model_graph import TracedModel
+from ..losses.vocabulary import Loss
+from ..program.costs import columns_within, samples_within
+from ..program.step_program import SAMPLES, StepProgram
 from .draws import PhiloxDraws, TorchDraws
 from .memory import Memory, require_buffers, require_states
+from .reference import ReferenceStep
 from .source_files import load_source, source_of
 
 Backend = Literal["torch", "triton", "reference"]

@@ -18,8 +18,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from .. import step_program as ir
-from ..step_program import StepProgram
+from ..program import step_program as ir
+from ..program.step_program import StepProgram
 from .draws import TorchDraws
 from .executable import Executable
 

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..costs import CostModel
+from ..base.memory_budget import require_memory
 from ..errors import BatchError, InternalError
-from ..memory_budget import require_memory
-from ..step_program import Dim, Spec, State, StepProgram, Structure
+from ..program.costs import CostModel
+from ..program.step_program import Dim, Spec, State, StepProgram, Structure
 from .draws import Draws
 
 

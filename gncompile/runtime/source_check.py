@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from ..emit.expressions import UNARY
 from ..emit.triton_calls import IMPORTS, MODULES
 from ..errors import InternalError, message
+from ..functions.expressions import UNARY
 
 TORCH = frozenset(
     {

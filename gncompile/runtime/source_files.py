@@ -25,9 +25,9 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, cast
 
-from .. import config
+from ..base import config
+from ..base.files import atomic_write
 from ..errors import CompileError, GncompileError, message
-from ..files import atomic_write
 from .source_check import checked
 
 KEPT = 1000

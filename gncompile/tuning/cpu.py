@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..emit.torch_operations import Options
+from ..program.step_program import StepProgram
 from ..runtime.memory import padded_shape
-from ..step_program import StepProgram
 from .cpu_operations import OPERATIONS, Operation
 from .device import Device, processor
 from .problem import DEFAULT, Candidate, Key

@@ -24,16 +24,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .. import step_program as ir
 from ..emit.torch_operations import Options
 from ..emit.torch_slopes import PRODUCTS
 from ..emit.torch_statements import torch_statements
-from ..passes.recompute import KEPT, SLOPES, U, X, products, slope_of
+from ..program import step_program as ir
+from ..program.recompute import KEPT, SLOPES, U, X, products, slope_of
+from ..program.step_program import Instruction, StepProgram
 from ..runtime import linalg
 from ..runtime.linalg import BORDER, bordered
 from ..runtime.memory import bind_shape
 from ..runtime.source_files import function_of
-from ..step_program import Instruction, StepProgram
 from .problem import DEFAULT
 
 FLOPS, BANDWIDTH, CALL = 3e10, 1e10, 3e-6

@@ -9,10 +9,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from ..environment import package_version
+from ..base.environment import package_version
+from ..base.tables import count
+from ..base.untrusted import slug
 from ..errors import GncompileError, message
-from ..tables import count
-from ..untrusted import slug
 
 
 def _printable(text: str) -> str:

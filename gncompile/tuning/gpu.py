@@ -21,16 +21,16 @@ from typing import cast
 
 import torch
 
-from .. import step_program as ir
 from ..emit import triton_functions
 from ..emit.torch_operations import Options
 from ..emit.triton_functions import kernels_module
 from ..emit.triton_source import Plan, TritonWriter
 from ..emit.triton_templates import is_plain, planned
+from ..program import step_program as ir
+from ..program.schedule import Kernel, Kind, Launch
+from ..program.step_program import StepProgram
 from ..runtime.memory import bind_shape
 from ..runtime.source_files import load_source
-from ..schedule import Kernel, Kind, Launch
-from ..step_program import StepProgram
 from ..triton_kernels import congruence, elementwise, gemm, inverse, reduce, syrk
 from ..triton_kernels.elementwise import ElementwiseSettings
 from ..triton_kernels.reduce import ReduceSettings

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from .. import step_program as ir
-from ..emit.reference import apply, moment
 from ..emit.torch_operations import Options
 from ..emit.triton_calls import imports
+from ..program import step_program as ir
+from ..program.schedule import REDUCTIONS, Kernel, Kind, is_elementwise
+from ..program.step_program import Instruction
 from ..runtime.memory import padded_shape
+from ..runtime.reference import apply, moment
 from ..runtime.source_files import function_of
-from ..schedule import REDUCTIONS, Kernel, Kind, is_elementwise
-from ..step_program import Instruction
 from ..triton_kernels.language import triton
 from ..triton_kernels.launches import Launch, Runs, run
 from ..triton_kernels.resources import can_compile, compile_together

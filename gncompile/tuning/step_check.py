@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..coupled_loss import CoupledLoss
-from ..losses import SoftmaxCrossEntropy
+from ..losses.coupled_loss import CoupledLoss
+from ..losses.vocabulary import SoftmaxCrossEntropy
 
 if TYPE_CHECKING:
-    from ..optimiser.trainer import Trainer
+    from ..training.trainer import Trainer
 
 Clock = Callable[[], float]
 PAIRS = 12, 100

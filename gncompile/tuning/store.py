@@ -22,11 +22,11 @@ from typing import Annotated
 from filelock import FileLock, Timeout
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from .. import config
+from ..base import config
+from ..base.files import atomic_write
+from ..base.tables import count
 from ..emit.torch_operations import Options
 from ..errors import GncompileError, message
-from ..files import atomic_write
-from ..tables import count
 from .device import Device, Word, this_device, versions
 from .problem import Key
 from .search import Outcome

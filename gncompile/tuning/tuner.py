@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
-from ..costs import columns_within
+from ..base.settings import Settings
 from ..emit.torch_operations import Options
 from ..errors import CompileError, message, nearest
-from ..optimiser.settings import Settings
+from ..program.costs import columns_within
+from ..program.step_program import StepProgram
 from ..runtime.executable import require_triton
-from ..step_program import StepProgram
 from .cpu import CpuBench
 from .cpu import keys as cpu_keys
 from .problem import DEFAULT, Bench, Key, Variants, shown
@@ -28,7 +28,7 @@ from .step_check import StepComparison, compare
 from .store import Store, TuningWarning, entry_of
 
 if TYPE_CHECKING:
-    from ..optimiser.trainer import Trainer
+    from ..training.trainer import Trainer
 
 Word = Literal["off", "cached", "quick", "full"]
 WORDS: tuple[Word, ...] = get_args(Word)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from training import assert_same_state, snapshot
 
 import gncompile
-from gncompile.optimiser.trainer import Trainer
 from gncompile.runtime.draws import PhiloxDraws
 from gncompile.runtime.graphs import Graphs
+from gncompile.training.trainer import Trainer
 
 WIDTHS = (20, 33, 5, 33, 20)
 WARM_UP = 100

@@ -11,8 +11,8 @@ from torch import nn
 
 pytest.importorskip("triton")
 import gncompile
-from gncompile import config
-from gncompile.optimiser.trainer import Trainer
+from gncompile.base import config
+from gncompile.training.trainer import Trainer
 from gncompile.tuning.gpu import GpuBench
 from gncompile.tuning.gpu_problem import by_events
 from gncompile.tuning.search import search

@@ -21,9 +21,9 @@ import pytest
 import torch
 from torch import nn
 
-from gncompile.api import understand
+from gncompile.app.api import understand
+from gncompile.base.settings import Settings
 from gncompile.emit.triton_source import emit_triton
-from gncompile.optimiser.settings import Settings
 from gncompile.pipeline import step_program
 from gncompile.runtime.draws import PhiloxDraws
 from gncompile.runtime.memory import Memory

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from small_model import curves_model
 
-from gncompile.cli import main
+from gncompile.app.cli import main
 
 
 def test_a_dry_run_says_what_the_best_candidates_use(

@@ -11,12 +11,12 @@ from architectures import Act, Chain, Fork, Linear, Scale, Slice, build, calibra
 from torch import Tensor, nn
 
 import gncompile
+from gncompile.base.settings import Settings
 from gncompile.emit import triton_templates
 from gncompile.errors import CompileError
 from gncompile.losses import define_loss
-from gncompile.optimiser.settings import Settings
-from gncompile.optimiser.trainer import Trainer
 from gncompile.runtime.draws import PhiloxDraws
+from gncompile.training.trainer import Trainer
 
 TANH = Act("tanh")
 NETWORKS: dict[str, Chain] = {

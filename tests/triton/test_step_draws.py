@@ -15,9 +15,9 @@ from test_step import INPUTS, NETWORKS, QUICK, SEED, target, trained, trainer
 from torch import Tensor
 from torch.nn import functional
 
-from gncompile.optimiser.trainer import Trainer
 from gncompile.runtime.draws import PhiloxDraws, TorchDraws
 from gncompile.runtime.executable import EmittedStep
+from gncompile.training.trainer import Trainer
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": lambda z, y: (z - y).square().sum() / 2,

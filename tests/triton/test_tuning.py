@@ -12,11 +12,11 @@ from small_model import curves_model
 from torch import nn
 
 import gncompile
-from gncompile import config
-from gncompile.cli import main
+from gncompile.app.cli import main
+from gncompile.base import config
 from gncompile.emit.torch_operations import Options
-from gncompile.optimiser.trainer import Trainer
-from gncompile.schedule import Kind
+from gncompile.program.schedule import Kind
+from gncompile.training.trainer import Trainer
 from gncompile.triton_kernels.launches import Launch
 from gncompile.tuning import gpu, gpu_work, step_check, tuner
 from gncompile.tuning.gpu import GpuBench, Subject

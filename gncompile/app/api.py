@@ -1,0 +1,162 @@
+"""Curvature without training: Kronecker factors of a model on one batch."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from ..base.settings import CURVATURE_METHODS, typed
+from ..errors import CompileError, message, require_known
+from ..graph.model_graph import ModelGraph, TracedModel
+from ..losses.vocabulary import Loss, resolve_loss
+from ..pipeline import factor_program, prepare
+from ..program.costs import column_bytes
+from ..runtime.executable import BACKENDS, Executable
+from ..runtime.memory import dense
+from ..training.arguments import checked_seed, require_dtype
+from ..training.batches import BatchReader
+from ..training.factors import KroneckerFactors
+from ..training.model_identity import require_no_gradient_hooks
+
+METHODS = (*CURVATURE_METHODS, "ggn", "hessian")
+
+
+def curvature(
+    model: nn.Module,
+    loss: str | Loss | nn.Module,
+    x: Tensor | tuple[Tensor, ...],
+    y: Tensor,
+    method: str = "kfra",
+    dtype: torch.dtype | None = None,
+    *,
+    samples: int = 1,
+    seed: int = 0,
+    backend: str = "torch",
+    memory_budget: int = 1 << 30,
+) -> dict[str, KroneckerFactors]:
+    """Kronecker factors ``Ḡ ⊗ Q`` of every trainable affine layer on the batch ``(x, y)``.
+
+    ``method`` is one of ``"kfra"`` [BRB §3.3, on any DAG by SPEC §4], ``"kflr"`` [BRB §3.2, exact Ḡ],
+    ``"kfac"`` and ``"kfac_rp"`` (``samples`` random vectors drawn with ``seed``: model-sampled targets, ±1
+    projections), ``"empirical"`` (training gradients), and two oracles with ``[N, d, d]`` memory per layer:
+    ``"ggn"`` (exact, any loss) and ``"hessian"`` (with second-derivative terms).
+
+    ``x: [N, …]``, ``y`` as the loss takes it. ``dtype`` (float32 or float64) defaults to the parameters';
+    with another one the model is copied. ``memory_budget`` bounds the bytes of KFLR's columns: they go
+    through the network in chunks of columns and, below one column, of samples.
+
+    Returns factors keyed by the layer's module path, averaged over the N samples (SPEC §1). Raises
+    :class:`~gncompile.errors.TraceError`, ``LossError``, ``BatchError`` or ``CompileError``. Cost: one
+    gradient, plus per layer ``O(N d²)`` for Q and ``O(d³ + N d²)`` (KFRA) or K backward passes (KFLR).
+
+    >>> net = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1)).double()
+    >>> factors = curvature(net, "mse", torch.ones(4, 3).double(), torch.zeros(4, 1).double())
+    >>> {layer: (f.input.shape[0], f.output.shape[0]) for layer, f in factors.items()}
+    {'0': (4, 2), '2': (3, 1)}
+    """
+    require_known("curvature method", method, METHODS)
+    require_known("backend", backend, BACKENDS)
+    for name, number in (("samples", samples), ("memory_budget", memory_budget)):
+        if typed(name, number, int) < 1:
+            raise CompileError(message(f"{name} = {number!r}", instead="pass 1 or more"))
+    seed = checked_seed(seed)
+    traced, declared, reader = understand(model, loss, x, dtype)
+    inputs, target = reader.pair(x, y)
+    reader.require_finite(inputs, target)
+    program = factor_program(traced.graph, declared, method, samples)
+    executable = Executable(
+        program, traced, declared,
+        backend=backend, dtype=reader.dtype, device=reader.device, seed=seed, memory_budget=memory_budget,
+    )  # fmt: skip
+    rows = _rows_within(
+        memory_budget, column_bytes(program, 1, reader.dtype.itemsize), inputs[0].shape[0]
+    )
+    return _run(executable, traced.graph, inputs, target, rows)
+
+
+def understand(
+    model: nn.Module,
+    loss: str | Loss | nn.Module,
+    x: Tensor | tuple[Tensor, ...],
+    dtype: torch.dtype | None = None,
+) -> tuple[TracedModel, Loss, BatchReader]:
+    """Trace and prepare a model, resolve its loss, and make the reader of its batches."""
+    from ..frontends.example_inputs import checked_examples
+    from ..frontends.torch_export import trace
+
+    dtype, device = _computed_in(model, dtype)
+    require_no_gradient_hooks(model, loss)
+    if dtype != next(model.parameters()).dtype:
+        model = copy.deepcopy(model).to(dtype)
+    examples = checked_examples(model, x, dtype)
+    traced = trace(model, examples, name=type(model).__name__, passes=prepare)
+    declared = resolve_loss(loss)
+    declared.check_output(traced.graph.output.shape)
+    return traced, declared, BatchReader(traced.graph, declared, dtype, device)
+
+
+def _computed_in(model: nn.Module, dtype: torch.dtype | None) -> tuple[torch.dtype, torch.device]:
+    """The dtype asked for, or else that of the model's parameters, and their device."""
+    if not isinstance(model, nn.Module):
+        raise CompileError(
+            message(
+                f"the model is of type {type(model).__name__}", instead="pass a torch.nn.Module"
+            )
+        )
+    named = list(model.named_parameters())
+    if not named:
+        raise CompileError(
+            message("the model has no parameters", instead="pass a module with nn.Linear layers")
+        )
+    first, parameter = named[0]
+    for name, other in named:
+        if (other.dtype, other.device) != (parameter.dtype, parameter.device):
+            raise CompileError(
+                message(
+                    f"{first!r} is {parameter.dtype} on {parameter.device}, {name!r} is {other.dtype} on "
+                    f"{other.device}",
+                    where=f"parameter {name!r}",
+                    instead="bring the model to one dtype and device with model.to(dtype, device)",
+                )
+            )
+    dtype = dtype or parameter.dtype
+    require_dtype(dtype)
+    return dtype, parameter.device
+
+
+def _rows_within(budget: int, bytes_per_row: int, batch: int) -> int:
+    """Samples that may go through together when even one column of the batch exceeds the budget."""
+    return max(1, min(batch, budget // bytes_per_row)) if bytes_per_row else batch
+
+
+def _run(
+    executable: Executable,
+    graph: ModelGraph,
+    inputs: tuple[Tensor, ...],
+    target: Tensor,
+    rows: int,
+) -> dict[str, KroneckerFactors]:
+    batch = target.shape[0]
+    sums: dict[str, Tensor] = {}
+    for start in range(0, batch, rows):
+        part = slice(start, start + rows)
+        executable.load(tuple(x[part] for x in inputs), target[part], whole=batch)
+        executable.run("gradient", "curvature", "columns_begin", "columns")
+        share = target[part].shape[0] / batch
+        for role, name in executable.program.results.items():
+            if role[:2] in ("Q.", "G."):
+                value = _dense(executable, name) * share
+                sums[role] = sums[role] + value if role in sums else value
+    return {
+        layer: KroneckerFactors(layer, sums[f"Q.{layer}"], sums[f"G.{layer}"])
+        for layer in graph.layers
+        if f"G.{layer}" in sums
+    }
+
+
+def _dense(executable: Executable, name: str) -> Tensor:
+    """A factor in full, whatever its structure."""
+    value = dense(executable.step.value(name), executable.program[name].spec)
+    return value.clone(memory_format=torch.contiguous_format)

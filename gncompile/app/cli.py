@@ -1,0 +1,357 @@
+"""The command line: a thin shell around the library.
+
+Exit codes: 0 done, 1 an error of the model, the data or the machine, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from ..base.tables import visible
+from ..errors import GncompileError, InternalError, message
+from .command_errors import explained
+
+if TYPE_CHECKING:
+    from ..functions.transfer import TransferFunction
+    from .training_run import TrainingRun
+
+app = typer.Typer(
+    help="Compile a feedforward network and a loss into a second-order trainer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ModelPath = Annotated[Path, typer.Argument(metavar="FILE", help="A TOML model file.")]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        exists=True,
+        file_okay=False,
+        help="Files named in FILE may lie in DIR, too; else beside FILE only.",
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; whatever goes wrong is printed as text, without a traceback."""
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn  # type: ignore[assignment]
+            app(arguments, prog_name="gncompile")
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return 130
+    except GncompileError as error:
+        label = "internal error" if isinstance(error, InternalError) else "error"
+        _complain(f"{label}: {error}")
+        return 1
+    except Exception as error:
+        _complain(explained(error))
+        return 1
+    return 0
+
+
+def _complain(text: str) -> None:
+    errors = Console(stderr=True)
+    errors.print(visible(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def _warn(warning: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
+    """A warning as text; Python's own are about code, which is none of the command line's user's."""
+    if issubclass(category, UserWarning):
+        _complain(f"warning: {warning}")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from .. import __version__
+
+        _print(f"gncompile {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Compile a feedforward network and a loss into a second-order trainer."""
+
+
+@app.command()
+def train(
+    file: ModelPath,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME.")] = None,
+    updates: Annotated[int | None, typer.Option(min=1, help="Updates to make.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs to make.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of weights and order.")] = None,
+    method: Annotated[str | None, typer.Option(help="Curvature method, as kfra.")] = None,
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Updates between checkpoints.")] = 20,
+    data_root: DataRoot = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a model file and write a run folder."""
+    from .training_run import TrainingRun
+
+    if updates is not None and epochs is not None:
+        raise typer.BadParameter("give --updates or --epochs, not both")
+    run = TrainingRun.start(
+        file,
+        out,
+        updates=updates,
+        epochs=epochs,
+        seed=seed,
+        method=method,
+        checkpoint_every=checkpoint_every,
+        progress=not quiet,
+        data_root=data_root,
+    )
+    _finish(run)
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder written by train.")],
+    data_root: DataRoot = None,
+    quiet: Quiet = False,
+) -> None:
+    """Go on with an interrupted training from its last checkpoint."""
+    from .training_run import TrainingRun
+
+    _finish(TrainingRun.resume(run, not quiet, data_root))
+
+
+@app.command()
+def explain(
+    file: ModelPath,
+    layer: Annotated[str | None, typer.Option(help="One layer only, by its name.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write linked HTML pages instead.")
+    ] = None,
+    latex: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a LaTeX article instead.")
+    ] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Print what is derived and compiled for a model file, or write it as a report."""
+    from ..frontends.model_file import load_model_file
+    from .training_run import compile_file
+
+    if layer is not None and (html or latex):
+        raise typer.BadParameter("--html and --latex report the whole network: leave --layer out")
+    _require_other(file, latex)
+    model_file = load_model_file(file, data_root=data_root)
+    trainer = compile_file(model_file)
+    if html:
+        _print(str(trainer.report(html, model_file.name)[0]))
+    if latex:
+        _print(str(trainer.report_latex(latex, model_file.name)))
+    if html or latex:
+        return
+    if layer is None:
+        _print(trainer.summary() + "\n")
+    _print(trainer.explain(layer))
+
+
+@app.command()
+def emit(
+    file: ModelPath,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the source.")],
+    data_root: DataRoot = None,
+) -> None:
+    """Write the generated source of a model file's training step."""
+    from ..frontends.model_file import load_model_file
+    from .training_run import compile_file
+
+    for path in compile_file(load_model_file(file, data_root=data_root)).emit(out):
+        _print(str(path))
+
+
+@app.command()
+def verify(file: ModelPath, data_root: DataRoot = None) -> None:
+    """Check the rules derived for a model file against torch.func, in float64."""
+    from ..frontends.model_file import load_model_file
+    from ..verification.verification import verify as verify_model
+    from .training_run import example
+
+    model_file = load_model_file(file, data_root=data_root)
+    report = verify_model(model_file.build(), model_file.loss, example(model_file))
+    _print(report.to_text())
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    file: ModelPath,
+    optimisers: Annotated[
+        str, typer.Option(metavar="NAMES", help="Names divided by commas.")
+    ] = "kfra,kfac,adam",
+    updates: Annotated[int | None, typer.Option(min=1, help="Updates each run makes.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.001, help="Seconds each run trains; default 30.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds to run.")] = 1,
+    search: Annotated[
+        bool, typer.Option(help="Search the others' learning rates, a run for each.")
+    ] = True,
+    out: Annotated[Path | None, typer.Option(help="Folder; default runs/NAME-compare.")] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Train a model file with several optimisers; write tables, plots and JSON.
+
+    Runs that are in the folder already are taken from it, so an interrupted comparison goes on.
+    """
+    from ..base.untrusted import slug
+    from ..frontends.model_file import load_model_file
+    from .comparison.model_file import compare as compare_file
+    from .comparison.running import Budget
+
+    if updates is not None and seconds is not None:
+        raise typer.BadParameter("give --updates or --seconds, not both")
+    budget = Budget(updates, "u") if updates is not None else Budget(seconds or 30.0, "s")
+    names = [name.strip() for name in optimisers.split(",") if name.strip()]
+    if not names:
+        raise typer.BadParameter("--optimisers names none")
+    loaded = load_model_file(file, data_root=data_root)
+    folder = out or Path("runs") / f"{slug(loaded.name, 'model')}-compare"
+    _print("\n" + compare_file(loaded, names, folder, budget, seeds, search, report=_print))
+    _print(f"\n{folder / 'report.md'}")
+
+
+@app.command()
+def tune(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="A TOML model file.")
+    ] = None,
+    effort: Annotated[str, typer.Option(help="quick, or full: every candidate.")] = "quick",
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="As 60s or 2m; default 60s, full 10m.")
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option(metavar="JSON", help="Write this device's settings there.")
+    ] = None,
+    import_: Annotated[
+        Path | None, typer.Option("--import", metavar="JSON", help="Merge an exported file.")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Print all stored settings.")] = False,
+    explain: Annotated[
+        str | None, typer.Option(metavar="OPERATION", help="Print what was measured for it.")
+    ] = None,
+    clear: Annotated[bool, typer.Option(help="Delete this device's settings.")] = False,
+    device: Annotated[str, typer.Option(help="Whose settings: cpu or cuda.")] = "cpu",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Compile candidates for a GPU, measure nothing.")
+    ] = False,
+    target: Annotated[
+        str | None, typer.Option(help="sm_80, sm_90 or sm_100, which need not be here.")
+    ] = None,
+    kernel: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of a dry run: one kind of launch, or one.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Launches a dry run compiles.")] = 4,
+    data_root: DataRoot = None,
+    quiet: Quiet = False,
+) -> None:
+    """Choose by measurement how a model file's step is computed here, or look after what was chosen."""
+    from . import tune_command as command
+
+    asked = [file, export, import_, list_ or None, explain, clear or None]
+    if sum(each is not None for each in asked) != 1:
+        raise typer.BadParameter(
+            "give one of FILE, --export, --import, --list, --explain and --clear"
+        )
+    command.check(effort, budget, device)
+    if dry_run:
+        if file is None:
+            raise typer.BadParameter("--dry-run needs a model file")
+        from .tune_dry_run import dry_run_file
+
+        dry_run_file(file, target, kernel, limit, not quiet, _print, data_root)
+        return
+    if target is not None or kernel is not None:
+        raise typer.BadParameter("--target and --kernel are for --dry-run")
+    if file is not None and not command.tune_file(
+        file, effort, budget, not quiet, _print, data_root
+    ):
+        raise typer.Exit(130)
+    if export is not None:
+        command.export_store(export, device, _print)
+    if import_ is not None:
+        command.import_store(import_, _print)
+    if list_:
+        command.list_stores(_print)
+    if explain is not None:
+        command.explain(explain, device, _print)
+    if clear:
+        command.clear_store(device, _print)
+
+
+@app.command()
+def transfer(
+    name: Annotated[str | None, typer.Argument(help="A name; without one all are listed.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Also know the functions of this model file.")
+    ] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Print what is derived from a transfer function, and what kind of function it is."""
+    from ..functions.transfer import transfer_names
+    from ..verification.transfer_report import transfer_page
+
+    own: Mapping[str, TransferFunction] = {}
+    if file is not None:
+        from ..frontends.model_file import load_model_file
+
+        own = load_model_file(file, data_root=data_root).transfers
+    if name is None:
+        _print("\n".join([*own, *(known for known in transfer_names() if known not in own)]))
+    else:
+        _print(transfer_page(own.get(name, name)))
+
+
+@app.command()
+def env() -> None:
+    """Print versions, devices and switches, for a bug report."""
+    from ..base import config
+    from ..base.environment import environment, table
+
+    _print(table(environment()) + "\n\n" + config.describe())
+
+
+def _finish(run: TrainingRun) -> None:
+    """Train, and say where the results are or how to go on."""
+    from .training_run import Stopped
+
+    try:
+        run.train()
+    except Stopped:
+        path = run.folder.path
+        _print(f"stopped after {run.trainer.updates} updates; go on with: gncompile resume {path}")
+        raise typer.Exit(130) from None
+    for path in sorted(run.folder.path.iterdir()):
+        if not path.name.startswith("."):
+            _print(str(path))
+
+
+def _require_other(given: Path, written: Path | None) -> None:
+    """Refuse to replace what a command reads."""
+    if written is not None and written.exists() and written.samefile(given):
+        raise GncompileError(
+            message(f"{str(written)!r} would be replaced", instead="write to another file")
+        )
+
+
+def _print(text: str) -> None:
+    typer.echo(visible(text))

@@ -1,0 +1,92 @@
+"""The same comparison on a user's model file: what ``gncompile compare`` does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from ...base.environment import environment
+from ...base.files import atomic_write
+from ...base.settings import Settings
+from ...base.untrusted import is_plain_file
+from ...errors import ModelFileError, message
+from ...frontends.model_file import ModelFile, load_model_file
+from ...graph.torch_network import objective
+from ...losses.vocabulary import resolve_loss
+from ..output_bias import set_output_bias
+from ..training_run import load_data, trainer_options
+from .contest import Contest
+from .optimisers import named
+from .report import write_report
+from .running import Budget
+from .task import Task
+
+
+def compare(
+    given: Path | ModelFile,
+    optimisers: Sequence[str],
+    folder: Path,
+    budget: Budget,
+    seeds: int = 1,
+    search: bool = True,
+    report: Callable[[str], None] = print,
+) -> str:
+    """Train a model file with each of ``optimisers`` (names in :mod:`.optimisers`); returns the tables.
+
+    Each is trained at ``seeds`` seeds, the file's own and those after it, under the same ``budget``; settings
+    of optimisers that are not ours are searched on their grid unless ``search`` is False. Runs, tables,
+    pictures and JSON go to ``folder``; runs that are there already, under the same budget, are taken from
+    it. Raises :class:`~gncompile.errors.CompileError` for an unknown optimiser, and whatever the model file
+    or its data may raise.
+    """
+    contestants = named(optimisers)
+    file = given if isinstance(given, ModelFile) else load_model_file(given)
+    task = task_of(file)
+    _claim(folder, file)
+    machine = environment()
+    first = file.training.seed
+    contest = Contest(
+        folder, budget, range(first, first + seeds), search=search, report=report, machine=machine
+    )
+    runs = contest.hold(task, contestants)
+    return write_report(folder, file.name, runs, machine)
+
+
+def _claim(folder: Path, file: ModelFile) -> None:
+    """Keep the model file in the folder, whose runs must not be mixed with those of another one."""
+    kept = folder / "model.toml"
+    if os.path.lexists(kept) and not (is_plain_file(kept) and kept.read_bytes() == file.content):
+        raise ModelFileError(
+            message(
+                f"the folder {str(folder)!r} holds runs of another model file, or of this one as it was",
+                instead="delete it, or choose another one with --out",
+            )
+        )
+    atomic_write(kept, file.content)
+
+
+def task_of(file: ModelFile) -> Task:
+    """The network, loss and data of a model file; its method is left to the contestants."""
+    data, options = load_data(file), trainer_options(file)
+    settings = Settings.from_options(**options)
+
+    def build(seed: int) -> nn.Module:
+        model = file.build(seed)
+        if file.training.output_bias == "mean":
+            set_output_bias(file, model, data.train_y)
+        return model
+
+    declared = resolve_loss(file.loss)
+    return Task(
+        file.name,
+        build,
+        declared,
+        objective(declared, None),
+        data,
+        file.training.batch_size,
+        options,
+        settings.l2_of,
+    )

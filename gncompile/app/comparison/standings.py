@@ -1,0 +1,193 @@
+"""What a comparison found: each optimiser's best setting on each task, and how much sooner it got there."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from ...base.tables import table
+from .optimisers import OPTIMISERS, Family
+from .store import Run, spelled
+
+REFERENCE: Family = "first-order"
+HEADER = (
+    *("optimiser", "setting", "runs", "search s", "setup s", "updates"),
+    *("loss", "range", "validation", "s to reach", "sooner"),
+)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """An optimiser on a task: the runs of its best setting, one a seed, and what the search for it cost."""
+
+    task: str
+    optimiser: str
+    runs: tuple[Run, ...]
+    searched: int
+    search_seconds: float
+
+    @property
+    def family(self) -> Family:
+        """Which kind of optimiser it is."""
+        return OPTIMISERS[self.optimiser].family
+
+    @property
+    def loss(self) -> float:
+        """Median over seeds of the final training loss; infinite if most runs did not end well."""
+        return statistics.median(run.final for run in self.runs)
+
+    @property
+    def validation(self) -> float:
+        """Median over seeds of the final validation loss."""
+        return statistics.median(
+            run.points[-1].validation if run.status == "done" else math.inf for run in self.runs
+        )
+
+    def seconds_to(self, loss: float) -> float:
+        """Median over seeds of the seconds to reach a training loss; infinite if most did not."""
+        return statistics.median(run.reached(loss) for run in self.runs)
+
+
+def standings(runs: Iterable[Run]) -> list[Standing]:
+    """One for each task and optimiser, in the order in which they first appear.
+
+    The best setting has the lowest median loss among those run at most seeds.
+    """
+    by_contestant: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        by_contestant.setdefault((run.task, run.optimiser), []).append(run)
+    found = []
+    for (task, optimiser), own in by_contestant.items():
+        ordered = sorted(own, key=lambda run: spelled(run.setting))
+        settings = [tuple(group) for _, group in groupby(ordered, lambda run: spelled(run.setting))]
+        best = min(
+            settings, key=lambda each: (-len(each), statistics.median(run.final for run in each))
+        )
+        spent = sum(run.seconds for run in own) - sum(run.seconds for run in best)
+        found.append(Standing(task, optimiser, best, len(own), spent))
+    return found
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The best first-order optimiser of a task: the loss to reach, and its seconds to reach it."""
+
+    optimiser: str
+    loss: float
+    seconds: float
+
+    def sooner(self, standing: Standing) -> float:
+        """How many times sooner ``standing`` reached the loss; 0 if it did not."""
+        seconds = standing.seconds_to(self.loss)
+        return self.seconds / seconds if seconds > 0 else math.inf
+
+
+def reference(of_task: Sequence[Standing]) -> Reference | None:
+    """That of one task's standings; None where no first-order optimiser ended a run."""
+    first_order = [s for s in of_task if s.family == REFERENCE and math.isfinite(s.loss)]
+    if not first_order:
+        return None
+    best = min(first_order, key=lambda standing: standing.loss)
+    return Reference(best.optimiser, best.loss, best.seconds_to(best.loss))
+
+
+def by_task(found: Iterable[Standing]) -> dict[str, list[Standing]]:
+    """Standings grouped by task, in order."""
+    grouped: dict[str, list[Standing]] = {}
+    for standing in found:
+        grouped.setdefault(standing.task, []).append(standing)
+    return grouped
+
+
+def text(of_task: Sequence[Standing]) -> str:
+    """The table of one task, best final training loss first, and what did not run."""
+    ran = sorted((s for s in of_task if _ran(s)), key=lambda s: s.loss)
+    against = reference(of_task)
+    lines = [table([HEADER, *(_row(s, against) for s in ran)], right=range(2, len(HEADER)))]
+    if against:
+        lines.append(
+            f"\nsooner: than {against.optimiser}, the best first-order optimiser, to reach "
+            f"{against.loss:.6g}, which took it {against.seconds:.3g} s"
+        )
+    lines += [
+        f"{s.optimiser}: {run.status}: {run.note}" for s in of_task for run in s.runs if run.note
+    ]
+    return "\n".join(lines)
+
+
+def _ran(standing: Standing) -> bool:
+    return bool(standing.runs[0].points)
+
+
+def _row(standing: Standing, against: Reference | None) -> tuple[str, ...]:
+    runs = standing.runs
+    finals = [run.final for run in runs]
+    reached = standing.seconds_to(against.loss) if against else math.inf
+    return (
+        standing.optimiser,
+        spelled(runs[0].setting),
+        str(standing.searched),
+        f"{standing.search_seconds:.0f}",
+        f"{statistics.median(run.setup for run in runs):.1f}",
+        f"{statistics.median(run.points[-1].updates for run in runs):g}",
+        f"{standing.loss:.5g}",
+        f"{min(finals):.5g} … {max(finals):.5g}",
+        f"{standing.validation:.5g}",
+        f"{reached:.3g}" if math.isfinite(reached) else "never",
+        f"{against.sooner(standing):.2f}×" if against and math.isfinite(reached) else "",
+    )
+
+
+def overview(found: Iterable[Standing]) -> str:
+    """Over all tasks: how much sooner each optimiser was on the median one, and where it ended worse."""
+    sooner: dict[str, list[float]] = {}
+    worse: dict[str, list[str]] = {}
+    for task, standings_of in by_task(found).items():
+        against = reference(standings_of)
+        for standing in standings_of if against else []:
+            if not _ran(standing) or against is None:
+                continue
+            sooner.setdefault(standing.optimiser, []).append(against.sooner(standing))
+            if standing.loss > against.loss:
+                worse.setdefault(standing.optimiser, []).append(task)
+    rows = [("optimiser", "tasks", "median sooner", "least", "worse at the end on")]
+    rows += [
+        (name, str(len(each)), f"{statistics.median(each):.2f}×", f"{min(each):.2f}×",
+         ", ".join(worse.get(name, ())) or "none")
+        for name, each in sooner.items()
+    ]  # fmt: skip
+    return table(rows, right=(1, 2, 3)) if len(rows) > 1 else ""
+
+
+def records(found: Iterable[Standing]) -> list[dict[str, Any]]:
+    """The standings as plain data for JSON; null stands for infinite."""
+
+    def number(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    plain = []
+    for task, standings_of in by_task(found).items():
+        against = reference(standings_of)
+        plain += [
+            {
+                "task": task,
+                "optimiser": s.optimiser,
+                "setting": dict(s.runs[0].setting),
+                "status": s.runs[0].status,
+                "note": s.runs[0].note,
+                "seeds": [run.seed for run in s.runs],
+                "runs": s.searched,
+                "search_seconds": s.search_seconds,
+                "losses": [number(run.final) for run in s.runs],
+                "loss": number(s.loss),
+                "validation": number(s.validation),
+                "seconds_to_reference": number(s.seconds_to(against.loss)) if against else None,
+                "sooner": number(against.sooner(s)) if against else None,
+            }
+            for s in standings_of
+        ]
+    return plain

@@ -1,0 +1,142 @@
+"""``gncompile.compile``: from a module and a loss to a trainer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..base.settings import Settings
+from ..errors import CompileError, expected_got, message
+from ..frontends.agreement import agrees
+from ..losses.vocabulary import Loss, resolve_loss
+from ..pipeline import step_program
+from ..runtime.executable import Executable
+from ..training.arguments import check_arguments, checked_seed
+from ..training.batches import input_tensors
+from ..training.model_identity import ModelIdentity
+from ..training.trainer import Trainer
+from ..tuning.problem import Variants
+from ..tuning.tuner import Tune, tunable, variants_for
+from .api import understand
+
+
+def compile(
+    model: nn.Module,
+    loss: str | Loss | nn.Module,
+    example_inputs: Tensor | tuple[Tensor, ...],
+    method: str | Mapping[str, str] = "kfra",
+    *,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    backend: str = "torch",
+    precision: str = "highest",
+    tune: Tune = "cached",
+    **options: object,
+) -> Trainer:
+    """Compile a feedforward module and a loss into a :class:`Trainer`.
+
+    ``loss`` is a name (``"mse"``, ``"bce_with_logits"``, ``"cross_entropy"``, …: summed over outputs,
+    averaged over samples), an expression in ``z`` and ``y``, or a ``torch.nn`` loss (exactly what torch
+    computes). ``example_inputs`` ``[N, …]`` give shapes only; N is the batch size that ``tune`` looks at.
+    ``method`` is ``"kfra"``, ``"kflr"``, ``"kfac"``, ``"kfac_rp"``, ``"empirical"``, or a baseline,
+    ``"adam"`` or ``"sgd"``; ``"auto"`` chooses for every layer by cost
+    (:mod:`gncompile.derivation.method_choice`), and a mapping of layer patterns chooses by name, ``{"*":
+    "kfra", "decoder.*": "kfac"}``. ``options`` are the fields of
+    :class:`~gncompile.base.settings.Settings`. ``seed`` starts the sampling of KFAC, and the orders that
+    steps read their rows in. ``backend`` is ``"torch"``, ``"triton"`` (CUDA) or ``"reference"``;
+    ``precision`` is that of the Triton backend's float32 products, in the words of ``torch.set_float32_matmul_precision``: ``"highest"``,
+    ``"high"`` or ``"medium"``. ``tune`` chooses variants of the torch backend's operations on a CPU and
+    settings of the Triton backend's launches (:mod:`gncompile.tuning`): ``"cached"`` takes what was measured
+    before on this machine and measures nothing, ``"quick"`` and ``"full"`` measure what is not yet known,
+    ``"off"`` takes the defaults, and a path of a ``.json`` file those that it pins. Where
+    ``torch.distributed`` connects several processes, ``"cached"``, ``"quick"`` and ``"full"`` make this a
+    collective call: all ranks take what rank 0 has or finds.
+
+    Raises a :class:`~gncompile.errors.GncompileError` that names the place in the model for whatever cannot
+    be compiled. Compiling costs about a second; memory is a few copies of the batch's activations, of the
+    parameters (eight, with those that undo a step broken off), and eight ``d × d`` matrices a layer.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    >>> trainer = compile(model, "mse", torch.zeros(16, 4))
+    >>> stats = trainer.step(torch.ones(16, 4), torch.ones(16, 1))
+    """
+    return compile_into(
+        Trainer.__new__(Trainer), model, loss, example_inputs, method, seed=seed, dtype=dtype,
+        backend=backend, precision=precision, tune=tune, **options,
+    )  # fmt: skip
+
+
+def compile_into(
+    trainer: Trainer,
+    model: nn.Module,
+    loss: str | Loss | nn.Module,
+    example_inputs: Tensor | tuple[Tensor, ...],
+    method: str | Mapping[str, str],
+    *,
+    seed: int,
+    dtype: torch.dtype | None = None,
+    backend: str,
+    precision: str,
+    tune: Tune,
+    **options: object,
+) -> Trainer:
+    """:func:`compile` for a trainer that is not initialised yet, and may be referred to already."""
+    traced, declared, reader = understand(model, loss, example_inputs)
+    settings = Settings.from_options(method=method, **options)
+    check_arguments(dtype=dtype, backend=backend, precision=precision, tune=tune)
+    settings.check_parameters(list(traced.parameters))
+    seed = checked_seed(seed)
+    if reader.device.type == "cuda" and settings.second_order:
+        settings = replace(settings, guarded=True)
+    if dtype is not None and dtype != reader.dtype:
+        raise CompileError(
+            message(
+                f"the model's parameters have another dtype\n{expected_got(dtype, reader.dtype)}",
+                instead=f"convert the model first: model.to({dtype})",
+            )
+        )
+    if settings.inverse == "newton_schulz" and backend != "triton":
+        raise CompileError(
+            message(
+                f"inverse='newton_schulz' with the backend {backend!r}",
+                instead="use backend='triton', or inverse='cholesky'",
+            )
+        )
+    program = step_program(traced.graph, declared, settings)
+
+    def again(variants: Variants) -> Trainer:
+        return compile(
+            copy.deepcopy(model), loss, example_inputs, method, seed=seed, dtype=dtype,
+            backend=backend, precision=precision, tune=variants, **options,
+        )  # fmt: skip
+
+    samples = reader.inputs(example_inputs)[0].shape[0]
+    place: dict[str, Any] = {"backend": backend, "device": reader.device, "precision": precision}
+    bench = tunable(program, settings, samples, reader.dtype, **place)
+    executable = Executable(
+        program,
+        traced,
+        declared,
+        dtype=reader.dtype,
+        **place,
+        seed=seed,
+        rows=settings.rows,
+        memory_budget=settings.memory_budget,
+        variants=variants_for(tune, bench, again, samples),
+    )
+    examples = tuple(each[:1].detach().clone() for each in input_tensors(example_inputs))
+    identity = ModelIdentity(
+        model,
+        loss,
+        traced,
+        again=lambda: understand(model, loss, examples)[0],
+        agrees=lambda traced: agrees(model, traced, examples),
+        same_loss=lambda: resolve_loss(loss).describe() == declared.describe(),
+    )
+    trainer.__init__(model, traced, declared, reader, settings, executable, identity)  # type: ignore[misc]
+    return trainer

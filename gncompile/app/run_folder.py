@@ -1,0 +1,378 @@
+"""A run's folder: everything needed to read the run, and to go on with it.
+
+::
+
+    model.toml               the model file as it was
+    run.json                 how it was started, versions; written last, so that it marks a whole folder
+    history.jsonl            one line an update
+    checkpoint.safetensors   the trainer's state, for resume; there from the start
+    weights.safetensors      the parameters that report.md speaks of, by name
+    loss.png                 the loss against updates
+    reconstructions.png      originals above their reconstructions
+    report.md                results, the compiled model and its derivation
+    derivation/index.html    the derivation as linked pages
+    .lock                    held while a process trains into the folder; a process that died holds nothing
+
+A folder may come from somebody else: files in it are read within bounds, and nothing is ever written through
+a link that is in it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from ..base.environment import environment
+from ..base.files import atomic_path, atomic_write
+from ..base.untrusted import append_line, is_plain_file, own_folder, slug
+from ..errors import CheckpointError, GncompileError, message
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+Record = dict[str, Any]
+
+LOCK = ".lock"
+FILES = (
+    *("model.toml", "run.json", "history.jsonl", "checkpoint.safetensors", "weights.safetensors"),
+    *("loss.png", "reconstructions.png", "report.md"),
+)
+UNFINISHED = {"model.toml", "checkpoint.safetensors", LOCK}
+"""What a process that died while it made the folder may have left."""
+MAX_RECORD = 1 << 20
+"""Bytes of run.json."""
+MAX_HISTORY = 1 << 30
+"""Bytes of history.jsonl: millions of updates."""
+DRAWN = 1e300
+"""The largest size of a loss in the picture; differences of larger ones are no numbers."""
+_TEMPORARY = re.compile(
+    rf"\.({'|'.join(Path(name).stem for name in FILES)})-[A-Za-z0-9_]{{8,12}}\.[a-z]+"
+)
+
+
+class InUse(GncompileError):
+    """The folder has another run's files, or another process has it."""
+
+
+class RunFolder:
+    """The files of one run under ``path``; every method writes completely or not at all."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._lock: FileLock | None = None
+        self._made = False  # whether the folder was not there before
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        model_file: Path,
+        settings: Mapping[str, Any],
+        content: bytes | None = None,
+        fill: Callable[[RunFolder], object] = lambda folder: None,
+    ) -> RunFolder:
+        """A new folder holding the model file and how the run was started, held for this process.
+
+        ``content`` is that of the model file as it was read; ``fill`` writes what has to be there from the
+        start. Refuses a folder in use; leaves nothing behind if anything fails.
+        """
+        folder = cls(path)
+        folder._require_free()
+        folder._made = not folder.path.exists()
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.hold()
+        try:
+            folder._require_free()  # another process may have been quicker
+            content = model_file.read_bytes() if content is None else content
+            atomic_write(folder.model_file, content)
+            fill(folder)
+            started = {"base": str(model_file.parent.absolute()), **settings}
+            record = {"settings": started, "environment": environment()}
+            atomic_write(folder.path / "run.json", json.dumps(record, indent=2) + "\n")
+        except BaseException:
+            if not (folder.path / "run.json").exists():
+                folder.discard()
+            folder.release()
+            raise
+        return folder
+
+    @classmethod
+    def create_in(
+        cls,
+        parent: Path,
+        name: str,
+        model_file: Path,
+        settings: Mapping[str, Any],
+        content: bytes | None = None,
+        fill: Callable[[RunFolder], object] = lambda folder: None,
+    ) -> RunFolder:
+        """The same in the first :func:`free_folder`, also where other processes look for one."""
+        while True:
+            path = free_folder(parent, name)
+            try:
+                return cls.create(path, model_file, settings, content, fill)
+            except InUse:
+                if not path.exists():  # not taken by another run
+                    raise
+
+    def _require_free(self) -> None:
+        """Raise unless the folder is absent, empty, or was left by a process that died making it."""
+        if not self.path.exists():
+            return
+        if self.path.is_dir():
+            found = {each.name for each in self.path.iterdir()}
+            found = {name for name in found if not _TEMPORARY.fullmatch(name)}
+            if not found or (LOCK in found and found <= UNFINISHED):
+                return
+        raise InUse(
+            message(
+                f"the run folder {str(self.path)!r} is in use",
+                instead=f"choose another one, or go on with: gncompile resume {self.path}",
+            )
+        )
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> RunFolder:
+        """An existing run; :class:`CheckpointError` unless it can be read."""
+        folder = cls(path)
+        for needed in (folder.path / "run.json", folder.model_file):
+            if not needed.is_file():
+                raise CheckpointError(
+                    message(
+                        f"{str(folder.path)!r} is not a run folder: {needed.name} is missing",
+                        instead="give the folder that gncompile train wrote",
+                    )
+                )
+        return folder
+
+    # --- Whose it is -------------------------------------------------------------------------------
+
+    def hold(self) -> None:
+        """Keep the folder for this process until :meth:`release`; an error if another one has it.
+
+        What a process that was killed left half written is removed.
+        """
+        path = self.path / LOCK
+        if os.path.lexists(path) and (not is_plain_file(path) or path.lstat().st_nlink > 1):
+            path.unlink()  # a lock is opened for writing, and a link leads elsewhere
+        lock = FileLock(path, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise InUse(
+                message(
+                    f"the run folder {str(self.path)!r} is in use by another process",
+                    instead="wait until that has ended, or stop it",
+                )
+            ) from None
+        self._lock = lock
+        for left in self.path.iterdir():
+            if _TEMPORARY.fullmatch(left.name) and is_plain_file(left):
+                left.unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Let other processes have the folder."""
+        if self._lock is not None:
+            self._lock.release()
+        self._lock = None
+
+    def discard(self) -> None:
+        """Remove the run's files, and the folder if it was made for them: nothing in it is worth keeping."""
+        for name in FILES:
+            (self.path / name).unlink(missing_ok=True)
+        if self.derivation.is_dir() and not self.derivation.is_symlink():
+            shutil.rmtree(self.derivation)
+        self.release()
+        (self.path / LOCK).unlink(missing_ok=True)
+        if self._made:
+            self.path.rmdir()
+
+    @property
+    def model_file(self) -> Path:
+        """The copy of the model file."""
+        return self.path / "model.toml"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the trainer saves."""
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def weights(self) -> Path:
+        """The parameters that the report speaks of."""
+        return self.path / "weights.safetensors"
+
+    @property
+    def derivation(self) -> Path:
+        """The folder of the derivation's HTML pages."""
+        return self.path / "derivation"
+
+    def own_derivation(self) -> Path:
+        """The same, made anew where something else is in its place."""
+        return own_folder(self.derivation)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How the run was started, as given to :meth:`create`, and ``base`` for relative paths."""
+        try:
+            with (self.path / "run.json").open("rb") as file:
+                text = file.read(MAX_RECORD + 1)
+            if len(text) > MAX_RECORD:
+                raise ValueError("too long")
+            return dict(json.loads(text)["settings"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise CheckpointError(
+                message("run.json is damaged", where=str(self.path), instead="start the run again")
+            ) from error
+
+    # --- History -----------------------------------------------------------------------------------
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one line to the history; values that JSON lacks become null."""
+        line = json.dumps({key: _plain(value) for key, value in record.items()})
+        append_line(self.path / "history.jsonl", line)
+
+    def history(self) -> list[Record]:
+        """All records; a last line cut short by a crash is left out.
+
+        Raises :class:`CheckpointError` for other lines that are no records of updates.
+        """
+        path = self.path / "history.jsonl"
+        if not path.exists():
+            return []
+        if not path.is_file():
+            raise CheckpointError(message("history.jsonl is no file", where=str(self.path)))
+        if path.stat().st_size > MAX_HISTORY:
+            found = f"history.jsonl is longer than {MAX_HISTORY} bytes"
+            raise CheckpointError(
+                message(found, where=str(path), instead="remove it; the training does not need it")
+            )
+        lines = path.read_bytes().split(b"\n")
+        records = []
+        for number, line in enumerate(lines[:-1], start=1):  # a whole line ends with a line break
+            record = _record(line)
+            if record is None:
+                raise CheckpointError(
+                    message(
+                        "history.jsonl is damaged",
+                        where=f"line {number} of {path}",
+                        instead="remove the line; the training itself does not need it",
+                    )
+                )
+            records.append(record)
+        return records
+
+    def rewind(self, updates: int) -> None:
+        """Forget what was recorded after ``updates``: a resumed run does those again."""
+        kept = {r["update"]: r for r in self.history() if r["update"] <= updates}
+        lines = "".join(json.dumps(record) + "\n" for record in kept.values())
+        atomic_write(self.path / "history.jsonl", lines)
+
+    # --- Pictures and text -------------------------------------------------------------------------
+
+    def write_report(self, text: str) -> Path:
+        """Write ``report.md``."""
+        return atomic_write(self.path / "report.md", text)
+
+    def plot_loss(self) -> Path | None:
+        """Draw the history's ``loss`` and ``validation_loss``; None without matplotlib or history."""
+        records = self.history()
+        curves = {
+            label: [
+                (r["update"], r[key])
+                for r in records
+                if r.get(key) is not None and abs(r[key]) <= DRAWN
+            ]
+            for key, label in (("loss", "batch"), ("validation_loss", "validation"))
+        }
+        figure = _figure(6.4, 4.0)
+        if figure is None or not curves["batch"]:
+            return None
+        axes = figure.add_subplot()
+        for (label, points), marker in zip(curves.items(), ("", "o"), strict=True):
+            if points:
+                axes.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=3)
+        if all(value > 0 for points in curves.values() for _, value in points):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
+        axes.set(xlabel="updates", ylabel="loss")
+        axes.grid(visible=True, which="both", alpha=0.3)
+        axes.legend()
+        return _save(figure, self.path / "loss.png")
+
+    def plot_reconstructions(
+        self, originals: Tensor, reconstructions: Tensor, shape: tuple[int, ...]
+    ) -> Path | None:
+        """Draw images ``[N, height · width]`` above their reconstructions; None without matplotlib."""
+        count = len(originals)
+        figure = _figure(max(4.0, 0.7 * count), 2.0)
+        if figure is None:
+            return None
+        rows = (("original", originals), ("reconstruction", reconstructions))
+        for row, (label, images) in enumerate(rows):
+            # [N, height, width] -> [height, N · width], the images side by side
+            strip = images.detach().cpu().reshape(count, *shape).permute(1, 0, 2)
+            axes = figure.add_subplot(2, 1, row + 1)
+            axes.imshow(strip.reshape(shape[0], -1).numpy(), cmap="gray", vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[])
+            axes.set_ylabel(label, fontsize=8)
+        return _save(figure, self.path / "reconstructions.png")
+
+
+def free_folder(parent: Path, name: str) -> Path:
+    """``parent/name``, or ``parent/name-2``, ``-3``, … if that exists."""
+    safe = slug(name, "run")
+    path, number = parent / safe, 1
+    while path.exists():
+        number += 1
+        path = parent / f"{safe}-{number}"
+    return path
+
+
+def _record(line: bytes) -> Record | None:
+    """A line of the history, or None: an object with its update, and finite numbers or null elsewhere."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or type(record.get("update")) is not int:
+        return None
+    numbers = all(value is None or _is_finite(value) for value in record.values())
+    return record if numbers and record["update"] >= 0 else None
+
+
+def _is_finite(value: object) -> bool:
+    """Whether ``value`` is a number that floating point holds; JSON has integers of any length."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "item"):  # one number in a tensor or an array
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _figure(width: float, height: float) -> Figure | None:
+    """An empty figure that needs no display, or None where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    return Figure(figsize=(width, height), dpi=120, layout="constrained")
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)
+    return path

@@ -1,0 +1,240 @@
+"""Data sets by name, and minibatches whose order can be saved and continued.
+
+``load(DataSpec("curves"))`` returns tensors of flat samples ``[N, size]``. CURVES is drawn
+(``data/curves.py``), MNIST is found or downloaded (``data/mnist.py``), and a user's own ``.npz``,
+``.safetensors`` or ``.csv`` file is read without ever unpickling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..base.memory_budget import require_memory
+from ..base.untrusted import shown
+from ..errors import CheckpointError, DataError, expected_got, message, nearest
+from .curves import SIDE, curves
+from .data_files import ARCHIVES
+from .data_spec import DataSpec, DataSplit
+from .data_split import load_file, permutation, split
+
+__all__ = ["NAMED", "READERS", "Batches", "DataSpec", "DataSplit", "load"]
+
+
+def load(spec: DataSpec) -> DataSplit:
+    """The training and validation data of ``spec``; :class:`DataError` if missing or malformed."""
+    _check(spec)
+    if spec.name in NAMED:
+        return NAMED[spec.name](spec)
+    if Path(spec.name).suffix in READERS:
+        return load_file(spec)
+    raise DataError(
+        message(
+            f"unknown data set {shown(spec.name)}. {nearest(spec.name, NAMED)}".rstrip(),
+            instead=f"use one of {', '.join(NAMED)}, or a file ending in {', '.join(READERS)}",
+        )
+    )
+
+
+def _check(spec: DataSpec) -> None:
+    """Raise for numbers that no data set can have."""
+    counts = {"train": spec.train, "validation": spec.validation}
+    wrong = {name: n for name, n in counts.items() if n is not None and not _whole(n, 1)}
+    wrong |= {} if _whole(spec.seed, 0) else {"seed": spec.seed}
+    if not all(_whole(n, 1) for n in spec.shape or ()):
+        wrong["shape"] = next(n for n in spec.shape or () if not _whole(n, 1))
+    for name, value in wrong.items():
+        least = 0 if name == "seed" else 1
+        raise DataError(
+            message(f"{name} = {value} is no number from {least}", where="[data]",
+                    instead=f"give a whole number from {least}, or leave it out")
+        )  # fmt: skip
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 1 << 63
+
+
+# --- Named sets ----------------------------------------------------------------------------------
+
+
+def _load_curves(spec: DataSpec) -> DataSplit:
+    if spec.target not in (None, "input"):
+        raise DataError(
+            message(
+                f"CURVES has no {spec.target}s: its images are their own targets",
+                where="target in [data]",
+                instead='write target = "input", or leave it out',
+            )
+        )
+    for count in (spec.train or 0, spec.validation or 0):
+        require_memory(
+            2 * 4 * SIDE**2 * count, f"{count} images of CURVES", where="[data]",
+            instead="ask for fewer", error=DataError,
+        )  # fmt: skip
+    train = curves(20_000 if spec.train is None else spec.train, spec.seed, "train")
+    count = 10_000 if spec.validation is None else spec.validation
+    validation = curves(count, spec.seed, "validation")
+    x, held_out = torch.from_numpy(train), torch.from_numpy(validation)
+    return DataSplit(x, x, held_out, held_out, (SIDE, SIDE))
+
+
+def _load_mnist(spec: DataSpec) -> DataSplit:
+    from . import mnist
+
+    train_x, train_y = mnist.read("train")
+    held_x, held_y = mnist.read("t10k")
+    arrays = {"x": train_x, "y": train_y, "validation_x": held_x, "validation_y": held_y}
+    return split(replace(spec, target=spec.target or "label", shape=(28, 28)), arrays, "MNIST")
+
+
+NAMED: Mapping[str, Callable[[DataSpec], DataSplit]] = {
+    "curves": _load_curves,
+    "mnist": _load_mnist,
+}
+READERS = (*ARCHIVES, ".csv")
+"""Suffixes of the files that can be read."""
+
+
+# --- Minibatches ---------------------------------------------------------------------------------
+
+
+class Batches:
+    """Shuffled minibatches ``(x, y)`` in an order that depends on ``(seed, epoch)`` only.
+
+    ``for x, y in batches`` goes to the end of the present epoch and starts the next one's count;
+    :meth:`forever` goes on without end. ``state_dict`` read after a batch names the batch that follows, so
+    a loader that loads it continues with exactly the same batches.
+    """
+
+    def __init__(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        batch_size: int,
+        seed: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        for name, tensor in (("x", x), ("y", y)):
+            if not isinstance(tensor, torch.Tensor) or tensor.dim() == 0:
+                raise DataError(
+                    message(
+                        f"{name} is no tensor of samples but a {type(tensor).__name__}",
+                        where="Batches(x, y)",
+                        instead="pass tensors [N, ...]; torch.from_numpy makes one of an array",
+                    )
+                )
+        if len(x) != len(y):
+            raise DataError(
+                message(f"{len(x)} samples, but {len(y)} targets", where="Batches(x, y)")
+            )
+        for name, number in (("batch_size", batch_size), ("seed", seed)):
+            if not isinstance(number, int) or isinstance(number, bool):
+                raise DataError(
+                    message(f"{name} is {number!r}, no whole number", where=f"Batches({name}=...)")
+                )
+        if batch_size < 1 or not len(x) or (drop_last and batch_size > len(x)):
+            raise DataError(
+                message(
+                    f"no batches of {batch_size} can be made from {len(x)} samples",
+                    where="Batches(batch_size=...)",
+                    instead=f"use a batch size from 1 to {max(1, len(x))}",
+                )
+            )
+        if seed < 0:
+            raise DataError(message(f"the seed {seed} is negative", where="Batches(seed=...)"))
+        self.x, self.y = x, y
+        self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last
+        # One value, so that an interrupt between two cannot part them.
+        self._place = 0, 0
+        self._order: tuple[int, torch.Tensor] | None = None
+
+    def __len__(self) -> int:
+        """Batches in one epoch."""
+        full, rest = divmod(len(self.x), self.batch_size)
+        return full + bool(rest and not self.drop_last)
+
+    @property
+    def epoch(self) -> int:
+        """Whole passes over the data so far."""
+        return self._place[0]
+
+    @property
+    def position(self) -> int:
+        """Batches of this epoch taken so far."""
+        return self._place[1]
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        epoch = self.epoch
+        while self.epoch == epoch:
+            yield self.next()
+
+    def forever(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Batches of this epoch, the next, and so on."""
+        while True:
+            yield self.next()
+
+    def next(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next batch, moving on to a new epoch where one ends."""
+        epoch, position = self._place
+        start = position * self.batch_size
+        rows = self._permutation()[start : start + self.batch_size]
+        x = self.x[rows]
+        batch = x, x if self.y is self.x else self.y[rows]
+        last = position + 1 == len(self)
+        self._place = (epoch + 1, 0) if last else (epoch, position + 1)
+        return batch
+
+    def _permutation(self) -> torch.Tensor:
+        if self._order is None or self._order[0] != self.epoch:
+            order = permutation(len(self.x), self.seed, self.epoch)
+            self._order = self.epoch, torch.from_numpy(order).to(self.x.device)
+        return self._order[1]
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the loader stands, and what its order depends on; plain integers."""
+        return {
+            "seed": self.seed,
+            "epoch": self.epoch,
+            "position": self.position,
+            "batch_size": self.batch_size,
+            "samples": len(self.x),
+            "drop_last": int(self.drop_last),
+        }
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue where ``state`` was taken; the data and the batch size must be the same."""
+        here = self.state_dict()
+        if set(state) != set(here):
+            raise CheckpointError(
+                message(
+                    "not the state of a Batches loader\n"
+                    + expected_got(sorted(here), sorted(state)),
+                    where="Batches.load_state_dict",
+                )
+            )
+        for name in ("samples", "batch_size", "drop_last"):
+            if state[name] != here[name]:
+                raise CheckpointError(
+                    message(
+                        f"the saved loader has another {name}\n"
+                        + expected_got(here[name], state[name]),
+                        where="Batches.load_state_dict",
+                        instead="resume with the same data, batch_size and drop_last",
+                    )
+                )
+        within = {"seed": 1 << 63, "epoch": 1 << 63, "position": len(self)}
+        for name, end in within.items():
+            if type(state[name]) is not int or not 0 <= state[name] < end:
+                raise CheckpointError(
+                    message(
+                        f"the saved loader has the {name} {state[name]!r}\n"
+                        + expected_got(f"a whole number from 0 to {end - 1}", state[name]),
+                        where="Batches.load_state_dict",
+                    )
+                )
+        self.seed, self._order = state["seed"], None
+        self._place = state["epoch"], state["position"]

@@ -1,0 +1,273 @@
+"""Curvature factors: one recursion, three representations.
+
+What passes backwards through the graph is ``∂²E/∂s∂tᵀ`` without its second-derivative terms, in one of
+three representations:
+
+* :func:`pull_back_matrices` with :class:`~gncompile.derivation.representations.Averaged`: one block
+  ``E[(∂z/∂s)ᵀ 𝓗_L (∂z/∂t)]`` per pair of live tensors, averaged over the batch at every pointwise layer. This
+  is KFRA [BRB §3.3] with the frontier of SPEC §4; on a chain it is
+  ``Ḡ_λ = (W_{λ+1}ᵀ Ḡ_{λ+1} W_{λ+1}) ⊙ E[b bᵀ]``.
+* :func:`pull_back_matrices` with :class:`~gncompile.derivation.representations.PerSample`: the same blocks
+  for every sample. Exact, ``[N, d, d]`` per block, and with the second-derivative terms the Hessian: the
+  oracle for small networks.
+* :func:`~gncompile.derivation.propagation.pull_back` on columns ``[S, N, K]`` with ``Σ_s c_s c_sᵀ = 𝓗_L``:
+  exact (KFLR), sampled (KFAC), or the training gradient (empirical).
+
+A layer's output factor Ḡ is the block of its pre-activation with itself, or the columns' second moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from ..graph.model_graph import Affine, FixedLinear, Node, Output, Pointwise, Select
+from ..program import step_program as ir
+from ..program.builder import Factor, Value
+from .propagation import Forward, select_parts
+from .representations import Jacobian, Picked, Representation, Scaled, Weighted
+
+
+def input_moments(forward: Forward, into: Mapping[str, Value] | None = None) -> dict[str, Value]:
+    """``Q = E[ā āᵀ]`` with ``ā = [a, 1]`` where the bias is trained, by trainable layer.
+
+    ``into``: values of an earlier phase to overwrite, once where layers share their input.
+    """
+    moments: dict[str, Value] = {}
+    written: dict[Value, Value] = {}
+    for layer, node in forward.graph.layers.items():
+        assert isinstance(node.op, Affine)
+        target = into[layer] if into else None
+        if target in written:
+            moments[layer] = written[target]
+            continue
+        moments[layer] = forward.builder.emit(
+            ir.Moment(node.op.homogeneous), forward.values[node.inputs[0]],
+            name=f"Q_{node.name}", comment=f"input second moment of {layer}", into=target,
+        )  # fmt: skip
+        if target:
+            written[target] = moments[layer]
+    return moments
+
+
+def column_moments(
+    forward: Forward, columns: Mapping[str, Value], layers: Collection[str]
+) -> dict[str, Value]:
+    """``Ḡ = (1/N) Σ_s C_sᵀ C_s`` for those of ``layers`` that the columns reach."""
+    return {
+        layer: forward.builder.emit(ir.Moment(), columns[node.name], name=f"G_{node.name}",
+                                    comment=f"output factor of {layer}")
+        for layer, node in forward.graph.layers.items()
+        if layer in layers and node.name in columns
+    }  # fmt: skip
+
+
+class Frontier:
+    """The dependence structure that the recursion walks: who reads whom, and with which Jacobians.
+
+    With composed slopes the tensors of the recursion are the network's *roots* (values of linear nodes and
+    inputs) and the pointwise results that a linear node or the loss reads; pointwise nodes in between are
+    composed by the chain rule, sample by sample, before anything is averaged.
+    """
+
+    def __init__(self, forward: Forward, composes: bool) -> None:
+        self.forward = forward
+        self.graph = forward.graph
+        self.place = {node.name: i for i, node in enumerate(self.graph)}
+        self._composes = composes
+        self._jacobians: dict[str, dict[str, Jacobian]] = {}
+        self.readers: dict[str, set[str]] = {}
+        for node in self.graph:
+            if self._is_tensor(node):
+                for source in self.jacobians(node):
+                    self.readers.setdefault(source, set()).add(node.name)
+
+    def _is_tensor(self, node: Node) -> bool:
+        if not isinstance(node.op, Pointwise) or not self._composes:
+            return True
+        return any(not isinstance(c.op, Pointwise) for c in self.graph.consumers(node.name))
+
+    def jacobians(self, node: Node) -> dict[str, Jacobian]:
+        """For each active tensor that the node reads: the local Jacobian."""
+        if node.name not in self._jacobians:
+            self._jacobians[node.name] = self._derive(node)
+        return self._jacobians[node.name]
+
+    def _derive(self, node: Node) -> dict[str, Jacobian]:
+        active = [name for name in node.inputs if name in self.forward.active]
+        match node.op:
+            case Output():
+                return {name: Scaled(1.0) for name in active}
+            case Affine() | FixedLinear():
+                return {name: Weighted(self.forward.weight(node)) for name in active}
+            case Select():
+                parts = dict(zip(node.inputs, select_parts(self.graph, node), strict=True))
+                return {n: Picked(parts[n], self.graph[n].size) for n in active}
+            case Pointwise():
+                slopes = self._slopes(node)
+                return {n: Scaled(b) for n, b in slopes.items() if b != 0.0}
+        return {}
+
+    def _slopes(self, node: Node) -> dict[str, Factor]:
+        """``∂y/∂x`` for every root x below a pointwise node (its own inputs if slopes are not composed)."""
+        pending: dict[str, Factor] = {node.name: 1.0}
+        roots: dict[str, Factor] = {}
+        while pending:
+            name = max(pending, key=self.place.__getitem__)
+            outer, inner = pending.pop(name), self.graph[name]
+            for i, source in enumerate(inner.inputs):
+                local = self.forward.slope(inner, i) if source in self.forward.active else 0.0
+                if 0.0 in (outer, local):
+                    continue
+                slope = self.forward.builder.times(outer, local)
+                goes_on = self._composes and self._composes_through(self.graph[source], slope)
+                self._accumulate(pending if goes_on else roots, source, slope)
+        return roots
+
+    def _composes_through(self, source: Node, slope: Factor) -> bool:
+        """Whether the chain rule goes on below a pointwise source.
+
+        Not where the source is a tensor of the recursion itself and the slope down to it is a number (a
+        sum): nothing is averaged on that way, and all paths then share the one average at the source.
+        """
+        if not isinstance(source.op, Pointwise):
+            return False
+        return not (isinstance(slope, float) and self._is_tensor(source))
+
+    def _accumulate(self, into: dict[str, Factor], name: str, slope: Factor) -> None:
+        if name in into:
+            slope = self.forward.builder.plus(into[name], slope)
+        into[name] = slope
+
+
+def pull_back_matrices(
+    forward: Forward,
+    seed: Value,
+    representation: Representation,
+    layers: Collection[str],
+    vectors: Mapping[str, Value] | None = None,
+) -> dict[str, Value]:
+    """Pass the output Hessian ``seed`` back to the trainable ``layers`` (SPEC §4); returns Ḡ by layer.
+
+    A cut of live tensors moves from the output to the inputs. A node leaves it once everything that reads
+    it has left: linear nodes first, and all pointwise nodes that are ready together, so that a layer of
+    gates and sums is averaged once. It goes no further than the last of ``layers``. ``vectors`` are the
+    gradients that the Hessian's D terms need.
+    """
+    frontier = Frontier(forward, representation.composes)
+    graph = forward.graph
+    output = graph.output.name
+    blocks = Blocks(representation, frontier.place, {(output, output): seed})
+    factors: dict[str, Value] = {}
+    while blocks.tensors:
+        leaving = _ready(frontier, blocks.tensors)
+        for node in leaving:
+            if isinstance(node.op, Affine) and node.op.trainable and node.op.layer in layers:
+                factors[node.op.layer] = representation.output_factor(blocks[node.name, node.name])
+        if len(factors) == len(layers):
+            break
+        blocks = blocks.without(leaving, frontier, vectors or {})
+    return {layer: factors[layer] for layer in graph.layers if layer in factors}
+
+
+def _ready(frontier: Frontier, live: set[str]) -> list[Node]:
+    """The nodes to leave next: the last ready linear node, else all ready pointwise nodes.
+
+    A tensor is ready when no live tensor can still reach it; a reader that never became live (its slope is
+    zero) does not hold it back.
+    """
+    waiting: set[str] = set()
+    for name in sorted(frontier.place, key=frontier.place.__getitem__, reverse=True):
+        above = frontier.readers.get(name, set())
+        if any(reader in live or reader in waiting for reader in above):
+            waiting.add(name)
+    ready = [n for n in frontier.graph if n.name in live and n.name not in waiting]
+    linear = [node for node in ready if not isinstance(node.op, Pointwise)]
+    return linear[-1:] if linear else ready
+
+
+class Blocks:
+    """The joint matrix over the live tensors, one block per pair, stored for pairs in graph order."""
+
+    def __init__(
+        self,
+        representation: Representation,
+        place: Mapping[str, int],
+        blocks: dict[tuple[str, str], Value],
+    ) -> None:
+        self.representation = representation
+        self.place = place
+        self._blocks = blocks
+
+    @property
+    def tensors(self) -> set[str]:
+        """Names of the live tensors."""
+        return {name for pair in self._blocks for name in pair}
+
+    def get(self, s: str, t: str) -> Value | None:
+        """``M[s, t]``, or None where it is zero."""
+        if self.place[s] <= self.place[t]:
+            return self._blocks.get((s, t))
+        mirrored = self._blocks.get((t, s))
+        return None if mirrored is None else self.representation.transpose(mirrored)
+
+    def __getitem__(self, pair: tuple[str, str]) -> Value:
+        return self._blocks[pair]
+
+    def without(
+        self, leaving: list[Node], frontier: Frontier, vectors: Mapping[str, Value]
+    ) -> Blocks:
+        """The cut after ``leaving`` nodes have passed their blocks on to what they read."""
+        names = {node.name for node in leaving}
+        jacobians = {node.name: frontier.jacobians(node) for node in leaving}
+        entering = {source for js in jacobians.values() for source in js}
+        stay = sorted((self.tensors - names) | entering, key=self.place.__getitem__)
+        new: dict[tuple[str, str], Value] = {}
+        for i, s in enumerate(stay):
+            for t in stay[i:]:
+                terms = self._terms(s, t, jacobians)
+                if s in entering and t in entering:
+                    terms += self._curved(s, t, leaving, frontier.forward, vectors)
+                if terms:
+                    new[s, t] = self.representation.add(terms, f"M_{s}_{t}" if s != t else f"G_{s}")
+        return Blocks(self.representation, self.place, new)
+
+    def _terms(
+        self, s: str, t: str, jacobians: Mapping[str, Mapping[str, Jacobian]]
+    ) -> list[Value]:
+        """``M[s,t] + Σ_p J_psᵀ M[p,t] + Σ_q M[s,q] J_qt + Σ_pq J_psᵀ M[p,q] J_qt`` over leaving p, q."""
+        rep, name = self.representation, f"M_{s}_{t}" if s != t else f"G_{s}"
+        old = self.get(s, t)
+        terms = [] if old is None else [old]
+        into_s = [(p, js[s]) for p, js in jacobians.items() if s in js]
+        into_t = [(q, js[t]) for q, js in jacobians.items() if t in js]
+        if s == t:
+            halves = [rep.left(j, m, name) for p, j in into_s if (m := self.get(p, t)) is not None]
+            terms += [rep.plus_transpose(half) for half in halves]
+            for i, (p, j) in enumerate(into_s):
+                for q, k in into_s[i:]:
+                    if (m := self.get(p, q)) is not None:
+                        product = rep.both(j, m, k, name)
+                        terms.append(product if p == q else rep.plus_transpose(product))
+            return terms
+        terms += [rep.left(j, m, name) for p, j in into_s if (m := self.get(p, t)) is not None]
+        terms += [rep.right(m, k, name) for q, k in into_t if (m := self.get(s, q)) is not None]
+        for p, j in into_s:
+            for q, k in into_t:
+                if (m := self.get(p, q)) is not None:
+                    terms.append(rep.both(j, m, k, name))
+        return terms
+
+    def _curved(
+        self, s: str, t: str, leaving: list[Node], forward: Forward, vectors: Mapping[str, Value]
+    ) -> list[Value]:
+        """Second-derivative terms of the leaving pointwise nodes that read both s and t."""
+        terms = []
+        for node in leaving:
+            if not isinstance(node.op, Pointwise):
+                continue
+            for i, x in enumerate(node.inputs):
+                for j, y in enumerate(node.inputs):
+                    if (x, y) == (s, t) and node.name in vectors:
+                        term = self.representation.curve(forward, node, vectors[node.name], i, j)
+                        terms += [] if term is None else [term]
+        return terms

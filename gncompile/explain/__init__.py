@@ -1,0 +1,1 @@
+"""A compiled program read back to its user: formulas, costs, and the pages made of them."""

@@ -1,0 +1,205 @@
+"""What was compiled, and why it is right: a table of the layers, and the derivation in formulas.
+
+:func:`summary` is the table to look at first: a wrong row shows at once what was misunderstood.
+:func:`explain` writes the derivation of one layer, or of the whole step with the loss and the theorem on
+piecewise-linear networks. Both are text; :mod:`gncompile.explain.report` shows the same facts as pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..base.settings import Settings
+from ..base.tables import indent, table
+from ..derivation.piecewise_linear import theorem
+from ..errors import CompileError, message, nearest
+from ..graph.model_graph import ModelGraph, Node, TracedModel
+from ..losses.vocabulary import CoupledLoss, Loss, SeparableLoss
+from ..program.schedule import Schedule
+from ..program.step_program import StepProgram
+from .readback import PARTS, REPEATS, Readback, function_text
+
+
+def summary(
+    traced: TracedModel,
+    loss: Loss,
+    settings: Settings,
+    program: StepProgram,
+    *,
+    batch: int = 1000,
+    itemsize: int = 4,
+    order: Schedule | None = None,
+) -> str:
+    """An aligned table, one row a trainable layer, with totals, cost of the phases, and memory.
+
+    FLOPs and bytes are those of a mean step on ``batch`` samples of ``itemsize``-byte numbers; what runs
+    only every k steps counts 1/k. ``order`` is the schedule of launches, if the backend has one.
+    """
+    read = Readback(traced, loss, settings, program, batch, itemsize, order)
+    kept = read.kept_rows()
+    tables = [
+        table(read.layer_rows(), right=(7, 8, 9)),
+        *([table(kept, right=(3,))] if kept else []),
+        table(read.phase_rows(), right=(2, 3, 4)),
+        table(read.memory_rows(), right=(1,)),
+    ]
+    return "\n\n".join(["\n".join(read.head()), *tables])
+
+
+def explain(
+    traced: TracedModel,
+    loss: Loss,
+    settings: Settings,
+    program: StepProgram,
+    layer: str | None = None,
+    *,
+    batch: int = 1000,
+    itemsize: int = 4,
+    source: str | None = None,
+) -> str:
+    """The derivation of one layer, or of everything when ``layer`` is None, as readable text.
+
+    ``source`` is the text of the emitted file, to quote and number its lines; it is written anew if not
+    given. Raises :class:`~gncompile.errors.CompileError` for a layer the model does not have.
+    """
+    report = _Derivation(Readback(traced, loss, settings, program, batch, itemsize))
+    if layer is None:
+        return "\n\n".join(report.everything())
+    if layer not in traced.graph.layers:
+        known = list(traced.graph.layers)
+        raise CompileError(
+            message(
+                f"the model has no trainable affine layer {layer!r}. {nearest(layer, known)}".rstrip(),
+                instead=f"use one of {', '.join(known)}",
+            )
+        )
+    if source is None:
+        from ..emit.torch_source import emit_torch
+
+        source = emit_torch(program, f"A training step of {traced.name}.", traced.graph.to_text())
+    return "\n\n".join([*report.layer(layer), *report.statements(layer, source)])
+
+
+@dataclass(frozen=True)
+class _Derivation:
+    """The derivation as paragraphs of text."""
+
+    read: Readback
+
+    @property
+    def graph(self) -> ModelGraph:
+        return self.read.graph
+
+    def everything(self) -> list[str]:
+        conventions = (
+            "N samples are rows; E[·] is the mean over them. Factors are computed on the first F of them, "
+            "the quadratic\nmodel's curvature on the first Q. W[l] is [out, in], b[l] is [out], "
+            "[x, 1] appends a one.\nThe Gauss-Newton block of [W, b], flattened row by row, is G ⊗ Q. "
+            "⊙ is elementwise, ← overwrites.\nNames are those of the emitted source."
+        )
+        text = [f"# Derivation of {self.read.traced.name}", conventions]
+        text += [
+            "## Network",
+            self.graph.to_text(),
+            f"## Loss: {self.read.loss.name}",
+            self._loss_text(),
+        ]
+        text += ["## Curvature", "\n".join(f"{x} {line}" for x, line in self.read.method_lines())]
+        for layer in self.graph.layers:
+            text += self.layer(layer, heading="##")
+        text += ["## What the layers share", *self._section("", skip=("loss", *REPEATS))]
+        return [*text, "## Piecewise-linear networks", theorem(self.graph, self.read.loss)]
+
+    def _loss_text(self) -> str:
+        loss = self.read.loss
+        lines = [f"scale     {loss.scale}"]
+        if isinstance(loss, SeparableLoss):
+            lines = [
+                f"value     E_n = c Σ_j e(z_j, y_j),  e = {loss.expression}",
+                f"gradient  c e',  e' = {loss.slope}",
+                f"Hessian   c diag(e''),  e'' = {loss.curvature}",
+                f"root      √c diag({loss.root})",
+                f"convex    {loss.convexity.verdict}: {loss.convexity.reason}",
+                *lines,
+            ]
+        elif isinstance(loss, CoupledLoss):
+            lines = [
+                f"value     E_n = c e(z, y),  e = {loss.expression}",
+                *_coupled_lines(loss),
+                *lines,
+            ]
+        else:
+            lines = [f"formulas  {loss.describe()}", "root      √(c m) (diag √p - p √pᵀ)", *lines]
+        mean = self.read.last_layer_hessian()
+        return "\n".join(
+            [*lines, *([f"E[𝓗]      {mean}"] if mean else []), "", *self._lines("", "loss")]
+        )
+
+    def layer(self, layer: str, heading: str = "#") -> list[str]:
+        node = self.graph.layers[layer]
+        row = self.read.row(layer, node)
+        facts = [
+            f"in your model  {node.origin}",
+            f"computes       {row[1]}, {row[7]} parameters",
+            f"then           {row[2]}",
+            f"factors        Q {row[4]}, Ḡ {row[5]}, by {self.read.method(layer)}",
+            f"mean cost      {row[8]}FLOP, {row[9]} of memory traffic a step of {self.read.batch} samples",
+        ]
+        skip = (*REPEATS, "update", "restore", "reject", "columns_begin")
+        sections = self._section(layer, skip)
+        return [f"{heading} Layer {layer}", "\n".join(facts), *self._kept(node), *sections]
+
+    def _kept(self, node: Node) -> list[str]:
+        followers = self.read.pointwise_after(node)
+        lines = [f"{function_text(after)}: {self.read.kept(after)}" for after in followers]
+        return ["Kept for the backward pass\n" + indent(lines)] if lines else []
+
+    def _section(self, layer: str, skip: Sequence[str]) -> list[str]:
+        """The formulas owned by a layer, one paragraph for each part."""
+        parts = self._owned.get(layer, {})
+        found = []
+        for part in [*(p for p in PARTS if p in parts), *(p for p in parts if p not in PARTS)]:
+            lines = [] if part in skip else self._lines(layer, part)
+            if lines:
+                found.append(f"{PARTS.get(part, part.capitalize())}\n{indent(lines)}")
+        return found
+
+    def _lines(self, layer: str, part: str) -> list[str]:
+        return self.read.formulas.lines(self._owned.get(layer, {}).get(part, set()))
+
+    @cached_property
+    def _owned(self) -> dict[str, dict[str, set[str]]]:
+        """The values of every layer, by part."""
+        owned: dict[str, dict[str, set[str]]] = {}
+        for name, (layer, part) in self.read.owners.items():
+            owned.setdefault(layer, {}).setdefault(part, set()).add(name)
+        return owned
+
+    def statements(self, layer: str, source: str) -> list[str]:
+        """The lines of the emitted file that compute this layer's values, by phase, numbered."""
+        names = set().union(*self._owned.get(layer, {}).values())
+        lines: list[str] = []
+        phase = ""
+        for statement in self.read.statements(names, source):
+            if statement.phase != phase:
+                lines.append(f"       def {statement.phase}:")
+            phase = statement.phase
+            lines.append(f"{statement.number:>5}  {statement.text}")
+        return ["Emitted statements\n" + "\n".join(lines)] if lines else []
+
+
+def _coupled_lines(loss: CoupledLoss) -> list[str]:
+    """Gradient, Hessian entry by entry, and the verdict on convexity."""
+    slopes = zip(loss.z, loss.gradient, strict=True)
+    entries = loss.hessian.items()
+    root = "C Cᵀ = 𝓗, from the eigenvalues of each sample's 𝓗"
+    if loss.negative_curvature == "clip":
+        root += ", the negative ones set to zero"
+    return [
+        *(f"gradient  c ∂e/∂{z},  ∂e/∂{z} = {slope}" for z, slope in slopes),
+        *(f"Hessian   ∂²e/∂{loss.z[i]}∂{loss.z[j]} = {entry}" for (i, j), entry in entries),
+        f"root      {root}",
+        f"convex    {loss.convexity.verdict}: {loss.convexity.reason}",
+    ]

@@ -1,0 +1,411 @@
+"""What can be read off a compiled program: the facts behind the text of ``explain`` and the HTML report.
+
+Nothing here knows how the program was made: costs, owners, formulas and source lines come from its
+instructions, so what is reported is what runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from sympy import Expr, Symbol
+
+from ..base.settings import Settings
+from ..base.tables import binary_size, count, engineering
+from ..derivation.piecewise_linear import rule_of
+from ..derivation.propagation import Forward
+from ..derivation.timetable import COMPARED, MEASURED
+from ..functions.gates import GATES, Gate
+from ..functions.transfer import TransferFunction, transfer, transfer_names
+from ..graph.model_graph import Affine, ModelGraph, Node, Pointwise, TracedModel
+from ..losses.vocabulary import Loss
+from ..program.builder import ProgramBuilder
+from ..program.costs import (
+    Cost,
+    CostModel,
+    attribute,
+    columns_within,
+    forward_values,
+    total,
+)
+from ..program.schedule import Schedule
+from ..program.step_program import StepProgram
+from .formulas import Formulas
+from .notation import Elementwise, text
+
+METHODS = {
+    "kfra": "one matrix for the batch, averaged at every pointwise layer [BRB §3.3]",
+    "kflr": "the columns of a root of the output Hessian, exact Ḡ [BRB §3.2]",
+    "kfac": "gradients of targets sampled from the model [MG §3]",
+    "kfac_rp": "random ±1 projections of a root of the output Hessian",
+    "empirical": "the training gradients themselves",
+    "adam": "no curvature",
+    "sgd": "no curvature",
+}
+
+
+FACTOR_WORK = (
+    *("input factor", "output factor", "curvature", "columns_begin", "columns"),
+    *("share_inputs", "average"),
+)
+"""Parts and phases that run where factors are computed."""
+NOISY = "plain_quadratic"
+"""The phase that takes the place of ``quadratic`` while the averaged parameters are clearly better."""
+REPEATS = ("predict", "whole_inputs", "trial", NOISY)
+"""Phases whose formulas are those of others or some of them, on other samples or with other parameters."""
+CHECKS = ("predict", "evaluate", "judge", "guard_change", "adapt")
+"""Phases that run where the damping is adapted."""
+PARTS = {
+    "forward": "Forward",
+    "gradient": "Slopes and gradient",
+    "input factor": "Input factor Q",
+    "output factor": "Output factor Ḡ: the recursion's step",
+    "average": "Running averages",
+    "invert": "Damped inverses",
+    "direction": "Direction",
+    "quadratic": "R-operator: the output's change along Δ (r1) and the last step δ (r2)",
+}
+"""Headings of the parts of a layer's work, in the order they are shown."""
+
+Row = list[str]
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A line of the emitted source: in which phase's method, its number, its text."""
+
+    phase: str
+    number: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Readback:
+    """A compiled step and what follows from it, for a mean step on ``batch`` samples.
+
+    ``itemsize`` is the bytes of one number; ``order`` the launches, for the backend that has them. Tables are
+    lists of rows, the first one with the headings.
+    """
+
+    traced: TracedModel
+    loss: Loss
+    settings: Settings
+    program: StepProgram
+    batch: int = 1000
+    itemsize: int = 4
+    order: Schedule | None = None
+
+    @property
+    def graph(self) -> ModelGraph:
+        return self.traced.graph
+
+    @cached_property
+    def costs(self) -> CostModel:
+        program, settings = self.program, self.settings
+        columns = columns_within(program, self.batch, self.itemsize, settings.memory_budget)
+        rows = settings.rows(self.batch)
+        return CostModel(program, self.batch, self.itemsize, rows, columns)
+
+    @cached_property
+    def parts(self) -> dict[tuple[str, str], Cost]:
+        return self.costs.by_part(self.graph)
+
+    @cached_property
+    def owners(self) -> dict[str, tuple[str, str]]:
+        return attribute(self.program, self.graph)
+
+    @cached_property
+    def formulas(self) -> Formulas:
+        return Formulas.of(self.program, self.graph)
+
+    # --- tables ---------------------------------------------------------------------------------------
+
+    @property
+    def parameter_count(self) -> int:
+        """Trained parameters of all layers."""
+        return sum(self.parameters(node) for node in self.graph.layers.values())
+
+    def head(self) -> list[str]:
+        """Model, loss, method and what the costs refer to, a sentence each."""
+        loss = self.loss
+        return [
+            f"{self.traced.name}: {count(len(self.graph.layers), 'trainable layer')}, "
+            f"{self.parameter_count:,} trained parameters",
+            f"loss {loss.name}: {loss.scale}",
+            *(f"{name} {text}" for name, text in self.method_lines()),
+            f"costs of a mean step on {self.batch} samples, {8 * self.itemsize}-bit numbers",
+        ]
+
+    def method_lines(self) -> list[tuple[str, str]]:
+        """The method, or each one with its layers, and why they were chosen: a name and a text each."""
+        chosen = self.program.methods
+        used = self.methods
+        if len(used) == 1:
+            lines = [("method", f"{used[0]}: {METHODS[used[0]]}")]
+        else:
+            layers = {m: ", ".join(x for x, method in chosen.items() if method == m) for m in used}
+            lines = [("method", f"{m} of {layers[m]}: {METHODS[m]}") for m in used]
+        return [*lines, *(("auto", reason) for reason in self.program.reasons)]
+
+    @property
+    def methods(self) -> list[str]:
+        """The curvature methods in use, or the first-order one."""
+        return list(dict.fromkeys(self.method(layer) for layer in self.graph.layers))
+
+    def method(self, layer: str) -> str:
+        """The curvature method of a layer, or the first-order one."""
+        return self.program.methods.get(layer, str(self.settings.method))
+
+    def layer_rows(self) -> list[Row]:
+        """One row a trainable layer, the shared work, the total."""
+        layers = self.graph.layers
+        shared = self.mean_cost("")
+        everything = shared + total(self.mean_cost(layer) for layer in layers)
+        names = [
+            "layer",
+            "rule",
+            "then",
+            "method",
+            "Q",
+            "Ḡ",
+            "kept",
+            "parameters",
+            "FLOPs",
+            "traffic",
+        ]
+        return [
+            names,
+            *(self.row(layer, node) for layer, node in layers.items()),
+            ["(loss, step size)", *[""] * 7, *in_units(shared)],
+            ["total", *[""] * 6, f"{self.parameter_count:,}", *in_units(everything)],
+        ]
+
+    def row(self, layer: str, node: Node) -> list[str]:
+        source = self.graph[node.inputs[0]]
+        assert isinstance(node.op, Affine)
+        bias = "" if node.op.bias is None else " + b" if node.op.homogeneous else " + frozen b"
+        return [
+            layer,
+            f"{source.size} → {node.size}{bias}",
+            ", ".join(function_text(n) for n in self.pointwise_after(node)) or "-",
+            self.method(layer),
+            *(self.factor_text(kind, layer) for kind in "QG"),
+            self.kept_text(self.pointwise_after(node)),
+            f"{self.parameters(node):,}",
+            *in_units(self.mean_cost(layer)),
+        ]
+
+    def parameters(self, node: Node) -> int:
+        assert isinstance(node.op, Affine)
+        return node.size * (self.graph[node.inputs[0]].size + int(node.op.homogeneous))
+
+    def factor_text(self, kind: str, layer: str) -> str:
+        name = self.program.results.get(f"{kind}.{layer}")
+        if name is None:
+            return "-"
+        spec = self.program[name].spec
+        return f"{spec.size} {spec.structure.name.lower().replace('_', ' ')}"
+
+    def pointwise_after(self, node: Node) -> list[Node]:
+        return [n for n in self.graph.consumers(node.name) if isinstance(n.op, Pointwise)]
+
+    def kept_rows(self) -> list[Row]:
+        """What each pointwise function keeps for the backward pass, why, and its bytes; no rows if none is.
+
+        The last row compares with keeping every input and output of these functions.
+        """
+        reasons: dict[tuple[str, str], list[Node]] = {}
+        for node in self.active_pointwise():
+            reasons.setdefault((rule_of(node).keeps, rule_of(node).why), []).append(node)
+        rows = [
+            [
+                keeps,
+                ", ".join(dict.fromkeys(map(function_text, nodes))),
+                why,
+                binary_size(self.bytes_of(*map(self.kept_values, nodes))),
+            ]
+            for (keeps, why), nodes in reasons.items()
+        ]
+        nodes = self.active_pointwise()
+        kept = self.bytes_of(*map(self.kept_values, nodes))
+        everything = self.bytes_of(*map(self.values_around, nodes))
+        compared = f"of {binary_size(everything)} for all their inputs and outputs"
+        heading = ["kept", "functions", "because", f"batch {self.batch}"]
+        return [heading, *rows, ["total", "", compared, binary_size(kept)]] if rows else []
+
+    def kept_text(self, nodes: Sequence[Node]) -> str:
+        """What these pointwise nodes keep, and its bytes."""
+        if not nodes:
+            return "-"
+        size = binary_size(self.bytes_of(*map(self.kept_values, nodes)))
+        return f"{', '.join(dict.fromkeys(rule_of(n).keeps for n in nodes))} {size}"
+
+    def bytes_of(self, *names: Collection[str]) -> int:
+        """Bytes of values of the program, each counted once."""
+        distinct = {name for each in names for name in each}
+        return sum(self.costs.elements(self.program[n].spec) for n in distinct) * self.itemsize
+
+    def active_pointwise(self) -> list[Node]:
+        active = Forward(ProgramBuilder(), self.graph, {}).active
+        return [n for n in self.graph if isinstance(n.op, Pointwise) and n.name in active]
+
+    def mean_cost(self, layer: str) -> Cost:
+        shares = [(cost, self.share(part)) for (x, part), cost in self.parts.items() if x == layer]
+        return Cost(
+            round(sum(cost.flops * share for cost, share in shares)),
+            round(sum(cost.bytes * share for cost, share in shares)),
+        )
+
+    def share(self, phase: str) -> float:
+        """In which share of the steps a phase runs."""
+        every = {
+            **dict.fromkeys(FACTOR_WORK, self.settings.factors_every),
+            "invert": self.settings.refresh_every,
+            "compare": COMPARED,
+            "gradient_noise": MEASURED,
+            **dict.fromkeys(CHECKS, self.settings.damping_period),
+        }
+        if phase in ("restore", "reject", NOISY, *self.first_steps):
+            return 0.0
+        if not self.settings.second_order and phase in every:
+            return 0.0
+        return 1 / every.get(phase, 1)
+
+    @property
+    def first_steps(self) -> dict[str, int]:
+        """Phases that only the first steps run, and how many of these."""
+        return {
+            "layer_quadratic": self.settings.layer_steps,
+            "whole_inputs": self.settings.whole_inputs,
+            **dict.fromkeys(("trial", "judge_trial", "search"), self.settings.search_steps),
+        }
+
+    def when(self, phase: str) -> str:
+        share = self.share(phase)
+        if phase in self.first_steps:
+            return f"the first {self.first_steps[phase]} steps"
+        if phase == NOISY:
+            return "for quadratic, where noise leads"
+        if share == 0:
+            return "on demand" if phase in ("predict", "evaluate") else "after a failed step"
+        times = f", in {self.costs.runs(phase)} runs" if self.costs.runs(phase) > 1 else ""
+        return ("every step" if share == 1 else f"every {round(1 / share)} steps") + times
+
+    def phase_rows(self) -> list[Row]:
+        """When each phase runs, its cost when it does, and how many launches that takes if this is known."""
+        rows = [
+            [name, self.when(name), *in_units(cost)] for name, cost in self.costs.by_phase().items()
+        ]
+        if self.order is None:
+            return [["phase", "when", "FLOPs", "traffic"], *rows]
+        rows = [[*row, str(len(self.order.phases[row[0]]))] for row in rows]
+        return [["phase", "when", "FLOPs", "traffic", "launches"], *rows]
+
+    def memory_rows(self) -> list[Row]:
+        """Bytes of parameters, of each kind of state, of work buffers, and in total.
+
+        Work buffers are shared by values that never live together, so theirs is what a step holds at most.
+        """
+        kinds: dict[str, int] = {}
+        for key, size in self.costs.state_bytes().items():
+            kind = key.partition(".")[0]
+            kinds[kind] = kinds.get(kind, 0) + size
+        parameters = [
+            self.costs.elements(leaf.spec) * self.itemsize
+            for leaf in self.program.leaves("parameter")
+        ]
+        held = {
+            "parameters": sum(parameters),
+            **{f"state {kind}": size for kind, size in kinds.items() if size >= 1024},
+            f"work buffers at most, batch {self.batch}": sum(
+                self.costs.buffer_bytes(self.order).values()
+            ),
+        }
+        sizes = [*held.items(), ("total", sum(held.values()))]
+        return [["memory", ""], *([name, binary_size(size)] for name, size in sizes)]
+
+    # --- one layer, one node --------------------------------------------------------------------------
+
+    def kept(self, node: Node) -> str:
+        """What a pointwise node keeps for the backward pass, and why."""
+        rule = rule_of(node)
+        return f"{', '.join(self.kept_values(node)) or 'nothing'} ({rule.keeps}); {rule.why}"
+
+    def kept_values(self, node: Node) -> list[str]:
+        """The values of the program that the slopes of a pointwise node are computed from."""
+        assert isinstance(node.op, Pointwise)
+        symbols = dict(zip(node.op.arguments, node.inputs, strict=True))
+        return [self.values[symbols.get(symbol, node.name)] for symbol in rule_of(node).kept]
+
+    def values_around(self, node: Node) -> list[str]:
+        """The values of the program that a node reads and writes."""
+        return [self.values[name] for name in (*node.inputs, node.name)]
+
+    @cached_property
+    def values(self) -> dict[str, str]:
+        """The value of the program that holds each node's result."""
+        return forward_values(self.program, self.graph)
+
+    def statements(self, names: Collection[str], source: str) -> list[Statement]:
+        """The lines of the emitted file ``source`` that compute the values ``names``."""
+        homes = {(i.phase, i.into or i.name) for i in self.program if i.name in names}
+        phase = ""
+        pending: list[Statement] = []
+        found: list[Statement] = []
+        for number, line in enumerate(source.splitlines(), start=1):
+            if method := re.match(r"    def (\w+)\(", line):
+                phase, pending = method[1], []
+            elif phase and line.startswith("        "):
+                pending.append(Statement(phase, number, line.strip()))
+                target = _written(line)
+                if (phase, target) in homes:
+                    found += pending
+                if target and not target.startswith("scratch"):
+                    pending = []
+        return found
+
+    def last_layer_hessian(self) -> str:
+        """The stored form of the mean output Hessian where it is the last layer's Ḡ, else nothing."""
+        last = list(self.graph.layers)[-1]
+        mean = self.program.results.get(f"G.{last}")
+        if mean is None or self.graph.output.inputs[0] != self.graph.layers[last].name:
+            return ""
+        return f"{self.program[mean].spec}, as the output factor of the last layer"
+
+
+def function_text(node: Node) -> str:
+    """``tanh`` where the node computes a declared function, however written, else its expression."""
+    assert isinstance(node.op, Pointwise)
+    value, arguments = rule_of(node).value, node.op.arguments
+    functions: list[TransferFunction | Gate] = [transfer(name) for name in transfer_names()]
+    known = [
+        function.name
+        for function in (*functions, *GATES.values())
+        if len(function.rule.arguments) == len(arguments)
+        and any(
+            _renamed(value, order, function.rule.arguments) == function.rule.value
+            for order in itertools.permutations(arguments)
+        )
+    ]
+    return min(known, key=len) if known else text(Elementwise(value, ()))
+
+
+@lru_cache(maxsize=1024)  # the declared functions have few names for their arguments
+def _renamed(value: Expr, arguments: tuple[Symbol, ...], names: tuple[Symbol, ...]) -> Expr:
+    return value.xreplace(dict(zip(arguments, names, strict=True)))
+
+
+def _written(line: str) -> str:
+    """The tensor a statement of the emitted source writes."""
+    found = re.search(r"out=(\w+)", line) or re.match(r"\s*memory\.random\(\S+ (\w+)\)", line)
+    found = found or re.match(r"\s*(\w+)\b[^=]*\.\w+_\(", line)
+    return found[1] if found else ""
+
+
+def in_units(cost: Cost) -> Row:
+    """FLOPs and bytes for people."""
+    return [engineering(cost.flops), binary_size(cost.bytes)]

@@ -1,0 +1,295 @@
+"""The first intermediate representation: a feedforward network as a DAG of linear and pointwise nodes.
+
+Grammar (one :class:`Node` is ``name = op(inputs) : shape``)::
+
+    op  ::=  Input(position)                       the network's inputs
+          |  Affine(layer, weight, bias)           y = x Wᵀ + b             one input
+          |  Select(index, fill)                   y_j = [x_1|x_2|…]_index[j], or ``fill`` where index = -1
+          |  FixedLinear(matrix)                   y = x Aᵀ, A a constant   one input
+          |  Pointwise(expression, arguments,      y = φ(x_1, …, x_k; c_1, …), elementwise
+                       constants)
+          |  Output()                              marks the network output z; one input
+
+Every tensor is a batch of flat feature vectors ``[N, size]``; ``shape`` keeps the user's per-sample shape
+for error texts and printing. Reshapes are therefore no nodes at all; concatenation, slicing, permutation,
+padding and expansion are all a :class:`Select`. Sums, products, gates, scalings and batch norm in
+evaluation mode are :class:`Pointwise`, given by one sympy expression.
+
+The graph holds names, never tensors: :class:`TracedModel` pairs it with the tensors behind the names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import networkx as nx
+import sympy
+
+from ..errors import InternalError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a node comes from in the user's model: module path, ``file:line``, and the line's text."""
+
+    module: str = ""
+    location: str = ""
+    code: str = ""
+
+    def __str__(self) -> str:
+        parts = [f"module {self.module!r}" if self.module else "", self.location, self.code]
+        return ", ".join(part for part in parts if part) or "unknown place"
+
+
+@dataclass(frozen=True)
+class Input:
+    """The network's input number ``position``."""
+
+    position: int = 0
+
+
+@dataclass(frozen=True)
+class Affine:
+    """``y = x Wᵀ + b`` with ``W: [out, in]``, ``b: [out]``; ``layer`` is the module path (``"encoder.0"``).
+
+    ``trainable`` is False for a frozen layer: curvature passes through it, but it has no factors.
+    ``bias_trainable`` decides whether the layer's factors use the homogeneous coordinate ``[x, 1]``.
+    """
+
+    layer: str
+    weight: str
+    bias: str | None = None
+    trainable: bool = True
+    bias_trainable: bool = True
+
+    @property
+    def homogeneous(self) -> bool:
+        """Whether the bias is trained together with the weight as ``W̄ = [W, b]``."""
+        return self.bias is not None and self.trainable and self.bias_trainable
+
+
+@dataclass(frozen=True)
+class Select:
+    """``y_j = v[index_j]`` where ``v`` is the concatenation of the inputs; ``-1`` selects ``fill``."""
+
+    index: tuple[int, ...]
+    fill: float = 0.0
+
+
+@dataclass(frozen=True)
+class FixedLinear:
+    """``y = x Aᵀ`` with the constant ``matrix`` A: [out, in] (average pooling, means over features)."""
+
+    matrix: str
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """``y = φ(x_1..x_k; c_1..c_m)`` elementwise.
+
+    ``arguments[i]`` is the symbol of input ``i``. ``constants`` pairs further symbols with the names of
+    constant per-feature vectors ``[size]``, broadcast over the batch.
+    """
+
+    expression: sympy.Expr
+    arguments: tuple[sympy.Symbol, ...]
+    constants: tuple[tuple[sympy.Symbol, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Output:
+    """The network output ``z``, in the order the loss sees it."""
+
+
+Op = Input | Affine | Select | FixedLinear | Pointwise | Output
+
+
+@dataclass(frozen=True)
+class Node:
+    """One immutable node: a name, an operation, its inputs' names, and its per-sample shape."""
+
+    name: str
+    op: Op
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...]
+    origin: Origin = field(default=Origin(), compare=False)
+
+    @property
+    def size(self) -> int:
+        """Number of features per sample: the product of ``shape``."""
+        return math.prod(self.shape)
+
+
+class ModelGraph:
+    """An immutable DAG of :class:`Node` in a deterministic topological order.
+
+    Wraps a :class:`networkx.DiGraph`; passes use the methods here and never the raw dictionaries.
+    """
+
+    def __init__(self, nodes: list[Node]) -> None:
+        self._nodes = {node.name: node for node in nodes}
+        if len(self._nodes) != len(nodes):
+            raise InternalError("two nodes of a ModelGraph share a name")
+        dag = nx.DiGraph()
+        dag.add_nodes_from(self._nodes)
+        for node in nodes:
+            for source in node.inputs:
+                if source not in self._nodes:
+                    raise InternalError(f"node {node.name!r} reads the undefined value {source!r}")
+                dag.add_edge(source, node.name)
+        if not nx.is_directed_acyclic_graph(dag):
+            raise InternalError("a ModelGraph must be acyclic")
+        place = {name: position for position, name in enumerate(self._nodes)}
+        self._order = tuple(nx.lexicographical_topological_sort(dag, key=place.__getitem__))
+        self._place = {name: position for position, name in enumerate(self._order)}
+        self._dag = dag
+
+    def __iter__(self) -> Iterator[Node]:
+        return (self._nodes[name] for name in self._order)
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __getitem__(self, name: str) -> Node:
+        return self._nodes[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._nodes
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ModelGraph) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def dag(self) -> nx.DiGraph:
+        """A copy of the underlying networkx graph; its node names are this graph's names."""
+        return self._dag.copy()
+
+    @property
+    def output(self) -> Node:
+        """The single :class:`Output` node."""
+        return next(node for node in self if isinstance(node.op, Output))
+
+    @property
+    def inputs(self) -> list[Node]:
+        """The :class:`Input` nodes in the order the model takes them."""
+        found = [node for node in self if isinstance(node.op, Input)]
+        return sorted(found, key=lambda node: node.op.position)  # type: ignore[union-attr]
+
+    @property
+    def layers(self) -> dict[str, Node]:
+        """Trainable affine nodes by layer name, in topological order."""
+        return {
+            node.op.layer: node
+            for node in self
+            if isinstance(node.op, Affine) and node.op.trainable
+        }
+
+    def consumers(self, name: str) -> list[Node]:
+        """Nodes that read ``name``, in topological order, each once."""
+        readers = sorted(self._dag.successors(name), key=self._place.__getitem__)
+        return [self._nodes[reader] for reader in readers]
+
+    def replace(self, *changed: Node, without: tuple[str, ...] = ()) -> ModelGraph:
+        """A new graph with nodes of the same names replaced and others left out."""
+        new = {node.name: node for node in changed}
+        return ModelGraph([new.get(n.name, n) for n in self if n.name not in without])
+
+    def check(self) -> None:
+        """Raise :class:`InternalError` unless sizes, arities and roles agree; cheap, run after each pass."""
+        outputs = [node for node in self if isinstance(node.op, Output)]
+        if len(outputs) != 1:
+            raise InternalError(f"a ModelGraph has one Output node, this one has {len(outputs)}")
+        for node in self:
+            _check_node(node, [self[name].size for name in node.inputs])
+            terminal = isinstance(node.op, Input | Output)
+            if not terminal and not self.consumers(node.name):
+                raise InternalError(f"node {node.name!r} is computed but never used")
+
+    def to_text(self) -> str:
+        """One aligned line a node: name, operation, inputs, size, module path."""
+        rows = [
+            (node.name, describe(node), str(list(node.shape)), node.origin.module) for node in self
+        ]
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        return "\n".join(
+            f"{n:<{widths[0]}} = {d:<{widths[1]}} : {s:<{widths[2]}} {m}".rstrip()
+            for n, d, s, m in rows
+        )
+
+    __repr__ = to_text
+
+    def to_dot(self) -> str:
+        """The graph in Graphviz's DOT language: boxes for linear nodes, ellipses for pointwise ones."""
+        lines = ["digraph model {", "  rankdir=LR;", '  node [fontname="sans-serif", fontsize=11];']
+        for node in self:
+            shape = "ellipse" if isinstance(node.op, Pointwise) else "box"
+            label = f"{node.name}\\n{describe(node)}\\n{list(node.shape)}".replace('"', "'")
+            lines.append(f'  "{node.name}" [shape={shape}, label="{label}"];')
+        for node in self:
+            lines.extend(f'  "{source}" -> "{node.name}";' for source in node.inputs)
+        return "\n".join([*lines, "}"])
+
+
+def _check_node(node: Node, sizes: list[int]) -> None:
+    op = node.op
+    if isinstance(op, Input):
+        fits = not sizes
+    elif isinstance(op, Select):
+        fits = len(op.index) == node.size and all(-1 <= i < sum(sizes) for i in op.index)
+    elif isinstance(op, Pointwise):
+        fits = len(op.arguments) == len(sizes) and all(size == node.size for size in sizes)
+        known = {*op.arguments, *(symbol for symbol, _ in op.constants)}
+        fits = fits and op.expression.free_symbols <= known
+    elif isinstance(op, Output):
+        fits = sizes == [node.size]
+    else:
+        fits = len(sizes) == 1
+    if not fits:
+        raise InternalError(
+            f"node {node.name!r} = {describe(node)} does not fit inputs of sizes {sizes}"
+        )
+
+
+def describe(node: Node) -> str:
+    """The operation of a node in one short phrase, with its inputs' names."""
+    op, args = node.op, ", ".join(node.inputs)
+    if isinstance(op, Input):
+        return f"input {op.position}"
+    if isinstance(op, Affine):
+        return f"affine[{op.layer}]({args})" + ("" if op.bias else " without bias")
+    if isinstance(op, Select):
+        return f"select[{len(op.index)} features]({args})"
+    if isinstance(op, FixedLinear):
+        return f"fixed[{op.matrix}]({args})"
+    if isinstance(op, Pointwise):
+        shown = [*zip(op.arguments, node.inputs, strict=True), *op.constants]
+        # Of symbols that might be complex, sympy expands real and imaginary parts of all that is nested.
+        names = {symbol: sympy.Symbol(name, real=True) for symbol, name in shown}
+        return str(op.expression.xreplace(names))
+    return f"output({args})"
+
+
+@dataclass(frozen=True)
+class TracedModel:
+    """A :class:`ModelGraph` and the user's own tensors behind its names.
+
+    ``parameters`` maps parameter names to the model's parameters (shared, not copied); ``constants`` maps
+    constant names to tensors: frozen scales and shifts ``[size]``, fixed matrices ``[out, in]``.
+    """
+
+    graph: ModelGraph
+    parameters: Mapping[str, torch.Tensor]
+    constants: Mapping[str, torch.Tensor]
+    name: str = "model"
+
+    def with_graph(self, graph: ModelGraph) -> TracedModel:
+        """The same tensors with another graph."""
+        return replace(self, graph=graph)

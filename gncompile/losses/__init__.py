@@ -1,0 +1,33 @@
+"""Losses as mathematics, and the vocabulary of their names."""
+
+from .loss_scale import Scale
+from .vocabulary import (
+    NOISE,
+    OUTPUT,
+    TARGET,
+    CoupledLoss,
+    Loss,
+    SeparableLoss,
+    SoftmaxCrossEntropy,
+    define_loss,
+    loss_function,
+    loss_names,
+    register_loss,
+    resolve_loss,
+)
+
+__all__ = [
+    "NOISE",
+    "OUTPUT",
+    "TARGET",
+    "CoupledLoss",
+    "Loss",
+    "Scale",
+    "SeparableLoss",
+    "SoftmaxCrossEntropy",
+    "define_loss",
+    "loss_function",
+    "loss_names",
+    "register_loss",
+    "resolve_loss",
+]

@@ -1,0 +1,311 @@
+"""The torch side of :mod:`gncompile.losses`: ``torch.nn`` loss modules and target tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Set
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ..errors import BatchError, LossError, expected_got, message
+from . import vocabulary as losses
+from .vocabulary import Loss, Scale, SeparableLoss, SoftmaxCrossEntropy
+
+_ADVICE: dict[type, str] = {
+    nn.BCELoss: "drop the model's final sigmoid and use nn.BCEWithLogitsLoss",
+    nn.NLLLoss: "drop the model's final log-softmax and use nn.CrossEntropyLoss",
+    nn.L1Loss: "use nn.HuberLoss or nn.SmoothL1Loss: the absolute error has a zero output Hessian, "
+    "so a Gauss-Newton method has nothing to use",
+}
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where torch keeps what runs besides ``forward``; none of it would run in a compiled step."""
+
+
+def loss_from_module(module: object) -> Loss:
+    """Exactly the loss that a ``torch.nn`` loss module computes, its reduction included.
+
+    Raises :class:`LossError` for a module or an option without an exact counterpart.
+    """
+    reader = _READERS.get(type(module))
+    if reader is None:
+        raise _unsupported(module)
+    if any(getattr(module, hooks) for hooks in _HOOKS) or "forward" in vars(module):
+        name = type(module).__name__
+        raise LossError(
+            message(
+                f"nn.{name} has hooks or a forward of its own, which a compiled step does not run",
+                where="the loss",
+                instead=f"pass a new nn.{name}, or declare the loss: gncompile.loss_function",
+            )
+        )
+    return reader(module)
+
+
+def supported_modules() -> Set[type]:
+    """The ``torch.nn`` losses with an exact counterpart."""
+    return _READERS.keys()
+
+
+def _unsupported(module: object) -> LossError:
+    found, advice = _described(module)
+    return LossError(message(f"{found} is not a supported loss", where="the loss", instead=advice))
+
+
+def _described(module: object) -> tuple[str, str]:
+    """What was given in place of a loss, and what to do about it."""
+    kind = module if isinstance(module, type) else type(module)
+    parent = next((known for known in _READERS if issubclass(kind, known)), None)
+    supported = ", ".join(f"nn.{known.__name__}" for known in _READERS)
+    own = f"nn.{kind.__name__}" if kind.__module__.startswith("torch.nn") else repr(module)
+    if isinstance(module, type):
+        if kind in _READERS:
+            return f"the class {own}", f"an instance is needed: {own}()"
+        advice = f"use an instance of one of {supported}"
+        return f"the class {own}", _ADVICE.get(kind, advice)
+    if parent is not None:
+        return own, (
+            f"a subclass may compute anything; pass nn.{parent.__name__} itself, or an expression"
+        )
+    if callable(module) and not isinstance(module, nn.Module):
+        name = getattr(module, "__name__", kind.__name__)
+        of_torch = _FUNCTIONS.get(name) if module is getattr(functional, name, None) else None
+        if of_torch is None:
+            return f"the function {name}", (
+                "declare it in sympy's terms, so that its derivatives can be derived: "
+                "@gncompile.loss_function above def name(z, y); or use an expression in z and y, or one "
+                f"of {supported}"
+            )
+        if of_torch in _READERS:
+            advice = f"use nn.{of_torch.__name__}(), or a name such as 'mse'"
+        else:
+            advice = _ADVICE[of_torch]
+        return f"torch.nn.functional.{name}", advice
+    default = f"use one of {supported}, a name such as 'mse', or an expression in z and y"
+    return own, _ADVICE.get(kind, default)
+
+
+def _refuse(module: nn.Module, option: str, instead: str) -> None:
+    """Raise unless ``option`` is unset."""
+    if getattr(module, option) is not None:
+        name = type(module).__name__
+        raise LossError(
+            message(f"nn.{name} with {option} is not supported", where="the loss", instead=instead)
+        )
+
+
+def _scale(
+    module: Any, factor: float = 1.0, *, mean: Literal["samples", "elements"] = "elements"
+) -> Scale:
+    """The module's reduction; ``mean`` says what this kind of loss averages over."""
+    if module.reduction == "mean":
+        return Scale(factor, mean)
+    if module.reduction == "sum":
+        return Scale(factor, "sum")
+    raise LossError(
+        message(
+            f"nn.{type(module).__name__} with reduction={module.reduction!r} returns no single "
+            "number to minimise",
+            where="the loss",
+            instead="use reduction='mean' or reduction='sum'",
+        )
+    )
+
+
+def _mse(module: nn.MSELoss) -> Loss:
+    half = losses.half_squared_error()
+    return SeparableLoss("MSELoss", half, sampler="normal", scale=_scale(module, 2.0))
+
+
+def _bce(module: nn.BCEWithLogitsLoss) -> Loss:
+    instead = "leave it out, or put the weights into the targets or an expression in z and y"
+    _refuse(module, "weight", instead)
+    _refuse(module, "pos_weight", instead)
+    nll = losses.bernoulli_nll()
+    return SeparableLoss("BCEWithLogitsLoss", nll, sampler="bernoulli", scale=_scale(module))
+
+
+def _cross_entropy(module: nn.CrossEntropyLoss) -> Loss:
+    _refuse(module, "weight", "leave the class weights out, or balance the batches instead")
+    # A negative index is out of range for every target that check_target lets through.
+    if module.ignore_index >= 0:
+        raise LossError(
+            message(
+                f"nn.CrossEntropyLoss with ignore_index={module.ignore_index} is not supported: "
+                "samples of that class would change the batch size",
+                where="the loss",
+                instead="leave those samples out of the batches",
+            )
+        )
+    if not 0 <= module.label_smoothing <= 1:
+        raise _meaningless(module, "label_smoothing", "use a number between 0 and 1")
+    scale = _scale(module, mean="samples")
+    return SoftmaxCrossEntropy("CrossEntropyLoss", module.label_smoothing, scale)
+
+
+def _meaningless(module: nn.Module, option: str, instead: str) -> LossError:
+    """A value of ``option`` with which torch's loss is an error, NaN or zero everywhere."""
+    name, value = type(module).__name__, getattr(module, option)
+    found = f"nn.{name} with {option}={value} is no loss to be minimised"
+    return LossError(message(found, where="the loss", instead=instead))
+
+
+def _huber(module: nn.HuberLoss) -> Loss:
+    if not module.delta > 0:
+        raise _meaningless(module, "delta", "use delta > 0")
+    if math.isinf(module.delta):  # every distance lies below it
+        half = losses.half_squared_error()
+        return SeparableLoss("HuberLoss", half, sampler="normal", scale=_scale(module))
+    return SeparableLoss("HuberLoss", losses.huber(float(module.delta)), scale=_scale(module))
+
+
+def _smooth_l1(module: nn.SmoothL1Loss) -> Loss:
+    if module.beta == 0:
+        raise LossError(
+            message(
+                f"nn.SmoothL1Loss with beta={module.beta} is the absolute error, "
+                "which has a zero output Hessian",
+                where="the loss",
+                instead="use beta > 0",
+            )
+        )
+    if not 0 < module.beta < math.inf:
+        raise _meaningless(module, "beta", "use a finite beta > 0, or nn.MSELoss()")
+    return SeparableLoss("SmoothL1Loss", losses.smooth_l1(float(module.beta)), scale=_scale(module))
+
+
+def _poisson(module: nn.PoissonNLLLoss) -> Loss:
+    if not module.log_input or module.full:
+        raise LossError(
+            message(
+                f"nn.PoissonNLLLoss with log_input={module.log_input}, full={module.full} "
+                "is not supported",
+                where="the loss",
+                instead="use log_input=True, full=False, with a model that returns the log rate",
+            )
+        )
+    return SeparableLoss("PoissonNLLLoss", losses.poisson_nll(), scale=_scale(module))
+
+
+def _soft_margin(module: nn.SoftMarginLoss) -> Loss:
+    return SeparableLoss("SoftMarginLoss", losses.soft_margin(), scale=_scale(module))
+
+
+_READERS: dict[type, Callable[[Any], Loss]] = {
+    nn.MSELoss: _mse,
+    nn.BCEWithLogitsLoss: _bce,
+    nn.CrossEntropyLoss: _cross_entropy,
+    nn.HuberLoss: _huber,
+    nn.SmoothL1Loss: _smooth_l1,
+    nn.PoissonNLLLoss: _poisson,
+    nn.SoftMarginLoss: _soft_margin,
+}
+
+_FUNCTIONS: dict[str, type] = {
+    "mse_loss": nn.MSELoss,
+    "binary_cross_entropy_with_logits": nn.BCEWithLogitsLoss,
+    "binary_cross_entropy": nn.BCELoss,
+    "cross_entropy": nn.CrossEntropyLoss,
+    "nll_loss": nn.NLLLoss,
+    "l1_loss": nn.L1Loss,
+    "huber_loss": nn.HuberLoss,
+    "smooth_l1_loss": nn.SmoothL1Loss,
+    "poisson_nll_loss": nn.PoissonNLLLoss,
+    "soft_margin_loss": nn.SoftMarginLoss,
+}
+"""The loss module that computes the same as a function of ``torch.nn.functional``."""
+
+
+def check_elementwise_target(
+    name: str,
+    z_shape: tuple[int, ...],
+    z_dtype: torch.dtype,
+    target: torch.Tensor,
+    bounds: tuple[float, float],
+) -> None:
+    """Raise :class:`BatchError` unless ``target`` is like the output and inside ``bounds``.
+
+    The values of a tensor on a device are not looked at, which would wait for it.
+    """
+    _check_batch(name, z_shape)
+    if tuple(target.shape) != tuple(z_shape) or target.dtype != z_dtype:
+        raise _mismatch(name, _spell(z_shape, z_dtype), target)
+    if bounds == (-math.inf, math.inf) or target.device.type != "cpu":
+        return
+    low, high = (value.item() for value in torch.aminmax(target))
+    if not (bounds[0] <= low and high <= bounds[1]):
+        found = f"the loss {name!r} is declared for targets between {bounds[0]:g} and {bounds[1]:g}"
+        raise BatchError(
+            message(
+                f"{found}, the batch has targets between {low:g} and {high:g}", where="the target"
+            )
+        )
+
+
+def check_class_target(
+    name: str, z_shape: tuple[int, ...], z_dtype: torch.dtype, target: torch.Tensor
+) -> None:
+    """Raise :class:`BatchError` unless ``target`` is class indices [N] or soft targets [N, K].
+
+    The values of a tensor on a device are not looked at, which would wait for it.
+    """
+    _check_batch(name, z_shape)
+    batch, classes = z_shape
+    indices, soft = _spell((batch,), torch.int64), _spell(z_shape, z_dtype)
+    is_soft = target.ndim == 2
+    fits = (
+        (tuple(target.shape), target.dtype) == ((batch, classes), z_dtype)
+        if is_soft
+        else (tuple(target.shape), target.dtype) == ((batch,), torch.int64)
+    )
+    if not fits:
+        raise _mismatch(name, f"{indices} class indices, or {soft} soft targets", target)
+    if target.device.type != "cpu":
+        return
+    if is_soft:
+        lightest = target.sum(dim=1).min().item()
+        if not lightest >= 0:
+            raise BatchError(
+                message(
+                    f"the loss {name!r} needs soft targets with a non-negative sum in every row, "
+                    f"got {lightest:g}",
+                    where="the target",
+                    instead="use probabilities, rows that sum to 1",
+                )
+            )
+        return
+    low, high = (int(value) for value in torch.aminmax(target))
+    if low < 0 or high >= classes:
+        ranges = expected_got(f"0 … {classes - 1}", f"{low} … {high}")
+        raise BatchError(
+            message(
+                f"class indices out of range\n{ranges}",
+                where=f"the target of the loss {name!r}",
+                instead="leave out samples marked with an ignore index, and check the model's "
+                "number of outputs",
+            )
+        )
+
+
+def _check_batch(name: str, z_shape: tuple[int, ...]) -> None:
+    if z_shape[0] == 0:
+        raise BatchError(message(f"the loss {name!r} got an empty batch", where="the batch"))
+
+
+def _mismatch(name: str, expected: str, target: torch.Tensor) -> BatchError:
+    got = _spell(tuple(target.shape), target.dtype)
+    return BatchError(
+        message(
+            f"the target does not fit the loss {name!r} and the model's output\n"
+            f"{expected_got(expected, got)}",
+            where="the target",
+            instead="reshape the target, or convert it with .to(dtype)",
+        )
+    )
+
+
+def _spell(shape: tuple[int, ...], dtype: torch.dtype) -> str:
+    return f"{list(shape)} {str(dtype).removeprefix('torch.')}"

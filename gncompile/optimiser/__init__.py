@@ -1,1 +1,0 @@
-"""The optimiser of SPEC §7: its phases as instructions, its settings, and the trainer that runs them."""

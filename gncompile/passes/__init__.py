@@ -1,1 +1,0 @@
-"""Passes: pure functions from a :class:`~gncompile.model_graph.ModelGraph` to another one."""

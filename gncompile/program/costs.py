@@ -1,0 +1,377 @@
+"""What a step costs: FLOPs and bytes of every instruction, summed by phase, layer, and part of a layer.
+
+The model counts arithmetic as the mathematics needs it: a symmetric product counts one triangle, a diagonal
+matrix counts its diagonal, an elementwise expression counts its operations, a transcendental function as
+one. Bytes are memory traffic: every operand read once, every result written once. Views cost nothing.
+Small symmetric products are computed in full by the torch backend, so there the count is a lower bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from ..functions.derive import pointwise_rule
+from ..graph.model_graph import (
+    Affine,
+    FixedLinear,
+    Input,
+    ModelGraph,
+    Node,
+    Output,
+    Pointwise,
+    Select,
+)
+from . import step_program as ir
+from .buffers import plan_buffers
+from .schedule import Schedule
+from .step_program import Instruction, Spec, StepProgram, Structure
+
+EIGEN_FLOPS = 9
+"""FLOPs per d³ of a symmetric eigendecomposition with vectors (Golub and Van Loan, §8.3)."""
+
+NOMINAL = 1000
+"""Samples of the batch that a search for the right size starts from."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Arithmetic and memory traffic; adds up."""
+
+    flops: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.flops + other.flops, self.bytes + other.bytes)
+
+    def __mul__(self, times: int) -> Cost:
+        return Cost(self.flops * times, self.bytes * times)
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    """The sum of costs."""
+    return sum(costs, start=Cost())
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """The cost of a program for ``batch`` samples.
+
+    ``rows`` gives F and Q, the samples of the factors and of the quadratic model, if they are fewer; KFLR's
+    columns go through in chunks of ``columns``; ``itemsize`` is the bytes of one number.
+    """
+
+    program: StepProgram
+    batch: int
+    itemsize: int = 4
+    rows: Mapping[str, int] = field(default_factory=dict)
+    columns: int = 1
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """The values of the symbolic dimensions."""
+        return {**dict.fromkeys(ir.SAMPLES, self.batch), **self.rows, "S": self.columns}
+
+    def elements(self, spec: Spec) -> int:
+        """Stored numbers of a value."""
+        return math.prod(self._sizes(spec))
+
+    def of(self, instruction: Instruction) -> Cost:
+        """Cost of one execution of an instruction."""
+        if isinstance(instruction.op, (ir.Leaf, *ir.VIEWS)):
+            return Cost()
+        inputs = [self.program[name].spec for name in instruction.inputs]
+        if isinstance(instruction.op, ir.Trace):
+            diagonal = self._flops(instruction, inputs)
+            return Cost(diagonal, (diagonal + 1) * self.itemsize)
+        moved = sum(self.elements(self.program[n].spec) for n in dict.fromkeys(instruction.inputs))
+        moved += self.elements(instruction.spec)
+        return Cost(self._flops(instruction, inputs), moved * self.itemsize)
+
+    def runs(self, phase: str) -> int:
+        """How often a step runs a phase when it runs it at all: once for every chunk of columns or draw."""
+        return math.ceil(self.program.columns / self.columns) if phase == "columns" else 1
+
+    def phase(self, name: str) -> Cost:
+        """Cost of a phase, all its runs together."""
+        return total(map(self.of, self.program.phase(name))) * self.runs(name)
+
+    def by_phase(self) -> dict[str, Cost]:
+        """Cost of every phase in order."""
+        return {name: self.phase(name) for name in self.program.phases}
+
+    def by_part(self, graph: ModelGraph) -> dict[tuple[str, str], Cost]:
+        """Cost by (layer, part) as attributed by :func:`attribute`; layer ``""`` is shared work."""
+        costs: dict[tuple[str, str], Cost] = {}
+        for name, owner in attribute(self.program, graph).items():
+            instruction = self.program[name]
+            cost = self.of(instruction) * self.runs(instruction.phase)
+            costs[owner] = costs.get(owner, Cost()) + cost
+        return costs
+
+    def buffer_bytes(self, order: Schedule | None = None) -> dict[str, int]:
+        """Bytes of every work buffer, batch included; scratch space comes on top.
+
+        ``order`` gives the launches to follow; without, it is the program's own order. What the torch backend
+        leaves out of that, :func:`~gncompile.program.recompute.within_products` says.
+        """
+        batch = [leaf.name for kind in ("input", "target") for leaf in self.program.leaves(kind)]
+        held = dict.fromkeys([*batch, *plan_buffers(self.program, order).values()])
+        return {name: self.elements(self.program[name].spec) * self.itemsize for name in held}
+
+    def state_bytes(self) -> dict[str, int]:
+        """Bytes of every tensor that survives a step, parameters excluded."""
+        return {
+            key: self.elements(state.spec) * self.itemsize
+            for key, state in self.program.states.items()
+        }
+
+    def _sizes(self, spec: Spec) -> list[int]:
+        return [self.dims[d] if isinstance(d, str) else d for d in spec.shape]
+
+    # --- arithmetic of each operation -----------------------------------------------------------------
+
+    def _flops(self, i: Instruction, inputs: list[Spec]) -> int:
+        sizes = [self._sizes(spec) for spec in inputs]
+        out = self.elements(i.spec)
+        match i.op:
+            case ir.Pointwise(expression):
+                return out * int(expression.count_ops())
+            case ir.Affine():
+                inner = sum(s[1] for s in sizes[1:4:2])
+                return out * (2 * inner + len(inputs) % 2)
+            case ir.MatMul(transpose_a):
+                return 2 * out * sizes[0][-2 if transpose_a else -1]
+            case ir.Moment(homogeneous):
+                return _moment(sizes, homogeneous)
+            case ir.SymmetricProduct():
+                rows, d = sizes[0]
+                return rows * d * (d + 1)
+            case ir.Multiply():
+                return out if _thin(inputs[0]) else 2 * out * inputs[0].size
+        return self._flops_of_matrix(i, inputs, sizes, out)
+
+    def _flops_of_matrix(
+        self, i: Instruction, inputs: list[Spec], sizes: list[list[int]], out: int
+    ) -> int:
+        match i.op:
+            case ir.DampedInverse():
+                return 2 * out if _thin(inputs[0]) else inputs[0].size ** 3
+            case ir.Eigen():
+                return 0 if _thin(inputs[0]) else EIGEN_FLOPS * inputs[0].size ** 3
+            case ir.Precondition():
+                return sum(out if _thin(f) else 2 * out * f.size for f in inputs[1:])
+            case ir.PreconditionEigen():
+                turned = [4 * out * size[-1] for size in sizes[1:3] if len(size) == 2]
+                return sum(turned) + 3 * out
+            case ir.Trace() | ir.AddDiagonal():
+                return 1 if inputs[0].shape == () else inputs[0].size
+            case ir.Mean() | ir.Total() | ir.RowSum():
+                return math.prod(sizes[0])
+            case ir.Dot():
+                return 2 * math.prod(sizes[0])
+            case ir.Scatter():
+                return math.prod(sizes[0])
+            case ir.SampleRoot():
+                return EIGEN_FLOPS * out * sizes[0][-1]
+            case ir.SampleMultiply():
+                return 2 * math.prod(sizes[0])
+        return out * _PER_ELEMENT.get(type(i.op), 0)
+
+
+_PER_ELEMENT: Mapping[type, int] = {
+    ir.Hadamard: 1,
+    ir.PlusTranspose: 1,
+    ir.SampleOuter: 1,
+    ir.ScaleSides: 2,
+    ir.Columns: 1,
+    ir.Decay: 2,
+    ir.Average: 3,
+    ir.Softmax: 5,
+    ir.LogSumExp: 4,
+    ir.SampleCategorical: 2,
+    ir.Random: 1,
+    ir.StepSizes: 20,
+}
+"""FLOPs an element of the result; operations that only move numbers are not here."""
+
+
+def _thin(spec: Spec) -> bool:
+    """Whether only a scalar or a diagonal is stored."""
+    return spec.structure in (Structure.SCALED_IDENTITY, Structure.DIAGONAL)
+
+
+def _moment(sizes: list[list[int]], homogeneous: bool) -> int:
+    rows, d = math.prod(sizes[0][:-1]), sizes[0][-1]
+    appended = rows * d if homogeneous else 0
+    if len(sizes) == 1:
+        return rows * d * (d + 1) + appended
+    return 2 * rows * d * sizes[1][-1] + appended
+
+
+def columns_within(program: StepProgram, batch: int, itemsize: int, budget: int) -> int:
+    """How many of KFLR's columns fit into ``budget`` bytes at once; at least one."""
+    column = column_bytes(program, batch, itemsize)
+    return max(1, min(program.columns, budget // column)) if column else 1
+
+
+def samples_within(
+    program: StepProgram, rows: Callable[[int], Mapping[str, int]], itemsize: int, budget: int
+) -> int:
+    """The size of a batch whose work buffers take up about ``budget`` bytes; at least one."""
+    batch = NOMINAL
+    for _ in range(3):  # in proportion to the batch, but for the least sizes of F and Q
+        held = CostModel(program, batch, itemsize, rows(batch)).buffer_bytes()
+        batch = max(1, batch * budget // sum(held.values()))
+    return batch
+
+
+def column_bytes(program: StepProgram, batch: int, itemsize: int) -> int:
+    """Bytes of all values of the ``columns`` phase for one column of ``batch`` samples."""
+    one = CostModel(program, batch, itemsize)
+    held = [i for i in program if "S" in i.spec.shape and not isinstance(i.op, ir.VIEWS)]
+    return sum(one.elements(i.spec) for i in held) * itemsize
+
+
+# --- whose work it is ---------------------------------------------------------------------------------
+
+
+def attribute(program: StepProgram, graph: ModelGraph) -> dict[str, tuple[str, str]]:
+    """For every instruction: the layer it works for, and the part of that layer's work.
+
+    Parts: ``forward`` (the layer and what follows it, up to the next layer), ``gradient``, ``input factor``,
+    ``output factor``, else the phase's name. What several layers need belongs, going backwards, to the
+    first that needs it: the cost of a layer is what it adds to the layers above it. Work for no single
+    layer has the layer ``""``.
+    """
+    owners: dict[str, tuple[str, str]] = {}
+    _attribute_forward(program, graph, owners)
+    layers = list(graph.layers)
+    _claim(program, owners, [("", "loss", program.results.get(r)) for r in ("loss", "objective")])
+    above = [*reversed(layers)]
+    for part, role, order in (
+        ("gradient", "grad", above),
+        ("input factor", "Q", layers),
+        ("output factor", "G", above),
+    ):
+        _claim(program, owners, [(x, part, program.results.get(f"{role}.{x}")) for x in order])
+    _inherit(program, graph, owners)
+    return owners
+
+
+def forward_values(
+    program: StepProgram, graph: ModelGraph, phase: str = "gradient"
+) -> dict[str, str]:
+    """The value of the program that holds each node's result, for nodes that have one."""
+    known = {(i.op, i.inputs): i.name for i in program if i.phase == phase or _is_leaf(i)}
+    found: dict[str, str] = {}
+    for node in graph:
+        key = _forward_key(node, graph, known, found)
+        if isinstance(key, str):
+            found[node.name] = key
+        elif key in known:
+            found[node.name] = known[key]
+    return found
+
+
+def _forward_key(
+    node: Node, graph: ModelGraph, known: Mapping, found: Mapping[str, str]
+) -> str | tuple[ir.Op, tuple[str, ...]] | None:
+    """What the forward pass emits for a node: an operation on values, or a value that exists already."""
+    if any(name not in found for name in node.inputs):
+        return None
+    inputs = tuple(found[name] for name in node.inputs)
+
+    def leaf(kind: ir.LeafKind, key: str) -> str:
+        return known.get((ir.Leaf(kind, key), ()), "")
+
+    match node.op:
+        case Input(position):
+            return leaf("input", str(position)) or None
+        case Output():
+            return inputs[0]
+        case Affine(_, weight, bias):
+            added = (leaf("parameter", bias),) if bias else ()
+            return ir.Affine(), (*inputs, leaf("parameter", weight), *added)
+        case FixedLinear(matrix):
+            return ir.MatMul(transpose_b=True), (*inputs, leaf("constant", matrix))
+        case Select(index, fill):
+            return ir.Gather(index, fill), inputs
+        case Pointwise(expression, arguments, constants):
+            value = pointwise_rule(expression, arguments).value
+            names = dict(zip(arguments, inputs, strict=True))
+            names |= {symbol: leaf("constant", key) for symbol, key in constants}
+            used = tuple(sorted(value.free_symbols, key=lambda s: s.name))
+            return ir.Pointwise(value, used), tuple(names[s] for s in used)
+
+
+def _is_leaf(instruction: Instruction) -> bool:
+    return isinstance(instruction.op, ir.Leaf)
+
+
+def _attribute_forward(
+    program: StepProgram, graph: ModelGraph, owners: dict[str, tuple[str, str]]
+) -> None:
+    values = forward_values(program, graph)
+    place = {layer: i for i, layer in enumerate(graph.layers)}
+    after: dict[str, str] = {}
+    for node in graph:
+        above = [after[name] for name in node.inputs]
+        last = max(above, key=lambda layer: place.get(layer, -1), default="")
+        own = isinstance(node.op, Affine) and node.op.layer in place
+        after[node.name] = node.op.layer if own else last  # type: ignore[union-attr]
+        name = values.get(node.name)
+        if name and not _is_leaf(program[name]):
+            owners.setdefault(name, (after[node.name], "forward"))
+
+
+def _claim(
+    program: StepProgram,
+    owners: dict[str, tuple[str, str]],
+    claims: list[tuple[str, str, str | None]],
+) -> None:
+    """Give every unowned value that a claimed result is computed from to its claimant, in order."""
+    for layer, part, result in claims:
+        todo = [result] if result else []
+        while todo:
+            instruction = program[todo.pop()]
+            if instruction.name in owners or _is_leaf(instruction):
+                continue
+            owners[instruction.name] = layer, part
+            todo.extend(instruction.inputs)
+
+
+SHARED_PHASES = ("evaluate", "judge", "judge_trial", "adapt", "search")
+"""Phases about the loss as a whole."""
+
+
+def _inherit(program: StepProgram, graph: ModelGraph, owners: dict[str, tuple[str, str]]) -> None:
+    """Give what is left to the layer whose state it writes, else to the last one it reads; sums to none."""
+    place = {layer: i for i, layer in enumerate(graph.layers)}
+    near = {name: layer for name, (layer, _) in owners.items()}
+    near |= {leaf.name: _layer_of_leaf(leaf, graph) for leaf in program.leaves()}
+    for i in program:
+        if i.name in near:
+            continue
+        layers = {near[name] for name in i.inputs} - {""}
+        scalar = all(program[name].spec.shape == () for name in i.inputs)
+        if i.phase in SHARED_PHASES or (len(layers) > 1 and scalar):
+            layers = set()
+        if i.phase == "quadratic" and len(i.spec.shape) < 2 and not isinstance(i.op, ir.VIEWS):
+            layers = set()
+        if i.into and near[i.into]:
+            layers = {near[i.into]}
+        near[i.name] = max(layers, key=lambda layer: place.get(layer, -1), default="")
+        owners[i.name] = near[i.name], i.phase
+
+
+def _layer_of_leaf(leaf: Instruction, graph: ModelGraph) -> str:
+    assert isinstance(leaf.op, ir.Leaf)
+    for layer, node in graph.layers.items():
+        assert isinstance(node.op, Affine)
+        if leaf.op.kind == "parameter" and leaf.op.key in (node.op.weight, node.op.bias):
+            return layer
+        if leaf.op.kind == "state" and leaf.op.key.partition(".")[2] == layer:
+            return layer
+    return ""

@@ -1,0 +1,65 @@
+"""A step program before it is written out: every field of every operation is what its annotation says.
+
+What an emitter prints is then a number, a truth value, or a name of a closed set, wherever it came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import get_args
+
+from ..base.names import is_name
+from ..base.typed import misfits
+from ..errors import InternalError
+from .step_program import SAMPLES, Dim, Instruction, Leaf, Op, Spec, State, StepProgram
+
+OPERATIONS = frozenset(get_args(Op))
+DIMENSIONS = frozenset((*SAMPLES, "S"))
+
+
+def check_types(program: StepProgram) -> None:
+    """Raise :class:`InternalError`, with the field, for a value of another type than its annotation's.
+
+    Names have to be identifiers that no emitted file uses itself, dimensions numbers or known symbols.
+    """
+    for instruction in program:
+        _check_instruction(instruction)
+    for key, state in program.states.items():
+        if type(key) is not str or type(state) is not State or misfits(state):
+            raise InternalError(f"the state {key!r} of a step has a wrong field")
+        _check_dimensions(key, state.spec)
+    for table in (program.results, program.methods):
+        if not all(type(text) is str for pair in table.items() for text in pair):
+            raise InternalError(
+                "a table of a step's results or methods holds something else than text"
+            )
+
+
+def _check_instruction(i: Instruction) -> None:
+    if type(i.op) not in OPERATIONS:
+        raise InternalError(f"{i.name}: {type(i.op).__name__} is no operation of a step")
+    if wrong := misfits(i.op):
+        what = ", ".join(f"{field} = {getattr(i.op, field)!r}"[:200] for field in wrong)
+        raise InternalError(f"{i.name}: {type(i.op).__name__} has fields of a wrong type: {what}")
+    if type(i) is not Instruction or type(i.comment) is not str:
+        raise InternalError(f"{i.name}: a comment is no text")
+    phase = () if type(i.op) is Leaf and i.phase == "" else (i.phase,)
+    names = (i.name, *phase, *i.inputs, *(() if i.into is None else (i.into,)))
+    for name in names:
+        if not is_name(name):
+            raise InternalError(f"{name!r} cannot be a name in a step")
+    _check_dimensions(i.name, i.spec)
+    _require_dimensions(i.name, getattr(i.op, "shape", ()))
+    _require_dimensions(i.name, (i.op.rows,) if hasattr(i.op, "rows") else ())
+
+
+def _check_dimensions(name: str, spec: Spec) -> None:
+    if type(spec) is not Spec or misfits(spec):
+        raise InternalError(f"{name}: a spec has a field of a wrong type")
+    _require_dimensions(name, spec.shape)
+
+
+def _require_dimensions(name: str, shape: Iterable[Dim]) -> None:
+    for dim in shape:
+        if dim not in DIMENSIONS if isinstance(dim, str) else dim < 0:
+            raise InternalError(f"{name}: {dim!r} is no dimension")

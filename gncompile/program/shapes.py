@@ -1,0 +1,177 @@
+"""Shape and structure inference for the operations of a step program."""
+
+from __future__ import annotations
+
+from ..errors import InternalError
+from .step_program import (
+    AddDiagonal,
+    Affine,
+    AsMatrix,
+    Average,
+    BroadcastRows,
+    Columns,
+    DampedInverse,
+    Decay,
+    Densify,
+    Dim,
+    Dot,
+    Eigen,
+    Element,
+    Gather,
+    Hadamard,
+    LogSumExp,
+    MatMul,
+    Mean,
+    Moment,
+    Multiply,
+    Op,
+    Part,
+    PlusTranspose,
+    Pointwise,
+    Precondition,
+    PreconditionEigen,
+    Random,
+    RowSum,
+    SampleCategorical,
+    SampleDiagonal,
+    SampleMatrix,
+    SampleMultiply,
+    SampleOuter,
+    SampleRoot,
+    ScaleSides,
+    Scatter,
+    Share,
+    Softmax,
+    Spec,
+    Stack,
+    StepSizes,
+    Structure,
+    SymmetricProduct,
+    Total,
+    Trace,
+    Transpose,
+    Zeros,
+    matrix,
+)
+
+SCALAR = Spec(())
+
+
+def infer(op: Op, inputs: list[Spec]) -> Spec:
+    """The spec of ``op(inputs)``."""
+    shapes = [spec.shape for spec in inputs]
+    match op:
+        case Affine():
+            return Spec((*shapes[0][:-1], shapes[1][0]))
+        case MatMul(ta, tb):
+            rows = shapes[0][-1] if ta else shapes[0][-2]
+            cols = shapes[1][-2] if tb else shapes[1][-1]
+            return Spec((*broadcast(shapes[0][:-2], shapes[1][:-2]), rows, cols))
+        case Pointwise():
+            return _pointwise(inputs)
+        case Gather(index):
+            return Spec((*shapes[0][:-1], len(index)))
+        case Scatter(_, size, axis):
+            shape = list(shapes[0])
+            shape[axis] = size
+            return Spec(tuple(shape))
+        case Moment(homogeneous):
+            extra = int(homogeneous)
+            if len(inputs) == 1:
+                return matrix(Structure.SYMMETRIC, _int(shapes[0][-1]) + extra)
+            return Spec((shapes[0][-1], _int(shapes[1][-1]) + extra))
+        case Mean():
+            structure = Structure.SYMMETRIC if len(shapes[0]) == 3 else Structure.GENERAL
+            size = _int(shapes[0][-1]) if len(shapes[0]) == 3 else 0
+            return Spec(shapes[0][1:], structure, size)
+        case Total() | Dot() | Trace():
+            return SCALAR
+        case RowSum() | LogSumExp():
+            return Spec((*shapes[0][:-1], 1))
+        case Multiply():
+            return Spec(shapes[1])
+        case SymmetricProduct():
+            return matrix(Structure.SYMMETRIC, _int(shapes[0][-1]))
+        case Hadamard():
+            both = all(spec.structure is Structure.SYMMETRIC for spec in inputs)
+            return inputs[0] if both else Spec(shapes[0])
+        case AddDiagonal():
+            return inputs[0]
+        case Densify():
+            return matrix(Structure.SYMMETRIC, inputs[0].size)
+        case Transpose():
+            return Spec((*shapes[0][:-2], shapes[0][-1], shapes[0][-2]))
+        case BroadcastRows():
+            return Spec(shapes[1])
+        case PlusTranspose():
+            return matrix(Structure.SYMMETRIC, _int(shapes[0][-1]))
+        case AsMatrix(structure, size):
+            spec = matrix(structure, size)
+            if spec.shape != shapes[0]:
+                raise InternalError(f"{inputs[0]} cannot be read as {spec}")
+            return spec
+        case Part(which):
+            rows, cols = shapes[0]
+            return Spec((rows, _int(cols) - 1) if which == "weight" else (rows,))
+        case Element():
+            return SCALAR
+        case Stack():
+            return Spec((len(inputs),))
+        case Zeros(spec):
+            return spec
+        case Share(rows):
+            return Spec((*shapes[0][:-2], rows, shapes[0][-1]))
+        case Softmax() | SampleCategorical():
+            return Spec(shapes[0])
+        case Random(_, shape):
+            return Spec(shape)
+        case Columns():
+            return Spec(("S", *shapes[0][:2]))
+        case SampleDiagonal():
+            return Spec((*shapes[0], shapes[0][-1]))
+        case SampleOuter():
+            return Spec((*shapes[0], shapes[1][-1]))
+        case SampleMatrix(size):
+            return Spec((*shapes[0][:-1], size, size))
+        case SampleMultiply():
+            return Spec(shapes[0][:-1])
+        case SampleRoot() | ScaleSides() | Decay() | Precondition() | PreconditionEigen():
+            return Spec(shapes[0])
+        case Average() | DampedInverse():
+            return inputs[0]
+        case Eigen():
+            size = inputs[0].size
+            return inputs[0] if len(shapes[0]) < 2 else Spec((size + 1, size))
+        case StepSizes(groups):
+            return Spec((len(groups) + 4,))
+    raise InternalError(f"no shape rule for {op}")
+
+
+def broadcast(*shapes: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    """numpy's broadcasting over integer and symbolic dimensions."""
+    rank = max(len(shape) for shape in shapes)
+    result: list[Dim] = []
+    for axis in range(-rank, 0):
+        sizes = {shape[axis] for shape in shapes if len(shape) >= -axis} - {1}
+        if len(sizes) > 1:
+            raise InternalError(f"shapes {shapes} do not broadcast")
+        result.append(sizes.pop() if sizes else 1)
+    return tuple(result)
+
+
+def _pointwise(inputs: list[Spec]) -> Spec:
+    """Broadcast shape; a matrix structure survives if all non-scalar inputs share it."""
+    shape = broadcast(*(spec.shape for spec in inputs)) if inputs else ()
+    wide = [spec for spec in inputs if spec.size]
+    if wide and all(spec.size or spec.shape == () for spec in inputs):
+        structure = max(spec.structure for spec in wide)
+        if structure is Structure.SYMMETRIC and any(s.structure is not structure for s in wide):
+            raise InternalError("an elementwise operation mixes a full matrix with a diagonal one")
+        return Spec(shape, structure, wide[0].size)
+    return Spec(shape)
+
+
+def _int(dim: Dim) -> int:
+    if not isinstance(dim, int):
+        raise InternalError(f"the symbolic dimension {dim} stands where a number must")
+    return dim

@@ -1,0 +1,258 @@
+"""The reference backend: a StepProgram interpreted one instruction at a time, slow and obvious.
+
+This file is the living definition of the step program: every operation is the formula of its docstring in
+plain torch. Tests compare the emitted source with it; it runs in the dtype of the parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from ..errors import InternalError
+from ..functions.expressions import evaluate
+from ..program import step_program as ir
+from ..program.step_program import Instruction, Op, Spec, StepProgram
+from . import linalg
+from .memory import Memory, bind_shape, dense
+
+
+class ReferenceStep:
+    """Runs the phases of a program on a bound batch; same interface as an emitted ``Step``."""
+
+    def __init__(self, program: StepProgram, memory: Memory, dims: Mapping[str, int]) -> None:
+        self.program = program
+        self.memory = memory
+        self.dims = dict(dims)
+        self.inputs: dict[str, Tensor] = {}
+        self.column_start = 0
+        self._values: dict[str, Tensor] = {}
+
+    def load(
+        self, inputs: tuple[Tensor, ...], target: Tensor | None, rows: Tensor | None = None
+    ) -> None:
+        """Take the batch the next phases work on, or these rows of it."""
+        if rows is not None:
+            inputs = tuple(x[rows] for x in inputs)
+            target = None if target is None else target[rows]
+        self.inputs = {str(i): x for i, x in enumerate(inputs)}
+        if target is not None:
+            self.inputs["y"] = target
+
+    def run(self, phase: str) -> None:
+        """Execute one phase."""
+        for instruction in self.program.phase(phase):
+            self._execute(instruction)
+
+    def value(self, name: str) -> Tensor:
+        """A value computed so far, or a leaf."""
+        instruction = self.program[name]
+        if isinstance(instruction.op, ir.Leaf):
+            return self._leaf(instruction.op)
+        return self._values[name]
+
+    def _leaf(self, leaf: ir.Leaf) -> Tensor:
+        if leaf.kind in ("input", "target"):
+            return self.inputs[leaf.key]
+        return getattr(self.memory, leaf.kind)(leaf.key)
+
+    def _execute(self, instruction: Instruction) -> None:
+        operands = [self.value(name) for name in instruction.inputs]
+        specs = [self.program[name].spec for name in instruction.inputs]
+        result = self._apply(instruction.op, operands, specs)
+        if tuple(result.shape) != bind_shape(instruction.spec.shape, self.dims):
+            raise InternalError(f"{instruction} yields shape {tuple(result.shape)}")
+        if instruction.into is not None:
+            if not isinstance(self.program[instruction.into].op, ir.Leaf):
+                self._values.setdefault(instruction.into, result)  # its own phase need not have run
+            target = self.value(instruction.into)
+            target.copy_(result)
+            result = target
+        self._values[instruction.name] = result
+
+    def _apply(self, op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
+        match op:
+            case ir.Random(kind, shape):
+                out = self._new(torch.empty, bind_shape(shape, self.dims))
+                self.memory.random(kind, out)
+                return out
+            case ir.Zeros(spec):
+                return self._new(torch.zeros, bind_shape(spec.shape, self.dims))
+            case ir.Pointwise(expression) if not v:
+                return self._new(torch.tensor, float(expression))
+            case ir.Share(rows):
+                first = self.dims["N"] - self.dims["F"] if rows == "F" else 0
+                return v[0][..., first : first + self.dims[str(rows)], :]
+            case ir.Columns():
+                return columns(v, self.column_start, self.dims["S"])
+            case ir.Moment(homogeneous):
+                return moment(v, homogeneous)
+        return apply(op, v, specs)
+
+    def _new(self, make: Callable[..., Tensor], of: object) -> Tensor:
+        return make(of, dtype=self.memory.dtype, device=self.memory.device)
+
+
+def columns(v: list[Tensor], start: int, count: int) -> Tensor:
+    """``r_k (e_k − p)`` for k = start … start + count − 1, zero beyond the last; or columns of a root."""
+    r, k_total = v[0], v[0].shape[-1]
+    if r.dim() == 3:
+        zero = torch.zeros_like(r[:, :, 0])
+        chosen = range(start, start + count)
+        return torch.stack([r[:, :, k] if k < k_total else zero for k in chosen])
+    identity = torch.eye(k_total, dtype=r.dtype, device=r.device)
+    result = r.new_zeros(count, *r.shape)
+    for s, k in enumerate(range(start, min(start + count, k_total))):
+        minus = v[1] if len(v) > 1 else 0.0
+        result[s] = r[:, k : k + 1] * (identity[k] - minus)
+    return result
+
+
+def moment(v: list[Tensor], homogeneous: bool) -> Tensor:
+    """``(1/N) Σ a bᵀ`` over samples and columns, with a 1 appended where homogeneous."""
+    batch = v[0].shape[-2]
+    rows = [x.reshape(-1, x.shape[-1]) for x in v]
+    if homogeneous:
+        rows[-1] = torch.cat([rows[-1], rows[-1].new_ones(rows[-1].shape[0], 1)], dim=1)
+    return rows[0].T @ rows[-1] / batch
+
+
+def apply(op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
+    """``op(v)`` for every operation that needs no runtime context."""
+    match op:
+        case ir.Affine():
+            return affine(v)
+        case ir.MatMul(ta, tb):
+            return (v[0].mT if ta else v[0]) @ (v[1].mT if tb else v[1])
+        case ir.Pointwise(expression, symbols):
+            result = evaluate(expression, dict(zip(symbols, v, strict=True)))
+            return result.expand(torch.broadcast_shapes(*(x.shape for x in v)))
+        case ir.Gather(index, fill):
+            return gather(torch.cat(v, dim=-1), index, fill)
+        case ir.Scatter(index, size, axis):
+            return scatter(v[0], index, size, axis)
+        case ir.Mean():
+            return v[0].mean(dim=0)
+        case ir.Stack():
+            return torch.stack(v)
+        case ir.Total(mean):
+            return v[0].sum() / (v[0].shape[0] if mean else 1)
+        case ir.RowSum():
+            return v[0].sum(dim=-1, keepdim=True)
+        case ir.Dot(mean):
+            return (v[0] * v[1]).sum() / (v[0].shape[0] if mean else 1)
+        case ir.Softmax():
+            return torch.softmax(v[0], dim=-1)
+        case ir.LogSumExp():
+            return torch.logsumexp(v[0], dim=-1, keepdim=True)
+        case ir.SampleCategorical():
+            return sample_categorical(v[0], v[1])
+        case ir.SampleDiagonal():
+            return torch.diag_embed(v[0])
+        case ir.SampleOuter():
+            return v[0][:, :, None] * v[1][:, None, :]
+        case ir.SampleMatrix(size):
+            return v[0].reshape(-1, size, size)
+        case ir.SampleRoot():
+            out = torch.empty_like(v[0])
+            linalg.sample_roots(v[0], out)
+            return out
+        case ir.SampleMultiply():
+            return (v[0] @ v[1][:, :, None])[:, :, 0]
+        case ir.ScaleSides(left, right):
+            m = v[0] * v[1][:, :, None] if left else v[0]
+            return m * v[-1][:, None, :] if right else m
+        case ir.BroadcastRows():
+            return v[0].expand(v[1].shape).clone()
+    return apply_matrix(op, v, specs)
+
+
+def apply_matrix(op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
+    """Operations on structured matrices and on the optimiser's state."""
+    match op:
+        case ir.Multiply():
+            return dense(v[0], specs[0]) @ v[1]
+        case ir.SymmetricProduct():
+            product = v[0].T @ v[1]
+            return (product + product.T) / 2
+        case ir.Hadamard():
+            return v[0] * v[1]
+        case ir.AddDiagonal():
+            return v[0] + torch.eye(len(v[0]), dtype=v[0].dtype, device=v[0].device) * v[1]
+        case ir.Densify():
+            return dense(v[0], specs[0])
+        case ir.Trace():
+            return dense(v[0], specs[0]).trace()
+        case ir.Transpose():
+            return v[0].mT
+        case ir.PlusTranspose():
+            return v[0] + v[0].mT
+        case ir.AsMatrix():
+            return v[0]
+        case ir.Part(which):
+            return v[0][:, :-1] if which == "weight" else v[0][:, -1]
+        case ir.Element(index):
+            return v[0][index]
+        case ir.Decay(weight, bias):
+            result = v[0].clone()
+            result[:, : v[1].shape[1]] += weight * v[1]
+            if len(v) > 2:
+                result[:, -1] += bias * v[2]
+            return result
+        case ir.Average():
+            return v[2] * v[0] + (1 - v[2]) * v[1]
+        case ir.DampedInverse():
+            out = torch.empty_like(v[0])
+            linalg.damped_inverse(v[0], v[1], out)
+            return out
+        case ir.Eigen():
+            out = v[0].new_empty(
+                [v[0].shape[0] + 1, v[0].shape[0]] if v[0].dim() > 1 else v[0].shape
+            )
+            linalg.eigen(v[0], out)
+            return out
+        case ir.Precondition():
+            return -dense(v[1], specs[1]) @ v[0] @ dense(v[2], specs[2])
+        case ir.PreconditionEigen():
+            out = torch.empty_like(v[0])
+            linalg.precondition_eigen(v[0], v[1], v[2], v[3], out)
+            return out
+        case ir.StepSizes(groups, momentum, growth, cap):
+            out = v[0].new_empty(len(groups) + 4)
+            linalg.step_sizes(v, groups, momentum, growth, cap, out)
+            return out
+    raise InternalError(f"the reference backend does not know {op}")
+
+
+def affine(v: list[Tensor]) -> Tensor:
+    """``x Wᵀ [+ y Vᵀ] [+ b]`` by the number of operands, see :class:`~gncompile.program.step_program.Affine`."""
+    result = v[0] @ v[1].T
+    if len(v) >= 4:
+        result = result + v[2] @ v[3].T
+    return result + v[-1] if len(v) % 2 else result
+
+
+def gather(x: Tensor, index: tuple[int, ...], fill: float) -> Tensor:
+    """``x[..., index]`` with ``fill`` where the index is -1."""
+    places = torch.tensor(index, device=x.device)
+    return torch.where(places >= 0, x[..., places.clamp(min=0)], fill)
+
+
+def scatter(x: Tensor, index: tuple[int, ...], size: int, axis: int) -> Tensor:
+    """``result[..., index_j, ...] += x[..., j, ...]`` along ``axis``; -1 is dropped."""
+    kept = [j for j, place in enumerate(index) if place >= 0]
+    places, source = (
+        torch.tensor(j, dtype=torch.int64, device=x.device)
+        for j in ([index[j] for j in kept], kept)
+    )
+    shape = list(x.shape)
+    shape[axis] = size
+    return x.new_zeros(shape).index_add_(axis, places, x.index_select(axis, source))
+
+
+def sample_categorical(p: Tensor, u: Tensor) -> Tensor:
+    """One-hot of the first class whose cumulative probability exceeds u."""
+    chosen = (p.cumsum(dim=-1) <= u).sum(dim=-1).clamp(max=p.shape[-1] - 1)
+    return torch.nn.functional.one_hot(chosen, p.shape[-1]).to(p.dtype)

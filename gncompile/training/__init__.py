@@ -1,0 +1,1 @@
+"""The trainer on the host: steps, fits, statistics and checkpoints."""

@@ -1,0 +1,156 @@
+"""Steps that run ahead of the host: it only starts them, by number, and reads statistics when asked.
+
+The program refuses bad steps by itself (``guards.py``), so nothing of a step waits for a number; on a CUDA
+device every sequence of phases is a captured graph.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base.settings import Settings
+from ..derivation.guards import REPORTED
+from ..derivation.timetable import Due, cycle, due, judgement, settled
+from ..errors import BatchError, message
+from ..runtime.executable import Executable
+from ..runtime.graphs import Graphs, Plan
+from .records import StepStats
+
+KEPT = 4096
+"""Steps whose statistics can still be read."""
+
+
+class AheadOfHost:
+    """Runs the steps of a guarded program."""
+
+    def __init__(
+        self,
+        executable: Executable,
+        settings: Settings,
+        before: Callable[[Plan], None] = lambda phases: None,
+    ) -> None:
+        self._before = before  # told of the phases of a step before they run
+        self._executable = executable
+        self._settings = settings
+        self._graphs = Graphs(executable)
+        self.keep_parameters()
+        memory = executable.memory
+        self._rows = torch.zeros(KEPT, len(REPORTED), dtype=memory.dtype, device=memory.device)
+        self._written = 0
+
+    def keep_parameters(self) -> None:
+        """Take the parameters as they are for the last good ones, before the first step or after a load."""
+        memory = self._executable.memory
+        for leaf in self._executable.program.leaves("parameter"):
+            saved = memory.states.get(f"last_good.{leaf.name}")
+            if saved is not None:
+                saved.copy_(memory.parameter(leaf.op.key))  # type: ignore[union-attr]
+
+    def step(self, updates: int, since_refresh: int) -> tuple[DeferredStats, Due]:
+        """One step on the loaded batch; returns its statistics, to be read later, and what was due."""
+        now = due(self._settings, updates, since_refresh)
+        phases = plan(now)
+        self._before(phases)
+        self._graphs.run(phases)
+        row = self._written % KEPT
+        self._rows[row].copy_(self._executable.result("report"))
+        self._written += 1
+        return DeferredStats(self, self._written, updates + 1, now), now
+
+    def read(self, number: int) -> Tensor:
+        """The report of the ``number``-th step, on the host."""
+        if self._written - number >= KEPT:
+            raise BatchError(
+                message(
+                    f"the statistics of step {number} are gone, {self._written - number} steps later",
+                    instead=f"read them within {KEPT} steps",
+                )
+            )
+        return self._rows[(number - 1) % KEPT].cpu()
+
+    def momentum_is_chosen(self) -> bool:
+        """Whether steps have a momentum."""
+        return self._settings.momentum
+
+
+def plan(now: Due) -> Plan:
+    """The phases of one step in order."""
+    made: Plan = ("curvature", "columns_begin", "columns", now.inputs, "average")
+    factors = made if now.factors else ()
+    step: Plan = ("direction", now.quadratic)
+    if now.factor_damping:
+        invert: Plan = ("invert",)
+        once, each = ((), invert) if now.inverts_each else (invert, ())
+        tried = (*each, *step, "damping_note")
+        step = (*once, "damping_begin", *tried * 3, "damping_end", *each, *step)
+    elif now.inverses:
+        step = ("invert", *step)
+    looked, change = judgement(now)
+    checked = (*looked, "guard_change", change) if now.damping else ()
+    compared = ("compare",) if now.comparison else ()
+    measured = ("gradient_noise",) if now.noise else ()
+    return (
+        "gradient",
+        "guard",
+        *compared,
+        *factors,
+        *step,
+        "guard_step",
+        *measured,
+        "update",
+        *checked,
+        "report",
+    )
+
+
+def mean_runs(settings: Settings) -> dict[str, float]:
+    """How often a mean step runs each phase, once the first steps are over."""
+    length, since_refresh = cycle(settings), 0
+    runs: Counter[str] = Counter()
+    first = length * (1 + settled(settings) // length)
+    for update in range(first, first + length):
+        now = due(settings, update, since_refresh)
+        since_refresh = 0 if now.inverses or now.factor_damping else since_refresh + 1
+        runs.update(plan(now))
+    return {phase: count / length for phase, count in runs.items()}
+
+
+class DeferredStats:
+    """The :class:`~gncompile.training.records.StepStats` of a step that may still be running.
+
+    Its fields are those of StepStats; the first that is read waits for the step.
+    """
+
+    def __init__(self, steps: AheadOfHost, number: int, update: int, now: Due) -> None:
+        self._steps = steps
+        self._number = number
+        self._now = now
+        self.update = update
+        self._resolved: StepStats | None = None
+
+    def resolved(self) -> StepStats:
+        """The statistics themselves; waits for the step."""
+        if self._resolved is None:
+            numbers = dict(zip(REPORTED, self._steps.read(self._number).tolist(), strict=True))
+            numbers["rejected"] = int(numbers["rejected"])
+            if not (numbers.pop("measured") and self._now.damping):
+                numbers["rho"] = None
+            if not self._now.noise:
+                numbers["noise"] = None
+            if not self._steps.momentum_is_chosen():
+                numbers["momentum"] = None
+            self._resolved = StepStats(self.update, **numbers)
+        return self._resolved
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.resolved(), name)
+
+    def __repr__(self) -> str:
+        return repr(self.resolved())

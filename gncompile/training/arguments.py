@@ -1,0 +1,49 @@
+"""The arguments of ``compile`` that are no settings, checked before anything is traced."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..base.settings import typed
+from ..errors import CompileError, message, require_known
+from ..runtime.executable import BACKENDS, PRECISIONS
+
+DTYPES = (torch.float32, torch.float64)
+
+
+def checked_seed(seed: object) -> int:
+    """``seed`` as an int of 63 bits, or :class:`~gncompile.errors.CompileError`."""
+    given: Any = typed("seed", seed, int)
+    if given < 0:
+        raise CompileError(
+            message(f"seed = {given}", instead="pass a whole number from 0 to 2**63 - 1")
+        )
+    return int(given)
+
+
+def require_dtype(dtype: object) -> None:
+    """Raise :class:`~gncompile.errors.CompileError` for a precision that nothing is computed in."""
+    if dtype not in DTYPES:
+        shown = dtype if isinstance(dtype, torch.dtype) else f"{dtype!r}"[:100]
+        raise CompileError(
+            message(f"dtype {shown} is not supported", instead="use torch.float32 or torch.float64")
+        )
+
+
+def check_arguments(*, dtype: object, backend: object, precision: object, tune: object) -> None:
+    """Raise :class:`~gncompile.errors.CompileError` for what is of another type, or no known word."""
+    require_known("backend", typed("backend", backend, str), BACKENDS)
+    require_known("precision", typed("precision", precision, str), PRECISIONS)
+    if dtype is not None:
+        require_dtype(dtype)
+    if not isinstance(tune, str | os.PathLike | Mapping):
+        raise CompileError(
+            message(
+                f"tune is of type {type(tune).__name__}",
+                instead="pass 'off', 'cached', 'quick' or 'full', or the path of a .json file",
+            )
+        )

@@ -1,0 +1,175 @@
+"""From what a user passes as a batch to what a program reads: checked, flat, and in the program's dtype."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import BatchError, expected_got, message
+from ..graph.model_graph import ModelGraph
+from ..losses.vocabulary import Loss, SoftmaxCrossEntropy
+
+
+@dataclass(frozen=True)
+class BatchReader:
+    """Checks and flattens batches for one graph and loss."""
+
+    graph: ModelGraph
+    loss: Loss
+    dtype: torch.dtype
+    device: torch.device
+
+    def inputs(self, x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Inputs ``[N, *shape]`` as flat ``[N, size]`` in the program's dtype and device."""
+        given = input_tensors(x)
+        nodes = self.graph.inputs
+        if len(given) != len(nodes):
+            raise BatchError(
+                message(f"the model takes {len(nodes)} inputs, the batch has {len(given)}")
+            )
+        for node, tensor in zip(nodes, given, strict=True):
+            require_floating(tensor, f"input {node.name!r}", self.dtype)
+            self._require_values(tensor, f"input {node.name!r}")
+            wanted = ("N", *node.shape)
+            if tensor.dim() < 1 or tuple(tensor.shape[1:]) != node.shape or tensor.shape[0] == 0:
+                found = "no samples" if tensor.numel() == 0 else "the wrong shape"
+                raise BatchError(
+                    message(
+                        f"input {node.name!r} has {found}\n"
+                        + expected_got(f"[{', '.join(map(str, wanted))}]", list(tensor.shape)),
+                        instead="pass one row a sample, shaped like the example inputs of compile",
+                    )
+                )
+        if len({tensor.shape[0] for tensor in given}) > 1:
+            sizes = [tensor.shape[0] for tensor in given]
+            raise BatchError(message(f"the inputs have different batch sizes {sizes}"))
+        return tuple(self._placed(t.detach(), self.dtype).reshape(t.shape[0], -1) for t in given)
+
+    def _require_values(self, tensor: Tensor, what: str) -> None:
+        if tensor.device.type == "meta" and self.device.type != "meta":
+            found = f"{what} is on the meta device, which holds no values"
+            raise BatchError(message(found, instead=f"pass a tensor on {self.device}"))
+
+    def _placed(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """On the program's device, where the copy does not wait for the steps that are running there.
+
+        One in pinned memory is still being read when this returns. Towards a CPU a copy has to wait.
+        """
+        ahead = self.device.type != "cpu"
+        return tensor.to(device=self.device, dtype=dtype, non_blocking=ahead)
+
+    def target(self, batch: int, y: Tensor) -> Tensor:
+        """Targets as rows ``[N, K]``: class indices become one-hot rows.
+
+        Targets out of the loss's range raise :class:`BatchError`; on a device, where looking at them
+        would wait, they become NaN instead, and the step leaves the batch out.
+        """
+        output = self.graph.output
+        y = require_real(y, "the target").detach()
+        self._require_values(y, "the target")
+        if y.is_floating_point():
+            y = y.to(self.dtype)
+        self.loss.check_target((batch, *output.shape), self.dtype, y)
+        y = self._placed(y, y.dtype)
+        if not y.is_floating_point() and isinstance(self.loss, SoftmaxCrossEntropy):
+            return one_hot(y, output.size, self.dtype)
+        rows = y.to(self.dtype).reshape(batch, -1)
+        return in_range(rows, self.loss) if y.device.type != "cpu" else rows
+
+    def pair(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """:meth:`inputs` and :meth:`target` of one batch, or of a whole data set."""
+        inputs = self.inputs(x)
+        return inputs, self.target(inputs[0].shape[0], y)
+
+    def all_finite(self, inputs: tuple[Tensor, ...], target: Tensor | None = None) -> None:
+        """:meth:`require_finite`, by one sum a tensor where all is well."""
+        parts = inputs if target is None else (*inputs, target)
+        # A sum of finite values may overflow; then every element decides.
+        if not all(math.isfinite(float(part.sum())) for part in parts):
+            self.require_finite(inputs, target)
+
+    def require_finite(self, inputs: tuple[Tensor, ...], target: Tensor | None) -> None:
+        """Raise :class:`BatchError` naming the first non-finite element of the batch, if there is one."""
+        named = [(f"input {i}", x) for i, x in enumerate(inputs)]
+        named += [("target", target)] if target is not None else []
+        for name, tensor in named:
+            bad = (~torch.isfinite(tensor)).nonzero()
+            if len(bad):
+                row, column = (int(i) for i in bad[0])
+                raise BatchError(
+                    message(
+                        f"the batch has {len(bad)} non-finite values in {name}, "
+                        f"the first is {float(tensor[row, column])} at sample {row}, feature {column}",
+                        instead="clean the data; the step was refused, parameters and state are unchanged",
+                    )
+                )
+
+
+def input_tensors(x: object, what: str = "the input") -> tuple[Tensor, ...]:
+    """The inputs of a batch, one tensor or several in a tuple or list; ``what`` is their name in errors."""
+    if not isinstance(x, tuple | list):
+        return (require_real(x, what),)
+    if not x:
+        raise BatchError(message(f"{what}: no tensors", instead="pass a tensor [N, ...]"))
+    return tuple(require_real(tensor, f"{what}, number {i},") for i, tensor in enumerate(x))
+
+
+def require_real(tensor: object, what: str) -> Tensor:
+    """``tensor`` itself if it is an ordinary tensor of real numbers; else :class:`BatchError`."""
+    found, instead = None, "pass a torch.Tensor with one row a sample"
+    if not isinstance(tensor, Tensor):
+        found = f"{type(tensor).__module__}.{type(tensor).__qualname__}".removeprefix("builtins.")
+        if found == "numpy.ndarray":
+            instead = "pass torch.from_numpy(array)"
+        elif isinstance(tensor, tuple | list):
+            instead = "pass one torch.Tensor; torch.stack or torch.cat join several"
+    elif tensor.is_nested or tensor.layout != torch.strided:
+        layout = "a nested tensor" if tensor.is_nested else f"of layout {tensor.layout}"
+        found, instead = layout, "pass an ordinary tensor: x.to_dense(), or x.to_padded_tensor(0.0)"
+    elif tensor.is_quantized:
+        found, instead = "quantized", "pass x.dequantize()"
+    elif tensor.is_complex():
+        found = f"complex, {tensor.dtype}"
+        instead = (
+            "pass real numbers: torch.view_as_real(x) has real and imaginary parts as features"
+        )
+    elif tensor.dim() == 0:
+        found = "a single number"
+    if found is not None:
+        raise BatchError(message(f"{what} is {found}", instead=instead))
+    assert isinstance(tensor, Tensor)
+    return tensor
+
+
+def require_floating(tensor: Tensor, what: str, dtype: torch.dtype) -> None:
+    """Raise unless the inputs are floating point numbers, as torch's layers demand it too."""
+    if not tensor.is_floating_point():
+        raise BatchError(
+            message(
+                f"{what} holds {str(tensor.dtype).removeprefix('torch.')}, and the network computes with "
+                "floating point numbers",
+                instead=f"pass x.to({dtype}); scale images of bytes to about 0 to 1 as well",
+            )
+        )
+
+
+def one_hot(indices: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """Rows ``[N, classes]`` with a one each; NaN for an index out of range.
+
+    Not ``torch.nn.functional.one_hot``, which on a CUDA device ends the process for such an index.
+    """
+    rows = (indices[:, None] == torch.arange(classes, device=indices.device)).to(dtype)
+    return rows.masked_fill(((indices < 0) | (indices >= classes))[:, None], float("nan"))
+
+
+def in_range(target: Tensor, loss: Loss) -> Tensor:
+    """``target`` with NaN where the loss cannot take it: beyond its bounds, or rows of negative mass."""
+    if isinstance(loss, SoftmaxCrossEntropy):
+        return target.masked_fill(~(target.sum(dim=1, keepdim=True) >= 0), float("nan"))
+    low, high = loss.targets
+    if (low, high) == (-math.inf, math.inf):
+        return target
+    return target.masked_fill(~((target >= low) & (target <= high)), float("nan"))

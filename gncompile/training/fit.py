@@ -1,0 +1,348 @@
+"""``Trainer.fit``: many steps, with progress, validation, callbacks, checkpoints and early stopping."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..data.data_sets import Batches
+from ..errors import (
+    BatchError,
+    GncompileError,
+    ShortDataWarning,
+    is_whole,
+    message,
+    require_whole,
+)
+from .gather import Gathering, Pair
+from .progress import display
+from .records import History, Record, StepStats
+
+if TYPE_CHECKING:
+    from .ahead import DeferredStats
+    from .trainer import Trainer
+
+Callback = Callable[[Record], object]
+
+VALIDATE_EVERY = 20
+"""Steps between validations where the length of an epoch is unknown."""
+BAD_BATCHES = 100
+"""Bad batches in a row that end a fit where the length of an epoch is unknown."""
+STEPS_AHEAD = 64
+"""Steps started on a device before statistics are read, all together."""
+SECONDS_AHEAD = 0.5
+"""Seconds after which they are read all the same, so that progress is seen to move."""
+
+
+class Started:
+    """Steps started and not yet read: on a device reading one waits for it, and the next starts late."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._stats: list[StepStats | DeferredStats] = []
+        self._samples: list[int] = []
+        self._begun = 0.0
+
+    def step(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> None:
+        """Start one more step."""
+        begun = time.perf_counter()
+        stats = self._trainer.step(x, y)
+        if not self._stats:
+            self._begun = begun
+        self._stats.append(stats)
+        self._samples.append(len(y))
+
+    @property
+    def should_be_read(self) -> bool:
+        """Whether reading does not wait, or was put off for long enough."""
+        return (
+            isinstance(self._stats[-1], StepStats)
+            or len(self) >= STEPS_AHEAD
+            or time.perf_counter() - self._begun >= SECONDS_AHEAD
+        )
+
+    def read(self) -> list[Record]:
+        """Wait for all of them; their records in order, each with the speed of all."""
+        stats = [each.resolved() for each in self._stats]
+        rate = sum(self._samples) / (time.perf_counter() - self._begun)
+        records = [
+            Record(**asdict(each), samples=samples, samples_per_second=rate)
+            for each, samples in zip(stats, self._samples, strict=True)
+        ]
+        self._stats, self._samples = [], []
+        return records
+
+    def __len__(self) -> int:
+        return len(self._stats)
+
+
+def fit(
+    trainer: Trainer,
+    train: Batches | Iterable[Pair],
+    *,
+    updates: int | None = None,
+    epochs: int | None = None,
+    validation: Pair | None = None,
+    validate_every: int | None = None,
+    callbacks: Callback | Sequence[Callback] = (),
+    progress: bool = True,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 20,
+    early_stop: int | None = None,
+    skip_bad_batches: bool = False,
+    continue_order: bool = True,
+) -> History:
+    """Train for ``updates`` further steps, or for ``epochs`` passes over ``train``; returns the history.
+
+    ``train`` gives batches ``(x, y)`` of any sizes: a :class:`~gncompile.data.Batches`, a torch
+    ``DataLoader``, or another iterable, started again where it ends; an epoch begun earlier counts as the
+    first. After :meth:`Trainer.resume` a ``Batches`` goes on exactly where the checkpoint was written,
+    unless ``continue_order=False``.
+
+    A step is taken on several batches together where these are small, or where their gradients are mostly
+    noise (:func:`~gncompile.training.gather.gather`, which loops of one's own may use too); the records tell
+    its ``samples``.
+
+    Where the data ends before that, as a generator does that can be gone through once, a
+    :class:`~gncompile.errors.ShortDataWarning` says so; ``history.ended`` tells in any case why it ended.
+
+    ``validation`` ``(x, y)`` is evaluated every ``validate_every`` steps (default: an epoch) and after the
+    last one, as :meth:`Trainer.evaluate` does it. After ``early_stop`` validations without a better loss the
+    fit ends; ``history.best`` tells the best record. At its end the fit leaves in the model the averaged
+    parameters, if they are better than the latest (:meth:`Trainer.finish`).
+    ``callbacks``, one or several, get each step's :class:`~gncompile.training.records.Record`. They may
+    raise, and ``trainer.save`` in one stores this step and the position of the next batch. On a CUDA device
+    they make the host wait for every step; without them it reads statistics, and shows progress, only now and
+    then, and ``samples_per_second`` is that of the steps read together. ``checkpoint`` is a file written
+    every ``checkpoint_every`` steps and at the end. Where the last step is known to be the last, its update
+    is undone if the batch's loss is not finite after it, as the next step would do.
+
+    A fit that is interrupted, by Ctrl-C or whatever a callback raises, leaves the trainer as after its last
+    whole step, and a ``Batches`` where that step took it: ``save`` then stores a training that goes on bit
+    for bit, and so does another ``fit``.
+
+    A bad batch raises :class:`~gncompile.errors.BatchError` and changes nothing; with ``skip_bad_batches``
+    it is counted and left out, unless there is none but bad ones for an epoch. On a CUDA device batches with
+    non-finite values are left out in any case, with a record in which ``rejected`` rises.
+
+    >>> import gncompile, torch
+    >>> from gncompile.data import Batches
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    >>> trainer = gncompile.compile(model, "mse", torch.zeros(1, 4))
+    >>> batches = Batches(torch.randn(1000, 4), torch.randn(1000, 1), batch_size=100)
+    >>> trainer.fit(batches, epochs=1, progress=False).samples
+    [300, 300, 300, 400]
+    """
+    _check(trainer, train, updates, epochs, validation, early_stop)
+    for name, every in (("validate_every", validate_every), ("checkpoint_every", checkpoint_every)):
+        if every is not None:
+            require_whole(name, every)
+    listeners = _listeners(callbacks)
+    trainer.place.begin(train, continue_order)
+    total = _total(train, updates, epochs)
+    history, started = History(), Started(trainer)
+    refused = Refusals(history, skip_bad_batches, _length(train) or BAD_BATCHES)
+    gathering = Gathering(trainer, train, epochs, refused)
+    validation_due = Validations(trainer, gathering, train, validate_every)
+    with display(progress, total) as show:
+
+        def tell(records: Iterable[Record]) -> None:
+            for record in records:
+                history.records.append(record)
+                show(record, gathering.taken if epochs else len(history))
+                for listener in listeners:
+                    listener(record)
+
+        last = False
+        try:
+            for batch in _steps(started, gathering, refused):
+                taken = gathering.taken if epochs else len(history) + len(started)
+                last, due = taken == total, validation_due()
+                validates = validation is not None and (last or due)
+                if last or validates or listeners or started.should_be_read:
+                    records = started.read()
+                    if last:
+                        trainer.settle(*batch)
+                    if validation is not None and validates:
+                        loss = trainer.evaluate(*validation)
+                        trainer.place.validated(loss)
+                        records[-1] = replace(records[-1], validation_loss=loss)
+                    tell(records)
+                if early_stop and trainer.place.waited >= early_stop:
+                    history.stopped_early = last = True
+                    history.ended = f"no better validation loss in {early_stop} validations"
+                # After the callbacks, so that what they wrote is never behind the checkpoint.
+                if checkpoint and not last and trainer.updates % checkpoint_every == 0:
+                    trainer.save(checkpoint)
+                if last:
+                    break
+            tell(started.read())
+        except BatchError:
+            trainer.place.taken()  # the next fit goes on behind the bad batch
+            raise
+        except BaseException:
+            trainer.place.go_back()
+            raise
+    if not history.stopped_early:
+        history.ended = _end(gathering, history, updates, epochs, last)
+    if checkpoint:
+        trainer.save(checkpoint)
+    trainer.finish()
+    return history
+
+
+def _end(
+    gathering: Gathering,
+    history: History,
+    updates: int | None,
+    epochs: int | None,
+    last: bool,
+) -> str:
+    """Why a fit has ended, with its ``last`` step or without; a warning where that was not asked for."""
+    if epochs is not None and (last or gathering.passes >= epochs):
+        return f"{epochs} epochs made"
+    if last:
+        return f"{updates} updates made"
+    asked = f"{updates} updates" if epochs is None else f"{epochs} epochs"
+    found = f"the data ended after {len(history)} updates of the {asked} asked for"
+    warnings.warn(
+        message(
+            found,
+            where=f"the training data, after {gathering.taken} batches",
+            instead="pass something that can be gone through again: a Batches, a DataLoader, a list; a "
+            "generator only once",
+        ),
+        ShortDataWarning,
+        stacklevel=3,
+    )
+    return found
+
+
+@dataclass
+class Refusals:
+    """Counts bad batches in a history; raises if they are not to be skipped, or at too many in a row."""
+
+    history: History
+    skip: bool
+    most: int
+    in_a_row: int = 0
+
+    def __call__(self, error: BatchError) -> None:
+        self.in_a_row += 1
+        if not self.skip or self.in_a_row >= self.most:
+            raise error
+        self.history.skipped += 1
+
+
+def _steps(started: Started, gathering: Gathering, refused: Refusals) -> Iterator[Pair]:
+    """Start a step on each batch that has been gathered, and yield it."""
+    for x, y in gathering:
+        try:
+            started.step(x, y)
+        except BatchError as error:
+            refused(error)
+            continue
+        refused.in_a_row = 0
+        yield x, y
+
+
+class Validations:
+    """Says after each step whether a validation is due: every so many steps, or where an epoch has ended."""
+
+    def __init__(
+        self, trainer: Trainer, gathering: Gathering, train: object, every: int | None
+    ) -> None:
+        self._trainer = trainer
+        self._gathering = gathering
+        self._length = _length(train) if every is None else None
+        self._every = every or VALIDATE_EVERY
+        self._begun = train.position if isinstance(train, Batches) else 0
+        self._epochs = 0
+
+    def __call__(self) -> bool:
+        if self._length is None:
+            return self._trainer.updates % self._every == 0
+        before, self._epochs = self._epochs, (self._begun + self._gathering.taken) // self._length
+        return self._epochs > before
+
+
+def _length(train: object) -> int | None:
+    """Batches in one epoch, where that is known; a loader of an iterable data set has no length."""
+    try:
+        return len(train)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _total(train: object, updates: int | None, epochs: int | None) -> int | None:
+    """Batches to come, where that is known."""
+    length = _length(train)
+    if epochs is None or length is None:
+        return updates
+    return epochs * length - (train.position if isinstance(train, Batches) else 0)
+
+
+def _listeners(callbacks: Callback | Sequence[Callback]) -> tuple[Callback, ...]:
+    """One callback or several as a tuple."""
+    listeners = (callbacks,) if callable(callbacks) else callbacks
+    if not isinstance(listeners, tuple | list) or not all(map(callable, listeners)):
+        raise GncompileError(
+            message(
+                f"callbacks is {callbacks!r}",
+                instead="give a function of one Record, or a list of such functions",
+            )
+        )
+    return tuple(listeners)
+
+
+def _check(
+    trainer: Trainer,
+    train: object,
+    updates: int | None,
+    epochs: int | None,
+    validation: Pair | None,
+    early_stop: int | None,
+) -> None:
+    length = epochs if updates is None else updates
+    if (updates is None) == (epochs is None) or not is_whole(length):
+        found = f"updates={updates}, epochs={epochs}"
+        raise GncompileError(
+            message(f"fit was given {found}", instead="give one of them, a number from 1")
+        )
+    if not isinstance(train, Iterable):
+        raise GncompileError(
+            message(
+                f"the training data is of type {type(train).__name__}",
+                instead="pass gncompile.data.Batches(x, y, batch_size), a DataLoader, or a list of pairs",
+            )
+        )
+    if early_stop is not None and (validation is None or not is_whole(early_stop)):
+        raise GncompileError(
+            message(
+                f"early_stop={early_stop} with validation={'None' if validation is None else '(x, y)'}",
+                instead="give early_stop from 1 and validation=(x, y), whose loss it watches",
+            )
+        )
+    if validation is not None:
+        if not isinstance(validation, tuple | list) or len(validation) != 2:
+            raise GncompileError(
+                message(
+                    f"validation is of type {type(validation).__name__}"
+                    + (
+                        f" and length {len(validation)}"
+                        if isinstance(validation, tuple | list)
+                        else ""
+                    ),
+                    instead="give one pair of tensors (x, y), the whole validation set",
+                )
+            )
+        try:
+            trainer.check_batch(*validation)
+        except BatchError as error:
+            raise BatchError(f"validation: {error}") from error

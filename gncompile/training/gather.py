@@ -1,0 +1,199 @@
+"""Batches put together, until a step is taken on as many samples as the trainer wants.
+
+Curvature and step sizes of a few samples fit these samples only, and late in a training most of a batch's
+gradient is noise. So a step is taken on ``gather_samples`` at least, and on more where the noise's share of
+the gradient exceeds ``gather_noise`` (:mod:`gncompile.derivation.noise`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..data.data_sets import Batches
+from ..errors import BatchError, DataError, SmallBatchWarning, message
+from .batches import input_tensors, require_real
+from .reported import version
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+FEW = 32
+"""Samples of a batch below which there is a warning of noise."""
+
+Rows = Tensor | tuple[Tensor, ...]
+Pair = tuple[Rows, Tensor]
+
+
+def gather(trainer: Trainer, train: Iterable[Pair], epochs: int | None = 1) -> Iterator[Pair]:
+    """The batches ``(x, y)`` of ``train``, put together to as many samples as the trainer wants for a step.
+
+    For loops of one's own; ``fit`` does the same. ``epochs`` is how often ``train`` is gone through, None
+    without end. A batch that is large enough is passed on as it is. A step's samples may come from two
+    passes, but a whole pass is always enough; the end of the last one comes with the batch of before.
+
+    Raises :class:`~gncompile.errors.BatchError` for a batch that no step can be taken on.
+
+    >>> import gncompile, torch
+    >>> trainer = gncompile.compile(torch.nn.Linear(3, 1), "mse", torch.zeros(1, 3))
+    >>> small = [(torch.ones(100, 3), torch.ones(100, 1)) for _ in range(7)]
+    >>> [len(y) for x, y in trainer.gather(small)]
+    [300, 300, 400]
+    """
+    return iter(Gathering(trainer, train, epochs))
+
+
+def warn_of_few(samples: int) -> None:
+    """Warn, at the caller of a step, of minibatches of few samples (:class:`SmallBatchWarning`)."""
+    if samples < FEW:
+        warnings.warn(
+            message(
+                f"steps on {samples} samples",
+                instead="let the trainer put batches together, with fit or by for x, y in "
+                "trainer.gather(loader): the curvature of so few samples fits their noise, and steps can "
+                "lead astray",
+            ),
+            SmallBatchWarning,
+            stacklevel=4,
+        )
+
+
+class Gathering:
+    """One run of :func:`gather`, and how far it has come.
+
+    ``refused`` is told of bad batches, which are left out; it may raise.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        train: Iterable[Pair],
+        epochs: int | None,
+        refused: Callable[[BatchError], None] | None = None,
+    ) -> None:
+        trainer.gathers = True
+        self._trainer = trainer
+        self._train = train
+        self._epochs = epochs
+        self._refused = refused or _raise
+        self._parts: list[Pair] = []
+        self._last: Pair | None = None
+        self._given: Written | None = None  # the latest batch, unless it was joined to others
+        self.taken = 0
+        """Batches of ``train`` taken so far."""
+        self.passes = 0
+        """Whole passes over ``train`` so far."""
+
+    def __iter__(self) -> Iterator[Pair]:
+        for _ in range(self._epochs) if self._epochs is not None else itertools.count():
+            whole = not (isinstance(self._train, Batches) and self._train.position)
+            before = self.taken
+            for batch in self._train:
+                self.taken += 1
+                if self._adds(*_pair(batch)):
+                    whole = False
+                    yield self._joined()
+            if self.taken == before:
+                if not before:
+                    raise DataError(message("the training data has no batches"))
+                break
+            self.passes += 1
+            if whole and self._parts:
+                yield self._joined()
+        if self._parts:
+            intact = self._last is not None and self._as_joined.intact
+            self._parts[:0] = [self._last] if self._last and intact else []
+            yield self._joined()
+
+    def _adds(self, x: Rows, y: Tensor) -> bool:
+        """Keep one more batch, and whether a step is due; the same one again, a full batch, adds nothing."""
+        before, self._given = self._given, Written.of(x, y)
+        again = before is not None and self._given.is_still(before)
+        if again and self._parts:
+            return True
+        wanted = self._trainer.samples_wanted
+        try:
+            if self._parts or len(y) < wanted:  # a bad batch would spoil the others
+                self._trainer.check_batch(x, y)
+        except BatchError as error:
+            self._refused(error)
+            return False
+        due = again or sum(len(y) for _, y in self._parts) + len(y) >= wanted
+        # What waits for others may be overwritten by whoever gave it.
+        self._parts.append((x, y) if due else _copied(x, y))
+        return due
+
+    def _joined(self) -> Pair:
+        """The batches kept, as one."""
+        if len(self._parts) > 1:
+            self._given = None
+        self._last, self._parts = _joined(self._parts), []
+        self._as_joined = Written.of(*self._last)
+        return self._last
+
+
+@dataclass(frozen=True)
+class Written:
+    """The tensors of a batch, and how often each had been written: loaders may fill the same ones again."""
+
+    tensors: tuple[Tensor, ...]
+    versions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, x: Rows, y: Tensor) -> Written:
+        """A batch as it is now."""
+        tensors = (*input_tensors(x), y)
+        return cls(tensors, tuple(map(version, tensors)))
+
+    @property
+    def intact(self) -> bool:
+        """Whether nothing has been written since."""
+        return self.versions == tuple(map(version, self.tensors))
+
+    def is_still(self, before: Written) -> bool:
+        """Whether it is the very batch of before."""
+        same = len(self.tensors) == len(before.tensors) and self.versions == before.versions
+        return same and all(map(operator.is_, self.tensors, before.tensors))
+
+
+def _raise(error: BatchError) -> None:
+    raise error
+
+
+def _pair(batch: object) -> Pair:
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise BatchError(
+            message(
+                f"a batch must be a pair (x, y), got {type(batch).__name__}",
+                instead="pass gncompile.data.Batches(x, y, batch_size), a DataLoader, or pairs",
+            )
+        )
+    input_tensors(batch[0])
+    return batch[0], require_real(batch[1], "the target")
+
+
+def _copied(x: Rows, y: Tensor) -> Pair:
+    """A batch in memory of its own; inputs that are their own targets stay so."""
+    own = y.detach().clone()
+    if isinstance(x, Tensor):
+        return own if x is y else x.detach().clone(), own
+    return tuple(part.detach().clone() for part in x), own
+
+
+def _joined(parts: list[Pair]) -> Pair:
+    """One batch; inputs that are their own targets stay so."""
+    if len(parts) == 1:
+        return parts[0]
+    y = torch.cat([y for _, y in parts])
+    if all(x is y for x, y in parts):
+        return y, y
+    if isinstance(parts[0][0], Tensor):
+        return torch.cat([x for x, _ in parts]), y  # type: ignore[misc]
+    return tuple(torch.cat(each) for each in zip(*(x for x, _ in parts), strict=True)), y

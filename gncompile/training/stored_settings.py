@@ -1,0 +1,66 @@
+"""What a checkpoint says of how its trainer was compiled, checked before anything is made of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..base.typed import check_of
+from ..errors import CheckpointError, GncompileError, message
+from ..losses.vocabulary import Loss
+from .stored_loss import loss_from_data
+
+VARIANTS = check_of(Mapping[str, Mapping[str, int | str | None]])
+
+
+def settings_from_data(about: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The keyword arguments of ``compile`` that a checkpoint holds.
+
+    Raises :class:`CheckpointError`, with what ``compile`` would say, for an option that it does not take.
+    """
+    from ..base.settings import Settings
+    from .arguments import check_arguments
+
+    # What was tuned decides the rounding: a resumed training computes as the stored one did.
+    given = {
+        "backend": about.get("backend"),
+        "precision": about.get("precision", "highest"),
+        "tune": about.get("variants", "off"),
+    }
+    try:
+        options = dict(about["settings"])
+        check_arguments(dtype=None, **given)
+        settings = Settings.from_options(**options)
+    except (GncompileError, LookupError, TypeError, ValueError, OverflowError) as error:
+        raise _wrong("a setting", path, error) from error
+    if given["tune"] != "off" and not VARIANTS(given["tune"]):
+        raise _wrong("variants", path, "they are no table of numbers and words")
+    stored = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+    return {**stored, **given}
+
+
+def stored_loss(about: Mapping[str, Any], path: Path) -> Loss:
+    """The loss of a checkpoint; :class:`CheckpointError` if it is none."""
+    try:
+        return loss_from_data(about["loss"])
+    except (
+        GncompileError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+    ) as error:
+        raise _wrong("a loss", path, error) from error
+
+
+def _wrong(what: str, path: Path, why: object) -> CheckpointError:
+    return CheckpointError(
+        message(
+            f"the checkpoint holds {what} that cannot be used: {why}",
+            where=str(path),
+            instead="use an older checkpoint, or start again",
+        )
+    )

@@ -1,0 +1,138 @@
+"""A small copy of a traced model: a few features of every width, fresh random parameters.
+
+Widths cannot be chosen freely: elementwise nodes tie the widths of what they join, and selections and fixed
+maps tie single features. So each node keeps a *set of its features*. The sets start small and grow until
+they agree: joined nodes keep the same features, and a selected feature's source is kept too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..graph.model_graph import (
+    Affine,
+    FixedLinear,
+    ModelGraph,
+    Node,
+    Output,
+    Pointwise,
+    Select,
+    TracedModel,
+)
+
+Kept = dict[str, set[int]]
+
+
+def shrink(
+    traced: TracedModel, generator: torch.Generator, whole_output: bool = False
+) -> TracedModel:
+    """The same graph with at most about 8 features a node, and normal weights of variance 1/in, in float64.
+
+    Constants keep their values at the features that stay. Where selections need more features than that,
+    more are kept; ``whole_output`` keeps every output, for a loss that couples them.
+    """
+    kept = features(traced.graph, whole_output)
+    order = {name: sorted(indices) for name, indices in kept.items()}
+    parameters: dict[str, Tensor] = {}
+    constants: dict[str, Tensor] = {}
+    nodes = [
+        _shrunken(node, traced, order, parameters, constants, generator) for node in traced.graph
+    ]
+    return replace(traced, graph=ModelGraph(nodes), parameters=parameters, constants=constants)
+
+
+def features(graph: ModelGraph, whole_output: bool = False) -> Kept:
+    """The features every node keeps: the smallest sets that agree, above a few of each."""
+    kept = {node.name: _first_choice(node, i, graph) for i, node in enumerate(graph)}
+    if whole_output:
+        kept[graph.output.name] = set(range(graph.output.size))
+    changed = True
+    while changed:
+        before = {name: len(indices) for name, indices in kept.items()}
+        for node in graph:
+            _agree(node, graph, kept)
+        changed = any(len(kept[name]) > size for name, size in before.items())
+    return kept
+
+
+def _first_choice(node: Node, position: int, graph: ModelGraph) -> set[int]:
+    """4 to 7 features, not the same number everywhere, so that a transposed matrix shows."""
+    count = min(node.size, 4 + position % 4)
+    if not isinstance(node.op, Select):
+        return set(range(count))
+    chosen: set[int] = set()
+    start = 0
+    for size in [graph[name].size for name in node.inputs]:
+        places = [j for j, i in enumerate(node.op.index) if start <= i < start + size]
+        chosen.update(places[:count])
+        start += size
+    filled = [j for j, i in enumerate(node.op.index) if i < 0]
+    return chosen | set(filled[:1])
+
+
+def _agree(node: Node, graph: ModelGraph, kept: Kept) -> None:
+    if isinstance(node.op, Pointwise | Output):
+        together = kept[node.name].union(*(kept[name] for name in node.inputs))
+        for name in (node.name, *node.inputs):
+            kept[name] = set(together)
+    elif isinstance(node.op, Select):
+        for j in kept[node.name]:
+            source = _source(node.op.index[j], node, graph)
+            if source:
+                kept[source[0]].add(source[1])
+
+
+def _source(index: int, node: Node, graph: ModelGraph) -> tuple[str, int] | None:
+    """Which feature of which input stands at ``index`` of the concatenated inputs."""
+    if index < 0:
+        return None
+    for name in node.inputs:
+        if index < graph[name].size:
+            return name, index
+        index -= graph[name].size
+    return None
+
+
+def _shrunken(
+    node: Node,
+    traced: TracedModel,
+    order: Mapping[str, list[int]],
+    parameters: dict[str, Tensor],
+    constants: dict[str, Tensor],
+    generator: torch.Generator,
+) -> Node:
+    """The node on the features that are kept; its parameters and constants go into the dictionaries."""
+    graph, mine = traced.graph, order[node.name]
+    op = node.op
+    if isinstance(op, Affine):
+        inputs = len(order[node.inputs[0]])
+        parameters[op.weight] = _normal(generator, len(mine), inputs) / math.sqrt(inputs)
+        if op.bias is not None:
+            parameters[op.bias] = _normal(generator, len(mine)) / 2
+    elif isinstance(op, FixedLinear):
+        name = f"{op.matrix}.{node.name}"
+        matrix = traced.constants[op.matrix].double()
+        constants[name] = matrix[mine][:, order[node.inputs[0]]]
+        op = FixedLinear(name)
+    elif isinstance(op, Pointwise):
+        for _, name in op.constants:
+            constants[f"{name}.{node.name}"] = traced.constants[name].double()[mine]
+        renamed = tuple((symbol, f"{name}.{node.name}") for symbol, name in op.constants)
+        op = Pointwise(op.expression, op.arguments, renamed)
+    elif isinstance(op, Select):
+        places = {
+            (name, i): k
+            for k, (name, i) in enumerate((name, i) for name in node.inputs for i in order[name])
+        }
+        sources = [_source(op.index[j], node, graph) for j in mine]
+        op = Select(tuple(places[s] if s else -1 for s in sources), op.fill)
+    return Node(node.name, op, node.inputs, (len(mine),), node.origin)
+
+
+def _normal(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)

@@ -1,0 +1,414 @@
+"""Check the rules derived for one model against ``torch.func``, on a shrunken copy, in float64.
+
+The full network is compared with the module itself: its outputs, and the gradient of the loss that the
+compiled program computes, in float64 and in float32, with that of autograd. Then every width of the graph is
+shrunk to a few features (:func:`shrink`), parameters are drawn anew, and loss, gradients, curvature factors
+and the R-operator of the compiled programs are compared, layer by layer, with brute force: the graph as a
+plain torch function (:mod:`gncompile.graph.torch_network`), differentiated by ``torch.func``, which shares
+neither a derivative nor a way to evaluate expressions with us.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad, hessian, jacrev, jvp
+
+from ..base.settings import Settings
+from ..base.tables import visible
+from ..frontends.torch_export import trace
+from ..graph.model_graph import Affine, ModelGraph, Node, TracedModel
+from ..graph.torch_network import Network, objective
+from ..losses.vocabulary import CoupledLoss, Loss, SoftmaxCrossEntropy, resolve_loss
+from ..pipeline import (
+    factor_program,
+    prepare,
+    quadratic_program,
+    step_program,
+    tangent_program,
+)
+from ..program.step_program import StepProgram
+from ..runtime.executable import Executable
+from .shrinking import shrink
+
+TOLERANCE = 1e-9
+"""Relative error allowed where both sides are exact: float64 rounding, amplified by a few layers."""
+FLOAT32_TOLERANCE, FLOAT32_FACTOR = 1e-4, 10
+"""Rounding in float32: 1e-4, or ten times the error of torch's own gradient where the network amplifies."""
+SAMPLES = 5
+FULL_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: of which layer (``""`` for the network), what, with what, and how far apart."""
+
+    layer: str
+    compared: str
+    reference: str
+    error: float
+    tolerance: float = TOLERANCE
+
+    @property
+    def ok(self) -> bool:
+        """Whether the error is within the tolerance; a NaN is not."""
+        return self.error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """All comparisons of one model."""
+
+    model: str
+    seed: int
+    sizes: tuple[tuple[str, int, int], ...]
+    """``(node, full size, shrunken size)`` of inputs, layers and the output."""
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every comparison is within its tolerance."""
+        return all(check.ok for check in self.checks)
+
+    def to_text(self) -> str:
+        """An aligned table of the comparisons, and the verdict."""
+        rows = [("layer", "compared", "with", "rel. error", "allowed", "")]
+        rows += [
+            (c.layer or "(network)", c.compared, c.reference, f"{c.error:.1e}", f"{c.tolerance:.0e}",
+             "ok" if c.ok else "FAILED")
+            for c in self.checks
+        ]  # fmt: skip
+        widths = [max(len(row[k]) for row in rows) for k in range(6)]
+        lines = [
+            "  ".join(f"{x:<{w}}" for x, w in zip(r, widths, strict=True)).rstrip() for r in rows
+        ]
+        shrunk = ", ".join(f"{name} {full}→{small}" for name, full, small in self.sizes)
+        failed = sum(not check.ok for check in self.checks)
+        verdict = f"{failed} of {len(self.checks)} comparisons failed" if failed else (
+            f"all {len(self.checks)} comparisons within tolerance")  # fmt: skip
+        head = f"{self.model}, float64, seed {self.seed}; shrunken: {shrunk}"
+        return visible("\n".join([head, "", *lines, "", verdict]))
+
+
+def verify(
+    model: nn.Module,
+    loss: str | Loss | nn.Module,
+    example_inputs: Tensor | tuple[Tensor, ...],
+    *,
+    seed: int = 0,
+) -> VerifyReport:
+    """Compare what is compiled for ``model`` and ``loss`` with brute force; takes seconds, changes nothing.
+
+    For the network as it is: its output, and its gradient per layer, with the module's under autograd. Per
+    layer of a small copy: the gradient, Q, Ḡ of KFRA and KFLR at N = 1 and of KFLR at N = 5 (the exact
+    Gauss-Newton block of the pre-activation), and the R-operator (``jvp``). ``seed`` draws parameters,
+    inputs and targets. Raises what :func:`gncompile.compile` would for a model that cannot be compiled.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    full = copy.deepcopy(model).to(device="cpu", dtype=torch.float64)
+    examples = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    inputs = tuple(_normal(generator, FULL_SAMPLES, *x.shape[1:]) for x in examples)
+    traced = trace(full, inputs, name=type(model).__name__)
+    declared = resolve_loss(loss)
+    declared.check_output(traced.graph.output.shape)
+    checks = [_forward_check(full, traced, inputs)]
+    traced = traced.with_graph(prepare(traced.graph))
+    checks.append(_forward_check(full, traced, inputs, "after the passes"))
+    loss_module = loss if isinstance(loss, nn.Module) else None
+    if all(check.ok for check in checks):  # else the gradients are those of another network
+        checks += Problem(traced, declared, loss_module, generator).against_module(full, inputs)
+    small = shrink(traced, generator, whole_output=isinstance(declared, CoupledLoss))
+    problem = Problem(small, declared, loss_module, generator)
+    checks += [
+        *problem.first_order(),
+        *problem.curvature(),
+        *problem.tangents(),
+        *problem.quadratic(),
+    ]
+    places = {layer: place for place, layer in enumerate(["", *traced.graph.layers])}
+    checks.sort(key=lambda check: places[check.layer])
+    return VerifyReport(traced.name, seed, _sizes(traced.graph, small.graph), tuple(checks))
+
+
+def _sizes(full: ModelGraph, small: ModelGraph) -> tuple[tuple[str, int, int], ...]:
+    shown = [*full.inputs, *full.layers.values(), full.output]
+    return tuple((node.name, node.size, small[node.name].size) for node in shown)
+
+
+def _forward_check(
+    module: nn.Module, traced: TracedModel, inputs: tuple[Tensor, ...], stage: str = "as traced"
+) -> Check:
+    with torch.no_grad():
+        expected = module(*inputs).reshape(inputs[0].shape[0], -1)
+        found = Network(traced)({}, tuple(x.flatten(start_dim=1) for x in inputs))
+    return Check("", f"graph's output, {stage}", "the module, full size", _error(found, expected))
+
+
+@dataclass
+class Problem:
+    """A small network with a loss, and the comparisons made on random batches of it."""
+
+    traced: TracedModel
+    loss: Loss
+    loss_module: nn.Module | None
+    generator: torch.Generator
+
+    def __post_init__(self) -> None:
+        self.network = Network(self.traced)
+        self.graph = self.traced.graph
+        self.objective = objective(self.loss, self.loss_module)
+
+    def batch(self, samples: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Normal inputs and targets that the loss accepts."""
+        inputs = tuple(_normal(self.generator, samples, n.size) for n in self.graph.inputs)
+        return inputs, self.targets(samples)
+
+    def targets(self, samples: int) -> Tensor:
+        """Random targets that the loss accepts."""
+        outputs = self.graph.output.size
+        if isinstance(self.loss, SoftmaxCrossEntropy):
+            return torch.randint(outputs, (samples,), generator=self.generator)
+        low, high = self.loss.targets
+        low = max(low, 0.0) if high > 0 else high - 1.0
+        if isinstance(self.loss, CoupledLoss):
+            outputs = self.loss.targets_count
+        unit = torch.rand(samples, outputs, generator=self.generator, dtype=torch.float64)
+        return low + (min(high, low + 1.0) - low) * unit
+
+    def against_module(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> list[Check]:
+        """The compiled gradient in float64 and float32, against autograd through the user's module.
+
+        Its parameters, which the traced model shares, are drawn anew, as those of the small copy are.
+        """
+        y = self.targets(len(inputs[0]))
+        with torch.no_grad():
+            for parameter in self._trained().values():
+                scale = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.5
+                parameter.copy_(_normal(self.generator, *parameter.shape) * scale)
+        flat = tuple(x.flatten(start_dim=1) for x in inputs)
+        trained = self._trained()
+        value = self.objective(module(*inputs).reshape(len(y), -1), y)
+        names = list(trained)
+        wanted = dict(
+            zip(names, torch.autograd.grad(value, [trained[n] for n in names]), strict=True)
+        )
+        program = step_program(self.graph, self.loss, Settings(method="sgd"))
+        executable = self._run(program, flat, y, "gradient")
+        single = self._in_float32()
+        small = single._run(program, tuple(x.float() for x in flat), _float32(y), "gradient")
+        plain = grad(lambda p: single._value(p, tuple(x.float() for x in flat), _float32(y)))
+        by_torch = plain(single._trained())
+        checks = []
+        for layer, node in self.graph.layers.items():
+            expected = self._joined(node, wanted)
+            found = _error(executable.result(f"grad.{layer}"), expected)
+            checks.append(Check(layer, "gradient, full size", "the module under autograd", found))
+            reached = _error(self._joined(node, by_torch).double(), expected)
+            rounding = max(FLOAT32_TOLERANCE, FLOAT32_FACTOR * reached)
+            found = _error(small.result(f"grad.{layer}").double(), expected)
+            beyond = 0.0 if found <= rounding else found
+            what = "gradient, full size, float32 beyond rounding"
+            checks.append(Check(layer, what, "the module under autograd", beyond))
+        return checks
+
+    def _in_float32(self) -> Problem:
+        """The same problem with float32 copies of parameters and constants."""
+        tensors = [
+            {name: t.detach().float() if t.is_floating_point() else t for name, t in group.items()}
+            for group in (self.traced.parameters, self.traced.constants)
+        ]
+        traced = dataclasses.replace(self.traced, parameters=tensors[0], constants=tensors[1])
+        return Problem(traced, self.loss, self.loss_module, self.generator)
+
+    def first_order(self) -> list[Check]:
+        """Loss and gradients against ``torch.func.grad``."""
+        inputs, y = self.batch(SAMPLES)
+        program = step_program(self.graph, self.loss, Settings(method="sgd"))
+        executable = self._run(program, inputs, y, "gradient")
+        trained = self._trained()
+        expected = self._value(trained, inputs, y)
+        slopes = grad(lambda parameters: self._value(parameters, inputs, y))(trained)
+        reference = "its torch module" if self.loss_module else "its formula in torch"
+        checks = [Check("", "loss", reference, _error(executable.result("loss"), expected))]
+        for layer, node in self.graph.layers.items():
+            found, wanted = executable.result(f"grad.{layer}"), self._joined(node, slopes)
+            checks.append(Check(layer, "gradient", "torch.func.grad", _error(found, wanted)))
+        return checks
+
+    def curvature(self) -> list[Check]:
+        """Q, and Ḡ of KFRA and KFLR, against exact Gauss-Newton blocks."""
+        single, several = self.batch(1), self.batch(SAMPLES)
+        cases = [("kflr", several), ("kflr", single), ("kfra", single)]
+        checks = []
+        for method, (inputs, y) in cases:
+            program = factor_program(self.graph, self.loss, method)
+            executable = self._run(
+                program, inputs, y, "gradient", "curvature", "columns_begin", "columns"
+            )
+            blocks = self.gauss_newton(inputs, y)
+            moments = self._input_moments(inputs) if method == "kflr" and len(y) > 1 else {}
+            for layer in self.graph.layers:
+                if layer in moments:
+                    q = _dense(executable, f"Q.{layer}")
+                    checks.append(Check(layer, "Q", "E[ā āᵀ]", _error(q, moments[layer])))
+                g = _dense(executable, f"G.{layer}")
+                what = f"Ḡ of {method.upper()}, N = {len(y)}"
+                checks.append(Check(layer, what, "exact GGN by jacrev", _error(g, blocks[layer])))
+        return checks
+
+    def tangents(self) -> list[Check]:
+        """The R-operator along each layer's parameters, against ``torch.func.jvp``."""
+        inputs, y = self.batch(SAMPLES)
+        executable = self._executable(tangent_program(self.graph))
+        checks = []
+        for layer, node in self.graph.layers.items():
+            direction = self._direction(node)
+            self._set_direction(executable, direction)
+            self._load(executable, inputs, y, "gradient", "quadratic")
+            found = executable.result("tangent")
+            error = _error(found, self._tangent(inputs, direction))
+            checks.append(Check(layer, "R-operator", "torch.func.jvp", error))
+        return checks
+
+    def quadratic(self) -> list[Check]:
+        """``dᵀ(G + λI)d`` and ``dᵀ∇`` of the step-size rule for a random d, ``G`` by torch.func."""
+        inputs, y = self.batch(SAMPLES)
+        settings = Settings()
+        executable = self._executable(quadratic_program(self.graph, self.loss, settings, 1))
+        direction = self._direction(*self.graph.layers.values())
+        self._set_direction(executable, direction)
+        self._load(executable, inputs, y, "gradient", "quadratic")
+        r, curvature = self._tangent(inputs, direction), self._output_hessians(inputs, y)
+        norm = sum(float(d.square().sum()) for d in direction.values())
+        m = torch.einsum("nk,nkl,nl->", r, curvature, r) / len(y) + settings.damping * norm
+        slope = jvp(lambda p: self._value(p, inputs, y), (self._trained(),), (direction,))[1]
+        return [
+            Check(
+                "",
+                "quadratic model, dᵀ(G + λI)d",
+                "jvp and hessian",
+                _error(executable.result("M.0.0"), m),
+            ),
+            Check(
+                "",
+                "quadratic model, dᵀ∇",
+                "torch.func.jvp",
+                _error(executable.result("b.0"), slope),
+            ),
+        ]
+
+    def _tangent(self, inputs: tuple[Tensor, ...], direction: Mapping[str, Tensor]) -> Tensor:
+        return jvp(lambda p: self.network(p, inputs), (self._trained(),), (dict(direction),))[1]
+
+    def _value(
+        self, parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...], y: Tensor
+    ) -> Tensor:
+        return self.objective(self.network(parameters, inputs), y)
+
+    def _output_hessians(self, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
+        """``𝓗_n``, without negative eigenvalues where the loss says so: ``[N, K, K]``."""
+        z = self.network({}, inputs)
+        whole = hessian(lambda u: self.objective(u, y))(z) * len(z)
+        exact = torch.stack([whole[n, :, n] for n in range(len(z))])
+        if not (isinstance(self.loss, CoupledLoss) and self.loss.negative_curvature == "clip"):
+            return exact
+        values, vectors = torch.linalg.eigh(exact)
+        return (vectors * values.clamp(min=0)[:, None, :]) @ vectors.mT
+
+    def gauss_newton(self, inputs: tuple[Tensor, ...], y: Tensor) -> dict[str, Tensor]:
+        """``(1/N) Σ_n J_nᵀ 𝓗_n J_n`` at every layer's pre-activation, ``J_n`` and ``𝓗_n`` by torch.func."""
+        curvature = self._output_hessians(inputs, y)
+        blocks = {}
+        for layer, node in self.graph.layers.items():
+            zero = curvature.new_zeros(len(curvature), node.size)
+            name = node.name
+            # samples do not meet, so a sum over them holds each one's own Jacobian
+            columns = jacrev(lambda e: self.network({}, inputs, {name: e}).sum(dim=0))(zero)  # noqa: B023
+            jacobian = columns.transpose(0, 1)
+            blocks[layer] = (jacobian.mT @ curvature @ jacobian).mean(dim=0)
+        return blocks
+
+    def _input_moments(self, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        values = self.network.values({}, inputs, {})
+        moments = {}
+        for layer, node in self.graph.layers.items():
+            a = values[node.inputs[0]]
+            assert isinstance(node.op, Affine)
+            a = torch.cat([a, a.new_ones(len(a), 1)], dim=1) if node.op.homogeneous else a
+            moments[layer] = a.T @ a / len(a)
+        return moments
+
+    # --- parameters by name and by layer --------------------------------------------------------------
+
+    def _trained(self) -> dict[str, Tensor]:
+        names = [name for node in self.graph.layers.values() for name in _parameter_names(node)]
+        return {name: self.traced.parameters[name] for name in names}
+
+    def _joined(self, node: Node, by_name: Mapping[str, Tensor]) -> Tensor:
+        """``[W, b]`` of a layer."""
+        weight, *bias = (by_name[name] for name in _parameter_names(node))
+        return torch.cat([weight, bias[0][:, None]], dim=1) if bias else weight
+
+    def _direction(self, *nodes: Node) -> dict[str, Tensor]:
+        """Random changes of these nodes' parameters, zero for all others."""
+        direction = {name: torch.zeros_like(p) for name, p in self._trained().items()}
+        for name in [name for node in nodes for name in _parameter_names(node)]:
+            direction[name] = _normal(self.generator, *direction[name].shape)
+        return direction
+
+    def _set_direction(self, executable: Executable, direction: Mapping[str, Tensor]) -> None:
+        for layer, node in self.graph.layers.items():
+            executable.memory.states[f"direction0.{layer}"].copy_(self._joined(node, direction))
+
+    # --- compiled programs ----------------------------------------------------------------------------
+
+    def _executable(self, program: StepProgram) -> Executable:
+        dtype = next(iter(self.traced.parameters.values())).dtype
+        return Executable(program, self.traced, self.loss, dtype=dtype, device=torch.device("cpu"))
+
+    def _run(
+        self, program: StepProgram, inputs: tuple[Tensor, ...], y: Tensor, *phases: str
+    ) -> Executable:
+        executable = self._executable(program)
+        self._load(executable, inputs, y, *phases)
+        return executable
+
+    def _load(
+        self, executable: Executable, inputs: tuple[Tensor, ...], y: Tensor, *phases: str
+    ) -> None:
+        rows = nn.functional.one_hot(y, self.graph.output.size) if y.dim() == 1 else y
+        executable.load(inputs, rows.to(executable.memory.dtype))
+        executable.run(*phases)
+
+
+def _parameter_names(node: Node) -> list[str]:
+    assert isinstance(node.op, Affine)
+    return [node.op.weight] + ([node.op.bias] if node.op.homogeneous and node.op.bias else [])
+
+
+def _dense(executable: Executable, role: str) -> Tensor:
+    from ..runtime.memory import dense
+
+    name = executable.program.results[role]
+    return dense(executable.step.value(name), executable.program[name].spec)
+
+
+def _normal(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def _float32(y: Tensor) -> Tensor:
+    return y.float() if y.is_floating_point() else y
+
+
+def _error(found: Tensor, expected: Tensor) -> float:
+    """``‖found − expected‖ / ‖expected‖``; 0 where both vanish, NaN where either is not finite."""
+    if found.shape != expected.shape:
+        return float("nan")
+    difference, norm = float((found - expected).norm()), float(expected.norm())
+    return difference / norm if norm > 0 else difference
