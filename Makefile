@@ -14,8 +14,9 @@ INPUTS := pyproject.toml constraints.txt
 KERNELS := $(if $(filter Linux,$(shell uname -s)),kernels)
 
 # The plain tests in two halves, so that two cores have as much to do.
-FIRST := $(wildcard tests/test_[a-n]*.py)
-SECOND := $(filter-out $(FIRST),$(wildcard tests/test_*.py))
+PLAIN  := $(filter-out tests/gpu/ tests/support/ tests/triton/,$(wildcard tests/*/)) $(wildcard tests/test_*.py)
+FIRST  := $(addprefix tests/,app/ base/ benchmarks/ derivation/ explain/ frontends/ program/)
+SECOND := $(filter-out $(FIRST),$(PLAIN))
 
 .PHONY: train test plain plain-first plain-second kernels interpreted compiled bench convergence bench-env clean
 

@@ -49,13 +49,14 @@ def compile(
     "kfra", "decoder.*": "kfac"}``. ``options`` are the fields of
     :class:`~gncompile.base.settings.Settings`. ``seed`` starts the sampling of KFAC, and the orders that
     steps read their rows in. ``backend`` is ``"torch"``, ``"triton"`` (CUDA) or ``"reference"``;
-    ``precision`` is that of the Triton backend's float32 products, in the words of ``torch.set_float32_matmul_precision``: ``"highest"``,
-    ``"high"`` or ``"medium"``. ``tune`` chooses variants of the torch backend's operations on a CPU and
-    settings of the Triton backend's launches (:mod:`gncompile.tuning`): ``"cached"`` takes what was measured
-    before on this machine and measures nothing, ``"quick"`` and ``"full"`` measure what is not yet known,
-    ``"off"`` takes the defaults, and a path of a ``.json`` file those that it pins. Where
-    ``torch.distributed`` connects several processes, ``"cached"``, ``"quick"`` and ``"full"`` make this a
-    collective call: all ranks take what rank 0 has or finds.
+    ``precision`` is that of the Triton backend's float32 products, in the words of
+    ``torch.set_float32_matmul_precision``: ``"highest"``, ``"high"`` or ``"medium"``. ``tune`` chooses
+    variants of the torch backend's operations on a CPU and settings of the Triton backend's launches
+    (:mod:`gncompile.tuning`): ``"cached"`` takes what was measured before on this machine and measures
+    nothing, ``"quick"`` and ``"full"`` measure what is not yet known, ``"off"`` takes the defaults, and a
+    path of a ``.json`` file those that it pins. Where ``torch.distributed`` connects several processes,
+    ``"cached"``, ``"quick"`` and ``"full"`` make this a collective call: all ranks take what rank 0 has
+    or finds.
 
     Raises a :class:`~gncompile.errors.GncompileError` that names the place in the model for whatever cannot
     be compiled. Compiling costs about a second; memory is a few copies of the batch's activations, of the

@@ -227,7 +227,7 @@ def apply_matrix(op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
 
 
 def affine(v: list[Tensor]) -> Tensor:
-    """``x Wᵀ [+ y Vᵀ] [+ b]`` by the number of operands, see :class:`~gncompile.program.step_program.Affine`."""
+    """``x Wᵀ [+ y Vᵀ] [+ b]`` by the number of operands; :class:`~gncompile.program.step_program.Affine`."""
     result = v[0] @ v[1].T
     if len(v) >= 4:
         result = result + v[2] @ v[3].T

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from architectures import build, normal
-from test_step import INPUTS, NETWORKS, QUICK, SEED, target, trained, trainer
 from torch import Tensor
 from torch.nn import functional
+from triton_steps import INPUTS, NETWORKS, QUICK, SEED, target, trained, trainer
 
 from gncompile.runtime.draws import PhiloxDraws, TorchDraws
 from gncompile.runtime.executable import EmittedStep

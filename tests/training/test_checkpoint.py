@@ -93,7 +93,7 @@ def test_resume_in_another_process_is_bitwise(variant: str, path: Path, tmp_path
     losses = fit(whole, 2 * STEPS)
     fit(begun, STEPS, checkpoint=path)
     end = tmp_path / "end.safetensors"
-    arguments = [str(Path(__file__).parent), str(path), str(STEPS), str(end)]
+    arguments = [str(Path(__file__).parents[1] / "support"), str(path), str(STEPS), str(end)]
     done = subprocess.run(
         [sys.executable, "-c", GO_ON, *arguments], capture_output=True, text=True, check=False
     )

@@ -65,7 +65,7 @@ def in_turns() -> Trace:
 
 def in_a_process(order: str) -> Trace:
     command = [sys.executable, __file__, order]
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_schedule import METHODS, chain, program_of
+from small_programs import METHODS, chain, program_of
 from training import NETWORKS
 
 from gncompile.program.buffers import plan_buffers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,10 +9,9 @@ import pytest
 import sympy
 import torch
 from architectures import normal
-from torch import nn
+from small_programs import METHODS, chain, program_of, traced, unnumbered
 from training import NETWORKS, WIDTH, Gated
 
-from gncompile.app.api import understand
 from gncompile.base.settings import Settings
 from gncompile.graph.model_graph import TracedModel
 from gncompile.losses import Loss
@@ -29,17 +27,6 @@ from gncompile.runtime.executable import Executable
 PHASES = ("gradient", "curvature", "columns_begin", "columns", "share_inputs", "whole_inputs", "average",
           "invert", "direction", "layer_quadratic", "plain_quadratic", "quadratic", "update", "predict",
           "evaluate", "judge", "adapt", "trial", "judge_trial", "search")  # fmt: skip
-METHODS = ("kfra", "kflr", "kfac", "empirical")
-
-
-def traced(model: nn.Module, loss: str = "bce_with_logits") -> tuple[TracedModel, Loss]:
-    found, declared, _ = understand(model.double(), loss, torch.zeros(4, WIDTH).double())
-    return found, declared
-
-
-def program_of(model: nn.Module, method: str = "kfra", **options: object) -> StepProgram:
-    found, loss = traced(model)
-    return step_program(found.graph, loss, Settings.from_options(method=method, **options))
 
 
 def instructions(s: Schedule, phase: str) -> Iterator[Instruction]:
@@ -137,12 +124,6 @@ def kernels(program: StepProgram, phase: str) -> list[Kernel]:
     return [k for launch in schedule(program).phases[phase] for k in launch.kernels]
 
 
-def chain() -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(WIDTH, 5), nn.Tanh(), nn.Linear(5, 4), nn.SiLU(), nn.Linear(4, 3)
-    )
-
-
 def test_a_transfer_function_and_its_slope_are_an_epilogue() -> None:
     first = kernels(program_of(chain()), "gradient")[0]
     assert first.kind is Kind.GEMM
@@ -209,11 +190,6 @@ DRAWN = {
 }
 """The launches of the curvature and the one that draws, by loss and method. With draws by torch they were one
 more, two for a class; of a coupled loss they are as many, because torch reads the signs."""
-
-
-def unnumbered(text: str) -> str:
-    """Without the numbers that tell the softmax of a share of the batch from that of the whole."""
-    return re.sub(r"\b(p|target_mass)_\d+", r"\1", text)
 
 
 @pytest.mark.parametrize("of", DRAWN)

@@ -15,7 +15,7 @@ import gncompile
 from gncompile.app.cli import main
 from gncompile.functions import transfer as registry
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "custom_activation.toml"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_activation.toml"
 INF = math.inf
 x = ARGUMENT
 

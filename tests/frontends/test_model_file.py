@@ -17,7 +17,7 @@ from gncompile.frontends.model_file import ModelFile, load_model_file
 from gncompile.graph.fuse_pointwise import fuse_pointwise
 from gncompile.graph.model_graph import Affine, ModelGraph, Pointwise
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 HEAD = """
 [model]

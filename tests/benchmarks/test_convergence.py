@@ -206,7 +206,7 @@ def test_the_command_makes_missing_runs_only(
 def test_a_killed_benchmark_leaves_whole_runs(tmp_path: Path) -> None:
     arguments = ["--problems", "stiff", "--optimisers", "kfra", "--budget", "100000u"]
     command = [sys.executable, "-m", "benchmarks.convergence", *arguments, "--output", tmp_path]
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline().startswith("stiff:")  # at work

@@ -10,7 +10,7 @@ import sys
 import textwrap
 
 import pytest
-from test_schedule import METHODS, chain, program_of, traced, unnumbered
+from small_programs import METHODS, chain, program_of, traced, unnumbered
 from training import NETWORKS
 
 from gncompile.base.settings import Settings
