@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from gncompile.accuracy import Accuracy, Worst, measure_accuracy
-from gncompile.transfer import ARGUMENT, TransferFunction, transfer, transfer_names
 
 from gncompile.functions import PRIMITIVES
+from gncompile.functions.transfer import ARGUMENT, TransferFunction, transfer, transfer_names
+from gncompile.verification.accuracy import Accuracy, Worst, measure_accuracy
 
 PAGE = Path(__file__).with_name("accuracy.md")
 DENSITY = 300
@@ -23,7 +23,7 @@ WHATS = ("value", "slope", "kept slope")
 SLOPES = ("slope", "kept slope")
 
 MEASURES = {"ulps": "ulps", "backward": "backward ulps", "of_one": "ulps of 1"}
-"""The measures of ``gncompile/accuracy.py`` and what the page calls them."""
+"""The measures of ``gncompile/verification/accuracy.py`` and what the page calls them."""
 
 
 @dataclass(frozen=True)

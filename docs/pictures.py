@@ -13,11 +13,11 @@ from pathlib import Path
 
 import networkx as nx
 import torch
-from gncompile.model_graph import ModelGraph, Node, Pointwise, describe
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from gncompile.frontends.torch_export import trace
+from gncompile.graph.model_graph import ModelGraph, Node, Pointwise, describe
 from gncompile.losses import resolve_loss
 from gncompile.pipeline import factor_program, prepare
 

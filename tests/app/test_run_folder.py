@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gncompile.data.data_sets.curves import curves
 
 from gncompile.app.run_folder import RunFolder, free_folder
+from gncompile.data.curves import curves
 from gncompile.errors import CheckpointError, GncompileError
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gncompile.data.data_sets.curves import curves
 from safetensors.numpy import save_file
 
 from gncompile.base import config
 from gncompile.base.files import atomic_path, atomic_write
 from gncompile.data import Batches, DataSpec, load, mnist
+from gncompile.data.curves import curves
 from gncompile.errors import CheckpointError, DataError, GncompileError
 
 # --- CURVES

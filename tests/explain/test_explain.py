@@ -8,7 +8,6 @@ import re
 import pytest
 import torch
 from architectures import build, networks
-from gncompile.explain.explain.formulas import Formulas
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from gncompile.derivation.piecewise_linear import theorem
 from gncompile.emit.torch_source import emit_torch
 from gncompile.errors import CompileError
 from gncompile.explain.explain import explain, summary
+from gncompile.explain.formulas import Formulas
 from gncompile.frontends.torch_export import trace
 from gncompile.graph.model_graph import TracedModel
 from gncompile.losses import Loss, resolve_loss

@@ -19,7 +19,17 @@ import pytest
 import sympy
 import torch
 from architectures import build, networks
-from gncompile.explain.explain.notation import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_model import curves_model
+from torch import Tensor, nn
+
+from gncompile import compile as compile_model
+from gncompile import register_transfer
+from gncompile.app.cli import main
+from gncompile.base.settings import Settings
+from gncompile.emit.torch_source import emit_torch
+from gncompile.explain.notation import (
     Bracket,
     Call,
     Cases,
@@ -34,26 +44,16 @@ from gncompile.explain.explain.notation import (
     Sum,
     expanded,
 )
-from gncompile.explain.explain.readback import Readback
-from gncompile.explain.explain.report import layout, plots, write_html, write_latex
-from gncompile.explain.explain.report.html import html
-from gncompile.explain.explain.report.latex import latex
-from gncompile.explain.explain.report.latex_math import escaped
-from gncompile.explain.explain.report.symbols import typeset_name
-from gncompile.explain.explain.report.views import Views
-from gncompile.functions.primitives.transfer import transfer, transfer_names
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from small_model import curves_model
-from torch import Tensor, nn
-
-from gncompile import compile as compile_model
-from gncompile import register_transfer
-from gncompile.app.cli import main
-from gncompile.base.settings import Settings
-from gncompile.emit.torch_source import emit_torch
+from gncompile.explain.readback import Readback
+from gncompile.explain.report import layout, plots, write_html, write_latex
+from gncompile.explain.report.html import html
+from gncompile.explain.report.latex import latex
+from gncompile.explain.report.latex_math import escaped
+from gncompile.explain.report.symbols import typeset_name
+from gncompile.explain.report.views import Views
 from gncompile.frontends.torch_export import trace
 from gncompile.functions import Primitive
+from gncompile.functions.transfer import transfer, transfer_names
 from gncompile.graph.model_graph import Affine, ModelGraph, Node, Pointwise
 from gncompile.losses import SeparableLoss, resolve_loss
 from gncompile.pipeline import prepare, step_program

@@ -8,19 +8,19 @@ import warnings
 import mpmath
 import pytest
 import torch
-from gncompile.functions.primitives.derive import pointwise_rule
-from gncompile.functions.primitives.expressions import evaluate
-from gncompile.functions.primitives.precise import precise_function
-from gncompile.functions.primitives.transfer import (
+from torch import nn
+
+import gncompile
+from gncompile.frontends import trace
+from gncompile.functions.derive import pointwise_rule
+from gncompile.functions.expressions import evaluate
+from gncompile.functions.precise import precise_function
+from gncompile.functions.transfer import (
     ARGUMENT,
     BUILT_IN,
     TransferFunction,
     define_transfer,
 )
-from torch import nn
-
-import gncompile
-from gncompile.frontends import trace
 from gncompile.graph.model_graph import Pointwise
 
 POINTS = torch.linspace(-3.1, 2.9, 13, dtype=torch.float64)[:, None]

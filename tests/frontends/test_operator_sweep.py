@@ -16,8 +16,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from gncompile.functions.primitives.derive import pointwise_rule
-from gncompile.verification.verification.accuracy import run_torch_statements
 from sympy import Expr, Symbol
 from torch import Tensor, nn
 
@@ -25,8 +23,10 @@ import gncompile
 from gncompile.frontends.aten import COMPARISONS, POINTWISE
 from gncompile.frontends.torch_export import trace
 from gncompile.functions import number
+from gncompile.functions.derive import pointwise_rule
 from gncompile.graph.model_graph import Node, Pointwise, TracedModel
 from gncompile.pipeline import prepare
+from gncompile.verification.accuracy import run_torch_statements
 
 Function = Callable[[Tensor], Tensor]
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from gncompile.functions.primitives.classification import classify, interval
-from gncompile.functions.primitives.transfer import ARGUMENT, define_transfer, transfer
 from torch.nn import functional
 
 import gncompile
 from gncompile.app.cli import main
 from gncompile.functions import transfer as registry
+from gncompile.functions.classification import classify, interval
+from gncompile.functions.transfer import ARGUMENT, define_transfer, transfer
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_activation.toml"
 INF = math.inf

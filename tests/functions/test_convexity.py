@@ -10,15 +10,15 @@ import mpmath
 import pytest
 import sympy
 import torch
-from gncompile.functions.primitives.convexity import convexity
-from gncompile.functions.primitives.expressions import evaluate
-from gncompile.functions.primitives.parsing import parse_expression
-from gncompile.functions.primitives.precise import Function, precise_function
-from gncompile.losses.vocabulary.coupled_loss import CoupledLoss
 
 from gncompile.errors import LossError
+from gncompile.functions.convexity import convexity
+from gncompile.functions.expressions import evaluate
+from gncompile.functions.parsing import parse_expression
+from gncompile.functions.precise import Function, precise_function
 from gncompile.losses import OUTPUT, TARGET, SeparableLoss, define_loss
 from gncompile.losses import vocabulary as losses
+from gncompile.losses.coupled_loss import CoupledLoss
 
 POSITIVE = (0.0, math.inf)
 LSE3 = "log(exp(z1) + exp(z2) + exp(z3))"

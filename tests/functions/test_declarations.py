@@ -10,14 +10,6 @@ import warnings
 import pytest
 import sympy
 import torch
-from gncompile.functions.primitives.declarations import derivative_size, without_piecewise
-from gncompile.functions.primitives.expressions import evaluate
-from gncompile.functions.primitives.transfer import (
-    ARGUMENT,
-    register_transfer,
-    transfer,
-    transfer_function,
-)
 from torch.nn import functional
 
 import gncompile
@@ -26,6 +18,14 @@ from gncompile.errors import ExpressionError, LossError, ModelFileError, Registr
 from gncompile.frontends.model_file import load_model_file
 from gncompile.functions import parsing, select, softplus
 from gncompile.functions import transfer as registry
+from gncompile.functions.declarations import derivative_size, without_piecewise
+from gncompile.functions.expressions import evaluate
+from gncompile.functions.transfer import (
+    ARGUMENT,
+    register_transfer,
+    transfer,
+    transfer_function,
+)
 from gncompile.losses import vocabulary as losses
 
 x = ARGUMENT

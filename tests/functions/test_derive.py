@@ -7,9 +7,6 @@ import time
 
 import pytest
 import sympy
-from gncompile.functions.primitives.derive import differentiate, pointwise_rule
-from gncompile.functions.primitives.stable_forms import stable
-from gncompile.functions.primitives.transfer import transfer, transfer_names
 from sympy import Float, Rational, exp, log, sqrt, tanh
 
 from gncompile.errors import ExpressionError
@@ -24,6 +21,9 @@ from gncompile.functions import (
     sigmoid,
     softplus,
 )
+from gncompile.functions.derive import differentiate, pointwise_rule
+from gncompile.functions.stable_forms import stable
+from gncompile.functions.transfer import transfer, transfer_names
 
 x, y, c = sympy.symbols("x y c", real=True)
 a = sympy.Symbol("output", real=True)

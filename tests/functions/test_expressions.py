@@ -5,9 +5,6 @@ import warnings
 import pytest
 import sympy
 import torch
-from gncompile.functions.primitives.derive import pointwise_rule
-from gncompile.functions.primitives.expressions import evaluate
-from gncompile.functions.primitives.transfer import ARGUMENT, transfer, transfer_names
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -23,6 +20,9 @@ from gncompile.functions import (
     sigmoid,
     softplus,
 )
+from gncompile.functions.derive import pointwise_rule
+from gncompile.functions.expressions import evaluate
+from gncompile.functions.transfer import ARGUMENT, transfer, transfer_names
 
 x, y, z = ARGUMENT, sympy.Symbol("y", real=True), sympy.Symbol("z", real=True)
 EXTREMES = [0.0, -0.0, 1e-30, -1e-30, 0.3, -0.7, 1, -1, 5, -5, 20, -20, 41, -41, 88, -89, 100, -100]

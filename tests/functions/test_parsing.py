@@ -4,18 +4,18 @@ import time
 
 import pytest
 import sympy
-from gncompile.functions.primitives.declarations import derivative_size, tree_size
-from gncompile.functions.primitives.parsing import (
+from sympy import Expr, Rational, exp, pi, sqrt, tanh
+
+from gncompile.errors import ExpressionError
+from gncompile.functions import select, sigmoid, softplus
+from gncompile.functions.declarations import derivative_size, tree_size
+from gncompile.functions.parsing import (
     FUNCTIONS,
     MAX_DEPTH,
     MAX_LENGTH,
     parse_expression,
 )
-from gncompile.functions.primitives.transfer import called_by_name, define_transfer
-from sympy import Expr, Rational, exp, pi, sqrt, tanh
-
-from gncompile.errors import ExpressionError
-from gncompile.functions import select, sigmoid, softplus
+from gncompile.functions.transfer import called_by_name, define_transfer
 
 x, y = sympy.symbols("x y", real=True)
 SYMBOLS = {"x": x, "y": y}
@@ -141,7 +141,7 @@ def test_the_error_points_at_the_column():
 
 
 def _functions():
-    from gncompile.functions.primitives.parsing import FUNCTIONS
+    from gncompile.functions.parsing import FUNCTIONS
 
     return sorted(FUNCTIONS)
 

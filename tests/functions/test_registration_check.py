@@ -10,20 +10,20 @@ import time
 import mpmath
 import pytest
 import sympy
-from gncompile.functions.primitives.derive import pointwise_rule
-from gncompile.functions.primitives.probe_points import possible_kinks, probe_points
-from gncompile.functions.primitives.registration_check import TransferCheck
-from gncompile.functions.primitives.transfer import (
-    ARGUMENT,
-    define_transfer,
-    register_transfer,
-    transfer,
-)
 from sympy import exp, tanh
 
 from gncompile.errors import ExpressionError, RegistrationError
 from gncompile.functions import expressions, maximum, number, parsing, relu, select
 from gncompile.functions import transfer as registry
+from gncompile.functions.derive import pointwise_rule
+from gncompile.functions.probe_points import possible_kinks, probe_points
+from gncompile.functions.registration_check import TransferCheck
+from gncompile.functions.transfer import (
+    ARGUMENT,
+    define_transfer,
+    register_transfer,
+    transfer,
+)
 
 x = ARGUMENT
 EVERYWHERE = (-math.inf, math.inf)

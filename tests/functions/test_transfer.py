@@ -3,18 +3,18 @@
 import pytest
 import sympy
 import torch
-from gncompile.functions.primitives.expressions import evaluate
-from gncompile.functions.primitives.transfer import (
-    ARGUMENT,
-    register_transfer,
-    transfer,
-    transfer_names,
-)
 from torch.nn import functional
 
 from gncompile.errors import ExpressionError, RegistrationError
 from gncompile.functions import parsing, select, softplus
 from gncompile.functions import transfer as registry
+from gncompile.functions.expressions import evaluate
+from gncompile.functions.transfer import (
+    ARGUMENT,
+    register_transfer,
+    transfer,
+    transfer_names,
+)
 
 x = ARGUMENT
 

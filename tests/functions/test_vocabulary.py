@@ -14,17 +14,6 @@ import sympy
 import torch
 from architectures import normal
 from comparison import EXACT, assert_close, assert_tensors, rms, standard_scores
-from gncompile.functions.primitives.derive import PointwiseRule
-from gncompile.functions.primitives.expressions import evaluate
-from gncompile.functions.primitives.gates import ARGUMENTS, GATES, register_gate
-from gncompile.functions.primitives.parsing import parse_expression
-from gncompile.functions.primitives.transfer import (
-    ARGUMENT,
-    BUILT_IN,
-    register_transfer,
-    transfer,
-    transfer_names,
-)
 from graph_values import value_of
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,6 +21,17 @@ from torch.nn.modules import activation
 
 from gncompile.errors import RegistrationError, TraceError
 from gncompile.frontends import trace
+from gncompile.functions.derive import PointwiseRule
+from gncompile.functions.expressions import evaluate
+from gncompile.functions.gates import ARGUMENTS, GATES, register_gate
+from gncompile.functions.parsing import parse_expression
+from gncompile.functions.transfer import (
+    ARGUMENT,
+    BUILT_IN,
+    register_transfer,
+    transfer,
+    transfer_names,
+)
 from gncompile.graph.fuse_pointwise import fuse_pointwise
 from gncompile.graph.model_graph import (
     Affine,

@@ -8,9 +8,6 @@ import pytest
 import torch
 from architectures import normal
 from comparison import assert_close
-from gncompile.functions.primitives.derive import pointwise_rule
-from gncompile.functions.primitives.expressions import evaluate
-from gncompile.functions.primitives.transfer import ARGUMENT, transfer
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -18,6 +15,9 @@ from torch.nn import functional
 
 from gncompile.errors import TraceError
 from gncompile.frontends import trace
+from gncompile.functions.derive import pointwise_rule
+from gncompile.functions.expressions import evaluate
+from gncompile.functions.transfer import ARGUMENT, transfer
 from gncompile.graph.fuse_pointwise import fuse_pointwise
 from gncompile.graph.model_graph import Input, Node, Output, Pointwise, Select, TracedModel
 

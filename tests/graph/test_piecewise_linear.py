@@ -9,8 +9,6 @@ import pytest
 import torch
 from architectures import normal
 from comparison import assert_tensors
-from gncompile.functions.primitives.expressions import evaluate
-from gncompile.functions.primitives.transfer import transfer, transfer_names
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,6 +16,8 @@ from gncompile.base.settings import Settings
 from gncompile.derivation.piecewise_linear import theorem
 from gncompile.explain.explain import explain
 from gncompile.frontends import trace
+from gncompile.functions.expressions import evaluate
+from gncompile.functions.transfer import transfer, transfer_names
 from gncompile.losses import Loss, resolve_loss
 from gncompile.pipeline import prepare, step_program
 

@@ -9,10 +9,6 @@ import mpmath
 import pytest
 import sympy
 import torch
-from gncompile.functions.primitives.derive import pointwise_rule
-from gncompile.functions.primitives.precise import precise_function, real_value
-from gncompile.functions.primitives.stable_forms import RULES, stable
-from gncompile.verification.verification.accuracy import BACKENDS
 from sympy import Abs, Expr, cos, cosh, erf, exp, log, sin, sinh, tanh
 
 from gncompile.emit import torch_statements
@@ -26,6 +22,10 @@ from gncompile.functions import (
     sigmoid,
     softplus,
 )
+from gncompile.functions.derive import pointwise_rule
+from gncompile.functions.precise import precise_function, real_value
+from gncompile.functions.stable_forms import RULES, stable
+from gncompile.verification.accuracy import BACKENDS
 
 x, y = sympy.symbols("x y", real=True)
 DIGITS = 50

@@ -10,13 +10,13 @@ import pytest
 import torch
 from architectures import Act, Fork, Linear, build, calibrate, normal
 from comparison import assert_close, assert_inputs, assert_outputs
-from gncompile.losses.vocabulary.coupled_loss import CoupledLoss
 from torch import Tensor, nn
 
 import gncompile
 from gncompile.errors import BatchError, CompileError, LossError
 from gncompile.losses import register_loss, resolve_loss
 from gncompile.losses import vocabulary as losses
+from gncompile.losses.coupled_loss import CoupledLoss
 from gncompile.training.stored_loss import loss_from_data, loss_to_data
 
 DISTANCE = "sqrt(1 + (z1 - y1)**2 + (z2 - y2)**2 + (z3 - y3)**2) + exp(z1 - 2*z2)/9"
@@ -195,7 +195,7 @@ def test_a_stored_loss_is_the_same() -> None:
 
 def test_a_wrong_derivative_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rule for tanh with the wrong sign, as a mistake in the derivation would leave it."""
-    import gncompile.losses.vocabulary.coupled_loss as module
+    import gncompile.losses.coupled_loss as module
 
     right = module.differentiate
     monkeypatch.setattr(module, "differentiate", lambda e, s: -right(e, s))

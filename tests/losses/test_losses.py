@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import sympy
 import torch
-from gncompile.functions.primitives.convexity import is_convex_in_pieces, is_nonnegative
-from gncompile.functions.primitives.parsing import parse_expression
 from torch import nn
 
 from gncompile.errors import BatchError, ExpressionError, LossError, RegistrationError
+from gncompile.functions.convexity import is_convex_in_pieces, is_nonnegative
+from gncompile.functions.parsing import parse_expression
 from gncompile.losses import (
     NOISE,
     OUTPUT,

@@ -10,15 +10,15 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from gncompile.functions.primitives.transfer import transfer_names
-from gncompile.verification.verification.accuracy import measure_accuracy
 from sympy import Expr, Symbol
 from torch import Tensor
 
 from docs.accuracy_table import DTYPES, WHATS, bound, worst
 from gncompile.emit.triton_functions import kernels_module, triton_function
+from gncompile.functions.transfer import transfer_names
 from gncompile.runtime.source_files import load_source
 from gncompile.triton_kernels.elementwise import elementwise
+from gncompile.verification.accuracy import measure_accuracy
 from gncompile.verification.verification import accuracy
 
 DENSITY = 12  # some 60 arguments a function and dtype, those that break things among them

@@ -5,10 +5,10 @@ import re
 import pytest
 import sympy
 import torch
-from gncompile.functions.primitives.transfer import ARGUMENT, transfer
 
 from gncompile.emit.triton_functions import FUNCTIONS, kernels_module, triton_function
 from gncompile.functions import select, sigmoid, softplus
+from gncompile.functions.transfer import ARGUMENT, transfer
 from gncompile.runtime.source_files import load_source
 from gncompile.triton_kernels import elementwise, gemm, inverse, random, reduce, sampling
 from gncompile.triton_kernels.pointwise_groups import Problem

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import sympy
 import torch
-from gncompile.functions.primitives.expressions import evaluate
-from gncompile.functions.primitives.transfer import ARGUMENT, transfer, transfer_names
 
 from gncompile.emit.triton_functions import kernels_module, triton_function
 from gncompile.errors import InternalError
 from gncompile.functions import erfc, select, sigmoid
+from gncompile.functions.expressions import evaluate
+from gncompile.functions.transfer import ARGUMENT, transfer, transfer_names
 from gncompile.runtime.source_files import load_source
 from gncompile.triton_kernels import accurate, fit_polynomials, polynomials
 from gncompile.triton_kernels.elementwise import elementwise

@@ -8,14 +8,6 @@ import re
 import mpmath
 import pytest
 import torch
-from gncompile.functions.primitives.exact_values import ExactFunction, plain_slope
-from gncompile.functions.primitives.transfer import (
-    ARGUMENT,
-    TransferFunction,
-    transfer,
-    transfer_names,
-)
-from gncompile.verification.verification.accuracy import grid, measure_accuracy, run_reference
 
 import gncompile
 from docs import accuracy_table
@@ -30,6 +22,14 @@ from docs.accuracy_table import (
     worst,
 )
 from gncompile.errors import ExpressionError
+from gncompile.functions.exact_values import ExactFunction, plain_slope
+from gncompile.functions.transfer import (
+    ARGUMENT,
+    TransferFunction,
+    transfer,
+    transfer_names,
+)
+from gncompile.verification.accuracy import grid, measure_accuracy, run_reference
 from gncompile.verification.verification import accuracy
 
 DENSITY = 40  # some 200 arguments a function and dtype; the generator takes seven times as many

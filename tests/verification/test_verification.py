@@ -11,7 +11,6 @@ import pytest
 import sympy
 import torch
 from architectures import build, networks
-from gncompile.verification.verification.shrinking import features, shrink
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -23,7 +22,9 @@ from gncompile.functions import derive, expressions, stable_forms
 from gncompile.graph.model_graph import FixedLinear, Select
 from gncompile.graph.torch_network import Network
 from gncompile.pipeline import prepare
-from gncompile.verification.verification import Check, VerifyReport, verification, verify
+from gncompile.verification import verification
+from gncompile.verification.shrinking import features, shrink
+from gncompile.verification.verification import Check, VerifyReport, verify
 
 
 class Mixed(nn.Module):
