@@ -204,8 +204,9 @@ def test_refined_inverses_are_one_launch_of_every_full_factor() -> None:
 def test_the_same_text_for_every_hash_seed() -> None:
     """Sets and dictionaries of symbols are ordered by the hash seed; the text is not."""
     script = (
-        "import hashlib, test_schedule as t; from gncompile.emit.triton_source import emit_triton; "
-        "program = t.program_of(t.Gated(), l2=1e-3); "
+        "import hashlib, small_programs as t; from training import Gated; "
+        "from gncompile.emit.triton_source import emit_triton; "
+        "program = t.program_of(Gated(), l2=1e-3); "
         "print(hashlib.sha256(''.join(emit_triton(program)).encode()).hexdigest())"
     )
     texts = set()
