@@ -27,7 +27,6 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy --no-error-summary
-	$(BIN)/lint-imports --no-logo --no-cache
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target plain $(KERNELS)
 
 plain: plain-first plain-second
