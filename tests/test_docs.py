@@ -29,6 +29,7 @@ from gncompile.losses import vocabulary as losses
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+READ = [*PAGES, ROOT / "benchmarks/README.md", *sorted((ROOT / "benchmarks/notes").glob("*.md"))]
 BLOCK = re.compile(
     r"^```python\n(?P<code>.*?)^```\n(?:\n*^```text\n(?P<printed>.*?)^```\n)?", re.M | re.S
 )
@@ -92,12 +93,38 @@ def test_the_comparison_sees_differences() -> None:
     assert not same("loss 1.2345", "loss 1.2345 2.0")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def prose(page: Path) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+
+
+def anchors(page: Path) -> set[str]:
+    """What ``page.md#anchor`` may name: the page's headings, as GitHub spells them."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.M)
+    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+@pytest.mark.parametrize("page", READ, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", prose):
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", prose(page)):
         if not target.startswith(("http:", "https:")):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+            place = page.parent / target if target else page
+            assert place.exists(), f"{page.name} links to {target}"
+            assert not anchor or anchor in anchors(place), f"{page.name} links to {target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", READ, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_are_named_exist(page: Path) -> None:
+    for name in re.findall(r"`((?:\w+/)+\w+\.\w+)`", prose(page)):
+        places = [folder / name for folder in (ROOT, ROOT / "gncompile", page.parent)]
+        assert any(place.exists() for place in places), f"{page.name} names {name}"
+
+
+def test_the_code_links_to_sections_of_the_mathematics() -> None:
+    known = anchors(ROOT / "docs/mathematics.md")
+    for path in [*(ROOT / "gncompile").rglob("*.py"), *(ROOT / "triton_kernels").rglob("*.py")]:
+        for anchor in re.findall(r"mathematics\.md#([\w-]+)", path.read_text()):
+            assert anchor in known, f"{path.relative_to(ROOT)} links to {anchor}"
 
 
 def test_every_default_is_explained() -> None:

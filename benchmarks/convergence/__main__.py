@@ -54,7 +54,7 @@ def compete(chosen: Sequence[Problem], options: argparse.Namespace) -> None:
     machine = {**environment(), "pytorch_optimizer": installed("pytorch_optimizer")}
     budget = Budget.parse(options.budget)
     contest = Contest(
-        options.output, budget, options.seeds, options.clock, machine=machine, report=say
+        kept(options), budget, options.seeds, options.clock, machine=machine, report=say
     )
     optimisers = named(options.optimisers or list(OPTIMISERS))
     runs: list[Run] = []
@@ -80,7 +80,7 @@ def vary(chosen: Sequence[Problem], options: argparse.Namespace) -> None:
     """Train with one option changed at a time; what was measured is written after every problem."""
     method = sensitivity.varied(options.optimisers or ["kfra"])
     contest = Contest(
-        options.output, Budget.parse(options.budget), options.seeds, options.clock,
+        kept(options), Budget.parse(options.budget), options.seeds, options.clock,
         points=sensitivity.POINTS, machine=environment(), report=say,
     )  # fmt: skip
     found: list[sensitivity.Effect] = []
@@ -96,7 +96,7 @@ def rearrange(chosen: Sequence[Problem], options: argparse.Namespace) -> None:
     method = sensitivity.varied(options.optimisers or ["kfra"])
     budget = Budget.parse(options.budget)
     contest = Contest(
-        options.output, budget, options.seeds, options.clock,
+        kept(options), budget, options.seeds, options.clock,
         points=orders.POINTS, machine=environment(), report=say,
     )  # fmt: skip
     found: list[orders.Losses] = []
@@ -104,6 +104,12 @@ def rearrange(chosen: Sequence[Problem], options: argparse.Namespace) -> None:
         found += orders.measure(problem.task(options.samples), contest, method)
         say(f"{problem.name}: measured; {orders.write(found, options.output, str(budget))}")
     print("\n" + orders.text(found))
+
+
+def kept(options: argparse.Namespace) -> Path:
+    """The folder of finished runs: one for each action and number of samples, which no run's name has."""
+    folder: Path = options.runs
+    return folder / f"{options.action}-{options.samples or 'all'}"
 
 
 def problems(names: Sequence[str]) -> list[Problem]:
@@ -132,6 +138,9 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--output", type=Path, default=Path("runs/convergence"))
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/kept"), help="where finished runs are kept"
+    )
     return parser.parse_args(given)
 
 

@@ -186,9 +186,12 @@ def test_the_command_makes_missing_runs_only(
         "1",
         "--output",
         str(tmp_path),
+        "--runs",
+        str(tmp_path / "runs"),
     ]
+    runs = tmp_path / "runs" / "run-all"
     assert main([*given, "--optimisers", "kfra", "lbfgs"]) == 0
-    first = {(each.optimiser, each.seed): each.points for each in read_all(tmp_path)}
+    first = {(each.optimiser, each.seed): each.points for each in read_all(runs)}
     assert set(first) == {(name, seed) for name in ("kfra", "lbfgs") for seed in (0, 1)}
     capsys.readouterr()
     assert main([*given, "--optimisers", "kfra", "lbfgs", "kflr"]) == 0
@@ -196,8 +199,8 @@ def test_the_command_makes_missing_runs_only(
     assert "kflr defaults, seed 1: done" in printed
     assert "kfra defaults, seed 0: done" not in printed
     assert (tmp_path / "gauss-newton.png").exists()  # of kfra and kflr
-    assert {(e.optimiser, e.seed): e.points for e in read_all(tmp_path)}.items() >= first.items()
-    machine = read_all(tmp_path)[0].environment
+    assert {(e.optimiser, e.seed): e.points for e in read_all(runs)}.items() >= first.items()
+    machine = read_all(runs)[0].environment
     assert {"cpu", "torch", "commit", "threads", "clock"} <= set(machine)
     for name in ("report.md", "points.csv", "standings.json", "stiff.png"):
         assert (tmp_path / name).exists()
@@ -205,17 +208,19 @@ def test_the_command_makes_missing_runs_only(
 
 def test_a_killed_benchmark_leaves_whole_runs(tmp_path: Path) -> None:
     arguments = ["--problems", "stiff", "--optimisers", "kfra", "--budget", "100000u"]
-    command = [sys.executable, "-m", "benchmarks.convergence", *arguments, "--output", tmp_path]
+    folders = ["--output", str(tmp_path), "--runs", str(tmp_path / "runs")]
+    command = [sys.executable, "-m", "benchmarks.convergence", *arguments, *folders]
     root = Path(__file__).parents[2]
     process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline().startswith("stiff:")  # at work
     process.kill()
     process.wait()
-    assert read_all(tmp_path) == []
+    runs = tmp_path / "runs" / "run-all"
+    assert read_all(runs) == []
     short = ["--problems", "stiff", "--optimisers", "kfra", "--budget", "2u", "--seeds", "0"]
-    assert main([*short, "--output", str(tmp_path)]) == 0
-    assert [each.status for each in read_all(tmp_path)] == ["done"]
+    assert main([*short, *folders]) == 0
+    assert [each.status for each in read_all(runs)] == ["done"]
 
 
 @pytest.mark.parametrize(

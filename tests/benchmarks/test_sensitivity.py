@@ -110,7 +110,15 @@ def test_the_command_varies_the_named_options(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["sensitivity", "--problems", "stiff", "--samples", "24", "--budget", "2u"]
-    given += ["--seeds", "0", "--output", str(tmp_path), "--options"]
+    given += [
+        "--seeds",
+        "0",
+        "--output",
+        str(tmp_path),
+        "--runs",
+        str(tmp_path / "runs"),
+        "--options",
+    ]
     assert main([*given, "step_cap", "average"]) == 0
     assert "step_cap=1" in capsys.readouterr().out
     assert "average=0" in (tmp_path / "sensitivity.md").read_text()

@@ -211,17 +211,19 @@ def test_zero_parameters_tell_as_much(width: int, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(agreement.Agreement, "compare_values", compare)
     trace(module, torch.zeros(2, width))
+    assert values
     assert all(bool((value != 0).all()) for value in values)
     assert all(not bool(parameter.any()) for parameter in module.parameters())
 
 
 def test_inputs_that_must_be_positive() -> None:
-    trace(Module(lambda h: h), torch.zeros(2, 4))
+    plain = Module(lambda h: h)
+    assert len(trace(plain, torch.zeros(2, 4)).graph.layers) == len(list(plain.parameters())) / 2
     module = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
     positive = nn.Module()
     positive.inner = module
     positive.forward = lambda x: module(x.log())  # type: ignore[method-assign]
-    trace(positive, torch.ones(2, 4))
+    assert list(trace(positive, torch.ones(2, 4)).graph.layers) == ["inner.0"]
 
 
 def test_compiling_in_threads() -> None:

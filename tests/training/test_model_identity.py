@@ -364,7 +364,10 @@ def test_a_hook_of_a_frozen_parameter_does_no_harm() -> None:
     model = network()
     model[0].weight.register_hook(lambda g: 2 * g)  # type: ignore[index, union-attr]
     model[0].requires_grad_(False)  # type: ignore[index]
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
     compiled(model).step(*samples(40))
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]) == name.startswith("0."), name
 
 
 # --- Copies ---------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Contest:
-    """How runs are made: the same budget and seeds for all, results in ``folder``.
+    """How runs are made: the same budget and seeds for all, each kept in the folder ``runs``.
 
     The grid of an optimiser is searched at the first seed, with the whole budget for every point that is
     tried: first the recommended one, then those next to the best so far until none of them is better. The
@@ -26,7 +26,7 @@ class Contest:
     recommended one is run. A run kept with another clock is made again.
     """
 
-    folder: Path
+    runs: Path
     budget: Budget
     seeds: Sequence[int] = (0, 1, 2)
     clock: Clock = "wall"
@@ -86,7 +86,7 @@ class Contest:
 
     def run(self, task: Task, optimiser: Optimiser, setting: Setting, seed: int) -> Run:
         """One run, made or found."""
-        path = file_of(self.folder, task.name, optimiser.name, setting, seed, str(self.budget))
+        path = file_of(self.runs, task.name, optimiser.name, setting, seed, str(self.budget))
         if path.is_file():
             kept = read(path)
             # Names that differ may share a file.
@@ -100,7 +100,7 @@ class Contest:
             return made  # not kept: it costs nothing to try again when the reason is gone
         conditions = {**self.machine, "clock": self.clock}
         made = dataclasses.replace(made, environment=conditions)
-        write(self.folder, made)
+        write(self.runs, made)
         self.report(
             f"{label}: {made.status}, {made.points[-1].train:.6g} after {made.seconds:.1f} s"
         )

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from torch import nn
 
-from ...base.environment import environment
 from ...base.files import atomic_write
 from ...base.settings import Settings
 from ...base.untrusted import is_plain_file
@@ -46,13 +45,11 @@ def compare(
     file = given if isinstance(given, ModelFile) else load_model_file(given)
     task = task_of(file)
     _claim(folder, file)
-    machine = environment()
     first = file.training.seed
-    contest = Contest(
-        folder, budget, range(first, first + seeds), search=search, report=report, machine=machine
-    )
+    own = range(first, first + seeds)
+    contest = Contest(folder / "runs", budget, own, search=search, report=report)
     runs = contest.hold(task, contestants)
-    return write_report(folder, file.name, runs, machine)
+    return write_report(folder, file.name, runs, contest.machine)
 
 
 def _claim(folder: Path, file: ModelFile) -> None:

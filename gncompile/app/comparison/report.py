@@ -2,7 +2,6 @@
 
 ::
 
-    runs/TASK/*.jsonl    every run, see store.py
     points.csv           all points of all runs, one a row
     standings.json       what the tables say, as data
     TASK.png             training loss against updates and against seconds

@@ -96,9 +96,9 @@ def file_of(
     seed: int,
     budget: str,
 ) -> Path:
-    """Where a run is kept."""
+    """Where a run is kept in the folder of all runs."""
     name = "-".join([optimiser, *spelled(setting).split(), f"seed{seed}", budget])
-    return folder / "runs" / slug(task, "task") / f"{name}.jsonl"
+    return folder / slug(task, "task") / f"{name}.jsonl"
 
 
 def write(folder: Path, run: Run) -> Path:
@@ -127,7 +127,7 @@ def read(path: Path) -> Run:
 
 def read_all(folder: Path, budget: str | None = None) -> list[Run]:
     """All runs kept in ``folder``, of one budget if given, ordered by file name."""
-    runs = [read(path) for path in sorted((folder / "runs").glob("*/*.jsonl"))]
+    runs = [read(path) for path in sorted(folder.glob("*/*.jsonl"))]
     return [run for run in runs if budget is None or run.budget == budget]
 
 
