@@ -145,9 +145,9 @@ class Forward:
     def _layers_above(self) -> dict[str, frozenset[str]]:
         above: dict[str, frozenset[str]] = {}
         for node in self.graph:
-            trained = isinstance(node.op, Affine) and node.op.trainable
-            own = {node.op.layer} if trained else set()
-            above[node.name] = frozenset(own).union(*(above[name] for name in node.inputs))
+            above[node.name] = frozenset().union(*(above[name] for name in node.inputs))
+            if isinstance(node.op, Affine) and node.op.trainable:
+                above[node.name] |= {node.op.layer}
         return above
 
     @cached_property
