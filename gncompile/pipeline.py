@@ -12,8 +12,8 @@ A step program is a sequence of phases. Each phase below lists the earlier phase
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import sympy
@@ -23,6 +23,7 @@ from .base.debug import dump
 from .base.settings import AUTO, SAMPLED_METHODS, Settings
 from .derivation.averages import AveragedForward, compare_average
 from .derivation.damping import adapt, hold, judge, reject, search
+from .derivation.forward import Forward
 from .derivation.guards import (
     choose_factor_damping,
     guard_change,
@@ -35,7 +36,7 @@ from .derivation.loss_rules import LossRules, loss_rules
 from .derivation.method_choice import AVERAGED, EXACT, SAMPLED, Choice, by_cost, given
 from .derivation.noise import measure_noise
 from .derivation.phases import Optimiser
-from .derivation.propagation import Forward, pull_back, push_forward, weight_gradients
+from .derivation.propagation import pull_back, push_forward, weight_gradients
 from .derivation.recursion import column_moments, input_moments, pull_back_matrices
 from .derivation.representations import Averaged, PerSample
 from .errors import CompileError, message
@@ -87,18 +88,25 @@ class Phases:
 
     def gradient(self) -> None:
         """Forward pass, loss, vectors backwards, weight gradients."""
-        with self.builder.phase("gradient"):
-            self.forward = Forward.emit(self.builder, self.graph)
-            self.rules: LossRules = loss_rules(self.builder, self.loss, self.forward.output)
-            self.loss_value = self.rules.value()
-            self.vectors = pull_back(self.forward, self.rules.gradient())
+        builder = self.builder
+        with builder.phase("gradient"):
+            with builder.origin(role="forward"):
+                self.forward = Forward.emit(builder, self.graph)
+            with builder.origin(role="loss"):
+                self.rules: LossRules = loss_rules(builder, self.loss, self.forward.output)
+                self.loss_value = self.rules.value()
+            with self.forward.work_at_output():
+                seed = self.rules.gradient()
+            self.vectors = pull_back(self.forward, seed)
             self.gradients = weight_gradients(self.forward, self.vectors)
-            self.builder.results["loss"] = self.loss_value.name
+            builder.results["loss"] = self.loss_value.name
+            builder.nodes = {node: value.name for node, value in self.forward.values.items()}
 
     def on_share(self, rows: ir.Dim) -> tuple[Forward, LossRules]:
         """The forward pass and the loss on a share of the batch, or on all of it."""
         forward = self.forward if rows == "N" else self.forward.share(rows)
-        return forward, loss_rules(self.builder, self.loss, forward.output)
+        with forward.work_at_output():
+            return forward, loss_rules(self.builder, self.loss, forward.output)
 
     def gradient_share(self, rows: ir.Dim) -> tuple[Forward, Value]:
         """The forward pass on a share of the batch, and the loss's gradient at the output there."""
@@ -133,19 +141,24 @@ class Phases:
         """Input moments Q of every layer; begins the phase ``curvature``."""
         with self._curvature():
             self.sampled, self.sampled_rules = self.on_share(rows)
-            self.inputs = input_moments(self.sampled)
+            with self.builder.origin(role="input factor"):
+                self.inputs = input_moments(self.sampled)
 
     def either_inputs(self, rows: ir.Dim) -> None:
         """Input moments Q of a share or of the whole batch, in the same place; begins ``curvature``."""
         with self._curvature():
             self.sampled, self.sampled_rules = self.on_share(rows)
-        with self.builder.phase("share_inputs", sees=("gradient", "curvature")):
+        phase = self.builder.phase("share_inputs", sees=("gradient", "curvature"))
+        with phase, self.builder.origin(role="input factor"):
             self.inputs = input_moments(self.sampled)
         with self.builder.phase("whole_inputs", sees=("gradient",)):
             input_moments(self.forward, self.inputs)
 
-    def _curvature(self) -> AbstractContextManager[None]:
-        return self.builder.phase("curvature", sees=("gradient",))
+    @contextmanager
+    def _curvature(self) -> Iterator[None]:
+        phase = self.builder.phase("curvature", sees=("gradient",))
+        with phase, self.builder.origin(role="output factor"):
+            yield
 
     def output_factors(
         self,
@@ -160,12 +173,14 @@ class Phases:
             return self._summed(method, layers, samples)
         with self._curvature():
             if method == "kfra":
-                hessian = self.sampled_rules.mean_hessian()
+                with self.sampled.work_at_output():
+                    hessian = self.sampled_rules.mean_hessian()
                 averaged = Averaged(self.builder)
                 outputs = pull_back_matrices(self.sampled, hessian, averaged, layers)
                 return self._with_exact_traces(outputs) if trace_correction else outputs
             if method in ("ggn", "hessian"):
-                hessians = self.rules.sample_hessians(exact=method == "hessian")
+                with self.forward.work_at_output():
+                    hessians = self.rules.sample_hessians(exact=method == "hessian")
                 per_sample = PerSample(self.builder, curved=method == "hessian")
                 return pull_back_matrices(self.forward, hessians, per_sample, layers, self.vectors)
             if method == "empirical":
@@ -188,7 +203,7 @@ class Phases:
         vectors = self._passed_back("kfac_rp")
         exact, averaged, g = sympy.symbols("exact averaged g", real=True)
         corrected = dict(outputs)
-        for layer, node in self.graph.layers.items():
+        for layer, node in self.builder.layerwise(self.graph.layers):
             if layer not in outputs or not outputs[layer].is_full:
                 continue  # a structured Ḡ is at the output, where nothing has been averaged yet
             trace = {
@@ -206,10 +221,15 @@ class Phases:
 
     def _passed_back(self, method: str) -> dict[str, Value]:
         """Vectors backwards whose second moment is Ḡ: columns of the root of 𝓗_L, or one random draw."""
+        with self.sampled.work_at_output():
+            seed = self._seed(method)
+        return pull_back(self.sampled, seed, prefix="c" if method == "kflr" else "s")
+
+    def _seed(self, method: str) -> Value:
         if method == "kflr":
-            return pull_back(self.sampled, self.sampled_rules.root_columns(), prefix="c")
+            return self.sampled_rules.root_columns()
         if method == "kfac_rp":
-            return pull_back(self.sampled, self.sampled_rules.projected_gradient(), prefix="s")
+            return self.sampled_rules.projected_gradient()
         if not isinstance(self.loss, SoftmaxCrossEntropy) and self.loss.sampler is None:
             raise CompileError(
                 message(
@@ -218,7 +238,7 @@ class Phases:
                     instead="use method='kfac_rp', random ±1 projections, which need no model",
                 )
             )
-        return pull_back(self.sampled, self.sampled_rules.sampled_gradient(), prefix="s")
+        return self.sampled_rules.sampled_gradient()
 
     def _summed(self, method: str, layers: Collection[str], samples: int) -> dict[str, Value]:
         """Ḡ as a sum over runs of the phase ``columns``: chunks of KFLR's columns, or draws of KFAC."""
@@ -228,14 +248,16 @@ class Phases:
             spec = ir.matrix(ir.Structure.SYMMETRIC, node.size)
             states[layer] = builder.state(f"G_sum.{layer}", spec)
         with builder.phase("columns_begin"):
-            for state in states.values():
+            for _, state in builder.layerwise(states):
                 builder.emit(ir.Zeros(state.spec), into=state, name=f"{state.name}_zero")
         builder.columns = self.graph.output.size if method == "kflr" else samples
         weight = 1.0 if method == "kflr" else 1 / samples
         outputs = {}
-        with builder.phase("columns", sees=("gradient", "curvature")):
+        phase = builder.phase("columns", sees=("gradient", "curvature"))
+        with phase, builder.origin(role="output factor"):
             columns = self._passed_back(method)
-            for layer, moment in column_moments(self.sampled, columns, layers).items():
+            moments = column_moments(self.sampled, columns, layers)
+            for layer, moment in builder.layerwise(moments):
                 part = builder.scaled(moment, weight) if weight != 1.0 else moment
                 name = f"G_{layer}"
                 outputs[layer] = builder.add(states[layer], part, name=name, into=states[layer])
@@ -295,7 +317,8 @@ def step_program(graph: ModelGraph, loss: Loss, settings: Settings) -> StepProgr
     phases.gradient()
     optimiser = Optimiser(builder, phases.forward, settings)
     with builder.phase("gradient"):
-        objective = optimiser.penalty(phases.loss_value, "objective")
+        with builder.origin(role="loss"):
+            objective = optimiser.penalty(phases.loss_value, "objective")
         gradients = optimiser.decayed(phases.gradients)
         builder.results["objective"] = objective.name
         builder.results |= {f"grad.{layer}": value.name for layer, value in gradients.items()}

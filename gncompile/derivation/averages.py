@@ -14,7 +14,7 @@ import sympy
 from ..functions.primitives import as_float, minimum, select
 from ..graph.model_graph import Affine, Node
 from ..program.builder import ProgramBuilder, Value
-from .propagation import Forward
+from .forward import Forward
 
 if TYPE_CHECKING:
     from .phases import Optimiser

@@ -19,8 +19,9 @@ import sympy
 from ..functions.primitives import as_float, finite, minimum, select
 from ..program import step_program as ir
 from ..program.builder import Value
+from .forward import Forward
 from .phases import Optimiser
-from .propagation import Forward, pull_back, weight_gradients
+from .propagation import pull_back, weight_gradients
 
 PATIENCE = 1 / 90
 """The share of the bound that each measurement which does not ask for more takes off: noise that lasts is a

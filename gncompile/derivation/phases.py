@@ -11,7 +11,7 @@ Notation: λ damping of the quadratic model; γ damping of the factors, ½√λ 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import sympy
@@ -23,9 +23,10 @@ from ..program import step_program as ir
 from ..program.builder import ProgramBuilder, Value
 from ..program.step_program import Spec
 from .averages import LEADS, average_parameters
+from .forward import Forward
 from .lengths import LENGTH, allowed_length, note_length
 from .loss_rules import LossRules
-from .propagation import Forward, push_forward
+from .propagation import push_forward
 
 SMALLEST_TRACE = 1e-20
 """Floor of a factor's mean eigenvalue: a dead layer (all slopes 0) would make π infinite."""
@@ -119,7 +120,7 @@ class Optimiser:
     def decayed(self, gradients: Mapping[str, Value]) -> dict[str, Value]:
         """``∇W̄ + [η_W W, η_b b]``."""
         result = {}
-        for layer, gradient in gradients.items():
+        for layer, gradient in self.builder.layerwise(gradients):
             weight, bias = self._etas(layer)
             node = self.layers[layer]
             parts = [self.forward.weight(node), self.forward.bias(node) if bias else None]
@@ -146,7 +147,7 @@ class Optimiser:
         mean = 1 - RECENT / (k + (RECENT - 1))
         epsilon = self.builder.pointwise(minimum(mean, bound), {k: count}, name="epsilon")
         for kind, factors in (("Q", inputs), ("G", outputs)):
-            for layer, factor in factors.items():
+            for layer, factor in self.builder.layerwise(factors):
                 state = self._factor(kind, layer, factor.spec)
                 self.lerp(state, factor, epsilon, f"{kind}_average")
 
@@ -162,7 +163,7 @@ class Optimiser:
 
     def invert(self, inputs: Mapping[str, Value], outputs: Mapping[str, Value]) -> None:
         """Damped inverses ``(Q + π√κ I)⁻¹, (Ḡ + √κ/π I)⁻¹`` with the trace-norm π [MG §6.3]."""
-        for layer in inputs:
+        for layer, _ in self.builder.layerwise(inputs):
             q = self._factor("Q", layer, inputs[layer].spec)
             g = self._factor("G", layer, outputs[layer].spec)
             if self.settings.exact_damping:
@@ -216,7 +217,7 @@ class Optimiser:
     ) -> dict[str, Value]:
         """``Δ = −(Ḡ + ..)⁻¹ ∇ (Q + ..)⁻¹`` by layer."""
         result = {}
-        for layer, gradient in gradients.items():
+        for layer, gradient in self.builder.layerwise(gradients):
             name = f"delta_{self.layers[layer].name}"
             specs = inputs[layer].spec, outputs[layer].spec
             if self.settings.exact_damping:
@@ -289,7 +290,8 @@ class Optimiser:
         m: list[list[Value]] = [[None] * count for _ in range(count)]  # type: ignore[list-item]
         for i in range(count):
             for j in range(i, count):
-                product = rules.hessian_product(tangents[j])
+                with forward.work_at_output():
+                    product = rules.hessian_product(tangents[j])
                 curvature = self.builder.emit(
                     ir.Dot(mean=True), tangents[i], product, name=f"curvature_{i + 1}{j + 1}"
                 )
@@ -331,7 +333,7 @@ class Optimiser:
         """``δ ← c_l Δ_l + c_m δ`` for each layer l, ``θ ← θ + δ``; θ before it is kept for ``restore``."""
         if self.settings.average:
             average_parameters(self)
-        for number, (layer, delta) in enumerate(deltas.items()):
+        for number, (layer, delta) in enumerate(self.builder.layerwise(deltas)):
             step = self.last_step(layer)
             values = {a: delta, b: self.chosen(number)}
             expression = a * b
@@ -358,9 +360,10 @@ class Optimiser:
             pairs.append((bias, self._part("bias", layer, value)))
         return pairs
 
-    def parameters(self) -> list[Value]:
-        """Every trained parameter."""
-        return [p for layer in self.layers for p in self.parameters_of(layer)]
+    def parameters(self) -> Iterator[Value]:
+        """Every trained parameter; what is emitted meanwhile is work for its layer."""
+        for layer, _ in self.builder.layerwise(self.layers):
+            yield from self.parameters_of(layer)
 
     def parameters_of(self, layer: str) -> list[Value]:
         """A layer's weight, and its bias if it has one."""
@@ -368,7 +371,7 @@ class Optimiser:
 
     def forget_step(self, where: Value | None = None) -> None:
         """No momentum from the last step, if ``where`` is positive."""
-        for layer in self.layers:
+        for layer, _ in self.builder.layerwise(self.layers):
             step = self.last_step(layer)
             if where is None:
                 self.builder.emit(ir.Zeros(step.spec), into=step, name="no_step")

@@ -11,7 +11,7 @@ from ..functions.primitives import select
 from ..graph.model_graph import ModelGraph, Node, Pointwise
 from ..losses.vocabulary import Loss, SoftmaxCrossEntropy
 from ..program.builder import ProgramBuilder
-from .propagation import Forward
+from .forward import Forward
 
 
 def theorem(graph: ModelGraph, loss: Loss) -> str:

@@ -20,11 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from ..graph.model_graph import Affine, FixedLinear, Node, Output, Pointwise, Select
+from ..graph.model_graph import Affine, Node
 from ..program import step_program as ir
 from ..program.builder import Factor, Value
-from .propagation import Forward, select_parts
-from .representations import Jacobian, Picked, Representation, Scaled, Weighted
+from .forward import Forward
+from .jacobians import Jacobian, Scaled
+from .representations import Representation
 
 
 def input_moments(forward: Forward, into: Mapping[str, Value] | None = None) -> dict[str, Value]:
@@ -40,10 +41,11 @@ def input_moments(forward: Forward, into: Mapping[str, Value] | None = None) -> 
         if target in written:
             moments[layer] = written[target]
             continue
-        moments[layer] = forward.builder.emit(
-            ir.Moment(node.op.homogeneous), forward.values[node.inputs[0]],
-            name=f"Q_{node.name}", comment=f"input second moment of {layer}", into=target,
-        )  # fmt: skip
+        with forward.work_for(node.name):
+            moments[layer] = forward.builder.emit(
+                ir.Moment(node.op.homogeneous), forward.values[node.inputs[0]],
+                name=f"Q_{node.name}", comment=f"input second moment of {layer}", into=target,
+            )  # fmt: skip
         if target:
             written[target] = moments[layer]
     return moments
@@ -53,12 +55,15 @@ def column_moments(
     forward: Forward, columns: Mapping[str, Value], layers: Collection[str]
 ) -> dict[str, Value]:
     """``Ḡ = (1/N) Σ_s C_sᵀ C_s`` for those of ``layers`` that the columns reach."""
-    return {
-        layer: forward.builder.emit(ir.Moment(), columns[node.name], name=f"G_{node.name}",
-                                    comment=f"output factor of {layer}")
-        for layer, node in forward.graph.layers.items()
-        if layer in layers and node.name in columns
-    }  # fmt: skip
+    moments: dict[str, Value] = {}
+    for layer, node in forward.graph.layers.items():
+        if layer in layers and node.name in columns:
+            with forward.work_for(node.name):
+                moments[layer] = forward.builder.emit(
+                    ir.Moment(), columns[node.name],
+                    name=f"G_{node.name}", comment=f"output factor of {layer}",
+                )  # fmt: skip
+    return moments
 
 
 class Frontier:
@@ -81,10 +86,14 @@ class Frontier:
                 for source in self.jacobians(node):
                     self.readers.setdefault(source, set()).add(node.name)
 
+    def elementwise(self, node: Node) -> bool:
+        """Whether the node is a slope a sample: such nodes are composed, and leave the cut together."""
+        return self.forward.rule(node).elementwise
+
     def _is_tensor(self, node: Node) -> bool:
-        if not isinstance(node.op, Pointwise) or not self._composes:
+        if not self.elementwise(node) or not self._composes:
             return True
-        return any(not isinstance(c.op, Pointwise) for c in self.graph.consumers(node.name))
+        return any(not self.elementwise(reader) for reader in self.graph.consumers(node.name))
 
     def jacobians(self, node: Node) -> dict[str, Jacobian]:
         """For each active tensor that the node reads: the local Jacobian."""
@@ -93,19 +102,12 @@ class Frontier:
         return self._jacobians[node.name]
 
     def _derive(self, node: Node) -> dict[str, Jacobian]:
-        active = [name for name in node.inputs if name in self.forward.active]
-        match node.op:
-            case Output():
-                return {name: Scaled(1.0) for name in active}
-            case Affine() | FixedLinear():
-                return {name: Weighted(self.forward.weight(node)) for name in active}
-            case Select():
-                parts = dict(zip(node.inputs, select_parts(self.graph, node), strict=True))
-                return {n: Picked(parts[n], self.graph[n].size) for n in active}
-            case Pointwise():
-                slopes = self._slopes(node)
-                return {n: Scaled(b) for n, b in slopes.items() if b != 0.0}
-        return {}
+        if self.elementwise(node):
+            slopes = self._slopes(node)
+            return {n: Scaled(self.forward.builder, b) for n, b in slopes.items() if b != 0.0}
+        active = {n: i for i, n in enumerate(node.inputs) if n in self.forward.active}
+        found = {name: self.forward.jacobian(node, i) for name, i in active.items()}
+        return {name: jacobian for name, jacobian in found.items() if jacobian is not None}
 
     def _slopes(self, node: Node) -> dict[str, Factor]:
         """``∂y/∂x`` for every root x below a pointwise node (its own inputs if slopes are not composed)."""
@@ -115,12 +117,15 @@ class Frontier:
             name = max(pending, key=self.place.__getitem__)
             outer, inner = pending.pop(name), self.graph[name]
             for i, source in enumerate(inner.inputs):
-                local = self.forward.slope(inner, i) if source in self.forward.active else 0.0
-                if 0.0 in (outer, local):
+                active = source in self.forward.active
+                local = self.forward.jacobian(inner, i) if active else None
+                if local is None or outer == 0.0:
                     continue
-                slope = self.forward.builder.times(outer, local)
-                goes_on = self._composes and self._composes_through(self.graph[source], slope)
-                self._accumulate(pending if goes_on else roots, source, slope)
+                assert isinstance(local, Scaled)
+                with self.forward.work_for(name, source):
+                    slope = self.forward.builder.times(outer, local.slope)
+                    goes_on = self._composes and self._composes_through(self.graph[source], slope)
+                    self._accumulate(pending if goes_on else roots, source, slope)
         return roots
 
     def _composes_through(self, source: Node, slope: Factor) -> bool:
@@ -129,9 +134,8 @@ class Frontier:
         Not where the source is a tensor of the recursion itself and the slope down to it is a number (a
         sum): nothing is averaged on that way, and all paths then share the one average at the source.
         """
-        if not isinstance(source.op, Pointwise):
-            return False
-        return not (isinstance(slope, float) and self._is_tensor(source))
+        summed = isinstance(slope, float) and self._is_tensor(source)
+        return self.elementwise(source) and not summed
 
     def _accumulate(self, into: dict[str, Factor], name: str, slope: Factor) -> None:
         if name in into:
@@ -181,7 +185,7 @@ def _ready(frontier: Frontier, live: set[str]) -> list[Node]:
         if any(reader in live or reader in waiting for reader in above):
             waiting.add(name)
     ready = [n for n in frontier.graph if n.name in live and n.name not in waiting]
-    linear = [node for node in ready if not isinstance(node.op, Pointwise)]
+    linear = [node for node in ready if not frontier.elementwise(node)]
     return linear[-1:] if linear else ready
 
 
@@ -224,11 +228,13 @@ class Blocks:
         new: dict[tuple[str, str], Value] = {}
         for i, s in enumerate(stay):
             for t in stay[i:]:
-                terms = self._terms(s, t, jacobians)
-                if s in entering and t in entering:
-                    terms += self._curved(s, t, leaving, frontier.forward, vectors)
-                if terms:
-                    new[s, t] = self.representation.add(terms, f"M_{s}_{t}" if s != t else f"G_{s}")
+                with frontier.forward.work_for(s, t):
+                    terms = self._terms(s, t, jacobians)
+                    if s in entering and t in entering:
+                        terms += self._curved(s, t, leaving, frontier.forward, vectors)
+                    if terms:
+                        name = f"M_{s}_{t}" if s != t else f"G_{s}"
+                        new[s, t] = self.representation.add(terms, name)
         return Blocks(self.representation, self.place, new)
 
     def _terms(
@@ -260,14 +266,13 @@ class Blocks:
     def _curved(
         self, s: str, t: str, leaving: list[Node], forward: Forward, vectors: Mapping[str, Value]
     ) -> list[Value]:
-        """Second-derivative terms of the leaving pointwise nodes that read both s and t."""
+        """Second-derivative terms of the leaving nodes that read both s and t."""
         terms = []
         for node in leaving:
-            if not isinstance(node.op, Pointwise):
-                continue
             for i, x in enumerate(node.inputs):
                 for j, y in enumerate(node.inputs):
                     if (x, y) == (s, t) and node.name in vectors:
-                        term = self.representation.curve(forward, node, vectors[node.name], i, j)
+                        g, rule = vectors[node.name], forward.rule(node)
+                        term = self.representation.curve(rule, g, i, j)
                         terms += [] if term is None else [term]
         return terms

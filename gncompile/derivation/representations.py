@@ -1,4 +1,4 @@
-"""Local Jacobians of a node, and what they do to a block of curvature: two representations of one block.
+"""Blocks of curvature and what the recursion does with them: two representations of one block.
 
 :class:`Averaged` is one block ``E[(∂z/∂s)ᵀ 𝓗_L (∂z/∂t)]`` for the batch, a structured matrix; the average is
 taken anew at every pointwise layer. :class:`PerSample` is the same block for every sample, ``[N, d, e]``.
@@ -7,37 +7,10 @@ The recursion over the graph, in ``recursion``, is the same for both.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from ..graph.model_graph import Node
 from ..program import step_program as ir
-from ..program.builder import Factor, ProgramBuilder, Value
-from .propagation import Forward
-
-
-@dataclass(frozen=True)
-class Weighted:
-    """``y = x Wᵀ``: Jacobian W."""
-
-    weight: Value
-
-
-@dataclass(frozen=True)
-class Picked:
-    """``y_j = x_{index_j}``: a Jacobian of zeros and ones."""
-
-    index: tuple[int, ...]
-    size: int
-
-
-@dataclass(frozen=True)
-class Scaled:
-    """``∂y/∂x = diag(b)`` per sample."""
-
-    slope: Factor
-
-
-Jacobian = Weighted | Picked | Scaled
+from ..program.builder import ProgramBuilder, Value
+from .forward import NodeRule
+from .jacobians import Jacobian
 
 
 class Averaged:
@@ -50,36 +23,16 @@ class Averaged:
         self.builder = builder
 
     def left(self, j: Jacobian, m: Value, name: str) -> Value:
-        """``Jᵀ M``, ``E[b] ⊙ M`` by rows."""
-        match j:
-            case Weighted(w) if m.is_square:
-                # (M W)ᵀ shares its product with WᵀMW.
-                return self.builder.transpose(self.builder.multiply(m, w))
-            case Weighted(w):
-                return self.builder.emit(ir.MatMul(transpose_a=True), w, m, name=name)
-            case Picked(index, size):
-                return self.builder.emit(
-                    ir.Scatter(index, size, 0), self.builder.dense(m), name=name
-                )
-            case Scaled(b):
-                return self.builder.scale_rows(m, b)
+        """``E[J]ᵀ M``."""
+        return j.half(m, name)
 
     def both(self, j: Jacobian, m: Value, k: Jacobian, name: str) -> Value:
-        """``Jᵀ M K``, or ``M ⊙ E[b cᵀ]``."""
-        if isinstance(j, Scaled) and isinstance(k, Scaled):
-            return self.builder.schur(m, j.slope, k.slope, name)
-        if isinstance(j, Weighted) and isinstance(k, Weighted):
-            return self.builder.congruence(j.weight, m, k.weight, name)
-        result = self.right(self.left(j, m, name), k, name)
-        if j == k and m.is_square:
-            size = result.spec.shape[0]
-            assert isinstance(size, int)
-            return self.builder.as_matrix(result, ir.Structure.SYMMETRIC, size)
-        return result
+        """``E[Jᵀ M K]``."""
+        return j.average(m, k, name)
 
     def right(self, m: Value, k: Jacobian, name: str) -> Value:
-        """``M K``."""
-        return self.builder.transpose(self.left(k, self.builder.transpose(m), name))
+        """``M E[K]``."""
+        return self.builder.transpose(k.half(self.builder.transpose(m), name))
 
     def add(self, blocks: list[Value], name: str) -> Value:
         """Sum of contributions to one block."""
@@ -93,7 +46,7 @@ class Averaged:
         """``M + Mᵀ``, the two cross terms of a pair with itself."""
         return self.builder.plus_transpose(m)
 
-    def curve(self, forward: Forward, node: Node, g: Value, i: int, j: int) -> Value | None:
+    def curve(self, rule: NodeRule, g: Value, i: int, j: int) -> Value | None:
         """The second-derivative term, which Gauss-Newton drops."""
         return None
 
@@ -113,15 +66,7 @@ class PerSample:
 
     def left(self, j: Jacobian, m: Value, name: str) -> Value:
         """``J_nᵀ M_n``."""
-        match j:
-            case Weighted(w):
-                return self.builder.emit(ir.MatMul(transpose_a=True), w, m, name=name)
-            case Picked(index, size):
-                return self.builder.emit(ir.Scatter(index, size, -2), m, name=name)
-            case Scaled(b):
-                if isinstance(b, Value):
-                    return self.builder.emit(ir.ScaleSides(True, False), m, b, name=name)
-                return m if b == 1.0 else self.builder.scaled(m, b)
+        return j.each(m, name)
 
     def both(self, j: Jacobian, m: Value, k: Jacobian, name: str) -> Value:
         """``J_nᵀ M_n K_n``."""
@@ -143,14 +88,9 @@ class PerSample:
         """``M_n + M_nᵀ``."""
         return self.builder.add(m, self.transpose(m))
 
-    def curve(self, forward: Forward, node: Node, g: Value, i: int, j: int) -> Value | None:
-        """``diag(∂²φ/∂x_i∂x_j ⊙ ∂E/∂y)``, the term D of the Hessian recursion [BRB eq. 11]."""
-        second = forward.second(node, i, j) if self.curved else 0.0
-        if second == 0.0:
-            return None
-        d = self.builder.times(g, second)
-        assert isinstance(d, Value)
-        return self.builder.emit(ir.SampleDiagonal(), d)
+    def curve(self, rule: NodeRule, g: Value, i: int, j: int) -> Value | None:
+        """``Σ_k g_k ∂²y_k/∂x_i∂x_j``, the term D of the Hessian recursion [BRB eq. 11]."""
+        return rule.curve(g, i, j) if self.curved else None
 
     def output_factor(self, m: Value) -> Value:
         """The batch mean of the exact blocks."""

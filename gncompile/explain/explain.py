@@ -18,7 +18,7 @@ from ..errors import CompileError, message, nearest
 from ..graph.model_graph import ModelGraph, Node, TracedModel
 from ..losses.vocabulary import CoupledLoss, Loss, SeparableLoss
 from ..program.schedule import Schedule
-from ..program.step_program import StepProgram
+from ..program.step_program import Leaf, StepProgram
 from .readback import PARTS, REPEATS, Readback, function_text
 
 
@@ -173,8 +173,9 @@ class _Derivation:
     def _owned(self) -> dict[str, dict[str, set[str]]]:
         """The values of every layer, by part."""
         owned: dict[str, dict[str, set[str]]] = {}
-        for name, (layer, part) in self.read.owners.items():
-            owned.setdefault(layer, {}).setdefault(part, set()).add(name)
+        for i in self.read.program:
+            if not isinstance(i.op, Leaf):
+                owned.setdefault(i.origin.layer, {}).setdefault(i.origin.role, set()).add(i.name)
         return owned
 
     def statements(self, layer: str, source: str) -> list[str]:

@@ -16,22 +16,15 @@ from sympy import Expr, Symbol
 
 from ..base.settings import Settings
 from ..base.tables import binary_size, count, engineering
+from ..derivation.forward import Forward
 from ..derivation.piecewise_linear import rule_of
-from ..derivation.propagation import Forward
 from ..derivation.timetable import COMPARED, MEASURED
 from ..functions.gates import GATES, Gate
 from ..functions.transfer import TransferFunction, transfer, transfer_names
 from ..graph.model_graph import Affine, ModelGraph, Node, Pointwise, TracedModel
 from ..losses.vocabulary import Loss
 from ..program.builder import ProgramBuilder
-from ..program.costs import (
-    Cost,
-    CostModel,
-    attribute,
-    columns_within,
-    forward_values,
-    total,
-)
+from ..program.costs import Cost, CostModel, columns_within, total
 from ..program.schedule import Schedule
 from ..program.step_program import StepProgram
 from .formulas import Formulas
@@ -112,11 +105,7 @@ class Readback:
 
     @cached_property
     def parts(self) -> dict[tuple[str, str], Cost]:
-        return self.costs.by_part(self.graph)
-
-    @cached_property
-    def owners(self) -> dict[str, tuple[str, str]]:
-        return attribute(self.program, self.graph)
+        return self.costs.by_part()
 
     @cached_property
     def formulas(self) -> Formulas:
@@ -208,7 +197,7 @@ class Readback:
         if name is None:
             return "-"
         spec = self.program[name].spec
-        return f"{spec.size} {spec.structure.name.lower().replace('_', ' ')}"
+        return f"{spec.size} {spec.structure}"
 
     def pointwise_after(self, node: Node) -> list[Node]:
         return [n for n in self.graph.consumers(node.name) if isinstance(n.op, Pointwise)]
@@ -339,16 +328,11 @@ class Readback:
         """The values of the program that the slopes of a pointwise node are computed from."""
         assert isinstance(node.op, Pointwise)
         symbols = dict(zip(node.op.arguments, node.inputs, strict=True))
-        return [self.values[symbols.get(symbol, node.name)] for symbol in rule_of(node).kept]
+        return [self.program.nodes[symbols.get(symbol, node.name)] for symbol in rule_of(node).kept]
 
     def values_around(self, node: Node) -> list[str]:
         """The values of the program that a node reads and writes."""
-        return [self.values[name] for name in (*node.inputs, node.name)]
-
-    @cached_property
-    def values(self) -> dict[str, str]:
-        """The value of the program that holds each node's result."""
-        return forward_values(self.program, self.graph)
+        return [self.program.nodes[name] for name in (*node.inputs, node.name)]
 
     def statements(self, names: Collection[str], source: str) -> list[Statement]:
         """The lines of the emitted file ``source`` that compute the values ``names``."""

@@ -1,6 +1,6 @@
 """The first intermediate representation: a feedforward network as a DAG of linear and pointwise nodes.
 
-Grammar (one :class:`Node` is ``name = op(inputs) : shape``)::
+Grammar (one :class:`Node` is ``name = op(inputs) : shape``), open to more kinds of :class:`Op`::
 
     op  ::=  Input(position)                       the network's inputs
           |  Affine(layer, weight, bias)           y = x Wᵀ + b             one input
@@ -48,14 +48,37 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Input:
+class Op:
+    """What a node computes; a kind of node is a subclass, and a rule in ``derivation/forward``."""
+
+    def fits(self, size: int, sizes: list[int]) -> bool:
+        """Whether inputs of so many features give a node of ``size`` features."""
+        return len(sizes) == 1
+
+    def describe(self, inputs: tuple[str, ...]) -> str:
+        """The operation in one short phrase."""
+        return f"{type(self).__name__.lower()}({', '.join(inputs)})"
+
+    def plain(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """The same in plain torch, for ``torch.func`` to differentiate; for kinds from outside."""
+        raise InternalError(f"{type(self).__name__} has no plain function")
+
+
+@dataclass(frozen=True)
+class Input(Op):
     """The network's input number ``position``."""
 
     position: int = 0
 
+    def fits(self, size: int, sizes: list[int]) -> bool:
+        return not sizes
+
+    def describe(self, inputs: tuple[str, ...]) -> str:
+        return f"input {self.position}"
+
 
 @dataclass(frozen=True)
-class Affine:
+class Affine(Op):
     """``y = x Wᵀ + b`` with ``W: [out, in]``, ``b: [out]``; ``layer`` is the module path (``"encoder.0"``).
 
     ``trainable`` is False for a frozen layer: curvature passes through it, but it has no factors.
@@ -73,24 +96,36 @@ class Affine:
         """Whether the bias is trained together with the weight as ``W̄ = [W, b]``."""
         return self.bias is not None and self.trainable and self.bias_trainable
 
+    def describe(self, inputs: tuple[str, ...]) -> str:
+        return f"affine[{self.layer}]({inputs[0]})" + ("" if self.bias else " without bias")
+
 
 @dataclass(frozen=True)
-class Select:
+class Select(Op):
     """``y_j = v[index_j]`` where ``v`` is the concatenation of the inputs; ``-1`` selects ``fill``."""
 
     index: tuple[int, ...]
     fill: float = 0.0
 
+    def fits(self, size: int, sizes: list[int]) -> bool:
+        return len(self.index) == size and all(-1 <= i < sum(sizes) for i in self.index)
+
+    def describe(self, inputs: tuple[str, ...]) -> str:
+        return f"select[{len(self.index)} features]({', '.join(inputs)})"
+
 
 @dataclass(frozen=True)
-class FixedLinear:
+class FixedLinear(Op):
     """``y = x Aᵀ`` with the constant ``matrix`` A: [out, in] (average pooling, means over features)."""
 
     matrix: str
 
+    def describe(self, inputs: tuple[str, ...]) -> str:
+        return f"fixed[{self.matrix}]({inputs[0]})"
+
 
 @dataclass(frozen=True)
-class Pointwise:
+class Pointwise(Op):
     """``y = φ(x_1..x_k; c_1..c_m)`` elementwise.
 
     ``arguments[i]`` is the symbol of input ``i``. ``constants`` pairs further symbols with the names of
@@ -101,13 +136,24 @@ class Pointwise:
     arguments: tuple[sympy.Symbol, ...]
     constants: tuple[tuple[sympy.Symbol, str], ...] = ()
 
+    def fits(self, size: int, sizes: list[int]) -> bool:
+        known = {*self.arguments, *(symbol for symbol, _ in self.constants)}
+        alike = len(self.arguments) == len(sizes) and all(each == size for each in sizes)
+        return alike and self.expression.free_symbols <= known
+
+    def describe(self, inputs: tuple[str, ...]) -> str:
+        shown = [*zip(self.arguments, inputs, strict=True), *self.constants]
+        # Of symbols that might be complex, sympy expands real and imaginary parts of all that is nested.
+        names = {symbol: sympy.Symbol(name, real=True) for symbol, name in shown}
+        return str(self.expression.xreplace(names))
+
 
 @dataclass(frozen=True)
-class Output:
+class Output(Op):
     """The network output ``z``, in the order the loss sees it."""
 
-
-Op = Input | Affine | Select | FixedLinear | Pointwise | Output
+    def fits(self, size: int, sizes: list[int]) -> bool:
+        return sizes == [size]
 
 
 @dataclass(frozen=True)
@@ -180,8 +226,8 @@ class ModelGraph:
     @property
     def inputs(self) -> list[Node]:
         """The :class:`Input` nodes in the order the model takes them."""
-        found = [node for node in self if isinstance(node.op, Input)]
-        return sorted(found, key=lambda node: node.op.position)  # type: ignore[union-attr]
+        found = {node.op.position: node for node in self if isinstance(node.op, Input)}
+        return [found[position] for position in sorted(found)]
 
     @property
     def layers(self) -> dict[str, Node]:
@@ -208,7 +254,10 @@ class ModelGraph:
         if len(outputs) != 1:
             raise InternalError(f"a ModelGraph has one Output node, this one has {len(outputs)}")
         for node in self:
-            _check_node(node, [self[name].size for name in node.inputs])
+            sizes = [self[name].size for name in node.inputs]
+            if not node.op.fits(node.size, sizes):
+                found = f"node {node.name!r} = {describe(node)}"
+                raise InternalError(f"{found} does not fit inputs of sizes {sizes}")
             terminal = isinstance(node.op, Input | Output)
             if not terminal and not self.consumers(node.name):
                 raise InternalError(f"node {node.name!r} is computed but never used")
@@ -238,43 +287,9 @@ class ModelGraph:
         return "\n".join([*lines, "}"])
 
 
-def _check_node(node: Node, sizes: list[int]) -> None:
-    op = node.op
-    if isinstance(op, Input):
-        fits = not sizes
-    elif isinstance(op, Select):
-        fits = len(op.index) == node.size and all(-1 <= i < sum(sizes) for i in op.index)
-    elif isinstance(op, Pointwise):
-        fits = len(op.arguments) == len(sizes) and all(size == node.size for size in sizes)
-        known = {*op.arguments, *(symbol for symbol, _ in op.constants)}
-        fits = fits and op.expression.free_symbols <= known
-    elif isinstance(op, Output):
-        fits = sizes == [node.size]
-    else:
-        fits = len(sizes) == 1
-    if not fits:
-        raise InternalError(
-            f"node {node.name!r} = {describe(node)} does not fit inputs of sizes {sizes}"
-        )
-
-
 def describe(node: Node) -> str:
     """The operation of a node in one short phrase, with its inputs' names."""
-    op, args = node.op, ", ".join(node.inputs)
-    if isinstance(op, Input):
-        return f"input {op.position}"
-    if isinstance(op, Affine):
-        return f"affine[{op.layer}]({args})" + ("" if op.bias else " without bias")
-    if isinstance(op, Select):
-        return f"select[{len(op.index)} features]({args})"
-    if isinstance(op, FixedLinear):
-        return f"fixed[{op.matrix}]({args})"
-    if isinstance(op, Pointwise):
-        shown = [*zip(op.arguments, node.inputs, strict=True), *op.constants]
-        # Of symbols that might be complex, sympy expands real and imaginary parts of all that is nested.
-        names = {symbol: sympy.Symbol(name, real=True) for symbol, name in shown}
-        return str(op.expression.xreplace(names))
-    return f"output({args})"
+    return node.op.describe(node.inputs)
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,7 @@ class Network:
                 return plain(expression, values).expand_as(x[0])
             case Output():
                 return x[0]
+        return node.op.plain(*x)
 
 
 def objective(loss: Loss, module: nn.Module | None) -> Callable[[Tensor, Tensor], Tensor]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import sympy
 
@@ -19,8 +20,20 @@ from ..base.names import Names
 from ..errors import InternalError
 from ..functions.primitives import as_float
 from . import step_program as ir
+from .program_check import check
 from .shapes import infer
-from .step_program import Instruction, LeafKind, Op, Spec, State, StepProgram, Structure
+from .step_program import (
+    Instruction,
+    LeafKind,
+    Op,
+    Origin,
+    Spec,
+    State,
+    StepProgram,
+    Structure,
+)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,7 +51,12 @@ class Value:
     @property
     def is_full(self) -> bool:
         """Whether every element of the matrix is stored."""
-        return len(self.spec.shape) == 2
+        return not self.spec.is_thin
+
+    @property
+    def width(self) -> int:
+        """Elements of a row."""
+        return int(self.spec.shape[-1])
 
 
 RESERVED = OF_THE_FILE | {
@@ -66,7 +84,9 @@ class ProgramBuilder:
         self._states: dict[str, State] = {}
         self._phase = ""
         self._visible: frozenset[str] = frozenset()
+        self._origin = Origin()
         self.results: dict[str, str] = {}
+        self.nodes: dict[str, str] = {}
         self.columns = 0
         self.methods: dict[str, str] = {}
         self.reasons: tuple[str, ...] = ()
@@ -74,19 +94,42 @@ class ProgramBuilder:
     @contextmanager
     def phase(self, name: str, sees: tuple[str, ...] = ()) -> Iterator[None]:
         """Emit into phase ``name``, sharing values with the phases it ``sees`` (they always ran before)."""
-        saved = self._phase, self._visible
-        self._phase, self._visible = name, frozenset((name, *sees))
+        saved = self._phase, self._visible, self._origin
+        self._phase, self._visible, self._origin = name, frozenset((name, *sees)), Origin(role=name)
         yield
-        self._phase, self._visible = saved
+        self._phase, self._visible, self._origin = saved
+
+    @contextmanager
+    def origin(self, **what: str) -> Iterator[None]:
+        """What is emitted now is work for this ``node``, ``layer`` or ``role``, the others as they were.
+
+        A shared value keeps the origin of whoever asked first: backwards, the first that needs it.
+        """
+        saved = self._origin
+        self._origin = replace(saved, **what)
+        yield
+        self._origin = saved
+
+    def layerwise(self, items: Mapping[str, T]) -> Iterator[tuple[str, T]]:
+        """The items of a table by layer; what is emitted while one is looked at is work for that layer."""
+        for layer, item in items.items():
+            with self.origin(layer=layer):
+                yield layer, item
 
     def finish(self) -> StepProgram:
         """The program, without values that nothing uses."""
         keep = _used(self._instructions, set(self.results.values()))
         kept = tuple(i for i in self._instructions if i.name in keep)
         program = StepProgram(
-            kept, dict(self._states), dict(self.results), self.columns, self.methods, self.reasons
+            kept,
+            dict(self._states),
+            dict(self.results),
+            {node: value for node, value in self.nodes.items() if value in keep},
+            self.columns,
+            self.methods,
+            self.reasons,
         )
-        program.check()
+        check(program)
         return program
 
     # --- leaves and raw instructions ------------------------------------------------------------------
@@ -136,8 +179,9 @@ class ProgramBuilder:
         spec = spec or infer(op, [value.spec for value in inputs])
         value = Value(self._names.fresh(name or type(op).__name__.lower()), spec)
         target = into.name if into else None
+        origin = Origin() if isinstance(op, ir.Leaf) else self._origin
         self._instructions.append(
-            Instruction(value.name, op, key[1], spec, self._phase, target, comment)
+            Instruction(value.name, op, key[1], spec, self._phase, target, comment, origin)
         )
         known[self._phase] = value
         return value
@@ -255,7 +299,7 @@ class ProgramBuilder:
         return m if m.spec.structure is Structure.SYMMETRIC else self.transpose(m)
 
     def _as_diagonal(self, v: Value) -> Value:
-        return self.as_matrix(v, Structure.DIAGONAL, int(v.spec.shape[0]))
+        return self.as_matrix(v, Structure.DIAGONAL, v.width)
 
     def as_matrix(self, v: Value, structure: Structure, size: int) -> Value:
         """A scalar or vector read as a scaled identity or diagonal matrix."""

@@ -12,21 +12,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ..functions.derive import pointwise_rule
-from ..graph.model_graph import (
-    Affine,
-    FixedLinear,
-    Input,
-    ModelGraph,
-    Node,
-    Output,
-    Pointwise,
-    Select,
-)
 from . import step_program as ir
 from .buffers import plan_buffers
 from .schedule import Schedule
-from .step_program import Instruction, Spec, StepProgram, Structure
+from .step_program import Instruction, Spec, StepProgram
 
 EIGEN_FLOPS = 9
 """FLOPs per d³ of a symmetric eigendecomposition with vectors (Golub and Van Loan, §8.3)."""
@@ -71,7 +60,7 @@ class CostModel:
     @property
     def dims(self) -> dict[str, int]:
         """The values of the symbolic dimensions."""
-        return {**dict.fromkeys(ir.SAMPLES, self.batch), **self.rows, "S": self.columns}
+        return {**dict.fromkeys(ir.SAMPLES, self.batch), **self.rows, ir.COLUMNS: self.columns}
 
     def elements(self, spec: Spec) -> int:
         """Stored numbers of a value."""
@@ -101,13 +90,13 @@ class CostModel:
         """Cost of every phase in order."""
         return {name: self.phase(name) for name in self.program.phases}
 
-    def by_part(self, graph: ModelGraph) -> dict[tuple[str, str], Cost]:
-        """Cost by (layer, part) as attributed by :func:`attribute`; layer ``""`` is shared work."""
+    def by_part(self) -> dict[tuple[str, str], Cost]:
+        """Cost by layer and role of the instructions' origins; layer ``""`` is shared work."""
         costs: dict[tuple[str, str], Cost] = {}
-        for name, owner in attribute(self.program, graph).items():
-            instruction = self.program[name]
-            cost = self.of(instruction) * self.runs(instruction.phase)
-            costs[owner] = costs.get(owner, Cost()) + cost
+        for i in self.program:
+            owner = i.origin.layer, i.origin.role
+            if not isinstance(i.op, ir.Leaf):
+                costs[owner] = costs.get(owner, Cost()) + self.of(i) * self.runs(i.phase)
         return costs
 
     def buffer_bytes(self, order: Schedule | None = None) -> dict[str, int]:
@@ -149,7 +138,7 @@ class CostModel:
                 rows, d = sizes[0]
                 return rows * d * (d + 1)
             case ir.Multiply():
-                return out if _thin(inputs[0]) else 2 * out * inputs[0].size
+                return out if inputs[0].is_thin else 2 * out * inputs[0].size
         return self._flops_of_matrix(i, inputs, sizes, out)
 
     def _flops_of_matrix(
@@ -157,13 +146,14 @@ class CostModel:
     ) -> int:
         match i.op:
             case ir.DampedInverse():
-                return 2 * out if _thin(inputs[0]) else inputs[0].size ** 3
+                return 2 * out if inputs[0].is_thin else inputs[0].size ** 3
             case ir.Eigen():
-                return 0 if _thin(inputs[0]) else EIGEN_FLOPS * inputs[0].size ** 3
+                return 0 if inputs[0].is_thin else EIGEN_FLOPS * inputs[0].size ** 3
             case ir.Precondition():
-                return sum(out if _thin(f) else 2 * out * f.size for f in inputs[1:])
+                return sum(out if f.is_thin else 2 * out * f.size for f in inputs[1:])
             case ir.PreconditionEigen():
-                turned = [4 * out * size[-1] for size in sizes[1:3] if len(size) == 2]
+                factors = [f for f in inputs[1:3] if not f.is_thin]
+                turned = [4 * out * self._sizes(f)[-1] for f in factors]
                 return sum(turned) + 3 * out
             case ir.Trace() | ir.AddDiagonal():
                 return 1 if inputs[0].shape == () else inputs[0].size
@@ -197,11 +187,6 @@ _PER_ELEMENT: Mapping[type, int] = {
 """FLOPs an element of the result; operations that only move numbers are not here."""
 
 
-def _thin(spec: Spec) -> bool:
-    """Whether only a scalar or a diagonal is stored."""
-    return spec.structure in (Structure.SCALED_IDENTITY, Structure.DIAGONAL)
-
-
 def _moment(sizes: list[list[int]], homogeneous: bool) -> int:
     rows, d = math.prod(sizes[0][:-1]), sizes[0][-1]
     appended = rows * d if homogeneous else 0
@@ -230,148 +215,5 @@ def samples_within(
 def column_bytes(program: StepProgram, batch: int, itemsize: int) -> int:
     """Bytes of all values of the ``columns`` phase for one column of ``batch`` samples."""
     one = CostModel(program, batch, itemsize)
-    held = [i for i in program if "S" in i.spec.shape and not isinstance(i.op, ir.VIEWS)]
+    held = [i for i in program if i.spec.has_columns and not isinstance(i.op, ir.VIEWS)]
     return sum(one.elements(i.spec) for i in held) * itemsize
-
-
-# --- whose work it is ---------------------------------------------------------------------------------
-
-
-def attribute(program: StepProgram, graph: ModelGraph) -> dict[str, tuple[str, str]]:
-    """For every instruction: the layer it works for, and the part of that layer's work.
-
-    Parts: ``forward`` (the layer and what follows it, up to the next layer), ``gradient``, ``input factor``,
-    ``output factor``, else the phase's name. What several layers need belongs, going backwards, to the
-    first that needs it: the cost of a layer is what it adds to the layers above it. Work for no single
-    layer has the layer ``""``.
-    """
-    owners: dict[str, tuple[str, str]] = {}
-    _attribute_forward(program, graph, owners)
-    layers = list(graph.layers)
-    _claim(program, owners, [("", "loss", program.results.get(r)) for r in ("loss", "objective")])
-    above = [*reversed(layers)]
-    for part, role, order in (
-        ("gradient", "grad", above),
-        ("input factor", "Q", layers),
-        ("output factor", "G", above),
-    ):
-        _claim(program, owners, [(x, part, program.results.get(f"{role}.{x}")) for x in order])
-    _inherit(program, graph, owners)
-    return owners
-
-
-def forward_values(
-    program: StepProgram, graph: ModelGraph, phase: str = "gradient"
-) -> dict[str, str]:
-    """The value of the program that holds each node's result, for nodes that have one."""
-    known = {(i.op, i.inputs): i.name for i in program if i.phase == phase or _is_leaf(i)}
-    found: dict[str, str] = {}
-    for node in graph:
-        key = _forward_key(node, graph, known, found)
-        if isinstance(key, str):
-            found[node.name] = key
-        elif key in known:
-            found[node.name] = known[key]
-    return found
-
-
-def _forward_key(
-    node: Node, graph: ModelGraph, known: Mapping, found: Mapping[str, str]
-) -> str | tuple[ir.Op, tuple[str, ...]] | None:
-    """What the forward pass emits for a node: an operation on values, or a value that exists already."""
-    if any(name not in found for name in node.inputs):
-        return None
-    inputs = tuple(found[name] for name in node.inputs)
-
-    def leaf(kind: ir.LeafKind, key: str) -> str:
-        return known.get((ir.Leaf(kind, key), ()), "")
-
-    match node.op:
-        case Input(position):
-            return leaf("input", str(position)) or None
-        case Output():
-            return inputs[0]
-        case Affine(_, weight, bias):
-            added = (leaf("parameter", bias),) if bias else ()
-            return ir.Affine(), (*inputs, leaf("parameter", weight), *added)
-        case FixedLinear(matrix):
-            return ir.MatMul(transpose_b=True), (*inputs, leaf("constant", matrix))
-        case Select(index, fill):
-            return ir.Gather(index, fill), inputs
-        case Pointwise(expression, arguments, constants):
-            value = pointwise_rule(expression, arguments).value
-            names = dict(zip(arguments, inputs, strict=True))
-            names |= {symbol: leaf("constant", key) for symbol, key in constants}
-            used = tuple(sorted(value.free_symbols, key=lambda s: s.name))
-            return ir.Pointwise(value, used), tuple(names[s] for s in used)
-
-
-def _is_leaf(instruction: Instruction) -> bool:
-    return isinstance(instruction.op, ir.Leaf)
-
-
-def _attribute_forward(
-    program: StepProgram, graph: ModelGraph, owners: dict[str, tuple[str, str]]
-) -> None:
-    values = forward_values(program, graph)
-    place = {layer: i for i, layer in enumerate(graph.layers)}
-    after: dict[str, str] = {}
-    for node in graph:
-        above = [after[name] for name in node.inputs]
-        last = max(above, key=lambda layer: place.get(layer, -1), default="")
-        own = isinstance(node.op, Affine) and node.op.layer in place
-        after[node.name] = node.op.layer if own else last  # type: ignore[union-attr]
-        name = values.get(node.name)
-        if name and not _is_leaf(program[name]):
-            owners.setdefault(name, (after[node.name], "forward"))
-
-
-def _claim(
-    program: StepProgram,
-    owners: dict[str, tuple[str, str]],
-    claims: list[tuple[str, str, str | None]],
-) -> None:
-    """Give every unowned value that a claimed result is computed from to its claimant, in order."""
-    for layer, part, result in claims:
-        todo = [result] if result else []
-        while todo:
-            instruction = program[todo.pop()]
-            if instruction.name in owners or _is_leaf(instruction):
-                continue
-            owners[instruction.name] = layer, part
-            todo.extend(instruction.inputs)
-
-
-SHARED_PHASES = ("evaluate", "judge", "judge_trial", "adapt", "search")
-"""Phases about the loss as a whole."""
-
-
-def _inherit(program: StepProgram, graph: ModelGraph, owners: dict[str, tuple[str, str]]) -> None:
-    """Give what is left to the layer whose state it writes, else to the last one it reads; sums to none."""
-    place = {layer: i for i, layer in enumerate(graph.layers)}
-    near = {name: layer for name, (layer, _) in owners.items()}
-    near |= {leaf.name: _layer_of_leaf(leaf, graph) for leaf in program.leaves()}
-    for i in program:
-        if i.name in near:
-            continue
-        layers = {near[name] for name in i.inputs} - {""}
-        scalar = all(program[name].spec.shape == () for name in i.inputs)
-        if i.phase in SHARED_PHASES or (len(layers) > 1 and scalar):
-            layers = set()
-        if i.phase == "quadratic" and len(i.spec.shape) < 2 and not isinstance(i.op, ir.VIEWS):
-            layers = set()
-        if i.into and near[i.into]:
-            layers = {near[i.into]}
-        near[i.name] = max(layers, key=lambda layer: place.get(layer, -1), default="")
-        owners[i.name] = near[i.name], i.phase
-
-
-def _layer_of_leaf(leaf: Instruction, graph: ModelGraph) -> str:
-    assert isinstance(leaf.op, ir.Leaf)
-    for layer, node in graph.layers.items():
-        assert isinstance(node.op, Affine)
-        if leaf.op.kind == "parameter" and leaf.op.key in (node.op.weight, node.op.bias):
-            return layer
-        if leaf.op.kind == "state" and leaf.op.key.partition(".")[2] == layer:
-            return layer
-    return ""

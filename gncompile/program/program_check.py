@@ -11,10 +11,31 @@ from typing import get_args
 from ..base.names import is_name
 from ..base.typed import misfits
 from ..errors import InternalError
-from .step_program import SAMPLES, Dim, Instruction, Leaf, Op, Spec, State, StepProgram
+from .shapes import infer
+from .step_program import COLUMNS, SAMPLES, Dim, Instruction, Leaf, Op, Spec, State, StepProgram
 
 OPERATIONS = frozenset(get_args(Op))
-DIMENSIONS = frozenset((*SAMPLES, "S"))
+DIMENSIONS = frozenset((*SAMPLES, COLUMNS))
+
+
+def check(program: StepProgram) -> None:
+    """Raise :class:`InternalError` unless every field is of its type, and every value is defined once,
+    before use, with a spec that fits."""
+    check_types(program)
+    defined: dict[str, Instruction] = {}
+    for instruction in program:
+        missing = [name for name in instruction.inputs if name not in defined]
+        if missing or instruction.name in defined:
+            raise InternalError(f"{instruction}: undefined {missing} or defined twice")
+        if not isinstance(instruction.op, Leaf):
+            spec = infer(instruction.op, [defined[name].spec for name in instruction.inputs])
+            if spec != instruction.spec:
+                raise InternalError(f"{instruction}: the operation yields {spec}")
+        if instruction.into is not None:
+            target = defined.get(instruction.into)
+            if target is None or target.spec.shape != instruction.spec.shape:
+                raise InternalError(f"{instruction}: {instruction.into} has another shape")
+        defined[instruction.name] = instruction
 
 
 def check_types(program: StepProgram) -> None:
@@ -28,10 +49,10 @@ def check_types(program: StepProgram) -> None:
         if type(key) is not str or type(state) is not State or misfits(state):
             raise InternalError(f"the state {key!r} of a step has a wrong field")
         _check_dimensions(key, state.spec)
-    for table in (program.results, program.methods):
+    for table in (program.results, program.nodes, program.methods):
         if not all(type(text) is str for pair in table.items() for text in pair):
             raise InternalError(
-                "a table of a step's results or methods holds something else than text"
+                "a table of a step's results, nodes or methods holds something else than text"
             )
 
 
@@ -41,8 +62,8 @@ def _check_instruction(i: Instruction) -> None:
     if wrong := misfits(i.op):
         what = ", ".join(f"{field} = {getattr(i.op, field)!r}"[:200] for field in wrong)
         raise InternalError(f"{i.name}: {type(i.op).__name__} has fields of a wrong type: {what}")
-    if type(i) is not Instruction or type(i.comment) is not str:
-        raise InternalError(f"{i.name}: a comment is no text")
+    if type(i) is not Instruction or type(i.comment) is not str or misfits(i.origin):
+        raise InternalError(f"{i.name}: a comment or an origin is no text")
     phase = () if type(i.op) is Leaf and i.phase == "" else (i.phase,)
     names = (i.name, *phase, *i.inputs, *(() if i.into is None else (i.into,)))
     for name in names:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 from ..errors import InternalError
 from .step_program import (
+    COLUMNS,
     AddDiagonal,
     Affine,
     AsMatrix,
@@ -81,9 +84,10 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
                 return matrix(Structure.SYMMETRIC, _int(shapes[0][-1]) + extra)
             return Spec((shapes[0][-1], _int(shapes[1][-1]) + extra))
         case Mean():
-            structure = Structure.SYMMETRIC if len(shapes[0]) == 3 else Structure.GENERAL
-            size = _int(shapes[0][-1]) if len(shapes[0]) == 3 else 0
-            return Spec(shapes[0][1:], structure, size)
+            match inputs[0].of_a_sample:
+                case (width, _):  # a symmetric matrix of every sample
+                    return matrix(Structure.SYMMETRIC, _int(width))
+            return Spec(shapes[0][1:])
         case Total() | Dot() | Trace():
             return SCALAR
         case RowSum() | LogSumExp():
@@ -126,7 +130,7 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
         case Random(_, shape):
             return Spec(shape)
         case Columns():
-            return Spec(("S", *shapes[0][:2]))
+            return Spec((COLUMNS, *shapes[0][:2]))
         case SampleDiagonal():
             return Spec((*shapes[0], shapes[0][-1]))
         case SampleOuter():
@@ -141,7 +145,7 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
             return inputs[0]
         case Eigen():
             size = inputs[0].size
-            return inputs[0] if len(shapes[0]) < 2 else Spec((size + 1, size))
+            return inputs[0] if inputs[0].is_thin else Spec((size + 1, size))
         case StepSizes(groups):
             return Spec((len(groups) + 4,))
     raise InternalError(f"no shape rule for {op}")
@@ -164,7 +168,7 @@ def _pointwise(inputs: list[Spec]) -> Spec:
     shape = broadcast(*(spec.shape for spec in inputs)) if inputs else ()
     wide = [spec for spec in inputs if spec.size]
     if wide and all(spec.size or spec.shape == () for spec in inputs):
-        structure = max(spec.structure for spec in wide)
+        structure = reduce(Structure.join, (spec.structure for spec in wide))
         if structure is Structure.SYMMETRIC and any(s.structure is not structure for s in wide):
             raise InternalError("an elementwise operation mixes a full matrix with a diagonal one")
         return Spec(shape, structure, wide[0].size)

@@ -29,30 +29,55 @@ chunk of KFLR. A matrix carries a :class:`Structure`: what is stored is a scalar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from enum import IntEnum
+from enum import Enum
 from functools import cached_property
 from typing import Literal
 
 import sympy
-
-from ..errors import InternalError
 
 Dim = int | str
 
 SAMPLES = ("N", "F", "Q", "L")
 """Dimensions of samples: the batch; its last for the factors; its first for the quadratic model, and for
 the step sizes of the layers."""
+COLUMNS = "S"
+"""The dimension of a chunk of KFLR's columns."""
 
 
-class Structure(IntEnum):
-    """Structure of a matrix, each a special case of the next (SPEC §5); absent blocks are zero."""
+class Structure(Enum):
+    """Structure of a matrix (SPEC §5), ordered by what is a special case of what; absent blocks are zero."""
 
-    SCALED_IDENTITY = 1
-    DIAGONAL = 2
-    SYMMETRIC = 3
-    GENERAL = 4
+    SCALED_IDENTITY = "scaled identity"
+    DIAGONAL = "diagonal"
+    SYMMETRIC = "symmetric"
+    GENERAL = "general"
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def above(self) -> frozenset[Structure]:
+        """The structures that this one is a special case of, and itself."""
+        return frozenset({self}).union(*(wider.above for wider in WIDER.get(self, ())))
+
+    def __le__(self, other: Structure) -> bool:
+        """Whether this is a special case of the other, or the same."""
+        return other in self.above
+
+    def join(self, other: Structure) -> Structure:
+        """The narrowest structure that both are special cases of."""
+        common = self.above & other.above
+        return max(common, key=lambda structure: len(structure.above))
+
+
+WIDER: Mapping[Structure, tuple[Structure, ...]] = {
+    Structure.SCALED_IDENTITY: (Structure.DIAGONAL,),
+    Structure.DIAGONAL: (Structure.SYMMETRIC,),
+    Structure.SYMMETRIC: (Structure.GENERAL,),
+}
+"""Of what each structure is the next special case; several may follow one, and one several."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +92,31 @@ class Spec:
     structure: Structure = Structure.GENERAL
     size: int = 0
 
+    @property
+    def is_thin(self) -> bool:
+        """Whether only a scalar or a diagonal of the matrix is stored."""
+        return self.structure <= Structure.DIAGONAL
+
+    @property
+    def samples(self) -> Dim:
+        """The dimension of samples, one of :data:`SAMPLES`; ``""`` where there is none."""
+        return next((d for d in self.shape if d in SAMPLES), "")
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether this holds a chunk of KFLR's columns."""
+        return COLUMNS in self.shape
+
+    @property
+    def of_a_sample(self) -> tuple[Dim, ...]:
+        """The dimensions of one sample's (and column's) share: features, or a matrix."""
+        return tuple(d for d in self.shape if d not in (*SAMPLES, COLUMNS))
+
     def __str__(self) -> str:
         text = "[" + ", ".join(str(d) for d in self.shape) + "]"
         if self.structure is Structure.GENERAL:
             return text
-        return f"{text} {self.structure.name.lower().replace('_', ' ')} {self.size}"
+        return f"{text} {self.structure} {self.size}"
 
 
 def matrix(structure: Structure, size: int) -> Spec:
@@ -400,6 +445,20 @@ VIEWS = (Transpose, AsMatrix, Part, Element, Share, SampleMatrix)
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Whose work an instruction is in the user's graph: for which node, which layer, in which part of a step.
+
+    What is for no single one of them has ``""``. The role is the phase's name, or within the phases of the
+    gradient and the factors what is made there: ``forward``, ``loss``, ``gradient``, ``input factor``,
+    ``output factor``.
+    """
+
+    node: str = ""
+    layer: str = ""
+    role: str = ""
+
+
+@dataclass(frozen=True)
 class Instruction:
     """``name = op(inputs) : spec``; ``into`` is what it overwrites, if anything.
 
@@ -413,6 +472,7 @@ class Instruction:
     phase: str
     into: str | None = None
     comment: str = ""
+    origin: Origin = Origin()
 
     def __str__(self) -> str:
         target = f"{self.into} ←" if self.into else f"{self.name} ="
@@ -444,6 +504,7 @@ class State:
 class StepProgram:
     """Instructions in execution order, the states they use, and the values the trainer asks for by role.
 
+    ``nodes`` names the value that holds each node's result on the whole batch.
     ``columns`` is how many columns or draws the phase ``columns`` has to go through in its repeated runs.
     ``methods`` is the curvature method of every layer, and ``reasons`` says why if it was chosen by cost.
     """
@@ -451,6 +512,7 @@ class StepProgram:
     instructions: tuple[Instruction, ...]
     states: dict[str, State] = field(default_factory=dict)
     results: dict[str, str] = field(default_factory=dict)
+    nodes: dict[str, str] = field(default_factory=dict)
     columns: int = 0
     methods: dict[str, str] = field(default_factory=dict)
     reasons: tuple[str, ...] = ()
@@ -510,28 +572,6 @@ class StepProgram:
     def leaves(self, kind: LeafKind | None = None) -> list[Instruction]:
         """Leaf instructions, of one kind if given."""
         return [i for i in self if isinstance(i.op, Leaf) and kind in (None, i.op.kind)]
-
-    def check(self) -> None:
-        """Raise :class:`InternalError` unless every field is of its type, and every value is defined once,
-        before use, with a spec that fits."""
-        from .program_check import check_types
-        from .shapes import infer
-
-        check_types(self)
-        defined: dict[str, Instruction] = {}
-        for instruction in self:
-            missing = [name for name in instruction.inputs if name not in defined]
-            if missing or instruction.name in defined:
-                raise InternalError(f"{instruction}: undefined {missing} or defined twice")
-            if not isinstance(instruction.op, Leaf):
-                spec = infer(instruction.op, [defined[name].spec for name in instruction.inputs])
-                if spec != instruction.spec:
-                    raise InternalError(f"{instruction}: the operation yields {spec}")
-            if instruction.into is not None:
-                target = defined.get(instruction.into)
-                if target is None or target.spec.shape != instruction.spec.shape:
-                    raise InternalError(f"{instruction}: {instruction.into} has another shape")
-            defined[instruction.name] = instruction
 
     def to_text(self) -> str:
         """The program as text, phase by phase, with a comment where an instruction has one."""

@@ -26,6 +26,7 @@ from gncompile.errors import CheckpointError, CompileError
 from gncompile.frontends.model_file import load_model_file
 from gncompile.pipeline import candidate_program, curvature_methods, step_program
 from gncompile.program.costs import CostModel, columns_within
+from gncompile.program.program_check import check
 from gncompile.program.step_program import StepProgram
 from gncompile.training.trainer import Trainer
 
@@ -175,7 +176,7 @@ def test_kfra_of_few_layers_walks_no_further() -> None:
 def test_what_a_result_needs_is_a_program_of_its_own() -> None:
     program = program_of("few outputs", method="kflr")
     part = needed(program, ["G.0"])
-    part.check()
+    check(part)
     assert {i.name for i in part} < {i.name for i in program}
     assert any(i.phase == "columns_begin" for i in part)  # the sum starts from zero
     assert not any(i.phase == "update" for i in part)

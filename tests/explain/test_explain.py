@@ -24,13 +24,7 @@ from gncompile.graph.model_graph import TracedModel
 from gncompile.losses import Loss, resolve_loss
 from gncompile.pipeline import prepare, step_program
 from gncompile.program import step_program as ir
-from gncompile.program.costs import (
-    Cost,
-    CostModel,
-    attribute,
-    columns_within,
-    forward_values,
-)
+from gncompile.program.costs import Cost, CostModel, columns_within
 from gncompile.program.recompute import within_products
 from gncompile.program.step_program import StepProgram
 from gncompile.runtime.executable import Executable
@@ -134,21 +128,20 @@ def test_every_instruction_is_attributed_once(drawn: tuple, method: str) -> None
     model = build(chain, width, torch.Generator().manual_seed(0)).float()
     traced, _, _, program = compiled(model, width, method=method)
     costs = CostModel(program, 3)
-    owners = attribute(program, traced.graph)
     work = [i for i in program if not isinstance(i.op, ir.Leaf)]
-    assert set(owners) == {i.name for i in work}
-    assert {layer for layer, _ in owners.values()} <= {"", *traced.graph.layers}
-    parts = costs.by_part(traced.graph).values()
+    assert {i.origin.layer for i in work} <= {"", *traced.graph.layers}
+    assert {i.origin.node for i in work} <= {"", *(node.name for node in traced.graph)}
+    parts = costs.by_part().values()
     assert sum(parts, Cost()) == sum(costs.by_phase().values(), Cost())
     for layer in traced.graph.layers:
-        assert owners[program.results[f"grad.{layer}"]] == (layer, "gradient")
+        origin = program[program.results[f"grad.{layer}"]].origin
+        assert (origin.layer, origin.role) == (layer, "gradient")
 
 
-def test_forward_values_find_every_node() -> None:
+def test_the_program_names_the_value_of_every_node() -> None:
     traced, _, _, program = compiled(Gated(), 5)
-    values = forward_values(program, traced.graph)
-    assert set(values) == {node.name for node in traced.graph}
-    assert isinstance(program[values["cat"]].op, ir.Gather)
+    assert set(program.nodes) == {node.name for node in traced.graph}
+    assert isinstance(program[program.nodes["cat"]].op, ir.Gather)
 
 
 # --- formulas -------------------------------------------------------------------------------------
@@ -156,8 +149,10 @@ def test_forward_values_find_every_node() -> None:
 
 def formula(name: str, of: Compiled) -> str:
     traced, _, _, program = of
-    owners = attribute(program, traced.graph)
-    wanted = {n for n, owner in owners.items() if owner == owners[name]}
+    whose = program[name].origin
+    wanted = {
+        i.name for i in program if (i.origin.layer, i.origin.role) == (whose.layer, whose.role)
+    }
     lines = Formulas.of(program, traced.graph).lines(wanted)
     return (
         next(line for line in lines if line.split(" ")[0] == name)

@@ -13,6 +13,7 @@ import gncompile
 from gncompile.app.api import understand
 from gncompile.errors import CompileError, TraceError
 from gncompile.pipeline import factor_program
+from gncompile.program.program_check import check
 
 BOTH = Callable[[Tensor], Tensor]
 
@@ -162,7 +163,7 @@ def test_random_expressions_with_constants_are_derived() -> None:
             assert dead(model, x, y)
             refused += 1
             continue
-        program.check()
+        check(program)
         taken += 1
         if taken % 4 == 0 and not dead(model, x, y):
             compare(model, x, y)

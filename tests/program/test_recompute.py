@@ -12,6 +12,7 @@ from gncompile.emit.torch_source import emit_torch
 from gncompile.errors import InternalError
 from gncompile.program import step_program as ir
 from gncompile.program.builder import ProgramBuilder
+from gncompile.program.program_check import check
 from gncompile.program.recompute import KEPT, products, recompute
 from gncompile.program.step_program import StepProgram
 from gncompile.training.trainer import Trainer
@@ -49,7 +50,7 @@ def test_the_picture() -> None:
     before = program()
     assert [i.name for i in products(before, before["b"])] == ["g", "r"]
     after = recompute(before, ["b"])
-    after.check()
+    check(after)
     assert [str(i) for i in after.phase("gradient")] == [
         "h = φ[tanh(a)](x0) : [N, 4]",
         "g = φ[u*(1 - x**2)](x0, h) : [N, 4]",

@@ -12,7 +12,7 @@ import sympy
 
 from ...derivation.piecewise_linear import rule_of
 from ...functions.derive import PointwiseRule
-from ...graph.model_graph import Affine, FixedLinear, Input, Node, Output, Pointwise, Select
+from ...graph.model_graph import Affine, FixedLinear, Node, Output, Pointwise, Select
 from ..notation import (
     Bracket,
     Call,
@@ -37,8 +37,6 @@ COLUMN_METHODS = ("kflr", "kfac", "kfac_rp", "empirical")
 def rules(node: Node, methods: Collection[str]) -> list[Line]:
     """The rules of a node, each a line of formulas with what it is."""
     match node.op:
-        case Input():
-            return []
         case Output():
             return [Line("value", Name("z"), X), *_passed(X, Name("z"), None, methods)]
         case Affine():
@@ -49,6 +47,7 @@ def rules(node: Node, methods: Collection[str]) -> list[Line]:
             return _linear(Name("A"), methods)
         case Pointwise():
             return _pointwise(rule_of(node), methods)
+    return []
 
 
 def _at(base: str, *of: Name) -> Name:

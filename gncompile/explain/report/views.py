@@ -1,9 +1,8 @@
 """The compiled step node by node: which values of the program belong to which node of the model graph.
 
-A value is named after its quantity and its node, ``a_fc1`` or ``r2_fc1``, so it is shown with that node:
-the value h, x or a, the slopes b, vectors passed backwards g, s and c, blocks of the recursion G, tangents r.
-What works for a layer as a whole (factors, inverses, direction, update) is shown with its affine node, and
-what is left (the loss, the step size) on the page of the loss.
+Every instruction knows the node it works for: the value h, x or a, the slopes b, vectors passed backwards
+g, s and c, blocks of the recursion G, tangents r. What works for a layer as a whole (inverses, direction,
+update) is shown with its affine node, and what is left (the loss, the step size) on the page of the loss.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from functools import cached_property
 from ...base.untrusted import slug
 from ...graph.model_graph import Affine, FixedLinear, Input, Node, Pointwise, Select
 from ...program import step_program as ir
-from ...program.costs import SHARED_PHASES, Cost, forward_values, total
+from ...program.costs import Cost, total
 from ..formulas import Equation
 from ..readback import PARTS, REPEATS, Readback, Row, Statement, function_text, in_units
 
@@ -59,49 +58,8 @@ class Views:
     def owners(self) -> dict[str, str]:
         """For every instruction the node it is shown with; ``""`` for what the nodes share."""
         layers = {layer: node.name for layer, node in self.read.graph.layers.items()}
-        forward = {value: name for name, value in reversed(self._forward.items())}
-        own = {}
-        for name, (layer, part) in self.read.owners.items():
-            shared = part in ("loss", *SHARED_PHASES)
-            named = "" if shared else forward.get(name) or self._named_after(name)
-            own[name] = named or ("" if shared else layers.get(layer, ""))
-        return self._nearest_reader(own)
-
-    def _nearest_reader(self, owners: dict[str, str]) -> dict[str, str]:
-        """Nameless parts of a node's formula are shown with it, if nothing else reads them."""
-        readers: dict[str, set[str]] = {}
-        for i in reversed(self.read.program.instructions):
-            near = readers.get(i.name, set())
-            if i.name in owners and not isinstance(i.op, ir.VIEWS):
-                named = i.into or i.comment or i.name in self._results or self._named_after(i.name)
-                if not named and len(near) == 1 and owners[i.name]:
-                    owners[i.name] = next(iter(near)) or owners[i.name]
-                near = {owners[i.name]}
-            for name in i.inputs:
-                readers.setdefault(name, set()).update(near)
-        return owners
-
-    @cached_property
-    def _results(self) -> frozenset[str]:
-        return frozenset(self.read.program.results.values())
-
-    @cached_property
-    def _forward(self) -> dict[str, str]:
-        return forward_values(self.read.program, self.read.graph)
-
-    @cached_property
-    def _by_identifier(self) -> dict[str, str]:
-        """Node names as the builder writes them into names of values."""
-        return {re.sub(r"\W", "_", node.name): node.name for node in self.nodes}
-
-    def _named_after(self, value: str) -> str:
-        """The node in a value's name, without what tells values of one name apart, as in ``b_mul_F_2``."""
-        quantity, _, rest = value.partition("_")
-        if not re.fullmatch(r"[abcghsxG]|r\d+", quantity):
-            return ""
-        while rest not in self._by_identifier and re.search(r"_(\d+|[FQS])$", rest):
-            rest = rest.rpartition("_")[0]
-        return self._by_identifier.get(rest, "")
+        work = (i for i in self.read.program if not isinstance(i.op, ir.Leaf))
+        return {i.name: i.origin.node or layers.get(i.origin.layer, "") for i in work}
 
     # --- one node; "" is what they share --------------------------------------------------------------
 
@@ -113,7 +71,7 @@ class Views:
         """Headings and equations of a node's values, part by part."""
         parts: dict[str, list[str]] = {}
         for value in self.values(name):
-            parts.setdefault(self.read.owners[value][1], []).append(value)
+            parts.setdefault(self.read.program[value].origin.role, []).append(value)
         order = [*(p for p in TITLES if p in parts), *(p for p in parts if p not in TITLES)]
         shown = [(part, parts[part]) for part in order if part not in HIDDEN]
         found = [(TITLES.get(p, p.capitalize()), self.read.formulas.equations(v)) for p, v in shown]
@@ -142,13 +100,9 @@ class Views:
 
     def stored(self, node: Node) -> str:
         """The forward value: its name, its bytes, and whether something outside the forward pass reads it."""
-        value = self.read.program[self._forward[node.name]]
+        value = self.read.program[self.read.program.nodes[node.name]]
         size = self.read.costs.elements(value.spec) * self.read.itemsize
-        readers = [
-            i
-            for i in self.read.program
-            if value.name in i.inputs and self.read.owners.get(i.name, ("", ""))[1] != "forward"
-        ]
+        readers = [i for i in self.read.program.readers[value.name] if i.origin.role != "forward"]
         phases = list(
             dict.fromkeys(i.phase for i in readers if i.phase not in (*REPEATS, "restore"))
         )

@@ -1,0 +1,398 @@
+"""The forward pass of one batch, and what each kind of node does in it.
+
+What a node does is said by the :class:`NodeRule` of its kind, with ``b_i = ∂φ/∂x_i``:
+
+=============  ==================  =======================  ==========================
+node           value               tangent (R-operator)     vector passed backwards
+=============  ==================  =======================  ==========================
+affine         ``x Wᵀ + b``        ``r Wᵀ + x Vᵀ + v``      ``g W``
+pointwise      ``φ(x_1, …)``       ``Σ b_i ⊙ r_i``          ``g ⊙ b_i`` to input i
+select         ``x[index]``        ``r[index]``             adds back to its source
+fixed linear   ``x Aᵀ``            ``r Aᵀ``                 ``g A``
+=============  ==================  =======================  ==========================
+
+A kind of node is an :class:`~gncompile.graph.model_graph.Op` and its rule, declared with :func:`node_rule`,
+also from outside the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, Generic, TypeVar
+
+import sympy
+
+from ..errors import CompileError, message
+from ..functions.derive import PointwiseRule, pointwise_rule
+from ..graph.model_graph import (
+    Affine,
+    FixedLinear,
+    Input,
+    ModelGraph,
+    Node,
+    Op,
+    Output,
+    Pointwise,
+    Select,
+)
+from ..graph.zero_slopes import is_flat
+from ..program import step_program as ir
+from ..program.builder import Factor, ProgramBuilder, Value
+from .jacobians import Jacobian, Picked, Scaled, Weighted
+
+Kind = TypeVar("Kind", bound=Op)
+
+
+class Forward:
+    """The forward pass of one batch: every node's value, and what its rule derives from it on demand."""
+
+    def __init__(
+        self,
+        builder: ProgramBuilder,
+        graph: ModelGraph,
+        values: dict[str, Value],
+        suffix: str = "",
+        rows: ir.Dim = "N",
+    ) -> None:
+        self.builder = builder
+        self.graph = graph
+        self.values = values
+        self.suffix = suffix
+        self.rows = rows
+
+    @classmethod
+    def emit(cls, builder: ProgramBuilder, graph: ModelGraph, rows: ir.Dim = "N") -> Forward:
+        """Emit the forward pass, of the batch or of a share of it, into the builder's current phase."""
+        forward = cls(builder, graph, {}, "" if rows == "N" else f"_{rows}", rows)
+        for node in graph:
+            with forward.work_for(node.name):
+                inputs = [forward.values[name] for name in node.inputs]
+                forward.values[node.name] = forward.rule(node).value(inputs)
+        return forward
+
+    def share(self, rows: ir.Dim) -> Forward:
+        """The same pass seen on a share of the batch: views, nothing is computed again."""
+        views: dict[str, Value] = {}
+        for name, value in self.values.items():
+            with self.work_for(name):
+                view = self.builder.emit(ir.Share(rows), value, name=f"{value.name}_{rows}")
+            views[name] = view
+        return Forward(self.builder, self.graph, views, f"_{rows}")
+
+    @property
+    def output(self) -> Value:
+        """The network output z."""
+        return self.values[self.graph.output.name]
+
+    def weight(self, node: Node) -> Value:
+        """The weight ``[out, in]`` of an affine node, or the matrix of a fixed linear one."""
+        (source,) = node.inputs
+        shape = (node.size, self.graph[source].size)
+        if isinstance(node.op, Affine):
+            return self.builder.leaf("parameter", node.op.weight, shape)
+        assert isinstance(node.op, FixedLinear)
+        return self.builder.leaf("constant", node.op.matrix, shape)
+
+    def bias(self, node: Node) -> Value | None:
+        """The bias ``[out]`` of an affine node, if it has one."""
+        assert isinstance(node.op, Affine)
+        if node.op.bias is None:
+            return None
+        return self.builder.leaf("parameter", node.op.bias, (node.size,))
+
+    def rule(self, node: Node) -> NodeRule:
+        """The rule of a node in this pass."""
+        rule = _RULES.get(type(node.op))
+        if rule is None:
+            raise CompileError(
+                message(
+                    f"nothing declares how a node of kind {type(node.op).__name__} is derived",
+                    where=str(node.origin),
+                    instead="declare its rule with gncompile.derivation.propagation.node_rule",
+                )
+            )
+        return rule(self, node)
+
+    def jacobian(self, node: Node, position: int) -> Jacobian | None:
+        """``∂y/∂x_i`` of a node, nothing where it is zero; slopes are work for the layer below."""
+        layer = self.layer_of(node.inputs[position])
+        with self.builder.origin(node=node.name, layer=layer):
+            return self.rule(node).jacobian(position)
+
+    # --- whose work it is -----------------------------------------------------------------------------
+
+    def work_for(self, *names: str) -> AbstractContextManager[None]:
+        """What is emitted now belongs to the first of these nodes, and to the last layer above them all.
+
+        Going backwards that is the first layer that needs it: its cost is what it adds to those above.
+        """
+        return self.builder.origin(node=names[0], layer=self.layer_of(*names))
+
+    def work_at_output(self) -> AbstractContextManager[None]:
+        """What is emitted now is what the loss says at the network's output."""
+        return self.work_for(self.graph.output.name)
+
+    def layer_of(self, *names: str) -> str:
+        """The last trainable layer that all of these nodes depend on, or are; ``""`` if there is none."""
+        above = [self._layers_above[name] for name in names]
+        common = (layer for layer in reversed(self.graph.layers) if all(layer in a for a in above))
+        return next(common, "")
+
+    @cached_property
+    def _layers_above(self) -> dict[str, frozenset[str]]:
+        above: dict[str, frozenset[str]] = {}
+        for node in self.graph:
+            above[node.name] = frozenset().union(*(above[name] for name in node.inputs))
+            if isinstance(node.op, Affine) and node.op.trainable:
+                above[node.name] |= {node.op.layer}
+        return above
+
+    @cached_property
+    def active(self) -> frozenset[str]:
+        """Names of nodes that move with a trainable parameter: a slope other than zero leads to them."""
+        found: set[str] = set()
+        for node in self.graph:
+            trainable = isinstance(node.op, Affine) and node.op.trainable
+            moved = (i for i, name in enumerate(node.inputs) if name in found)
+            if trainable or any(not is_flat(node, i) for i in moved):
+                found.add(node.name)
+        return frozenset(found)
+
+
+# --- what a node does ---------------------------------------------------------------------------------
+
+
+class NodeRule(Generic[Kind]):
+    """What one node does in a forward pass; a subclass for each kind of node."""
+
+    elementwise = False
+    """Whether every Jacobian is :class:`Scaled`; connected nodes of this kind are averaged as one."""
+
+    def __init__(self, forward: Forward, node: Node) -> None:
+        self.forward = forward
+        self.builder = forward.builder
+        self.node = node
+        self.op: Kind = node.op  # type: ignore[assignment]
+
+    def value(self, inputs: list[Value]) -> Value:
+        """``y(x_1, …)``: ``[N, size]``."""
+        raise NotImplementedError
+
+    def jacobian(self, position: int) -> Jacobian | None:
+        """``∂y/∂x_i`` of every sample; nothing where it is zero."""
+        raise NotImplementedError
+
+    def tangent(
+        self, incoming: list[Value | None], direction: Mapping[str, Value], name: str
+    ) -> Value | None:
+        """``Σ_i r_i J_iᵀ`` over the inputs that move, and what the ``direction`` of a layer adds."""
+        moving = [(i, r) for i, r in enumerate(incoming) if r is not None]
+        terms = [j.push(r, name) for i, r in moving if (j := self.forward.jacobian(self.node, i))]
+        if len(terms) < 2:
+            return terms[0] if terms else None
+        return self.builder.add(*terms, name=name)
+
+    def curve(self, g: Value, i: int, j: int) -> Value | None:
+        """``Σ_k g_k ∂²y_k/∂x_i∂x_j`` of every sample, ``[N, d, d]``; nothing where it is zero."""
+        raise CompileError(
+            message(
+                f"a node of kind {type(self.op).__name__} declares no second derivatives, "
+                "which 'hessian' needs",
+                where=str(self.node.origin),
+                instead="use another method, or define the rule's curve",
+            )
+        )
+
+
+class LinearRule(NodeRule[Kind]):
+    """A node that is linear in its inputs."""
+
+    def curve(self, g: Value, i: int, j: int) -> Value | None:
+        return None
+
+
+_RULES: dict[type[Op], type[NodeRule[Any]]] = {}
+
+
+def node_rule(
+    kind: type[Op],
+) -> Callable[[type[NodeRule[Any]]], type[NodeRule[Any]]]:
+    """Declare the rule of a kind of node, as a decorator of its class; once for each kind."""
+
+    def declare(rule: type[NodeRule[Any]]) -> type[NodeRule[Any]]:
+        if kind in _RULES:
+            raise CompileError(
+                message(
+                    f"nodes of kind {kind.__name__} already have a rule, {_RULES[kind].__qualname__} "
+                    f"of {_RULES[kind].__module__}",
+                    instead="declare another kind of node",
+                )
+            )
+        _RULES[kind] = rule
+        return rule
+
+    return declare
+
+
+@node_rule(Input)
+class InputRule(LinearRule[Input]):
+    """``x``."""
+
+    def value(self, inputs: list[Value]) -> Value:
+        rows = self.forward.rows
+        x = self.builder.leaf("input", str(self.op.position), ("N", self.node.size))
+        return x if rows == "N" else self.builder.emit(ir.Share(rows), x)
+
+
+@node_rule(Output)
+class OutputRule(LinearRule[Output]):
+    """``z = x``."""
+
+    def value(self, inputs: list[Value]) -> Value:
+        return inputs[0]
+
+    def jacobian(self, position: int) -> Jacobian:
+        return Scaled(self.builder, 1.0)
+
+    def tangent(
+        self, incoming: list[Value | None], direction: Mapping[str, Value], name: str
+    ) -> Value | None:
+        return incoming[0]
+
+
+@node_rule(Affine)
+class AffineRule(LinearRule[Affine]):
+    """``y = x Wᵀ + b``."""
+
+    def value(self, inputs: list[Value]) -> Value:
+        bias = self.forward.bias(self.node)
+        operands = [inputs[0], self.forward.weight(self.node), *([bias] if bias else [])]
+        comment = f"pre-activation of {self.op.layer}"
+        return self.builder.emit(
+            ir.Affine(), *operands, name=f"h_{self.node.name}", comment=comment
+        )
+
+    def jacobian(self, position: int) -> Jacobian:
+        return Weighted(self.builder, self.forward.weight(self.node))
+
+    def tangent(
+        self, incoming: list[Value | None], direction: Mapping[str, Value], name: str
+    ) -> Value | None:
+        """``r Wᵀ + x Vᵀ + v`` with ``[V, v] = ΔW̄``; either half may be absent."""
+        builder, (r,), delta = self.builder, incoming, direction.get(self.op.layer)
+        operands = [r, self.forward.weight(self.node)] if r is not None else []
+        if delta is not None:
+            operands.append(self.forward.values[self.node.inputs[0]])
+            if self.op.homogeneous:
+                operands += [
+                    builder.emit(ir.Part("weight"), delta, name=f"{delta.name}_W"),
+                    builder.emit(ir.Part("bias"), delta, name=f"{delta.name}_b"),
+                ]
+            else:
+                operands.append(delta)
+        return builder.emit(ir.Affine(), *operands, name=name) if operands else None
+
+
+@node_rule(FixedLinear)
+class FixedLinearRule(LinearRule[FixedLinear]):
+    """``y = x Aᵀ``."""
+
+    def value(self, inputs: list[Value]) -> Value:
+        return self.jacobian(0).push(inputs[0], f"x_{self.node.name}")
+
+    def jacobian(self, position: int) -> Jacobian:
+        return Weighted(self.builder, self.forward.weight(self.node))
+
+
+@node_rule(Select)
+class SelectRule(LinearRule[Select]):
+    """``y_j = [x_1|x_2|…]_{index_j}``."""
+
+    def value(self, inputs: list[Value]) -> Value:
+        gather = ir.Gather(self.op.index, self.op.fill)
+        return self.builder.emit(gather, *inputs, name=f"x_{self.node.name}")
+
+    def jacobian(self, position: int) -> Jacobian:
+        before, size = sum(self._sizes[:position]), self._sizes[position]
+        index = tuple(i - before if before <= i < before + size else -1 for i in self.op.index)
+        return Picked(self.builder, index, size)
+
+    def tangent(
+        self, incoming: list[Value | None], direction: Mapping[str, Value], name: str
+    ) -> Value | None:
+        """One gather of the inputs that move; the places of the others read 0."""
+        present = [r for r in incoming if r is not None]
+        moves = [
+            r is not None
+            for size, r in zip(self._sizes, incoming, strict=True)
+            for _ in range(size)
+        ]
+        place = list(accumulate(moves, initial=0))
+        index = tuple(place[i] if i >= 0 and moves[i] else -1 for i in self.op.index)
+        return self.builder.emit(ir.Gather(index), *present, name=name) if present else None
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [self.forward.graph[name].size for name in self.node.inputs]
+
+
+@node_rule(Pointwise)
+class ElementwiseRule(NodeRule[Pointwise]):
+    """``y = φ(x_1, …)`` with slopes computed from what the derived rule keeps."""
+
+    elementwise = True
+
+    @property
+    def derived(self) -> PointwiseRule:
+        """The derivatives of φ."""
+        return pointwise_rule(self.op.expression, self.op.arguments)
+
+    def value(self, inputs: list[Value]) -> Value:
+        name = f"a_{self.node.name}"
+        result = self.builder.pointwise(
+            self.derived.value, self._symbols(), name=name, comment=self.node.origin.module
+        )
+        return self._in_rows(result, inputs[0], name)
+
+    def jacobian(self, position: int) -> Jacobian | None:
+        name = self.node.name
+        slope = self._factor(self.derived.kept_slopes[position], f"b_{name}", f"f' of {name}")
+        return None if slope == 0.0 else Scaled(self.builder, slope)
+
+    def curve(self, g: Value, i: int, j: int) -> Value | None:
+        """``diag(g ⊙ ∂²φ/∂x_i∂x_j)``."""
+        name, expression = self.node.name, self.derived.seconds[min(i, j), max(i, j)]
+        second = self._factor(expression, f"c_{name}", f"f'' of {name}")
+        if second == 0.0:
+            return None
+        d = self.builder.times(g, second)
+        assert isinstance(d, Value)
+        return self.builder.emit(ir.SampleDiagonal(), d)
+
+    def _symbols(self) -> dict[sympy.Symbol, Value]:
+        """The values behind φ's arguments and constants."""
+        values = [self.forward.values[name] for name in self.node.inputs]
+        constants = {
+            symbol: self.builder.leaf("constant", name, (self.node.size,))
+            for symbol, name in self.op.constants
+        }
+        return dict(zip(self.op.arguments, values, strict=True)) | constants
+
+    def _factor(self, expression: sympy.Expr, name: str, comment: str) -> Factor:
+        """A derivative of φ: a number, or ``[N, d]``."""
+        if expression.is_number:
+            return float(expression)
+        result = self.forward.values[self.node.name]
+        symbols = {**self._symbols(), self.derived.output: result}
+        name += self.forward.suffix
+        value = self.builder.pointwise(expression, symbols, name=name, comment=comment)
+        return self._in_rows(value, result, name)
+
+    def _in_rows(self, value: Value, like: Value, name: str) -> Value:
+        """``value [N, d]``: what follows from constants alone is one row, or a number, and is repeated."""
+        if value.spec.samples:
+            return value
+        return self.builder.emit(ir.BroadcastRows(), value, like, name=name)
