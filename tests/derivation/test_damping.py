@@ -12,7 +12,7 @@ from training import UNGATHERED, WIDTH, network, poisson, samples
 
 import gncompile
 from gncompile.base.settings import Settings
-from gncompile.derivation.timetable import due
+from gncompile.program.timetable import due
 from gncompile.training.ahead import plan
 from gncompile.training.order import as_read
 from gncompile.training.trainer import Trainer

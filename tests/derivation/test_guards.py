@@ -13,7 +13,7 @@ from training import NETWORKS, OUTPUTS, WIDTH
 
 import gncompile
 from gncompile.base.settings import Settings
-from gncompile.derivation.timetable import due, refresh_period
+from gncompile.program.timetable import due, refresh_period
 from gncompile.errors import BatchError
 from gncompile.training import ahead
 from gncompile.training import trainer as trainer_module

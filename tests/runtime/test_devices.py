@@ -20,7 +20,7 @@ from training import NETWORKS, OUTPUTS, WIDTH, plain
 import gncompile
 from gncompile.app.api import understand
 from gncompile.base.settings import Settings
-from gncompile.derivation.timetable import due
+from gncompile.program.timetable import due
 from gncompile.losses import define_loss, resolve_loss
 from gncompile.pipeline import factor_program, step_program
 from gncompile.runtime import graphs
