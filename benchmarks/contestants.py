@@ -12,10 +12,10 @@ from torch import nn
 
 import gncompile
 from gncompile.base.settings import Settings
-from gncompile.program.phases import mean_runs
-from gncompile.program.timetable import cycle, settled
 from gncompile.program.costs import CostModel
+from gncompile.program.phases import mean_runs
 from gncompile.program.step_program import StepProgram
+from gncompile.program.timetable import cycle, settled
 from gncompile.training.trainer import Trainer
 
 from .compiled import FACTORS, Compiled

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from gncompile.base.settings import Settings
-from gncompile.program.phases import mean_runs
-from gncompile.program.timetable import cycle, settled
 from gncompile.program.costs import Cost, CostModel
 from gncompile.program.launches import schedule
+from gncompile.program.phases import mean_runs
 from gncompile.program.schedule import Kernel
 from gncompile.program.step_program import StepProgram
+from gncompile.program.timetable import cycle, settled
 from gncompile.runtime.graphs import Graphs
 from gncompile.training.trainer import Trainer
 

@@ -1,4 +1,4 @@
-"""The phases of a training step, in one list: what each may use, when it is due, and how often a step runs it.
+"""The phases of a step in one list: what each may use, when it is due, and how often it runs.
 
 Whatever runs, counts or describes a step reads this list: the builder, which emits into its phases, the
 trainer, the steps ahead of the host, costs, summaries and reports. A solver puts its own phases between the
@@ -159,7 +159,7 @@ def plan(step: Sequence[Phase], now: Due) -> tuple[str, ...]:
 
 
 def mean_runs(settings: Settings, step: Sequence[Phase]) -> dict[str, float]:
-    """How often a mean step runs each phase, once the first steps are over; phases that none runs are left out."""
+    """How often a mean step runs each phase that it runs at all, once the first steps are over."""
     if not settings.second_order:
         return {"gradient": 1.0}
     length, since_refresh = cycle(settings), 0

@@ -13,11 +13,12 @@ from training import NETWORKS, OUTPUTS, WIDTH
 
 import gncompile
 from gncompile.base.settings import Settings
-from gncompile.program.timetable import due, refresh_period
 from gncompile.errors import BatchError
+from gncompile.program.phases import Phase, Repeat, plan, step_phases
+from gncompile.program.timetable import due, refresh_period
+from gncompile.solvers.kronecker import Kronecker
 from gncompile.training import ahead
-from gncompile.training import trainer as trainer_module
-from gncompile.training.ahead import DeferredStats, plan
+from gncompile.training.ahead import DeferredStats
 from gncompile.training.trainer import Trainer
 
 
@@ -219,15 +220,19 @@ def test_what_is_due_when() -> None:
         since = 0 if fresh else since + 1
         refreshed += [updates] if fresh else []
     assert refreshed == [0, 1, 2, 4, 6, 8, 12]
-    assert [due(settings, n, 0).quadratic for n in (0, 1, 2)] == ["layer_quadratic"] * 2 + [
-        "quadratic"
+    step = step_phases(Kronecker.phases(settings))
+    quadratic = [
+        [phase for phase in plan(step, due(settings, n, 0)) if phase.endswith("quadratic")]
+        for n in (0, 1, 2)
     ]
-    assert plan(due(settings, 6, 0)).count("invert") == 4
-    exact = plan(due(replace(settings, exact_damping=True), 6, 0))
+    assert quadratic == [["layer_quadratic"]] * 2 + [["quadratic"]]
+    assert plan(step, due(settings, 6, 0)).count("invert") == 4
+    decomposing = replace(settings, exact_damping=True)
+    exact = plan(step_phases(Kronecker.phases(decomposing)), due(decomposing, 6, 0))
     assert exact.count("invert") == 1
     assert exact.count("direction") == 4
     assert exact.index("invert") < exact.index("direction")
-    assert "invert" not in plan(due(settings, 7, 0))
+    assert "invert" not in plan(step, due(settings, 7, 0))
 
 
 @pytest.mark.parametrize("factors_every", [1, 2, 3, 20])
@@ -261,12 +266,16 @@ def test_eigendecompositions_serve_every_factor_damping(
 ) -> None:
     """Steps are the same to the last bit if every γ tried decomposes anew, which is what was saved."""
     options = {"exact_damping": True, "factor_damping_period": 3, "refresh_every": 4}
-    saving, wasteful = (trainers(**options)[guarded] for _ in range(2))
+    saving, phases = trainers(**options)[guarded], Kronecker.phases
+
+    def each_time(settings: Settings) -> tuple[Phase, ...]:
+        return tuple(
+            replace(phase, repeat=Repeat.DAMPINGS) if phase.name == "invert" else phase
+            for phase in phases(settings)
+        )
+
+    monkeypatch.setattr(Kronecker, "phases", each_time)
+    wasteful = trainers(**options)[guarded]
     for step in range(8):
-        first = saving.step(*batch(step)).resolved()
-        with monkeypatch.context() as patch:
-            for module in (ahead, trainer_module):
-                patch.setattr(module, "due", lambda *now: replace(due(*now), inverts_each=True))
-            second = wasteful.step(*batch(step)).resolved()
-        assert first == second
+        assert saving.step(*batch(step)).resolved() == wasteful.step(*batch(step)).resolved()
     assert all(map(torch.equal, parameters(saving), parameters(wasteful)))
