@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +15,9 @@ from training import NETWORKS, OUTPUTS, WIDTH
 import gncompile
 from gncompile.base.settings import Settings
 from gncompile.errors import BatchError
+from gncompile.explain.readback import Readback
 from gncompile.program.phases import Phase, Repeat, plan, step_phases
-from gncompile.program.timetable import due, refresh_period
+from gncompile.program.timetable import cycle, due, refresh_period
 from gncompile.solvers.kronecker import Kronecker
 from gncompile.training import ahead
 from gncompile.training.ahead import DeferredStats
@@ -279,3 +281,34 @@ def test_eigendecompositions_serve_every_factor_damping(
     for step in range(8):
         assert saving.step(*batch(step)).resolved() == wasteful.step(*batch(step)).resolved()
     assert all(map(torch.equal, parameters(saving), parameters(wasteful)))
+
+
+@pytest.mark.parametrize("exact_damping", [False, True])
+def test_a_summary_tells_how_often_phases_are_run(exact_damping: bool) -> None:
+    """Counted over one cycle of real steps, for which the program decides and the host."""
+    options = {"exact_damping": exact_damping, "refresh_always": 1, "search_steps": 2,
+               "layer_steps": 2, "whole_inputs": 2, "factor_damping_period": 10}  # fmt: skip
+    for guarded in (True, False):
+        trainer = trainers(**options)[guarded]
+        read = Readback(trainer.traced, trainer.loss_function, trainer.settings, trainer.program)
+        length = cycle(trainer.settings)
+        for step in range(length):
+            trainer.step(*batch(step))
+        runs, run = Counter[str](), trainer._executable.run
+
+        def counted(*phases: str, run: Any = run, runs: Counter[str] = runs) -> None:
+            runs.update(phases)
+            run(*phases)
+
+        trainer._executable.run = counted  # type: ignore[method-assign]
+        for step in range(length):
+            trainer.step(*batch(step))
+        expected = {phase: round(rate * length) for phase, rate in read.mean_runs.items()}
+        if guarded:
+            assert expected == runs
+        # A host goes without the last attempt where it was the best.
+        tried = {"invert", "direction", "quadratic", "plain_quadratic", "damping_note"}
+        assert {p: n for p, n in expected.items() if p not in tried} == {
+            p: n for p, n in runs.items() if p not in tried
+        }
+        assert 0 <= expected["direction"] - runs["direction"] <= length / 10
