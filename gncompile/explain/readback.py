@@ -31,7 +31,7 @@ from ..program.costs import (
     forward_values,
     total,
 )
-from ..program.phases import Stage, first_steps, mean_runs, where_noise_leads
+from ..program.phases import Repeat, Stage, first_steps, mean_runs, where_noise_leads
 from ..program.schedule import Schedule
 from ..program.step_program import StepProgram
 from .formulas import Formulas
@@ -270,7 +270,8 @@ class Readback:
         if rate == 0:
             return "after a failed step" if record.stage is Stage.FAILURE else "on demand"
         period = round(1 / rate)
-        often = f"every {period} steps" if rate * period == 1 else f"{rate:.3g} times a step"
+        regular = record.repeat is not Repeat.DAMPINGS and rate * period == 1
+        often = f"every {period} steps" if regular else f"{rate:.3g} times a step"
         times = f", in {self.costs.runs(phase)} runs" if self.costs.runs(phase) > 1 else ""
         return ("every step" if rate == 1 else often) + times
 

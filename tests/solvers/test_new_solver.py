@@ -41,13 +41,12 @@ class Rows(Solver):
                 found[layer] = builder.as_matrix(square, Structure.DIAGONAL, node.size)
         with builder.phase("invert"):
             for layer, squares in found.items():
-                inverse = self._inverse(layer, squares.spec)
+                inverse = self._inverse(layer)
                 kappa = self.optimiser.kappa(layer)
                 builder.emit(ir.DampedInverse(False), squares, kappa, into=inverse)
 
-    def _inverse(self, layer: str, spec: ir.Spec | None = None) -> Value:
-        size = self.batch.graph.layers[layer].size
-        spec = spec or matrix(Structure.DIAGONAL, size)
+    def _inverse(self, layer: str) -> Value:
+        spec = matrix(Structure.DIAGONAL, self.batch.graph.layers[layer].size)
         return self.builder.state(f"rows_inverse.{layer}", spec, "one")
 
     def directions(self, gradients: Mapping[str, Value]) -> dict[str, Value]:
@@ -59,7 +58,7 @@ class Rows(Solver):
             result[layer] = self.builder.emit(
                 ir.Precondition(), *operands, name=f"delta_{self.batch.graph.layers[layer].name}"
             )
-            self.builder.results[f"delta.{layer}"] = result[layer].name
+            self.builder.results.setdefault(f"delta.{layer}", result[layer].name)
         return result
 
 
