@@ -12,10 +12,10 @@ from torch import nn
 
 import gncompile
 from gncompile.base.settings import Settings
-from gncompile.derivation.timetable import cycle, settled
 from gncompile.program.costs import CostModel
+from gncompile.program.phases import mean_runs
 from gncompile.program.step_program import StepProgram
-from gncompile.training.ahead import mean_runs
+from gncompile.program.timetable import cycle, settled
 from gncompile.training.trainer import Trainer
 
 from .compiled import FACTORS, Compiled
@@ -126,5 +126,5 @@ def full_step(name: str, problem: Problem, **options: Any) -> Contestant:
 def step_flops(program: StepProgram, settings: Settings, batch: int) -> float:
     """Flops of a mean step."""
     costs = CostModel(program, batch, rows=settings.rows(batch))
-    runs = mean_runs(settings).items()
-    return sum(costs.phase(name).flops * times for name, times in runs if name in program.phases)
+    runs = mean_runs(settings, program.step).items()
+    return sum(costs.phase(name).flops * times for name, times in runs)

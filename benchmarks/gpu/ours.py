@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from gncompile.base.settings import Settings
-from gncompile.derivation.timetable import cycle, settled
 from gncompile.program.costs import Cost, CostModel
 from gncompile.program.launches import schedule
+from gncompile.program.phases import mean_runs
 from gncompile.program.schedule import Kernel
 from gncompile.program.step_program import StepProgram
+from gncompile.program.timetable import cycle, settled
 from gncompile.runtime.graphs import Graphs
-from gncompile.training.ahead import mean_runs
 from gncompile.training.trainer import Trainer
 
 from ..compiled import Compiled
@@ -81,7 +81,9 @@ def phase_costs(
 def step_cost(program: StepProgram, settings: Settings, batch: int) -> Cost:
     """A mean step of a trainer."""
     costs = phase_costs(program, batch, settings.rows(batch))
-    share = {name: times for name, times in mean_runs(settings).items() if name in costs}
+    share = {
+        name: times for name, times in mean_runs(settings, program.step).items() if name in costs
+    }
     flops = sum(costs[name].flops * times for name, times in share.items())
     moved = sum(costs[name].bytes * times for name, times in share.items())
     return Cost(round(flops), round(moved))

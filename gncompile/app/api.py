@@ -143,7 +143,7 @@ def _run(
     for start in range(0, batch, rows):
         part = slice(start, start + rows)
         executable.load(tuple(x[part] for x in inputs), target[part], whole=batch)
-        executable.run("gradient", "curvature", "columns_begin", "columns")
+        executable.run(*executable.program.phases)
         share = target[part].shape[0] / batch
         for role, name in executable.program.results.items():
             if role[:2] in ("Q.", "G."):

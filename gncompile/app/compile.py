@@ -16,6 +16,8 @@ from ..frontends.agreement import agrees
 from ..losses.vocabulary import Loss, resolve_loss
 from ..pipeline import step_program
 from ..runtime.executable import Executable
+from ..solvers.kronecker import Kronecker
+from ..solvers.solver import Solver
 from ..training.arguments import check_arguments, checked_seed
 from ..training.batches import input_tensors
 from ..training.model_identity import ModelIdentity
@@ -68,7 +70,7 @@ def compile(
     """
     return compile_into(
         Trainer.__new__(Trainer), model, loss, example_inputs, method, seed=seed, dtype=dtype,
-        backend=backend, precision=precision, tune=tune, **options,
+        backend=backend, precision=precision, tune=tune, solver=Kronecker, **options,
     )  # fmt: skip
 
 
@@ -84,9 +86,13 @@ def compile_into(
     backend: str,
     precision: str,
     tune: Tune,
+    solver: type[Solver] = Kronecker,
     **options: object,
 ) -> Trainer:
-    """:func:`compile` for a trainer that is not initialised yet, and may be referred to already."""
+    """:func:`compile` for a trainer that is not initialised yet, and may be referred to already.
+
+    ``solver`` turns gradients into directions (:mod:`gncompile.solvers.solver`).
+    """
     traced, declared, reader = understand(model, loss, example_inputs)
     settings = Settings.from_options(method=method, **options)
     check_arguments(dtype=dtype, backend=backend, precision=precision, tune=tune)
@@ -108,7 +114,7 @@ def compile_into(
                 instead="use backend='triton', or inverse='cholesky'",
             )
         )
-    program = step_program(traced.graph, declared, settings)
+    program = step_program(traced.graph, declared, settings, solver)
 
     def again(variants: Variants) -> Trainer:
         return compile(

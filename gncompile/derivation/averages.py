@@ -7,17 +7,13 @@ both from time to time, on a batch that no update has used. What then is reporte
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import sympy
 
 from ..functions.primitives import as_float, minimum, select
 from ..graph.model_graph import Affine, Node
 from ..program.builder import ProgramBuilder, Value
 from .forward import Forward
-
-if TYPE_CHECKING:
-    from .phases import Optimiser
+from .optimiser import Optimiser
 
 TAIL = 9
 """The average is over about this part of all updates, one in so many: the last."""

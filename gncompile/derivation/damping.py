@@ -24,7 +24,7 @@ from ..functions.primitives import as_float, clamp, finite, select
 from ..program import step_program as ir
 from ..program.builder import Value
 from .lengths import leeway
-from .phases import CHOSEN, FACTORS, Optimiser
+from .optimiser import CHOSEN, FACTORS, Optimiser
 
 FELT = 0.01
 """λ's share of the curvature along a step below which λ does not fall further."""

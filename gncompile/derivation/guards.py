@@ -33,7 +33,7 @@ from ..functions.primitives import as_float, finite, select
 from ..program import step_program as ir
 from ..program.builder import Value
 from .damping import ROUNDING, bounded_factor, reject
-from .phases import CHOSEN, Optimiser
+from .optimiser import CHOSEN, Optimiser
 
 u, ok, sound, last, now = sympy.symbols("u ok sound last now", real=True)
 

@@ -5,18 +5,12 @@ The squared length is ``max(cᵀMc, −bᵀc)``, twice the decrease that the qua
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import sympy
 
 from ..functions.primitives import as_float, minimum, select
 from ..program.builder import Value
+from .optimiser import CHOSEN, Optimiser
 
-if TYPE_CHECKING:
-    from .phases import Optimiser
-
-LENGTH = -4
-"""Where the state ``step_sizes`` holds a step's squared length."""
 USUAL = 0.9
 """Decay of the running mean of steps' squared lengths."""
 LEEWAY = 2
@@ -50,7 +44,7 @@ def note_length(optimiser: Optimiser) -> None:
     no more: after a standstill the mean is next to nothing, and twice that would be no step for hundreds of
     updates. So each of them doubles the leeway of the next.
     """
-    usual, length = optimiser.scalar("usual_length"), optimiser.chosen(LENGTH)
+    usual, length = optimiser.scalar("usual_length"), optimiser.chosen(CHOSEN["length"])
     growth = optimiser.settings.step_growth
     if growth is not None:
         more = leeway(optimiser)

@@ -24,11 +24,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from ..base.settings import Settings
+from ..base.settings import AUTO, Settings
 from ..base.tables import binary_size, engineering
 from ..errors import CompileError, message, nearest
+from ..graph.model_graph import ModelGraph
+from ..losses.vocabulary import Loss
+from ..program.builder import ProgramBuilder
 from ..program.costs import CostModel, columns_within
+from ..program.phases import Stage, step_phases
 from ..program.step_program import StepProgram
+from .batch_gradient import BatchGradient
+from .factors import PHASES, Factors
 
 EXACT, AVERAGED, SAMPLED = "kflr", "kfra", "kfac_rp"
 
@@ -47,6 +53,31 @@ class Choice:
 
     methods: dict[str, str]
     reasons: tuple[str, ...] = ()
+
+
+def curvature_methods(graph: ModelGraph, loss: Loss, settings: Settings) -> Choice:
+    """The curvature method of every layer: as it was given, or by cost for ``"auto"``."""
+    if settings.method != AUTO:
+        return given(settings.method, list(graph.layers))
+    averaged = candidate_program(graph, loss, settings, (AVERAGED, SAMPLED))
+    exact = candidate_program(graph, loss, settings, (EXACT,))
+    return by_cost(averaged, exact, list(graph.layers), settings)
+
+
+def candidate_program(
+    graph: ModelGraph, loss: Loss, settings: Settings, methods: tuple[str, ...]
+) -> StepProgram:
+    """Gradient and factors of every layer by each of ``methods``: results ``<method>.<layer>``."""
+    builder = ProgramBuilder(step_phases(PHASES))
+    batch = BatchGradient(builder, graph, loss)
+    builder.results |= {f"grad.{layer}": value.name for layer, value in batch.gradients.items()}
+    factors = Factors(batch, settings.factor_dim, settings.samples, settings.trace_correction)
+    factors.input_factors()
+    builder.results |= {f"Q.{layer}": value.name for layer, value in factors.inputs.items()}
+    for method in methods:
+        outputs = factors.output_factors(method, list(graph.layers))
+        builder.results |= {f"{method}.{layer}": value.name for layer, value in outputs.items()}
+    return builder.finish()
 
 
 def given(method: str | Mapping[str, str], layers: list[str]) -> Choice:
@@ -102,21 +133,20 @@ class Prices:
 
     def gradient(self) -> Expense:
         """Of the gradient alone."""
-        return self._expense(self.gradient_roles, ("gradient",))
+        return self._expense(self.gradient_roles, Stage.GRADIENT)
 
     def factors(self, methods: Mapping[str, str]) -> Expense:
         """Of the factors of every layer by its method."""
         chosen = {f"{method}.{layer}" for layer, method in methods.items()}
         chosen |= {f"Q.{layer}" for layer in methods}
         roles = [role for role in self.program.results if role in chosen]
-        phases = ("curvature", "columns_begin", "columns")
-        return self._expense([*self.gradient_roles, *roles], phases)
+        return self._expense([*self.gradient_roles, *roles], Stage.MEASUREMENT)
 
-    def _expense(self, roles: Iterable[str], phases: tuple[str, ...]) -> Expense:
+    def _expense(self, roles: Iterable[str], stage: Stage) -> Expense:
         program = needed(self.program, roles)
         columns = columns_within(program, BATCH, ITEMSIZE, self.settings.memory_budget)
         costs = CostModel(program, BATCH, ITEMSIZE, self.settings.rows(BATCH), columns)
-        flops = sum(costs.phase(phase).flops for phase in phases)
+        flops = sum(costs.phase(phase.name).flops for phase in program.step if phase.stage is stage)
         return Expense(flops, sum(costs.buffer_bytes().values()))
 
 

@@ -12,7 +12,7 @@ Empirical Model of Large-Batch Training, 2018), there with P = I.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import sympy
 
@@ -20,7 +20,7 @@ from ..functions.primitives import as_float, finite, minimum, select
 from ..program import step_program as ir
 from ..program.builder import Value
 from .forward import Forward
-from .phases import Optimiser
+from .optimiser import Optimiser
 from .propagation import pull_back, weight_gradients
 
 PATIENCE = 1 / 90
@@ -42,13 +42,14 @@ def measure_noise(
     seed: Value,
     gradients: Mapping[str, Value],
     deltas: Mapping[str, Value],
-    factors: tuple[Mapping[str, Value], Mapping[str, Value]],
+    preconditioned: Callable[[Mapping[str, Value]], Mapping[str, Value]],
     bound: float,
 ) -> None:
     """States ``noise``, its share ``T/N / gᵀPg``, and ``samples_wanted``, which keeps it below ``bound``.
 
     The bound falls while it holds (:data:`PATIENCE`), until the samples grow. ``forward`` and ``seed``, the
-    loss's gradient at the output, are those of the F samples, ``deltas`` are ``−P g``, ``factors`` Q and Ḡ.
+    loss's gradient at the output, are those of the F samples, ``deltas`` are ``−P g``,
+    and ``preconditioned`` makes these of a gradient.
     T and S are means with half the weight on this batch; the wanted samples never fall. Costs a backward
     pass of the F samples and a direction.
     """
@@ -56,7 +57,7 @@ def measure_noise(
     signs = builder.emit(ir.Random("sign", (seed.spec.shape[0], 1)), name="signs")
     seed = builder.pointwise(v * s, {v: seed, s: signs}, name="e_output")
     random = weight_gradients(forward, pull_back(forward, seed, prefix="e"))
-    random_square = optimiser.inner(random, optimiser.directions(random, *factors))
+    random_square = optimiser.inner(random, preconditioned(random))
     square = optimiser.inner(gradients, deltas)
     count = builder.emit(ir.Dot(), signs, signs, name="signs_count")
     batch = builder.leaf("scalar", "batch_size", ())

@@ -158,7 +158,7 @@ class TorchWriter:
     # --- phases ---------------------------------------------------------------------------------------
 
     def _phase(self, name: str) -> list[str]:
-        argument = "start" if name == "columns" else ""
+        argument = "start" if self.program.goes_by_columns(name) else ""
         lines = [f"def {self.function(name)}({argument}):"]
         for instruction in self.program.phase(name):
             if not isinstance(instruction.op, ir.VIEWS):

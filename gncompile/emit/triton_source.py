@@ -136,7 +136,8 @@ class TritonWriter(TorchWriter):
         return lines
 
     def _phase(self, name: str) -> list[str]:
-        lines = [f"def {self.function(name)}({'start' if name == 'columns' else ''}):"]
+        argument = "start" if self.program.goes_by_columns(name) else ""
+        lines = [f"def {self.function(name)}({argument}):"]
         for launch in self.schedule.phases[name]:
             lines += self._torch(launch) if launch.kind is Kind.TORCH else self._runs(launch)
         if self._draws(name):

@@ -18,13 +18,13 @@ from ..base.settings import Settings
 from ..base.tables import binary_size, count, engineering
 from ..derivation.forward import Forward
 from ..derivation.piecewise_linear import rule_of
-from ..derivation.timetable import COMPARED, MEASURED
 from ..functions.gates import GATES, Gate
 from ..functions.transfer import TransferFunction, transfer, transfer_names
 from ..graph.model_graph import Affine, ModelGraph, Node, Pointwise, TracedModel
 from ..losses.vocabulary import Loss
 from ..program.builder import ProgramBuilder
 from ..program.costs import Cost, CostModel, columns_within, total
+from ..program.phases import Repeat, Stage, first_steps, mean_runs, where_noise_leads
 from ..program.schedule import Schedule
 from ..program.step_program import StepProgram
 from .formulas import Formulas
@@ -41,17 +41,8 @@ METHODS = {
 }
 
 
-FACTOR_WORK = (
-    *("input factor", "output factor", "curvature", "columns_begin", "columns"),
-    *("share_inputs", "average"),
-)
-"""Parts and phases that run where factors are computed."""
-NOISY = "plain_quadratic"
-"""The phase that takes the place of ``quadratic`` while the averaged parameters are clearly better."""
-REPEATS = ("predict", "whole_inputs", "trial", NOISY)
+REPEATS = ("predict", "whole_inputs", "trial", "plain_quadratic")
 """Phases whose formulas are those of others or some of them, on other samples or with other parameters."""
-CHECKS = ("predict", "evaluate", "judge", "guard_change", "adapt")
-"""Phases that run where the damping is adapted."""
 PARTS = {
     "forward": "Forward",
     "gradient": "Slopes and gradient",
@@ -243,46 +234,38 @@ class Readback:
         return [n for n in self.graph if isinstance(n.op, Pointwise) and n.name in active]
 
     def mean_cost(self, layer: str) -> Cost:
-        shares = [(cost, self.share(part)) for (x, part), cost in self.parts.items() if x == layer]
-        return Cost(
-            round(sum(cost.flops * share for cost, share in shares)),
-            round(sum(cost.bytes * share for cost, share in shares)),
-        )
+        flops, moved = 0.0, 0.0
+        for i in self.program:
+            if i.origin.layer == layer:
+                cost = self.costs.of(i) * self.costs.runs(i.phase)
+                flops += cost.flops * self.mean_runs.get(i.phase, 0)
+                moved += cost.bytes * self.mean_runs.get(i.phase, 0)
+        return Cost(round(flops), round(moved))
 
-    def share(self, phase: str) -> float:
-        """In which share of the steps a phase runs."""
-        every = {
-            **dict.fromkeys(FACTOR_WORK, self.settings.factors_every),
-            "invert": self.settings.refresh_every,
-            "compare": COMPARED,
-            "gradient_noise": MEASURED,
-            **dict.fromkeys(CHECKS, self.settings.damping_period),
-        }
-        if phase in ("restore", "reject", NOISY, *self.first_steps):
-            return 0.0
-        if not self.settings.second_order and phase in every:
-            return 0.0
-        return 1 / every.get(phase, 1)
+    @cached_property
+    def mean_runs(self) -> dict[str, float]:
+        """How often a mean step runs each phase, by the timetable."""
+        return mean_runs(self.settings, self.program.step)
 
-    @property
+    @cached_property
     def first_steps(self) -> dict[str, int]:
         """Phases that only the first steps run, and how many of these."""
-        return {
-            "layer_quadratic": self.settings.layer_steps,
-            "whole_inputs": self.settings.whole_inputs,
-            **dict.fromkeys(("trial", "judge_trial", "search"), self.settings.search_steps),
-        }
+        return first_steps(self.settings, self.program.step)
 
     def when(self, phase: str) -> str:
-        share = self.share(phase)
+        """When a step runs a phase, in words."""
+        record, rate = self.program.record(phase), self.mean_runs.get(phase, 0.0)
         if phase in self.first_steps:
             return f"the first {self.first_steps[phase]} steps"
-        if phase == NOISY:
+        if record.when is where_noise_leads:
             return "for quadratic, where noise leads"
-        if share == 0:
-            return "on demand" if phase in ("predict", "evaluate") else "after a failed step"
+        if rate == 0:
+            return "after a failed step" if record.stage is Stage.FAILURE else "on demand"
+        period = round(1 / rate)
+        regular = record.repeat is not Repeat.DAMPINGS and rate * period == 1
+        often = f"every {period} steps" if regular else f"{rate:.3g} times a step"
         times = f", in {self.costs.runs(phase)} runs" if self.costs.runs(phase) > 1 else ""
-        return ("every step" if share == 1 else f"every {round(1 / share)} steps") + times
+        return ("every step" if rate == 1 else often) + times
 
     def phase_rows(self) -> list[Row]:
         """When each phase runs, its cost when it does, and how many launches that takes if this is known."""

@@ -8,18 +8,18 @@ may speak of ``W^T M W`` without asking whether M is diagonal.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import sympy
 
-from ..base.names import RESERVED as OF_THE_FILE
-from ..base.names import Names
+from ..base.names import RESERVED, Names
 from ..errors import InternalError
 from ..functions.primitives import as_float
 from . import step_program as ir
+from .phases import Phase
 from .program_check import check
 from .shapes import infer
 from .step_program import (
@@ -59,28 +59,19 @@ class Value:
         return int(self.spec.shape[-1])
 
 
-RESERVED = OF_THE_FILE | {
-    *("gradient", "predict", "evaluate", "compare", "curvature", "columns_begin", "columns"),
-    *("share_inputs", "whole_inputs", "average", "invert", "direction"),
-    *("quadratic", "layer_quadratic", "plain_quadratic", "gradient_noise"),
-    *("update", "restore", "reject"),
-    *("judge", "trial", "judge_trial", "adapt", "search"),
-    *("guard", "guard_step", "guard_change", "report"),
-    *("damping_begin", "damping_note", "damping_end"),
-}
-"""Names of an emitted file that no value may take: its symbols, modules and phases."""
-
 Factor = float | Value
 """An elementwise factor: a number, or a value ``[N, d]``."""
 
 
 class ProgramBuilder:
-    """Collects instructions; see the module docstring."""
+    """Collects instructions of the phases of a step; see the module docstring."""
 
-    def __init__(self) -> None:
+    def __init__(self, step: Sequence[Phase] = ()) -> None:
         self._instructions: list[Instruction] = []
         self._known: dict[tuple[Op, tuple[str, ...]], dict[str, Value]] = {}
-        self._names = Names(RESERVED)
+        self._step = {phase.name: phase for phase in step}
+        self._begun: set[str] = set()
+        self._names = Names(RESERVED | set(self._step))  # an emitted file calls functions so
         self._states: dict[str, State] = {}
         self._phase = ""
         self._visible: frozenset[str] = frozenset()
@@ -92,10 +83,14 @@ class ProgramBuilder:
         self.reasons: tuple[str, ...] = ()
 
     @contextmanager
-    def phase(self, name: str, sees: tuple[str, ...] = ()) -> Iterator[None]:
-        """Emit into phase ``name``, sharing values with the phases it ``sees`` (they always ran before)."""
+    def phase(self, name: str) -> Iterator[None]:
+        """Emit into the phase ``name``, sharing values with those it sees; the work is the phase's."""
+        if name not in self._step:
+            raise InternalError(f"no phase of the step is called {name!r}")
+        self._begun.add(name)
         saved = self._phase, self._visible, self._origin
-        self._phase, self._visible, self._origin = name, frozenset((name, *sees)), Origin(role=name)
+        self._phase, self._visible = name, frozenset((name, *self._step[name].sees))
+        self._origin = Origin(role=name)
         yield
         self._phase, self._visible, self._origin = saved
 
@@ -120,15 +115,10 @@ class ProgramBuilder:
         """The program, without values that nothing uses."""
         keep = _used(self._instructions, set(self.results.values()))
         kept = tuple(i for i in self._instructions if i.name in keep)
-        program = StepProgram(
-            kept,
-            dict(self._states),
-            dict(self.results),
-            {node: value for node, value in self.nodes.items() if value in keep},
-            self.columns,
-            self.methods,
-            self.reasons,
-        )
+        step = tuple(phase for name, phase in self._step.items() if name in self._begun)
+        nodes = {node: value for node, value in self.nodes.items() if value in keep}
+        tables = dict(self._states), dict(self.results), nodes
+        program = StepProgram(kept, *tables, self.columns, self.methods, self.reasons, step)
         check(program)
         return program
 

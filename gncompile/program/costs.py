@@ -80,7 +80,11 @@ class CostModel:
 
     def runs(self, phase: str) -> int:
         """How often a step runs a phase when it runs it at all: once for every chunk of columns or draw."""
-        return math.ceil(self.program.columns / self.columns) if phase == "columns" else 1
+        return (
+            math.ceil(self.program.columns / self.columns)
+            if self.program.goes_by_columns(phase)
+            else 1
+        )
 
     def phase(self, name: str) -> Cost:
         """Cost of a phase, all its runs together."""
@@ -213,7 +217,7 @@ def samples_within(
 
 
 def column_bytes(program: StepProgram, batch: int, itemsize: int) -> int:
-    """Bytes of all values of the ``columns`` phase for one column of ``batch`` samples."""
+    """Bytes of all values that are made for one column of ``batch`` samples."""
     one = CostModel(program, batch, itemsize)
     held = [i for i in program if i.spec.has_columns and not isinstance(i.op, ir.VIEWS)]
     return sum(one.elements(i.spec) for i in held) * itemsize

@@ -11,6 +11,7 @@ from typing import get_args
 from ..base.names import is_name
 from ..base.typed import misfits
 from ..errors import InternalError
+from .phases import Phase
 from .shapes import infer
 from .step_program import COLUMNS, SAMPLES, Dim, Instruction, Leaf, Op, Spec, State, StepProgram
 
@@ -45,6 +46,9 @@ def check_types(program: StepProgram) -> None:
     """
     for instruction in program:
         _check_instruction(instruction)
+    for phase in program.step:
+        if type(phase) is not Phase or not is_name(phase.name):
+            raise InternalError(f"{phase!r} cannot be a phase of a step")
     for key, state in program.states.items():
         if type(key) is not str or type(state) is not State or misfits(state):
             raise InternalError(f"the state {key!r} of a step has a wrong field")

@@ -1,6 +1,6 @@
 """The second intermediate representation: a training step as an SSA program over tensors and matrices.
 
-A :class:`StepProgram` is a list of :class:`Instruction`, grouped into named *phases* (``gradient``,
+A :class:`StepProgram` is a list of :class:`Instruction`, grouped into *phases* (``phases.py``: ``gradient``,
 ``curvature``, ``direction``, …) that a backend runs in order; some are optional or repeated. An instruction
 is ``value = op(inputs)``, or ``state ← op(inputs)`` when ``into`` names the state it overwrites. Grammar::
 
@@ -36,6 +36,9 @@ from functools import cached_property
 from typing import Literal
 
 import sympy
+
+from ..errors import InternalError
+from .phases import Phase, Repeat
 
 Dim = int | str
 
@@ -504,9 +507,9 @@ class State:
 class StepProgram:
     """Instructions in execution order, the states they use, and the values the trainer asks for by role.
 
-    ``nodes`` names the value that holds each node's result on the whole batch.
-    ``columns`` is how many columns or draws the phase ``columns`` has to go through in its repeated runs.
-    ``methods`` is the curvature method of every layer, and ``reasons`` says why if it was chosen by cost.
+    ``nodes`` names the value that holds each node's result on the whole batch. ``step`` are its phases as
+    records, in the order of a step. ``columns`` is how many columns or draws those that repeat for them
+    have to go through. ``methods`` is the curvature method of every layer, and ``reasons`` says why if it was chosen by cost.
     """
 
     instructions: tuple[Instruction, ...]
@@ -516,6 +519,7 @@ class StepProgram:
     columns: int = 0
     methods: dict[str, str] = field(default_factory=dict)
     reasons: tuple[str, ...] = ()
+    step: tuple[Phase, ...] = ()
 
     def __iter__(self) -> Iterator[Instruction]:
         return iter(self.instructions)
@@ -568,6 +572,18 @@ class StepProgram:
     def phase(self, name: str) -> list[Instruction]:
         """The instructions of one phase, without leaves."""
         return list(self._by_phase.get(name, ()))
+
+    def record(self, name: str) -> Phase:
+        """The phase of this name; :class:`InternalError` if the program has none."""
+        for phase in self.step:
+            if phase.name == name:
+                return phase
+        known = ", ".join(phase.name for phase in self.step)
+        raise InternalError(f"the program has no phase {name!r}; it has {known}")
+
+    def goes_by_columns(self, name: str) -> bool:
+        """Whether a phase is run for one chunk of columns, or draw, after another."""
+        return self.record(name).repeat is Repeat.COLUMNS
 
     def leaves(self, kind: LeafKind | None = None) -> list[Instruction]:
         """Leaf instructions, of one kind if given."""

@@ -68,10 +68,8 @@ class EmittedStep:
 
     def run(self, phase: str) -> None:
         """Execute one phase."""
-        if phase == "columns":
-            self.phase_functions[phase](self.column_start)
-        else:
-            self.phase_functions[phase]()
+        start = (self.column_start,) if self.program.goes_by_columns(phase) else ()
+        self.phase_functions[phase](*start)
 
     def value(self, name: str) -> Tensor:
         """The tensor a value lives in."""
@@ -211,19 +209,22 @@ class Executable:
         return samples_within(self.program, self.rows, itemsize, budget)
 
     def run(self, *phases: str) -> None:
-        """Execute phases in order; phases that the program does not have are skipped."""
+        """Execute phases in order; one that goes by columns for every chunk of them.
+
+        Raises :class:`~gncompile.errors.InternalError` for a phase that the program does not have.
+        """
         with self.on_device():
             for phase in phases:
-                if phase in self.program.phases:
-                    self._run(phase)
+                for start in self._starts(phase):
+                    self.step.column_start = start
+                    self.step.run(phase)
 
-    def _run(self, phase: str) -> None:
-        if phase != "columns":
-            self.step.run(phase)
-            return
-        for start in range(0, self.program.columns, self.step.dims["S"]):
-            self.step.column_start = start
-            self.step.run(phase)
+    def _starts(self, phase: str) -> range:
+        """Where the runs of a phase begin: at the first column of each chunk, or once at 0."""
+        by_columns = self.program.goes_by_columns(phase)
+        if phase not in self.program.phases:
+            return range(0)  # nothing is left to do in it
+        return range(0, self.program.columns, self.step.dims["S"]) if by_columns else range(1)
 
     def on_device(self) -> AbstractContextManager[object]:
         """Triton and graphs use the current CUDA device, which need not be the model's."""

@@ -6,7 +6,6 @@ device every sequence of phases is a captured graph.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +14,9 @@ from torch import Tensor
 
 from ..base.settings import Settings
 from ..derivation.guards import REPORTED
-from ..derivation.timetable import Due, cycle, due, judgement, settled
 from ..errors import BatchError, message
+from ..program.phases import plan
+from ..program.timetable import Due, due
 from ..runtime.executable import Executable
 from ..runtime.graphs import Graphs, Plan
 from .records import StepStats
@@ -54,7 +54,7 @@ class AheadOfHost:
     def step(self, updates: int, since_refresh: int) -> tuple[DeferredStats, Due]:
         """One step on the loaded batch; returns its statistics, to be read later, and what was due."""
         now = due(self._settings, updates, since_refresh)
-        phases = plan(now)
+        phases = plan(self._executable.program.step, now)
         self._before(phases)
         self._graphs.run(phases)
         row = self._written % KEPT
@@ -76,48 +76,6 @@ class AheadOfHost:
     def momentum_is_chosen(self) -> bool:
         """Whether steps have a momentum."""
         return self._settings.momentum
-
-
-def plan(now: Due) -> Plan:
-    """The phases of one step in order."""
-    made: Plan = ("curvature", "columns_begin", "columns", now.inputs, "average")
-    factors = made if now.factors else ()
-    step: Plan = ("direction", now.quadratic)
-    if now.factor_damping:
-        invert: Plan = ("invert",)
-        once, each = ((), invert) if now.inverts_each else (invert, ())
-        tried = (*each, *step, "damping_note")
-        step = (*once, "damping_begin", *tried * 3, "damping_end", *each, *step)
-    elif now.inverses:
-        step = ("invert", *step)
-    looked, change = judgement(now)
-    checked = (*looked, "guard_change", change) if now.damping else ()
-    compared = ("compare",) if now.comparison else ()
-    measured = ("gradient_noise",) if now.noise else ()
-    return (
-        "gradient",
-        "guard",
-        *compared,
-        *factors,
-        *step,
-        "guard_step",
-        *measured,
-        "update",
-        *checked,
-        "report",
-    )
-
-
-def mean_runs(settings: Settings) -> dict[str, float]:
-    """How often a mean step runs each phase, once the first steps are over."""
-    length, since_refresh = cycle(settings), 0
-    runs: Counter[str] = Counter()
-    first = length * (1 + settled(settings) // length)
-    for update in range(first, first + length):
-        now = due(settings, update, since_refresh)
-        since_refresh = 0 if now.inverses or now.factor_damping else since_refresh + 1
-        runs.update(plan(now))
-    return {phase: count / length for phase, count in runs.items()}
 
 
 class DeferredStats:

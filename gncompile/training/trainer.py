@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, NoReturn
 
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 
 from ..base.settings import Settings
 from ..derivation.damping import JUDGED, ROUNDING, factor_bounds
-from ..derivation.phases import CHOSEN
-from ..derivation.timetable import MEASURED, Due, due, judgement
+from ..derivation.optimiser import CHOSEN
 from ..errors import GncompileError, message
 from ..graph.model_graph import TracedModel
 from ..losses.vocabulary import Loss
+from ..program.phases import Repeat, Stage, due_phases, names
+from ..program.timetable import MEASURED, Due, due
 from ..runtime.executable import Executable
 from . import checkpoint, fit, state
 from .ahead import AheadOfHost, DeferredStats
@@ -163,6 +165,10 @@ class Trainer(Questions):
         """Run phases, having noted what they overwrite."""
         self._journal.run(*phases)
 
+    def _run_due(self, now: Due, stage: Stage) -> None:
+        """Run what is due of a part of the step."""
+        self._run(*names(due_phases(self._executable.program.step, now, stage)))
+
     @property
     def samples_wanted(self) -> int:
         """The samples that the next step should be taken on, as far as the last measurement of noise tells.
@@ -199,59 +205,50 @@ class Trainer(Questions):
         if not self._number("gradient_square"):
             return self._nothing_learned()
         now = due(self.settings, self.updates - self._held, self._since_refresh)
-        if now.comparison:
-            self._run("compare")
+        self._run_due(now, Stage.COMPARISON)
         if self.settings.momentum and self._reported.noise_leads:
-            now = now.without_momentum()
-        if now.factors:
-            self._run("curvature", "columns_begin", "columns", now.inputs)
+            now = replace(now, plain=True)
+        self._run_due(now, Stage.MEASUREMENT)
         # Without fresh factors their buffers hold an earlier batch's, or after a resume nothing.
         if not self._factors_finite(("Q.", "G.", "grad.") if now.factors else ("grad.",)):
             return self._refused()  # no damping would help
-        if now.factors:
-            self._run("average")
+        self._run_due(now, Stage.KEEPING)
         self._count_refresh(now)
         if now.factor_damping and self._number("measured"):
             self._choose_factor_damping(now)
-        elif now.inverses or now.factor_damping:
-            self._run("invert", "direction", now.quadratic)
         else:
-            self._run("direction", now.quadratic)
+            self._run_due(now, Stage.DIRECTION)
         if not self._finite("predicted") or not self._finite("step_size"):
             self._run("reject")
             return self._refused()
         if not self._number("predicted"):
             return self._nothing_learned()
-        if now.noise:
-            self._run("gradient_noise")
-        self._run("update")
+        self._run_due(now, Stage.UPDATE)
         self.updates += 1
         self._unconfirmed = True
         if now.damping:
-            looked, change = judgement(now)
-            self._run(*looked)
+            self._run_due(now, Stage.JUDGEMENT)
             if self._number("harm"):
                 self._undo(overlong=bool(self._number("measured")))
             else:
-                self._run(change)
+                self._run_due(now, Stage.DAMPING)
         return self._stats(now)
 
     def _count_refresh(self, now: Due) -> None:
-        fresh = now.inverses or now.factor_damping
-        self._since_refresh = 0 if fresh else self._since_refresh + 1
+        self._since_refresh = 0 if now.fresh else self._since_refresh + 1
 
     def _choose_factor_damping(self, now: Due) -> None:
         """Of three factor dampings γ take the one whose step is predicted to be best [MG §6.6]."""
         gamma = self._executable.memory.states["factor_damping"]
         self._journal.keep_states("factor_damping")
         base, rate = float(gamma), self.settings.factor_damping_rate
-        each = ("invert",) if now.inverts_each else ()
-        if not each:
-            self._run("invert")
+        phases = due_phases(self._executable.program.step, now, Stage.DIRECTION)
+        each = names(phase for phase in phases if phase.repeat is Repeat.DAMPINGS)
+        self._run(*names(phase for phase in phases if phase.repeat is Repeat.ONCE))
 
         def attempt(value: float) -> None:
             gamma.fill_(value)
-            self._run(*each, "direction", now.quadratic)
+            self._run(*each)
 
         best, lowest = base, 0.0
         for tried in (base, base * rate, base / rate):

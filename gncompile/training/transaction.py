@@ -209,7 +209,7 @@ class Journal:
         """What holds the states and parameters that phases of the program write to."""
         program, found = self._executable.program, dict[Place, None]()
         for phase in phases:
-            for instruction in program.phase(phase) if phase in program.phases else ():
+            for instruction in program.phase(phase):
                 into = instruction.into
                 while into is not None and (target := program[into]).into is not None:
                     into = target.into

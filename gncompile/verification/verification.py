@@ -247,9 +247,7 @@ class Problem:
         checks = []
         for method, (inputs, y) in cases:
             program = factor_program(self.graph, self.loss, method)
-            executable = self._run(
-                program, inputs, y, "gradient", "curvature", "columns_begin", "columns"
-            )
+            executable = self._run(program, inputs, y, *program.phases)
             blocks = self.gauss_newton(inputs, y)
             moments = self._input_moments(inputs) if method == "kflr" and len(y) > 1 else {}
             for layer in self.graph.layers:

@@ -14,7 +14,7 @@ from training import assert_same_state, compiled, network, samples, snapshot
 import gncompile
 from gncompile.data import Batches
 from gncompile.derivation import averages
-from gncompile.derivation.timetable import COMPARED
+from gncompile.program.timetable import COMPARED
 from gncompile.training import checkpoint
 from gncompile.training.order import as_read
 from gncompile.training.trainer import Trainer

@@ -12,8 +12,9 @@ from training import UNGATHERED, WIDTH, network, poisson, samples
 
 import gncompile
 from gncompile.base.settings import Settings
-from gncompile.derivation.timetable import due
-from gncompile.training.ahead import plan
+from gncompile.program.phases import plan, step_phases
+from gncompile.program.timetable import due
+from gncompile.solvers.kronecker import Kronecker
 from gncompile.training.order import as_read
 from gncompile.training.trainer import Trainer
 
@@ -99,8 +100,9 @@ def test_the_search_ends_where_factor_damping_is_chosen() -> None:
     settings = Settings(search_steps=10, factor_damping_period=4)
     assert [due(settings, n, 0).search for n in range(7)] == [True] * 4 + [False] * 3
     assert [due(settings, n, 0).damping for n in range(7)] == [True] * 5 + [False] * 2
-    assert {"trial", "search"} < set(plan(due(settings, 3, 0)))
-    assert {"judge", "adapt"} < set(plan(due(settings, 4, 0)))
+    step = step_phases(Kronecker.phases(settings))
+    assert {"trial", "search"} < set(plan(step, due(settings, 3, 0)))
+    assert {"judge", "adapt"} < set(plan(step, due(settings, 4, 0)))
     assert not due(Settings(search_steps=0), 0, 0).search
 
 

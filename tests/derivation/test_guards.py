@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +14,13 @@ from training import NETWORKS, OUTPUTS, WIDTH
 
 import gncompile
 from gncompile.base.settings import Settings
-from gncompile.derivation.timetable import due, refresh_period
 from gncompile.errors import BatchError
+from gncompile.explain.readback import Readback
+from gncompile.program.phases import Phase, Repeat, plan, step_phases
+from gncompile.program.timetable import cycle, due, refresh_period
+from gncompile.solvers.kronecker import Kronecker
 from gncompile.training import ahead
-from gncompile.training import trainer as trainer_module
-from gncompile.training.ahead import DeferredStats, plan
+from gncompile.training.ahead import DeferredStats
 from gncompile.training.trainer import Trainer
 
 
@@ -219,15 +222,19 @@ def test_what_is_due_when() -> None:
         since = 0 if fresh else since + 1
         refreshed += [updates] if fresh else []
     assert refreshed == [0, 1, 2, 4, 6, 8, 12]
-    assert [due(settings, n, 0).quadratic for n in (0, 1, 2)] == ["layer_quadratic"] * 2 + [
-        "quadratic"
+    step = step_phases(Kronecker.phases(settings))
+    quadratic = [
+        [phase for phase in plan(step, due(settings, n, 0)) if phase.endswith("quadratic")]
+        for n in (0, 1, 2)
     ]
-    assert plan(due(settings, 6, 0)).count("invert") == 4
-    exact = plan(due(replace(settings, exact_damping=True), 6, 0))
+    assert quadratic == [["layer_quadratic"]] * 2 + [["quadratic"]]
+    assert plan(step, due(settings, 6, 0)).count("invert") == 4
+    decomposing = replace(settings, exact_damping=True)
+    exact = plan(step_phases(Kronecker.phases(decomposing)), due(decomposing, 6, 0))
     assert exact.count("invert") == 1
     assert exact.count("direction") == 4
     assert exact.index("invert") < exact.index("direction")
-    assert "invert" not in plan(due(settings, 7, 0))
+    assert "invert" not in plan(step, due(settings, 7, 0))
 
 
 @pytest.mark.parametrize("factors_every", [1, 2, 3, 20])
@@ -261,12 +268,47 @@ def test_eigendecompositions_serve_every_factor_damping(
 ) -> None:
     """Steps are the same to the last bit if every γ tried decomposes anew, which is what was saved."""
     options = {"exact_damping": True, "factor_damping_period": 3, "refresh_every": 4}
-    saving, wasteful = (trainers(**options)[guarded] for _ in range(2))
+    saving, phases = trainers(**options)[guarded], Kronecker.phases
+
+    def each_time(settings: Settings) -> tuple[Phase, ...]:
+        return tuple(
+            replace(phase, repeat=Repeat.DAMPINGS) if phase.name == "invert" else phase
+            for phase in phases(settings)
+        )
+
+    monkeypatch.setattr(Kronecker, "phases", each_time)
+    wasteful = trainers(**options)[guarded]
     for step in range(8):
-        first = saving.step(*batch(step)).resolved()
-        with monkeypatch.context() as patch:
-            for module in (ahead, trainer_module):
-                patch.setattr(module, "due", lambda *now: replace(due(*now), inverts_each=True))
-            second = wasteful.step(*batch(step)).resolved()
-        assert first == second
+        assert saving.step(*batch(step)).resolved() == wasteful.step(*batch(step)).resolved()
     assert all(map(torch.equal, parameters(saving), parameters(wasteful)))
+
+
+@pytest.mark.parametrize("exact_damping", [False, True])
+def test_a_summary_tells_how_often_phases_are_run(exact_damping: bool) -> None:
+    """Counted over one cycle of real steps, for which the program decides and the host."""
+    options = {"exact_damping": exact_damping, "refresh_always": 1, "search_steps": 2,
+               "layer_steps": 2, "whole_inputs": 2, "factor_damping_period": 10}  # fmt: skip
+    for guarded in (True, False):
+        trainer = trainers(**options)[guarded]
+        read = Readback(trainer.traced, trainer.loss_function, trainer.settings, trainer.program)
+        length = cycle(trainer.settings)
+        for step in range(length):
+            trainer.step(*batch(step))
+        runs, run = Counter[str](), trainer._executable.run
+
+        def counted(*phases: str, run: Any = run, runs: Counter[str] = runs) -> None:
+            runs.update(phases)
+            run(*phases)
+
+        trainer._executable.run = counted  # type: ignore[method-assign]
+        for step in range(length):
+            trainer.step(*batch(step))
+        expected = {phase: round(rate * length) for phase, rate in read.mean_runs.items()}
+        if guarded:
+            assert expected == runs
+        # A host goes without the last attempt where it was the best.
+        tried = {"invert", "direction", "quadratic", "plain_quadratic", "damping_note"}
+        assert {p: n for p, n in expected.items() if p not in tried} == {
+            p: n for p, n in runs.items() if p not in tried
+        }
+        assert 0 <= expected["direction"] - runs["direction"] <= length / 10

@@ -212,12 +212,12 @@ def test_summary_has_a_row_for_each_layer() -> None:
     for phase, period in (
         ("curvature", 2),
         ("average", 2),
-        ("invert", 10),
         ("compare", 10),
         ("gradient_noise", 20),
         ("adapt", 5),
     ):
         assert f"every {period} steps" in rows[phase]
+    assert "0.25 times a step" in rows["invert"]  # every 10 steps, and 4 for a choice of γ every 20
 
 
 def test_summary_names_what_is_kept_and_why() -> None:

@@ -370,7 +370,7 @@ def output_factors(model: Around, x: Tensor, y: Tensor, method: str) -> dict[str
     program = factor_program(traced.graph, loss, method)
     executable = Executable(program, traced, loss, dtype=DOUBLE, device=x.device, seed=7)
     executable.load((x,), y)
-    executable.run("gradient", "curvature", "columns_begin", "columns")
+    executable.run(*program.phases)
     names = {layer: program.results[f"G.{layer}"] for layer in traced.graph.layers}
     return {
         layer: dense(executable.step.value(name), program[name].spec).clone()

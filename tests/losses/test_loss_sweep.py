@@ -23,6 +23,7 @@ from gncompile.graph.model_graph import Input, ModelGraph, Node, Output, TracedM
 from gncompile.losses import Loss, losses_torch, resolve_loss
 from gncompile.losses import vocabulary as losses
 from gncompile.program.builder import ProgramBuilder
+from gncompile.program.phases import Phase, Repeat
 from gncompile.runtime.executable import Executable
 
 DTYPES = (torch.float32, torch.float64)
@@ -80,7 +81,8 @@ def executable(loss: Loss, outputs: int, dtype: torch.dtype, backend: str) -> Ex
     """Value, gradient, Hessians and columns of their root, of a network that is nothing but its output z."""
     z, end = Node("z", Input(0), (), (outputs,)), Node("output", Output(), ("z",), (outputs,))
     traced = TracedModel(ModelGraph([z, end]), {}, {}, "loss")
-    builder = ProgramBuilder()
+    columns = Phase("columns", sees=("gradient",), repeat=Repeat.COLUMNS)
+    builder = ProgramBuilder((Phase("gradient"), columns))
     leaf = builder.leaf("input", "0", ("N", outputs))
     with builder.phase("gradient"):
         rules = loss_rules(builder, loss, leaf)
@@ -88,7 +90,7 @@ def executable(loss: Loss, outputs: int, dtype: torch.dtype, backend: str) -> Ex
         results["hessian"] = rules.sample_hessians()
         results["mean"] = builder.dense(rules.mean_hessian())
         results["product"] = rules.hessian_product(leaf)
-    with builder.phase("columns", sees=("gradient",)):
+    with builder.phase("columns"):
         results["columns"] = rules.root_columns()
     builder.columns = outputs
     builder.results = {role: value.name for role, value in results.items()}

@@ -12,6 +12,7 @@ from gncompile.emit.torch_source import emit_torch
 from gncompile.errors import InternalError
 from gncompile.program import step_program as ir
 from gncompile.program.builder import ProgramBuilder
+from gncompile.program.phases import step_phases
 from gncompile.program.program_check import check
 from gncompile.program.recompute import KEPT, products, recompute
 from gncompile.program.step_program import StepProgram
@@ -23,7 +24,7 @@ a, u, v = sympy.symbols("a u v", real=True)
 
 def program(reads_it_too: str = "") -> StepProgram:
     """``g = x b`` and ``r = y b`` for ``b = 1 - h²``, and something else that reads b."""
-    builder = ProgramBuilder()
+    builder = ProgramBuilder(step_phases())
     x, y = (builder.leaf("input", str(n), ("N", 4)) for n in range(2))
     with builder.phase("gradient"):
         h = builder.pointwise(sympy.tanh(a), {a: x}, name="h")
@@ -40,7 +41,7 @@ def program(reads_it_too: str = "") -> StepProgram:
         elif reads_it_too == "the caller":
             values.append(b)
     if reads_it_too == "another phase":
-        with builder.phase("quadratic", sees=("gradient",)):
+        with builder.phase("quadratic"):
             values.append(builder.pointwise(u * v, {u: h, v: b}, name="s"))
     builder.results = {value.name: value.name for value in values}
     return builder.finish()

@@ -13,6 +13,7 @@ from small_programs import METHODS, chain, program_of, traced, unnumbered
 from training import NETWORKS, WIDTH, Gated
 
 from gncompile.base.settings import Settings
+from gncompile.derivation.factors import PHASES
 from gncompile.graph.model_graph import TracedModel
 from gncompile.losses import Loss
 from gncompile.pipeline import step_program
@@ -20,13 +21,10 @@ from gncompile.program import step_program as ir
 from gncompile.program.builder import ProgramBuilder
 from gncompile.program.dependencies import dependencies
 from gncompile.program.launches import fuse, schedule
+from gncompile.program.phases import Stage, step_phases
 from gncompile.program.schedule import Kernel, Kind, Schedule
 from gncompile.program.step_program import VIEWS, Instruction, Leaf, StepProgram, Trace
 from gncompile.runtime.executable import Executable
-
-PHASES = ("gradient", "curvature", "columns_begin", "columns", "share_inputs", "whole_inputs", "average",
-          "invert", "direction", "layer_quadratic", "plain_quadratic", "quadratic", "update", "predict",
-          "evaluate", "judge", "adapt", "trial", "judge_trial", "search")  # fmt: skip
 
 
 def instructions(s: Schedule, phase: str) -> Iterator[Instruction]:
@@ -67,7 +65,7 @@ def states_after(program: StepProgram, found: TracedModel, loss: Loss, steps: in
     for _ in range(steps):
         x, y = normal(generator, 7, WIDTH), torch.sigmoid(normal(generator, 7, 3))
         run.load((x,), y)
-        run.run(*PHASES)
+        run.run(*(phase.name for phase in program.step if phase.stage is not Stage.FAILURE))
     run.run("reject")
     return {**run.memory.states, **parameters}
 
@@ -205,7 +203,7 @@ def test_draws_are_computed_where_they_are_used(of: str) -> None:
 
 def drawing(users: str) -> list[str]:
     """The launches of a product and a draw ``[N, 3]``, and of what uses the draw."""
-    b, (u, v) = ProgramBuilder(), sympy.symbols("u v", real=True)
+    b, (u, v) = ProgramBuilder(step_phases(PHASES)), sympy.symbols("u v", real=True)
     with b.phase("gradient"):
         h = b.emit(
             ir.Affine(), b.leaf("input", "0", ("N", 6)), b.leaf("parameter", "w", (3, 6)), name="h"
@@ -216,7 +214,7 @@ def drawing(users: str) -> list[str]:
         if users == "two":
             b.results["c"] = b.pointwise(v + 1, {v: noise}, name="c").name
             b.results["d"] = b.emit(ir.Total(), b.pointwise(v**2, {v: noise}, name="d")).name
-    with b.phase("curvature", sees=("gradient",)):
+    with b.phase("curvature"):
         if users == "later":
             b.results["e"] = b.pointwise(v + 1, {v: noise}, name="e").name
     launches = schedule(b.finish()).phases

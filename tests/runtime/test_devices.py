@@ -20,15 +20,16 @@ from training import NETWORKS, OUTPUTS, WIDTH, plain
 import gncompile
 from gncompile.app.api import understand
 from gncompile.base.settings import Settings
-from gncompile.derivation.timetable import due
 from gncompile.losses import define_loss, resolve_loss
 from gncompile.pipeline import factor_program, step_program
+from gncompile.program.phases import plan
+from gncompile.program.timetable import due
 from gncompile.runtime import graphs
 from gncompile.runtime.draws import PhiloxDraws
 from gncompile.runtime.executable import Executable
 from gncompile.runtime.graphs import Graphs, uncaptured_phases
 from gncompile.runtime.memory import Memory
-from gncompile.training.ahead import AheadOfHost, plan
+from gncompile.training.ahead import AheadOfHost
 from gncompile.training.batches import in_range, one_hot
 
 META = torch.device("meta")
@@ -257,7 +258,7 @@ def test_without_factorisations_the_whole_step_is_one_graph(
     tested, events = recorded(monkeypatch, executable)
     x, y = normal(torch.Generator().manual_seed(0), 9, WIDTH), torch.zeros(9, OUTPUTS)
     executable.load((x,), y)
-    phases = plan(due(settings, updates=4, since_refresh=0))
+    phases = plan(executable.program.step, due(settings, updates=4, since_refresh=0))
     for _ in range(3):
         events.clear()
         tested.run(phases)

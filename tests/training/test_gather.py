@@ -15,8 +15,8 @@ from training import OUTPUTS, WIDTH, compiled, network, samples
 
 import gncompile
 from gncompile.data import Batches
-from gncompile.derivation.timetable import MEASURED
 from gncompile.errors import BatchError, CompileError, DataError, SmallBatchWarning
+from gncompile.program.timetable import MEASURED
 from gncompile.runtime.memory import dense
 from gncompile.training.trainer import Trainer
 

@@ -1,9 +1,12 @@
-"""Which phases a step runs, by its number: what is refreshed, chosen or checked when."""
+"""What a step does, by its number: what is refreshed, chosen or checked when.
+
+The phases of a step ask for this (``phases.py``).
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..base.settings import Settings
 
@@ -19,14 +22,12 @@ class Due:
 
     factors: bool
     """New curvature factors."""
-    inputs: str
-    """The phase that makes the input factors: of the whole batch in the first steps, or of a share."""
+    whole_inputs: bool
+    """Whether input factors are those of the whole batch, as in the first steps, or of a share."""
     inverses: bool
     """New inverses of the factors."""
     factor_damping: bool
     """A choice of γ, which refreshes the inverses too."""
-    inverts_each: bool
-    """Whether every γ tried needs inverses of its own; eigendecompositions serve them all."""
     damping: bool
     """The check of ρ, which adapts λ or undoes the step."""
     search: bool
@@ -35,13 +36,16 @@ class Due:
     """Whether the averaged parameters are better than the latest."""
     noise: bool
     """How much of the gradient is noise."""
-    quadratic: str
-    """The phase that chooses step sizes: for each layer in the first steps, for all together later."""
+    by_layer: bool
+    """Whether each layer gets a step size of its own, as in the first steps, or all one together."""
+    plain: bool = False
+    """Whether no momentum is chosen, where noise leads: the last step's change of the output, which is not
+    needed then, is not computed."""
 
-    def without_momentum(self) -> Due:
-        """The same where noise leads: no momentum is chosen, and the last step's change of the output,
-        which is not needed then, is not computed."""
-        return replace(self, quadratic="plain_quadratic") if self.quadratic == "quadratic" else self
+    @property
+    def fresh(self) -> bool:
+        """Whether there are new inverses."""
+        return self.inverses or self.factor_damping
 
 
 def due(settings: Settings, updates: int, since_refresh: int) -> Due:
@@ -53,23 +57,15 @@ def due(settings: Settings, updates: int, since_refresh: int) -> Due:
     waits = settings.factors_every <= period < settings.refresh_every and not factors
     return Due(
         factors=factors,
-        inputs="whole_inputs" if updates < settings.whole_inputs else "share_inputs",
+        whole_inputs=updates < settings.whole_inputs,
         inverses=since_refresh + 1 >= (settings.refresh_every if waits else period),
         factor_damping=updates > 0 and updates % settings.factor_damping_period == 0,
-        inverts_each=not settings.exact_damping,
         damping=search or (updates + 1) % settings.damping_period == 0,
         search=search,
         comparison=settings.average > 0 and updates > 0 and updates % COMPARED == 0,
         noise=settings.gather_noise is not None and updates % MEASURED == MEASURED // 2,
-        quadratic="layer_quadratic" if updates < settings.layer_steps else "quadratic",
+        by_layer=updates < settings.layer_steps,
     )
-
-
-def judgement(now: Due) -> tuple[tuple[str, ...], str]:
-    """The phases that judge a step, where that is due, and the one that then changes λ."""
-    if now.search:
-        return ("trial", "judge_trial"), "search"
-    return ("predict", "evaluate", "judge"), "adapt"
 
 
 def refresh_period(settings: Settings, updates: int) -> int:

@@ -1,0 +1,1 @@
+"""What turns the gradient ∇ into the direction Δ, one solver a file; see :mod:`.solver`."""
