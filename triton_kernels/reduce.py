@@ -1,4 +1,4 @@
-"""Sums of a generated function, in a fixed order: losses, dot products, row and column sums, softmax.
+"""Sums of a generated function, in a fixed order: losses, dot products, row and column sums.
 
 ``out = alpha · Σ f(inputs)``, over all elements, over rows (``[M, N]`` to ``[N]``) or columns (to ``[M]``).
 The function's other results are stored elementwise, so that a loss and its gradient cost one pass.
@@ -19,13 +19,12 @@ from torch import Tensor
 
 from gncompile.errors import InternalError, expected_got, message
 
-from . import accurate
 from .elementwise import arithmetic_type
 from .language import tl, triton
 from .launches import Input, Launch, Number, Template, factor, in_memory, kinds, matrix
 from .pointwise_groups import Group, Problem, group_matrices, group_tile, plan_group
 from .settings import PROCESSORS, bytes_of, wide_tile
-from .tiles import load_tile, load_tiles, scale, store_tile
+from .tiles import load_tiles, scale, store_tile
 
 Over = Literal["all", "rows", "columns"]
 """The dimensions that are summed away."""
@@ -186,38 +185,6 @@ def slot_kernel(
     if ADD:
         result += tl.load(out + slot * stride).to(tl.float64)
     tl.store(out + slot * stride, result)
-
-
-@triton.jit
-def softmax_kernel(
-    x, out, log_sum, row_count, column_count, DTYPE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """Maximum and sum of each row together in one pass; the probabilities, if wanted, in a second."""
-    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    row_mask = rows < row_count
-    largest = tl.full((BLOCK_M,), float("-inf"), DTYPE)
-    total = tl.zeros((BLOCK_M,), DTYPE)
-    for first in range(0, column_count, BLOCK_N):
-        columns = first + tl.arange(0, BLOCK_N)
-        mask = columns < column_count
-        tile = load_tile(x, rows, columns, row_mask, mask, "full", DTYPE)
-        tile = tl.where(mask[None, :], tile, float("-inf"))
-        larger = tl.maximum(largest, tl.max(tile, axis=1))
-        shift = tl.where(larger == float("-inf"), 0.0, larger).to(DTYPE)
-        total = total * accurate.exp(largest - shift)
-        total += tl.sum(accurate.exp(tile - shift[:, None]), axis=1)
-        largest = larger
-    shift = tl.where(largest == float("-inf"), 0.0, largest).to(DTYPE)
-    if log_sum is not None:
-        tl.store(log_sum + rows, shift + tl.log(total), mask=row_mask)
-    if out is not None:
-        for first in range(0, column_count, BLOCK_N):
-            columns = first + tl.arange(0, BLOCK_N)
-            mask = columns < column_count
-            tile = load_tile(x, rows, columns, row_mask, mask, "full", DTYPE)
-            probability = accurate.exp(tile - shift[:, None]) / total[:, None]
-            store_tile(out, probability, rows, columns, row_mask, mask)
 
 
 # Launches -------------------------------------------------------------------------------------------------
@@ -382,46 +349,6 @@ def _grouped_reduce(
 grouped_reduce = Template(_grouped_reduce)
 
 
-def _softmax(
-    x: Tensor,
-    *,
-    out: Tensor | None = None,
-    log_sum: Tensor | None = None,
-    settings: ReduceSettings | None = None,
-) -> list[Launch]:
-    """``out = softmax(x)`` and ``log_sum = log Σ e^x`` by row of ``[M, N]``, either or both; stable.
-
-    ``log_sum`` is ``[M]`` or ``[M, 1]``, contiguous. A row that is -inf throughout gives NaN and -inf.
-    """
-    rows, columns = x.shape
-    settings = settings or default_settings(rows, columns)
-    if log_sum is not None and not log_sum.is_contiguous():
-        raise InternalError("the logarithms of a softmax need contiguous memory")
-    arguments = {
-        "x": matrix(x),
-        "out": None if out is None else matrix(out),
-        "log_sum": log_sum,
-        "row_count": rows,
-        "column_count": columns,
-        "DTYPE": arithmetic_type((x,)),
-        "BLOCK_M": settings.block_m,
-        "BLOCK_N": settings.block_n,
-    }
-    grid = (triton.cdiv(rows, settings.block_m),)
-    return [Launch(softmax_kernel, grid, arguments, settings.num_warps, 1)]
-
-
-softmax = Template(_softmax)
-
-
-def _trace(a: Tensor, out: Tensor, *, alpha: Number = 1.0) -> list[Launch]:
-    """``out = alpha · tr A`` of a square matrix, into a 0-d tensor."""
-    return _reduce(itself, (a.diagonal().unsqueeze(1),), out, alpha=alpha)
-
-
-trace = Template(_trace)
-
-
 # References -----------------------------------------------------------------------------------------------
 
 
@@ -445,13 +372,3 @@ def reduce_reference(
     out.copy_((total + (out.double().reshape(total.shape) if add else 0.0)).reshape(out.shape))
     for target, other in zip(outputs, others, strict=False):
         target.copy_(other)
-
-
-def softmax_reference(
-    x: Tensor, *, out: Tensor | None = None, log_sum: Tensor | None = None
-) -> None:
-    """:data:`softmax` in torch."""
-    if out is not None:
-        out.copy_(torch.softmax(x, dim=1))
-    if log_sum is not None:
-        log_sum.copy_(torch.logsumexp(x, dim=1).reshape(log_sum.shape))

@@ -80,7 +80,6 @@ class TorchWriter:
         """The whole file."""
         functions = [self._phase(name) for name in self.program.phases]
         setup = [*self._leaves(), "", *self._buffers(), "", *self._views(), *self._launches()]
-        phases = ", ".join(f"{quoted(p)}: {self.function(p)}" for p in self.program.phases)
         asked = {leaf.name for kind in ("input", "target") for leaf in self.program.leaves(kind)}
         asked |= set(self.program.results.values())
         values = [
@@ -90,14 +89,25 @@ class TorchWriter:
             *setup,
             *(line for function in functions for line in ("", *function)),
             "",
-            f"phases = {{{phases}}}",
+            *self._phase_table(),
             "values = {",
             *(f"    {line}" for line in values),
             "}",
             "return phases, values",
         ]
-        header = self.header.format(title=docstring(title), summary=docstring(summary))
+        imports = "\n".join(self._imports())
+        header = self.header.format(
+            title=docstring(title), summary=docstring(summary), imports=imports
+        )
         return header + textwrap.indent("\n".join(body), "    ") + "\n"
+
+    def _imports(self) -> list[str]:
+        """The imports that every file does not need."""
+        return []
+
+    def _phase_table(self) -> list[str]:
+        phases = ", ".join(f"{quoted(p)}: {self.function(p)}" for p in self.program.phases)
+        return [f"phases = {{{phases}}}"]
 
     def _leaves(self) -> list[str]:
         lines = ["# The network's inputs, parameters and constants, and the optimiser's state."]
