@@ -17,6 +17,7 @@ from ..program.buffers import plan_buffers
 from ..program.program_check import check_types
 from ..program.recompute import within_products
 from ..program.step_program import Dim, Instruction, Leaf, Op, Spec, StepProgram
+from .layout import WIDTH, filled
 from .literals import comment, dimension, docstring, literal, plain_name, quoted
 from .torch_operations import WRITERS, Options, compact
 from .torch_slopes import PRODUCTS
@@ -33,7 +34,7 @@ model, S: columns of a chunk.
 
 import torch
 
-from gncompile.runtime import linalg
+from gncompile.runtime import linalg{imports}
 
 
 def bind(memory, N, F, Q, L, S):
@@ -80,6 +81,7 @@ class TorchWriter:
         """The whole file."""
         functions = [self._phase(name) for name in self.program.phases]
         setup = [*self._leaves(), "", *self._buffers(), "", *self._views(), *self._launches()]
+        phases = [f"{quoted(p)}: {self.function(p)}" for p in self.program.phases]
         asked = {leaf.name for kind in ("input", "target") for leaf in self.program.leaves(kind)}
         asked |= set(self.program.results.values())
         values = [
@@ -89,25 +91,20 @@ class TorchWriter:
             *setup,
             *(line for function in functions for line in ("", *function)),
             "",
-            *self._phase_table(),
+            *filled("phases = {", phases, "}", WIDTH - 4),
             "values = {",
             *(f"    {line}" for line in values),
             "}",
             "return phases, values",
         ]
-        imports = "\n".join(self._imports())
         header = self.header.format(
-            title=docstring(title), summary=docstring(summary), imports=imports
+            title=docstring(title), summary=docstring(summary), imports=self._imports()
         )
         return header + textwrap.indent("\n".join(body), "    ") + "\n"
 
-    def _imports(self) -> list[str]:
-        """The imports that every file does not need."""
-        return []
-
-    def _phase_table(self) -> list[str]:
-        phases = ", ".join(f"{quoted(p)}: {self.function(p)}" for p in self.program.phases)
-        return [f"phases = {{{phases}}}"]
+    def _imports(self) -> str:
+        """The imports that not every file needs."""
+        return ""
 
     def _leaves(self) -> list[str]:
         lines = ["# The network's inputs, parameters and constants, and the optimiser's state."]

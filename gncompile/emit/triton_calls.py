@@ -14,6 +14,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from .layout import WIDTH, filled
+
 IMPORTS = {
     "congruence": ("congruence",),
     "elementwise": (
@@ -42,9 +44,6 @@ MODULES = {
     "tiles": "pointwise_groups",
 }
 """Modules whose plans and problems have equal names, as they are called."""
-
-WIDTH = 100
-"""Longest line of the emitted files."""
 
 
 @dataclass(frozen=True)
@@ -211,18 +210,3 @@ def elements(calls: Sequence[Call], width: int) -> list[str]:
         *before, last = [f"*{first}" if each.template else first, *rest]
         found += [*before, f"{last},"]
     return [f"    {line}" for line in found]
-
-
-def filled(
-    opening: str, words: Sequence[str], closing: str, width: int, indent: int = 4
-) -> list[str]:
-    """``opening word, word, … closing``, broken after commas into lines of at most ``width``."""
-    found = [opening]
-    for number, word in enumerate(words):
-        end = closing if number == len(words) - 1 else ","
-        joined = f"{found[-1]}{' ' if number else ''}{word}{end}"
-        if len(joined) <= width or not number:
-            found[-1] = joined
-        else:
-            found.append(f"{' ' * indent}{word}{end}")
-    return found

@@ -31,8 +31,8 @@ from ..base.names import LONGEST, RESERVED, identifier
 from ..errors import InternalError, message
 from ..functions.expressions import Product, hypot, root_of_squares, to_float
 from ..functions.primitives import erfc, expm1, log1p, select, sigmoid, softplus
+from .layout import filled
 from .literals import comment, literal
-from .triton_calls import filled
 
 FUNCTIONS: dict[type, str] = {
     sympy.exp: "accurate.exp",

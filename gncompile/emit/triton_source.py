@@ -20,17 +20,16 @@ from ..program import step_program as ir
 from ..program.launches import launch_buffers, schedule
 from ..program.schedule import Function, Kernel, Kind, Launch
 from ..program.step_program import StepProgram
+from .layout import WIDTH, filled
 from .literals import comment, dimension, literal, quoted
 from .torch_operations import Options
 from .torch_source import TorchWriter
 from .triton_calls import (
-    WIDTH,
     Call,
     Tensor,
     TileFunction,
     call,
     elements,
-    filled,
     functions,
     imports,
     template,
@@ -50,8 +49,7 @@ factors, Q: those of the quadratic model, S: columns of a chunk.
 
 import torch
 
-from gncompile.runtime import linalg
-{imports}
+from gncompile.runtime import linalg{imports}
 
 
 def bind(memory, kernels, N, F, Q, L, S):
@@ -116,11 +114,11 @@ class TritonWriter(TorchWriter):
 
     # --- file -----------------------------------------------------------------------------------------
 
-    def _imports(self) -> list[str]:
+    def _imports(self) -> str:
         drawn = {"advance", "run"} if STATE in self.constants else set()
         planned = {"run"} if self.plans else set()
         every = tuple(each for plan in self.plans.values() for each in plan.calls)
-        return imports(drawn | planned | functions(every))
+        return "".join(f"\n{line}" for line in imports(drawn | planned | functions(every)))
 
     def _plan(self) -> dict[str, str]:
         return launch_buffers(self.schedule)
@@ -143,10 +141,6 @@ class TritonWriter(TorchWriter):
         return found
 
     # --- phases ---------------------------------------------------------------------------------------
-
-    def _phase_table(self) -> list[str]:
-        entries = [f"{quoted(p)}: {self.function(p)}" for p in self.program.phases]
-        return filled("phases = {", entries, "}", WIDTH - 4)
 
     def _phase(self, name: str) -> list[str]:
         found = [f"def {self.function(name)}({'start' if name == 'columns' else ''}):"]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..emit import triton_calls as calls
+from ..emit.layout import WIDTH
 from ..emit.torch_operations import Options
 from ..program import step_program as ir
 from ..program.schedule import REDUCTIONS, Kernel, Kind, is_elementwise
@@ -223,7 +224,7 @@ class Scratch:
         names["exact"] = "high" if precision == "medium" else precision
         tensors = [p.name for p in calls.parts(tuple(plan)) if isinstance(p, calls.Tensor)]
         names |= {name: self._tensor(name) for name in tensors}
-        body = ["return [", *calls.elements(plan, calls.WIDTH), "]"]
+        body = ["return [", *calls.elements(plan, WIDTH), "]"]
         imports = calls.imports(calls.functions(tuple(plan)))
         return list(function_of(body, names, "\n".join(imports))(**names))
 
