@@ -22,21 +22,13 @@ Kernels = tuple[Kernel, ...]
 class File(Protocol):
     """What a planner may ask of the file under way."""
 
-    @property
-    def program(self) -> StepProgram:
-        """The program."""
-
-    @property
-    def variants(self) -> Mapping[str, Options]:
-        """Settings that are not the defaults, by the first value stored."""
-
-    @property
-    def home(self) -> Mapping[str, str]:
-        """The tensor that each value lives in."""
-
-    @property
-    def constants(self) -> dict[str, str]:
-        """What the file computes once."""
+    program: StepProgram
+    variants: Mapping[str, Options]
+    """Settings that are not the defaults, by the first value stored."""
+    home: dict[str, str]
+    """The tensor that each value lives in."""
+    constants: dict[str, str]
+    """What the file computes once."""
 
     def device_function(self, kernel: Kernel, function: Function) -> TileFunction:
         """The device function of a kernel, the same for equal kernels."""
@@ -108,8 +100,7 @@ def _operands(w: File, kernel: Kernel, names: tuple[str, ...]) -> tuple[Expressi
 
 def _flattened(w: File, name: str) -> Tensor:
     """A value with one row a sample and column."""
-    stacked = len(w.program[name].spec.shape) == 3
-    return Tensor(w.home[name], ".flatten(0, 1)" if stacked else "")
+    return Tensor(w.home[name], ".flatten(0, 1)" if len(w.program[name].spec.shape) == 3 else "")
 
 
 def _chosen(w: File, settings: str, name: str) -> Call | None:
