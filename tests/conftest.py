@@ -40,6 +40,19 @@ torch.set_num_threads(1)
 os.environ["GNCOMPILE_TUNING"] = tempfile.mkdtemp(prefix="gncompile-untuned-")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of the whole suite."""
+    parser.addoption(
+        "--refresh-golden", action="store_true", help="write the files in tests/emit/golden anew"
+    )
+
+
+@pytest.fixture
+def refresh_golden(request: pytest.FixtureRequest) -> bool:
+    """Whether golden files are to be written, not compared."""
+    return bool(request.config.getoption("--refresh-golden"))
+
+
 def pytest_report_header() -> str:
     """Print what a reader needs to repeat a failure elsewhere."""
     return f"torch {torch.__version__}, seed {SEED}, hypothesis profile 'gncompile' (derandomized)"

@@ -1,8 +1,7 @@
-"""General matrix product ``C = α op(A) op(B) + bias + β D`` with generated functions before and after.
+"""General matrix product ``C = op(A) op(B) + bias + D``, and what a generated function makes of its tiles.
 
-A *prologue* is applied to the tiles of op(A) as they are loaded, an *epilogue* to the tiles of C before they
-are stored: both are ``@triton.jit`` functions that return a tuple. So a layer's pre-activation, its
-transfer function and its slope come out of one kernel.
+An *epilogue* is applied to the tiles of C before they are stored, a ``@triton.jit`` function that returns a
+tuple. So a layer's pre-activation, its transfer function and its slope come out of one kernel.
 """
 
 from __future__ import annotations
@@ -17,16 +16,13 @@ from .language import tl, triton
 from .launches import (
     Input,
     Launch,
-    Number,
     Template,
     arithmetic,
-    factor,
     kinds,
     launch,
     matrix,
     padded_operand,
     require,
-    transposed,
 )
 from .settings import (
     MatrixSettings,
@@ -37,17 +33,23 @@ from .settings import (
     matrix_space,
     with_results,
 )
-from .tiles import Matrix, Operand, combine, grouped_position, multiply_tile, store_results
+from .tiles import (
+    Matrix,
+    Operand,
+    grouped_position,
+    load_tile,
+    multiply_tile,
+    number,
+    store_results,
+)
 
 Settings = MatrixSettings
 
 
 @triton.jit
 def gemm_tile(
-    a, a_inputs, b, out, outputs, inputs, index, M, N, K,
-    alpha, alpha_tensor, bias, add, beta, beta_tensor,
-    PROLOGUE: tl.constexpr, PROLOGUE_KINDS: tl.constexpr,
-    EPILOGUE: tl.constexpr, KINDS: tl.constexpr, STORED: tl.constexpr,
+    a, b, out, outputs, inputs, index, M, N, K, alpha, bias, add,
+    EPILOGUE: tl.constexpr, KINDS: tl.constexpr, RESULTS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
     DTYPE: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -56,19 +58,19 @@ def gemm_tile(
     rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     product = multiply_tile(
-        a, a_inputs, b, (), rows, columns, 0, K,
-        PROLOGUE, PROLOGUE_KINDS, False, None, (), False,
+        a, b, rows, columns, 0, K, None, False, False,
         BLOCK_M, BLOCK_N, BLOCK_K, DTYPE, ACCUMULATOR, PRECISION,
     )  # fmt: skip
     row_mask = rows < M
     column_mask = columns < N
-    value = combine(
-        product, rows, columns, row_mask, column_mask,
-        alpha, alpha_tensor, bias, add, beta, beta_tensor, False,
-    )  # fmt: skip
+    value = product * number(alpha, ACCUMULATOR)
+    if bias is not None:
+        value += load_tile(bias, rows, columns, row_mask, column_mask, "row", ACCUMULATOR)
+    if add is not None:
+        value += load_tile(add, rows, columns, row_mask, column_mask, "full", ACCUMULATOR)
     store_results(
         value, out, outputs, inputs, rows, columns, row_mask, column_mask,
-        EPILOGUE, KINDS, STORED, BLOCK_M, BLOCK_N,
+        EPILOGUE, KINDS, RESULTS, BLOCK_M, BLOCK_N,
     )  # fmt: skip
 
 
@@ -96,10 +98,8 @@ def items(matrices, index, COUNT: tl.constexpr):
 
 @triton.jit
 def gemm_kernel(
-    a, a_inputs, b, out, outputs, inputs, M, N, K,
-    alpha: tl.float64, alpha_tensor, bias, add, beta: tl.float64, beta_tensor,
-    PROLOGUE: tl.constexpr, PROLOGUE_KINDS: tl.constexpr,
-    EPILOGUE: tl.constexpr, KINDS: tl.constexpr, STORED: tl.constexpr,
+    a, b, out, outputs, inputs, M, N, K, bias, add,
+    EPILOGUE: tl.constexpr, KINDS: tl.constexpr, RESULTS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
     DTYPE: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -108,10 +108,9 @@ def gemm_kernel(
     if add is not None:
         add = item(add, batch)
     gemm_tile(
-        operand_item(a, batch), items(a_inputs, batch, len(PROLOGUE_KINDS)), operand_item(b, batch),
-        item(out, batch), items(outputs, batch, len(STORED)), items(inputs, batch, len(KINDS)),
-        tl.program_id(0), M, N, K, alpha, alpha_tensor, bias, add, beta, beta_tensor,
-        PROLOGUE, PROLOGUE_KINDS, EPILOGUE, KINDS, STORED,
+        operand_item(a, batch), operand_item(b, batch),
+        item(out, batch), items(outputs, batch, RESULTS), items(inputs, batch, len(KINDS)),
+        tl.program_id(0), M, N, K, 1.0, bias, add, EPILOGUE, KINDS, RESULTS,
         BLOCK_M, BLOCK_N, BLOCK_K, GROUP, DTYPE, ACCUMULATOR, PRECISION,
     )  # fmt: skip
 
@@ -125,31 +124,23 @@ def gemm(
     transpose_a: bool = False,
     transpose_b: bool = False,
     bias: Tensor | None = None,
-    alpha: Number = 1.0,
     add: Tensor | None = None,
-    beta: Number = 1.0,
-    prologue_a: Any = None,
-    prologue_a_inputs: Sequence[Tensor] = (),
     epilogue: Any = None,
     epilogue_inputs: Sequence[Input] = (),
-    outputs: Sequence[Tensor | None] = (),
+    outputs: Sequence[Tensor] = (),
     precision: Precision = "highest",
     settings: Settings | None = None,
 ) -> list[Launch]:
-    """``out = α op(A) op(B) + bias + β add``, and what an epilogue makes of it.
+    """``out = op(A) op(B) + bias + add``, and what an epilogue makes of it.
 
     Args:
         a, b: ``[M, K]`` and ``[K, N]`` after transposition, or ``[B, M, K]`` and ``[B, K, N]``; a 2-D
             operand serves every item of a batch. Any strides.
         out: ``[M, N]`` or ``[B, M, N]``; no alias of an operand.
         bias: a row ``[N]``.
-        alpha, beta: numbers, or 0-d tensors read on the device.
         add: ``[M, N]``; may be ``out``.
-        prologue_a: ``f(tile, t0, …) -> (tile,)``, applied to op(A). Its inputs are shaped like ``a``, a row
-            along its last dimension, or 0-d.
         epilogue: ``f(value, t0, …) -> (o0, o1, …)`` with tiles ``t`` of the inputs, each ``[M, N]``, ``[N]``,
-            ``[M, 1]``, 0-d or a draw ``[M, N]``. ``o0`` goes to ``out``, the others to ``outputs``, unless
-            None there.
+            ``[M, 1]``, 0-d or a draw ``[M, N]``. ``o0`` goes to ``out``, the next to ``outputs``.
         precision: of float32 operands, in torch's words (``torch.set_float32_matmul_precision``).
 
     Sums are float32, float64 for float64 operands. Raises InternalError if shapes do not fit.
@@ -162,40 +153,30 @@ def gemm(
     for name, tensor in (("a", a), ("b", b), ("bias", bias)):
         if tensor is not None and tensor.dim() != 2:
             require(name, tensor, *((columns,) if name == "bias" else (batch, *tensor.shape[-2:])))
-    left_inputs = transposed(prologue_a_inputs) if transpose_a else list(prologue_a_inputs)
     if settings is None:
         settings = default_settings(Shape(rows, columns, inner, batch), left.dtype, precision)
         settings = with_results(settings, 1 + len(outputs), left.dtype, precision)
-    stored = [(i, tensor) for i, tensor in enumerate(outputs, start=1) if tensor is not None]
-    for tensor in [tensor for _, tensor in stored] + ([] if add is None else [add]):
+    for tensor in (*outputs, *([] if add is None else [add])):
         require("an output or addend", tensor, rows, columns)
     tiles = cdiv(rows, settings.block_m) * cdiv(columns, settings.block_n)
-    (alpha, alpha_tensor), (beta, beta_tensor) = factor(alpha), factor(beta)
     return [
         launch(
             gemm_kernel,
             (tiles, batch),
             settings,
-            a=padded_operand(left, left_inputs),
-            a_inputs=tuple(matrix(tensor) for tensor in left_inputs),
+            a=padded_operand(left),
             b=padded_operand(right),
             out=matrix(out),
-            outputs=tuple(matrix(tensor) for _, tensor in stored),
-            inputs=tuple(matrix(tensor) for tensor in epilogue_inputs),
+            outputs=tuple(map(matrix, outputs)),
+            inputs=tuple(map(matrix, epilogue_inputs)),
             M=rows,
             N=columns,
             K=inner,
-            alpha=alpha,
-            alpha_tensor=alpha_tensor,
             bias=None if bias is None else matrix(bias),
             add=None if add is None else matrix(add),
-            beta=beta,
-            beta_tensor=beta_tensor,
-            PROLOGUE=prologue_a,
-            PROLOGUE_KINDS=kinds(left_inputs, rows, inner),
             EPILOGUE=epilogue,
             KINDS=kinds(epilogue_inputs, rows, columns),
-            STORED=tuple(i for i, _ in stored),
+            RESULTS=len(outputs),
             **blocks(settings),
             **arithmetic([left, right], precision),
         )
@@ -220,35 +201,25 @@ def gemm_reference(
     transpose_a: bool = False,
     transpose_b: bool = False,
     bias: Tensor | None = None,
-    alpha: Number = 1.0,
+    alpha: float = 1.0,
     add: Tensor | None = None,
-    beta: Number = 1.0,
-    prologue_a: Callable[..., tuple[Tensor, ...]] | None = None,
-    prologue_a_inputs: Sequence[Tensor] = (),
     epilogue: Callable[..., tuple[Tensor, ...]] | None = None,
     epilogue_inputs: Sequence[Tensor] = (),
-    outputs: Sequence[Tensor | None] = (),
-    precision: Precision = "highest",
-    settings: Settings | None = None,
+    outputs: Sequence[Tensor] = (),
 ) -> None:
-    """:func:`gemm` in plain torch; prologue and epilogue are functions of tensors here."""
+    """:func:`gemm` in plain torch; the epilogue is a function of tensors here."""
     wide = torch.float64 if a.dtype == torch.float64 else torch.float32
-    left = a.to(wide)
-    if prologue_a is not None:
-        (left,) = prologue_a(left, *(tensor.to(wide) for tensor in prologue_a_inputs))
-        left = left.to(a.dtype).to(wide)
-    right = b.to(wide)
+    left, right = a.to(wide), b.to(wide)
     value = alpha * ((left.mT if transpose_a else left) @ (right.mT if transpose_b else right))
     if bias is not None:
         value = value + bias.to(wide)
     if add is not None:
-        value = value + beta * add.to(wide)
+        value = value + add.to(wide)
     results = (
         (value,) if epilogue is None else epilogue(value, *(t.to(wide) for t in epilogue_inputs))
     )
     for tensor, result in zip((out, *outputs), results, strict=False):
-        if tensor is not None:
-            tensor.copy_(result)
+        tensor.copy_(result)
 
 
 def default_settings(shape: Shape, dtype: torch.dtype, precision: Precision) -> Settings:

@@ -26,11 +26,9 @@ from .grouping import (
 from .language import tl, triton
 from .launches import (
     Launch,
-    Number,
     Template,
     arithmetic,
     common_kinds,
-    factor,
     launch,
     matrix,
     padded_operand,
@@ -41,9 +39,8 @@ from .settings import Precision, Shape, cdiv, matrix_default, short_steps, with_
 
 @triton.jit
 def grouped_gemm_kernel(
-    table, alpha: tl.float64, alpha_tensor, beta: tl.float64, beta_tensor,
-    BIAS: tl.constexpr, ADD: tl.constexpr,
-    EPILOGUE: tl.constexpr, KINDS: tl.constexpr, STORED: tl.constexpr,
+    table, alpha: tl.float64, BIAS: tl.constexpr, ADD: tl.constexpr,
+    EPILOGUE: tl.constexpr, KINDS: tl.constexpr, RESULTS: tl.constexpr,
     COUNT: tl.constexpr, PADDED: tl.constexpr, WIDTH: tl.constexpr,
     TYPES: tl.constexpr, UNITS: tl.constexpr, ALIGNED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
@@ -63,11 +60,10 @@ def grouped_gemm_kernel(
     if ADD:
         add = read_matrices(row, 1 + BIAS, 1, TYPES, UNITS, ALIGNED)[0]
     inputs = read_matrices(row, 1 + BIAS + ADD, len(KINDS), TYPES, UNITS, ALIGNED)
-    outputs = read_matrices(row, 1 + BIAS + ADD + len(KINDS), len(STORED), TYPES, UNITS, ALIGNED)
+    outputs = read_matrices(row, 1 + BIAS + ADD + len(KINDS), RESULTS, TYPES, UNITS, ALIGNED)
     gemm_tile(
-        a, (), b, out, outputs, inputs, index, rows, columns, inner,
-        alpha, alpha_tensor, bias, add, beta, beta_tensor,
-        None, (), EPILOGUE, KINDS, STORED,
+        a, b, out, outputs, inputs, index, rows, columns, inner,
+        alpha, bias, add, EPILOGUE, KINDS, RESULTS,
         BLOCK_M, BLOCK_N, BLOCK_K, GROUP, DTYPE, ACCUMULATOR, PRECISION,
     )  # fmt: skip
 
@@ -82,7 +78,7 @@ class Problem:
     bias: Tensor | None = None
     add: Tensor | None = None
     epilogue_inputs: tuple[Tensor, ...] = ()
-    outputs: tuple[Tensor | None, ...] = ()
+    outputs: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,8 +129,7 @@ def _item(problem: Problem, left: Tensor, right: Tensor, settings: Settings) -> 
     """A problem's row of the table; the kernel reads the matrices in this order."""
     (rows, inner), columns = left.shape, right.shape[0]
     require("b", right, columns, inner)
-    stored = [tensor for tensor in problem.outputs if tensor is not None]
-    for tensor in (problem.out, problem.add, *stored):
+    for tensor in (problem.out, problem.add, *problem.outputs):
         if tensor is not None:
             require("out, add or an output", tensor, rows, columns)
     optional = [tensor for tensor in (problem.bias, problem.add) if tensor is not None]
@@ -145,7 +140,8 @@ def _item(problem: Problem, left: Tensor, right: Tensor, settings: Settings) -> 
         cdiv(rows, settings.block_m) * cdiv(columns, settings.block_n),
         (padded_operand(left), padded_operand(right)),
         tuple(
-            matrix(tensor) for tensor in (problem.out, *optional, *problem.epilogue_inputs, *stored)
+            matrix(tensor)
+            for tensor in (problem.out, *optional, *problem.epilogue_inputs, *problem.outputs)
         ),
     )
 
@@ -154,13 +150,11 @@ def _item(problem: Problem, left: Tensor, right: Tensor, settings: Settings) -> 
 def grouped_gemm(
     group: Group,
     *,
-    alpha: Number = 1.0,
-    beta: Number = 1.0,
+    alpha: float = 1.0,
     epilogue: Any = None,
 ) -> list[Launch]:
-    """Every product of the group as :func:`~.gemm.gemm` computes it; ``α``, ``β`` and epilogue are common."""
+    """``α op(A) op(B)`` and the rest of every problem as in :func:`~.gemm.gemm`; the epilogue is common."""
     first = group.problems[0]
-    (alpha, alpha_tensor), (beta, beta_tensor) = factor(alpha), factor(beta)
     return [
         launch(
             grouped_gemm_kernel,
@@ -168,14 +162,11 @@ def grouped_gemm(
             group.settings,
             group,
             alpha=alpha,
-            alpha_tensor=alpha_tensor,
-            beta=beta,
-            beta_tensor=beta_tensor,
             BIAS=int(first.bias is not None),
             ADD=int(first.add is not None),
             EPILOGUE=epilogue,
             KINDS=common_kinds([(p.epilogue_inputs, *p.out.shape) for p in group.problems]),
-            STORED=tuple(i for i, t in enumerate(first.outputs, start=1) if t is not None),
+            RESULTS=len(first.outputs),
             **group.table.arguments,
             **blocks(group.settings),
             **arithmetic([first.a, first.b], group.precision),
@@ -186,8 +177,7 @@ def grouped_gemm(
 def grouped_gemm_reference(
     group: Group,
     *,
-    alpha: Number = 1.0,
-    beta: Number = 1.0,
+    alpha: float = 1.0,
     epilogue: Callable[..., tuple[Tensor, ...]] | None = None,
 ) -> None:
     """:func:`grouped_gemm` in plain torch, one product after the other."""
@@ -197,7 +187,6 @@ def grouped_gemm_reference(
             transpose_a=group.transpose_a,
             transpose_b=group.transpose_b,
             alpha=alpha,
-            beta=beta,
             epilogue=epilogue,
         )
 

@@ -4,11 +4,9 @@ For symmetric positive definite M = A + κI and a guess X, ``X ← X (2I - M X)`
 residual E = I - M X, so a slowly moving A needs two. For a spectral radius of E of 1 or more the iteration
 diverges, and an eigenvalue of M X above 2 turns X indefinite; so ``‖E‖_F``, which bounds the radius, is
 compared on the device with a limit below 1, in a way that a NaN fails. Where it fails, with no host involved,
-
-* X becomes the ``fallback``, a matrix that a Cholesky factorisation is kept in; or, without one,
-* the iteration starts afresh from ``X = I/‖M‖_F``, which converges from anywhere, at first by a factor of two
-  for each iteration: ``log2(cond M · √n) + 5`` iterations make a cold start. Those of ``restart`` are for
-  this; every tile of a matrix whose guess was good skips them.
+the iteration starts afresh from ``X = I/‖M‖_F``, which converges from anywhere, at first by a factor of two
+for each iteration: ``log2(cond M · √n) + 5`` iterations make a cold start. Those of ``restart`` are for this;
+every tile of a matrix whose guess was good skips them.
 
 κI is never stored. Only the lower triangle of the new X is multiplied; it is mirrored, so that X is symmetric
 bit by bit. All matrices of a plan share each launch.
@@ -26,7 +24,7 @@ from torch import Tensor
 from gncompile.errors import InternalError, expected_got, message
 
 from .language import tl, triton
-from .launches import Launch, Number, Template, arithmetic
+from .launches import Launch, Template, arithmetic
 from .launches import launch as make_launch
 from .pointwise_groups import Group, Problem, group_matrices, group_tile, plan_group
 from .settings import MatrixSettings, Precision, Shape, matrix_default, matrix_space
@@ -37,17 +35,19 @@ Settings = MatrixSettings
 LIMIT = 0.9
 """Largest residual ``‖I - M X‖_F`` that is refined: two iterations leave 0.66 of its worst direction."""
 
-A, X, DAMPING, FALLBACK = (tl.constexpr(i) for i in range(4))
-"""Places in the table; the workspaces Q = X M and Y follow the inputs."""
+A, X, DAMPING, Q, Y = (tl.constexpr(i) for i in range(5))
+"""Places in the table: the inputs, and the workspaces Q = X M and Y."""
+
+Number = float | Tensor
+"""A Python number, or a 0-d tensor in device memory."""
 
 
 class Inverse(NamedTuple):
-    """One damped inverse: A ``[n, n]``, the guess X, refined in place, κ, and what a failed guess becomes."""
+    """One damped inverse: A ``[n, n]``, the guess X, refined in place, and κ."""
 
     a: Tensor
     x: Tensor
     damping: Number
-    fallback: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,6 @@ class InversePlan:
     firsts: Tensor
     tripped: Tensor
     start: Tensor
-    fallback: bool
     precision: Precision
     settings: MatrixSettings
 
@@ -96,7 +95,7 @@ def symmetric_operand(x, size):
 def residual_kernel(
     table, partial, tripped,
     COUNT: tl.constexpr, PADDED: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr,
-    TYPES: tl.constexpr, UNITS: tl.constexpr, ALIGNED: tl.constexpr, INPUTS: tl.constexpr,
+    TYPES: tl.constexpr, UNITS: tl.constexpr, ALIGNED: tl.constexpr,
     CURRENT: tl.constexpr, GUARD: tl.constexpr, RESTARTED: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
     DTYPE: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr,
@@ -106,11 +105,11 @@ def residual_kernel(
     if RESTARTED:  # noqa: SIM102 - known when compiling, unlike the other
         if tl.load(tripped + tl.load(entry + 3)) == 0:
             return
-    matrices = group_matrices(entry, 0, INPUTS + 2, TYPES, UNITS, ALIGNED)
-    a, x, out = matrices[A], matrices[CURRENT], matrices[INPUTS]
+    matrices = group_matrices(entry, 0, 5, TYPES, UNITS, ALIGNED)
+    a, x, out = matrices[A], matrices[CURRENT], matrices[Q]
     product = multiply_tile(
-        symmetric_operand(x, size), (), symmetric_operand(a, size), (), rows, columns, 0, size,
-        None, (), False, None, (), False, BLOCK, BLOCK, BLOCK_K, DTYPE, ACCUMULATOR, PRECISION,
+        symmetric_operand(x, size), symmetric_operand(a, size), rows, columns, 0, size,
+        None, False, False, BLOCK, BLOCK, BLOCK_K, DTYPE, ACCUMULATOR, PRECISION,
     )  # fmt: skip
     row_mask = rows < size
     column_mask = columns < size
@@ -150,14 +149,14 @@ def judge_kernel(partial, firsts, tripped, start, limit: tl.float64, BLOCK: tl.c
 def restart_kernel(
     table, tripped, start,
     COUNT: tl.constexpr, PADDED: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr,
-    TYPES: tl.constexpr, UNITS: tl.constexpr, ALIGNED: tl.constexpr, INPUTS: tl.constexpr,
+    TYPES: tl.constexpr, UNITS: tl.constexpr, ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
     """``X = c I`` and ``Q = c M`` with ``c = 1/‖M‖_F`` where the guess failed; elsewhere nothing."""
     entry, rows, columns, size, _ = group_tile(table, COUNT, PADDED, WIDTH, WHOLE, BLOCK, BLOCK)
     problem = tl.load(entry + 3)
     if tl.load(tripped + problem) != 0:
-        matrices = group_matrices(entry, 0, INPUTS + 2, TYPES, UNITS, ALIGNED)
+        matrices = group_matrices(entry, 0, 5, TYPES, UNITS, ALIGNED)
         row_mask = rows < size
         column_mask = columns < size
         c = tl.load(start + problem).to(ACCUMULATOR)
@@ -166,14 +165,14 @@ def restart_kernel(
         a = load_tile(matrices[A], rows, columns, row_mask, column_mask, "full", ACCUMULATOR)
         store_tile(matrices[X], c * unit, rows, columns, row_mask, column_mask)
         moved = c * (a + damping * unit)
-        store_tile(matrices[INPUTS], moved, rows, columns, row_mask, column_mask)
+        store_tile(matrices[Q], moved, rows, columns, row_mask, column_mask)
 
 
 @triton.jit
 def update_kernel(
     table, tripped,
     COUNT: tl.constexpr, PADDED: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr,
-    TYPES: tl.constexpr, UNITS: tl.constexpr, ALIGNED: tl.constexpr, INPUTS: tl.constexpr,
+    TYPES: tl.constexpr, UNITS: tl.constexpr, ALIGNED: tl.constexpr,
     CURRENT: tl.constexpr, NEXT: tl.constexpr, RESTARTED: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
     DTYPE: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr,
@@ -186,11 +185,11 @@ def update_kernel(
     row = tl.min(rows, axis=0)
     column = tl.min(columns, axis=0)
     if row >= column:
-        matrices = group_matrices(entry, 0, INPUTS + 2, TYPES, UNITS, ALIGNED)
-        x, q, out = matrices[CURRENT], matrices[INPUTS], matrices[NEXT]
+        matrices = group_matrices(entry, 0, 5, TYPES, UNITS, ALIGNED)
+        x, q, out = matrices[CURRENT], matrices[Q], matrices[NEXT]
         product = multiply_tile(
-            symmetric_operand(x, size), (), symmetric_operand(q, size), (), rows, columns, 0, size,
-            None, (), False, None, (), False, BLOCK, BLOCK, BLOCK_K, DTYPE, ACCUMULATOR, PRECISION,
+            symmetric_operand(x, size), symmetric_operand(q, size), rows, columns, 0, size,
+            None, False, False, BLOCK, BLOCK, BLOCK_K, DTYPE, ACCUMULATOR, PRECISION,
         )  # fmt: skip
         row_mask = rows < size
         column_mask = columns < size
@@ -201,22 +200,16 @@ def update_kernel(
 
 @triton.jit
 def settle_kernel(
-    table, tripped,
-    COUNT: tl.constexpr, PADDED: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr,
-    TYPES: tl.constexpr, UNITS: tl.constexpr, ALIGNED: tl.constexpr, INPUTS: tl.constexpr,
+    table, COUNT: tl.constexpr, PADDED: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr,
+    TYPES: tl.constexpr, UNITS: tl.constexpr, ALIGNED: tl.constexpr,
     CURRENT: tl.constexpr, BLOCK: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """The result into X: the last iterate, or the fallback, if there is one, where the guess failed."""
+    """The last iterate into X."""
     entry, rows, columns, size, _ = group_tile(table, COUNT, PADDED, WIDTH, WHOLE, BLOCK, BLOCK)
-    matrices = group_matrices(entry, 0, INPUTS + 2, TYPES, UNITS, ALIGNED)
+    matrices = group_matrices(entry, 0, 5, TYPES, UNITS, ALIGNED)
     row_mask = rows < size
     column_mask = columns < size
     value = load_tile(matrices[CURRENT], rows, columns, row_mask, column_mask, "full", ACCUMULATOR)
-    if INPUTS > FALLBACK:
-        kept = load_tile(
-            matrices[FALLBACK], rows, columns, row_mask, column_mask, "full", ACCUMULATOR
-        )
-        value = tl.where(tl.load(tripped + tl.load(entry + 3)) != 0, kept, value)
     store_tile(matrices[X], value, rows, columns, row_mask, column_mask)
 
 
@@ -231,21 +224,16 @@ def plan_inverses(
 ) -> InversePlan:
     """Tables and workspace, two matrices for each problem, for inverses refined together.
 
-    Either every problem has a fallback or none.
-
     Args:
         problems: Matrices ``[n, n]`` of one type, symmetric, with contiguous rows or columns.
         precision: Of the products, in torch's words. Below ``high`` the result is as rough as the products.
         settings: :func:`default_settings` of the largest by default; its tile must be square.
 
     Raises:
-        InternalError: A matrix is not square or has no contiguous rows, or only some have a fallback.
+        InternalError: There is none, or a matrix is not square or has no contiguous rows.
     """
-    with_fallback = {problem.fallback is not None for problem in problems}
-    if len(with_fallback) != 1:
-        raise InternalError(
-            "either every inverse of a plan has a fallback or none, and there is one"
-        )
+    if not problems:
+        raise InternalError("a plan of inverses has at least one")
     largest = max(problem.a.shape[0] for problem in problems)
     dtype = problems[0].a.dtype
     settings = settings or default_settings(largest, dtype, precision)
@@ -258,7 +246,6 @@ def plan_inverses(
         firsts=torch.tensor(group.slots, dtype=torch.int32, device=device),
         tripped=torch.zeros(len(problems), dtype=torch.int32, device=device),
         start=torch.zeros(len(problems), dtype=torch.float64, device=device),
-        fallback=with_fallback.pop(),
         precision=precision,
         settings=settings,
     )
@@ -267,16 +254,12 @@ def plan_inverses(
 def _problem(index: int, problem: Inverse) -> Problem:
     """The line of the table: inputs, and workspace with rows padded to whole vectors."""
     size = problem.a.shape[0]
-    a, x, *kept = (
-        _with_rows(tensor, size)
-        for tensor in (problem.a, problem.x, problem.fallback)
-        if tensor is not None
-    )
+    a, x = (_with_rows(tensor, size) for tensor in (problem.a, problem.x))
     padded = -(-size // 16) * 16
     q, y = (a.new_empty(size, padded)[:, :size] for _ in range(2))
     damping = problem.damping
     kappa = damping if isinstance(damping, Tensor) else a.new_tensor(float(damping))
-    return Problem((a, x, kappa, *kept), (q, y), slot=index)
+    return Problem((a, x, kappa), (q, y), slot=index)
 
 
 def _with_rows(tensor: Tensor, size: int) -> Tensor:
@@ -314,17 +297,16 @@ def _newton_schulz(
         raise InternalError(f"iterations after a restart come in pairs, not {restart}")
     group, chosen = plan.group, plan.settings
     numbers = arithmetic(group.tensors[:1], plan.precision)
-    inputs = len(group.kinds)
     shared = {
         name: value
         for name, value in group.arguments().items()
         if name not in ("KINDS", "BLOCK_M", "BLOCK_N")
     }
-    shared |= {"INPUTS": inputs, "BLOCK": group.block_m, "ACCUMULATOR": numbers["ACCUMULATOR"]}
+    shared |= {"BLOCK": group.block_m, "ACCUMULATOR": numbers["ACCUMULATOR"]}
     products = {**shared, **numbers, "BLOCK_K": chosen.block_k, "tripped": plan.tripped}
     grid = (group.tiles,)
     launches = []
-    current, following = X.value, inputs + 1
+    current, following = X.value, Y.value
     for iteration in range(iterations + restart):
         first = iteration == 0
         common = {**products, "CURRENT": current, "RESTARTED": iteration >= iterations}
@@ -334,8 +316,8 @@ def _newton_schulz(
             launches += _judged(plan, limit, grid, shared)
         launches.append(make_launch(update_kernel, grid, chosen, group, **common, NEXT=following))
         current, following = following, current
-    if plan.fallback or current != X.value:
-        arguments = {**shared, "tripped": plan.tripped, "CURRENT": current}
+    if current != X.value:
+        arguments = {**shared, "CURRENT": current}
         launches.append(Launch(settle_kernel, grid, arguments, 4, 1, group))
     return launches
 
@@ -346,7 +328,7 @@ newton_schulz = Template(_newton_schulz)
 def _judged(
     plan: InversePlan, limit: float, grid: tuple[int, ...], shared: dict[str, object]
 ) -> list[Launch]:
-    """Compare residuals with the limit; without a fallback prepare a fresh start where it is exceeded."""
+    """Compare residuals with the limit, and prepare a fresh start where it is exceeded."""
     if not 0 < limit < 1:
         raise InternalError(f"the limit of a residual lies between 0 and 1, not at {limit}")
     results = {"tripped": plan.tripped, "start": plan.start}
@@ -354,8 +336,6 @@ def _judged(
     judged = Launch(
         judge_kernel, (len(plan.tripped),), {**arguments, "limit": limit, "BLOCK": 256}, 4, 1
     )
-    if plan.fallback:
-        return [judged]
     return [judged, Launch(restart_kernel, grid, {**shared, **results}, 4, 1, plan.group)]
 
 

@@ -23,9 +23,6 @@ from .tiles import Matrix, Operand
 
 P = ParamSpec("P")
 
-Number = float | Tensor
-"""A factor: a Python number, or a 0-d tensor in device memory."""
-
 TYPES = {
     torch.float64: tl.float64,
     torch.float32: tl.float32,
@@ -110,21 +107,17 @@ def matrix(tensor: Input) -> Matrix:
     return Matrix(tensor, strides[1], strides[2], strides[0])
 
 
-def operand(tensor: Tensor, size: int, readable: int) -> Operand:
-    """A tensor ``[outer, inner]`` or ``[B, outer, inner]`` as one side of a product."""
-    pointer, outer, inner, batch = matrix(tensor)
-    return Operand(pointer, outer, inner, batch, readable, size)
-
-
-def readable_outer(tensors: Sequence[Tensor]) -> int:
-    """How many outer indices of every ``[outer, inner]`` tensor may be read: its size, and padding if any.
+def padded_operand(tensor: Tensor) -> Operand:
+    """A tensor ``[outer, inner]`` or ``[B, outer, inner]`` as one side of a product, its padding readable.
 
     Rows of a padded buffer begin every 16 elements. Where *outer* is the contiguous dimension, reading to
     the next multiple of 16 stays inside the row, and lets the kernel load whole vectors.
     """
-    size = tensors[0].shape[-2]
+    pointer, outer, inner, batch = matrix(tensor)
+    size = tensor.shape[-2]
     padded = -(-size // 16) * 16
-    return padded if all(_has_padding(tensor, padded) for tensor in tensors) else size
+    readable = padded if _has_padding(tensor, padded) else size
+    return Operand(pointer, outer, inner, batch, readable, size)
 
 
 def _has_padding(tensor: Tensor, padded: int) -> bool:
@@ -135,27 +128,9 @@ def _has_padding(tensor: Tensor, padded: int) -> bool:
     return tensor.shape[1] > 0 and last * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
-def padded_operand(tensor: Tensor, inputs: Sequence[Tensor] = ()) -> Operand:
-    """A tensor ``[…, outer, inner]`` as an operand; padding is read if its prologue's inputs have it too.
-
-    An input that is a vector along *outer* has none: it is read at the same indices and nowhere else.
-    """
-    size = tensor.shape[-2]
-    along = [each for each in inputs if each.dim() > 1 and each.shape[-2] == size]
-    return operand(tensor, size, readable_outer([tensor, *along]))
-
-
 def padded_empty(rows: int, columns: int, like: Tensor) -> Tensor:
     """Memory for a matrix whose rows begin every 16 elements, as the kernels read it best."""
     return like.new_empty(rows, -(-columns // 16) * 16)[:, :columns]
-
-
-def transposed(inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Prologue inputs as seen from the transposed operand: matrices turned, a row made a column."""
-    return [
-        each if each.dim() == 0 else each[:, None] if each.dim() == 1 else each.mT
-        for each in inputs
-    ]
 
 
 def kind(tensor: Input, rows: int, columns: int) -> str:
@@ -211,23 +186,6 @@ def _sizes(tensor: Input) -> list[int]:
 
 
 # --- numbers ------------------------------------------------------------------------------------------
-
-
-def factor(value: Number) -> tuple[float, Tensor | None]:
-    """A factor as a number and an optional tensor; the kernel multiplies them."""
-    return (1.0, value) if isinstance(value, Tensor) else (float(value), None)
-
-
-def averaging(weight: Number | None) -> tuple[float, float, Tensor | None]:
-    """Factors of the new value and of the old one, and the weight of the old one if it is on the device.
-
-    With a weight on the device the kernel itself forms ``1 - w``.
-    """
-    if weight is None:
-        return 1.0, 0.0, None
-    if isinstance(weight, Tensor):
-        return 1.0, 1.0, weight
-    return 1.0 - weight, float(weight), None
 
 
 def arithmetic(tensors: Sequence[Tensor], precision: Precision) -> dict[str, Any]:

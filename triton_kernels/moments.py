@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from .language import tl, triton
 from .tiles import (
-    combine,
     grouped_position,
     multiply_tile,
-    store_results,
+    number,
     store_symmetric,
+    store_tile,
     triangle_position,
 )
 
@@ -34,9 +34,7 @@ def moment_position(
 
 @triton.jit
 def moment_part(
-    a, a_inputs, b, b_inputs, row_tile, column_tile, samples, part, parts,
-    PROLOGUE_A: tl.constexpr, KINDS_A: tl.constexpr, ONES_A: tl.constexpr,
-    PROLOGUE_B: tl.constexpr, KINDS_B: tl.constexpr, ONES_B: tl.constexpr,
+    a, b, row_tile, column_tile, samples, part, parts, ONES_A: tl.constexpr, ONES_B: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     DTYPE: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -44,11 +42,10 @@ def moment_part(
     share = tl.cdiv(tl.cdiv(samples, parts), BLOCK_K) * BLOCK_K
     begin = tl.minimum(part * share, samples)
     return multiply_tile(
-        a, a_inputs, b, b_inputs,
+        a, b,
         row_tile * BLOCK_M + tl.arange(0, BLOCK_M),
         column_tile * BLOCK_N + tl.arange(0, BLOCK_N),
-        begin, tl.minimum(begin + share, samples),
-        PROLOGUE_A, KINDS_A, ONES_A, PROLOGUE_B, KINDS_B, ONES_B,
+        begin, tl.minimum(begin + share, samples), None, ONES_A, ONES_B,
         BLOCK_M, BLOCK_N, BLOCK_K, DTYPE, ACCUMULATOR, PRECISION,
     )  # fmt: skip
 
@@ -75,24 +72,16 @@ def sum_parts(
 
 @triton.jit
 def finish_moment(
-    total, row_tile, column_tile, M, N, out, outputs, inputs,
-    alpha, alpha_tensor, add, beta, beta_tensor, AVERAGE: tl.constexpr, SYMMETRIC: tl.constexpr,
-    EPILOGUE: tl.constexpr, KINDS: tl.constexpr, STORED: tl.constexpr,
+    total, row_tile, column_tile, M, N, out, alpha, SYMMETRIC: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Scale a tile, average it with what was stored before, apply the epilogue, and store it."""
+    """Store ``alpha`` times a tile, of a symmetric matrix mirrored too."""
     rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     row_mask = rows < M
     column_mask = columns < N
-    value = combine(
-        total, rows, columns, row_mask, column_mask,
-        alpha, alpha_tensor, None, add, beta, beta_tensor, AVERAGE,
-    )  # fmt: skip
+    value = total * number(alpha, total.dtype)
     if SYMMETRIC:
         store_symmetric(out, value, rows, columns, row_mask, column_mask, row_tile == column_tile)
     else:
-        store_results(
-            value, out, outputs, inputs, rows, columns, row_mask, column_mask,
-            EPILOGUE, KINDS, STORED, BLOCK_M, BLOCK_N,
-        )  # fmt: skip
+        store_tile(out, value, rows, columns, row_mask, column_mask)

@@ -33,11 +33,10 @@ class Layer:
 def grouped_precondition(
     layers: Sequence[Layer],
     *,
-    alpha: float = -1.0,
     precision: Precision = "highest",
     settings: Settings | None = None,
 ) -> list[Launch]:
-    """``out = α G⁻¹ ∇ Q⁻¹`` for every layer: two launches where G⁻¹ is full, one for each other kind."""
+    """``out = -G⁻¹ ∇ Q⁻¹`` for every layer: two launches where G⁻¹ is full, one for each other kind."""
     found = []
     full = [layer for layer in layers if layer.g_inv.dim() == 2]
     if full:
@@ -57,7 +56,7 @@ def grouped_precondition(
         ]
         found += grouped_gemm.launches(plan_group(right, precision=precision, settings=settings))
         found += grouped_gemm.launches(
-            plan_group(left, precision=precision, settings=settings), alpha=alpha
+            plan_group(left, precision=precision, settings=settings), alpha=-1.0
         )
     for dimensions in (0, 1):
         problems = [
@@ -73,38 +72,13 @@ def grouped_precondition(
         if problems:
             found += grouped_gemm.launches(
                 plan_group(problems, precision=precision, settings=settings),
-                alpha=alpha,
+                alpha=-1.0,
                 epilogue=scaled,
             )
     return found
 
 
-@Template
-def precondition(
-    g_inv: Tensor,
-    grad: Tensor,
-    q_inv: Tensor,
-    out: Tensor,
-    scratch: Tensor | None = None,
-    *,
-    alpha: float = -1.0,
-    precision: Precision = "highest",
-    settings: Settings | None = None,
-) -> list[Launch]:
-    """:func:`grouped_precondition` of one layer."""
-    layer = Layer(g_inv, grad, q_inv, out, scratch)
-    return grouped_precondition.launches(
-        [layer], alpha=alpha, precision=precision, settings=settings
-    )
-
-
-def grouped_precondition_reference(
-    layers: Sequence[Layer],
-    *,
-    alpha: float = -1.0,
-    precision: Precision = "highest",
-    settings: Settings | None = None,
-) -> None:
+def grouped_precondition_reference(layers: Sequence[Layer]) -> None:
     """:func:`grouped_precondition` in plain torch."""
     for layer in layers:
         product = layer.grad @ layer.q_inv
@@ -114,7 +88,7 @@ def grouped_precondition_reference(
             product = layer.g_inv[:, None] * product
         else:
             product = layer.g_inv * product
-        layer.out.copy_(alpha * product)
+        layer.out.copy_(-product)
 
 
 def cost(rows: int, columns: int, itemsize: int = 4) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Sums of a generated function, in a fixed order: losses, dot products, row and column sums, softmax.
+"""Sums of a generated function, in a fixed order: losses, dot products, row and column sums.
 
 ``out = alpha · Σ f(inputs)``, over all elements, over rows (``[M, N]`` to ``[N]``) or columns (to ``[M]``).
 The function's other results are stored elementwise, so that a loss and its gradient cost one pass.
@@ -19,13 +19,12 @@ from torch import Tensor
 
 from gncompile.errors import InternalError, expected_got, message
 
-from . import accurate
 from .elementwise import arithmetic_type
 from .language import tl, triton
-from .launches import Input, Launch, Number, Template, factor, in_memory, kinds, matrix
+from .launches import Input, Launch, Template, in_memory, kinds, matrix
 from .pointwise_groups import Group, Problem, group_matrices, group_tile, plan_group
 from .settings import PROCESSORS, bytes_of, wide_tile
-from .tiles import load_tile, load_tiles, scale, store_tile
+from .tiles import load_tiles, number, store_tile
 
 Over = Literal["all", "rows", "columns"]
 """The dimensions that are summed away."""
@@ -132,10 +131,10 @@ def partial_kernel(
 
 @triton.jit
 def finish_kernel(
-    partial, out, stride, parts, size, alpha: tl.float64, alpha_tensor,
-    ADD: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
+    partial, out, stride, parts, size, alpha: tl.float64,
+    BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """``out[k] = alpha Σ_s partial[s, k]`` in the order of s; with ``ADD`` onto what is there."""
+    """``out[k] = alpha Σ_s partial[s, k]`` in the order of s."""
     k = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
     total = tl.zeros((BLOCK_S, BLOCK_K), tl.float64)
     for first in range(0, parts, BLOCK_S):
@@ -144,11 +143,8 @@ def finish_kernel(
         total += tl.load(
             partial + s.to(tl.int64)[:, None] * size + k[None, :], mask=mask, other=0.0
         )
-    result = tl.sum(total, axis=0) * scale(alpha, alpha_tensor, total.dtype)
-    at = out + k.to(tl.int64) * stride
-    if ADD:
-        result += tl.load(at, mask=k < size, other=0.0).to(tl.float64)
-    tl.store(at, result, mask=k < size)
+    result = tl.sum(total, axis=0) * number(alpha, total.dtype)
+    tl.store(out + k.to(tl.int64) * stride, result, mask=k < size)
 
 
 @triton.jit
@@ -171,10 +167,7 @@ def grouped_partial_kernel(
 
 
 @triton.jit
-def slot_kernel(
-    partial, firsts, out, stride, alpha: tl.float64, alpha_tensor,
-    ADD: tl.constexpr, BLOCK_S: tl.constexpr,
-):  # fmt: skip
+def slot_kernel(partial, firsts, out, stride, alpha: tl.float64, BLOCK_S: tl.constexpr):
     """Program k sums the partial sums from ``firsts[k]`` to ``firsts[k + 1]`` into ``out[k]``."""
     slot = tl.program_id(0)
     last = tl.load(firsts + slot + 1)
@@ -182,42 +175,8 @@ def slot_kernel(
     for first in range(tl.load(firsts + slot), last, BLOCK_S):
         at = first + tl.arange(0, BLOCK_S)
         total += tl.load(partial + at, mask=at < last, other=0.0)
-    result = tl.sum(total, axis=0) * scale(alpha, alpha_tensor, total.dtype)
-    if ADD:
-        result += tl.load(out + slot * stride).to(tl.float64)
+    result = tl.sum(total, axis=0) * number(alpha, total.dtype)
     tl.store(out + slot * stride, result)
-
-
-@triton.jit
-def softmax_kernel(
-    x, out, log_sum, row_count, column_count, DTYPE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """Maximum and sum of each row together in one pass; the probabilities, if wanted, in a second."""
-    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    row_mask = rows < row_count
-    largest = tl.full((BLOCK_M,), float("-inf"), DTYPE)
-    total = tl.zeros((BLOCK_M,), DTYPE)
-    for first in range(0, column_count, BLOCK_N):
-        columns = first + tl.arange(0, BLOCK_N)
-        mask = columns < column_count
-        tile = load_tile(x, rows, columns, row_mask, mask, "full", DTYPE)
-        tile = tl.where(mask[None, :], tile, float("-inf"))
-        larger = tl.maximum(largest, tl.max(tile, axis=1))
-        shift = tl.where(larger == float("-inf"), 0.0, larger).to(DTYPE)
-        total = total * accurate.exp(largest - shift)
-        total += tl.sum(accurate.exp(tile - shift[:, None]), axis=1)
-        largest = larger
-    shift = tl.where(largest == float("-inf"), 0.0, largest).to(DTYPE)
-    if log_sum is not None:
-        tl.store(log_sum + rows, shift + tl.log(total), mask=row_mask)
-    if out is not None:
-        for first in range(0, column_count, BLOCK_N):
-            columns = first + tl.arange(0, BLOCK_N)
-            mask = columns < column_count
-            tile = load_tile(x, rows, columns, row_mask, mask, "full", DTYPE)
-            probability = accurate.exp(tile - shift[:, None]) / total[:, None]
-            store_tile(out, probability, rows, columns, row_mask, mask)
 
 
 # Launches -------------------------------------------------------------------------------------------------
@@ -230,9 +189,7 @@ def _reduce(
     *,
     over: Over = "all",
     outputs: Sequence[Tensor] = (),
-    alpha: Number = 1.0,
-    mean: bool = False,
-    add: bool = False,
+    alpha: float = 1.0,
     settings: ReduceSettings | None = None,
 ) -> list[Launch]:
     """``out = alpha · Σ function(*inputs)[0]``; the function's further results go to ``outputs``.
@@ -243,9 +200,7 @@ def _reduce(
         out: ``[]``, or ``[N]`` over rows, or ``[M]`` or ``[M, 1]`` over columns.
         over: The dimensions that are summed away.
         outputs: Tensors ``[M, N]``.
-        alpha: A number, or a 0-d tensor.
-        mean: Divide by the number of summands too.
-        add: Add onto what ``out`` holds.
+        alpha: What the sum is multiplied with.
         settings: :func:`default_settings` by default.
     """
     rows, columns = _size(inputs)
@@ -274,8 +229,7 @@ def _reduce(
         "BLOCK_M": settings.block_m,
         "BLOCK_N": settings.block_n,
     }
-    count = rows * columns // size
-    finish = _finish(partial, parts, out, size, alpha, 1 / count if mean else 1.0, add)
+    finish = _finish(partial, parts, out, size, alpha)
     return [Launch(partial_kernel, grid, arguments, settings.num_warps, 1), finish]
 
 
@@ -309,10 +263,7 @@ def _shares(
     return (triton.cdiv(down, steps), across), (steps, 1)
 
 
-def _finish(
-    partial: Tensor, parts: int, out: Tensor, size: int, alpha: Number, weight: float, add: bool
-) -> Launch:
-    number, tensor = factor(alpha)
+def _finish(partial: Tensor, parts: int, out: Tensor, size: int, alpha: float) -> Launch:
     block_k = min(triton.next_power_of_2(size), 64)
     block_s = max(min(triton.next_power_of_2(parts), 1024 // block_k), 1)
     arguments = {
@@ -321,9 +272,7 @@ def _finish(
         "stride": out.stride(0) if out.dim() else 0,
         "parts": parts,
         "size": size,
-        "alpha": number * weight,
-        "alpha_tensor": tensor,
-        "ADD": add,
+        "alpha": alpha,
         "BLOCK_S": block_s,
         "BLOCK_K": block_k,
     }
@@ -341,8 +290,7 @@ def _grouped_reduce(
     group: Group,
     out: Tensor,
     *,
-    alpha: Number = 1.0,
-    add: bool = False,
+    alpha: float = 1.0,
     num_warps: int = 4,
 ) -> list[Launch]:
     """``out[slot] = alpha · Σ function(*inputs)[0]`` over the problems of each slot, in two launches.
@@ -356,7 +304,6 @@ def _grouped_reduce(
             message("sums need one element a slot", where=expected_got([slots], list(out.shape)))
         )
     partial = torch.empty(group.tiles, dtype=torch.float64, device=out.device)
-    number, tensor = factor(alpha)
     first = {
         **group.arguments(),
         "partial": partial,
@@ -368,9 +315,7 @@ def _grouped_reduce(
         "firsts": torch.tensor(group.slots, dtype=torch.int32, device=out.device),
         "out": out,
         "stride": out.stride(0),
-        "alpha": number,
-        "alpha_tensor": tensor,
-        "ADD": add,
+        "alpha": alpha,
         "BLOCK_S": 1024,
     }
     return [
@@ -380,46 +325,6 @@ def _grouped_reduce(
 
 
 grouped_reduce = Template(_grouped_reduce)
-
-
-def _softmax(
-    x: Tensor,
-    *,
-    out: Tensor | None = None,
-    log_sum: Tensor | None = None,
-    settings: ReduceSettings | None = None,
-) -> list[Launch]:
-    """``out = softmax(x)`` and ``log_sum = log Σ e^x`` by row of ``[M, N]``, either or both; stable.
-
-    ``log_sum`` is ``[M]`` or ``[M, 1]``, contiguous. A row that is -inf throughout gives NaN and -inf.
-    """
-    rows, columns = x.shape
-    settings = settings or default_settings(rows, columns)
-    if log_sum is not None and not log_sum.is_contiguous():
-        raise InternalError("the logarithms of a softmax need contiguous memory")
-    arguments = {
-        "x": matrix(x),
-        "out": None if out is None else matrix(out),
-        "log_sum": log_sum,
-        "row_count": rows,
-        "column_count": columns,
-        "DTYPE": arithmetic_type((x,)),
-        "BLOCK_M": settings.block_m,
-        "BLOCK_N": settings.block_n,
-    }
-    grid = (triton.cdiv(rows, settings.block_m),)
-    return [Launch(softmax_kernel, grid, arguments, settings.num_warps, 1)]
-
-
-softmax = Template(_softmax)
-
-
-def _trace(a: Tensor, out: Tensor, *, alpha: Number = 1.0) -> list[Launch]:
-    """``out = alpha · tr A`` of a square matrix, into a 0-d tensor."""
-    return _reduce(itself, (a.diagonal().unsqueeze(1),), out, alpha=alpha)
-
-
-trace = Template(_trace)
 
 
 # References -----------------------------------------------------------------------------------------------
@@ -432,26 +337,13 @@ def reduce_reference(
     *,
     over: Over = "all",
     outputs: Sequence[Tensor] = (),
-    alpha: Number = 1.0,
-    mean: bool = False,
-    add: bool = False,
+    alpha: float = 1.0,
 ) -> None:
     """:data:`reduce` in torch, with a function of tensors."""
     rows, columns = _size(inputs)
     summand, *others = function(*inputs)
     summand = summand.expand(rows, columns).double()
     dimensions = {"all": (0, 1), "rows": (0,), "columns": (1,)}[over]
-    total = alpha * (summand.mean(dimensions) if mean else summand.sum(dimensions))
-    out.copy_((total + (out.double().reshape(total.shape) if add else 0.0)).reshape(out.shape))
+    out.copy_((alpha * summand.sum(dimensions)).reshape(out.shape))
     for target, other in zip(outputs, others, strict=False):
         target.copy_(other)
-
-
-def softmax_reference(
-    x: Tensor, *, out: Tensor | None = None, log_sum: Tensor | None = None
-) -> None:
-    """:data:`softmax` in torch."""
-    if out is not None:
-        out.copy_(torch.softmax(x, dim=1))
-    if log_sum is not None:
-        log_sum.copy_(torch.logsumexp(x, dim=1).reshape(log_sum.shape))

@@ -31,7 +31,7 @@ advance = Template(_advance)
 @triton.jit
 def categorical_kernel(
     p, u, out, outputs, inputs, row_count, column_count,
-    KIND: tl.constexpr, EPILOGUE: tl.constexpr, KINDS: tl.constexpr, STORED: tl.constexpr,
+    KIND: tl.constexpr, EPILOGUE: tl.constexpr, KINDS: tl.constexpr, RESULTS: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """The number of columns whose cumulated probability is at most u, at most the last column."""
@@ -56,7 +56,7 @@ def categorical_kernel(
         one_hot = (columns[None, :] == choice[:, None]).to(DTYPE)
         store_results(
             one_hot, out, outputs, inputs, rows, columns, row_mask, columns < column_count,
-            EPILOGUE, KINDS, STORED, BLOCK_M, BLOCK_N,
+            EPILOGUE, KINDS, RESULTS, BLOCK_M, BLOCK_N,
         )  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def _categorical(
         "KIND": kind(u, rows, 1),
         "EPILOGUE": epilogue,
         "KINDS": kinds(epilogue_inputs, rows, columns),
-        "STORED": tuple(range(1, 1 + len(outputs))),
+        "RESULTS": len(outputs),
         "DTYPE": arithmetic_type((p,)),
         "BLOCK_M": settings.block_m,
         "BLOCK_N": settings.block_n,

@@ -115,13 +115,13 @@ def load_tiles(
 
 @triton.jit
 def operand_tile(
-    operand, inputs, outer, inner, end,
-    PROLOGUE: tl.constexpr, KINDS: tl.constexpr, ONES: tl.constexpr, MASKED: tl.constexpr,
+    operand, outer, inner, end, factors, ONES: tl.constexpr, MASKED: tl.constexpr,
     DTYPE: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """A tile ``[outer, inner]`` of an operand, after its prologue, zero from inner index ``end`` on.
+    """A tile ``[outer, inner]`` of an operand, zero from inner index ``end`` on.
 
-    ``ONES`` appends a column of ones at outer index ``size``; ``MASKED`` says that ``end`` may be reached.
+    ``factors`` are a row along *inner* that it is multiplied with, or None. ``ONES`` appends a column of ones
+    at outer index ``size``; ``MASKED`` says that ``end`` may be reached.
     """
     pointer, outer_stride, inner_stride, _, readable, size = operand
     at = offsets(outer, outer_stride)[:, None] + offsets(inner, inner_stride)[None, :]
@@ -132,33 +132,25 @@ def operand_tile(
     else:
         mask = outer_mask[:, None]
     tile = tl.load(pointer + at, mask=mask, other=0.0)
-    if PROLOGUE is not None:
-        tiles = load_tiles(inputs, outer, inner, outer_mask, inner_mask, KINDS, ACCUMULATOR)
-        tile = PROLOGUE(tile.to(ACCUMULATOR), *tiles)[0]
+    if factors is not None:
+        row = load_tile(factors, outer, inner, outer_mask, inner_mask, "row", ACCUMULATOR)
+        tile = tile.to(ACCUMULATOR) * row
     tile = tile.to(DTYPE)
     if ONES:
         tile = tl.where((outer == size)[:, None], 1.0, tile).to(DTYPE)
-    if MASKED and (ONES or PROLOGUE is not None):
-        tile = tl.where(inner_mask[None, :], tile, 0.0).to(
-            DTYPE
-        )  # φ(0) need be neither 0 nor finite
+        if MASKED:
+            tile = tl.where(inner_mask[None, :], tile, 0.0).to(DTYPE)
     return tile
 
 
 @triton.jit
 def multiply_step(
-    product, a, a_inputs, b, b_inputs, rows, columns, inner, end,
-    PROLOGUE_A: tl.constexpr, KINDS_A: tl.constexpr, ONES_A: tl.constexpr,
-    PROLOGUE_B: tl.constexpr, KINDS_B: tl.constexpr, ONES_B: tl.constexpr,
+    product, a, b, rows, columns, inner, end, factors, ONES_A: tl.constexpr, ONES_B: tl.constexpr,
     MASKED: tl.constexpr, DTYPE: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``product + A[rows, inner] B[columns, inner]ᵀ``."""
-    a_tile = operand_tile(
-        a, a_inputs, rows, inner, end, PROLOGUE_A, KINDS_A, ONES_A, MASKED, DTYPE, ACCUMULATOR
-    )
-    b_tile = operand_tile(
-        b, b_inputs, columns, inner, end, PROLOGUE_B, KINDS_B, ONES_B, MASKED, DTYPE, ACCUMULATOR
-    )
+    """Add the products of one block of inner indices."""
+    a_tile = operand_tile(a, rows, inner, end, None, ONES_A, MASKED, DTYPE, ACCUMULATOR)
+    b_tile = operand_tile(b, columns, inner, end, factors, ONES_B, MASKED, DTYPE, ACCUMULATOR)
     # Adding inside the instruction, not after it, is also what Blackwell compiles correctly.
     return tl.dot(
         a_tile, tl.trans(b_tile), product, input_precision=PRECISION, out_dtype=ACCUMULATOR
@@ -167,13 +159,11 @@ def multiply_step(
 
 @triton.jit
 def multiply_tile(
-    a, a_inputs, b, b_inputs, rows, columns, begin, end,
-    PROLOGUE_A: tl.constexpr, KINDS_A: tl.constexpr, ONES_A: tl.constexpr,
-    PROLOGUE_B: tl.constexpr, KINDS_B: tl.constexpr, ONES_B: tl.constexpr,
+    a, b, rows, columns, begin, end, factors, ONES_A: tl.constexpr, ONES_B: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     DTYPE: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``Σ_{begin ≤ k < end} A[rows, k] B[columns, k]``, ``[BLOCK_M, BLOCK_N]``.
+    """``Σ_{begin ≤ k < end} A[rows, k] B[columns, k] factors[k]``; without factors, None, the product alone.
 
     Only the last, partial block is masked along k, so that an odd size costs one slow block, not all.
     """
@@ -181,22 +171,20 @@ def multiply_tile(
     whole = begin + (end - begin) // BLOCK_K * BLOCK_K
     for first in range(begin, whole, BLOCK_K):
         product = multiply_step(
-            product, a, a_inputs, b, b_inputs, rows, columns, first + tl.arange(0, BLOCK_K), end,
-            PROLOGUE_A, KINDS_A, ONES_A, PROLOGUE_B, KINDS_B, ONES_B,
-            False, DTYPE, ACCUMULATOR, PRECISION,
+            product, a, b, rows, columns, first + tl.arange(0, BLOCK_K), end, factors,
+            ONES_A, ONES_B, False, DTYPE, ACCUMULATOR, PRECISION,
         )  # fmt: skip
     if whole < end:
         product = multiply_step(
-            product, a, a_inputs, b, b_inputs, rows, columns, whole + tl.arange(0, BLOCK_K), end,
-            PROLOGUE_A, KINDS_A, ONES_A, PROLOGUE_B, KINDS_B, ONES_B,
-            True, DTYPE, ACCUMULATOR, PRECISION,
+            product, a, b, rows, columns, whole + tl.arange(0, BLOCK_K), end, factors,
+            ONES_A, ONES_B, True, DTYPE, ACCUMULATOR, PRECISION,
         )  # fmt: skip
     return product
 
 
 @triton.jit
 def scaled(tile, factor):
-    """A prologue or epilogue: a tile times a diagonal matrix or a scalar."""
+    """An epilogue: a tile times a diagonal matrix or a scalar."""
     return (tile * factor,)
 
 
@@ -204,33 +192,9 @@ def scaled(tile, factor):
 
 
 @triton.jit
-def scale(number, tensor, DTYPE: tl.constexpr):
-    """A factor that is a number, times one in device memory if there is one.
-
-    Numbers arrive as float64. Left so, they would make float64 of every float32 tile they multiply.
-    """
-    value = tl.full((), number, DTYPE)
-    if tensor is not None:
-        value = value * tl.load(tensor).to(DTYPE)
-    return value
-
-
-@triton.jit
-def combine(
-    product, rows, columns, row_mask, column_mask,
-    alpha, alpha_tensor, bias, add, beta, beta_tensor, AVERAGE: tl.constexpr,
-):  # fmt: skip
-    """``alpha·product + bias + beta·add``; an ``AVERAGE`` also weights the product by ``1 - beta_tensor``."""
-    ACCUMULATOR: tl.constexpr = product.dtype
-    value = product * scale(alpha, alpha_tensor, ACCUMULATOR)
-    if AVERAGE:
-        value = value * (1.0 - tl.load(beta_tensor).to(ACCUMULATOR))
-    if bias is not None:
-        value += load_tile(bias, rows, columns, row_mask, column_mask, "row", ACCUMULATOR)
-    if add is not None:
-        old = load_tile(add, rows, columns, row_mask, column_mask, "full", ACCUMULATOR)
-        value += old * scale(beta, beta_tensor, ACCUMULATOR)
-    return value
+def number(value, DTYPE: tl.constexpr):
+    """A number, which arrives as float64, as a scalar of ``DTYPE``: it would widen what it multiplies."""
+    return tl.full((), value, DTYPE)
 
 
 @triton.jit
@@ -255,10 +219,10 @@ def store_symmetric(matrix, value, rows, columns, row_mask, column_mask, diagona
 @triton.jit
 def store_results(
     value, out, outputs, inputs, rows, columns, row_mask, column_mask,
-    EPILOGUE: tl.constexpr, KINDS: tl.constexpr, STORED: tl.constexpr,
+    EPILOGUE: tl.constexpr, KINDS: tl.constexpr, RESULTS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Apply the epilogue to a tile; result 0 goes to ``out``, result ``STORED[i]`` to ``outputs[i]``."""
+    """Apply the epilogue to a tile: its first result goes to ``out``, the next ``RESULTS`` to ``outputs``."""
     if EPILOGUE is None:
         store_tile(out, value, rows, columns, row_mask, column_mask)
     else:
@@ -266,6 +230,6 @@ def store_results(
         results = EPILOGUE(value, *tiles)
         first = tl.broadcast_to(results[0], (BLOCK_M, BLOCK_N))
         store_tile(out, first, rows, columns, row_mask, column_mask)
-        for i in tl.static_range(len(STORED)):
-            result = tl.broadcast_to(results[STORED[i]], (BLOCK_M, BLOCK_N))
+        for i in tl.static_range(RESULTS):
+            result = tl.broadcast_to(results[i + 1], (BLOCK_M, BLOCK_N))
             store_tile(outputs[i], result, rows, columns, row_mask, column_mask)

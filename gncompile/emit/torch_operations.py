@@ -12,6 +12,7 @@ from typing import Protocol
 
 from ..program import step_program as ir
 from ..program.step_program import Dim, Instruction, Spec, Structure
+from .layout import WIDTH, filled
 from .literals import dimension, literal, plain_name, quoted
 
 Options = Mapping[str, int | str | None]
@@ -195,7 +196,7 @@ def _columns(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec])
 
 @_writes(ir.Stack)
 def _stack(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
-    return [f"torch.stack([{', '.join(v)}], out={out})"]
+    return filled("torch.stack([", v, f"], out={out})", WIDTH - 8)
 
 
 @_writes(ir.Zeros)
@@ -332,9 +333,9 @@ def _precondition_eigen(
 @_writes(ir.StepSizes)
 def _step_sizes(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.StepSizes)
-    terms, op = ", ".join(v), i.op
+    op = i.op
     how = ", ".join(map(literal, (op.groups, op.momentum, op.growth, op.cap)))
-    return [f"linalg.step_sizes([{terms}], {how}, out={out})"]
+    return filled("linalg.step_sizes([", v, f"], {how}, out={out})", WIDTH - 8)
 
 
 def _keywords(options: Options) -> str:

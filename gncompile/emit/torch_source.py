@@ -17,6 +17,7 @@ from ..program.buffers import plan_buffers
 from ..program.program_check import check_types
 from ..program.recompute import within_products
 from ..program.step_program import Dim, Instruction, Leaf, Op, Spec, StepProgram
+from .layout import WIDTH, filled
 from .literals import comment, dimension, docstring, literal, plain_name, quoted
 from .torch_operations import WRITERS, Options, compact
 from .torch_slopes import PRODUCTS
@@ -33,7 +34,7 @@ model, S: columns of a chunk.
 
 import torch
 
-from gncompile.runtime import linalg
+from gncompile.runtime import linalg{imports}
 
 
 def bind(memory, N, F, Q, L, S):
@@ -80,7 +81,7 @@ class TorchWriter:
         """The whole file."""
         functions = [self._phase(name) for name in self.program.phases]
         setup = [*self._leaves(), "", *self._buffers(), "", *self._views(), *self._launches()]
-        phases = ", ".join(f"{quoted(p)}: {self.function(p)}" for p in self.program.phases)
+        phases = [f"{quoted(p)}: {self.function(p)}" for p in self.program.phases]
         asked = {leaf.name for kind in ("input", "target") for leaf in self.program.leaves(kind)}
         asked |= set(self.program.results.values())
         values = [
@@ -90,14 +91,20 @@ class TorchWriter:
             *setup,
             *(line for function in functions for line in ("", *function)),
             "",
-            f"phases = {{{phases}}}",
+            *filled("phases = {", phases, "}", WIDTH - 4),
             "values = {",
             *(f"    {line}" for line in values),
             "}",
             "return phases, values",
         ]
-        header = self.header.format(title=docstring(title), summary=docstring(summary))
+        header = self.header.format(
+            title=docstring(title), summary=docstring(summary), imports=self._imports()
+        )
         return header + textwrap.indent("\n".join(body), "    ") + "\n"
+
+    def _imports(self) -> str:
+        """The imports that not every file needs."""
+        return ""
 
     def _leaves(self) -> list[str]:
         lines = ["# The network's inputs, parameters and constants, and the optimiser's state."]

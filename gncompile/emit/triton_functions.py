@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from typing import NamedTuple
 
 import sympy
 from sympy import Add, Expr, Mul, Pow, Symbol
@@ -30,6 +31,7 @@ from ..base.names import LONGEST, RESERVED, identifier
 from ..errors import InternalError, message
 from ..functions.expressions import Product, hypot, root_of_squares, to_float
 from ..functions.primitives import erfc, expm1, log1p, select, sigmoid, softplus
+from .layout import filled
 from .literals import comment, literal
 
 FUNCTIONS: dict[type, str] = {
@@ -69,8 +71,15 @@ INLINE = 40
 """A value whose text is longer than this gets a name even if it is used once."""
 
 
-def kernels_module(functions: Iterable[str]) -> str:
-    """The text of a module that holds ``functions``, texts from :func:`triton_function`, each once.
+class DeviceFunction(NamedTuple):
+    """A device function: its name, and the text that defines it."""
+
+    name: str
+    text: str
+
+
+def kernels_module(functions: Iterable[DeviceFunction]) -> str:
+    """The text of a module that holds ``functions``, each once.
 
     Triton's cache keys include the line a function starts at, so equal programs need equal layouts: the
     order given is kept.
@@ -78,18 +87,17 @@ def kernels_module(functions: Iterable[str]) -> str:
     Raises:
         InternalError: Two different functions have the same name.
     """
-    texts = list(dict.fromkeys(functions))
-    names = Counter(re.findall(r"^def (\w+)", "\n".join(texts), re.MULTILINE))
-    doubled = [name for name, count in names.items() if count > 1]
+    every = list(dict.fromkeys(functions))
+    doubled = [name for name, count in Counter(f.name for f in every).items() if count > 1]
     if doubled:
         raise InternalError(message(f"two different device functions are called {doubled[0]!r}"))
-    return "\n\n".join([HEADER, *texts])
+    return "\n\n".join([HEADER, *(f.text for f in every)])
 
 
 def triton_function(
     name: str, expressions: Expr | Sequence[Expr], symbols: Sequence[Symbol], doc: str = ""
-) -> str:
-    """The text of a device function ``name(tiles of symbols) -> tuple of tiles of the expressions``.
+) -> DeviceFunction:
+    """A device function ``name(tiles of symbols) -> tuple of tiles of the expressions``.
 
     The result is always a tuple. A tile has the broadcast shape of the symbols it depends on, a constant
     that of the first symbol. All tiles share one dtype, float32 or float64.
@@ -112,8 +120,8 @@ def triton_function(
     doc = doc or "; ".join(_formula(e) for e in outputs)
     doc = doc if len(doc) <= WIDTH else doc[: WIDTH - 1] + "…"
     body = [f'"""{comment(doc)}"""', *lines]
-    head = ["@triton.jit", f"def {name}({', '.join(parameters.values())}):"]
-    return "\n".join([*head, *(f"    {line}" for line in body), ""])
+    head = ["@triton.jit", *filled(f"def {name}(", list(parameters.values()), "):", WIDTH + 4, 8)]
+    return DeviceFunction(name, "\n".join([*head, *(f"    {line}" for line in body), ""]))
 
 
 def _parameter_names(symbols: Sequence[Symbol]) -> dict[Symbol, str]:
@@ -339,7 +347,7 @@ class _Text:
             text, binds = self.written(instruction), instruction.binds
             if self.uses[number] > 1 or (len(text) > INLINE and not self.is_result(number)):
                 name = self.name(instruction.meaning)
-                statements.append(_with_comment(f"{name} = {text}", instruction.meaning))
+                statements += self.statement(name, text, instruction)
                 text, binds = name, ATOM
             self.texts[number] = text, binds
         return statements + self.returned()
@@ -347,11 +355,28 @@ class _Text:
     def is_result(self, number: int) -> bool:
         return any(result is number for result in self.results)
 
-    def written(self, instruction: Instruction) -> str:
-        operands = [
+    def statement(self, name: str, text: str, instruction: Instruction) -> list[str]:
+        """``name = text`` with its meaning, if there is room for it."""
+        if len(line := f"{name} = {text}") <= WIDTH:
+            return [_with_comment(line, instruction.meaning)]
+        return self.broken(f"{name} = ", text, instruction, "")
+
+    def broken(self, before: str, text: str, instruction: Instruction, after: str) -> list[str]:
+        """``before text after``, broken between the operands of a call if that is too long."""
+        line = before + text + after
+        if len(line) <= WIDTH or len(instruction.operands) < 2 or instruction.binds != ATOM:
+            return [line]
+        function, _ = instruction.text.split("{0}")
+        return filled(f"{before}{function}", self.operands(instruction), f"){after}", WIDTH)
+
+    def operands(self, instruction: Instruction) -> list[str]:
+        return [
             self.operand(operand, needs)
             for operand, needs in zip(instruction.operands, instruction.needs, strict=True)
         ]
+
+    def written(self, instruction: Instruction) -> str:
+        operands = self.operands(instruction)
         return instruction.text.format(*operands) if operands else instruction.text
 
     def operand(self, operand: Operand, needs: int) -> str:
@@ -369,7 +394,14 @@ class _Text:
         line = f"return {', '.join(texts)}" if len(texts) > 1 else f"return ({texts[0]},)"
         if len(line) <= WIDTH:
             return [line]
-        return ["return (", *(f"    {text}," for text in texts), ")"]
+        found = ["return ("]
+        for result, text in zip(self.results, texts, strict=True):
+            if isinstance(result, int) and self.uses[result] == 1:  # written in place
+                pieces = self.broken("", text, self.instructions[result], ",")
+                found += [f"    {piece}" for piece in pieces]
+            else:
+                found.append(f"    {text},")
+        return [*found, ")"]
 
     def name(self, meaning: Expr) -> str:
         base = _describe(meaning)

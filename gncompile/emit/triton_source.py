@@ -3,13 +3,12 @@
 ``kernels.py`` holds the generated device functions: what is done to the tiles of each launch. ``step.py``
 defines ``bind(memory, kernels, N, F, Q, L, S)`` like the torch backend's file: leaves, buffers, then every
 launch planned once over those buffers, then the phases, which run the launches in order. What no template
-computes stays a torch statement. How each kind of kernel is planned is in :mod:`.triton_templates`. A tuned
+computes stays a torch statement. How each kind of kernel is launched is in :mod:`.triton_templates`. A tuned
 launch has its settings written out, the others take their template's defaults.
 """
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,15 +17,25 @@ import sympy
 
 from ..base.names import Names
 from ..program import step_program as ir
-from ..program.buffers import plan_buffers
-from ..program.launches import schedule
+from ..program.launches import launch_buffers, schedule
 from ..program.schedule import Function, Kernel, Kind, Launch
-from ..program.step_program import Instruction, StepProgram
-from .literals import comment, dimension, quoted
-from .torch_operations import Options, keywords
+from ..program.step_program import StepProgram
+from .layout import WIDTH, filled
+from .literals import comment, dimension, literal, quoted
+from .torch_operations import Options
 from .torch_source import TorchWriter
-from .triton_calls import imports
-from .triton_functions import kernels_module, triton_function
+from .triton_calls import (
+    Call,
+    Tensor,
+    TileFunction,
+    call,
+    elements,
+    functions,
+    imports,
+    template,
+    text,
+)
+from .triton_functions import DeviceFunction, kernels_module, triton_function
 from .triton_templates import planned
 
 HEADER = '''"""{title}
@@ -40,7 +49,7 @@ factors, Q: those of the quadratic model, S: columns of a chunk.
 
 import torch
 
-from gncompile.runtime import linalg
+from gncompile.runtime import linalg{imports}
 
 
 def bind(memory, kernels, N, F, Q, L, S):
@@ -50,9 +59,6 @@ def bind(memory, kernels, N, F, Q, L, S):
 
 STATE = "random_state"
 """The state of Philox in an emitted step."""
-
-WIDTH = 100
-"""Longest line of the emitted files."""
 
 _T0, _T1 = sympy.symbols("t0 t1", real=True)
 COMMON: dict[tuple[sympy.Expr, ...], str] = {
@@ -75,21 +81,15 @@ def emit_triton(
     """
     writer = TritonWriter(program, variants)
     step = writer.module(title, summary)
-    functions = kernels_module(text for _, text in writer.functions.values())
-    return _folded(functions), _folded(step)
+    return kernels_module(writer.functions.values()), step
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Kernels that are planned together; ``lines`` are the elements of their list of launches."""
+    """A launch and the calls that plan it."""
 
-    kernels: tuple[Kernel, ...]
-    lines: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """The first value it stores."""
-        return self.kernels[0].stores[0]
+    launch: Launch
+    calls: tuple[Call, ...]
 
 
 class TritonWriter(TorchWriter):
@@ -100,183 +100,118 @@ class TritonWriter(TorchWriter):
     def __init__(self, program: StepProgram, variants: Mapping[str, Options] | None = None) -> None:
         super().__init__(program, variants)
         self.schedule = schedule(program)
-        self.functions: dict[tuple, tuple[str, str]] = {}
+        self.functions: dict[tuple, DeviceFunction] = {}
         self._functions = Names()
-        self.plans: list[Plan] = []
-        self.sums: dict[str, tuple[str, ...]] = {}
+        self.vectors = {names: self.own(names[0], "sums") for names in self.schedule.sums}
+        every = (launch for launches in self.schedule.phases.values() for launch in launches)
+        self.plans = {
+            launch.name: Plan(launch, tuple(planned(self, launch)))
+            for launch in every
+            if launch.kind is not Kind.TORCH
+        }
+        if any(map(self.schedule.draws, program.phases)):
+            self.constants[STATE] = "memory.draws.state"
 
-    def module(self, title: str, summary: str) -> str:
-        """The whole file, with the imports it uses."""
-        head, bind, body = super().module(title, summary).partition("\n\n\ndef bind(")
-        return head + "\n" + imports(body) + bind + body
+    # --- file -----------------------------------------------------------------------------------------
+
+    def _imports(self) -> str:
+        drawn = {"advance", "run"} if STATE in self.constants else set()
+        planned = {"run"} if self.plans else set()
+        every = tuple(each for plan in self.plans.values() for each in plan.calls)
+        return "".join(f"\n{line}" for line in imports(drawn | planned | functions(every)))
 
     def _plan(self) -> dict[str, str]:
-        inside = {name for names in self.sums.values() for name in names}
-        return {
-            # Scalars do not share memory: their names are worth more.
-            name: buffer if self.program[name].spec.shape else name
-            for name, buffer in plan_buffers(self.program, self.schedule).items()
-            if name not in inside
-        }
+        return launch_buffers(self.schedule)
 
     def _views(self) -> list[str]:
-        elements = [
-            f"({', '.join(names)}) = {vector}.unbind()" for vector, names in self.sums.items()
-        ]
-        return ["# Sums that are computed together.", *elements, "", *super()._views()]
+        found = ["# Sums that are computed together."]
+        for names, vector in self.vectors.items():
+            found += filled("(", names, f") = {vector}.unbind()", WIDTH - 4)
+        return [*found, "", *super()._views()]
 
     def _launches(self) -> list[str]:
-        lines = ["", "# Launches, planned once."]
+        found = ["", "# Launches, planned once."]
         for phase in self.program.phases:
-            if count := len(self._draws(phase)):
-                lines += ["", f"{self.own('advance', phase)} = advance.launches({STATE}, {count})"]
-        for plan in self.plans:
-            lines += ["", *_comment(plan.kernels), f"{self.launches_of(plan)} = ["]
-            lines += [*(f"    {line}" for line in plan.lines), "]"]
-        return lines
+            if count := len(self.schedule.draws(phase)):
+                advance = template("advance", STATE, literal(count))
+                found += ["", f"{self.own('advance', phase)} = {text(advance)}"]
+        for name, plan in self.plans.items():
+            found += ["", *_comment(plan.launch.kernels), f"{self.own('write', name)} = ["]
+            found += [*elements(plan.calls, WIDTH - 4), "]"]
+        return found
+
+    # --- phases ---------------------------------------------------------------------------------------
 
     def _phase(self, name: str) -> list[str]:
         argument = "start" if self.program.goes_by_columns(name) else ""
-        lines = [f"def {self.function(name)}({argument}):"]
+        found = [f"def {self.function(name)}({argument}):"]
         for launch in self.schedule.phases[name]:
-            lines += self._torch(launch) if launch.kind is Kind.TORCH else self._runs(launch)
-        if self._draws(name):
-            self.constants[STATE] = "memory.draws.state"
-            lines.append(f"    run({self.own('advance', name)})")
-        return lines if len(lines) > 1 else [*lines, "    pass"]
-
-    def _draws(self, phase: str) -> list[str]:
-        """The random numbers of a phase, which are numbered in this order."""
-        return [i.name for i in self.program.phase(phase) if isinstance(i.op, ir.Random)]
+            torch_statement = launch.kind is Kind.TORCH
+            run = f"    run({self.own('write', launch.name)})"
+            found += self._torch(launch) if torch_statement else [run]
+        if self.schedule.draws(name):
+            found.append(f"    run({self.own('advance', name)})")
+        return found if len(found) > 1 else [*found, "    pass"]
 
     def _torch(self, launch: Launch) -> list[str]:
         """A torch statement; several that clear tensors become one."""
         if len(launch.kernels) == 1:
             return self._commented(launch.kernels[0].root)
-        cleared = ", ".join(self.home[kernel.root.name] for kernel in launch.kernels)
-        return [f"    torch._foreach_zero_([{cleared}])"]
+        cleared = [self.home[kernel.root.name] for kernel in launch.kernels]
+        return [
+            f"    {line}" for line in filled("torch._foreach_zero_([", cleared, "])", WIDTH - 8)
+        ]
 
-    def _runs(self, launch: Launch) -> list[str]:
-        """The lines that run a launch, once it is planned."""
-        lines = []
-        for kernels, planned_lines in planned(self, launch):
-            plan = Plan(kernels, tuple(planned_lines))
-            self.plans.append(plan)
-            lines.append(f"    run({self.launches_of(plan)})")
-        return lines
+    # --- what planners ask ----------------------------------------------------------------------------
 
-    def chosen(self, settings: str, name: str, word: str = "settings") -> list[str]:
-        """The keyword ``word`` with the settings chosen for what writes ``name``; none for the defaults."""
-        options = self.variants.get(name)
-        if not options:
-            return []
-        return [f"{word}={settings}({', '.join(keywords(options))})"]
+    def device_function(self, kernel: Kernel, function: Function) -> TileFunction:
+        """The kernel's device function, written to ``kernels.py`` once for equal kernels."""
+        meaning = f"{', '.join(kernel.stores)} of {', '.join(kernel.inputs)}"
+        return self._function(function, kernel.stores[0], meaning)
 
-    def launches_of(self, plan: Plan) -> str:
-        """The name of a plan's list of launches."""
-        return self.own("write", plan.name)
-
-    # --- pieces of a call -----------------------------------------------------------------------------
-
-    def device_function(self, kernel: Kernel, function: Function) -> str:
-        """The name of the kernel's device function, written to ``kernels.py`` once for equal kernels."""
-        return self._function(
-            function.expressions, function.symbols, kernel.stores[0], _meaning(kernel)
-        )
-
-    def plus_multiple(self, coefficient: float) -> str:
+    def plus_multiple(self, coefficient: float) -> TileFunction:
         """The device function ``g, w → g + η w``, for η = 0 ``g → g``."""
         g, w = sympy.symbols("g w", real=True)
         if not coefficient:
-            return self._function((g,), (g,), "", "")
-        times = (g + sympy.Float(coefficient) * w,)
-        return self._function(times, (g, w), f"plus_{coefficient!r}_times", "")
+            return self._function(Function((g,), (), (g,)), "", "")
+        times = Function((g, w), (), (g + sympy.Float(coefficient) * w,))
+        return self._function(times, f"plus_{coefficient!r}_times", "")
 
-    def _function(
-        self,
-        expressions: tuple[sympy.Expr, ...],
-        symbols: tuple[sympy.Symbol, ...],
-        name: str,
-        doc: str,
-    ) -> str:
-        """A device function as the step calls it; what many kernels share has a name of its own."""
-        signature = Function(symbols, (), expressions).signature
+    def _function(self, function: Function, name: str, doc: str) -> TileFunction:
+        """A device function; what many kernels share has a name of its own."""
+        signature, symbols, expressions = function.signature, function.symbols, function.expressions
         key = len(symbols), signature  # the first says how it is called, even if it uses fewer
         if key not in self.functions:
             if signature in COMMON and len(signature[0].free_symbols) == len(symbols):
                 name, doc, expressions = COMMON[signature], "", signature
                 symbols = tuple(sorted(signature[0].free_symbols, key=str))
             name = self._functions.fresh(f"{name}_tile")
-            text = triton_function(name, list(expressions), symbols, doc=doc)
-            self.functions[key] = name, text
-        return f"kernels.{self.functions[key][0]}"
+            self.functions[key] = triton_function(name, list(expressions), symbols, doc=doc)
+        return TileFunction(self.functions[key].name)
 
-    def tensors(self, names: tuple[str, ...]) -> str:
-        """A tuple of tensors as text."""
-        homes = [self.home[name] for name in names]
-        return "(" + ", ".join(homes) + ("," if len(homes) == 1 else "") + ")"
-
-    def operands(self, kernel: Kernel, names: tuple[str, ...]) -> str:
-        """A tuple of what a kernel reads as text: tensors and its own draws."""
-        read = [self.operand(kernel, name) for name in names]
-        return "(" + ", ".join(read) + ("," if len(read) == 1 else "") + ")"
-
-    def operand(self, kernel: Kernel, name: str) -> str:
-        """One of :meth:`operands`."""
+    def draw(self, name: str) -> Call:
+        """Random numbers that a kernel computes itself, by their place among those of the phase."""
         i = self.program[name]
-        if not isinstance(i.op, ir.Random) or i not in kernel.instructions:
-            return self.home[name]
-        number = self._draws(i.phase).index(name)
-        return f"Draw({quoted(i.op.kind)}, ({', '.join(map(dimension, i.op.shape))}), {STATE}, {number})"
+        assert isinstance(i.op, ir.Random)
+        number = self.schedule.draws(i.phase).index(name)
+        shape = tuple(map(dimension, i.op.shape))
+        return call("Draw", quoted(i.op.kind), shape, STATE, literal(number))
 
-    def rows(self, i: Instruction) -> ir.Dim:
-        """The number of samples of an instruction's first operand ``[N, d]`` or ``[S, N, d]``."""
-        return self.program[i.inputs[0]].spec.shape[-2]
-
-    def flattened(self, name: str) -> str:
-        """A value with one row a sample and column."""
-        stacked = len(self.program[name].spec.shape) == 3
-        return f"{self.home[name]}.flatten(0, 1)" if stacked else self.home[name]
-
-    def own_scratch(self, name: str, shape: tuple[ir.Dim, ...]) -> str:
+    def own_scratch(self, name: str, shape: tuple[ir.Dim, ...]) -> Tensor:
         """Scratch space for one value, because those of a group are written at the same time."""
         scratch = self.own(name, "scratch")
         self.scratch[scratch] = shape
-        return scratch
+        return Tensor(scratch)
 
-    def sums_of(self, kernels: tuple[Kernel, ...]) -> str:
-        """A vector that the results of some reductions are the elements of."""
-        names = tuple(kernel.root.name for kernel in kernels)
-        vector = self.own(names[0], "sums")
-        self.sums[vector] = names
+    def sums(self, names: tuple[str, ...]) -> Tensor:
+        """The vector that the results of some reductions are the elements of."""
+        vector = self.vectors[names]
         self.scratch[vector] = (len(names),)
-        return vector
+        return Tensor(vector)
 
 
 def _comment(kernels: tuple[Kernel, ...]) -> list[str]:
     """What the kernels compute, as far as the program says."""
     comments = [i.comment for kernel in kernels for i in kernel.instructions if i.comment]
-    text = textwrap.wrap("; ".join(map(comment, comments)), WIDTH - 10)
-    return [f"# {line}" for line in text]
-
-
-def _meaning(kernel: Kernel) -> str:
-    return f"{', '.join(kernel.stores)} of {', '.join(kernel.inputs)}"
-
-
-def _folded(text: str) -> str:
-    """The text with its statements broken at commas into lines of at most :data:`WIDTH` characters."""
-    return "\n".join(part for line in text.split("\n") for part in _folded_line(line))
-
-
-def _folded_line(line: str) -> list[str]:
-    lines = []
-    indent = " " * (len(line) - len(line.lstrip()) + (8 if line.startswith("def ") else 4))
-    # Text from outside, with commas of its own, stands in single quotes, or in a comment or docstring.
-    while len(line) > WIDTH and not re.search("""#|\"\"\"|'""", line):
-        cut = line.rfind(", ", len(indent), WIDTH) + 1
-        if not cut:
-            break
-        lines.append(line[:cut])
-        line = indent + line[cut + 1 :]
-    return [*lines, line]
+    wrapped = textwrap.wrap("; ".join(map(comment, comments)), WIDTH - 10)
+    return [f"# {line}" for line in wrapped]

@@ -1,105 +1,158 @@
-"""How each kind of kernel is planned: the call of its template, as lines of the emitted file.
+"""How each kind of kernel is launched: the calls of its template, as records.
 
-A planner takes the kernels of one launch and gives the elements of the list that ``run`` goes through. Most
-templates have a form for several kernels, which reads tensors and sizes from a table; one kernel alone takes
-the plain form.
+A planner takes the kernels of one launch and gives the elements of the list that ``run`` goes through. One
+that is ``grouped`` takes its template's form for several kernels, which reads tensors and sizes from a table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from ..program import step_program as ir
 from ..program.schedule import Function, Kernel, Kind, Launch, averaged_rows, function_of
-from ..program.step_program import Instruction
-from .literals import dimension, literal
-from .triton_calls import PRECISION, call, grouped
-
-if TYPE_CHECKING:
-    from .triton_source import TritonWriter
+from ..program.step_program import Dim, StepProgram
+from .literals import dimension, literal, plain_name, quoted
+from .torch_operations import Options
+from .triton_calls import Call, Expression, Tensor, TileFunction, call, template
 
 Kernels = tuple[Kernel, ...]
-Planner = Callable[["TritonWriter", Kernel, Function], list[str]]
-GroupPlanner = Callable[["TritonWriter", Kernels], list[str]]
+
+
+class File(Protocol):
+    """What a planner may ask of the file under way."""
+
+    program: StepProgram
+    variants: Mapping[str, Options]
+    """Settings that are not the defaults, by the first value stored."""
+    home: dict[str, str]
+    """The tensor that each value lives in."""
+    constants: dict[str, str]
+    """What the file computes once."""
+
+    def device_function(self, kernel: Kernel, function: Function) -> TileFunction:
+        """The device function of a kernel, the same for equal kernels."""
+
+    def plus_multiple(self, coefficient: float) -> TileFunction:
+        """The device function ``g, w → g + η w``, for η = 0 ``g → g``."""
+
+    def draw(self, name: str) -> Call:
+        """Random numbers that a kernel computes itself."""
+
+    def own_scratch(self, name: str, shape: tuple[Dim, ...]) -> Tensor:
+        """Scratch space for one value, because those of a group are written at the same time."""
+
+    def sums(self, names: tuple[str, ...]) -> Tensor:
+        """The vector that these values are the elements of."""
+
+
+Planner = Callable[[File, Kernel, Function], list[Call]]
+GroupPlanner = Callable[[File, Kernels], list[Call]]
 _PLANNERS: dict[Kind, Planner] = {}
 _GROUPS: dict[Kind, GroupPlanner] = {}
 
-ALWAYS_GROUPED = frozenset({Kind.PRECONDITION, Kind.DECAY, Kind.INVERSE})
-"""Kinds whose template takes any number of kernels, one included."""
+
+def planned(w: File, launch: Launch) -> list[Call]:
+    """The calls of templates that make a launch."""
+    if launch.grouped:
+        return _GROUPS[launch.kind](w, launch.kernels)
+    (kernel,) = launch.kernels
+    return _PLANNERS[launch.kind](w, kernel, function_of(kernel))
 
 
-def planned(w: TritonWriter, launch: Launch) -> Iterator[tuple[Kernels, list[str]]]:
-    """The kernels of a launch with the lines that plan them, together if there is a form for several."""
-    group = _GROUPS.get(launch.kind)
-    if group and (len(launch.kernels) > 1 or launch.kind in ALWAYS_GROUPED):
-        yield launch.kernels, group(w, launch.kernels)
-        return
-    for kernel in launch.kernels:
-        yield (kernel,), _PLANNERS[launch.kind](w, kernel, function_of(kernel))
-
-
-def _plans(kind: Kind) -> Callable[[Planner], Planner]:
+def _plans(*kinds: Kind) -> Callable[[Planner], Planner]:
     def register(planner: Planner) -> Planner:
-        _PLANNERS[kind] = planner
+        _PLANNERS.update(dict.fromkeys(kinds, planner))
         return planner
 
     return register
 
 
-def _groups(kind: Kind) -> Callable[[GroupPlanner], GroupPlanner]:
+def _groups(*kinds: Kind) -> Callable[[GroupPlanner], GroupPlanner]:
     def register(planner: GroupPlanner) -> GroupPlanner:
-        _GROUPS[kind] = planner
+        _GROUPS.update(dict.fromkeys(kinds, planner))
         return planner
 
     return register
+
+
+# --- pieces of a call ---------------------------------------------------------------------------------
+
+
+def _tensor(w: File, name: str) -> Tensor:
+    return Tensor(w.home[name])
+
+
+def _tensors(w: File, names: tuple[str, ...]) -> tuple[Tensor, ...]:
+    return tuple(_tensor(w, name) for name in names)
+
+
+def _operand(w: File, kernel: Kernel, name: str) -> Expression:
+    """What a kernel reads: a tensor, or its own draw."""
+    i = w.program[name]
+    drawn = isinstance(i.op, ir.Random) and i in kernel.instructions
+    return w.draw(name) if drawn else _tensor(w, name)
+
+
+def _operands(w: File, kernel: Kernel, names: tuple[str, ...]) -> tuple[Expression, ...]:
+    return tuple(_operand(w, kernel, name) for name in names)
+
+
+def _flattened(w: File, name: str) -> Tensor:
+    """A value with one row a sample and column."""
+    return Tensor(w.home[name], ".flatten(0, 1)" if len(w.program[name].spec.shape) == 3 else "")
+
+
+def _chosen(w: File, settings: str, name: str) -> Call | None:
+    """The settings chosen for what writes ``name``; None for the defaults."""
+    options = w.variants.get(name)
+    if not options:
+        return None
+    return call(settings, **{plain_name(word): literal(value) for word, value in options.items()})
+
+
+def _matrix_settings(w: File, kernels: Kernels) -> dict[str, Expression | None]:
+    """The keywords of precision and settings that matrix products take."""
+    settings = _chosen(w, "MatrixSettings", kernels[0].stores[0])
+    return {"precision": "precision", "settings": settings}
+
+
+def _of_tiles(w: File, kernel: Kernel, function: Function) -> dict[str, Expression | None]:
+    """The keywords of what is done to the tiles of a product or sample, if anything is."""
+    name = w.device_function(kernel, function) if kernel.elementwise else None
+    return {"epilogue": name, **_further(w, kernel, function)}
+
+
+def _further(w: File, kernel: Kernel, function: Function) -> dict[str, Expression | None]:
+    """The keywords of the tensors that an epilogue reads, and writes beyond the first."""
+    return {
+        "epilogue_inputs": _operands(w, kernel, function.operands) or None,
+        "outputs": _tensors(w, kernel.stores[1:]) or None,
+    }
 
 
 # --- products -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Product:
-    """``a b`` with what is added to it, as texts; ``words`` are the transpositions."""
+def _products(w: File, kernel: Kernel) -> tuple[list[Call], dict[str, Expression]]:
+    """The products a kernel takes, as problems, and their transpositions.
 
-    a: str
-    b: str
-    out: str
-    words: tuple[str, ...] = ()
-    rest: tuple[str, ...] = ()
-
-
-def _products(w: TritonWriter, kernel: Kernel) -> list[_Product]:
-    """The products a kernel takes: one, or two that are added, ``x Wᵀ`` and then ``y Vᵀ``."""
-    root, out = kernel.root, w.home[kernel.stores[0]]
-    v = [w.home[name] for name in root.inputs]
+    There is one, or two that are added: ``x Wᵀ`` and then ``y Vᵀ``.
+    """
+    root, out = kernel.root, _tensor(w, kernel.stores[0])
+    v = _tensors(w, root.inputs)
     if isinstance(root.op, ir.MatMul):
-        flags = (("transpose_a", root.op.transpose_a), ("transpose_b", root.op.transpose_b))
-        return [_Product(v[0], v[1], out, tuple(f"{name}=True" for name, on in flags if on))]
+        flags = {"transpose_a": root.op.transpose_a, "transpose_b": root.op.transpose_b}
+        return [call("products.Problem", *v, out)], {n: "True" for n, on in flags.items() if on}
     if not isinstance(root.op, ir.Affine):
-        return [_Product(v[0], v[1], out)]
-    words, bias = ("transpose_b=True",), (f"bias={v[-1]}",) if len(v) % 2 else ()
+        return [call("products.Problem", *v, out)], {}
+    bias = v[-1] if len(v) % 2 else None
+    transposed: dict[str, Expression] = {"transpose_b": "True"}
     if len(v) < 4:
-        return [_Product(v[0], v[1], out, words, bias)]
+        return [call("products.Problem", *v[:2], out, bias=bias)], transposed
     partial = w.own_scratch(kernel.stores[0], root.spec.shape)
-    last = _Product(v[2], v[3], out, words, (f"add={partial}", *bias))
-    return [_Product(v[0], v[1], partial, words), last]
-
-
-def _epilogue(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
-    """The keyword of what is done to a product's tiles; none if they are stored as they are."""
-    return [f"epilogue={w.device_function(kernel, function)}"] if kernel.elementwise else []
-
-
-def _further(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
-    """The keywords of the tensors that a product's epilogue reads, and writes beyond the first."""
-    words = []
-    if function.operands:
-        words.append(f"epilogue_inputs={w.operands(kernel, function.operands)}")
-    if len(kernel.stores) > 1:
-        words.append(f"outputs={w.tensors(kernel.stores[1:])}")
-    return words
+    last = call("products.Problem", *v[2:4], out, add=partial, bias=bias)
+    return [call("products.Problem", *v[:2], partial), last], transposed
 
 
 def is_plain(kernels: Kernels) -> bool:
@@ -110,113 +163,105 @@ def is_plain(kernels: Kernels) -> bool:
     )
 
 
-def _library(w: TritonWriter, kernels: Kernels) -> list[str]:
-    """Plain products by torch's own library."""
-    lines = []
+def _library(w: File, kernels: Kernels) -> list[Call] | None:
+    """Plain products by torch's own library, if that was chosen."""
+    if "library" not in w.variants.get(kernels[0].stores[0], {}):
+        return None
+    found = []
     for kernel in kernels:
-        (p,) = _products(w, kernel)
-        words = ", ".join([p.a, p.b, p.out, *p.words, *p.rest, PRECISION])
-        lines.append(f"library_product({words}),")
-    return lines
-
-
-def _by_library(w: TritonWriter, kernels: Kernels) -> bool:
-    return "library" in w.variants.get(kernels[0].stores[0], {})
-
-
-def _matrix_settings(w: TritonWriter, kernels: Kernels) -> list[str]:
-    return w.chosen("MatrixSettings", kernels[0].stores[0])
+        (problem,), transposed = _products(w, kernel)
+        words = {**transposed, **dict(problem.words), "precision": "precision"}
+        found.append(call("library_product", *problem.arguments, **words))
+    return found
 
 
 @_plans(Kind.GEMM)
-def _gemm(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
-    if _by_library(w, (kernel,)):
-        return _library(w, (kernel,))
-    *before, last = _products(w, kernel)
-    how = (PRECISION, *_matrix_settings(w, (kernel,)))
-    lines = [x for p in before for x in call("gemm", p.a, p.b, p.out, *p.words, *how)]
-    of_tiles = (*_epilogue(w, kernel, function), *_further(w, kernel, function))
-    words = (*last.words, *last.rest, *of_tiles, *how)
-    return lines + call("gemm", last.a, last.b, last.out, *words)
+def _gemm(w: File, kernel: Kernel, function: Function) -> list[Call]:
+    if library := _library(w, (kernel,)):
+        return library
+    (*before, last), transposed = _products(w, kernel)
+    how = _matrix_settings(w, (kernel,))
+    words = {**transposed, **dict(last.words), **_of_tiles(w, kernel, function), **how}
+    first = [template("gemm", *each.arguments, **transposed, **how) for each in before]
+    return [*first, template("gemm", *last.arguments, **words)]
 
 
 @_groups(Kind.GEMM)
-def _grouped_gemm(w: TritonWriter, kernels: Kernels) -> list[str]:
+def _grouped_gemm(w: File, kernels: Kernels) -> list[Call]:
     """One launch for the first products of all kernels, one for the second, if there are any."""
-    if _by_library(w, kernels):
-        return _library(w, kernels)
-    how = (PRECISION, *_matrix_settings(w, kernels))
+    if library := _library(w, kernels):
+        return library
+    every, transpositions = zip(*(_products(w, kernel) for kernel in kernels), strict=True)
+    how = {**transpositions[0], **_matrix_settings(w, kernels)}
+    *before, last = zip(*every, strict=True)
     functions = [function_of(kernel) for kernel in kernels]
-    *before, last = zip(*(_products(w, kernel) for kernel in kernels), strict=True)
-    lines: list[str] = []
-    for stage in before:
-        problems = [f"products.Problem({p.a}, {p.b}, {p.out})" for p in stage]
-        options = *stage[0].words, *how
-        lines += grouped("products.grouped_gemm", "products.plan_group", problems, options)
+    further = [_further(w, k, f) for k, f in zip(kernels, functions, strict=True)]
     problems = [
-        f"products.Problem({', '.join([p.a, p.b, p.out, *p.rest, *_further(w, kernel, function)])})"
-        for p, kernel, function in zip(last, kernels, functions, strict=True)
+        call("products.Problem", *p.arguments, **dict(p.words), **words)
+        for p, words in zip(last, further, strict=True)
     ]
-    options = *last[0].words, *how
-    words = _epilogue(w, kernels[0], functions[0])
-    return lines + grouped(
-        "products.grouped_gemm", "products.plan_group", problems, options, *words
-    )
+    epilogue = w.device_function(kernels[0], functions[0]) if kernels[0].elementwise else None
+    groups = [call("products.plan_group", list(stage), **how) for stage in (*before, problems)]
+    return [
+        *(template("products.grouped_gemm", group) for group in groups[:-1]),
+        template("products.grouped_gemm", groups[-1], epilogue=epilogue),
+    ]
 
 
-@_plans(Kind.SECOND_MOMENT)
-@_plans(Kind.CROSS_MOMENT)
-def _moment(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
-    template = "syrk" if kernel.kind is Kind.SECOND_MOMENT else "cross_moment"
-    operands = map(w.flattened, kernel.root.inputs)
-    words = f"alpha=1 / {dimension(w.rows(kernel.root))}", *_homogeneous(kernel.root), PRECISION
-    words = *words, *_matrix_settings(w, (kernel,))
-    return call(template, *operands, w.home[kernel.root.name], *words)
-
-
-@_groups(Kind.SECOND_MOMENT)
-@_groups(Kind.CROSS_MOMENT)
-def _grouped_moments(w: TritonWriter, kernels: Kernels) -> list[str]:
-    """All layers' ``E[a aᵀ]``, or all weight gradients ``E[v bᵀ]``."""
-    problems = []
-    for kernel in kernels:
-        a, *b = (w.home[name] for name in kernel.root.inputs)
-        problems.append(f"moments.Moment({a}, {b[0] if b else None}, {w.home[kernel.root.name]})")
-    options = *_homogeneous(kernels[0].root), PRECISION, *_matrix_settings(w, kernels)
-    alpha = f"alpha=1 / {dimension(w.rows(kernels[0].root))}"
-    return grouped("moments.grouped_moments", "moments.plan_moments", problems, options, alpha)
-
-
-def _homogeneous(root: Instruction) -> list[str]:
+def _moment_words(w: File, kernels: Kernels) -> tuple[str, dict[str, Expression | None]]:
+    """``1 / N``, the factor of a moment, and its other keywords."""
+    root = kernels[0].root
     assert isinstance(root.op, ir.Moment)
-    return ["homogeneous=True"] if root.op.homogeneous else []
+    rows = w.program[root.inputs[0]].spec.shape[-2]  # of [N, d] or [S, N, d]
+    homogeneous = "True" if root.op.homogeneous else None
+    return f"1 / {dimension(rows)}", {"homogeneous": homogeneous, **_matrix_settings(w, kernels)}
+
+
+@_plans(Kind.SECOND_MOMENT, Kind.CROSS_MOMENT)
+def _moment(w: File, kernel: Kernel, function: Function) -> list[Call]:
+    name = "syrk" if kernel.kind is Kind.SECOND_MOMENT else "cross_moment"
+    operands = (_flattened(w, each) for each in kernel.root.inputs)
+    alpha, words = _moment_words(w, (kernel,))
+    return [template(name, *operands, _tensor(w, kernel.root.name), alpha=alpha, **words)]
+
+
+@_groups(Kind.SECOND_MOMENT, Kind.CROSS_MOMENT)
+def _grouped_moments(w: File, kernels: Kernels) -> list[Call]:
+    """All layers' ``E[a aᵀ]``, or all weight gradients ``E[v bᵀ]``."""
+    problems: list[Expression] = []
+    for kernel in kernels:
+        a, *b = _tensors(w, kernel.root.inputs)
+        out = _tensor(w, kernel.root.name)
+        problems.append(call("moments.Moment", a, b[0] if b else "None", out))
+    alpha, words = _moment_words(w, kernels)
+    group = call("moments.plan_moments", problems, **words)
+    return [template("moments.grouped_moments", group, alpha=alpha)]
 
 
 @_plans(Kind.CONGRUENCE)
-def _congruence(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
+def _congruence(w: File, kernel: Kernel, function: Function) -> list[Call]:
     parts = {type(i.op): i for i in kernel.instructions}
-    g, weight = (w.home[name] for name in parts[ir.Multiply].inputs)
-    moment = parts.get(ir.Moment)
-    slopes = "None" if moment is None else w.flattened(moment.inputs[0])
-    words = [weight, g, slopes, w.home[kernel.stores[0]]]
-    if len(w.program[parts[ir.Multiply].inputs[0]].spec.shape) == 2:
-        scratch = w.own_scratch(kernel.stores[0], parts[ir.Multiply].spec.shape)
-        words.append(f"scratch={scratch}")
-        words += w.chosen("MatrixSettings", parts[ir.Multiply].name, "product_settings")
-    return call("congruence", *words, PRECISION, *_matrix_settings(w, (kernel,)))
+    product, moment = parts[ir.Multiply], parts.get(ir.Moment)
+    g, weight = _tensors(w, product.inputs)
+    slopes = "None" if moment is None else _flattened(w, moment.inputs[0])
+    words: dict[str, Expression | None] = {}
+    if len(w.program[product.inputs[0]].spec.shape) == 2:
+        words["scratch"] = w.own_scratch(kernel.stores[0], product.spec.shape)
+        words["product_settings"] = _chosen(w, "MatrixSettings", product.name)
+    out = _tensor(w, kernel.stores[0])
+    how = _matrix_settings(w, (kernel,))
+    return [template("congruence", weight, g, slopes, out, **words, **how)]
 
 
 @_groups(Kind.PRECONDITION)
-def _precondition(w: TritonWriter, kernels: Kernels) -> list[str]:
+def _precondition(w: File, kernels: Kernels) -> list[Call]:
     """All layers' directions at once."""
-    layers = []
+    layers: list[Expression] = []
     for kernel in kernels:
-        gradient, g, q = (w.home[name] for name in kernel.root.inputs)
+        gradient, g, q = _tensors(w, kernel.root.inputs)
         scratch = w.own_scratch(kernel.root.name, kernel.root.spec.shape)
-        layers.append(f"Layer({g}, {gradient}, {q}, {w.home[kernel.root.name]}, {scratch})")
-    lines = [f"        {layer}," for layer in layers]
-    how = [f"    {word}," for word in (PRECISION, *_matrix_settings(w, kernels))]
-    return ["*grouped_precondition.launches(", "    [", *lines, "    ],", *how, "),"]
+        layers.append(call("Layer", g, gradient, q, _tensor(w, kernel.root.name), scratch))
+    return [template("grouped_precondition", layers, **_matrix_settings(w, kernels))]
 
 
 RESIDUAL = 0.5
@@ -226,140 +271,130 @@ RESTART = 30
 
 
 @_groups(Kind.INVERSE)
-def _inverses(w: TritonWriter, kernels: Kernels) -> list[str]:
+def _inverses(w: File, kernels: Kernels) -> list[Call]:
     """All factors' inverses, refined from those of before, or started afresh where these are too far off."""
     w.constants["exact"] = '"high" if precision == "medium" else precision'
-    problems = []
+    problems: list[Expression] = []
     for kernel in kernels:
-        factor, damping = (w.home[name] for name in kernel.root.inputs)
-        problems.append(f"inverses.Inverse({factor}, {w.home[kernel.root.name]}, {damping})")
-    options = ("precision=exact", *_matrix_settings(w, kernels))
-    words = "iterations=2", f"restart={RESTART}", f"limit={RESIDUAL}"
-    return grouped("inverses.newton_schulz", "inverses.plan_inverses", problems, options, *words)
+        factor, damping = _tensors(w, kernel.root.inputs)
+        problems.append(call("inverses.Inverse", factor, _tensor(w, kernel.root.name), damping))
+    words = {**_matrix_settings(w, kernels), "precision": "exact"}
+    group = call("inverses.plan_inverses", problems, **words)
+    how = {"iterations": "2", "restart": literal(RESTART), "limit": literal(RESIDUAL)}
+    return [template("inverses.newton_schulz", group, **how)]
 
 
 # --- elementwise work and sums --------------------------------------------------------------------------
 
 
 @_plans(Kind.ELEMENTWISE)
-def _elementwise(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
-    words = w.device_function(kernel, function), w.operands(kernel, function.operands)
-    settings = w.chosen("ElementwiseSettings", kernel.stores[0])
-    return call("elementwise", *words, w.tensors(kernel.stores), *settings)
+def _elementwise(w: File, kernel: Kernel, function: Function) -> list[Call]:
+    name, stores = w.device_function(kernel, function), _tensors(w, kernel.stores)
+    settings = _chosen(w, "ElementwiseSettings", kernel.stores[0])
+    operands = _operands(w, kernel, function.operands)
+    return [template("elementwise", name, operands, stores, settings=settings)]
 
 
 @_groups(Kind.ELEMENTWISE)
-def _grouped_elementwise(w: TritonWriter, kernels: Kernels) -> list[str]:
+def _grouped_elementwise(w: File, kernels: Kernels) -> list[Call]:
     name = w.device_function(kernels[0], function_of(kernels[0]))
-    problems = [
-        f"tiles.Problem({w.tensors(function_of(k).operands)}, {w.tensors(k.stores)})"
+    problems: list[Expression] = [
+        call("tiles.Problem", _tensors(w, function_of(k).operands), _tensors(w, k.stores))
         for k in kernels
     ]
-    return _group_of_tiles(w, kernels, name, problems)
+    return [_group_of_tiles(w, kernels, name, problems)]
 
 
 def _group_of_tiles(
-    w: TritonWriter, kernels: Kernels, function: str, problems: Sequence[str]
-) -> list[str]:
-    settings = w.chosen("ElementwiseSettings", kernels[0].stores[0])
-    return [
-        "*grouped_elementwise.launches(",
-        f"    {function},",
-        "    plan_elementwise_group([",
-        *(f"        {problem}," for problem in problems),
-        f"    ]{''.join(f', {word}' for word in settings)}),",
-        *_warps(w, kernels),
-        "),",
-    ]
+    w: File, kernels: Kernels, function: TileFunction, problems: list[Expression]
+) -> Call:
+    settings = _chosen(w, "ElementwiseSettings", kernels[0].stores[0])
+    group = call("plan_elementwise_group", problems, settings=settings)
+    return template("grouped_elementwise", function, group, num_warps=_warps(w, kernels))
 
 
-def _warps(w: TritonWriter, kernels: Kernels) -> list[str]:
-    """The line with the warps of a group of tiles, which are no part of its table."""
+def _warps(w: File, kernels: Kernels) -> str | None:
+    """The warps of a group of tiles, which are no part of its table."""
     options = w.variants.get(kernels[0].stores[0])
-    return [f"    num_warps={literal(options['num_warps'])},"] if options else []
+    return literal(options["num_warps"]) if options else None
 
 
 @_groups(Kind.DECAY)
-def _decay(w: TritonWriter, kernels: Kernels) -> list[str]:
+def _decay(w: File, kernels: Kernels) -> list[Call]:
     """``∇W + η W`` and ``∇b + η b`` of all layers, by coefficient; what does not decay is copied."""
-    by_coefficient: dict[float, list[str]] = {}
+    by_coefficient: dict[float, list[Expression]] = {}
     for kernel in kernels:
         root = kernel.root
         assert isinstance(root.op, ir.Decay)
-        g, weight, *bias = (w.home[name] for name in root.inputs)
-        out = w.home[root.name]
+        g, weight, *bias = _tensors(w, root.inputs)
         homogeneous = root.spec.shape[1] != w.program[root.inputs[1]].spec.shape[1]
-        parts = [("[:, :-1]" if homogeneous else "", root.op.weight, weight)]
+        parts = [("[:, :-1]" if homogeneous else "", root.op.weight, [weight])]
         if homogeneous:
-            parts.append(("[:, -1]", root.op.bias if bias else 0.0, "".join(bias)))
+            parts.append(("[:, -1]", root.op.bias if bias else 0.0, bias))
         for part, coefficient, parameter in parts:
-            operands = f"({g}{part}, {parameter})" if coefficient else f"({g}{part},)"
-            problem = f"tiles.Problem({operands}, ({out}{part},))"
+            read = Tensor(g.name, part), *(parameter if coefficient else ())
+            problem = call("tiles.Problem", read, (Tensor(w.home[root.name], part),))
             by_coefficient.setdefault(coefficient, []).append(problem)
     return [
-        line
+        _group_of_tiles(w, kernels, w.plus_multiple(coefficient), problems)
         for coefficient, problems in by_coefficient.items()
-        for line in _group_of_tiles(w, kernels, w.plus_multiple(coefficient), problems)
     ]
 
 
 @_plans(Kind.REDUCTION)
-def _reduction(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
+def _reduction(w: File, kernel: Kernel, function: Function) -> list[Call]:
     root = kernel.root
     over = {ir.Mean: "rows", ir.RowSum: "columns"}.get(type(root.op))
     rest = tuple(name for name in kernel.stores if name != root.name)
-    words = [w.device_function(kernel, function), _summed(w, kernel, function), w.home[root.name]]
-    words += [f'over="{over}"'] if over else []
-    words += [f"outputs={w.tensors(rest)}"] if rest else []
-    words += w.chosen("ReduceSettings", kernel.stores[0])
-    return call("reduce", *words, *_mean(w, root))
+    words: dict[str, Expression | None] = {
+        "over": quoted(over) if over else None,
+        "outputs": _tensors(w, rest) or None,
+        "settings": _chosen(w, "ReduceSettings", kernel.stores[0]),
+        "alpha": _mean(w, kernel),
+    }
+    given = w.device_function(kernel, function), _summed(w, kernel, function)
+    return [template("reduce", *given, _tensor(w, root.name), **words)]
 
 
-def _summed(w: TritonWriter, kernel: Kernel, function: Function) -> str:
+def _summed(w: File, kernel: Kernel, function: Function) -> Expression:
     """The operands of a sum; of a trace the diagonal."""
     full = len(w.program[function.operands[0]].spec.shape) == 2
     if isinstance(kernel.root.op, ir.Trace) and full:
-        return f"({w.home[function.operands[0]]}.diagonal(),)"
-    return w.operands(kernel, function.operands)
+        return (Tensor(w.home[function.operands[0]], ".diagonal()"),)
+    return _operands(w, kernel, function.operands)
 
 
-def _mean(w: TritonWriter, root: Instruction) -> list[str]:
-    return [f"alpha=1 / {dimension(rows)}" for rows in averaged_rows(root, w.program)]
+def _mean(w: File, kernel: Kernel) -> str | None:
+    """The factor of a sum that is a mean."""
+    rows = averaged_rows(kernel.root, w.program)
+    return f"1 / {dimension(rows[0])}" if rows else None
 
 
 @_groups(Kind.REDUCTION)
-def _grouped_reduction(w: TritonWriter, kernels: Kernels) -> list[str]:
+def _grouped_reduction(w: File, kernels: Kernels) -> list[Call]:
     """Sums of one function over many tensors, into one vector that the values are elements of."""
     name = w.device_function(kernels[0], function_of(kernels[0]))
-    sums = w.sums_of(kernels)
-    lines = [
-        f"        tiles.Problem({_summed(w, kernel, function_of(kernel))}, slot={slot}),"
+    problems: list[Expression] = [
+        call("tiles.Problem", _summed(w, kernel, function_of(kernel)), slot=literal(slot))
         for slot, kernel in enumerate(kernels)
     ]
-    words = [sums, *_mean(w, kernels[0].root)]
-    settings = w.chosen("ReduceSettings", kernels[0].stores[0])
-    return [
-        "*grouped_reduce.launches(",
-        f"    {name},",
-        "    plan_sums([",
-        *lines,
-        f"    ]{''.join(f', {word}' for word in settings)}),",
-        f"    {', '.join(words)},",
-        *_warps(w, kernels),
-        "),",
-    ]
+    settings = _chosen(w, "ReduceSettings", kernels[0].stores[0])
+    group = call("plan_sums", problems, settings=settings)
+    sums = w.sums(tuple(kernel.root.name for kernel in kernels))
+    words = {"alpha": _mean(w, kernels[0]), "num_warps": _warps(w, kernels)}
+    return [template("grouped_reduce", name, group, sums, **words)]
 
 
 @_plans(Kind.SOFTMAX)
-def _softmax(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
+def _softmax(w: File, kernel: Kernel, function: Function) -> list[Call]:
     root = kernel.root
     word = "out" if isinstance(root.op, ir.Softmax) else "log_sum"
-    settings = w.chosen("ReduceSettings", kernel.stores[0])
-    return call("softmax", w.home[root.inputs[0]], f"{word}={w.home[root.name]}", *settings)
+    words = {word: _tensor(w, root.name), "settings": _chosen(w, "ReduceSettings", root.name)}
+    return [template("softmax", _tensor(w, root.inputs[0]), **words)]
 
 
 @_plans(Kind.CATEGORICAL)
-def _categorical(w: TritonWriter, kernel: Kernel, function: Function) -> list[str]:
-    p, uniform = (w.operand(kernel, name) for name in kernel.root.inputs)
-    of_tiles = (*_epilogue(w, kernel, function), *_further(w, kernel, function))
-    return call("categorical", p, uniform, w.home[kernel.stores[0]], *of_tiles)
+def _categorical(w: File, kernel: Kernel, function: Function) -> list[Call]:
+    p, uniform = _operands(w, kernel, kernel.root.inputs)
+    words = _of_tiles(w, kernel, function)
+    return [template("categorical", p, uniform, _tensor(w, kernel.stores[0]), **words)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import networkx as nx
 
 from . import step_program as ir
+from .buffers import plan_buffers
 from .dependencies import dependencies
 from .schedule import (
     REDUCTIONS,
@@ -35,6 +36,19 @@ WITH_TILES = (Kind.ELEMENTWISE, Kind.GEMM, Kind.CATEGORICAL)
 def schedule(program: StepProgram) -> Schedule:
     """The launches of every phase."""
     return Schedule(program, {p: group(program, fuse(program, p)) for p in program.phases})
+
+
+def launch_buffers(order: Schedule) -> dict[str, str]:
+    """The buffer of every value that a schedule stores, but those that are elements of a vector of sums.
+
+    Scalars do not share memory: their names are worth more.
+    """
+    program, inside = order.program, {name for names in order.sums for name in names}
+    return {
+        name: buffer if program[name].spec.shape else name
+        for name, buffer in plan_buffers(program, order).items()
+        if name not in inside
+    }
 
 
 # --- fusion -------------------------------------------------------------------------------------------

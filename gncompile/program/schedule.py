@@ -44,6 +44,10 @@ class Kind(StrEnum):
     TORCH = "torch"
 
 
+ALWAYS_GROUPED = (Kind.PRECONDITION, Kind.DECAY, Kind.INVERSE)
+"""Kinds whose template has one form, which takes any number of kernels."""
+
+
 @dataclass(frozen=True)
 class Kernel:
     """``instructions``, in program order, computed together; of their values ``stores`` reach memory."""
@@ -83,6 +87,16 @@ class Launch:
     kind: Kind
     kernels: tuple[Kernel, ...]
 
+    @property
+    def name(self) -> str:
+        """The first value it stores."""
+        return self.kernels[0].stores[0]
+
+    @property
+    def grouped(self) -> bool:
+        """Whether it takes its template's form for any number of kernels, not that for one alone."""
+        return len(self.kernels) > 1 or self.kind in ALWAYS_GROUPED
+
     def __str__(self) -> str:
         return f"{self.kind}: " + " + ".join(f"({kernel})" for kernel in self.kernels)
 
@@ -99,6 +113,20 @@ class Schedule:
         """The values that reach memory."""
         every = (launch for launches in self.phases.values() for launch in launches)
         return {name for launch in every for kernel in launch.kernels for name in kernel.stores}
+
+    @property
+    def sums(self) -> list[tuple[str, ...]]:
+        """The values that one launch sums up, which are the elements of one vector."""
+        every = (launch for launches in self.phases.values() for launch in launches)
+        return [
+            tuple(kernel.root.name for kernel in launch.kernels)
+            for launch in every
+            if launch.kind is Kind.REDUCTION and launch.grouped
+        ]
+
+    def draws(self, phase: str) -> list[str]:
+        """The random numbers of a phase, which are numbered in this order."""
+        return [i.name for i in self.program.phase(phase) if isinstance(i.op, ir.Random)]
 
     def to_text(self) -> str:
         """The schedule as text, phase by phase."""

@@ -1,8 +1,8 @@
 """The Triton backend's problems: every plan of launches in an emitted step, grouped launches as one.
 
-A plan is tuned as it is emitted, by the very text of the step with other settings in it. Settings belong to
-that text with tensors by number, to the device functions in it and to the source of its template, so that
-layers and networks of one shape share them.
+A plan is tuned as it is emitted, by the very calls of the step with other settings in them. Settings belong
+to these calls with tensors by number, to the device functions in them and to the source of their template, so
+that layers and networks of one shape share them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -23,8 +22,9 @@ import torch
 
 from ..emit import triton_functions
 from ..emit.torch_operations import Options
+from ..emit.triton_calls import Call, Tensor, TileFunction, parts, text
 from ..emit.triton_functions import kernels_module
-from ..emit.triton_source import Plan, TritonWriter
+from ..emit.triton_source import TritonWriter
 from ..emit.triton_templates import is_plain, planned
 from ..program import step_program as ir
 from ..program.schedule import Kernel, Kind, Launch
@@ -57,7 +57,7 @@ SOURCES: Mapping[str, tuple[str, ...]] = {
     Kind.ELEMENTWISE: ("gemm", "elementwise", "pointwise_groups"),
     Kind.DECAY: ("gemm", "elementwise", "pointwise_groups"),
     Kind.REDUCTION: ("elementwise", "reduce", "pointwise_groups"),
-    Kind.SOFTMAX: ("elementwise", "reduce"),
+    Kind.SOFTMAX: ("elementwise", "reduce", "softmax"),
 }
 """Modules of ``triton_kernels`` that a kind of plan is made of; only these kinds are tuned."""
 
@@ -140,29 +140,26 @@ class GpuBench:
     @cached_property
     def writer(self) -> TritonWriter:
         """The step as it is emitted without settings."""
-        writer = TritonWriter(self.program)
-        writer.module("", "")
-        return writer
+        return TritonWriter(self.program)
 
     @cached_property
     def device_functions(self) -> ModuleType:
         """The step's own, as a module."""
-        text = kernels_module(text for _, text in self.writer.functions.values())
-        return load_source(text, "tuned_kernels")[0]
+        return load_source(kernels_module(self.writer.functions.values()), "tuned_kernels")[0]
 
     @cached_property
     def subjects(self) -> dict[str, Subject]:
         """Every plan with a choice, by the name of what its settings belong to."""
-        found = (s for plan in self.writer.plans for s in self._of_plan(plan))
+        found = (s for plan in self.writer.plans.values() for s in self._of_launch(plan.launch))
         return {s.name: s for s in found if s.work.has_choice}
 
-    def _of_plan(self, plan: Plan) -> Iterator[Subject]:
-        kind, kernels = plan.kernels[0].kind, plan.kernels
+    def _of_launch(self, launch: Launch) -> Iterator[Subject]:
+        kind, kernels = launch.kind, launch.kernels
         drawn = any(isinstance(i.op, ir.Random) for kernel in kernels for i in kernel.instructions)
         if kind not in SOURCES or drawn:
             return  # what is drawn cannot be checked
         grouped = GROUPED if len(kernels) > 1 and kind is not Kind.DECAY else ""
-        yield Subject(plan.name, grouped + kind, kernels, self._work(kind, kernels))
+        yield Subject(launch.name, grouped + kind, kernels, self._work(kind, kernels))
         if kind is Kind.CONGRUENCE:
             for i in kernels[0].instructions:
                 if isinstance(i.op, ir.Multiply) and len(self.shape(i.inputs[0])) == 2:
@@ -196,34 +193,32 @@ class GpuBench:
         square = kind not in SQUARE or options.get("block_m") == options.get("block_n")
         return options == DEFAULT or (options.keys() == names and numbers and square)
 
-    def lines(self, subject: Subject, options: Options) -> list[str]:
+    def calls(self, subject: Subject, options: Options) -> list[Call]:
         """The elements of the subject's list of launches, as they are emitted with these options."""
         self.writer.variants = {subject.name: options}
-        launch = Launch(subject.kernels[0].kind, subject.kernels)
-        return next(planned(self.writer, launch))[1]
+        return planned(self.writer, Launch(subject.kernels[0].kind, subject.kernels))
 
     # --- what a subject is ------------------------------------------------------------------------------
 
     def _form(self, subject: Subject) -> str:
-        """Digest of the emitted text, with tensors by number and functions by what they compute."""
-        text = "\n".join(self.lines(subject, DEFAULT))
-        numbers: dict[str, str] = {}
-        for name in self.names(text):
-            numbers[name] = f"t{len(numbers)}{self._pattern(name)}"
+        """Digest of what is called, with tensors by number and functions by what they compute."""
+        calls = self.calls(subject, DEFAULT)
+        tensors = dict.fromkeys(
+            part.name for part in parts(tuple(calls)) if isinstance(part, Tensor)
+        )
+        numbers = {name: f"t{n}{self._pattern(name)}" for n, name in enumerate(tensors)}
         functions = self._functions
-        text = re.sub(r"\bkernels\.(\w+)", lambda m: functions[m[1]], text)
-        return _digest(re.sub(r"(?<![\w.])\w+", lambda m: numbers.get(m[0], m[0]), text))
+
+        def spelled(leaf: Tensor | TileFunction) -> str:
+            return (functions if isinstance(leaf, TileFunction) else numbers)[leaf.name]
+
+        return _digest("\n".join(text(each, spelled) for each in calls))
 
     @cached_property
     def _functions(self) -> dict[str, str]:
         """What each device function computes, with its parameters by number."""
         written = self.writer.functions.items()
-        return {name: str(signature) for (_, signature), (name, _) in written}
-
-    def names(self, text: str) -> list[str]:
-        """The tensors in a text, in order of first appearance; keywords have another's name at times."""
-        words = dict.fromkeys(re.findall(r"(?<![\w.])([A-Za-z_]\w*)(?!\w|\s*=)", text))
-        return [word for word in words if word in self.writer.home or word in self.writer.scratch]
+        return {function.name: str(signature) for (_, signature), function in written}
 
     def _pattern(self, name: str) -> str:
         """How a tensor is broadcast, and what it is a view of."""

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from ..emit import triton_calls as calls
+from ..emit.layout import WIDTH
 from ..emit.torch_operations import Options
-from ..emit.triton_calls import imports
 from ..program import step_program as ir
 from ..program.schedule import REDUCTIONS, Kernel, Kind, is_elementwise
 from ..program.step_program import Instruction
@@ -180,8 +181,8 @@ class GpuProblem:
         """The candidate's launches over the scratch tensors."""
         which = str(candidate)
         if which not in self._launches:
-            lines = self.bench.lines(self.subject, candidate.options)
-            self._launches[which] = self.scratch.launches(lines)
+            plan = self.bench.calls(self.subject, candidate.options)
+            self._launches[which] = self.scratch.launches(plan)
         return self._launches[which]
 
     def release(self) -> None:
@@ -215,18 +216,17 @@ class Scratch:
         self.tensors: dict[str, Tensor] = {}
         self._expected: dict[str, Tensor] | None = None
 
-    def launches(self, lines: Sequence[str]) -> list[Runs]:
-        """What lines of an emitted step make of these tensors."""
-        text = "\n".join(lines)
+    def launches(self, plan: Sequence[calls.Call]) -> list[Runs]:
+        """What the calls of an emitted step make of these tensors."""
         precision = self.bench.precision
         names: dict[str, Any] = {"kernels": self.bench.device_functions, "precision": precision}
         names |= self.bench.dims
         names["exact"] = "high" if precision == "medium" else precision
-        names |= {name: self._tensor(name) for name in self.bench.names(text)}
-        plan = function_of(
-            ["return [", *(f"    {line}" for line in lines), "]"], names, imports(text)
-        )
-        return list(plan(**names))
+        tensors = [p.name for p in calls.parts(tuple(plan)) if isinstance(p, calls.Tensor)]
+        names |= {name: self._tensor(name) for name in tensors}
+        body = ["return [", *calls.elements(plan, WIDTH), "]"]
+        imports = calls.imports(calls.functions(tuple(plan)))
+        return list(function_of(body, names, "\n".join(imports))(**names))
 
     def refill(self) -> None:
         """NaN everywhere, then the operands: equal numbers at every call."""
@@ -327,7 +327,7 @@ class Scratch:
         writer = self.bench.writer
         if name in writer.scratch:
             return self._empty(self.bench.shape(name))
-        for vector, elements in writer.sums.items():
+        for elements, vector in writer.vectors.items():
             if name in elements:
                 return self._tensor(vector)[elements.index(name)]
         i = self.bench.program[name]

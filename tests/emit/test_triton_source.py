@@ -14,7 +14,8 @@ from small_programs import METHODS, chain, program_of, traced, unnumbered
 from training import NETWORKS
 
 from gncompile.base.settings import Settings
-from gncompile.emit.triton_source import WIDTH, emit_triton
+from gncompile.emit.layout import WIDTH
+from gncompile.emit.triton_source import emit_triton
 from gncompile.explain.explain import summary
 from gncompile.pipeline import step_program
 from gncompile.program.launches import schedule
@@ -204,9 +205,9 @@ def test_refined_inverses_are_one_launch_of_every_full_factor() -> None:
 def test_the_same_text_for_every_hash_seed() -> None:
     """Sets and dictionaries of symbols are ordered by the hash seed; the text is not."""
     script = (
-        "import hashlib, small_programs as t; from training import Gated; "
+        "import hashlib; from small_programs import program_of; from training import Gated; "
         "from gncompile.emit.triton_source import emit_triton; "
-        "program = t.program_of(Gated(), l2=1e-3); "
+        "program = program_of(Gated(), l2=1e-3); "
         "print(hashlib.sha256(''.join(emit_triton(program)).encode()).hexdigest())"
     )
     texts = set()

@@ -30,11 +30,6 @@ def sigmoid_and_slope(h):
     return a, a * (1.0 - a)
 
 
-@triton.jit
-def slope(a):
-    return (a * (1.0 - a),)
-
-
 def buffer(rows, columns, dtype=torch.float32):
     return padded_empty(rows, columns, torch.empty(0, dtype=dtype))
 
@@ -85,9 +80,7 @@ def test_forward_pass_in_float64():
 @pytest.mark.parametrize("capability", [80, 90])
 def test_input_moment_of_a_wide_layer(capability):
     a, q = buffer(BATCH, 784), buffer(785, 785)
-    launches = syrk.launches(
-        a, q, average=torch.tensor(0.9), alpha=1 / BATCH, homogeneous=True, precision="high"
-    )
+    launches = syrk.launches(a, q, alpha=1 / BATCH, homogeneous=True, precision="high")
     check(launches, capability, TENSOR_CORES[capability])
 
 
@@ -126,7 +119,7 @@ def test_unaligned_operands_without_tensor_cores(capability):
 def test_curvature_step(precision, capability):
     weight, g = buffer(500, 1001)[:, :-1], buffer(500, 500)
     a, out = buffer(BATCH, 1000), buffer(1000, 1000)
-    _, *launches = congruence.launches(weight, g, a, out, prologue=slope, precision=precision)
+    _, *launches = congruence.launches(weight, g, a, out, precision=precision)
     check(launches, capability, "fma" if precision == "highest" else TENSOR_CORES[capability])
 
 
@@ -146,7 +139,7 @@ def test_all_input_moments_in_one_launch():
     sizes = [784, 1000, 500, 250, 30, 250, 500, 1000]
     moments = [Moment(buffer(BATCH, m), None, buffer(m + 1, m + 1)) for m in sizes]
     group = plan_moments(moments, homogeneous=True, precision="high")
-    check(grouped_moments.launches(group, average=0.9, alpha=1 / BATCH), 90, "wgmma")
+    check(grouped_moments.launches(group, alpha=1 / BATCH), 90, "wgmma")
 
 
 def test_the_space_has_settings_for_every_device_and_type():

@@ -10,7 +10,7 @@ from gncompile.emit.triton_functions import FUNCTIONS, kernels_module, triton_fu
 from gncompile.functions import select, sigmoid, softplus
 from gncompile.functions.transfer import ARGUMENT, transfer
 from gncompile.runtime.source_files import load_source
-from gncompile.triton_kernels import elementwise, gemm, inverse, random, reduce, sampling
+from gncompile.triton_kernels import elementwise, gemm, inverse, random, reduce, sampling, softmax
 from gncompile.triton_kernels.pointwise_groups import Problem
 from gncompile.triton_kernels.resources import resources
 from gncompile.triton_kernels.settings import SHARED_MEMORY
@@ -95,7 +95,7 @@ def test_elementwise_and_reduction_kernels(functions, capability):
         *reduce.grouped_reduce.launches(
             reduce.product, reduce.plan_sums([Problem((a, b))]), torch.ones(1)
         ),
-        *reduce.softmax.launches(a, out=b, log_sum=column),
+        *softmax.softmax.launches(a, out=b, log_sum=column),
     ]
     first, grouped, loss, *_ = compiled(launches, capability)
     for used in (first, grouped, loss):

@@ -2,22 +2,15 @@
 
 import pytest
 import torch
-import triton
 from comparison import assert_close
 from matrices import TOLERANCE, assert_surroundings_untouched, matrix, result, symmetric
 
 from gncompile.errors import InternalError
 from gncompile.triton_kernels.congruence import Settings, congruence, congruence_reference
-from gncompile.triton_kernels.language import tl
 
 ONE = Settings(16, 16, 16)
 SPLIT = Settings(16, 16, 16, split=2)
 BOTH = pytest.mark.parametrize("settings", [ONE, SPLIT], ids=["one part", "two parts"])
-
-
-@triton.jit
-def tanh_slope(a, scale):
-    return (tl.abs(scale) * (1.0 - a * a),)
 
 
 def block(structure: str, size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -56,25 +49,6 @@ def test_types(dtype):
     assert_close(out, expected, {torch.bfloat16: 2**-8, torch.float64: 1e-13}[dtype])
 
 
-@BOTH
-@pytest.mark.parametrize("weight", [0.75, torch.tensor(0.75)], ids=["number", "on device"])
-def test_averaged_twice(weight, settings):
-    w, g, out = matrix(20, 33), block("full", 20), symmetric(33)
-    expected = out.double()
-    for _ in range(2):
-        a = torch.tanh(matrix(40, 33))
-        scale = torch.randn(33)
-        congruence(
-            w, g, a, out, average=weight, prologue=tanh_slope, prologue_inputs=[scale],
-            settings=settings,
-        )  # fmt: skip
-        b = scale.abs().double() * (1 - a.double() ** 2)
-        step = w.double().mT @ g.double() @ w.double() * (b.mT @ b / 40)
-        expected = 0.75 * expected + 0.25 * step
-    assert_close(out, expected, TOLERANCE[torch.float32])
-    assert torch.equal(out, out.mT)
-
-
 def test_without_slopes_it_is_the_symmetric_product():
     w, g, out = matrix(20, 33), block("full", 20), result(33, 33)
     congruence(w, g, None, out, settings=ONE)
@@ -82,30 +56,19 @@ def test_without_slopes_it_is_the_symmetric_product():
     assert torch.equal(out, out.mT)
 
 
-@BOTH
-@pytest.mark.parametrize("structure", ["scalar", "diagonal", "full"])
-def test_block_between_two_tensors(structure, settings):
-    """Slopes of two functions, W of two layers; a full G between them need not be square."""
-    w, v = matrix(20, 33), matrix(15 if structure == "full" else 20, 17)
-    b, c = matrix(40, 33), matrix(40, 17)
-    g = matrix(20, 15) if structure == "full" else block(structure, 20)
-    out, scratch = result(33, 17), result(20, 17)
-    congruence(
-        w, g, b, out, w_right=v, b_right=c, prologue=tanh_slope, prologue_inputs=[torch.ones(33)],
-        prologue_inputs_right=[torch.full((17,), 2.0)], scratch=scratch, settings=settings,
-    )  # fmt: skip
-    slopes = (1 - b.double() ** 2).mT @ (2 - 2 * c.double() ** 2) / 40
-    expected = w.double().mT @ dense(g, 20) @ v.double() * slopes
-    assert_close(out, expected, TOLERANCE[torch.float32])
-    assert_surroundings_untouched(out)
+def test_scratch_for_the_product_of_a_full_block_is_used():
+    w, g, b = matrix(20, 33), block("full", 20), matrix(40, 33)
+    out, scratch = result(33, 33), result(20, 33)
+    congruence(w, g, b, out, scratch=scratch, settings=ONE)
+    assert_close(scratch, g.double() @ w.double(), TOLERANCE[torch.float32])
+    assert_surroundings_untouched(scratch)
 
 
 def test_the_reference_and_the_default_settings_agree():
     w, b, g = matrix(20, 33), matrix(40, 33), block("full", 20)
-    out, expected = symmetric(33), torch.empty(0)
-    expected = out.double()
-    congruence(w, g, b, out, average=0.75)
-    congruence_reference(w.double(), g.double(), b.double(), expected, average=0.75)
+    out, expected = result(33, 33), torch.empty(33, 33, dtype=torch.float64)
+    congruence(w, g, b, out)
+    congruence_reference(w.double(), g.double(), b.double(), expected)
     assert_close(out, expected, TOLERANCE[torch.float32])
 
 

@@ -183,9 +183,9 @@ def test_the_vocabulary_equals_the_reference(dtype):
         plain = [rule.value, rule.slopes[0], rule.seconds[0, 0]]
         parts[name] = triton_function(name, plain, [ARGUMENT]), plain, {}
         kept = f"{name}_kept"
-        text = triton_function(kept, rule.kept_slopes, [ARGUMENT, rule.output])
-        parts[kept] = text, list(rule.kept_slopes), {rule.output: rule.value}
-    module = load(*(text for text, _, _ in parts.values()))
+        function = triton_function(kept, rule.kept_slopes, [ARGUMENT, rule.output])
+        parts[kept] = function, list(rule.kept_slopes), {rule.output: rule.value}
+    module = load(*(function for function, _, _ in parts.values()))
     values = torch.cat([torch.linspace(-9, 9, 40), torch.tensor([-60.0, 60.0, 0.25, 1e-8])])
     values = values.to(dtype)
     wide = {ARGUMENT: values.double()}
@@ -224,12 +224,12 @@ TEXTS = [
 
 @pytest.mark.parametrize(("expression", "expected"), TEXTS, ids=lambda v: str(v)[:30])
 def test_text_is_what_a_person_would_write(expression, expected):
-    text = triton_function("f", expression, [x, y], doc="f.")
+    text = triton_function("f", expression, [x, y], doc="f.").text
     assert text == f'@triton.jit\ndef f(x, y):\n    """f."""\n    {expected}\n'
 
 
 def test_shared_values_are_named_and_explained():
-    assert triton_function("silu", [x * sigmoid(x), sigmoid(x) + x], [x]).splitlines()[3:] == [
+    assert triton_function("silu", [x * sigmoid(x), sigmoid(x) + x], [x]).text.splitlines()[3:] == [
         "    sigmoid_x = accurate.sigmoid(x)  # sigmoid(x)",
         "    return sigmoid_x * x, x + sigmoid_x",
     ]
@@ -247,12 +247,12 @@ def test_numbers_stay_exact_in_float64():
 
 def test_parameters_get_legal_distinct_names():
     symbols = [sympy.Symbol(name, real=True) for name in ("tl", "a.b", "a_b", "lambda", "1st")]
-    text = triton_function("f", sum(symbols), symbols)
-    names = text.splitlines()[1][len("def f(") : -2].split(", ")
+    function = triton_function("f", sum(symbols), symbols)
+    names = function.text.splitlines()[1][len("def f(") : -2].split(", ")
     assert names == ["tl_", "a_b", "a_b_", "lambda_", "_1st_"]
     values = [torch.full((2,), float(i)) for i in range(5)]
     out = torch.empty(2)
-    elementwise(load(text).f, values, [out])
+    elementwise(load(function).f, values, [out])
     assert out.tolist() == [10.0, 10.0]
 
 

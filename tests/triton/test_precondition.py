@@ -1,5 +1,7 @@
 """Directions ``-G⁻¹ ∇ Q⁻¹`` of layers of different sizes against float64, in the interpreter."""
 
+from dataclasses import replace
+
 import torch
 from comparison import assert_close
 from matrices import TOLERANCE, assert_surroundings_untouched, matrix, result, symmetric
@@ -9,7 +11,6 @@ from gncompile.triton_kernels.precondition import (
     Layer,
     grouped_precondition,
     grouped_precondition_reference,
-    precondition,
 )
 
 SMALL = Settings(16, 16, 16)
@@ -57,7 +58,7 @@ def test_all_layers():
 def test_one_layer_with_scratch():
     layer = layers(torch.float32)[0]
     scratch = result(17, 33)
-    precondition(layer.g_inv, layer.grad, layer.q_inv, layer.out, scratch, settings=SMALL)
+    grouped_precondition([replace(layer, scratch=scratch)], settings=SMALL)
     assert_close(layer.out, direction(layer), 2 * TOLERANCE[torch.float32])
     assert_close(
         scratch, layer.grad.double() @ layer.q_inv.double(), TOLERANCE[torch.float32], "scratch"

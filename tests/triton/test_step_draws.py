@@ -18,6 +18,7 @@ from triton_steps import INPUTS, NETWORKS, QUICK, SEED, target, trained, trainer
 from gncompile.runtime.draws import PhiloxDraws, TorchDraws
 from gncompile.runtime.executable import EmittedStep
 from gncompile.training.trainer import Trainer
+from gncompile.triton_kernels.launches import run
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": lambda z, y: (z - y).square().sum() / 2,
@@ -30,15 +31,16 @@ ROWS, STEPS = 64, 20
 
 
 def sampled_gradients(one: Trainer) -> Tensor:
-    """``g̃`` of the batch, drawn again at every run of its phase: ``[STEPS, N, K]``."""
+    """``g̃`` of the batch, drawn again at every run of its launch: ``[STEPS, N, K]``."""
     step = one._executable.step
     assert isinstance(step, EmittedStep)
     launches = inspect.getclosurevars(step.phase_functions["curvature"]).nonlocals
     arguments = launches["write_g_sampled"][0].arguments
     (out, *_) = (arguments["out"],) if "out" in arguments else arguments["outputs"]
+    step.run("curvature")  # with what the samples are drawn from
     drawn = []
     for _ in range(STEPS):
-        step.run("curvature")
+        run([*launches["write_g_sampled"], *launches["advance_curvature"]])
         drawn.append(out.pointer.clone())
     return torch.stack(drawn)
 

@@ -5,7 +5,7 @@ import torch
 import triton
 import triton.language as tl
 from comparison import assert_close
-from matrices import TOLERANCE, assert_surroundings_untouched, matrix, result, symmetric
+from matrices import TOLERANCE, assert_surroundings_untouched, matrix, result
 
 from gncompile.errors import InternalError
 from gncompile.triton_kernels.syrk import (
@@ -36,20 +36,6 @@ def test_every_tile_of_a_triangle_has_one_owner():
     assert torch.equal(torch.stack([rows, columns]).long(), expected)
 
 
-@triton.jit
-def shifted_square(x, shift):
-    return (x * x + shift,)
-
-
-def shifted_square_of_tensors(x, shift):
-    return (x * x + shift,)
-
-
-@triton.jit
-def with_decay(gradient, weight):
-    return gradient + weight * 0.01, gradient
-
-
 def extended(a):
     return torch.cat([a.double(), torch.ones(len(a), 1, dtype=torch.float64)], dim=1)
 
@@ -78,31 +64,12 @@ def test_types(dtype, settings):
     assert torch.equal(out, out.mT)
 
 
-@pytest.mark.parametrize("settings", [ONE, SPLIT], ids=["one part", "three parts"])
-@pytest.mark.parametrize("on_device", [False, True])
-def test_an_average_applies_once_to_every_element(on_device, settings):
-    """Twice in place: an element that two programs own would be averaged more often."""
-    weight = torch.tensor(0.75) if on_device else 0.75
-    out, expected = symmetric(33), torch.empty(0)
-    expected = out.double()
-    for _ in range(2):
-        a = matrix(40, 33)
-        syrk(a, out, average=weight, alpha=1 / 40, settings=settings)
-        expected = 0.75 * expected + 0.25 * a.double().mT @ a.double() / 40
-    assert_close(out, expected, TOLERANCE[torch.float32])
-    assert torch.equal(out, out.mT)
-    assert_surroundings_untouched(out)
-
-
-@pytest.mark.parametrize("shape", ["full", "row"])
-def test_prologue(shape):
-    """φ(0) is not zero: samples beyond the last, and the appended ones, must not pass through φ."""
+def test_the_reference_of_a_moment_agrees():
+    """Rows of zeros beyond the last sample must not become the ones that are appended."""
     a, out = matrix(40, 20), result(21, 21)
-    shift = matrix(40, 20) if shape == "full" else torch.randn(20)
-    options = {"prologue_inputs": [shift], "homogeneous": True, "alpha": torch.tensor(0.025)}
-    syrk(a, out, prologue=shifted_square, **options, settings=SPLIT)
+    syrk(a, out, alpha=0.025, homogeneous=True, settings=SPLIT)
     expected = torch.empty(21, 21, dtype=torch.float64)
-    syrk_reference(a.double(), expected, prologue=shifted_square_of_tensors, **options)
+    syrk_reference(a.double(), expected, alpha=0.025, homogeneous=True)
     assert_close(out, expected, TOLERANCE[torch.float32])
 
 
@@ -139,24 +106,10 @@ def test_weight_gradients(samples, rows, columns, settings):
     assert_surroundings_untouched(out)
 
 
-@pytest.mark.parametrize("settings", [ONE, SPLIT], ids=["one part", "three parts"])
-def test_weight_gradients_with_decay_and_the_bare_gradient(settings):
-    v, x, weight = matrix(40, 17), matrix(40, 20), matrix(17, 21)
-    out, bare = result(17, 21), result(17, 21)
-    cross_moment(
-        v, x, out, alpha=1 / 40, homogeneous=True, prologue=shifted_square,
-        prologue_inputs=[torch.tensor(0.5)], epilogue=with_decay, epilogue_inputs=[weight],
-        outputs=[bare], settings=settings,
-    )  # fmt: skip
-    gradient = v.double().mT @ extended(x.double() ** 2 + 0.5) / 40
-    assert_close(bare, gradient, TOLERANCE[torch.float32])
-    assert_close(out, gradient + 0.01 * weight.double(), TOLERANCE[torch.float32])
-
-
 def test_the_reference_of_a_cross_moment_agrees():
     v, x, out = (matrix(n, d, torch.float64) for n, d in ((40, 17), (40, 20), (17, 21)))
-    expected = out.clone()
-    options = {"average": 0.75, "alpha": 1 / 40, "homogeneous": True}
+    expected = torch.empty_like(out)
+    options = {"alpha": 1 / 40, "homogeneous": True}
     cross_moment(v, x, out, **options, settings=SPLIT)
     cross_moment_reference(v, x, expected, **options)
     assert_close(out, expected, TOLERANCE[torch.float64])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import gncompile
 from gncompile.app.cli import main
 from gncompile.base import config
 from gncompile.emit.torch_operations import Options
+from gncompile.emit.triton_calls import Call, Expression
 from gncompile.program.schedule import Kind
 from gncompile.training.trainer import Trainer
 from gncompile.triton_kernels.launches import Launch
@@ -154,15 +156,18 @@ def test_candidates_are_checked_on_the_same_operands_whatever_was_run(
 def test_a_wrong_but_fast_candidate_is_rejected(
     moments_only: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines = GpuBench.lines
+    calls = GpuBench.calls
 
-    def twice(self: GpuBench, subject: Subject, options: Options) -> list[str]:
-        found = lines(self, subject, options)
+    def twice(self: GpuBench, subject: Subject, options: Options) -> list[Call]:
+        found = calls(self, subject, options)
         if options.get("block_m") != BLOCK_M:
             return found
-        return [line.replace("alpha=1 / N", "alpha=2 / N") for line in found]
+        return [replace(call, words=tuple(map(doubled, call.words))) for call in found]
 
-    monkeypatch.setattr(GpuBench, "lines", twice)
+    def doubled(word: tuple[str, Expression]) -> tuple[str, Expression]:
+        return ("alpha", "2 / N") if word == ("alpha", "1 / N") else word
+
+    monkeypatch.setattr(GpuBench, "calls", twice)
     monkeypatch.setattr(gpu, "by_clock", stopwatch)
     of = bench(gather_noise=None)
     (outcome,) = search(of.problems(of.keys), "quick", budget=1000.0).outcomes
