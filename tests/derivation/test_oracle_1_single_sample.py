@@ -18,14 +18,15 @@ ONE_SAMPLE = st.just(1)
 METHODS = ["kfra", "kflr"]
 
 
-@pytest.mark.parametrize("method", METHODS)
 @given(case=cases(batches=ONE_SAMPLE))
 @settings(max_examples=30)
-def test_output_factors_are_the_exact_gauss_newton_matrices(method: str, case: Case) -> None:
+def test_output_factors_are_the_exact_gauss_newton_matrices(case: Case) -> None:
     model, loss, x, y = case.build()
-    factors = gncompile.curvature(model, loss, x, y, method=method)
-    assert_outputs(factors, oracles.ggn(model, loss, x, y))
-    assert_inputs(factors, oracles.input_moments(model, x))
+    outputs, inputs = oracles.ggn(model, loss, x, y), oracles.input_moments(model, x)
+    for method in METHODS:
+        factors = gncompile.curvature(model, loss, x, y, method=method)
+        assert_outputs(factors, outputs)
+        assert_inputs(factors, inputs)
 
 
 @pytest.mark.parametrize("method", METHODS)
