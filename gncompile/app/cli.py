@@ -74,7 +74,7 @@ def _warn(warning: Warning | str, category: type[Warning], *place: object, **mor
 
 def _version(asked: bool) -> None:
     if asked:
-        from .. import __version__
+        from ..base.version import __version__
 
         _print(f"gncompile {__version__}")
         raise typer.Exit

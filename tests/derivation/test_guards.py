@@ -16,7 +16,7 @@ from gncompile.base.settings import Settings
 from gncompile.derivation.timetable import due, refresh_period
 from gncompile.errors import BatchError
 from gncompile.training import ahead
-from gncompile.training import trainer as trainer_module
+from gncompile.training import steps as steps_module
 from gncompile.training.ahead import DeferredStats, plan
 from gncompile.training.trainer import Trainer
 
@@ -265,7 +265,7 @@ def test_eigendecompositions_serve_every_factor_damping(
     for step in range(8):
         first = saving.step(*batch(step)).resolved()
         with monkeypatch.context() as patch:
-            for module in (ahead, trainer_module):
+            for module in (ahead, steps_module):
                 patch.setattr(module, "due", lambda *now: replace(due(*now), inverts_each=True))
             second = wasteful.step(*batch(step)).resolved()
         assert first == second
