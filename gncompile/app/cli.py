@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ..base.tables import visible
-from ..errors import GncompileError, InternalError, message
+from ..errors import GncompileError, InternalError, message, visible
 from .command_errors import explained
 
 if TYPE_CHECKING:

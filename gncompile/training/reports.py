@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from ..base.files import atomic_write
 from ..base.settings import Settings
-from ..base.tables import visible
 from ..emit.torch_source import emit_torch
+from ..errors import visible
 from ..graph.model_graph import TracedModel
 from ..losses.vocabulary import Loss
 from ..program.launches import schedule

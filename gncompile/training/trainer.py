@@ -17,9 +17,8 @@ from typing import Any, ClassVar, NoReturn
 
 from torch import Tensor, nn
 
-from ..base.tables import visible
 from ..data.data_sets import Batches
-from ..errors import GncompileError, message
+from ..errors import GncompileError, message, visible
 from ..graph.model_graph import TracedModel
 from . import checkpoint as checkpoints
 from .ahead import AheadOfHost, DeferredStats

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import grad, hessian, jacrev, jvp
 
 from ..base.settings import Settings
-from ..base.tables import visible
+from ..errors import visible
 from ..frontends.torch_export import trace
 from ..graph.model_graph import Affine, ModelGraph, Node, TracedModel
 from ..graph.torch_network import Network, objective
