@@ -1,7 +1,7 @@
 """The trainer: one class for all that a user asks of a compiled model; its parts do the work.
 
-A step is one transaction of :mod:`~gncompile.training.transaction`; which phases of the program it runs is
-told in :mod:`~gncompile.training.steps` for steps that the host looks after, and in
+A step is a transaction (:mod:`~gncompile.training.stepping`); which phases of the program it runs is told
+in :mod:`~gncompile.training.steps` for steps that the host looks after, and in
 :mod:`~gncompile.training.ahead` for those that run ahead of it.
 """
 
@@ -11,7 +11,6 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -21,22 +20,17 @@ from ..data.data_sets import Batches
 from ..errors import GncompileError, message, visible
 from ..graph.model_graph import TracedModel
 from . import checkpoint as checkpoints
-from .ahead import AheadOfHost, DeferredStats
+from .ahead import DeferredStats
 from .compiled import Compiled
 from .counters import Counters
 from .factors import KroneckerFactors
-from .first_order import FirstOrder
 from .fit import Callback, Fit
 from .gather import FewSamples, Gathering, Pair, Wanted
-from .order import reading_order
 from .place import Place
 from .questions import Questions
 from .records import History, StepStats
-from .reported import Reported
 from .reports import Reports
-from .state import State
-from .steps import LookedAfter
-from .transaction import Journal
+from .stepping import Stepping
 
 Inputs = Tensor | tuple[Tensor, ...]
 
@@ -68,13 +62,12 @@ class Trainer:
 
     def __init__(self, compiled: Compiled) -> None:
         self.compiled = compiled
-        self.model, self.loss_function, self.settings = (
-            compiled.model, compiled.loss, compiled.settings,
-        )  # fmt: skip
+        self.model, self.loss_function = compiled.model, compiled.loss
+        self.settings = compiled.settings
         self.place = Place()
         self.gathers = False
         """Whether batches are put together for this trainer; without, small ones bring a warning."""
-        executable, settings = compiled.executable, compiled.settings
+        executable = compiled.executable
         self.program = executable.program
         """The step program this trainer runs."""
         self.source_file: Path | None = executable.source_file
@@ -88,19 +81,10 @@ class Trainer:
         """Options of the instructions that are not computed in the default way, by name."""
         self._executable = executable
         self._count = Counters()
-        first_order = None if settings.second_order else FirstOrder(settings, compiled.trained())
-        reported = Reported(executable, ahead=settings.guarded)
-        self._first_order, self._reported = first_order, reported
-        self._state = State(compiled, self._count, self.place, reported, first_order)
-        self._journal = Journal(executable, self._state.numbers, self._state.restore, reported.note)
-        reported.surely = self._journal.surely
-        before = self._journal.before
-        self._ahead = AheadOfHost(executable, settings, before) if settings.guarded else None
-        self._looked_after = LookedAfter(
-            compiled, self._count, self._journal, reported, first_order
-        )
+        self._steps = Stepping(compiled, self._count, self.place)
+        self._reported, self._state = self._steps.reported, self._steps.state
         self._wanted, self._few_samples = Wanted(compiled, self._count), FewSamples()
-        self._questions, self._reports = Questions(compiled, reported), Reports(compiled)
+        self._questions, self._reports = Questions(compiled, self._reported), Reports(compiled)
 
     # --- one step -------------------------------------------------------------------------------------
 
@@ -119,28 +103,9 @@ class Trainer:
         """
         self.ready()
         inputs, target = self.compiled.reader.pair(x, y)
-        self._reported.hide()
         if not self.gathers and self.settings.second_order:
             self._few_samples.look(self.updates, x if isinstance(x, Tensor) else x[0])
-        if not self._ahead:
-            # Before anything runs: tanh(inf) is 1, so a finite loss proves nothing about the batch.
-            self.compiled.reader.all_finite(inputs, target)
-        return self._journal.whole(partial(self._step, inputs, target))
-
-    def _step(self, inputs: tuple[Tensor, ...], target: Tensor) -> StepStats | DeferredStats:
-        """One step on a batch; the position in the data is a part of it."""
-        seed = self._executable.memory.draws.seed
-        rows = reading_order(self.settings, len(target), self.updates, seed, self.device)
-        self._executable.load(inputs, target, rows=rows)
-        stats: StepStats | DeferredStats
-        if self._ahead:
-            stats, now = self._ahead.step(self.updates, self._count.since_refresh)
-            self._count.refreshed(now)
-            self._count.updates += 1
-        else:
-            stats = self._looked_after.step(inputs, target)
-        self.place.taken()
-        return stats
+        return self._steps.step(inputs, target)
 
     def ready(self) -> None:
         """Before any use: the model is the one that was compiled, and its parameters are whole.
@@ -148,35 +113,14 @@ class Trainer:
         Follows the model to other tensors of the same shapes. Raises
         :class:`~gncompile.errors.ModelChangedError` if it is another one.
         """
-        self._journal.recover()
-        traced = self.compiled.identity.changes()
-        if traced is not None:
-            self.compiled.traced = traced
-            self._executable.rebind(traced)
-            self._journal.rebound()
-            if self._first_order:
-                self._first_order.rebind(self.trained())
-            if self._ahead:
-                self._ahead.keep_parameters()
-            self._count.unconfirmed = False  # what is unconfirmed were others
-        self._reported.look()
+        self._steps.ready()
 
     def settle(self, x: Inputs, y: Tensor) -> None:
         """Undo the last update if the loss of ``(x, y)`` is not finite after it, as the next step would."""
         self.ready()
         self._reported.hide()
-        # Only after an update: a refused step would be counted twice.
-        judged = (
-            self._executable.memory.states["unconfirmed"]
-            if self._ahead
-            else self._count.unconfirmed
-        )
-        if not judged or math.isfinite(float(self.loss(x, y))):
-            return
-        phases = ("gradient", "guard", "guard_step")
-        self._journal.whole(
-            partial(self._journal.run, *phases) if self._ahead else self._looked_after.undo
-        )
+        if self._steps.unconfirmed and not math.isfinite(float(self.loss(x, y))):
+            self._steps.undo()
 
     def finish(self) -> None:
         """Leave in the model what is reported: its averaged parameters, if these are better.
@@ -366,9 +310,7 @@ class Trainer:
     @property
     def rejected(self) -> int:
         """Updates undone or refused so far."""
-        if self._ahead:
-            return int(self._executable.memory.states["refused"])
-        return self._count.rejected
+        return self._steps.rejected
 
     @property
     def damping(self) -> float | None:
@@ -404,7 +346,7 @@ class Trainer:
         backend for any other, or of torch's on another device.
         """
         self.ready()
-        self._state.load_state_dict(state, self._journal.surely)
+        self._state.load_state_dict(state, self._steps.journal.surely)
         self._wanted.forget()
         self.finish()
 

@@ -349,7 +349,7 @@ def test_an_overshooting_update_is_undone(backend: str) -> None:
     assert (second.rejected, second.loss) == (1, first.loss)
     assert second.damping is not None
     assert second.damping > 1e-8
-    trainer._looked_after.undo()
+    trainer._steps.looked_after.undo()
     assert_tensors(parameters(trainer), good, 0.0)
 
 

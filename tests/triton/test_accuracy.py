@@ -18,8 +18,8 @@ from gncompile.emit.triton_functions import kernels_module, triton_function
 from gncompile.functions.transfer import transfer_names
 from gncompile.runtime.source_files import load_source
 from gncompile.triton_kernels.elementwise import elementwise
+from gncompile.verification import accuracy
 from gncompile.verification.accuracy import measure_accuracy
-from gncompile.verification.verification import accuracy
 
 DENSITY = 12  # some 60 arguments a function and dtype, those that break things among them
 
