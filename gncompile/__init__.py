@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0.dev0"
+from .base.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .app.api import curvature as curvature
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .verification.verification import verify as verify
 
 _HOMES = {
-    "Trainer": "training.trainer",
+    "Trainer": "app.compile",
     "KroneckerFactors": "training.factors",
     "compile": "app.compile",
     "curvature": "app.api",

@@ -7,10 +7,9 @@ model, and what to do next; :func:`message` lays those three out the same way ev
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Collection
 from typing import Literal
-
-from .base.tables import visible
 
 
 class GncompileError(Exception):
@@ -88,6 +87,23 @@ def message(found: str, *, where: str | None = None, instead: str | None = None)
     if instead:
         lines.append(f"  what to do: {instead}")
     return visible("\n".join(lines))
+
+
+_UNSEEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
+
+
+def visible(text: str) -> str:
+    """``text`` with escapes for what a terminal or a browser obeys instead of showing: ``\\x1b``.
+
+    These are control characters but the line break and the tab, marks that turn the direction of reading,
+    halves of surrogate pairs, and further line breaks.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        ascii(c)[1:-1] if c not in "\n\t" and unicodedata.category(c) in _UNSEEN else c
+        for c in text
+    )
 
 
 def expected_got(expected: object, got: object) -> str:

@@ -20,11 +20,10 @@ from gncompile.app.comparison.optimisers import (
     DEFAULTS,
     OPTIMISERS,
     Optimiser,
-    Pair,
     Setting,
     Steps,
 )
-from gncompile.app.comparison.task import Task
+from gncompile.app.comparison.task import Pair, Task
 from gncompile.base.files import atomic_write
 from gncompile.base.tables import table
 

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ..base.tables import visible
-from ..errors import GncompileError, InternalError, message
+from ..errors import GncompileError, InternalError, message, visible
 from .command_errors import explained
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def _warn(warning: Warning | str, category: type[Warning], *place: object, **mor
 
 def _version(asked: bool) -> None:
     if asked:
-        from .. import __version__
+        from ..base.version import __version__
 
         _print(f"gncompile {__version__}")
         raise typer.Exit

@@ -20,6 +20,7 @@ from ..solvers.kronecker import Kronecker
 from ..solvers.solver import Solver
 from ..training.arguments import check_arguments, checked_seed
 from ..training.batches import input_tensors
+from ..training.compiled import Compiled
 from ..training.model_identity import ModelIdentity
 from ..training.trainer import Trainer
 from ..tuning.problem import Variants
@@ -81,7 +82,7 @@ def compile_into(
     example_inputs: Tensor | tuple[Tensor, ...],
     method: str | Mapping[str, str],
     *,
-    seed: int,
+    seed: int = 0,
     dtype: torch.dtype | None = None,
     backend: str,
     precision: str,
@@ -145,5 +146,9 @@ def compile_into(
         agrees=lambda traced: agrees(model, traced, examples),
         same_loss=lambda: resolve_loss(loss).describe() == declared.describe(),
     )
-    trainer.__init__(model, traced, declared, reader, settings, executable, identity)  # type: ignore[misc]
+    compiled = Compiled(model, traced, declared, reader, settings, executable, identity)
+    trainer.__init__(compiled)  # type: ignore[misc]
     return trainer
+
+
+Trainer.compile_into = compile_into

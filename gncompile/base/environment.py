@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
+from .version import __version__
+
 PACKAGES = (
     "torch",
     "sympy",
@@ -20,8 +22,6 @@ PACKAGES = (
 def environment() -> dict[str, str]:
     """Name and value of each, in the order they are shown; ``"absent"`` for a package not installed."""
     import torch
-
-    from .. import __version__
 
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {

@@ -57,8 +57,29 @@ class Settings:
     (``"*.weight"``) to coefficients; parameters no pattern matches are not decayed.
     """
 
+    # the objective and its curvature
+
     method: Method | Mapping[str, str] = "kfra"
     l2: float | Mapping[str, float] = 0.0
+    samples: int = 1
+    """Sampled gradients a step for KFAC and its projections."""
+    trace_correction: bool = True
+    """KFRA only: scale each Ḡ to the exact trace, estimated by one ±1 projection (one backward pass)."""
+    factor_share: float = 0.25
+    """Share of the batch that the curvature factors are computed on [MG §8: ⅛]; their running averages make
+    up for the rest."""
+    factor_samples: int = 256
+    """Samples that the factors are computed on at least, if the batch has them."""
+    whole_inputs: int = 10
+    """First steps in which the input factors Q are made of the whole batch, whatever ``factor_share``: the
+    running average of a few shares has too low a rank."""
+    factors_every: int = 2
+    """Steps between new curvature factors; the first ``refresh_always`` steps always compute them."""
+    factor_average: float = 0.95
+    """Bound on ε = min(1 − 4/(k + 3), bound), the memory of the factors' running averages."""
+
+    # damping and inverses
+
     damping: float = 0.1
     """Initial Levenberg-Marquardt damping λ."""
     damping_bounds: tuple[float, float] = (1e-30, 1e4)
@@ -68,37 +89,26 @@ class Settings:
     search_steps: int = 10
     """First steps that each halve or double λ, with γ = ½√λ, at most until the first choice of γ; judged on
     the samples of the factors."""
-    inverse: Literal["cholesky", "newton_schulz"] = "cholesky"
-    """How damped factors are inverted: anew by Cholesky, or on the Triton backend by Newton and Schulz's
-    iteration from the inverses of before, in matrix products only."""
-    exact_damping: bool = False
-    """Divide by ``q_i g_j + κ`` in the eigenbases instead of damping the two factors separately."""
     factor_damping_period: int = 20
     """Steps between choices of γ, the damping of the Kronecker factors: of γ, γ·rate and γ/rate the one
     whose step the quadratic model predicts to be best [MG §6.6]. γ is ½√λ before."""
     factor_damping_rate: float = 0.5
-    trace_correction: bool = True
-    """KFRA only: scale each Ḡ to the exact trace, estimated by one ±1 projection (one backward pass)."""
-    factor_share: float = 0.25
-    """Share of the batch that the curvature factors are computed on [MG §8: ⅛]; their running averages make
-    up for the rest."""
-    factor_samples: int = 256
-    """Samples that the factors are computed on at least, if the batch has them."""
-    factors_every: int = 2
-    """Steps between new curvature factors; the first ``refresh_always`` steps always compute them."""
-    factor_average: float = 0.95
-    """Bound on ε = min(1 − 4/(k + 3), bound), the memory of the factors' running averages."""
+    exact_damping: bool = False
+    """Divide by ``q_i g_j + κ`` in the eigenbases instead of damping the two factors separately."""
+    inverse: Literal["cholesky", "newton_schulz"] = "cholesky"
+    """How damped factors are inverted: anew by Cholesky, or on the Triton backend by Newton and Schulz's
+    iteration from the inverses of before, in matrix products only."""
     refresh_every: int = 10
     """Steps between refreshes of the inverses, later on."""
     refresh_always: int = 5
     """First steps that always refresh. After k times as many every (k + 1)-th does, in multiples of
     ``factors_every``."""
+
+    # the step
+
     momentum: bool = True
     """Choose step size and momentum, in [0, 1], together from the exact quadratic model. While the averaged
     parameters are better than the latest by more than 1 % of the loss, noise leads, and there is none."""
-    whole_inputs: int = 10
-    """First steps in which the input factors Q are made of the whole batch, whatever ``factor_share``: the
-    running average of a few shares has too low a rank."""
     layer_steps: int = 6
     """First steps in which every layer has a step size of its own, chosen together by the quadratic model on
     half its samples."""
@@ -112,21 +122,28 @@ class Settings:
     gradient term b always uses the whole batch."""
     quadratic_samples: int = 256
     """Samples that M is evaluated on at least, if the batch has them."""
-    samples: int = 1
-    """Sampled gradients a step for KFAC and its projections."""
-    guarded: bool = False
-    """Whether the program itself refuses bad steps, so that steps can run ahead of the host."""
     average: float = 0.999
     """Bound on the decay of the parameter average, which is over about the last ninth of the updates until
     this binds; 0 keeps none. Evaluation uses it where it is better than the latest parameters, and λ is held
     up there."""
+
+    # batches
+
     gather_samples: int = 256
     """Samples that ``fit`` and ``gather`` collect at least for a step, from several batches if need be."""
     gather_noise: float | None = 0.9
     """Bound on the noise's share of the squared gradient, in the norm of the preconditioner: where it is
     exceeded, steps are taken on twice the samples. None: the batches stay as they are."""
+
+    # execution
+
+    guarded: bool = False
+    """Whether the program itself refuses bad steps, so that steps can run ahead of the host."""
     memory_budget: int = 1 << 30
     """Bytes that a chunk of KFLR's columns may use, and the work buffers of a batch that grows."""
+
+    # the first-order baselines
+
     learning_rate: float = 1e-3
     """Step size of the first-order baselines ``adam`` and ``sgd``."""
     sgd_momentum: float = 0.9

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Sequence
 
 
@@ -17,23 +16,6 @@ def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
         for row in rows
     ]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
-
-
-_UNSEEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
-
-
-def visible(text: str) -> str:
-    """``text`` with escapes for what a terminal or a browser obeys instead of showing: ``\\x1b``.
-
-    These are control characters but the line break and the tab, marks that turn the direction of reading,
-    halves of surrogate pairs, and further line breaks.
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        ascii(c)[1:-1] if c not in "\n\t" and unicodedata.category(c) in _UNSEEN else c
-        for c in text
-    )
 
 
 def indent(lines: Iterable[str]) -> str:

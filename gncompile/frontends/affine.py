@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
@@ -12,11 +12,9 @@ from torch.nn import functional
 from ..graph.model_graph import Affine
 from . import aten
 from .fx_nodes import label_of, op_name, origin_of
+from .importer import Importer
 from .structural import linear_by, linear_operator
 from .values import Activation, Args, Constant, Shape, Weight
-
-if TYPE_CHECKING:
-    from .importer import Importer
 
 TRANSPOSITIONS = ("t", "transpose", "permute", "numpy_T", "mT", "swapaxes", "swapdims", "movedim")
 

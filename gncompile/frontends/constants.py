@@ -10,19 +10,16 @@ comparison at a few sizes proves nothing about others where numbers are made of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from .fx_nodes import op_name
-from .values import Activation, Args, Constant, Varying, Weight, values_in
-
-if TYPE_CHECKING:
-    from .importer import Importer
+from .importer import Importer
+from .values import VALUES, Activation, Args, Constant, Varying, Weight, values_in
 
 SAMPLES = (2, 3, 5)
-VALUES = "values of tensors"
 _SIZES = ("size", "sizes", "shape", "length", "repeats", "end")
 _UNFILLED = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 _ALONG_DIAGONALS = ("tril", "triu")

@@ -1,38 +1,34 @@
-"""Walk an exported program and translate each aten operator into nodes of the model graph."""
+"""What the rules of operators work with: values so far, the graph under construction, and its refusals."""
 
 from __future__ import annotations
 
 import math
-import operator
-from dataclasses import replace
 from typing import Any, NoReturn
 
+import numpy as np
 import sympy
 import torch
 from torch import fx
 
 from ..errors import TraceError, message
 from ..functions.primitives import number, select
-from . import affine, aten, special, structural
-from .constants import VALUES, is_batch_size, on_constants, symbolic_numbers
-from .fx_nodes import bind, label_of, op_name, origin_of
+from . import aten
+from .fx_nodes import label_of, op_name, origin_of
 from .graph_builder import GraphBuilder
 from .values import (
+    VALUES,
     Activation,
     Args,
     Condition,
     Constant,
-    Refused,
     Shape,
     Varying,
     Weight,
-    reshaped,
-    values_in,
 )
 
 
 class Importer:
-    """Translates one FX graph; ``values`` holds what every FX node has become.
+    """One FX graph on its way; ``values`` holds what every FX node has become.
 
     ``batch`` is the symbol of the batch size. Sizes that depend on it are made concrete when needed.
     """
@@ -43,37 +39,6 @@ class Importer:
         self.device = device
         self.values: dict[fx.Node, Any] = {}
         self.uses: dict[int, tuple[str, fx.Node]] = {}
-
-    def translate(self, node: fx.Node) -> None:
-        """Translate one ``call_function`` node."""
-        if isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool | int):
-            self.values[node] = node.meta["val"]
-        elif node.target is operator.getitem:
-            source, position = node.args
-            found = self.values[source]  # type: ignore[index]
-            whole = isinstance(found, Varying | Refused)
-            self.values[node] = found if whole else found[position]
-        elif isinstance(node.target, torch._ops.OpOverload):
-            self.values[node] = self._operator(node, op_name(node), self.values_of(bind(node)))
-        elif "functorch" in getattr(node.target, "__module__", ""):
-            self.refuse(
-                node,
-                "torch.func or torch.vmap inside forward has no rule",
-                "write the derivative, or the map over samples, out with tensor operators",
-            )
-        else:
-            self.refuse(node, f"{node.target} has no rule", "compute it outside the network")
-
-    def stand_in(self, node: fx.Node) -> Activation | Refused:
-        """For the result of an operator that was refused, so that what follows it is looked at too."""
-        try:
-            shapes = self.sample_shapes(node)
-        except (TraceError, AttributeError, TypeError):
-            return Refused()
-        single = isinstance(node.meta["val"], torch.Tensor)
-        if not single or node.meta["val"].dtype != self.builder.dtype:
-            return Refused()
-        return self.builder.input(label_of(node, "refused"), -1, shapes[0])
 
     # errors
 
@@ -154,78 +119,6 @@ class Importer:
             instead,
         )
 
-    # dispatch
-
-    def _operator(self, node: fx.Node, name: str, args: Args) -> Any:
-        values = list(values_in(args))
-        if name in aten.ASSERTS:
-            return None
-        if any(isinstance(value, Refused) for value in values):
-            return Refused()
-        if aten.is_random(node.target) and name not in aten.DROPOUTS and name != "rrelu":
-            self.refuse_known(node, name)
-            self.refuse(node, f"{name} cannot be compiled: {aten.RANDOM}", "draw them outside")
-        active = any(isinstance(value, Activation | Condition) for value in values)
-        if name in aten.CREATORS:
-            made = on_constants(self, node, args, lambda _: name)
-            return replace(made, literal=_literal(made)) if isinstance(made, Constant) else made
-        varying = next((value for value in values if isinstance(value, Varying)), None)
-        if active and varying is not None:
-            self.refuse_varying(node, varying)
-        if active and not (name in aten.SHAPED_AS and isinstance(args["self"], Weight | Constant)):
-            return self._on_activations(node, name, args)
-        if len(values) == 1 and isinstance(values[0], Weight):
-            result = on_constants(self, node, args, lambda _: name)
-            known = isinstance(result, Constant)
-            view = affine.view_of_weight(values[0], name, result.tensor) if known else None
-            if view is not None:
-                return view
-        for value in values:
-            if isinstance(value, Weight) and value.trainable:
-                self.refuse_parameter(node, value)
-        return self._on_constants(node, name, args)
-
-    def _on_activations(self, node: fx.Node, name: str, args: Args) -> Any:
-        self.refuse_known(node, name)
-        if not aten.is_known(name):
-            self.refuse(
-                node,
-                f"the operator {node.target} is not supported",
-                f"write it with supported operators ({aten.supported()})",
-            )
-        if name == "batch_norm":
-            return special.batch_norm(self, node, args)
-        shapes = self.sample_shapes(node)
-        for argument, symbolic in symbolic_numbers(args):
-            if name not in aten.ALIASES and not is_batch_size(self, argument, symbolic):
-                self._refuse_number(node, symbolic)
-        if name in aten.COMPARISONS:
-            rule, positive = aten.COMPARISONS[name]
-            return Condition(self.pointwise(node, name, args, shapes[0], rule), positive)
-        if name in aten.ALIASES:
-            return reshaped(next(values_in(args)), shapes[0])
-        if name in special.RULES:
-            return special.RULES[name](self, node, args, shapes[0])
-        self._check_dtype(node)
-        if name in aten.LOGICAL:
-            special.require_masks(self, node)
-        if name in aten.PRODUCTS:
-            return affine.product(self, node, name, args, shapes[0])
-        if name in aten.POINTWISE:
-            return self.pointwise(node, name, args, shapes[0])
-        if name in aten.SELECTING:
-            return structural.selection(self, node, name, args, shapes)
-        return structural.linear_operator(self, node, name, args, shapes[0])
-
-    def _on_constants(self, node: fx.Node, name: str, args: Args) -> Any:
-        """Compute at once what does not depend on the input."""
-        values = [value for value in values_in(args) if not isinstance(value, Varying)]
-        alias = name in aten.ALIASES and len(values) == 1
-        label = values[0].name if alias else "_".join([*(v.name for v in values[:1]), name])  # type: ignore[union-attr]
-        literal = getattr(values[0], "literal", None) if alias else None
-        made = on_constants(self, node, args, lambda i: label if i is None else f"{label}_{i}")
-        return replace(made, literal=literal) if isinstance(made, Constant) else made
-
     def sample_shapes(self, node: fx.Node) -> list[Shape]:
         """Per-sample shapes of the node's results, after checking that dimension 0 is the batch."""
         result = node.meta["val"]
@@ -247,26 +140,6 @@ class Importer:
             shapes.append(tuple(rest))
         return shapes
 
-    def _check_dtype(self, node: fx.Node) -> None:
-        result = node.meta["val"]
-        dtype = (result if isinstance(result, torch.Tensor) else result[0]).dtype
-        mask = dtype == torch.bool and (
-            op_name(node) in aten.SELECTING or op_name(node) in aten.LOGICAL
-        )
-        if dtype != self.builder.dtype and not mask:
-            masks = not dtype.is_floating_point and any(
-                source.meta["val"].dtype == torch.bool
-                for source in node.all_input_nodes
-                if isinstance(source.meta.get("val"), torch.Tensor)
-            )
-            self.refuse(
-                node,
-                f"{op_name(node)} gives {dtype}, while the network's input is {self.builder.dtype}",
-                "combine masks with & and |, and count with (h > 0).to(h.dtype)"
-                if masks
-                else "keep one floating-point dtype throughout the network",
-            )
-
     # arguments
 
     def values_of(self, raw: Any) -> Any:
@@ -285,8 +158,6 @@ class Importer:
         self, node: fx.Node, name: str, args: Args, shape: Shape, rule: aten.Rule | None = None
     ) -> Activation:
         """``y = φ(x; c)`` with φ from the table, everything broadcast to ``shape``."""
-        if name == "add" and (whole := affine.with_trailing_bias(self, node, args)) is not None:
-            return whole
         arguments: dict[str, tuple[sympy.Symbol, Activation]] = {}
         constants: dict[str, tuple[sympy.Symbol, str]] = {}
 
@@ -294,7 +165,7 @@ class Importer:
             if isinstance(value, list):
                 return [symbolic(item) for item in value]
             if isinstance(value, Activation):
-                x = structural.broadcast(self, node, value, shape)
+                x = self._broadcast(node, value, shape)
                 return arguments.setdefault(x.name, (_symbol(x.name), x))[0]
             if isinstance(value, Condition):
                 margin = symbolic(value.margin)
@@ -321,9 +192,16 @@ class Importer:
             origin_of(node),
         )
 
+    def _broadcast(self, node: fx.Node, x: Activation, shape: Shape) -> Activation:
+        """Repeat the features of ``x`` until they have ``shape``; no node when they already do."""
+        if len(x.shape) != len(shape):
+            self.refuse_mixing(node)
+        index = np.broadcast_to(np.arange(math.prod(x.shape)).reshape(x.shape), shape).reshape(-1)
+        return self.builder.select(f"{x.name}_expanded", [x], index, shape, origin_of(node))
+
     def _number(self, node: fx.Node, value: Any) -> Any:
         if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
-            self._refuse_number(node, value)
+            self.refuse_number(node, value)
         if isinstance(value, bool):  # torch computes with it as with 1 or 0
             return sympy.Integer(value)
         if not isinstance(value, int | float):
@@ -332,7 +210,7 @@ class Importer:
             self.refuse(node, f"{op_name(node)} uses the number {value}", "use finite numbers")
         return number(value)
 
-    def _refuse_number(self, node: fx.Node, number: Any) -> NoReturn:
+    def refuse_number(self, node: fx.Node, number: Any) -> NoReturn:
         """A number that export knows by a symbol only: made of the batch size, or taken from a tensor."""
         if number.node.expr.free_symbols - {self.batch}:
             self.refuse(
@@ -366,12 +244,6 @@ class Importer:
         if tensor.numel() == 1:
             return tensor.reshape(1).expand(math.prod(shape))
         return tensor.expand(shape).reshape(-1)
-
-
-def _literal(constant: Constant) -> float | None:
-    """The one number that a creator fills its result with."""
-    tensor = constant.tensor
-    return float(tensor.reshape(-1)[0]) if tensor.numel() and not tensor.is_complex() else None
 
 
 def _symbol(name: str) -> sympy.Symbol:

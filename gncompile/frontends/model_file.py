@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from keyword import iskeyword
 from pathlib import Path
@@ -17,7 +17,9 @@ from pathlib import Path
 import torch
 from sympy import Expr, Symbol
 
+from ..base.memory_budget import require_memory
 from ..base.plugins import TRANSFERS, load_plugins
+from ..base.settings import FIRST_ORDER_METHODS
 from ..base.untrusted import require_within
 from ..data.data_sets import READERS, DataSpec
 from ..errors import ExpressionError, GncompileError, ModelFileError, message, nearest
@@ -34,7 +36,6 @@ from ..functions.transfer import (
 )
 from ..losses.vocabulary import Loss, define_loss
 from .declared_network import ARGUMENT, INPUT, DeclaredNetwork, function_name
-from .model_memory import require_memory_for
 from .model_reading import read, validate
 from .model_schema import Concat, Linear, Node, Pointwise, Sections, Select, Slice, Training
 
@@ -104,7 +105,7 @@ class ModelFile:
 
         Raises :class:`~gncompile.errors.ModelFileError` where training it would not fit into memory.
         """
-        require_memory_for(self)
+        _require_memory_for(self)
         network = self.sections.network
         seed = self.training.seed if seed is None else seed
         return DeclaredNetwork(
@@ -328,3 +329,41 @@ def _transfer(text: str, known: Functions, place: str) -> Expr:
                 instead="write it as an expression in u",
             )
         ) from error
+
+
+# --- The memory of a network, from its declared sizes alone -------------------------------------------------
+
+TRACED = 2
+"""Samples that the network is traced with."""
+
+
+def _require_memory_for(file: ModelFile) -> None:
+    """Raise :class:`~gncompile.errors.ModelFileError` where there is less than the network takes at least.
+
+    Counted are what stands between reading the file and the program, which counts for itself: the weights
+    with their gradient, the draw of the largest in float64, for second-order methods the two factors of every
+    layer and their inverses, ``2 (a² + b²)`` numbers, and all values of :data:`TRACED` samples.
+    """
+    size = file.dtype.itemsize
+    layers = list(_layers(file))
+    weights = {name: a * b for name, a, b in layers}
+    needed = {f"weights of {name}": 2 * size * count for name, count in weights.items()}
+    needed["the draw of the largest weights"] = 8 * max(weights.values(), default=0)
+    if file.training.method not in FIRST_ORDER_METHODS:
+        needed |= {f"factors of {name}": 2 * size * (a**2 + b**2) for name, a, b in layers}
+    for name, features in file.sizes.items():
+        needed[f"values of {name}"] = TRACED * size * features
+    require_memory(
+        needed,
+        f"the network of {file.name!r} and its states",
+        where=f"[network] of {file.path}",
+        instead="declare smaller layers, or use a machine with more memory",
+        error=ModelFileError,
+    )
+
+
+def _layers(file: ModelFile) -> Iterable[tuple[str, int, int]]:
+    """Name, inputs (the bias's one included) and outputs of every affine layer."""
+    for node in file.sections.network.node:
+        if isinstance(node, Linear):
+            yield node.name, file.sizes[node.inputs[0]] + node.bias, node.size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +15,8 @@ from torch import fx
 from ..functions.applied import exported
 from . import aten
 from .fx_nodes import label_of, op_name, origin_of
+from .importer import Importer
 from .values import Activation, Args, Condition, Constant, Shape, Weight, values_in
-
-if TYPE_CHECKING:
-    from .importer import Importer
 
 
 def batch_norm(importer: Importer, node: fx.Node, args: Args) -> Any:
@@ -166,7 +164,7 @@ def _per_channel(importer: Importer, node: fx.Node, value: Any, shape: Shape) ->
     return Constant(value.name, tensor)
 
 
-Handler = Callable[["Importer", fx.Node, Args, Shape], Any]
+Handler = Callable[[Importer, fx.Node, Args, Shape], Any]
 
 RULES: Mapping[str, Handler] = {
     "applied": applied,

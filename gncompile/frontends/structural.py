@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 from torch import fx
 
 from .constants import concrete, run
 from .fx_nodes import label_of, op_name, origin_of
+from .importer import Importer
 from .probing import LARGEST_MATRIX, MixesSamplesError, linear_matrix, select_index
 from .values import (
     Activation,
@@ -24,20 +24,8 @@ from .values import (
     values_in,
 )
 
-if TYPE_CHECKING:
-    from .importer import Importer
-
 _JOINING = ("cat", "hstack", "stack", "vstack")
 _MATRIX_PARTS = ("tril", "triu")
-
-
-def broadcast(importer: Importer, node: fx.Node, x: Activation, shape: Shape) -> Activation:
-    """Repeat the features of ``x`` until they have ``shape``; no node when they already do."""
-    if len(x.shape) != len(shape):
-        importer.refuse_mixing(node)
-    index = np.broadcast_to(np.arange(math.prod(x.shape)).reshape(x.shape), shape).reshape(-1)
-    label = f"{x.name}_expanded"
-    return importer.builder.select(label, [x], index, shape, origin_of(node))
 
 
 def selection(importer: Importer, node: fx.Node, name: str, args: Args, shapes: list[Shape]) -> Any:

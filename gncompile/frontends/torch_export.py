@@ -27,6 +27,7 @@ from .graph_builder import GraphBuilder
 from .importer import Importer
 from .obstacles import Obstacles
 from .special import check_batch_norm, check_rrelu, dropout
+from .translation import stand_in, translate
 from .values import Activation, Constant, Weight
 
 
@@ -88,9 +89,9 @@ def _translated(module: nn.Module, examples: tuple[Tensor, ...], name: str) -> T
         for node in program.graph.nodes:
             if node.op == "call_function":
                 with obstacles.collected(node):
-                    importer.translate(node)
+                    translate(importer, node)
                 if node not in importer.values:
-                    importer.values[node] = importer.stand_in(node)
+                    importer.values[node] = stand_in(importer, node)
     except Exception:
         if not obstacles:
             raise

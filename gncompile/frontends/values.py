@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import fx
 
+VALUES = "values of tensors"
+"""What numbers vary on that were taken out of tensors."""
+
 Shape = tuple[int, ...]
 Args = dict[str, Any]
 

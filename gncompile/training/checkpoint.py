@@ -10,37 +10,31 @@ that damage is seen. Nothing in it is executed.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .. import __version__
 from ..base.files import atomic_path
-from ..errors import CheckpointError, expected_got, message
-from .fingerprint import differences, fingerprint, shape_differences
+from ..base.version import __version__
+from ..errors import CheckpointError, GncompileError, message
+from .compiled import Compiled
+from .fingerprint import Fingerprint, differences, graph_lines, shape_differences
+from .state import GROUPS, Tensors, copy_tensors, frozen_changed, model_tensors, require_same
 from .stored_loss import loss_to_data
 from .stored_settings import settings_from_data, stored_loss
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
 
 FORMAT = 2
 READ = (1, 2)
 """Formats that are read; in the first ``model/…`` held the latest parameters, and nothing the reported."""
-GROUPS = ("model", "latest", "states", "optimiser", "generator")
-"""The parts of a trainer's ``state_dict`` that map names to tensors; the others are plain numbers."""
-SHOWN = 5
-"""Differences an error lists."""
-
-Tensors = dict[str, Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,21 +46,17 @@ class Checkpoint:
     about: dict[str, Any]
 
 
-def save(trainer: Trainer, path: str | os.PathLike[str]) -> None:
-    """Write ``trainer`` to the file ``path``, replacing an older checkpoint in one step.
-
-    Cost: a copy of the model, the factors and their inverses in memory and on disk.
-    """
+def save(compiled: Compiled, state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write a trainer's ``state_dict``, and how to rebuild it, to ``path``; see :meth:`Trainer.save`."""
     from safetensors.torch import save_file
 
-    state = trainer.state_dict()
     # Clones, because safetensors refuses tensors that share memory.
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in _flat(state).items()
     }
     numbers = {key: value for key, value in state.items() if key not in GROUPS}
-    about = json.dumps({**_about(trainer), "numbers": numbers})
+    about = json.dumps({**_about(compiled), "numbers": numbers})
     header = {"gncompile": about, "digest": _digest(about, tensors)}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=header)
@@ -143,191 +133,105 @@ def _require_kinds(about: Mapping[str, Any]) -> None:
             raise TypeError(f"{name} is no dict")
 
 
-def resume(path: str | os.PathLike[str], model: nn.Module, loss: object = None) -> Trainer:
-    """The trainer saved at ``path``, compiled anew for ``model``, which gets the saved parameters.
+class Resumed(Protocol):
+    """A trainer that a state can be loaded into."""
 
-    ``model`` is a module of the same architecture; its present parameters do not matter, and it then
-    holds the reported ones, as after ``fit``. ``loss`` is only needed to insist on one. The same backend,
-    settings, generator and place in the data's order are restored, so that training goes on bit for bit
-    on the same machine with as many threads. Raises :class:`CheckpointError` for a checkpoint of another
-    model; ``model`` is unchanged then.
-    """
+    compiled: Compiled
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where ``state`` was taken."""
+
+
+T = TypeVar("T", bound=Resumed)
+Compile = Callable[..., T]
+
+
+def resume(path: str | os.PathLike[str], model: nn.Module, loss: object, compile: Compile[T]) -> T:
+    """The trainer saved at ``path``, compiled anew by ``compile``; see :meth:`Trainer.resume`."""
     checkpoint = load(path)
     given = {name: list(t.shape) for name, t in model_tensors(model).items()}
     stored = {name: list(t.shape) for name, t in checkpoint.state["model"].items()}
-    _require_same(shape_differences(given, stored), checkpoint.path)
-    trainer = _compile(checkpoint, model, loss)
-    _require_same(
-        differences(fingerprint(trainer), checkpoint.about["fingerprint"]), checkpoint.path
-    )
-    if _frozen_changed(trainer, checkpoint.state["model"]):
+    require_same(shape_differences(given, stored), checkpoint.path)
+
+    def rebuilt() -> T:
+        about = checkpoint.about
+        parameter = next(model.parameters())
+        examples = tuple(
+            torch.zeros((), dtype=parameter.dtype, device=parameter.device).expand(2, *shape)
+            for shape in about["inputs"]
+        )
+        settings = settings_from_data(about, checkpoint.path)
+        wanted = stored_loss(about, checkpoint.path) if loss is None else loss
+        return compile(model, wanted, examples, **settings)
+
+    trainer = rebuilt()
+    found = differences(fingerprint(trainer.compiled), checkpoint.about["fingerprint"])
+    require_same(found, checkpoint.path)
+    if frozen_changed(trainer.compiled, checkpoint.state["model"]):
         # What is not trained is compiled in, so it has to be in place before.
         copy_tensors(model_tensors(model), checkpoint.state["model"])
-        trainer = _compile(checkpoint, model, loss)
+        trainer = rebuilt()
     trainer.load_state_dict(checkpoint.state)
     return trainer
 
 
-def _compile(checkpoint: Checkpoint, model: nn.Module, loss: object) -> Trainer:
-    from ..app.compile import compile as compile_model
-
-    about = checkpoint.about
-    parameter = next(model.parameters())
-    examples = [
-        torch.zeros((), dtype=parameter.dtype, device=parameter.device).expand(2, *shape)
-        for shape in about["inputs"]
-    ]
-    settings = settings_from_data(about, checkpoint.path)
-    return compile_model(
-        model,
-        stored_loss(about, checkpoint.path) if loss is None else loss,  # type: ignore[arg-type]
-        tuple(examples),
-        **settings,
+def copied(trainer: T, memo: dict[int, Any], compile: Compile[T]) -> T:
+    """A trainer of a copied model, compiled anew by ``compile``, for ``copy.deepcopy``."""
+    compiled = trainer.compiled
+    model, loss = compiled.model, compiled.identity.loss
+    if "_modules" not in vars(memo.get(id(model), model)):
+        raise GncompileError(
+            message(
+                "the model that is being copied holds its own trainer",
+                where=f"an attribute of {type(model).__name__}",
+                instead="copy the trainer instead, copy.deepcopy(trainer), and take the copy's .model",
+            )
+        )
+    executable, memory = compiled.executable, compiled.executable.memory
+    new = memo[id(trainer)] = type(trainer).__new__(type(trainer))
+    return compile(
+        new,
+        copy.deepcopy(model, memo),
+        compiled.loss if loss is None else copy.deepcopy(loss, memo),
+        tuple(
+            torch.zeros(2, *node.shape, dtype=memory.dtype, device=memory.device)
+            for node in compiled.traced.graph.inputs
+        ),
+        seed=memory.draws.seed,
+        backend=executable.backend,
+        precision=memory.precision,
+        tune=dict(executable.variants) or "off",
+        **vars(compiled.settings),
     )
 
 
-def _about(trainer: Trainer) -> dict[str, Any]:
+def _about(compiled: Compiled) -> dict[str, Any]:
     """How to rebuild the trainer, and what has to agree."""
+    executable = compiled.executable
     return {
         "format": FORMAT,
         "version": __version__,
-        "settings": dataclasses.asdict(trainer.settings),
-        "loss": loss_to_data(trainer.loss_function),
-        "inputs": [list(node.shape) for node in trainer.traced.graph.inputs],
-        "backend": trainer.backend,
-        "precision": trainer.precision,
-        "variants": {name: dict(options) for name, options in trainer.variants.items()},
-        "fingerprint": fingerprint(trainer),
+        "settings": dataclasses.asdict(compiled.settings),
+        "loss": loss_to_data(compiled.loss),
+        "inputs": [list(node.shape) for node in compiled.traced.graph.inputs],
+        "backend": executable.backend,
+        "precision": executable.memory.precision,
+        "variants": {name: dict(options) for name, options in executable.variants.items()},
+        "fingerprint": fingerprint(compiled),
     }
 
 
-# --- States -------------------------------------------------------------------------------------------
-
-
-def model_tensors(model: nn.Module) -> Tensors:
-    """All parameters and buffers by name, as data."""
-    named = [*model.named_parameters(), *model.named_buffers()]
-    return {name: tensor.detach() for name, tensor in named}
-
-
-def check_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
-    """Raise :class:`CheckpointError` unless every tensor of ``state`` has its place in the trainer.
-
-    A number that the state of an older version does not have begins anew.
-    """
-    mine = trainer.state_dict()
-    known = state.get("states", {})
-    mine["states"] = {name: t for name, t in mine["states"].items() if t.dim() or name in known}
-    found = []
-    groups = ["model", "states"] + ["latest"] * bool(state.get("latest"))
-    mine = {**mine, "latest": trainer.trained()}
-    for group in groups:  # a generator of another kind starts again from the seed
-        expected, got = (
-            {f"{group} {name}": [*t.shape, str(t.dtype)] for name, t in tensors.items()}
-            for tensors in (mine[group], state.get(group, {}))
-        )
-        found += shape_differences(expected, got)
-    _require_same(found, None)
-    _check_optimiser(trainer, state.get("optimiser", {}))
-    _check_generator(state.get("generator", {}), mine["generator"])
-    _check_numbers(state)
-    changed = _frozen_changed(trainer, state["model"])
-    if changed:
-        raise CheckpointError(
-            message(
-                f"the state has other values of {', '.join(changed[:SHOWN])}, "
-                "which are not trained but compiled in",
-                where="load_state_dict",
-                instead="use Trainer.resume, or compile after loading them into the model",
-            )
-        )
-
-
-OWN_STATES = ("last_good", "step", "exp_avg", "exp_avg_sq", "momentum_buffer")
-"""What torch's Adam and SGD, and ``first_order.py``, keep of a parameter."""
-
-
-def _check_optimiser(trainer: Trainer, stored: Tensors) -> None:
-    """A first-order optimiser's tensors: shaped like the parameters, and the same of all of them."""
-    own = trainer.state_dict()["optimiser"]
-    trained = trainer.trained() if own else {}
-    kept: dict[str, set[str]] = {name: set() for name in trained}
-    found = []
-    for path, tensor in stored.items():
-        key, _, name = path.partition("/")
-        fits = key in OWN_STATES and name in trained
-        shape = [] if key == "step" else list(trained[name].shape) if fits else "not there"
-        if not fits or shape != list(tensor.shape) or not tensor.is_floating_point():
-            found.append(f"optimiser {path}\n{expected_got(shape, list(tensor.shape))}")
-        else:
-            kept[name].add(key)
-    every = set().union(*kept.values(), {"last_good"})
-    found += [
-        f"optimiser {key}/{name}\n{expected_got('a tensor', 'not there')}"
-        for name, keys in kept.items()
-        for key in sorted(every - keys)
-    ]
-    _require_same(found, None)
-
-
-def _check_generator(stored: Tensors, mine: Tensors) -> None:
-    """The state of a generator of the same kind is one that it takes."""
-    for name, tensor in stored.items():
-        same = name in mine and tensor.shape == mine[name].shape
-        if same and tensor.dtype != mine[name].dtype:
-            _require_same([f"generator\n{expected_got(mine[name].dtype, tensor.dtype)}"], None)
-        if same and name == "state" and len(tensor) == len(torch.Generator().get_state()):
-            try:
-                torch.Generator().set_state(tensor.cpu())
-            except RuntimeError as error:
-                _require_same([f"generator: {error}"], None)
-
-
-def _check_numbers(state: Mapping[str, Any]) -> None:
-    """Counters are whole numbers, and the place is one of a fit."""
-    counters, place = state.get("counters", {}), state.get("place", {})
-    whole = ("updates", "_rejected", "_held", "_since_refresh")
-    kinds: dict[str, type] = {**dict.fromkeys(whole, int), "_unconfirmed": bool}
-    counters = {"_held": 0, **counters}  # which older versions do not have
-    found = [
-        f"counter {name}\n{expected_got(kind.__name__, repr(counters.get(name))[:80])}"
-        for name, kind in kinds.items()
-        if type(counters.get(name)) is not kind or not 0 <= counters[name] < 1 << 63
-    ]
-    best, waited = place.get("best"), place.get("waited", 0)
-    if not isinstance(best, float | int | None) or type(waited) is not int:
-        found.append(f"place\n{expected_got('a best loss and a number of validations', place)}")
-    if not isinstance(place.get("batches"), dict | None):
-        found.append(f"batches\n{expected_got('the state of a Batches', place['batches'])}")
-    _require_same(found, None)
-
-
-def copy_tensors(into: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """Copy tensors by name, in place."""
-    for name, tensor in into.items():
-        tensor.copy_(given[name])
-
-
-def _frozen_changed(trainer: Trainer, stored: Mapping[str, Tensor]) -> list[str]:
-    """Names of parameters and buffers that are not trained and differ from the stored ones."""
-    trained = trainer.trained()
-    return [
-        name
-        for name, tensor in model_tensors(trainer.model).items()
-        if name not in trained and not torch.equal(tensor.cpu(), stored[name].cpu())
-    ]
-
-
-def _require_same(found: list[str], path: Path | None) -> None:
-    if found:
-        more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
-        raise CheckpointError(
-            message(
-                "\n".join(["the checkpoint belongs to another model", *found[:SHOWN], *more]),
-                where=str(path) if path else "load_state_dict",
-                instead="give the model, loss and method that it was saved with ('expected' is yours)",
-            )
-        )
+def fingerprint(compiled: Compiled) -> Fingerprint:
+    """Everything about a trainer that has to be the same for its state to fit another one."""
+    methods = compiled.program.methods  # by layer, however they were chosen
+    used = set(methods.values()) or {str(compiled.settings.method)}
+    return {
+        "method": methods if len(used) > 1 else used.pop(),
+        "dtype": str(compiled.executable.memory.dtype),
+        "loss": compiled.loss.describe(),
+        "trained parameters": {name: list(p.shape) for name, p in compiled.trained().items()},
+        "graph": graph_lines(compiled.traced.graph),
+    }
 
 
 # --- Between a state and a file -------------------------------------------------------------------------

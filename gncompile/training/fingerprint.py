@@ -5,33 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import expected_got
 from ..graph.model_graph import ModelGraph, Select, describe
 
-if TYPE_CHECKING:
-    from .trainer import Trainer
-
 Fingerprint = dict[str, Any]
-
-
-def fingerprint(trainer: Trainer) -> Fingerprint:
-    """Everything about a trainer that has to be the same for its state to fit another one."""
-    return {
-        "method": _method(trainer),
-        "dtype": str(trainer.dtype),
-        "loss": trainer.loss_function.describe(),
-        "trained parameters": {name: list(p.shape) for name, p in trainer.trained().items()},
-        "graph": graph_lines(trainer.traced.graph),
-    }
-
-
-def _method(trainer: Trainer) -> str | dict[str, str]:
-    """The curvature method, by layer if it is not the same for all, however it was chosen."""
-    methods = trainer.program.methods
-    used = set(methods.values()) or {str(trainer.settings.method)}
-    return methods if len(used) > 1 else used.pop()
 
 
 def graph_lines(graph: ModelGraph) -> list[str]:

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from torch import Tensor
 
@@ -20,13 +20,11 @@ from ..errors import (
     message,
     require_whole,
 )
-from .gather import Gathering, Pair
+from .ahead import DeferredStats
+from .gather import Gathering, Gathers, Pair, Rows
+from .place import Place
 from .progress import display
 from .records import History, Record, StepStats
-
-if TYPE_CHECKING:
-    from .ahead import DeferredStats
-    from .trainer import Trainer
 
 Callback = Callable[[Record], object]
 
@@ -40,10 +38,35 @@ SECONDS_AHEAD = 0.5
 """Seconds after which they are read all the same, so that progress is seen to move."""
 
 
+class Trains(Gathers, Protocol):
+    """What a fit knows of a trainer."""
+
+    place: Place
+
+    @property
+    def updates(self) -> int:
+        """Steps taken so far."""
+
+    def step(self, x: Rows, y: Tensor) -> StepStats | DeferredStats:
+        """Take one step."""
+
+    def settle(self, x: Rows, y: Tensor) -> None:
+        """Undo the last update if the loss of ``(x, y)`` is not finite after it."""
+
+    def evaluate(self, x: Rows, y: Tensor) -> float:
+        """The loss of a whole data set."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a checkpoint."""
+
+    def finish(self) -> None:
+        """Leave in the model what is reported."""
+
+
 class Started:
     """Steps started and not yet read: on a device reading one waits for it, and the next starts late."""
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trains) -> None:
         self._trainer = trainer
         self._stats: list[StepStats | DeferredStats] = []
         self._samples: list[int] = []
@@ -82,119 +105,140 @@ class Started:
         return len(self._stats)
 
 
-def fit(
-    trainer: Trainer,
-    train: Batches | Iterable[Pair],
-    *,
-    updates: int | None = None,
-    epochs: int | None = None,
-    validation: Pair | None = None,
-    validate_every: int | None = None,
-    callbacks: Callback | Sequence[Callback] = (),
-    progress: bool = True,
-    checkpoint: str | os.PathLike[str] | None = None,
-    checkpoint_every: int = 20,
-    early_stop: int | None = None,
-    skip_bad_batches: bool = False,
-    continue_order: bool = True,
-) -> History:
-    """Train for ``updates`` further steps, or for ``epochs`` passes over ``train``; returns the history.
+@dataclass(frozen=True)
+class Fit:
+    """What a fit is asked for: the arguments of :meth:`Trainer.fit`, checked when it runs."""
 
-    ``train`` gives batches ``(x, y)`` of any sizes: a :class:`~gncompile.data.Batches`, a torch
-    ``DataLoader``, or another iterable, started again where it ends; an epoch begun earlier counts as the
-    first. After :meth:`Trainer.resume` a ``Batches`` goes on exactly where the checkpoint was written,
-    unless ``continue_order=False``.
+    train: Batches | Iterable[Pair]
+    """Gives batches ``(x, y)`` of any sizes: a :class:`~gncompile.data.Batches`, a torch ``DataLoader``, or
+    another iterable, started again where it ends; an epoch begun earlier counts as the first. A step is taken
+    on several together where these are small, or where their gradients are mostly noise
+    (:meth:`Trainer.gather`); the records tell its ``samples``. Where the data ends too early, as a generator
+    does that can be gone through once, a :class:`~gncompile.errors.ShortDataWarning` says so;
+    ``history.ended`` tells in any case why the fit ended."""
+    updates: int | None
+    epochs: int | None
+    validation: Pair | None
+    """``(x, y)``, evaluated as :meth:`Trainer.evaluate` does it; ``history.best`` tells the best record."""
+    validate_every: int | None
+    """Steps between validations (default: an epoch); there is one after the last step too."""
+    callbacks: Callback | Sequence[Callback]
+    """One or several, which get each step's :class:`~gncompile.training.records.Record`. They may raise, and
+    ``trainer.save`` in one stores this step and the position of the next batch. On a CUDA device they make
+    the host wait for every step; without them it reads statistics, and shows progress, only now and then, and
+    ``samples_per_second`` is that of the steps read together."""
+    progress: bool
+    checkpoint: str | os.PathLike[str] | None
+    """A file written every ``checkpoint_every`` steps and at the end."""
+    checkpoint_every: int
+    early_stop: int | None
+    """Validations without a better loss after which the fit ends."""
+    skip_bad_batches: bool
+    """A bad batch raises :class:`~gncompile.errors.BatchError` and changes nothing; or it is counted and left
+    out, unless there is none but bad ones for an epoch. On a CUDA device batches with non-finite values are
+    left out in any case, with a record in which ``rejected`` rises."""
+    continue_order: bool
+    """Whether after :meth:`Trainer.resume` a ``Batches`` goes on exactly where the checkpoint was written."""
 
-    A step is taken on several batches together where these are small, or where their gradients are mostly
-    noise (:func:`~gncompile.training.gather.gather`, which loops of one's own may use too); the records tell
-    its ``samples``.
+    def run(self, trainer: Trains) -> History:
+        """Take the steps; returns their records."""
+        self._check(trainer)
+        validation, early_stop, checkpoint = self.validation, self.early_stop, self.checkpoint
+        listeners = _listeners(self.callbacks)
+        trainer.place.begin(self.train, self.continue_order)
+        total = _total(self.train, self.updates, self.epochs)
+        history, started = History(), Started(trainer)
+        refused = Refusals(history, self.skip_bad_batches, _length(self.train) or BAD_BATCHES)
+        gathering = Gathering(trainer, self.train, self.epochs, refused)
+        validation_due = Validations(trainer, gathering, self.train, self.validate_every)
+        with display(self.progress, total) as show:
 
-    Where the data ends before that, as a generator does that can be gone through once, a
-    :class:`~gncompile.errors.ShortDataWarning` says so; ``history.ended`` tells in any case why it ended.
+            def tell(records: Iterable[Record]) -> None:
+                for record in records:
+                    history.records.append(record)
+                    show(record, gathering.taken if self.epochs else len(history))
+                    for listener in listeners:
+                        listener(record)
 
-    ``validation`` ``(x, y)`` is evaluated every ``validate_every`` steps (default: an epoch) and after the
-    last one, as :meth:`Trainer.evaluate` does it. After ``early_stop`` validations without a better loss the
-    fit ends; ``history.best`` tells the best record. At its end the fit leaves in the model the averaged
-    parameters, if they are better than the latest (:meth:`Trainer.finish`).
-    ``callbacks``, one or several, get each step's :class:`~gncompile.training.records.Record`. They may
-    raise, and ``trainer.save`` in one stores this step and the position of the next batch. On a CUDA device
-    they make the host wait for every step; without them it reads statistics, and shows progress, only now and
-    then, and ``samples_per_second`` is that of the steps read together. ``checkpoint`` is a file written
-    every ``checkpoint_every`` steps and at the end. Where the last step is known to be the last, its update
-    is undone if the batch's loss is not finite after it, as the next step would do.
-
-    A fit that is interrupted, by Ctrl-C or whatever a callback raises, leaves the trainer as after its last
-    whole step, and a ``Batches`` where that step took it: ``save`` then stores a training that goes on bit
-    for bit, and so does another ``fit``.
-
-    A bad batch raises :class:`~gncompile.errors.BatchError` and changes nothing; with ``skip_bad_batches``
-    it is counted and left out, unless there is none but bad ones for an epoch. On a CUDA device batches with
-    non-finite values are left out in any case, with a record in which ``rejected`` rises.
-
-    >>> import gncompile, torch
-    >>> from gncompile.data import Batches
-    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
-    >>> trainer = gncompile.compile(model, "mse", torch.zeros(1, 4))
-    >>> batches = Batches(torch.randn(1000, 4), torch.randn(1000, 1), batch_size=100)
-    >>> trainer.fit(batches, epochs=1, progress=False).samples
-    [300, 300, 300, 400]
-    """
-    _check(trainer, train, updates, epochs, validation, early_stop)
-    for name, every in (("validate_every", validate_every), ("checkpoint_every", checkpoint_every)):
-        if every is not None:
-            require_whole(name, every)
-    listeners = _listeners(callbacks)
-    trainer.place.begin(train, continue_order)
-    total = _total(train, updates, epochs)
-    history, started = History(), Started(trainer)
-    refused = Refusals(history, skip_bad_batches, _length(train) or BAD_BATCHES)
-    gathering = Gathering(trainer, train, epochs, refused)
-    validation_due = Validations(trainer, gathering, train, validate_every)
-    with display(progress, total) as show:
-
-        def tell(records: Iterable[Record]) -> None:
-            for record in records:
-                history.records.append(record)
-                show(record, gathering.taken if epochs else len(history))
-                for listener in listeners:
-                    listener(record)
-
-        last = False
-        try:
-            for batch in _steps(started, gathering, refused):
-                taken = gathering.taken if epochs else len(history) + len(started)
-                last, due = taken == total, validation_due()
-                validates = validation is not None and (last or due)
-                if last or validates or listeners or started.should_be_read:
-                    records = started.read()
+            last = False
+            try:
+                for batch in _steps(started, gathering, refused):
+                    taken = gathering.taken if self.epochs else len(history) + len(started)
+                    last, due = taken == total, validation_due()
+                    validates = validation is not None and (last or due)
+                    if last or validates or listeners or started.should_be_read:
+                        records = started.read()
+                        if last:
+                            trainer.settle(*batch)
+                        if validation is not None and validates:
+                            loss = trainer.evaluate(*validation)
+                            trainer.place.validated(loss)
+                            records[-1] = replace(records[-1], validation_loss=loss)
+                        tell(records)
+                    if early_stop and trainer.place.waited >= early_stop:
+                        history.stopped_early = last = True
+                        history.ended = f"no better validation loss in {early_stop} validations"
+                    # After the callbacks, so that what they wrote is never behind the checkpoint.
+                    if checkpoint and not last and trainer.updates % self.checkpoint_every == 0:
+                        trainer.save(checkpoint)
                     if last:
-                        trainer.settle(*batch)
-                    if validation is not None and validates:
-                        loss = trainer.evaluate(*validation)
-                        trainer.place.validated(loss)
-                        records[-1] = replace(records[-1], validation_loss=loss)
-                    tell(records)
-                if early_stop and trainer.place.waited >= early_stop:
-                    history.stopped_early = last = True
-                    history.ended = f"no better validation loss in {early_stop} validations"
-                # After the callbacks, so that what they wrote is never behind the checkpoint.
-                if checkpoint and not last and trainer.updates % checkpoint_every == 0:
-                    trainer.save(checkpoint)
-                if last:
-                    break
-            tell(started.read())
-        except BatchError:
-            trainer.place.taken()  # the next fit goes on behind the bad batch
-            raise
-        except BaseException:
-            trainer.place.go_back()
-            raise
-    if not history.stopped_early:
-        history.ended = _end(gathering, history, updates, epochs, last)
-    if checkpoint:
-        trainer.save(checkpoint)
-    trainer.finish()
-    return history
+                        break
+                tell(started.read())
+            except BatchError:
+                trainer.place.taken()  # the next fit goes on behind the bad batch
+                raise
+            except BaseException:
+                trainer.place.go_back()
+                raise
+        if not history.stopped_early:
+            history.ended = _end(gathering, history, self.updates, self.epochs, last)
+        if checkpoint:
+            trainer.save(checkpoint)
+        trainer.finish()
+        return history
+
+    def _check(self, trainer: Trains) -> None:
+        validation, early_stop = self.validation, self.early_stop
+        length = self.epochs if self.updates is None else self.updates
+        if (self.updates is None) == (self.epochs is None) or not is_whole(length):
+            found = f"updates={self.updates}, epochs={self.epochs}"
+            raise GncompileError(
+                message(f"fit was given {found}", instead="give one of them, a number from 1")
+            )
+        if not isinstance(self.train, Iterable):
+            raise GncompileError(
+                message(
+                    f"the training data is of type {type(self.train).__name__}",
+                    instead="pass gncompile.data.Batches(x, y, batch_size), a DataLoader, or a list of pairs",
+                )
+            )
+        if early_stop is not None and (validation is None or not is_whole(early_stop)):
+            raise GncompileError(
+                message(
+                    f"early_stop={early_stop} with validation={'None' if validation is None else '(x, y)'}",
+                    instead="give early_stop from 1 and validation=(x, y), whose loss it watches",
+                )
+            )
+        if validation is not None:
+            if not isinstance(validation, tuple | list) or len(validation) != 2:
+                raise GncompileError(
+                    message(
+                        f"validation is of type {type(validation).__name__}"
+                        + (
+                            f" and length {len(validation)}"
+                            if isinstance(validation, tuple | list)
+                            else ""
+                        ),
+                        instead="give one pair of tensors (x, y), the whole validation set",
+                    )
+                )
+            try:
+                trainer.check_batch(*validation)
+            except BatchError as error:
+                raise BatchError(f"validation: {error}") from error
+        for name in ("validate_every", "checkpoint_every"):
+            if (every := getattr(self, name)) is not None:
+                require_whole(name, every)
 
 
 def _end(
@@ -219,7 +263,7 @@ def _end(
             "generator only once",
         ),
         ShortDataWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
     return found
 
@@ -256,7 +300,7 @@ class Validations:
     """Says after each step whether a validation is due: every so many steps, or where an epoch has ended."""
 
     def __init__(
-        self, trainer: Trainer, gathering: Gathering, train: object, every: int | None
+        self, trainer: Trains, gathering: Gathering, train: object, every: int | None
     ) -> None:
         self._trainer = trainer
         self._gathering = gathering
@@ -299,50 +343,3 @@ def _listeners(callbacks: Callback | Sequence[Callback]) -> tuple[Callback, ...]
             )
         )
     return tuple(listeners)
-
-
-def _check(
-    trainer: Trainer,
-    train: object,
-    updates: int | None,
-    epochs: int | None,
-    validation: Pair | None,
-    early_stop: int | None,
-) -> None:
-    length = epochs if updates is None else updates
-    if (updates is None) == (epochs is None) or not is_whole(length):
-        found = f"updates={updates}, epochs={epochs}"
-        raise GncompileError(
-            message(f"fit was given {found}", instead="give one of them, a number from 1")
-        )
-    if not isinstance(train, Iterable):
-        raise GncompileError(
-            message(
-                f"the training data is of type {type(train).__name__}",
-                instead="pass gncompile.data.Batches(x, y, batch_size), a DataLoader, or a list of pairs",
-            )
-        )
-    if early_stop is not None and (validation is None or not is_whole(early_stop)):
-        raise GncompileError(
-            message(
-                f"early_stop={early_stop} with validation={'None' if validation is None else '(x, y)'}",
-                instead="give early_stop from 1 and validation=(x, y), whose loss it watches",
-            )
-        )
-    if validation is not None:
-        if not isinstance(validation, tuple | list) or len(validation) != 2:
-            raise GncompileError(
-                message(
-                    f"validation is of type {type(validation).__name__}"
-                    + (
-                        f" and length {len(validation)}"
-                        if isinstance(validation, tuple | list)
-                        else ""
-                    ),
-                    instead="give one pair of tensors (x, y), the whole validation set",
-                )
-            )
-        try:
-            trainer.check_batch(*validation)
-        except BatchError as error:
-            raise BatchError(f"validation: {error}") from error

@@ -10,20 +10,22 @@ from __future__ import annotations
 import itertools
 import operator
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..data.data_sets import Batches
 from ..errors import BatchError, DataError, SmallBatchWarning, message
+from ..program.timetable import MEASURED
 from .batches import input_tensors, require_real
+from .compiled import Compiled
+from .counters import Counters
 from .reported import version
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
 
 FEW = 32
 """Samples of a batch below which there is a warning of noise."""
@@ -32,48 +34,82 @@ Rows = Tensor | tuple[Tensor, ...]
 Pair = tuple[Rows, Tensor]
 
 
-def gather(trainer: Trainer, train: Iterable[Pair], epochs: int | None = 1) -> Iterator[Pair]:
-    """The batches ``(x, y)`` of ``train``, put together to as many samples as the trainer wants for a step.
+class Gathers(Protocol):
+    """What a trainer is asked where batches are put together for it."""
 
-    For loops of one's own; ``fit`` does the same. ``epochs`` is how often ``train`` is gone through, None
-    without end. A batch that is large enough is passed on as it is. A step's samples may come from two
-    passes, but a whole pass is always enough; the end of the last one comes with the batch of before.
+    gathers: bool
 
-    Raises :class:`~gncompile.errors.BatchError` for a batch that no step can be taken on.
+    @property
+    def samples_wanted(self) -> int:
+        """The samples that the next step should be taken on."""
 
-    >>> import gncompile, torch
-    >>> trainer = gncompile.compile(torch.nn.Linear(3, 1), "mse", torch.zeros(1, 3))
-    >>> small = [(torch.ones(100, 3), torch.ones(100, 1)) for _ in range(7)]
-    >>> [len(y) for x, y in trainer.gather(small)]
-    [300, 300, 400]
-    """
-    return iter(Gathering(trainer, train, epochs))
+    def check_batch(self, x: Rows, y: Tensor) -> None:
+        """Raise :class:`~gncompile.errors.BatchError` if no step can be taken on ``(x, y)``."""
 
 
-def warn_of_few(samples: int) -> None:
-    """Warn, at the caller of a step, of minibatches of few samples (:class:`SmallBatchWarning`)."""
-    if samples < FEW:
-        warnings.warn(
-            message(
-                f"steps on {samples} samples",
-                instead="let the trainer put batches together, with fit or by for x, y in "
-                "trainer.gather(loader): the curvature of so few samples fits their noise, and steps can "
-                "lead astray",
-            ),
-            SmallBatchWarning,
-            stacklevel=4,
-        )
+class Wanted:
+    """The samples that the next step should be taken on, as far as the last measurement of noise tells."""
+
+    def __init__(self, compiled: Compiled, count: Counters) -> None:
+        self._compiled, self._count = compiled, count
+        self.forget()
+
+    def forget(self) -> None:
+        """Look at the state again, after a load."""
+        self._known = 0, 0  # measurements so far, and the samples wanted since the last one
+
+    @property
+    def now(self) -> int:
+        """At least ``gather_samples``, at most what the memory budget takes; 1 for first-order baselines."""
+        settings = self._compiled.settings
+        if not settings.second_order:
+            return 1
+        measured = (self._count.updates - self._count.held - 1 + MEASURED // 2) // MEASURED
+        if measured != self._known[0]:  # on a device reading the state waits for the last step
+            state = self._compiled.executable.memory.states.get("samples_wanted")
+            self._known = measured, 0 if state is None else int(state)
+        least, wanted = settings.gather_samples, self._known[1]
+        return least if wanted <= least else max(least, min(wanted, self._most))
+
+    @cached_property
+    def _most(self) -> int:
+        """The samples whose work buffers fit into the memory budget."""
+        return self._compiled.executable.samples_within(self._compiled.settings.memory_budget)
+
+
+class FewSamples:
+    """A warning of noise at the second step, if its batch is another one than that of the first."""
+
+    def __init__(self) -> None:
+        self._first: weakref.ref[Tensor] | None = None
+
+    def look(self, updates: int, x: Tensor) -> None:
+        """Warn, at the caller of a step, of minibatches of few samples (:class:`SmallBatchWarning`)."""
+        if updates == 0:
+            self._first = weakref.ref(x)
+        another = self._first is not None and self._first() is not x
+        if updates == 1 and another and len(x) < FEW:
+            warnings.warn(
+                message(
+                    f"steps on {len(x)} samples",
+                    instead="let the trainer put batches together, with fit or by for x, y in "
+                    "trainer.gather(loader): the curvature of so few samples fits their noise, and steps "
+                    "can lead astray",
+                ),
+                SmallBatchWarning,
+                stacklevel=3,
+            )
 
 
 class Gathering:
-    """One run of :func:`gather`, and how far it has come.
+    """The batches of ``train`` put together for a trainer, and how far this has come.
 
     ``refused`` is told of bad batches, which are left out; it may raise.
     """
 
     def __init__(
         self,
-        trainer: Trainer,
+        trainer: Gathers,
         train: Iterable[Pair],
         epochs: int | None,
         refused: Callable[[BatchError], None] | None = None,

@@ -8,15 +8,13 @@ step with one that alternates. No order that a user may give can agree with a ra
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..base.settings import Settings
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
+from .compiled import Compiled
 
 
 def reading_order(
@@ -36,10 +34,20 @@ def reading_order(
     return rows.to(device, non_blocking=device.type == "cuda")
 
 
-def as_read(trainer: Trainer, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+class Reads(Protocol):
+    """What decides how the next step reads its batch."""
+
+    compiled: Compiled
+
+    @property
+    def updates(self) -> int:
+        """Steps taken so far."""
+
+
+def as_read(trainer: Reads, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """A batch with its rows in the order in which the trainer's next step reads them, to compare with."""
-    seed = trainer._executable.memory.draws.seed
-    rows = reading_order(trainer.settings, len(y), trainer.updates, seed, trainer.device)
+    memory, settings = trainer.compiled.executable.memory, trainer.compiled.settings
+    rows = reading_order(settings, len(y), trainer.updates, memory.draws.seed, memory.device)
     return (x, y) if rows is None else (x[rows], y[rows])
 
 

@@ -1,103 +1,211 @@
-"""A trainer's state: everything a step reads or writes, taken, given, and given to an independent copy."""
+"""A trainer's state: everything a step reads or writes, taken, checked and given."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from ..errors import GncompileError, message
-from . import checkpoint
+from ..errors import CheckpointError, expected_got, message
+from .compiled import Compiled
+from .counters import Counters
+from .fingerprint import shape_differences
+from .first_order import FirstOrder
+from .place import Place
+from .reported import Reported
 
-if TYPE_CHECKING:
-    from .trainer import Trainer
-
-COUNTERS = ("updates", "_rejected", "_held", "_since_refresh", "_unconfirmed")
-"""The trainer's own numbers between steps."""
-
-
-def state_dict(trainer: Trainer) -> dict[str, Any]:
-    """Everything a step reads or writes: groups of tensors by name (not copied), and plain numbers.
-
-    ``"model"`` holds the reported parameters, ``"latest"`` those that training goes on from, if others.
-    """
-    trainer.ready()
-    memory, first_order = trainer._executable.memory, trainer._first_order
-    reported, latest = trainer._reported.tensors()
-    return {
-        "model": {**checkpoint.model_tensors(trainer.model), **reported},
-        "latest": latest,
-        "states": dict(memory.states),
-        "optimiser": first_order.state_dict() if first_order else {},
-        "generator": memory.draws.state_dict(),
-        "counters": {name: getattr(trainer, name) for name in COUNTERS},
-        "place": trainer.place.state_dict(),
-    }
+GROUPS = ("model", "latest", "states", "optimiser", "generator")
+"""The parts of a trainer's ``state_dict`` that map names to tensors; the others are plain numbers."""
+SHOWN = 5
+"""Differences an error lists."""
 
 
-def load_state_dict(trainer: Trainer, state: Mapping[str, Any]) -> None:
-    """Continue where ``state`` was taken; the model then holds the reported parameters, as after ``finish``.
-
-    :class:`~gncompile.errors.CheckpointError`, and nothing is changed, if it is another model's. Random draws
-    start again from the seed where the state is that of another kind of generator: of the Triton backend for
-    any other, or of torch's on another device.
-    """
-    checkpoint.check_state(trainer, state)
-    trainer._journal.surely(partial(_load, trainer, state))
-    trainer.finish()
+Tensors = dict[str, Tensor]
 
 
-def _load(trainer: Trainer, state: Mapping[str, Any]) -> None:
-    memory = trainer._executable.memory
-    latest = {**state["model"], **state.get("latest", {})}
-    trainer._reported.forget()
-    checkpoint.copy_tensors(checkpoint.model_tensors(trainer.model), latest)
-    checkpoint.copy_tensors(memory.states, {**memory.initial_scalars(), **state["states"]})
-    if trainer._first_order:
-        trainer._first_order.load_state_dict(state["optimiser"])
-    memory.draws.load_state_dict(state["generator"])
-    for name in COUNTERS:
-        setattr(trainer, name, state["counters"].get(name, 0))
-    trainer._wanted = 0, 0
-    trainer.place.load_state_dict(state["place"])
+class State:
+    """The tensors and numbers of one trainer that are another's after ``load_state_dict``."""
+
+    def __init__(
+        self,
+        compiled: Compiled,
+        count: Counters,
+        place: Place,
+        reported: Reported,
+        first_order: FirstOrder | None,
+    ) -> None:
+        self._compiled, self._count, self._place = compiled, count, place
+        self._reported, self._first_order = reported, first_order
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`Trainer.state_dict`."""
+        memory, first_order = self._compiled.executable.memory, self._first_order
+        reported, latest = self._reported.tensors()
+        return {
+            "model": {**model_tensors(self._compiled.model), **reported},
+            "latest": latest,
+            "states": dict(memory.states),
+            "optimiser": first_order.state_dict() if first_order else {},
+            "generator": memory.draws.state_dict(),
+            "counters": self._count.state_dict(),
+            "place": self._place.state_dict(),
+        }
+
+    def load_state_dict(
+        self, state: Mapping[str, Any], surely: Callable[[Callable[[], None]], None]
+    ) -> None:
+        """See :meth:`Trainer.load_state_dict`; ``surely`` runs what copies, and again if interrupted."""
+        self._check(state)
+        surely(lambda: self._load(state))
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        memory = self._compiled.executable.memory
+        latest = {**state["model"], **state.get("latest", {})}
+        self._reported.forget()
+        copy_tensors(model_tensors(self._compiled.model), latest)
+        copy_tensors(memory.states, {**memory.initial_scalars(), **state["states"]})
+        if self._first_order:
+            self._first_order.load_state_dict(state["optimiser"])
+        memory.draws.load_state_dict(state["generator"])
+        self._count.load_state_dict(state["counters"])
+        self._place.load_state_dict(state["place"])
+
+    # --- What a step changes besides tensors ------------------------------------------------------------
+
+    def numbers(self) -> dict[str, Any]:
+        """The numbers that a step changes."""
+        begun = self._first_order.begun if self._first_order else True
+        return {
+            "counters": self._count.state_dict(), "position": self._place.position, "begun": begun
+        }  # fmt: skip
+
+    def restore(self, numbers: Mapping[str, Any]) -> None:
+        """Take back what :meth:`numbers` gave."""
+        self._count.load_state_dict(numbers["counters"])
+        self._place.position = numbers["position"]
+        if self._first_order and not numbers["begun"]:
+            self._first_order.restart()
+
+    def _check(self, state: Mapping[str, Any]) -> None:
+        """Raise :class:`CheckpointError` unless every tensor of ``state`` has its place here.
+
+        A number that the state of an older version does not have begins anew.
+        """
+        mine, known, found = self.state_dict(), state.get("states", {}), list[str]()
+        mine["states"] = {name: t for name, t in mine["states"].items() if t.dim() or name in known}
+        mine["latest"] = self._compiled.trained()
+        groups = ["model", "states"] + ["latest"] * bool(state.get("latest"))
+        for group in groups:  # a generator of another kind starts again from the seed
+            expected, got = (
+                {f"{group} {name}": [*t.shape, str(t.dtype)] for name, t in tensors.items()}
+                for tensors in (mine[group], state.get(group, {}))
+            )
+            found += shape_differences(expected, got)
+        require_same(found)
+        trained = self._compiled.trained() if mine["optimiser"] else {}
+        _check_optimiser(trained, state.get("optimiser", {}))
+        _check_generator(state.get("generator", {}), mine["generator"])
+        _check_numbers(state)
+        changed = frozen_changed(self._compiled, state["model"])
+        if changed:
+            raise CheckpointError(
+                message(
+                    f"the state has other values of {', '.join(changed[:SHOWN])}, "
+                    "which are not trained but compiled in",
+                    where="load_state_dict",
+                    instead="use Trainer.resume, or compile after loading them into the model",
+                )
+            )
 
 
-def independent(trainer: Trainer, memo: dict[int, Any]) -> Trainer:
-    """``copy.deepcopy``: a trainer of a copied model, compiled anew, in the same state."""
-    from ..app.compile import compile_into
+def model_tensors(model: nn.Module) -> Tensors:
+    """All parameters and buffers by name, as data."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor.detach() for name, tensor in named}
 
-    trainer.ready()
-    memory, model = trainer._executable.memory, trainer.model
-    if "_modules" not in vars(memo.get(id(model), model)):
-        raise GncompileError(
+
+OWN_STATES = ("last_good", "step", "exp_avg", "exp_avg_sq", "momentum_buffer")
+"""What torch's Adam and SGD, and ``first_order.py``, keep of a parameter."""
+
+
+def _check_optimiser(trained: Tensors, stored: Tensors) -> None:
+    """A first-order optimiser's tensors: shaped like the parameters, and the same of all of them."""
+    kept: dict[str, set[str]] = {name: set() for name in trained}
+    found = []
+    for path, tensor in stored.items():
+        key, _, name = path.partition("/")
+        fits = key in OWN_STATES and name in trained
+        shape = [] if key == "step" else list(trained[name].shape) if fits else "not there"
+        if not fits or shape != list(tensor.shape) or not tensor.is_floating_point():
+            found.append(f"optimiser {path}\n{expected_got(shape, list(tensor.shape))}")
+        else:
+            kept[name].add(key)
+    every = set().union(*kept.values(), {"last_good"})
+    found += [
+        f"optimiser {key}/{name}\n{expected_got('a tensor', 'not there')}"
+        for name, keys in kept.items()
+        for key in sorted(every - keys)
+    ]
+    require_same(found)
+
+
+def _check_generator(stored: Tensors, mine: Tensors) -> None:
+    """The state of a generator of the same kind is one that it takes."""
+    for name, tensor in stored.items():
+        same = name in mine and tensor.shape == mine[name].shape
+        if same and tensor.dtype != mine[name].dtype:
+            require_same([f"generator\n{expected_got(mine[name].dtype, tensor.dtype)}"])
+        if same and name == "state" and len(tensor) == len(torch.Generator().get_state()):
+            try:
+                torch.Generator().set_state(tensor.cpu())
+            except RuntimeError as error:
+                require_same([f"generator: {error}"])
+
+
+def _check_numbers(state: Mapping[str, Any]) -> None:
+    """Counters are whole numbers, and the place is one of a fit."""
+    counters, place = state.get("counters", {}), state.get("place", {})
+    kinds = {name: type(number) for name, number in Counters().state_dict().items()}
+    counters = {"_held": 0, **counters}  # which older versions do not have
+    found = [
+        f"counter {name}\n{expected_got(kind.__name__, repr(counters.get(name))[:80])}"
+        for name, kind in kinds.items()
+        if type(counters.get(name)) is not kind or not 0 <= counters[name] < 1 << 63
+    ]
+    best, waited = place.get("best"), place.get("waited", 0)
+    if not isinstance(best, float | int | None) or type(waited) is not int:
+        found.append(f"place\n{expected_got('a best loss and a number of validations', place)}")
+    if not isinstance(place.get("batches"), dict | None):
+        found.append(f"batches\n{expected_got('the state of a Batches', place['batches'])}")
+    require_same(found)
+
+
+def copy_tensors(into: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Copy tensors by name, in place."""
+    for name, tensor in into.items():
+        tensor.copy_(given[name])
+
+
+def frozen_changed(compiled: Compiled, stored: Mapping[str, Tensor]) -> list[str]:
+    """Names of parameters and buffers that are not trained and differ from the stored ones."""
+    trained = compiled.trained()
+    return [
+        name
+        for name, tensor in model_tensors(compiled.model).items()
+        if name not in trained and not torch.equal(tensor.cpu(), stored[name].cpu())
+    ]
+
+
+def require_same(found: list[str], path: Path | None = None) -> None:
+    if found:
+        more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+        raise CheckpointError(
             message(
-                "the model that is being copied holds its own trainer",
-                where=f"an attribute of {type(model).__name__}",
-                instead="copy the trainer instead, copy.deepcopy(trainer), and take the copy's .model",
+                "\n".join(["the checkpoint belongs to another model", *found[:SHOWN], *more]),
+                where=str(path) if path else "load_state_dict",
+                instead="give the model, loss and method that it was saved with ('expected' is yours)",
             )
         )
-    new: Trainer = type(trainer).__new__(type(trainer))
-    memo[id(trainer)] = new
-    loss = trainer._identity.loss
-    compile_into(
-        new,
-        copy.deepcopy(model, memo),
-        trainer.loss_function if loss is None else copy.deepcopy(loss, memo),
-        tuple(
-            torch.zeros(2, *node.shape, dtype=memory.dtype, device=memory.device)
-            for node in trainer.traced.graph.inputs
-        ),
-        seed=memory.draws.seed,
-        backend=trainer.backend,
-        precision=trainer.precision,
-        tune=dict(trainer.variants) or "off",
-        **vars(trainer.settings),
-    )
-    load_state_dict(new, state_dict(trainer))
-    new.gathers = trainer.gathers
-    if not trainer._reported.shows:
-        new._reported.hide()
-    return new

@@ -1,42 +1,41 @@
-"""The trainer: runs the phases of a compiled step, decides which are due, and keeps the user's model safe."""
+"""The trainer: one class for all that a user asks of a compiled model; its parts do the work.
+
+A step is a transaction (:mod:`~gncompile.training.stepping`); which phases of the program it runs is told
+in :mod:`~gncompile.training.steps` for steps that the host looks after, and in
+:mod:`~gncompile.training.ahead` for those that run ahead of it.
+"""
 
 from __future__ import annotations
 
 import math
-import weakref
-from collections.abc import Mapping
-from dataclasses import replace
-from functools import cached_property, partial
-from typing import Any, NoReturn
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
 
 from torch import Tensor, nn
 
-from ..base.settings import Settings
-from ..derivation.damping import JUDGED, ROUNDING, factor_bounds
-from ..derivation.optimiser import CHOSEN
-from ..errors import GncompileError, message
+from ..data.data_sets import Batches
+from ..errors import GncompileError, message, visible
 from ..graph.model_graph import TracedModel
-from ..losses.vocabulary import Loss
-from ..program.phases import Repeat, Stage, due_phases, names
-from ..program.timetable import MEASURED, Due, due
-from ..runtime.executable import Executable
-from . import checkpoint, fit, state
-from .ahead import AheadOfHost, DeferredStats
-from .batches import BatchReader
-from .first_order import FirstOrder
-from .gather import gather, warn_of_few
-from .model_identity import ModelIdentity
-from .nonfinite import refuse_loss
-from .order import reading_order
+from . import checkpoint as checkpoints
+from .ahead import DeferredStats
+from .compiled import Compiled
+from .counters import Counters
+from .factors import KroneckerFactors
+from .fit import Callback, Fit
+from .gather import FewSamples, Gathering, Pair, Wanted
 from .place import Place
 from .questions import Questions
-from .records import StepStats
-from .reported import Reported
-from .state import COUNTERS
-from .transaction import Journal
+from .records import History, StepStats
+from .reports import Reports
+from .stepping import Stepping
+
+Inputs = Tensor | tuple[Tensor, ...]
 
 
-class Trainer(Questions):
+class Trainer:
     """A compiled second-order (or first-order baseline) trainer for one model and loss.
 
     Made by :func:`gncompile.compile`. The model's parameters are updated in place and stay its own.
@@ -58,51 +57,38 @@ class Trainer(Questions):
     ``copy.deepcopy`` gives an independent trainer with a model of its own.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        traced: TracedModel,
-        loss: Loss,
-        reader: BatchReader,
-        settings: Settings,
-        executable: Executable,
-        identity: ModelIdentity,
-    ) -> None:
-        self.model = model
-        self.traced = traced
-        self.loss_function = loss
-        self.settings = settings
-        self.updates = 0
-        self._rejected = 0
-        self._held = 0  # steps that nothing was learned from
+    compile_into: ClassVar[Callable[..., Trainer]]
+    """Makes trainers anew, for :meth:`resume` and copies; :mod:`gncompile.app.compile` sets it."""
+
+    def __init__(self, compiled: Compiled) -> None:
+        self.compiled = compiled
+        self.model, self.loss_function = compiled.model, compiled.loss
+        self.settings = compiled.settings
         self.place = Place()
-        self._reader = reader
-        self._executable = executable
-        self._since_refresh = 0
-        self._unconfirmed = False  # whether the last update has not been seen to give a finite loss
-        self._identity = identity
-        self._reported = Reported(executable, ahead=settings.guarded)
-        self._journal = Journal(executable, self._numbers, self._restore, self._reported.note)
-        self._reported.surely = self._journal.surely
-        self._first_batch: weakref.ref[Tensor] | None = None
         self.gathers = False
         """Whether batches are put together for this trainer; without, small ones bring a warning."""
-        # Measurements of noise so far, and the samples wanted since the last one.
-        self._wanted = (0, 0)
-        before = self._journal.before
-        self._ahead = AheadOfHost(executable, settings, before) if settings.guarded else None
-        self._first_order = None if settings.second_order else FirstOrder(settings, self.trained())
-
-    @property
-    def rejected(self) -> int:
-        """Updates undone or refused so far."""
-        if self._ahead:
-            return int(self._executable.memory.states["refused"])
-        return self._rejected
+        executable = compiled.executable
+        self.program = executable.program
+        """The step program this trainer runs."""
+        self.source_file: Path | None = executable.source_file
+        """The file of the emitted source, for reading; None where none could be written, and for the
+        reference backend. What runs is :attr:`source`, whatever becomes of the file."""
+        self.dtype, self.device = executable.memory.dtype, executable.memory.device
+        """The precision everything is computed in, and where."""
+        self.backend, self.precision = executable.backend, executable.memory.precision
+        """``"torch"``, ``"triton"`` or ``"reference"``, and that of the Triton backend's float32 products."""
+        self.variants = executable.variants
+        """Options of the instructions that are not computed in the default way, by name."""
+        self._executable = executable
+        self._count = Counters()
+        self._steps = Stepping(compiled, self._count, self.place)
+        self._reported, self._state = self._steps.reported, self._steps.state
+        self._wanted, self._few_samples = Wanted(compiled, self._count), FewSamples()
+        self._questions, self._reports = Questions(compiled, self._reported), Reports(compiled)
 
     # --- one step -------------------------------------------------------------------------------------
 
-    def step(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> StepStats | DeferredStats:
+    def step(self, x: Inputs, y: Tensor) -> StepStats | DeferredStats:
         """Update the model's parameters on the batch ``x: [N, …]``, ``y`` (as the loss takes it).
 
         Curvature is taken from parts of the batch. Each step reads its rows in a random order of its own, so
@@ -116,175 +102,25 @@ class Trainer(Questions):
         a batch in pinned memory must not be overwritten before.
         """
         self.ready()
-        inputs, target = self._reader.pair(x, y)
-        self._reported.hide()
-        self._warn_of_noise(x if isinstance(x, Tensor) else x[0])
-        if not self._ahead:
-            # Before anything runs: tanh(inf) is 1, so a finite loss proves nothing about the batch.
-            self._reader.all_finite(inputs, target)
-        return self._journal.whole(partial(self._step, inputs, target))
+        inputs, target = self.compiled.reader.pair(x, y)
+        if not self.gathers and self.settings.second_order:
+            self._few_samples.look(self.updates, x if isinstance(x, Tensor) else x[0])
+        return self._steps.step(inputs, target)
 
-    def _step(self, inputs: tuple[Tensor, ...], target: Tensor) -> StepStats | DeferredStats:
-        """One step on a batch; the position in the data is a part of it."""
-        seed = self._executable.memory.draws.seed
-        rows = reading_order(self.settings, len(target), self.updates, seed, self.device)
-        self._executable.load(inputs, target, rows=rows)
-        stats: StepStats | DeferredStats
-        if self._ahead:
-            stats, now = self._ahead.step(self.updates, self._since_refresh)
-            self._count_refresh(now)
-            self.updates += 1
-        else:
-            stats = self._looked_after_step(inputs, target)
-        self.place.taken()
-        return stats
+    def ready(self) -> None:
+        """Before any use: the model is the one that was compiled, and its parameters are whole.
 
-    def _looked_after_step(self, inputs: tuple[Tensor, ...], target: Tensor) -> StepStats:
-        """A step whose every part the host looks at."""
-        self._run("gradient")
-        if not self._finite("objective"):
-            self._undo()
-            self._run("gradient")
-            if not self._finite("objective"):
-                about = f"update {self.updates}, at the last parameters known to be good"
-                batch = inputs, target
-                refuse_loss(self._number("loss"), self.traced, self.loss_function, *batch, about)
-        self._unconfirmed = False
-        if self._first_order:
-            if not self._factors_finite():
-                return self._refused()
-            kept = self._first_order.tensors().items()
-            self._journal.keep({("first order", name): tensor for name, tensor in kept})
-            self._first_order.step(self._gradient_views())
-            self.updates += 1
-            self._unconfirmed = True
-            return StepStats(self.updates, self._number("loss"), self._number("objective"))
-        return self._second_order_step()
-
-    def _run(self, *phases: str) -> None:
-        """Run phases, having noted what they overwrite."""
-        self._journal.run(*phases)
-
-    def _run_due(self, now: Due, stage: Stage) -> None:
-        """Run what is due of a part of the step."""
-        self._run(*names(due_phases(self._executable.program.step, now, stage)))
-
-    @property
-    def samples_wanted(self) -> int:
-        """The samples that the next step should be taken on, as far as the last measurement of noise tells.
-
-        At least ``gather_samples``; growth against noise ends where work buffers would exceed
-        ``memory_budget``. 1 for the first-order baselines.
+        Follows the model to other tensors of the same shapes. Raises
+        :class:`~gncompile.errors.ModelChangedError` if it is another one.
         """
-        if not self.settings.second_order:
-            return 1
-        measured = (self.updates - self._held - 1 + MEASURED // 2) // MEASURED
-        if measured != self._wanted[0]:  # on a device reading the state waits for the last step
-            state = self._executable.memory.states.get("samples_wanted")
-            self._wanted = measured, 0 if state is None else int(state)
-        least, wanted = self.settings.gather_samples, self._wanted[1]
-        return least if wanted <= least else max(least, min(wanted, self._most_samples))
+        self._steps.ready()
 
-    @cached_property
-    def _most_samples(self) -> int:
-        """The samples whose work buffers fit into the memory budget."""
-        return self._executable.samples_within(self.settings.memory_budget)
-
-    gather = gather
-
-    def _warn_of_noise(self, x: Tensor) -> None:
-        """At the second step, when it is known whether the batch is another one than before."""
-        if self.updates == 0:
-            self._first_batch = weakref.ref(x)
-        first = self._first_batch
-        another = first is not None and first() is not x
-        if self.updates == 1 and another and not self.gathers and self.settings.second_order:
-            warn_of_few(len(x))
-
-    def _second_order_step(self) -> StepStats:
-        if not self._number("gradient_square"):
-            return self._nothing_learned()
-        now = due(self.settings, self.updates - self._held, self._since_refresh)
-        self._run_due(now, Stage.COMPARISON)
-        if self.settings.momentum and self._reported.noise_leads:
-            now = replace(now, plain=True)
-        self._run_due(now, Stage.MEASUREMENT)
-        # Without fresh factors their buffers hold an earlier batch's, or after a resume nothing.
-        if not self._factors_finite(("Q.", "G.", "grad.") if now.factors else ("grad.",)):
-            return self._refused()  # no damping would help
-        self._run_due(now, Stage.KEEPING)
-        self._count_refresh(now)
-        if now.factor_damping and self._number("measured"):
-            self._choose_factor_damping(now)
-        else:
-            self._run_due(now, Stage.DIRECTION)
-        if not self._finite("predicted") or not self._finite("step_size"):
-            self._run("reject")
-            return self._refused()
-        if not self._number("predicted"):
-            return self._nothing_learned()
-        self._run_due(now, Stage.UPDATE)
-        self.updates += 1
-        self._unconfirmed = True
-        if now.damping:
-            self._run_due(now, Stage.JUDGEMENT)
-            if self._number("harm"):
-                self._undo(overlong=bool(self._number("measured")))
-            else:
-                self._run_due(now, Stage.DAMPING)
-        return self._stats(now)
-
-    def _count_refresh(self, now: Due) -> None:
-        self._since_refresh = 0 if now.fresh else self._since_refresh + 1
-
-    def _choose_factor_damping(self, now: Due) -> None:
-        """Of three factor dampings γ take the one whose step is predicted to be best [MG §6.6]."""
-        gamma = self._executable.memory.states["factor_damping"]
-        self._journal.keep_states("factor_damping")
-        base, rate = float(gamma), self.settings.factor_damping_rate
-        phases = due_phases(self._executable.program.step, now, Stage.DIRECTION)
-        each = names(phase for phase in phases if phase.repeat is Repeat.DAMPINGS)
-        self._run(*names(phase for phase in phases if phase.repeat is Repeat.ONCE))
-
-        def attempt(value: float) -> None:
-            gamma.fill_(value)
-            self._run(*each)
-
-        best, lowest = base, 0.0
-        for tried in (base, base * rate, base / rate):
-            attempt(tried)
-            predicted = self._number("predicted")
-            if math.isfinite(predicted) and predicted < (1 + ROUNDING) * lowest:
-                best, lowest = tried, predicted
-        low, high = factor_bounds(self.settings)
-        best = min(max(best, low), high)
-        if best != tried:
-            attempt(best)
-
-    def _stats(self, now: Due) -> StepStats:
-        return StepStats(
-            self.updates,
-            self._number("loss"),
-            self._number("objective"),
-            self.damping,
-            self._number("step_size"),
-            self._number("momentum") if self.settings.momentum else None,
-            self._number("predicted"),
-            self._number("rho") if now.damping and self._number("measured") else None,
-            self.rejected,
-            float(self._executable.memory.states["noise"]) if now.noise else None,
-        )
-
-    def settle(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> None:
+    def settle(self, x: Inputs, y: Tensor) -> None:
         """Undo the last update if the loss of ``(x, y)`` is not finite after it, as the next step would."""
         self.ready()
         self._reported.hide()
-        # Only after an update: a refused step would be counted twice.
-        judged = self._executable.memory.states["unconfirmed"] if self._ahead else self._unconfirmed
-        if not judged or math.isfinite(float(self.loss(x, y))):
-            return
-        phases = ("gradient", "guard", "guard_step")
-        self._journal.whole(partial(self._run, *phases) if self._ahead else self._undo)
+        if self._steps.unconfirmed and not math.isfinite(float(self.loss(x, y))):
+            self._steps.undo()
 
     def finish(self) -> None:
         """Leave in the model what is reported: its averaged parameters, if these are better.
@@ -296,85 +132,257 @@ class Trainer(Questions):
         if self._reported.better:
             self._reported.show()
 
-    def _undo(self, overlong: bool = True) -> None:
-        """Return to the parameters before the last update, if that is the suspect; ``overlong``: λ rises."""
-        if self._unconfirmed and self._first_order:
-            self._first_order.undo()
-        elif self._unconfirmed:
-            self._run("restore", *(("reject",) if overlong else ()))
-            self._since_refresh = self.settings.refresh_every
-        self._rejected += int(self._unconfirmed)
-        self._unconfirmed = False
+    # --- many steps -----------------------------------------------------------------------------------
 
-    def _nothing_learned(self) -> StepStats:
-        """No update, and all else holds (``guards.py``): the timetable goes on with the next step.
+    def fit(
+        self,
+        train: Batches | Iterable[Pair],
+        *,
+        updates: int | None = None,
+        epochs: int | None = None,
+        validation: Pair | None = None,
+        validate_every: int | None = None,
+        callbacks: Callback | Sequence[Callback] = (),
+        progress: bool = True,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 20,
+        early_stop: int | None = None,
+        skip_bad_batches: bool = False,
+        continue_order: bool = True,
+    ) -> History:
+        """Train for ``updates`` further steps, or for ``epochs`` passes over ``train``; returns the history.
 
-        One that runs ahead of the host cannot tell it in time, and counts.
+        The arguments are told at :class:`~gncompile.training.fit.Fit`. A fit that is interrupted, by Ctrl-C
+        or whatever a callback raises, leaves the trainer as after its last whole step, and a ``Batches``
+        where that step took it: ``save`` then stores a training that goes on bit for bit, and so does
+        another ``fit``. Where the last step is known to be the last, its update is undone if the batch's loss
+        is not finite after it, as the next step would do. At its end the model holds the averaged parameters,
+        if they are better than the latest (:meth:`finish`).
+
+        >>> import gncompile, torch
+        >>> from gncompile.data import Batches
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+        >>> trainer = gncompile.compile(model, "mse", torch.zeros(1, 4))
+        >>> batches = Batches(torch.randn(1000, 4), torch.randn(1000, 1), batch_size=100)
+        >>> trainer.fit(batches, epochs=1, progress=False).samples
+        [300, 300, 300, 400]
         """
-        self.updates, self._held = self.updates + 1, self._held + 1
-        losses = self._number("loss"), self._number("objective")
-        sizes = 0.0, 0.0 if self.settings.momentum else None, 0.0
-        return StepStats(self.updates, *losses, self.damping, *sizes, rejected=self.rejected)
+        return Fit(
+            train, updates, epochs, validation, validate_every, callbacks, progress, checkpoint,
+            checkpoint_every, early_stop, skip_bad_batches, continue_order,
+        ).run(self)  # fmt: skip
 
-    def _refused(self) -> StepStats:
-        """No update; the next step refreshes the inverses."""
-        self._since_refresh = self.settings.refresh_every
-        self._rejected += 1
-        self.updates += 1
-        loss, objective = self._number("loss"), self._number("objective")
-        return StepStats(self.updates, loss, objective, self.damping, rejected=self.rejected)
+    def gather(self, train: Iterable[Pair], epochs: int | None = 1) -> Iterator[Pair]:
+        """The batches ``(x, y)`` of ``train``, put together to as many samples as are wanted for a step.
 
-    def _number(self, role: str) -> float:
-        states = self._executable.memory.states
-        if role in CHOSEN:
-            return float(states["step_sizes"][CHOSEN[role]])
-        if role in JUDGED:
-            return float(states[role])
-        return float(self._executable.result(role))
+        For loops of one's own; ``fit`` does the same. ``epochs`` is how often ``train`` is gone through, None
+        without end. A batch that is large enough is passed on as it is. A step's samples may come from two
+        passes, but a whole pass is always enough; the end of the last one comes with the batch of before.
 
-    def _finite(self, role: str) -> bool:
-        return math.isfinite(self._number(role))
+        Raises :class:`~gncompile.errors.BatchError` for a batch that no step can be taken on.
 
-    def _factors_finite(self, kinds: tuple[str, ...] = ("grad.",)) -> bool:
-        """Whether gradients and factors, if any, are finite; for a PSD matrix its diagonal tells."""
-        for role in self._executable.program.results:
-            if role.startswith(kinds):
-                value = self._executable.result(role)
-                square = value.dim() == 2 and not role.startswith("grad.")
-                if not math.isfinite(float((value.diagonal() if square else value).sum())):
-                    return False
-        return True
+        >>> import gncompile, torch
+        >>> trainer = gncompile.compile(torch.nn.Linear(3, 1), "mse", torch.zeros(1, 3))
+        >>> small = [(torch.ones(100, 3), torch.ones(100, 1)) for _ in range(7)]
+        >>> [len(y) for x, y in trainer.gather(small)]
+        [300, 300, 400]
+        """
+        return iter(Gathering(self, train, epochs))
 
-    # --- Whole and the model's ------------------------------------------------------------------------
+    @property
+    def samples_wanted(self) -> int:
+        """The samples that the next step should be taken on, as far as the last measurement of noise tells.
 
-    def ready(self) -> None:
-        """See :meth:`Questions.ready`."""
-        self._journal.recover()
-        traced = self._identity.changes()
-        if traced is not None:
-            self.traced = traced
-            self._executable.rebind(traced)
-            self._journal.rebound()
-            if self._first_order:
-                self._first_order.rebind(self.trained())
-            if self._ahead:
-                self._ahead.keep_parameters()
-            self._unconfirmed = False  # what is unconfirmed were others
-        self._reported.look()
+        At least ``gather_samples``; growth against noise ends where work buffers would exceed
+        ``memory_budget``. 1 for the first-order baselines.
+        """
+        return self._wanted.now
 
-    def _numbers(self) -> dict[str, Any]:
-        """What a step changes besides tensors."""
-        begun = self._first_order.begun if self._first_order else True
-        counters = {name: getattr(self, name) for name in COUNTERS}
-        return {"counters": counters, "position": self.place.position, "begun": begun}
+    # --- questions ------------------------------------------------------------------------------------
 
-    def _restore(self, numbers: Mapping[str, Any]) -> None:
-        """Take back what :meth:`_numbers` gave."""
-        for name, value in numbers["counters"].items():
-            setattr(self, name, value)
-        self.place.position = numbers["position"]
-        if self._first_order and not numbers["begun"]:
-            self._first_order.restart()
+    def check_batch(self, x: Inputs, y: Tensor) -> None:
+        """Raise :class:`~gncompile.errors.BatchError` if no step can be taken on ``(x, y)``.
+
+        Values are looked at only where this does not mean to wait for a device.
+        """
+        self._questions.check_batch(x, y)
+
+    def gradients(self, x: Inputs, y: Tensor) -> dict[str, Tensor]:
+        """``∂Ē/∂θ`` of the objective (L2 included) by parameter name, as autograd would give it."""
+        self.ready()
+        return self._questions.gradients(x, y)
+
+    def loss(self, x: Inputs, y: Tensor) -> Tensor:
+        """The data loss of one batch at the parameters that the model holds, a scalar tensor."""
+        self.ready()
+        return self._questions.loss(x, y)
+
+    def predict(self, x: Inputs, averaged: bool | None = None) -> Tensor:
+        """The network output ``[N, …]`` by the compiled forward pass, at the parameters of :meth:`evaluate`.
+
+        ``averaged`` is as there. Raises :class:`~gncompile.errors.BatchError` for no samples.
+        """
+        self.ready()
+        return self._questions.predict(x, averaged)
+
+    def evaluate(
+        self, x: Inputs, y: Tensor, batch_size: int = 1000, averaged: bool | None = None
+    ) -> float:
+        """The data loss of a whole data set at the reported parameters, in batches.
+
+        The mean over samples (the sum, for losses that sum). *Reported* are the averaged parameters if these
+        are better, as far as the last comparison tells, and else the latest: what :meth:`predict` uses too,
+        a checkpoint's ``model/…`` holds, and the model itself after ``fit`` and ``finish``.
+        ``averaged=True`` asks for the averages, ``averaged=False`` for the latest.
+
+        Raises :class:`~gncompile.errors.BatchError` for no samples, other numbers of inputs and targets, and
+        values that are not finite.
+        """
+        self.ready()
+        return self._questions.evaluate(x, y, batch_size, averaged)
+
+    def averaged_parameters(self, averaged: bool | None = True) -> AbstractContextManager[None]:
+        """Within this block the model holds its averaged parameters (``Settings.average``).
+
+        With ``averaged=None`` only if they are better, as far as the last comparison tells; with False the
+        latest. A trainer without an average, or without an update, always has the latest.
+        """
+        self.ready()
+        return self._questions.parameters(averaged)
+
+    def factors(self) -> dict[str, KroneckerFactors]:
+        """The running averages of the curvature factors by layer, in full; empty before the first step."""
+        self.ready()
+        return self._questions.factors() if self.updates else {}
+
+    def rop(self, x: Inputs, direction: Mapping[str, Tensor]) -> Tensor:
+        """R-operator: ``(∂z/∂θ) direction`` for one direction by parameter name: ``[N, …]``."""
+        self.ready()
+        return self._questions.rop(x, direction)
+
+    def quadratic(
+        self, x: Inputs, y: Tensor, directions: list[Mapping[str, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """``M_ij = d_iᵀ(G + κI)d_j`` and ``b_i = d_iᵀ∇`` of the full Gauss-Newton quadratic [MG §7]."""
+        self.ready()
+        return self._questions.quadratic(x, y, directions)
+
+    def trained(self) -> dict[str, Tensor]:
+        """The parameters this trainer updates, by name, in graph order."""
+        return self.compiled.trained()
+
+    # --- reports --------------------------------------------------------------------------------------
+
+    def summary(self) -> str:
+        """A table of layers: parameters, rules, factors, cost and memory; launches if there are any."""
+        return self._reports.summary()
+
+    def explain(self, layer: str | None = None) -> str:
+        """What was derived for one layer, or for everything: formulas, what is stored and why, cost."""
+        return self._reports.explain(layer)
+
+    def report(self, folder: str | os.PathLike[str], title: str | None = None) -> list[Path]:
+        """Write the derivation as linked HTML pages into ``folder``; returns the files, ``index.html`` first.
+
+        A page a node of the network, with formulas, cost and source lines; ``title`` is the network's name
+        if it is not its class. Plots of transfer functions need matplotlib.
+        """
+        return self._reports.report(folder, title)
+
+    def report_latex(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
+        """Write the derivation as one LaTeX article to ``path``, and return it."""
+        return self._reports.report_latex(path, title)
+
+    def emit(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write the generated source of the step into ``folder``; returns the files."""
+        return self._reports.emit(folder)
+
+    @property
+    def traced(self) -> TracedModel:
+        """What the model was traced to, with the tensors that it has now."""
+        return self.compiled.traced
+
+    @property
+    def updates(self) -> int:
+        """Steps taken so far, those whose update was refused included."""
+        return self._count.updates
+
+    @property
+    def rejected(self) -> int:
+        """Updates undone or refused so far."""
+        return self._steps.rejected
+
+    @property
+    def damping(self) -> float | None:
+        """The Levenberg-Marquardt damping λ; None for first-order methods."""
+        return self.compiled.damping
+
+    @property
+    def source(self) -> str:
+        """The text of the emitted step; written for reading only where the reference backend runs."""
+        return self._reports.source
+
+    def __repr__(self) -> str:
+        return visible(
+            f"Trainer({self.traced.name}, {self.settings.method}, {len(self.traced.graph.layers)} layers, "
+            f"{self.updates} updates)"
+        )
+
+    # --- states ---------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a step reads or writes: groups of tensors by name (not copied), and plain numbers.
+
+        ``"model"`` holds the reported parameters, ``"latest"`` those that training goes on from, if others.
+        """
+        self.ready()
+        return self._state.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where ``state`` was taken; the model then holds the reported parameters.
+
+        :class:`~gncompile.errors.CheckpointError`, and nothing is changed, if it is another model's. Random
+        draws start again from the seed where the state is that of another kind of generator: of the Triton
+        backend for any other, or of torch's on another device.
+        """
+        self.ready()
+        self._state.load_state_dict(state, self._steps.journal.surely)
+        self._wanted.forget()
+        self.finish()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the trainer to the file ``path``, replacing an older checkpoint in one step.
+
+        Cost: a copy of the model, the factors and their inverses in memory and on disk.
+        """
+        checkpoints.save(self.compiled, self.state_dict(), path)
+
+    @staticmethod
+    def resume(path: str | os.PathLike[str], model: nn.Module, loss: object = None) -> Trainer:
+        """The trainer saved at ``path``, compiled anew for ``model``, which gets the saved parameters.
+
+        ``model`` is a module of the same architecture; its present parameters do not matter, and it then
+        holds the reported ones, as after ``fit``. ``loss`` is only needed to insist on one. The same
+        backend, settings, generator and place in the data's order are restored, so that training goes on
+        bit for bit on the same machine with as many threads. Raises
+        :class:`~gncompile.errors.CheckpointError` for a checkpoint of another model; ``model`` is unchanged
+        then.
+        """
+
+        def anew(*arguments: Any, **options: Any) -> Trainer:
+            return Trainer.compile_into(Trainer.__new__(Trainer), *arguments, **options)
+
+        return checkpoints.resume(path, model, loss, anew)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Trainer:
+        """``copy.deepcopy``: a trainer of a copied model, compiled anew, in the same state."""
+        self.ready()
+        new = checkpoints.copied(self, memo, Trainer.compile_into)
+        new.load_state_dict(self.state_dict())
+        new.gathers = self.gathers
+        if not self._reported.shows:
+            new._reported.hide()
+        return new
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise GncompileError(
@@ -384,10 +392,3 @@ class Trainer(Questions):
                 "copy.deepcopy(trainer) makes an independent one",
             )
         )
-
-    state_dict = state.state_dict
-    load_state_dict = state.load_state_dict
-    __deepcopy__ = state.independent
-    save = checkpoint.save
-    resume = staticmethod(checkpoint.resume)
-    fit = fit.fit

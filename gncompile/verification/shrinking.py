@@ -111,9 +111,9 @@ def _shrunken(
     op = node.op
     if isinstance(op, Affine):
         inputs = len(order[node.inputs[0]])
-        parameters[op.weight] = _normal(generator, len(mine), inputs) / math.sqrt(inputs)
+        parameters[op.weight] = normal(generator, len(mine), inputs) / math.sqrt(inputs)
         if op.bias is not None:
-            parameters[op.bias] = _normal(generator, len(mine)) / 2
+            parameters[op.bias] = normal(generator, len(mine)) / 2
     elif isinstance(op, FixedLinear):
         name = f"{op.matrix}.{node.name}"
         matrix = traced.constants[op.matrix].double()
@@ -134,5 +134,5 @@ def _shrunken(
     return Node(node.name, op, node.inputs, (len(mine),), node.origin)
 
 
-def _normal(generator: torch.Generator, *shape: int) -> Tensor:
+def normal(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)

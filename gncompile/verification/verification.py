@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.func import grad, hessian, jacrev, jvp
 
 from ..base.settings import Settings
-from ..base.tables import visible
 from ..frontends.torch_export import trace
 from ..graph.model_graph import Affine, ModelGraph, Node, TracedModel
 from ..graph.torch_network import Network, objective
@@ -34,65 +33,13 @@ from ..pipeline import (
 )
 from ..program.step_program import StepProgram
 from ..runtime.executable import Executable
-from .shrinking import shrink
+from .checks import Check, VerifyReport
+from .shrinking import normal, shrink
 
-TOLERANCE = 1e-9
-"""Relative error allowed where both sides are exact: float64 rounding, amplified by a few layers."""
 FLOAT32_TOLERANCE, FLOAT32_FACTOR = 1e-4, 10
 """Rounding in float32: 1e-4, or ten times the error of torch's own gradient where the network amplifies."""
 SAMPLES = 5
 FULL_SAMPLES = 8
-
-
-@dataclass(frozen=True)
-class Check:
-    """One comparison: of which layer (``""`` for the network), what, with what, and how far apart."""
-
-    layer: str
-    compared: str
-    reference: str
-    error: float
-    tolerance: float = TOLERANCE
-
-    @property
-    def ok(self) -> bool:
-        """Whether the error is within the tolerance; a NaN is not."""
-        return self.error <= self.tolerance
-
-
-@dataclass(frozen=True)
-class VerifyReport:
-    """All comparisons of one model."""
-
-    model: str
-    seed: int
-    sizes: tuple[tuple[str, int, int], ...]
-    """``(node, full size, shrunken size)`` of inputs, layers and the output."""
-    checks: tuple[Check, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether every comparison is within its tolerance."""
-        return all(check.ok for check in self.checks)
-
-    def to_text(self) -> str:
-        """An aligned table of the comparisons, and the verdict."""
-        rows = [("layer", "compared", "with", "rel. error", "allowed", "")]
-        rows += [
-            (c.layer or "(network)", c.compared, c.reference, f"{c.error:.1e}", f"{c.tolerance:.0e}",
-             "ok" if c.ok else "FAILED")
-            for c in self.checks
-        ]  # fmt: skip
-        widths = [max(len(row[k]) for row in rows) for k in range(6)]
-        lines = [
-            "  ".join(f"{x:<{w}}" for x, w in zip(r, widths, strict=True)).rstrip() for r in rows
-        ]
-        shrunk = ", ".join(f"{name} {full}→{small}" for name, full, small in self.sizes)
-        failed = sum(not check.ok for check in self.checks)
-        verdict = f"{failed} of {len(self.checks)} comparisons failed" if failed else (
-            f"all {len(self.checks)} comparisons within tolerance")  # fmt: skip
-        head = f"{self.model}, float64, seed {self.seed}; shrunken: {shrunk}"
-        return visible("\n".join([head, "", *lines, "", verdict]))
 
 
 def verify(
@@ -112,7 +59,7 @@ def verify(
     generator = torch.Generator().manual_seed(seed)
     full = copy.deepcopy(model).to(device="cpu", dtype=torch.float64)
     examples = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    inputs = tuple(_normal(generator, FULL_SAMPLES, *x.shape[1:]) for x in examples)
+    inputs = tuple(normal(generator, FULL_SAMPLES, *x.shape[1:]) for x in examples)
     traced = trace(full, inputs, name=type(model).__name__)
     declared = resolve_loss(loss)
     declared.check_output(traced.graph.output.shape)
@@ -165,7 +112,7 @@ class Problem:
 
     def batch(self, samples: int) -> tuple[tuple[Tensor, ...], Tensor]:
         """Normal inputs and targets that the loss accepts."""
-        inputs = tuple(_normal(self.generator, samples, n.size) for n in self.graph.inputs)
+        inputs = tuple(normal(self.generator, samples, n.size) for n in self.graph.inputs)
         return inputs, self.targets(samples)
 
     def targets(self, samples: int) -> Tensor:
@@ -189,7 +136,7 @@ class Problem:
         with torch.no_grad():
             for parameter in self._trained().values():
                 scale = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.5
-                parameter.copy_(_normal(self.generator, *parameter.shape) * scale)
+                parameter.copy_(normal(self.generator, *parameter.shape) * scale)
         flat = tuple(x.flatten(start_dim=1) for x in inputs)
         trained = self._trained()
         value = self.objective(module(*inputs).reshape(len(y), -1), y)
@@ -356,7 +303,7 @@ class Problem:
         """Random changes of these nodes' parameters, zero for all others."""
         direction = {name: torch.zeros_like(p) for name, p in self._trained().items()}
         for name in [name for node in nodes for name in _parameter_names(node)]:
-            direction[name] = _normal(self.generator, *direction[name].shape)
+            direction[name] = normal(self.generator, *direction[name].shape)
         return direction
 
     def _set_direction(self, executable: Executable, direction: Mapping[str, Tensor]) -> None:
@@ -394,10 +341,6 @@ def _dense(executable: Executable, role: str) -> Tensor:
 
     name = executable.program.results[role]
     return dense(executable.step.value(name), executable.program[name].spec)
-
-
-def _normal(generator: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def _float32(y: Tensor) -> Tensor:

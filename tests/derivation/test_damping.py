@@ -88,7 +88,7 @@ def test_damping_rises_where_little_of_the_predicted_change_came_true(
     search: int, factor: float, guarded: bool
 ) -> None:
     trainer, x, y = overlong(damping=0.5, search_steps=search, damping_period=5, guarded=guarded)
-    trainer.updates = 4 * (1 - search)  # the fifth step is judged, or the first
+    trainer._count.updates = 4 * (1 - search)  # the fifth step is judged, or the first
     stats = trainer.step(x, y)
     assert stats.rho is not None
     assert 0 < stats.rho < 0.25

@@ -318,7 +318,7 @@ def test_nothing_written_commands_a_browser_or_a_terminal(tmp_path: Path) -> Non
     trainer = compile_model(
         nn.Sequential(OrderedDict({name: nn.Linear(2, 1)})), "mse", torch.zeros(3, 2)
     )
-    trainer.traced = replace(trainer.traced, name=name)
+    trainer.compiled.traced = replace(trainer.traced, name=name)
     texts = [trainer.summary(), trainer.explain(), repr(trainer), trainer.source]
     texts += [path.read_text() for path in (*trainer.report(tmp_path), *trainer.emit(tmp_path))]
     for text in texts:

@@ -206,7 +206,7 @@ def exact_noise(
 
     def square(gradient: dict[str, Tensor]) -> float:
         total = 0.0
-        for layer, joined in trainer.join(gradient).items():
+        for layer, joined in trainer.compiled.join(gradient).items():
             q, g = (
                 dense(
                     states[f"{kind}_inverse.{layer}"],

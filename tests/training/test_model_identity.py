@@ -237,8 +237,8 @@ def test_train_mode_where_it_matters_and_where_it_does_not(monkeypatch: pytest.M
         trainer.step(x, y)
     plain = network()
     trainer = compiled(plain)
-    traced, again = [], trainer._identity._again
-    monkeypatch.setattr(trainer._identity, "_again", lambda: traced.append(1) or again())  # type: ignore
+    traced, again = [], trainer.compiled.identity._again
+    monkeypatch.setattr(trainer.compiled.identity, "_again", lambda: traced.append(1) or again())  # type: ignore
     for _ in range(4):
         plain.eval()
         trainer.evaluate(x, y)
@@ -250,8 +250,8 @@ def test_train_mode_where_it_matters_and_where_it_does_not(monkeypatch: pytest.M
 def test_a_counter_of_the_models_own_is_no_change(monkeypatch: pytest.MonkeyPatch) -> None:
     model, (x, y) = Scaled().double().eval(), samples(40)
     trainer = compiled(model)
-    traced, again = [], trainer._identity._again
-    monkeypatch.setattr(trainer._identity, "_again", lambda: traced.append(1) or again())  # type: ignore
+    traced, again = [], trainer.compiled.identity._again
+    monkeypatch.setattr(trainer.compiled.identity, "_again", lambda: traced.append(1) or again())  # type: ignore
     for _ in range(9):
         model(x)
         trainer.step(x, y)

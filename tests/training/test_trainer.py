@@ -269,7 +269,7 @@ def test_step_size_and_momentum_minimise_the_quadratic(name: str, momentum: bool
     assert c1 is not None
     # δ = c₁ Δ + c₂ δ_prev
     delta = {layer: (new - c2 * last[layer]) / c1 for layer, new in layer_steps(trainer).items()}
-    along = [before.split(delta)] + ([before.split(last)] if momentum else [])
+    along = [before.compiled.split(delta)] + ([before.compiled.split(last)] if momentum else [])
     M, b = before.quadratic(x, y, along)
     c = torch.linalg.solve(M, -b)
     assert_close(torch.tensor([c1, c2][: len(c)], dtype=torch.float64), c, 1e-8, "step sizes")
@@ -348,7 +348,7 @@ def test_an_overshooting_update_is_undone(backend: str) -> None:
     assert (second.rejected, second.loss) == (1, first.loss)
     assert second.damping is not None
     assert second.damping > 1e-8
-    trainer._undo()
+    trainer._steps.looked_after.undo()
     assert_tensors(parameters(trainer), good, 0.0)
 
 
@@ -371,7 +371,7 @@ def one_layer(**options: Any) -> tuple[Trainer, Tensor, Tensor]:
 
 def test_exact_damping_is_the_damped_kronecker_product() -> None:
     trainer, x, y = one_layer(exact_damping=True, damping=0.3, l2=0.05)
-    gradient = trainer.join(trainer.gradients(x, y))["0"]
+    gradient = trainer.compiled.join(trainer.gradients(x, y))["0"]
     stats = trainer.step(x, y)
     factors = trainer.factors()["0"]
     block = torch.kron(factors.output, factors.input)
@@ -383,7 +383,7 @@ def test_exact_damping_is_the_damped_kronecker_product() -> None:
 
 def test_factored_damping() -> None:
     trainer, x, y = one_layer(damping=0.3, l2=0.05)
-    gradient = trainer.join(trainer.gradients(x, y))["0"]
+    gradient = trainer.compiled.join(trainer.gradients(x, y))["0"]
     stats = trainer.step(x, y)
     Q, G = trainer.factors()["0"].input, trainer.factors()["0"].output
     pi = ((Q.trace() / len(Q)) / (G.trace() / len(G))).sqrt()
@@ -468,7 +468,7 @@ def test_the_quadratic_may_use_a_share_of_the_batch(by_layer: int, rows: int) ->
     first = [part[:rows] for part in as_read(trainer, x, y)]
     stats = trainer.step(x, y)
     assert stats.step_size is not None
-    along = [before.split({"0": layer_steps(trainer)["0"] / stats.step_size})]
+    along = [before.compiled.split({"0": layer_steps(trainer)["0"] / stats.step_size})]
     M, _ = before.quadratic(*first, along)
     _, b = before.quadratic(x, y, along)
     assert stats.step_size == pytest.approx(float(-b / M), rel=1e-9)

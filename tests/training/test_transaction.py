@@ -110,14 +110,14 @@ def test_the_undoing_may_be_interrupted_too() -> None:
     for _ in range(3):
         numbered(trainer)()
     before = snapshot(trainer)
-    roll_back = trainer._journal._roll_back
+    roll_back = trainer._steps.journal._roll_back
     for number in range(0, 40, 3):
         trainer._executable.run = _failing(trainer, "update")  # type: ignore[method-assign]
         # The error comes after the update; while it is undone, an interrupt.
-        trainer._journal._roll_back = lambda n=number: interrupted(roll_back, n)  # type: ignore
+        trainer._steps.journal._roll_back = lambda n=number: interrupted(roll_back, n)  # type: ignore
         with pytest.raises(MemoryError):
             numbered(trainer)()
-        del trainer._executable.run, trainer._journal._roll_back
+        del trainer._executable.run, trainer._steps.journal._roll_back
         assert_same_state(snapshot(trainer), before)
 
 

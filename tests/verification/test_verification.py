@@ -23,8 +23,9 @@ from gncompile.graph.model_graph import FixedLinear, Select
 from gncompile.graph.torch_network import Network
 from gncompile.pipeline import prepare
 from gncompile.verification import verification
+from gncompile.verification.checks import Check, VerifyReport
 from gncompile.verification.shrinking import features, shrink
-from gncompile.verification.verification import Check, VerifyReport, verify
+from gncompile.verification.verification import verify
 
 
 class Mixed(nn.Module):

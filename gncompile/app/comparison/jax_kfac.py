@@ -28,8 +28,7 @@ from ...graph.model_graph import (
     Select,
 )
 from ..api import understand
-from .optimisers import Pair
-from .task import Task
+from .task import Pair, Task
 
 BURN_IN = 5
 """Batches whose curvature is averaged before the first step."""

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 
 from ...errors import require_known
 from ..compile import compile as compile_model
-from .task import Task
+from .task import Pair, Task
 
 Setting = Mapping[str, float | str]
-Pair = tuple[Tensor, Tensor]
 Family = Literal["gauss-newton", "first-order", "preconditioned", "quasi-newton"]
 DEFAULTS: Setting = {}
 FEW_OUTPUTS = 32

@@ -13,9 +13,9 @@ from torch import nn
 
 from ...data.data_sets import Batches
 from ...errors import CompileError, GncompileError, message
-from .optimisers import Optimiser, Pair, Setting, Steps
+from .optimisers import Optimiser, Setting, Steps
 from .store import Point, Run, Status
-from .task import Task
+from .task import Pair, Task
 
 POINTS = 60
 """Evaluations in a run besides the first, the k-th ``(k / POINTS)²`` through the budget."""

@@ -17,6 +17,9 @@ EVALUATED = 5000
 """Samples, of the training and of the validation data, that a reported loss is measured on at most."""
 
 
+Pair = tuple[Tensor, Tensor]
+
+
 @dataclass(frozen=True)
 class Task:
     """A network to train, and how its loss is measured.

@@ -1,7 +1,7 @@
 """HTML, SVG and MathML as element trees: text is escaped and tags are balanced by construction.
 
 Characters that a browser would obey instead of showing, and those that no document may have, are written as
-escapes, too: see :func:`~gncompile.base.tables.visible`.
+escapes, too: see :func:`~gncompile.errors.visible`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-from ...base.tables import visible
+from ...errors import visible
 
 Content = Element | str | None
 

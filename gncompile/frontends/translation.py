@@ -1,0 +1,164 @@
+"""Translate each aten operator of an exported program, by the rule that is its kind's."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..errors import TraceError
+from . import affine, aten, special, structural
+from .constants import is_batch_size, on_constants, symbolic_numbers
+from .fx_nodes import bind, label_of, op_name
+from .importer import Importer
+from .values import (
+    Activation,
+    Args,
+    Condition,
+    Constant,
+    Refused,
+    Varying,
+    Weight,
+    reshaped,
+    values_in,
+)  # fmt: skip
+
+
+def translate(importer: Importer, node: fx.Node) -> None:
+    """Translate one ``call_function`` node."""
+    if isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool | int):
+        importer.values[node] = node.meta["val"]
+    elif node.target is operator.getitem:
+        source, position = node.args
+        found = importer.values[source]  # type: ignore[index]
+        whole = isinstance(found, Varying | Refused)
+        importer.values[node] = found if whole else found[position]
+    elif isinstance(node.target, torch._ops.OpOverload):
+        importer.values[node] = _operator(
+            importer, node, op_name(node), importer.values_of(bind(node))
+        )
+    elif "functorch" in getattr(node.target, "__module__", ""):
+        importer.refuse(
+            node,
+            "torch.func or torch.vmap inside forward has no rule",
+            "write the derivative, or the map over samples, out with tensor operators",
+        )
+    else:
+        importer.refuse(node, f"{node.target} has no rule", "compute it outside the network")
+
+
+def stand_in(importer: Importer, node: fx.Node) -> Activation | Refused:
+    """For the result of an operator that was refused, so that what follows it is looked at too."""
+    try:
+        shapes = importer.sample_shapes(node)
+    except (TraceError, AttributeError, TypeError):
+        return Refused()
+    single = isinstance(node.meta["val"], torch.Tensor)
+    if not single or node.meta["val"].dtype != importer.builder.dtype:
+        return Refused()
+    return importer.builder.input(label_of(node, "refused"), -1, shapes[0])
+
+
+def _operator(importer: Importer, node: fx.Node, name: str, args: Args) -> Any:
+    values = list(values_in(args))
+    if name in aten.ASSERTS:
+        return None
+    if any(isinstance(value, Refused) for value in values):
+        return Refused()
+    if aten.is_random(node.target) and name not in aten.DROPOUTS and name != "rrelu":
+        importer.refuse_known(node, name)
+        importer.refuse(node, f"{name} cannot be compiled: {aten.RANDOM}", "draw them outside")
+    active = any(isinstance(value, Activation | Condition) for value in values)
+    if name in aten.CREATORS:
+        made = on_constants(importer, node, args, lambda _: name)
+        return replace(made, literal=_literal(made)) if isinstance(made, Constant) else made
+    varying = next((value for value in values if isinstance(value, Varying)), None)
+    if active and varying is not None:
+        importer.refuse_varying(node, varying)
+    if active and not (name in aten.SHAPED_AS and isinstance(args["self"], Weight | Constant)):
+        return _on_activations(importer, node, name, args)
+    if len(values) == 1 and isinstance(values[0], Weight):
+        result = on_constants(importer, node, args, lambda _: name)
+        known = isinstance(result, Constant)
+        view = affine.view_of_weight(values[0], name, result.tensor) if known else None
+        if view is not None:
+            return view
+    for value in values:
+        if isinstance(value, Weight) and value.trainable:
+            importer.refuse_parameter(node, value)
+    return _on_constants(importer, node, name, args)
+
+
+def _on_activations(importer: Importer, node: fx.Node, name: str, args: Args) -> Any:
+    importer.refuse_known(node, name)
+    if not aten.is_known(name):
+        importer.refuse(
+            node,
+            f"the operator {node.target} is not supported",
+            f"write it with supported operators ({aten.supported()})",
+        )
+    if name == "batch_norm":
+        return special.batch_norm(importer, node, args)
+    shapes = importer.sample_shapes(node)
+    for argument, symbolic in symbolic_numbers(args):
+        if name not in aten.ALIASES and not is_batch_size(importer, argument, symbolic):
+            importer.refuse_number(node, symbolic)
+    if name in aten.COMPARISONS:
+        rule, positive = aten.COMPARISONS[name]
+        return Condition(importer.pointwise(node, name, args, shapes[0], rule), positive)
+    if name in aten.ALIASES:
+        return reshaped(next(values_in(args)), shapes[0])
+    if name in special.RULES:
+        return special.RULES[name](importer, node, args, shapes[0])
+    _check_dtype(importer, node)
+    if name in aten.LOGICAL:
+        special.require_masks(importer, node)
+    if name in aten.PRODUCTS:
+        return affine.product(importer, node, name, args, shapes[0])
+    if name == "add" and (whole := affine.with_trailing_bias(importer, node, args)) is not None:
+        return whole
+    if name in aten.POINTWISE:
+        return importer.pointwise(node, name, args, shapes[0])
+    if name in aten.SELECTING:
+        return structural.selection(importer, node, name, args, shapes)
+    return structural.linear_operator(importer, node, name, args, shapes[0])
+
+
+def _on_constants(importer: Importer, node: fx.Node, name: str, args: Args) -> Any:
+    """Compute at once what does not depend on the input."""
+    values = [value for value in values_in(args) if not isinstance(value, Varying)]
+    alias = name in aten.ALIASES and len(values) == 1
+    label = values[0].name if alias else "_".join([*(v.name for v in values[:1]), name])  # type: ignore[union-attr]
+    literal = getattr(values[0], "literal", None) if alias else None
+    made = on_constants(importer, node, args, lambda i: label if i is None else f"{label}_{i}")
+    return replace(made, literal=literal) if isinstance(made, Constant) else made
+
+
+def _check_dtype(importer: Importer, node: fx.Node) -> None:
+    result = node.meta["val"]
+    dtype = (result if isinstance(result, torch.Tensor) else result[0]).dtype
+    mask = dtype == torch.bool and (
+        op_name(node) in aten.SELECTING or op_name(node) in aten.LOGICAL
+    )
+    if dtype != importer.builder.dtype and not mask:
+        masks = not dtype.is_floating_point and any(
+            source.meta["val"].dtype == torch.bool
+            for source in node.all_input_nodes
+            if isinstance(source.meta.get("val"), torch.Tensor)
+        )
+        importer.refuse(
+            node,
+            f"{op_name(node)} gives {dtype}, while the network's input is {importer.builder.dtype}",
+            "combine masks with & and |, and count with (h > 0).to(h.dtype)"
+            if masks
+            else "keep one floating-point dtype throughout the network",
+        )
+
+
+def _literal(constant: Constant) -> float | None:
+    """The one number that a creator fills its result with."""
+    tensor = constant.tensor
+    return float(tensor.reshape(-1)[0]) if tensor.numel() and not tensor.is_complex() else None

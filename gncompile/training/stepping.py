@@ -1,0 +1,98 @@
+"""Steps as transactions on the user's model, by whichever of the two ways the program is made for."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor
+
+from .ahead import AheadOfHost, DeferredStats
+from .compiled import Compiled
+from .counters import Counters
+from .first_order import FirstOrder
+from .order import reading_order
+from .place import Place
+from .records import StepStats
+from .reported import Reported
+from .state import State
+from .steps import LookedAfter
+from .transaction import Journal
+
+
+class Stepping:
+    """What changes a model and a trainer's state: whole steps, or nothing."""
+
+    def __init__(self, compiled: Compiled, count: Counters, place: Place) -> None:
+        executable, settings = compiled.executable, compiled.settings
+        self._compiled, self._executable, self._count, self._place = (
+            compiled, executable, count, place,
+        )  # fmt: skip
+        first_order = None if settings.second_order else FirstOrder(settings, compiled.trained())
+        self._first_order = first_order
+        self.reported = Reported(executable, ahead=settings.guarded)
+        self.state = State(compiled, count, place, self.reported, first_order)
+        state, noted = self.state, self.reported.note
+        self.journal = Journal(executable, state.numbers, state.restore, noted)
+        self.reported.surely = self.journal.surely
+        before = self.journal.before
+        self._ahead = AheadOfHost(executable, settings, before) if settings.guarded else None
+        self.looked_after = LookedAfter(compiled, count, self.journal, self.reported, first_order)
+
+    @property
+    def rejected(self) -> int:
+        """Updates undone or refused so far."""
+        if self._ahead:
+            return int(self._executable.memory.states["refused"])
+        return self._count.rejected
+
+    def step(self, inputs: tuple[Tensor, ...], target: Tensor) -> StepStats | DeferredStats:
+        """One step on a batch, whole or not at all."""
+        self.reported.hide()
+        if not self._ahead:
+            # Before anything runs: tanh(inf) is 1, so a finite loss proves nothing about the batch.
+            self._compiled.reader.all_finite(inputs, target)
+        return self.journal.whole(partial(self._step, inputs, target))
+
+    def _step(self, inputs: tuple[Tensor, ...], target: Tensor) -> StepStats | DeferredStats:
+        """One step; the position in the data is a part of it."""
+        memory, settings = self._executable.memory, self._compiled.settings
+        count, seed = self._count, memory.draws.seed
+        rows = reading_order(settings, len(target), count.updates, seed, memory.device)
+        self._executable.load(inputs, target, rows=rows)
+        stats: StepStats | DeferredStats
+        if self._ahead:
+            stats, now = self._ahead.step(count.updates, count.since_refresh)
+            count.refreshed(now)
+            count.updates += 1
+        else:
+            stats = self.looked_after.step(inputs, target)
+        self._place.taken()
+        return stats
+
+    def ready(self) -> None:
+        """See :meth:`Trainer.ready`."""
+        self.journal.recover()
+        traced = self._compiled.identity.changes()
+        if traced is not None:
+            self._compiled.traced = traced
+            self._executable.rebind(traced)
+            self.journal.rebound()
+            if self._first_order:
+                self._first_order.rebind(self._compiled.trained())
+            if self._ahead:
+                self._ahead.keep_parameters()
+            self._count.unconfirmed = False  # what is unconfirmed were others
+        self.reported.look()
+
+    @property
+    def unconfirmed(self) -> bool:
+        """Whether the last update has not been seen to give a finite loss; a refused step makes none."""
+        if self._ahead:
+            return bool(self._executable.memory.states["unconfirmed"])
+        return self._count.unconfirmed
+
+    def undo(self) -> None:
+        """Take back the last update, as the next step would where it finds that the loss is not finite."""
+        phases = ("gradient", "guard", "guard_step")
+        run = partial(self.journal.run, *phases)
+        self.journal.whole(run if self._ahead else self.looked_after.undo)
