@@ -17,7 +17,7 @@ from sympy import Expr, Symbol
 
 from .convexity import is_nonnegative
 from .precise import Function, Number, precise_function, real_value
-from .primitives import erfc, expm1, select, sigmoid, softplus
+from .primitives import declared, select, sigmoid
 from .probe_points import KINK_OFFSET, Domain, dense, possible_kinks, probe_points
 from .stable_forms import stable
 
@@ -281,21 +281,6 @@ def _rounded(value: Number) -> float:
 
 
 INFINITE = (-math.inf, math.inf)
-_RANGES: dict[type, tuple[float, float]] = {
-    sigmoid: (0, 1),
-    sympy.tanh: (-1, 1),
-    sympy.sin: (-1, 1),
-    sympy.cos: (-1, 1),
-    sympy.erf: (-1, 1),
-    erfc: (0, 2),
-    sympy.atan: (-math.pi / 2, math.pi / 2),
-    sympy.exp: (0, math.inf),
-    softplus: (0, math.inf),
-    expm1: (-1, math.inf),
-    sympy.sign: (-1, 1),
-    sympy.Abs: (0, math.inf),
-    sympy.cosh: (1, math.inf),
-}
 
 
 def interval(e: Expr, x: Symbol, domain: Domain) -> tuple[float, float]:
@@ -304,8 +289,9 @@ def interval(e: Expr, x: Symbol, domain: Domain) -> tuple[float, float]:
         return float(e), float(e)
     if e == x:
         return domain
-    if type(e) in _RANGES:
-        return _RANGES[type(e)]
+    known = declared(e)
+    if known and not isinstance(e, select):
+        return known.values
     if isinstance(e, sympy.Add):
         parts = [interval(term, x, domain) for term in e.args]
         return sum(low for low, _ in parts), sum(high for _, high in parts)
