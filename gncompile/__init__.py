@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .base.backends import hand_down
+
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
@@ -38,6 +40,9 @@ _HOMES = {
 """Where each public name lives; looked up on first use, so that ``import gncompile`` stays quick."""
 
 __all__ = sorted(_HOMES)
+
+
+hand_down(lambda: import_module(".verification.accuracy", __name__).BACKENDS)
 
 
 def __getattr__(name: str) -> Any:

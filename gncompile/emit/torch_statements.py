@@ -185,7 +185,7 @@ ARITHMETIC = ("add", "sub", "mul", "div", "pow", "neg", "sqrt", "reciprocal")
 
 @dataclass(frozen=True)
 class Statement:
-    """``{0}``, ``{1}``, … in ``text`` stand for operands: names, values or numbers; ``{out}`` for the value."""
+    """``{0}``, ``{1}``, … in ``text`` stand for names, values or numbers; ``{out}`` for the value."""
 
     value: int
     text: str

@@ -9,8 +9,8 @@ A kernel template takes such a function as a compile-time argument and applies i
         sigmoid_x = accurate.sigmoid(x)  # sigmoid(x)
         return x * sigmoid_x, sigmoid_x * (x * accurate.sigmoid(-x) + 1.0)
 
-Values used twice get a name, all others are written in place. A number stands only beside ``+ - * /``, where Triton
-keeps it exact in float64; anywhere else it is a tile, because a bare number there becomes float32.
+Values used twice get a name, all others are written in place. A number stands only beside ``+ - * /``, where
+Triton keeps it exact in float64; anywhere else it is a tile, because a bare number there becomes float32.
 """
 
 from __future__ import annotations

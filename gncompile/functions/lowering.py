@@ -4,8 +4,8 @@
                           1: mul(x, value 0)
                           2: add(value 1, 1.0)
 
-Each value is computed once. Operations are ``add sub mul div reciprocal neg sqrt pow`` and the primitives by the names
-of their classes; the printers in ``emit/`` spell them. Products are multiplied in the order of
+Each value is computed once. Operations are ``add sub mul div reciprocal neg sqrt pow`` and the primitives by
+the names of their classes; the printers in ``emit/`` spell them. Products are multiplied in the order of
 :class:`~gncompile.functions.expressions.Product`.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import sympy
 from sympy import Add, Expr, Mul, Pow, Symbol
@@ -22,7 +23,7 @@ from ..errors import InternalError
 from .expressions import Product, may_underflow, power_of_root, to_float
 from .primitives import select, spelling
 
-Operand = Symbol | int | float
+Operand: TypeAlias = Symbol | int | float
 """An input, the number of the value, or a constant."""
 
 HALF = sympy.Rational(1, 2)
@@ -92,7 +93,7 @@ class Lowering:
     # Sums
 
     def sum(self, e: Add) -> Operand:
-        """``k + Σ c_i t_i``: start at a term with ``c = 1``; ``k`` is added last, or started at if that is quicker."""
+        """``k + Σ c_i t_i``, from a term with ``c = 1`` on; ``k`` last, or first where that is shorter."""
         number = Add(*(term for term in e.args if term.is_number))
         constant = to_float(number)
         terms = [coefficient(term) for term in e.args if not term.is_number]
@@ -183,14 +184,15 @@ class Lowering:
                 p = self.multiplied(before)
                 first = self.multiplied((*before, *inner.above[:-1]))
                 term = self.value("mul", first, self.lower(inner.above[-1]), meaning=whole)
-                term = self.scaled(abs(to_float(c)), term, whole)
-                return self.value("sub" if c < 0 else "add", p, term, meaning=whole)
+                multiple = self.scaled(abs(to_float(c)), term, whole)
+                return self.value("sub" if c < 0 else "add", p, multiple, meaning=whole)
         return self.value("mul", self.multiplied(before), self.lower(last), meaning=whole)
 
     def powers(self, factors: tuple[Expr, ...]) -> Operand:
         """``Π factors`` with repeated ones raised by squaring."""
         powers = [base ** factors.count(base) for base in dict.fromkeys(factors)]
-        result, done = self.lower(powers[0]), powers[0]
+        result: Operand = self.lower(powers[0])
+        done = powers[0]
         for power in powers[1:]:
             done = done * power
             result = self.value("mul", result, self.lower(power), meaning=done)
