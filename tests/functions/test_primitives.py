@@ -61,4 +61,4 @@ def test_a_new_primitive_is_differentiated_and_checked():
 def test_references_take_its_definition():
     assert float(precise_function(exp2(x), (x,))(3)) == pytest.approx(8, rel=1e-14)
     assert float(ExactFunction(exp2(x), (x,))(3.0)) == 8
-    assert float_function(exp2(x), (x, x))(3.0, 3.0) == 8
+    assert float_function(exp2(x), (x, sympy.Symbol("y")))(3.0, 0.0) == 8
