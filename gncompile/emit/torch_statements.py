@@ -20,8 +20,7 @@ from sympy import Add, Expr, Symbol
 from ..functions.declarations import MAX_PARTS, tree_size
 from ..functions.expressions import evaluate, to_float
 from ..functions.lowering import Lowering, Operand, Value
-from ..functions.primitives import declared, hypot, select
-from ..functions.stable_forms import is_power_of_two
+from ..functions.primitives import declared, hypot, is_power_of_two, select
 from .literals import literal
 
 

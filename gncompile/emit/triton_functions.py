@@ -16,7 +16,6 @@ Triton keeps it exact in float64; anywhere else it is a tile, because a bare num
 from __future__ import annotations
 
 import functools
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -123,12 +122,14 @@ POWERS = {"sqrt": "accurate.sqrt", "pow": "accurate.power"}
 
 
 class _TritonLowering(Lowering):
-    """Powers of half numbers by square roots, which are exact to a rounding; ``accurate.power`` is not."""
+    """Powers of numbers by ``exp``, and half powers by roots, exact to a rounding as no ``power`` is."""
 
     def power(self, e: Pow) -> Operand:
         base, exponent = e.base, e.exp
+        if base.is_number:
+            return self.lower(sympy.exp(exponent * sympy.log(base), evaluate=False))
         halves = (2 * exponent).is_Integer and not exponent.is_Integer and abs(exponent) != HALF
-        if not halves or base.is_number or root_of_squares(base):
+        if not halves or root_of_squares(base):
             return super().power(e)
         if exponent < 0:
             return self.value("reciprocal", self.lower(base**-exponent), meaning=e)
@@ -171,9 +172,6 @@ class _Text:
         if op in ARITHMETIC:
             text, needs, binds = ARITHMETIC[op]
             return text.format(*map(self.operand, operands, needs)), binds
-        if op == "pow" and isinstance(operands[0], float):
-            exponent = f"{self.operand(operands[1], PRODUCT)} * {literal(math.log(operands[0]))}"
-            return f"accurate.exp({exponent})", ATOM
         if op == "select" and all(isinstance(o, float) for o in operands[1:]):
             texts = [self.tile(operands[0]), *(literal(o) for o in operands[1:])]
             return f"accurate.step({', '.join(texts)})", ATOM

@@ -17,8 +17,8 @@ from typing import Literal
 import sympy
 from sympy import Add, Expr, Integer, Mul, Pow, Symbol, log
 
-from .primitives import declared, select
-from .stable_forms import is_power_of_two, rebuilt, stable, transcendental
+from .primitives import declared, is_power_of_two, select
+from .stable_forms import rebuilt, stable, transcendental
 
 Keeps = Literal["nothing", "input", "output", "both"]
 

@@ -193,6 +193,13 @@ def number(value: float | str) -> sympy.Number:
     return Rational(value if isinstance(value, str) else repr(value))
 
 
+def is_power_of_two(value: Expr) -> bool:
+    """Whether a product with ``value`` is exact in floating point, up to its sign."""
+    if not value.is_Rational or value == 0:
+        return False
+    return all(part & (part - 1) == 0 for part in (abs(value.p), value.q))
+
+
 def as_float(value: float) -> sympy.Number:
     """A number that is only evaluated, in few digits; a whole one is exact, so that 1 and 0 simplify."""
     return sympy.Integer(int(value)) if value == int(value) else sympy.Float(value)

@@ -34,6 +34,7 @@ from .primitives import (
     PRIMITIVES,
     declared,
     erfc,
+    is_power_of_two,
     kinked,
     log1p,
     maximum,
@@ -62,7 +63,7 @@ def stable(expression: Expr) -> Expr:
         better = rule(expression)
         if better is not None and better != expression:
             return stable(better)
-    allowed = isinstance(expression, _ALGEBRA) or declared(expression) is not None
+    allowed = isinstance(expression, _ALGEBRA) or declared(expression)
     if not allowed or expression.has(sympy.zoo, sympy.nan, sympy.oo, -sympy.oo):
         known = ", ".join(sorted(PRIMITIVES))
         raise ExpressionError(
@@ -113,13 +114,6 @@ def condition_scale(e: Expr) -> Expr | None:
     if isinstance(c, Add) and not is_power_of_two(scale):
         return None
     return select(c / abs(scale), u, v)
-
-
-def is_power_of_two(value: Expr) -> bool:
-    """Whether a product with ``value`` is exact in floating point, up to its sign."""
-    if not value.is_Rational or value == 0:
-        return False
-    return all(part & (part - 1) == 0 for part in (abs(value.p), value.q))
 
 
 def settled_branches(e: Expr) -> Expr | None:
@@ -334,8 +328,7 @@ def cancelling_sums(e: Expr) -> Expr | None:
 
 def _merged(f: Expr, shift: Rational) -> Expr | None:
     """``f + shift`` as one function, if the shift moves a limit of ``f`` to zero or its middle to zero."""
-    known = declared(f)
-    form = known.sums.get(shift) if known else None
+    form = known.sums.get(shift) if (known := declared(f)) else None
     return form(f.args[0]) if form else None
 
 

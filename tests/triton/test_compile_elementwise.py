@@ -26,8 +26,7 @@ def functions(tmp_path_factory):
     """Generated functions: every primitive, a loss with its gradient, a small update."""
     folder = tmp_path_factory.mktemp("source")
     every = [
-        function(x, y, x) if function is select else function(x)
-        for function in PRIMITIVES.values()
+        function(x, y, x) if function is select else function(x) for function in PRIMITIVES.values()
     ]
     rules = {name: transfer(name).rule for name in HEAVY}
     texts = [
