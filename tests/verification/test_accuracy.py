@@ -29,8 +29,8 @@ from gncompile.functions.transfer import (
     transfer,
     transfer_names,
 )
+from gncompile.verification import accuracy
 from gncompile.verification.accuracy import grid, measure_accuracy, run_reference
-from gncompile.verification.verification import accuracy
 
 DENSITY = 40  # some 200 arguments a function and dtype; the generator takes seven times as many
 
