@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .base.backends import hand_down
 from .base.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ _HOMES = {
 """Where each public name lives; looked up on first use, so that ``import gncompile`` stays quick."""
 
 __all__ = sorted(_HOMES)
+
+
+hand_down(lambda: import_module(".verification.accuracy", __name__).BACKENDS)
 
 
 def __getattr__(name: str) -> Any:

@@ -9,25 +9,11 @@ import torch
 from sympy import Symbol
 from torch import Tensor, nn
 
-from ..functions.applied import Function, apply
+from ..functions.applied import Elementwise, Function
 from .model_schema import Concat, Linear, Node, Pointwise, Select, Slice
 
 INPUT = "input"
 ARGUMENT = Symbol("u", real=True)
-
-
-class Elementwise(nn.Module):
-    """A :class:`Function` as a module, so that graphs and error texts have a name for it."""
-
-    def __init__(self, function: Function) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return apply(self.function, *inputs)
-
-    def extra_repr(self) -> str:
-        return str(self.function.expression)
 
 
 class DeclaredNetwork(nn.Module):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from sympy import Expr, Symbol
-from torch import Tensor
+from torch import Tensor, nn
 
 from .plain_torch import plain
 
@@ -62,3 +62,17 @@ def _applied(inputs: list[Tensor], number: int) -> Tensor:
 @_applied.register_fake
 def _shape(inputs: list[Tensor], number: int) -> Tensor:
     return torch.empty_like(inputs[0])
+
+
+class Elementwise(nn.Module):
+    """A :class:`Function` as a module, so that graphs and error texts have a name for it."""
+
+    def __init__(self, function: Function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return apply(self.function, *inputs)
+
+    def extra_repr(self) -> str:
+        return str(self.function.expression)

@@ -9,20 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import mpmath
 import sympy
 from sympy import Expr, Symbol
 
 from .convexity import is_nonnegative
+from .kinks import DIGITS, SHOWN, Kink, kinks_of
 from .precise import Function, Number, precise_function, real_value
-from .primitives import erfc, expm1, select, sigmoid, softplus
-from .probe_points import KINK_OFFSET, Domain, dense, possible_kinks, probe_points
+from .primitives import declared, select, sigmoid
+from .probe_points import Domain, dense, possible_kinks, probe_points
 from .stable_forms import stable
-
-if TYPE_CHECKING:
-    from .transfer import TransferFunction
+from .transfer import TransferFunction
 
 T = TypeVar("T")
 Evidence = Literal["proved", "seen"]
@@ -31,9 +30,7 @@ Monotone = Literal[
 ]
 Parity = Literal["odd", "even", "neither"]
 
-DIGITS = 30
 FAR = (1e3, 1e6, 1e9, 1e12)
-SHOWN = 9  # digits of a bound
 
 
 @dataclass(frozen=True)
@@ -47,22 +44,6 @@ class Finding(Generic[T]):
         return (
             f"{self.value} ({'proved' if self.evidence == 'proved' else 'seen at sample points'})"
         )
-
-
-@dataclass(frozen=True)
-class Kink:
-    """A point ``at`` which the slope, or with ``jump`` the value, is not continuous."""
-
-    at: float
-    before: float
-    after: float
-    taken: float
-    jump: float
-
-    def __str__(self) -> str:
-        jump = f", a jump of the value by {self.jump:g}" if self.jump else ""
-        slopes = f"slope {self.before:g} before, {self.after:g} after, {self.taken:g} taken"
-        return f"x = {self.at:g}: {slopes}{jump}"
 
 
 @dataclass(frozen=True)
@@ -115,15 +96,6 @@ def classify(function: TransferFunction) -> Classification:
             _lipschitz(slopes, rule.piecewise_linear, jumps),
             kinks,
         )
-
-
-def jumps(function: TransferFunction) -> tuple[Kink, ...]:
-    """The points of its domain where the function's value is not continuous."""
-    rule, x = function.rule, function.argument
-    with mpmath.workdps(DIGITS):
-        breaks = possible_kinks(sympy.Tuple(function.expression, rule.value), x, function.domain)
-        value, slope = precise_function(rule.value, (x,)), precise_function(rule.slopes[0], (x,))
-        return tuple(kink for kink in kinks_of(breaks, value, slope) if kink.jump)
 
 
 def _lipschitz(
@@ -187,24 +159,6 @@ def _parity(value: Expr, x: Symbol, function: Function, domain: Domain) -> Findi
     mirrored = stable(value.xreplace({x: -x}))
     shown = mirrored == sign * value or sympy.expand(mirrored - sign * value) == 0
     return Finding("even" if sign > 0 else "odd", "proved" if shown else "seen")
-
-
-def kinks_of(breaks: tuple[Number, ...], value: Function, slope: Function) -> Iterator[Kink]:
-    """Those of the possible ``breaks`` that are kinks or jumps; in the working precision of mpmath."""
-    for at in breaks:
-        step = mpmath.mpf(10) ** -12 * (1 + abs(at))
-        known = (real_value(value, at + step), real_value(value, at - step))
-        values = [v for v in known if v is not None]
-        known_slopes = (real_value(slope, x) for x in (at - step, at + step, at))
-        slopes = [v for v in known_slopes if v is not None]
-        if len(values) < 2 or len(slopes) < 3:
-            continue
-        before, after, taken = slopes
-        scale = 1 + abs(before) + abs(after)
-        jump = values[0] - values[1]
-        jump = jump if abs(jump) > KINK_OFFSET * scale else 0
-        if jump or abs(after - before) > KINK_OFFSET * scale:
-            yield Kink(*(float(mpmath.nstr(v, SHOWN)) for v in (at, before, after, taken, jump)))
 
 
 # Ranges ----------------------------------------------------------------------------------------------------
@@ -281,21 +235,6 @@ def _rounded(value: Number) -> float:
 
 
 INFINITE = (-math.inf, math.inf)
-_RANGES: dict[type, tuple[float, float]] = {
-    sigmoid: (0, 1),
-    sympy.tanh: (-1, 1),
-    sympy.sin: (-1, 1),
-    sympy.cos: (-1, 1),
-    sympy.erf: (-1, 1),
-    erfc: (0, 2),
-    sympy.atan: (-math.pi / 2, math.pi / 2),
-    sympy.exp: (0, math.inf),
-    softplus: (0, math.inf),
-    expm1: (-1, math.inf),
-    sympy.sign: (-1, 1),
-    sympy.Abs: (0, math.inf),
-    sympy.cosh: (1, math.inf),
-}
 
 
 def interval(e: Expr, x: Symbol, domain: Domain) -> tuple[float, float]:
@@ -304,8 +243,9 @@ def interval(e: Expr, x: Symbol, domain: Domain) -> tuple[float, float]:
         return float(e), float(e)
     if e == x:
         return domain
-    if type(e) in _RANGES:
-        return _RANGES[type(e)]
+    known = declared(e)
+    if known and not isinstance(e, select):
+        return known.values
     if isinstance(e, sympy.Add):
         parts = [interval(term, x, domain) for term in e.args]
         return sum(low for low, _ in parts), sum(high for _, high in parts)

@@ -21,7 +21,7 @@ import sympy
 
 from .float_values import float_function, float_value
 from .precise import Function, Number, precise_function, real_value
-from .primitives import select, sigmoid, softplus
+from .primitives import declared, kinked, select
 
 Verdict = Literal["convex", "not convex", "unproved"]
 
@@ -68,12 +68,10 @@ def convexity(
     return Convexity("unproved", f"e'' = {curvature} was seen to be non-negative on a dense grid")
 
 
-_POSITIVE = (sympy.exp, sympy.cosh, sympy.Abs, sigmoid, softplus)
-
-
 def is_nonnegative(expression: sympy.Expr) -> bool:
     """Whether rules prove ``expression ≥ 0``: squares, ``exp``, ``σ``, their sums and products."""
-    if expression.is_nonnegative or isinstance(expression, _POSITIVE):
+    known = declared(expression)
+    if expression.is_nonnegative or (known and known.values[0] >= 0):
         return True
     if isinstance(expression, sympy.Add):
         return all(is_nonnegative(term) for term in expression.args) or _is_sech_squared(expression)
@@ -96,7 +94,7 @@ def _is_sech_squared(expression: sympy.Expr) -> bool:
 
 def _kinks(expression: sympy.Expr, output: sympy.Symbol) -> tuple[sympy.Expr, ...]:
     """What changes sign where ``expression`` may have a kink in ``output``."""
-    found = {part.args[0] for part in expression.atoms(sympy.Abs, sympy.sign, select)}
+    found = {part.args[0] for part in kinked(expression)}
     return tuple(sorted((k for k in found if k.has(output)), key=sympy.default_sort_key))
 
 
@@ -117,7 +115,7 @@ def is_convex_in_pieces(expression: sympy.Expr, output: sympy.Symbol) -> bool:
 
 def _is_convex_term(term: sympy.Expr, output: sympy.Symbol) -> bool:
     u = sympy.Symbol("u", real=True)
-    for part in sorted(term.atoms(sympy.Abs, sympy.sign, select), key=sympy.default_sort_key):
+    for part in sorted(kinked(term), key=sympy.default_sort_key):
         affine = sympy.expand(part.args[0])
         slope = affine.coeff(output)
         if slope == 0 or (affine - slope * output).has(output):

@@ -223,6 +223,33 @@ def caller(*inside: str) -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
+@dataclass(frozen=True)
+class BuiltIn:
+    """A transfer function or gate of the vocabulary as it is written there."""
+
+    name: str
+    expression: str
+    parameters: Mapping[str, float]
+    doc: str
+    declared_at: str
+
+
+TRANSFERS: list[BuiltIn] = []
+GATES: list[BuiltIn] = []
+
+
+def built_in(
+    name: str, expression: str, *, parameters: Mapping[str, float] | None = None, doc: str = ""
+) -> None:
+    """List a transfer function of the vocabulary."""
+    TRANSFERS.append(BuiltIn(name, expression, parameters or {}, doc, caller()))
+
+
+def built_in_gate(name: str, expression: str, *, doc: str = "") -> None:
+    """List a gate of the vocabulary."""
+    GATES.append(BuiltIn(name, expression, {}, doc, caller()))
+
+
 def shortened(text: str, width: int = 60) -> str:
     """``text`` cut to ``width`` characters, for a name in messages."""
     return text if len(text) <= width else text[: width - 2] + " …"

@@ -9,16 +9,16 @@ Numbers stay exact (rationals, ``pi``, roots), so results depend neither on roun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal
 
 import sympy
-from sympy import Add, Expr, Integer, Mul, Pow, Rational, Symbol, cosh, erf, exp, log, sinh, tanh
+from sympy import Add, Expr, Integer, Mul, Pow, Symbol, log
 
-from .primitives import erfc, expm1, log1p, select, sigmoid, softplus
-from .stable_forms import is_power_of_two, rebuilt, stable, transcendental
+from .primitives import declared, is_power_of_two, select
+from .stable_forms import rebuilt, stable, transcendental
 
 Keeps = Literal["nothing", "input", "output", "both"]
 
@@ -68,7 +68,7 @@ def pointwise_rule(value: Expr, arguments: tuple[Symbol, ...]) -> PointwiseRule:
     Raises :class:`ExpressionError` when ``value`` contains something without a rule.
 
     >>> x = Symbol("x", real=True)
-    >>> rule = pointwise_rule(tanh(x), (x,))
+    >>> rule = pointwise_rule(sympy.tanh(x), (x,))
     >>> rule.kept_slopes, rule.keeps
     ((1 - output**2,), 'output')
     """
@@ -161,8 +161,8 @@ def _cost(slopes: tuple[Expr, ...]) -> int:
 def in_output(slope: Expr, value: Expr, output: Expr, arguments: tuple[Symbol, ...]) -> Expr:
     """``slope`` with everything that ``output = value(arguments)`` determines written in ``output``.
 
-    ``value = c f(u) + d`` gives ``f(u) = (output - d)/c``; what that says about related functions is in
-    :data:`RELATIONS`. A ``select`` is undone branch by branch if the output shows which branch was taken.
+    ``value = c f(u) + d`` gives ``f(u) = (output - d)/c``; what that says about related functions is
+    declared with ``f``. A ``select`` is undone branch by branch if the output shows which branch was taken.
 
     The output is a rounded number, so nothing is taken from it that rounding may have lost:
     :func:`_keeps_digits` says which ``c`` and ``d`` leave ``f(u)`` exact to a few roundings, and
@@ -175,8 +175,9 @@ def in_output(slope: Expr, value: Expr, output: Expr, arguments: tuple[Symbol, .
     if isinstance(core, select):
         return _in_output_branchwise(slope, core, t, arguments)
     known = {core: t}
-    if type(core) in RELATIONS:
-        known.update(RELATIONS[type(core)](core.args[0], t))
+    primitive = declared(core)
+    if primitive and primitive.related:
+        known.update(primitive.related(core.args[0], t))
 
     def rewrite(e: Expr) -> Expr:
         if e in known:
@@ -196,8 +197,6 @@ _MAX_POWER = 4
 _MAX_SCALE = 2**20
 """A larger factor, or a smaller one than its inverse, may over- or underflow where the slope does not."""
 
-_WITHIN_ONE = (tanh, sigmoid, erf)
-
 
 def _keeps_digits(scale: Expr, core: Expr, shift: Expr) -> bool:
     """Whether ``output = scale core + shift``, once rounded, still tells ``core``.
@@ -210,18 +209,9 @@ def _keeps_digits(scale: Expr, core: Expr, shift: Expr) -> bool:
         return False
     if shift == 0:
         return True
-    return isinstance(core, _WITHIN_ONE) and shift.is_number and bool(abs(shift) <= abs(scale))
-
-
-RELATIONS: dict[type, Callable[[Expr, Expr], dict[Expr, Expr]]] = {
-    sigmoid: lambda u, t: {sigmoid(-u): 1 - t},
-    softplus: lambda u, t: {sigmoid(u): -expm1(-t), sigmoid(-u): exp(-t)},
-    expm1: lambda u, t: {exp(u): 1 + t},
-    erf: lambda u, t: {erfc(u): 1 - t},
-    erfc: lambda u, t: {erf(u): 1 - t},
-    tanh: lambda u, t: {cosh(u): (1 - t**2) ** Rational(-1, 2)},
-}
-"""What ``f(u) = t`` says about other functions of ``u``."""
+    known = declared(core)
+    bounded = known is not None and max(map(abs, known.values)) <= 1 and not known.kinked
+    return bounded and shift.is_number and bool(abs(shift) <= abs(scale))
 
 
 def _in_output_branchwise(
@@ -284,19 +274,14 @@ def _never_positive(e: Expr, c: Expr) -> bool:
     return (_never_positive(u, c) or _follows_sign(-u, inner)) and _never_positive(v, c)
 
 
-_SIGN_KEEPING = (expm1, log1p, tanh, sinh, sympy.asinh, sympy.atan, erf)
-
-
 def _follows_sign(e: Expr, c: Expr) -> bool:
     """Whether ``e`` provably has the sign of ``c``."""
     if e.as_content_primitive()[1] == c.as_content_primitive()[1]:
         return True  # contents are positive numbers
     scale, core = e.as_coeff_Mul()
-    return (
-        bool(scale.is_positive)
-        and isinstance(core, _SIGN_KEEPING)
-        and _follows_sign(core.args[0], c)
-    )
+    known = declared(core)
+    keeps = known is not None and known.keeps_sign and bool(scale.is_positive)
+    return keeps and _follows_sign(core.args[0], c)
 
 
 def _affine(e: Expr, arguments: tuple[Symbol, ...]) -> tuple[Expr, Expr, Expr]:

@@ -14,6 +14,8 @@ import sympy
 from mpmath import mpf
 from sympy import Expr, Symbol
 
+from .primitives import written_out
+
 DIGITS = (40, 400, 800)
 """Tried in turn until two agree and are not zero: ``1 + e^-800`` is 1 in the first, not in the second."""
 _AGREE = mpf("1e-24")
@@ -26,7 +28,7 @@ class ExactFunction:
     def __init__(self, expression: Expr, arguments: tuple[Symbol, ...]) -> None:
         modules = [_BOUNDED, "mpmath"]
         self._evaluate: Callable[..., Any] = sympy.lambdify(
-            arguments, expression, modules, cse=True
+            arguments, written_out(expression, _BOUNDED), modules, cse=True
         )
         self._known: dict[tuple[float, ...], mpf] = {}
 

@@ -1,9 +1,9 @@
-"""Where sympy ends and torch begins: expressions evaluated, and what every printer of them shares.
+"""Expressions evaluated in torch, and the order in which a product is multiplied.
 
-:func:`evaluate` is the definition: recursive, slow and obvious; ``torch_statements`` writes the same as
-three-address code. All multiply a product in the order of :class:`Product`, factors that may underflow first
-and one power after another: ``e^(-x²) x²`` at ``x = 1e30`` is then ``0 · x · x = 0`` where ``0 · x²`` would
-be ``0 · inf``.
+:func:`evaluate` is the definition: recursive, slow and obvious. What is emitted goes another way, through
+:mod:`~gncompile.functions.lowering`. Both multiply a product in the order of :class:`Product`, factors that
+may underflow first and one power after another: ``e^(-x²) x²`` at ``x = 1e30`` is then ``0 · x · x = 0``
+where ``0 · x²`` would be ``0 · inf``.
 """
 
 from __future__ import annotations
@@ -20,37 +20,7 @@ import torch
 from sympy import Add, Expr, Integer, Mul, Pow, Symbol, cosh
 
 from ..errors import InternalError
-from .primitives import erfc, expm1, log1p, select, sigmoid, softplus
-
-UNARY: dict[type, str] = {
-    sympy.exp: "exp",
-    sympy.log: "log",
-    sympy.sin: "sin",
-    sympy.cos: "cos",
-    sympy.tan: "tan",
-    sympy.sinh: "sinh",
-    sympy.cosh: "cosh",
-    sympy.tanh: "tanh",
-    sympy.asinh: "asinh",
-    sympy.atan: "atan",
-    sympy.erf: "erf",
-    erfc: "erfc",
-    sympy.Abs: "abs",
-    sympy.sign: "sign",
-    sigmoid: "sigmoid",
-    log1p: "log1p",
-    expm1: "expm1",
-}
-"""The torch function of each primitive; ``softplus`` and ``select`` are written out by each printer."""
-
-
-def torch_name(e: Expr) -> str:
-    """The torch function of the unary primitive ``e``."""
-    if type(e) not in UNARY:
-        raise InternalError(
-            f"{type(e).__name__} reached the emitter; stable() rewrites or refuses it"
-        )
-    return UNARY[type(e)]
+from .primitives import hypot, select, softplus, spelling
 
 
 def to_float(value: Expr) -> float:
@@ -62,12 +32,6 @@ def to_float(value: Expr) -> float:
 
 
 T = TypeVar("T")
-
-
-class hypot(sympy.Function):
-    """``√(a² + b²)``, which does not overflow before its value does; only printers make it."""
-
-    nargs = (2,)
 
 
 @dataclass(frozen=True)
@@ -190,8 +154,6 @@ def evaluate(expression: Expr, values: Mapping[Symbol, torch.Tensor]) -> torch.T
             return result * late
         if isinstance(e, Pow) and (rooted := power_of_root(e.base, e.exp)) is not None:
             return value(rooted)
-        if isinstance(e, hypot):
-            return torch.hypot(tensor(e.args[0]), tensor(e.args[1]))
         if isinstance(e, Pow):
             return torch.pow(tensor(e.base), value(e.exp))
         if isinstance(e, select):
@@ -199,6 +161,6 @@ def evaluate(expression: Expr, values: Mapping[Symbol, torch.Tensor]) -> torch.T
             return torch.where(c > 0, u, v)
         if isinstance(e, softplus):
             return torch.logaddexp(tensor(e.args[0]), tensor(Integer(0)))
-        return getattr(torch, torch_name(e))(tensor(e.args[0]))
+        return getattr(torch, spelling(e).torch)(*map(tensor, e.args))
 
     return tensor(expression)

@@ -7,12 +7,15 @@ from collections.abc import Callable
 
 import sympy
 
+from .primitives import written_out
+
 
 def float_function(
     formula: sympy.Expr, symbols: tuple[sympy.Symbol, sympy.Symbol]
 ) -> Callable[..., float]:
     """``formula`` in Python's floats, which overflow as tensors do."""
-    function: Callable[..., float] = sympy.lambdify(symbols, formula, [_FLOAT, "math"], cse=True)
+    plain = written_out(formula, _FLOAT)
+    function: Callable[..., float] = sympy.lambdify(symbols, plain, [_FLOAT, "math"], cse=True)
     return function
 
 

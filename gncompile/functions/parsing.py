@@ -18,7 +18,8 @@ import ast
 import math
 import operator
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 
 import sympy
@@ -38,7 +39,7 @@ MAX_VALUE = 1e300
 
 Function = Callable[..., Expr]
 
-FUNCTIONS: dict[str, Function] = {**PRIMITIVES, **SHORTHANDS}
+FUNCTIONS: MutableMapping[str, Function] = ChainMap({}, PRIMITIVES, SHORTHANDS)  # type: ignore[arg-type]
 """What an expression may call; registered transfer functions join it by name."""
 
 _ARITHMETIC: dict[type[ast.operator], Callable[[Expr, Expr], Expr]] = {

@@ -12,6 +12,8 @@ from typing import Any
 import mpmath
 import sympy
 
+from .primitives import written_out
+
 Number = Any  # mpmath's mpf or mpc; mpmath carries no types
 Function = Callable[..., Number]
 
@@ -21,7 +23,9 @@ MAX_EXPONENT = 1e4
 
 def precise_function(expression: sympy.Expr, symbols: Sequence[sympy.Symbol]) -> Function:
     """``expression`` as a function of ``symbols`` in mpmath's working precision."""
-    bounded = expression.replace(_grows, lambda power: _power(*power.args))
+    bounded = written_out(expression, DEFINITIONS).replace(
+        _grows, lambda power: _power(*power.args)
+    )
     modules = [DEFINITIONS, "mpmath"]
     function: Function = sympy.lambdify(symbols, bounded, modules, cse=True)
     return function

@@ -1,4 +1,4 @@
-"""The primitive functions: sympy functions with declared, stable derivatives.
+"""The primitive functions: sympy functions with declared, stable derivatives, and all that is known of each.
 
 ====================  =============================  ===========================================
 function              meaning                        derivative
@@ -14,16 +14,23 @@ function              meaning                        derivative
 Differentiating the definitions would give quotients of exponentials, which are NaN in float32 at
 ``|x| = 100``. Here each derivative is written in primitives that stay finite, and a test proves it equal to
 the derivative of :meth:`Primitive.definition`. All symbols are real.
+
+A new primitive is a class of this kind and one call of :func:`declare`: parser, derivation, rewriting,
+checks, the reference and both emitters read what is declared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import mpmath
 import sympy
 from sympy import Expr, Integer, Rational, Symbol
+
+from ..errors import InternalError
 
 
 class Primitive(sympy.Function):
@@ -155,6 +162,12 @@ class select(Primitive):
         return (lambda c, u, v: u if c > 0 else v), self.args
 
 
+class hypot(sympy.Function):
+    """``√(a² + b²)``, which does not overflow before its value does; made where a product is ordered."""
+
+    nargs = (2,)
+
+
 def relu(x: Expr) -> Expr:
     """``max(x, 0)`` with slope 0 at the kink."""
     return select(x, x, 0)
@@ -180,6 +193,13 @@ def number(value: float | str) -> sympy.Number:
     return Rational(value if isinstance(value, str) else repr(value))
 
 
+def is_power_of_two(value: Expr) -> bool:
+    """Whether a product with ``value`` is exact in floating point, up to its sign."""
+    if not value.is_Rational or value == 0:
+        return False
+    return all(part & (part - 1) == 0 for part in (abs(value.p), value.q))
+
+
 def as_float(value: float) -> sympy.Number:
     """A number that is only evaluated, in few digits; a whole one is exact, so that 1 and 0 simplify."""
     return sympy.Integer(int(value)) if value == int(value) else sympy.Float(value)
@@ -194,28 +214,147 @@ def finite(value: Expr) -> Expr:
     return select(LARGEST - sympy.Abs(value), Integer(1), Integer(0))
 
 
-PRIMITIVES: dict[str, type[sympy.Function]] = {
-    "exp": sympy.exp,
-    "log": sympy.log,
-    "sin": sympy.sin,
-    "cos": sympy.cos,
-    "tan": sympy.tan,
-    "sinh": sympy.sinh,
-    "cosh": sympy.cosh,
-    "tanh": sympy.tanh,
-    "asinh": sympy.asinh,
-    "atan": sympy.atan,
-    "erf": sympy.erf,
-    "erfc": erfc,
-    "abs": sympy.Abs,
-    "sign": sympy.sign,
-    "sigmoid": sigmoid,
-    "softplus": softplus,
-    "log1p": log1p,
-    "expm1": expm1,
-    "select": select,
-}
+# Declarations ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What is known of the primitive ``f`` besides its slope, ``f.fdiff``, and its definition.
+
+    ``torch`` and ``triton`` are the functions that compute it; ``statement`` is the torch statement where
+    that is not ``torch.<torch>({0}, …, out={out})``. ``values`` are its infimum and supremum. ``sums[s]`` is
+    ``f(u) + s`` as one function of ``u``, where the sum would cancel; ``related`` says what ``f(u) = t``
+    tells of other functions of ``u``. ``keeps_sign``: ``f(u)`` has the sign of ``u``; ``kinked``: it changes
+    its branch with the sign of its first argument.
+    """
+
+    function: type[sympy.Function]
+    torch: str
+    triton: str
+    statement: str = ""
+    values: tuple[float, float] = (-math.inf, math.inf)
+    sums: Mapping[Expr, Callable[[Expr], Expr]] = field(default_factory=dict)
+    related: Callable[[Expr, Expr], dict[Expr, Expr]] | None = None
+    keeps_sign: bool = False
+    kinked: bool = False
+
+
+PRIMITIVES: dict[str, type[sympy.Function]] = {}
 """Every function an expression may contain, by the name users write; powers and roots are ``Pow``."""
+
+_DECLARED: dict[type, Declared] = {}
+
+
+def declare(function: type[sympy.Function], torch: str, triton: str, **known: Any) -> None:
+    """Make ``function`` a primitive; ``known`` are the further fields of :class:`Declared`."""
+    _DECLARED[function] = Declared(function, torch, triton, **known)
+    PRIMITIVES[function.__name__.lower()] = function
+
+
+def declared(e: Expr) -> Declared | None:
+    """What is known of the function ``e`` is a value of, or None if that is no primitive."""
+    return _DECLARED.get(type(e))
+
+
+def spelling(e: Expr) -> Declared:
+    """:func:`declared`, of what is to be computed."""
+    known = declared(e)
+    if known is None:
+        raise InternalError(
+            f"{type(e).__name__} reached the emitter; stable() rewrites or refuses it"
+        )
+    return known
+
+
+def torch_functions() -> set[str]:
+    """The functions of torch that primitives are computed by."""
+    return {known.torch for known in _DECLARED.values()}
+
+
+def kinked(e: sympy.Basic) -> set[Expr]:
+    """The parts of ``e`` that change their branch with the sign of their first argument."""
+    return e.atoms(*(function for function, known in _DECLARED.items() if known.kinked))
+
+
+def written_out(e: Expr, known: Mapping[str, object]) -> Expr:
+    """``e`` in plain sympy but for the primitives that ``known`` or mpmath has by name: for references."""
+
+    def foreign(part: sympy.Basic) -> bool:
+        name = type(part).__name__
+        return isinstance(part, Primitive) and name not in known and not hasattr(mpmath, name)
+
+    return e.replace(foreign, lambda part: part.definition())
+
+
+declare(sympy.exp, "exp", "accurate.exp", values=(0, math.inf), sums={Integer(-1): expm1})
+declare(sympy.log, "log", "tl.log")
+declare(sympy.sin, "sin", "tl.sin", values=(-1, 1))
+declare(sympy.cos, "cos", "tl.cos", values=(-1, 1))
+declare(sympy.tan, "tan", "accurate.tan")
+declare(sympy.sinh, "sinh", "accurate.sinh", keeps_sign=True)
+declare(sympy.cosh, "cosh", "accurate.cosh", values=(1, math.inf))
+declare(
+    sympy.tanh,
+    "tanh",
+    "accurate.tanh",
+    values=(-1, 1),
+    keeps_sign=True,
+    sums={Integer(1): lambda u: 2 * sigmoid(2 * u), Integer(-1): lambda u: -2 * sigmoid(-2 * u)},
+    related=lambda u, t: {sympy.cosh(u): (1 - t**2) ** Rational(-1, 2)},
+)
+declare(sympy.asinh, "asinh", "accurate.asinh", keeps_sign=True)
+declare(sympy.atan, "atan", "accurate.atan", values=(-math.pi / 2, math.pi / 2), keeps_sign=True)
+declare(
+    sympy.erf,
+    "erf",
+    "tl.erf",
+    values=(-1, 1),
+    keeps_sign=True,
+    sums={Integer(1): lambda u: erfc(-u), Integer(-1): lambda u: -erfc(u)},
+    related=lambda u, t: {erfc(u): 1 - t},
+)
+declare(
+    erfc,
+    "erfc",
+    "accurate.erfc",
+    values=(0, 2),
+    sums={Integer(-1): lambda u: -sympy.erf(u), Integer(-2): lambda u: -erfc(-u)},
+    related=lambda u, t: {sympy.erf(u): 1 - t},
+)
+declare(sympy.Abs, "abs", "tl.abs", values=(0, math.inf), kinked=True)
+declare(sympy.sign, "sign", "accurate.sign", values=(-1, 1), kinked=True)
+declare(
+    sigmoid,
+    "sigmoid",
+    "accurate.sigmoid",
+    values=(0, 1),
+    sums={
+        Integer(-1): lambda u: -sigmoid(-u),
+        Rational(-1, 2): lambda u: sympy.tanh(u / 2) / 2,
+    },
+    related=lambda u, t: {sigmoid(-u): 1 - t},
+)
+declare(
+    softplus,
+    "logaddexp",
+    "accurate.softplus",
+    # Beyond 40, log(1 + e^x) and x agree to less than one float64 rounding.
+    statement="torch.ops.aten.softplus.out({0}, 1, 40, out={out})",
+    values=(0, math.inf),
+    related=lambda u, t: {sigmoid(u): -expm1(-t), sigmoid(-u): sympy.exp(-t)},
+)
+declare(log1p, "log1p", "accurate.log1p", keeps_sign=True)
+declare(
+    expm1,
+    "expm1",
+    "accurate.expm1",
+    values=(-1, math.inf),
+    keeps_sign=True,
+    sums={Integer(1): sympy.exp},
+    related=lambda u, t: {sympy.exp(u): 1 + t},
+)
+declare(select, "where", "accurate.select", kinked=True)
+_DECLARED[hypot] = Declared(hypot, "hypot", "accurate.hypot")
 
 SHORTHANDS: dict[str, Callable[..., Expr]] = {
     "sqrt": sympy.sqrt,

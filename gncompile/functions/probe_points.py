@@ -11,7 +11,7 @@ import sympy
 from sympy import Expr, Symbol
 
 from .precise import Number, precise_function, real_value
-from .primitives import select
+from .primitives import kinked
 
 Domain = tuple[float, float]
 
@@ -45,7 +45,7 @@ def possible_kinks(expression: sympy.Basic, argument: Symbol, domain: Domain) ->
 
     A linear condition is solved; of others the sign changes on a grid are found by bisection.
     """
-    conditions = {part.args[0] for part in expression.atoms(sympy.Abs, sympy.sign, select)}
+    conditions = {part.args[0] for part in kinked(expression)}
     low, high = domain
     found: set[Number] = set()
     for condition in conditions:

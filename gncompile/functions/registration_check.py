@@ -19,6 +19,7 @@ import mpmath
 import sympy
 from sympy import Expr, Symbol
 
+from ..base.backends import expression_backends
 from ..errors import RegistrationError, message
 from .derive import PointwiseRule
 from .precise import Function, Number, precise_function, real_value
@@ -167,14 +168,12 @@ class TransferCheck:
         """Every backend's value, slope, second derivative and kept slope, against many digits."""
         import torch
 
-        from ..verification.accuracy import BACKENDS
-
         rule = self.rule
         formulas = {"value": rule.value, "slope": rule.slopes[0], "second": rule.seconds[0, 0]}
         for dtype in (torch.float64, torch.float32):
             x = torch.tensor([float(p) for p in probe_points(self.domain, kinks)], dtype=dtype)
             exact = [self._moderate(p) for p in x.tolist()]
-            for run in BACKENDS.values():
+            for run in expression_backends().values():
                 found = {what: run(e, {self.argument: x}) for what, e in formulas.items()}
                 kept = {self.argument: x, rule.output: found["value"]}
                 found["kept"] = run(rule.kept_slopes[0], kept)

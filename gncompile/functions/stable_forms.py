@@ -22,7 +22,6 @@ from sympy import (
     Symbol,
     cos,
     cosh,
-    erf,
     exp,
     log,
     sin,
@@ -33,8 +32,10 @@ from sympy import (
 from ..errors import ExpressionError, message
 from .primitives import (
     PRIMITIVES,
+    declared,
     erfc,
-    expm1,
+    is_power_of_two,
+    kinked,
     log1p,
     maximum,
     minimum,
@@ -46,8 +47,7 @@ from .primitives import (
 
 # Writing out a product of sums may grow without bound; beyond this many terms it is left alone.
 _MAX_TERMS = 64
-_PIECEWISE = (select, sympy.Abs, sympy.sign)
-_ALLOWED = (Add, Mul, Pow, Symbol, sympy.Number, sympy.NumberSymbol, *PRIMITIVES.values())
+_ALGEBRA = (Add, Mul, Pow, Symbol, sympy.Number, sympy.NumberSymbol)
 
 
 @lru_cache(maxsize=65536)
@@ -63,9 +63,8 @@ def stable(expression: Expr) -> Expr:
         better = rule(expression)
         if better is not None and better != expression:
             return stable(better)
-    if not isinstance(expression, _ALLOWED) or expression.has(
-        sympy.zoo, sympy.nan, sympy.oo, -sympy.oo
-    ):
+    allowed = isinstance(expression, _ALGEBRA) or declared(expression)
+    if not allowed or expression.has(sympy.zoo, sympy.nan, sympy.oo, -sympy.oo):
         known = ", ".join(sorted(PRIMITIVES))
         raise ExpressionError(
             message(
@@ -115,13 +114,6 @@ def condition_scale(e: Expr) -> Expr | None:
     if isinstance(c, Add) and not is_power_of_two(scale):
         return None
     return select(c / abs(scale), u, v)
-
-
-def is_power_of_two(value: Expr) -> bool:
-    """Whether a product with ``value`` is exact in floating point, up to its sign."""
-    if not value.is_Rational or value == 0:
-        return False
-    return all(part & (part - 1) == 0 for part in (abs(value.p), value.q))
 
 
 def settled_branches(e: Expr) -> Expr | None:
@@ -336,21 +328,8 @@ def cancelling_sums(e: Expr) -> Expr | None:
 
 def _merged(f: Expr, shift: Rational) -> Expr | None:
     """``f + shift`` as one function, if the shift moves a limit of ``f`` to zero or its middle to zero."""
-    (u,) = f.args
-    forms: dict[tuple[type, Expr], Callable[[Expr], Expr]] = {
-        (exp, Integer(-1)): expm1,
-        (expm1, Integer(1)): exp,
-        (sigmoid, Integer(-1)): lambda u: -sigmoid(-u),
-        (sigmoid, Rational(-1, 2)): lambda u: tanh(u / 2) / 2,
-        (tanh, Integer(1)): lambda u: 2 * sigmoid(2 * u),
-        (tanh, Integer(-1)): lambda u: -2 * sigmoid(-2 * u),
-        (erf, Integer(1)): lambda u: erfc(-u),
-        (erf, Integer(-1)): lambda u: -erfc(u),
-        (erfc, Integer(-1)): lambda u: -erf(u),
-        (erfc, Integer(-2)): lambda u: -erfc(-u),
-    }
-    form = forms.get((type(f), shift))
-    return form(u) if form else None
+    form = known.sums.get(shift) if (known := declared(f)) else None
+    return form(f.args[0]) if form else None
 
 
 def paired_exponentials(e: Expr) -> Expr | None:
@@ -384,7 +363,7 @@ def vanishing_times_polynomial(e: Expr) -> Expr | None:
 
 def transcendental(e: Expr) -> set[Expr]:
     """The function values ``e`` contains that are neither powers nor piecewise linear."""
-    return {f for f in e.atoms(sympy.Function) if not isinstance(f, _PIECEWISE)}
+    return e.atoms(sympy.Function) - kinked(e)
 
 
 def _may_overflow(factor: Expr) -> bool:

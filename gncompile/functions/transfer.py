@@ -33,6 +33,7 @@ from ..errors import (
     message,
     nearest,
 )
+from . import vocabulary
 from .declarations import (
     Written,
     caller,
@@ -45,6 +46,8 @@ from .declarations import (
     without_piecewise,
 )
 from .derive import PointwiseRule, pointwise_rule
+from .gates import register_gate
+from .kinks import jumps
 from .parsing import FUNCTIONS, Function, parse_expression
 from .primitives import PRIMITIVES, SHORTHANDS, number
 from .registration_check import TransferCheck
@@ -109,7 +112,7 @@ class TransferFunction:
 
     def module(self) -> nn.Module:
         """The function as a layer of a network; the compiler reads its expression back when it traces."""
-        from ..frontends.declared_network import Elementwise
+        from .applied import Elementwise
         from .applied import Function as Applied
 
         return Elementwise(Applied(self.expression, (self.argument,)))
@@ -128,20 +131,19 @@ class TransferFunction:
 
     def _warn(self) -> None:
         """Warn of what slopes do not show: jumps, and no slope at all."""
-        from .classification import jumps  # which needs mpmath, and this module
-
-        doubts = [f"jumps by {k.jump:g} at x = {k.at:g}" for k in jumps(self)]
+        found = jumps(self.expression, self.rule, self.domain)
+        doubts = [f"jumps by {kink.jump:g} at x = {kink.at:g}" for kink in found]
         if self.rule.slopes[0] == 0:
             doubts.append("has the slope zero wherever it is defined")
         if doubts:
-            found = message(
+            doubt = message(
                 f"the transfer function {self.name!r} {' and '.join(doubts)}",
                 where=f"declared at {self.declared_at}" if self.declared_at else None,
                 instead="use a continuous function such as a sigmoid or a clamp: training follows slopes, "
                 "which do not know of a jump, and layers that only a slope of zero joins to the loss are "
                 "refused",
             )
-            warnings.warn(found, DeclarationWarning, stacklevel=4)
+            warnings.warn(doubt, DeclarationWarning, stacklevel=4)
 
     def __str__(self) -> str:
         given = ", ".join(f"{name}={value:g}" for name, value in self.parameters)
@@ -223,15 +225,6 @@ def transfer_function(
         return _add(declared)
 
     return declare if function is None else declare(function)
-
-
-def register_checked(
-    name: str, expression: str, *, parameters: Mapping[str, float] | None = None, doc: str = ""
-) -> TransferFunction:
-    """:func:`register_transfer` for the vocabulary, which the tests check instead, to keep imports quick."""
-    return _add(
-        define_transfer(name, expression, parameters or {}, EVERYWHERE, doc, caller(__name__))
-    )
 
 
 def define_transfer(
@@ -341,7 +334,18 @@ def _add(function: TransferFunction) -> TransferFunction:
     return function
 
 
-from . import vocabulary as _vocabulary  # noqa: E402, F401  (its declarations need the registry above)
+for _entry in vocabulary.TRANSFERS:  # the tests check these, to keep imports quick
+    _add(
+        define_transfer(
+            _entry.name,
+            _entry.expression,
+            _entry.parameters,
+            doc=_entry.doc,
+            declared_at=_entry.declared_at,
+        )
+    )
+for _entry in vocabulary.GATES:  # which may call the functions above
+    register_gate(_entry.name, _entry.expression, doc=_entry.doc)
 
 BUILT_IN: Mapping[str, TransferFunction] = dict(_DECLARED)
 """What comes with the compiler, whatever overrides it: a frontend means torch's function by its name, and a

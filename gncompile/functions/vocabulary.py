@@ -6,8 +6,10 @@ Names, parameters and defaults are those of ``torch.nn.functional``; so is the s
 
 from __future__ import annotations
 
-from .gates import register_gate
-from .transfer import register_checked as declare
+from .declarations import GATES as GATES
+from .declarations import TRANSFERS as TRANSFERS
+from .declarations import built_in as declare
+from .declarations import built_in_gate as declare_gate
 
 # Piecewise linear ------------------------------------------------------------------------------------------
 
@@ -129,8 +131,8 @@ declare("gaussian", "exp(-x**2)", doc="e^(-x²)")
 
 # Gates: u passes as far as v opens --------------------------------------------------------------------------
 
-register_gate("glu", "u*sigmoid(v)", doc="gated linear unit; torch splits one tensor into u and v")
-register_gate("reglu", "u*relu(v)", doc="gate by relu (Shazeer 2020, as the next two)")
-register_gate("geglu", "u*gelu(v)", doc="gate by gelu")
-register_gate("swiglu", "u*silu(v)", doc="gate by silu")
-register_gate("tanh_gate", "tanh(u)*sigmoid(v)", doc="gated activation of WaveNet and PixelCNN")
+declare_gate("glu", "u*sigmoid(v)", doc="gated linear unit; torch splits one tensor into u and v")
+declare_gate("reglu", "u*relu(v)", doc="gate by relu (Shazeer 2020, as the next two)")
+declare_gate("geglu", "u*gelu(v)", doc="gate by gelu")
+declare_gate("swiglu", "u*silu(v)", doc="gate by silu")
+declare_gate("tanh_gate", "tanh(u)*sigmoid(v)", doc="gated activation of WaveNet and PixelCNN")

@@ -3,23 +3,30 @@
 ``E_n = c e(z_1, …, z_K, y_1, …, y_T)``, K at most :data:`MAX_OUTPUTS`. Gradient and output Hessian are
 derived entry by entry; the square root of the Hessian is taken numerically, sample by sample, from its
 eigenvalues.
+
+Whether the loss is convex, and what was derived from it true, is found out by evaluation at many points: with
+100 digits, and by central differences, which share nothing with the derivation.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
+import mpmath
 import sympy
 from sympy import Expr, Symbol
 
 from ..errors import LossError, message
 from ..functions.convexity import Convexity
 from ..functions.derive import differentiate
+from ..functions.precise import Number, precise_function, real_value
 from ..functions.stable_forms import stable
-from .coupled_check import seen_convexity
 from .loss_scale import PER_SAMPLE, Scale
 
 if TYPE_CHECKING:
@@ -122,7 +129,7 @@ class CoupledLoss:
         self, z_shape: tuple[int, ...], z_dtype: torch.dtype, target: torch.Tensor
     ) -> None:
         """Raise :class:`BatchError` unless ``target`` is ``[N, T]``, of the output's dtype and in bounds."""
-        from .losses_torch import check_elementwise_target
+        from .targets import check_elementwise_target
 
         shape = (z_shape[0], self.targets_count)
         check_elementwise_target(self.name, shape, z_dtype, target, self.targets)
@@ -171,3 +178,141 @@ def coupled_loss(
         targets=targets,
         negative_curvature=negative_curvature,
     )
+
+
+# Checks ---------------------------------------------------------------------------------------------------
+
+SCALES = (1.0, 3.0, 10.0, 30.0)
+PER_SCALE = 60
+CHECKED = 3
+DIGITS, STEP = 100, 1e-20
+RELATIVE, ABSOLUTE = 1e-15, 1e-30
+"""Far above the errors of the differences, far below any wrong rule."""
+
+RESTRICT = "choose another branch there with select, or declare the targets: targets=(low, high)"
+TOLERANCE = 1e-12
+"""Relative to the largest eigenvalue: what float64 can tell from zero."""
+
+
+def probes(loss: CoupledLoss) -> list[list[float]]:
+    """Deterministic points ``(z, y)``: outputs scattered at four scales, targets over their range."""
+    generator = random.Random(0)
+    low, high = max(loss.targets[0], -3.0), min(loss.targets[1], 3.0)
+    low, high = (low, high) if low <= high else loss.targets
+    ends = [end for end in loss.targets if math.isfinite(end)]
+    points = [[0.0] * loss.outputs + [(low + high) / 2] * loss.targets_count]
+    for scale, _ in itertools.product(SCALES, range(PER_SCALE)):
+        z = [generator.gauss(0, scale) for _ in range(loss.outputs)]
+        inside = [generator.uniform(low, high) for _ in range(loss.targets_count)]
+        points.append([*z, *(generator.choice([y, *ends]) for y in inside)])
+    return points
+
+
+def seen_convexity(loss: CoupledLoss) -> Convexity:
+    """Eigenvalues of the derived Hessian at the probes; a negative one is confirmed on the expression."""
+    import torch
+
+    from ..functions.expressions import evaluate
+
+    points = torch.tensor(probes(loss), dtype=torch.float64)
+    columns = dict(zip((*loss.z, *loss.y), points.T, strict=True))
+    hessian = points.new_empty(len(points), loss.outputs, loss.outputs)
+    for (i, j), entry in loss.hessian.items():
+        hessian[:, i, j] = hessian[:, j, i] = evaluate(entry, columns)
+    usable = hessian.isfinite().all(dim=2).all(dim=1).nonzero().flatten()
+    values, vectors = torch.linalg.eigh(hessian[usable])
+    negative = values[:, 0] < -TOLERANCE * values.abs().amax(dim=1).clamp(min=1e-6)
+    for row in negative.nonzero().flatten().tolist():
+        point = points[usable[row]].tolist()
+        along = vectors[row, :, 0].tolist()
+        second = directional(loss, point, along)
+        if second is not None and second[2] < -ABSOLUTE * (1 + abs(second[0])):
+            at = ", ".join(f"{s} = {v:.4g}" for s, v in zip((*loss.z, *loss.y), point, strict=True))
+            shown = mpmath.nstr(second[2], 4)
+            return Convexity("not convex", f"𝓗 has the eigenvalue {shown} at {at}")
+    found = f"𝓗 was seen to have no negative eigenvalue at {len(usable)} points"
+    return Convexity("unproved", found)
+
+
+def directional(
+    loss: CoupledLoss, point: list[float], along: Sequence[Number]
+) -> tuple[Number, Number, Number] | None:
+    """Value and first two derivatives of the declared expression along a direction in z, by differences."""
+    with mpmath.workdps(DIGITS):
+        function = precise_function(loss.expression, (*loss.z, *loss.y))
+        moved = [*along, *[0.0] * loss.targets_count]
+        h = mpmath.mpf(STEP)
+        found = [
+            real_value(function, *(p + s * h * d for p, d in zip(point, moved, strict=True)))
+            for s in (-1, 0, 1)
+        ]
+        values = [v for v in found if v is not None and mpmath.isfinite(v)]
+        if len(values) < 3:
+            return None
+        below, here, above = values
+        return here, (above - below) / (2 * h), (above - 2 * here + below) / h**2
+
+
+def check_derivatives(loss: CoupledLoss) -> None:
+    """Raise :class:`LossError` unless gradient and Hessian agree with differences of the declared expression.
+
+    Compared are ``gᵀd`` and ``dᵀ𝓗d`` along directions d in general position at some of the probes, and
+    float32 evaluation, which must be finite where the mathematics is.
+    """
+    with mpmath.workdps(DIGITS):
+        symbols = (*loss.z, *loss.y)
+        slopes = [precise_function(g, symbols) for g in loss.gradient]
+        entries = {key: precise_function(h, symbols) for key, h in loss.hessian.items()}
+        generator = random.Random(1)
+        for point in _few(probes(loss)):
+            drawn = [generator.uniform(0.5, 1.5) * generator.choice((-1, 1)) for _ in loss.z]
+            d = [mpmath.mpf(each) for each in drawn]  # a constant entry is a Python number
+            expected = directional(loss, point, d)
+            if expected is None:
+                raise _wrong(loss, point, "its value is not a finite real number", RESTRICT)
+            at = [mpmath.mpf(p) for p in point]
+            first = mpmath.fsum(s(*at) * di for s, di in zip(slopes, d, strict=True))
+            second = mpmath.fsum(
+                h(*at) * d[i] * d[j] * (1 if i == j else 2) for (i, j), h in entries.items()
+            )
+            pairs = {"gradient": (expected[1], first), "output Hessian": (expected[2], second)}
+            for what, (wanted, got) in pairs.items():
+                if not abs(wanted - got) <= RELATIVE * abs(wanted) + ABSOLUTE * (
+                    1 + abs(expected[0])
+                ):
+                    shown = f"{mpmath.nstr(wanted, 10)} expected, {mpmath.nstr(got, 10)} derived"
+                    found = f"its {what} along a direction is wrong: {shown}"
+                    raise _wrong(loss, point, found, "please report this expression")
+    _check_float32(loss)
+
+
+def _few(points: list[list[float]]) -> Iterator[list[float]]:
+    yield points[0]
+    for start in range(1, len(points), PER_SCALE):
+        yield from points[start : start + CHECKED]
+
+
+def _check_float32(loss: CoupledLoss) -> None:
+    import torch
+
+    from ..functions.expressions import evaluate
+
+    points = probes(loss)
+    columns = dict(zip((*loss.z, *loss.y), torch.tensor(points).T, strict=True))
+    for formula in (loss.value, *loss.gradient, *loss.hessian.values()):
+        finite = evaluate(formula, columns).expand(len(points)).isfinite().tolist()
+        for point in itertools.compress(points, (not f for f in finite)):
+            with mpmath.workdps(DIGITS):
+                value = real_value(precise_function(formula, (*loss.z, *loss.y)), *point)
+            if value is not None and abs(value) < 1e30:
+                raise _wrong(
+                    loss,
+                    point,
+                    f"{formula} is not finite in float32, where it is {mpmath.nstr(value, 6)}",
+                    "write it with softplus, sigmoid, tanh or log1p, which do not overflow",
+                )
+
+
+def _wrong(loss: CoupledLoss, point: list[float], found: str, instead: str) -> LossError:
+    at = ", ".join(f"{s} = {v:.6g}" for s, v in zip((*loss.z, *loss.y), point, strict=True))
+    return LossError(message(f"the loss {loss.name!r}: {found}", where=f"at {at}", instead=instead))

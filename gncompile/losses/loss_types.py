@@ -125,7 +125,7 @@ class SeparableLoss:
         self, z_shape: tuple[int, ...], z_dtype: torch.dtype, target: torch.Tensor
     ) -> None:
         """Raise :class:`BatchError` unless ``target`` has the output's shape and dtype."""
-        from .losses_torch import check_elementwise_target
+        from .targets import check_elementwise_target
 
         check_elementwise_target(self.name, z_shape, z_dtype, target, self.targets)
 
@@ -190,7 +190,7 @@ class SoftmaxCrossEntropy:
         self, z_shape: tuple[int, ...], z_dtype: torch.dtype, target: torch.Tensor
     ) -> None:
         """Raise :class:`BatchError` unless ``target`` has int64 indices [N] or soft rows [N, K]."""
-        from .losses_torch import check_class_target
+        from .targets import check_class_target
 
         self.check_output(z_shape[1:])
         check_class_target(self.name, z_shape, z_dtype, target)

@@ -1,4 +1,4 @@
-"""The torch side of :mod:`gncompile.losses`: ``torch.nn`` loss modules and target tensors."""
+"""The losses that ``torch.nn`` modules compute."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Set
 from typing import Any, Literal
 
-import torch
 from torch import nn
 from torch.nn import functional
 
-from ..errors import BatchError, LossError, expected_got, message
-from . import vocabulary as losses
-from .vocabulary import Loss, Scale, SeparableLoss, SoftmaxCrossEntropy
+from ..errors import LossError, message
+from . import formulas
+from .loss_scale import Scale
+from .loss_types import Loss, SeparableLoss, SoftmaxCrossEntropy
 
 _ADVICE: dict[type, str] = {
     nn.BCELoss: "drop the model's final sigmoid and use nn.BCEWithLogitsLoss",
@@ -116,7 +116,7 @@ def _scale(
 
 
 def _mse(module: nn.MSELoss) -> Loss:
-    half = losses.half_squared_error()
+    half = formulas.half_squared_error()
     return SeparableLoss("MSELoss", half, sampler="normal", scale=_scale(module, 2.0))
 
 
@@ -124,7 +124,7 @@ def _bce(module: nn.BCEWithLogitsLoss) -> Loss:
     instead = "leave it out, or put the weights into the targets or an expression in z and y"
     _refuse(module, "weight", instead)
     _refuse(module, "pos_weight", instead)
-    nll = losses.bernoulli_nll()
+    nll = formulas.bernoulli_nll()
     return SeparableLoss("BCEWithLogitsLoss", nll, sampler="bernoulli", scale=_scale(module))
 
 
@@ -157,9 +157,9 @@ def _huber(module: nn.HuberLoss) -> Loss:
     if not module.delta > 0:
         raise _meaningless(module, "delta", "use delta > 0")
     if math.isinf(module.delta):  # every distance lies below it
-        half = losses.half_squared_error()
+        half = formulas.half_squared_error()
         return SeparableLoss("HuberLoss", half, sampler="normal", scale=_scale(module))
-    return SeparableLoss("HuberLoss", losses.huber(float(module.delta)), scale=_scale(module))
+    return SeparableLoss("HuberLoss", formulas.huber(float(module.delta)), scale=_scale(module))
 
 
 def _smooth_l1(module: nn.SmoothL1Loss) -> Loss:
@@ -174,7 +174,9 @@ def _smooth_l1(module: nn.SmoothL1Loss) -> Loss:
         )
     if not 0 < module.beta < math.inf:
         raise _meaningless(module, "beta", "use a finite beta > 0, or nn.MSELoss()")
-    return SeparableLoss("SmoothL1Loss", losses.smooth_l1(float(module.beta)), scale=_scale(module))
+    return SeparableLoss(
+        "SmoothL1Loss", formulas.smooth_l1(float(module.beta)), scale=_scale(module)
+    )
 
 
 def _poisson(module: nn.PoissonNLLLoss) -> Loss:
@@ -187,11 +189,11 @@ def _poisson(module: nn.PoissonNLLLoss) -> Loss:
                 instead="use log_input=True, full=False, with a model that returns the log rate",
             )
         )
-    return SeparableLoss("PoissonNLLLoss", losses.poisson_nll(), scale=_scale(module))
+    return SeparableLoss("PoissonNLLLoss", formulas.poisson_nll(), scale=_scale(module))
 
 
 def _soft_margin(module: nn.SoftMarginLoss) -> Loss:
-    return SeparableLoss("SoftMarginLoss", losses.soft_margin(), scale=_scale(module))
+    return SeparableLoss("SoftMarginLoss", formulas.soft_margin(), scale=_scale(module))
 
 
 _READERS: dict[type, Callable[[Any], Loss]] = {
@@ -217,95 +219,3 @@ _FUNCTIONS: dict[str, type] = {
     "soft_margin_loss": nn.SoftMarginLoss,
 }
 """The loss module that computes the same as a function of ``torch.nn.functional``."""
-
-
-def check_elementwise_target(
-    name: str,
-    z_shape: tuple[int, ...],
-    z_dtype: torch.dtype,
-    target: torch.Tensor,
-    bounds: tuple[float, float],
-) -> None:
-    """Raise :class:`BatchError` unless ``target`` is like the output and inside ``bounds``.
-
-    The values of a tensor on a device are not looked at, which would wait for it.
-    """
-    _check_batch(name, z_shape)
-    if tuple(target.shape) != tuple(z_shape) or target.dtype != z_dtype:
-        raise _mismatch(name, _spell(z_shape, z_dtype), target)
-    if bounds == (-math.inf, math.inf) or target.device.type != "cpu":
-        return
-    low, high = (value.item() for value in torch.aminmax(target))
-    if not (bounds[0] <= low and high <= bounds[1]):
-        found = f"the loss {name!r} is declared for targets between {bounds[0]:g} and {bounds[1]:g}"
-        raise BatchError(
-            message(
-                f"{found}, the batch has targets between {low:g} and {high:g}", where="the target"
-            )
-        )
-
-
-def check_class_target(
-    name: str, z_shape: tuple[int, ...], z_dtype: torch.dtype, target: torch.Tensor
-) -> None:
-    """Raise :class:`BatchError` unless ``target`` is class indices [N] or soft targets [N, K].
-
-    The values of a tensor on a device are not looked at, which would wait for it.
-    """
-    _check_batch(name, z_shape)
-    batch, classes = z_shape
-    indices, soft = _spell((batch,), torch.int64), _spell(z_shape, z_dtype)
-    is_soft = target.ndim == 2
-    fits = (
-        (tuple(target.shape), target.dtype) == ((batch, classes), z_dtype)
-        if is_soft
-        else (tuple(target.shape), target.dtype) == ((batch,), torch.int64)
-    )
-    if not fits:
-        raise _mismatch(name, f"{indices} class indices, or {soft} soft targets", target)
-    if target.device.type != "cpu":
-        return
-    if is_soft:
-        lightest = target.sum(dim=1).min().item()
-        if not lightest >= 0:
-            raise BatchError(
-                message(
-                    f"the loss {name!r} needs soft targets with a non-negative sum in every row, "
-                    f"got {lightest:g}",
-                    where="the target",
-                    instead="use probabilities, rows that sum to 1",
-                )
-            )
-        return
-    low, high = (int(value) for value in torch.aminmax(target))
-    if low < 0 or high >= classes:
-        ranges = expected_got(f"0 … {classes - 1}", f"{low} … {high}")
-        raise BatchError(
-            message(
-                f"class indices out of range\n{ranges}",
-                where=f"the target of the loss {name!r}",
-                instead="leave out samples marked with an ignore index, and check the model's "
-                "number of outputs",
-            )
-        )
-
-
-def _check_batch(name: str, z_shape: tuple[int, ...]) -> None:
-    if z_shape[0] == 0:
-        raise BatchError(message(f"the loss {name!r} got an empty batch", where="the batch"))
-
-
-def _mismatch(name: str, expected: str, target: torch.Tensor) -> BatchError:
-    got = _spell(tuple(target.shape), target.dtype)
-    return BatchError(
-        message(
-            f"the target does not fit the loss {name!r} and the model's output\n"
-            f"{expected_got(expected, got)}",
-            where="the target",
-            instead="reshape the target, or convert it with .to(dtype)",
-        )
-    )
-
-
-def _spell(shape: tuple[int, ...], dtype: torch.dtype) -> str:
-    return f"{list(shape)} {str(dtype).removeprefix('torch.')}"

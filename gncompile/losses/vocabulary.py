@@ -28,15 +28,24 @@ from ..functions.declarations import (
     without_piecewise,
 )
 from ..functions.parsing import parse_expression
-from ..functions.primitives import number, select, sigmoid, softplus
-from .coupled_check import check_derivatives
+from ..functions.primitives import number, sigmoid
 from .coupled_loss import (
     MAX_OUTPUTS,
     CoupledLoss,
     NegativeCurvature,
+    check_derivatives,
     coupled_loss,
     output_symbols,
     target_symbols,
+)
+from .formulas import (
+    bernoulli_nll,
+    half_squared_error,
+    huber,
+    log_cosh,
+    poisson_nll,
+    smooth_l1,
+    soft_margin,
 )
 from .loss_forms import stable_loss
 from .loss_scale import Scale
@@ -83,44 +92,6 @@ def _named(name: str) -> Loss:
             "'exp(z) - y*z'; a torch.nn loss; or gncompile.register_loss",
         )
     )
-
-
-def half_squared_error() -> sympy.Expr:
-    """``½ (z - y)²``."""
-    return (OUTPUT - TARGET) ** 2 / 2
-
-
-def bernoulli_nll() -> sympy.Expr:
-    """``-log Bernoulli(y; σ(z)) = softplus(z) - y z``."""
-    return softplus(OUTPUT) - TARGET * OUTPUT
-
-
-def poisson_nll() -> sympy.Expr:
-    """``-log Poisson(y; e^z) = e^z - y z`` up to a term in ``y``."""
-    return sympy.exp(OUTPUT) - TARGET * OUTPUT
-
-
-def soft_margin() -> sympy.Expr:
-    """``log(1 + e^(-y z))`` for targets ±1."""
-    return softplus(-TARGET * OUTPUT)
-
-
-def huber(delta: float = 1.0) -> sympy.Expr:
-    """``½ d²`` where ``|d| < δ``, else ``δ (|d| - ½ δ)``, with ``d = z - y``."""
-    distance, threshold = sympy.Abs(OUTPUT - TARGET), number(delta)
-    linear = threshold * (distance - threshold / 2)
-    return select(threshold - distance, half_squared_error(), linear)
-
-
-def smooth_l1(beta: float = 1.0) -> sympy.Expr:
-    """``d²/(2β)`` where ``|d| < β``, else ``|d| - ½ β``."""
-    distance, threshold = sympy.Abs(OUTPUT - TARGET), number(beta)
-    return select(threshold - distance, half_squared_error() / threshold, distance - threshold / 2)
-
-
-def log_cosh(distance: sympy.Expr) -> sympy.Expr:
-    """``log cosh d = softplus(2d) - d - log 2``."""
-    return softplus(2 * distance) - distance - sympy.log(2)
 
 
 def _log_cosh_loss() -> SeparableLoss:

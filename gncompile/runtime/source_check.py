@@ -22,11 +22,11 @@ from typing import Any
 
 from ..emit.triton_calls import IMPORTS, MODULES
 from ..errors import InternalError, message
-from ..functions.expressions import UNARY
+from ..functions.primitives import torch_functions
 
 TORCH = frozenset(
     {
-        *UNARY.values(),
+        *torch_functions(),
         *("mm", "matmul", "addmm", "bmm", "dot", "stack", "cat", "tensor", "where", "lerp"),
         *("mean", "sum", "softmax", "logsumexp", "log_softmax", "_foreach_zero_"),
         *("add", "sub", "mul", "div", "neg", "pow", "sqrt", "rsqrt", "reciprocal", "square"),

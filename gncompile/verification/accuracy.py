@@ -30,7 +30,7 @@ from ..base.tables import table
 from ..emit.torch_statements import torch_statements
 from ..functions.exact_values import ExactFunction, plain_slope
 from ..functions.expressions import evaluate
-from ..functions.primitives import select
+from ..functions.primitives import kinked, select
 from ..functions.transfer import TransferFunction, transfer
 from ..runtime.source_files import function_of
 
@@ -167,7 +167,7 @@ def grid(function: TransferFunction, dtype: torch.dtype, density: int) -> list[f
 def _kinks(function: TransferFunction) -> list[float]:
     """Where a condition of the function changes its sign, as far as the conditions are polynomials."""
     x = function.argument
-    conditions = {e.args[0] for e in function.rule.value.atoms(select, sympy.Abs, sympy.sign)}
+    conditions = {e.args[0] for e in kinked(function.rule.value)}
     branches = set().union(*map(_branches, conditions))
     polynomials = [sympy.Poly(b, x) for b in branches if b.is_polynomial(x) and b.has(x)]
     return sorted({float(root) for p in polynomials for root in p.nroots() if root.is_real})

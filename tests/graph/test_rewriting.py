@@ -11,7 +11,6 @@ import sympy
 import torch
 from sympy import Abs, Expr, cos, cosh, erf, exp, log, sin, sinh, tanh
 
-from gncompile.emit import torch_statements
 from gncompile.errors import ExpressionError
 from gncompile.functions import (
     erfc,
@@ -326,7 +325,7 @@ def test_random_expressions_and_their_slopes(seed: int) -> None:
 
 def test_the_check_sees_a_wrong_power(monkeypatch: pytest.MonkeyPatch) -> None:
     """Powers rounded to half numbers, as they once were."""
-    monkeypatch.setattr(torch_statements, "power_of_root", lambda base, exponent: None)
+    monkeypatch.setattr("gncompile.functions.lowering.power_of_root", lambda base, exponent: None)
     monkeypatch.setattr(
         "gncompile.functions.expressions._repeated", lambda base, power: [base] * int(power)
     )
