@@ -27,6 +27,9 @@ class File(Protocol):
     def owned(self, name: str) -> bool:
         """Whether a value has a whole buffer or state to itself, padding included."""
 
+    def shape(self, name: str) -> tuple[Dim, ...]:
+        """The shape of a value."""
+
     def flat(self, name: str) -> str:
         """The value as a vector."""
 
@@ -332,9 +335,28 @@ def _precondition_eigen(
 @_writes(ir.StepSizes)
 def _step_sizes(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.StepSizes)
-    terms, op = ", ".join(v), i.op
+    return [step_sizes("linalg", i.op, ", ".join(v), out)]
+
+
+def step_sizes(module: str, op: ir.StepSizes, terms: str, out: str) -> str:
+    """The step sizes, of tensors or of numbers by the module that computes them."""
     how = ", ".join(map(literal, (op.groups, op.momentum, op.growth, op.cap)))
-    return [f"linalg.step_sizes([{terms}], {how}, out={out})"]
+    return f"{module}.step_sizes([{terms}], {how}, out={out})"
+
+
+def reduced(w: File, i: Instruction, v: list[str]) -> str:
+    """A sum over tensors as a number of the host."""
+    match i.op:
+        case ir.Dot() if all(w.owned(name) for name in i.inputs):
+            total = f"torch.dot({w.flat(v[0])}, {w.flat(v[1])}).item()"
+        case ir.Dot():
+            total = f"scalars.dot({v[0]}, {v[1]})"
+        case ir.Trace() if len(w.shape(i.inputs[0])) == 2:
+            total = f"{v[0]}.diagonal().sum().item()"
+        case _:
+            total = f"{v[0]}.sum().item()"
+    mean = getattr(i.op, "mean", False)
+    return f"{total} / {dimension(w.shape(i.inputs[0])[0])}" if mean else total
 
 
 def _keywords(options: Options) -> str:

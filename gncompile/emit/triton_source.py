@@ -24,7 +24,7 @@ from ..program.schedule import Function, Kernel, Kind, Launch
 from ..program.step_program import Instruction, StepProgram
 from .literals import comment, dimension, quoted
 from .torch_operations import Options, keywords
-from .torch_source import TorchWriter
+from .torch_source import WIDTH, TorchWriter
 from .triton_calls import imports
 from .triton_functions import kernels_module, triton_function
 from .triton_templates import planned
@@ -40,7 +40,7 @@ factors, Q: those of the quadratic model, S: columns of a chunk.
 
 import torch
 
-from gncompile.runtime import linalg
+from gncompile.runtime import linalg{imports}
 
 
 def bind(memory, kernels, N, F, Q, L, S):
@@ -50,9 +50,6 @@ def bind(memory, kernels, N, F, Q, L, S):
 
 STATE = "random_state"
 """The state of Philox in an emitted step."""
-
-WIDTH = 100
-"""Longest line of the emitted files."""
 
 _T0, _T1 = sympy.symbols("t0 t1", real=True)
 COMMON: dict[tuple[sympy.Expr, ...], str] = {

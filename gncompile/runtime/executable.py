@@ -143,7 +143,8 @@ class Executable:
         """Write the program as source, import it, and return its ``bind``."""
         about = f"A training step of {traced.name}.", traced.graph.to_text()
         if self.backend == "torch":
-            text = emit_torch(self.program, *about, self.variants)
+            host = self.memory.device.type == "cpu"
+            text = emit_torch(self.program, *about, self.variants, host)
             dump("training_step.py", text)
             module, self.source_file = load_source(text, traced.name)
             self.source = source_of(module)
