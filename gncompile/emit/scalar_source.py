@@ -5,8 +5,10 @@ computed from scalars alone is written as arithmetic of floats, in float64 whate
 
     λ‖δ‖² − 0.01 l  ->  s.damping * inner - 0.01 * s.length
 
-What tensors read too, what phases pass to each other and what outlives a step is kept in memory, as a *cell*: a
-tensor of one element that is the attribute ``s.name`` for the host.
+What tensors read too, what phases pass to each other and what outlives a step is kept in memory, as a *cell*:
+a tensor of one element that is the attribute ``s.name`` for the host. Sums and products of floats are rounded
+one by one, where torch fuses a multiplication with the addition after it, and its square root may be off by
+one rounding: a step agrees with that of the tensors to a few roundings, not bit by bit.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ def scalar_lines(
     :mod:`gncompile.runtime.scalars`.
     """
     printer = _Printer(names)
-    lines = []
+    lines: list[str] = []
     for repeated in _repeated(e):
         printer.known[repeated] = part(len(lines))
         lines.append(f"{part(len(lines))} = {printer.written(repeated)}")

@@ -101,7 +101,7 @@ class Memory:
     @staticmethod
     def numbers(**cells: Tensor) -> object:
         """An object whose attributes are the numbers in these tensors of one element, as Python floats."""
-        views = {name: memoryview(cell.numpy()) for name, cell in cells.items()}
+        views = {name: memoryview(cell.numpy().data) for name, cell in cells.items()}
         attributes = {name: _number(view) for name, view in views.items()}
         return type("Numbers", (), {"__slots__": (), **attributes})()
 
@@ -138,7 +138,7 @@ class Memory:
 
 def _number(view: memoryview) -> property:
     def write(_: object, value: float) -> None:
-        view[()] = value
+        view[()] = value  # type: ignore[call-overload]  # of format f or d
 
     return property(lambda _: view[()], write)
 

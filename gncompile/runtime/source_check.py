@@ -6,7 +6,8 @@ runs only if it consists of
 
 * a docstring, imports from a fixed list, and functions of assignments, calls, ``return`` and ``pass``;
 * expressions of names, numbers, strings, tuples, lists, dictionaries, slices, arithmetic and comparisons;
-* calls of functions and methods by name from fixed lists: of tensors, torch, Triton and the libraries here.
+* calls of functions and methods by name from fixed lists: of tensors, torch, Triton and the libraries here;
+* reading and assigning ``s.name`` for the names that ``memory.numbers`` was given.
 
 So nothing in it can import, open, evaluate, format, loop, or reach an attribute with a leading underscore.
 """
@@ -208,8 +209,9 @@ class _Check:
 
     def is_number(self, node: ast.expr) -> bool:
         """Whether it is an attribute ``s.name`` that ``s = memory.numbers(name=…)`` has made."""
-        named = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-        return named and node.value.id == "s" and node.attr in self.numbers
+        if not (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)):
+            return False
+        return node.value.id == "s" and node.attr in self.numbers
 
     def bind(self, node: ast.AST, name: str) -> None:
         if name in self.imported or name in BUILTINS or name.startswith("__"):
@@ -251,7 +253,7 @@ class _Check:
             self.value(argument.value if type(argument) is ast.Starred else argument)
         made = isinstance(called, ast.Attribute) and _dotted(called) == "memory.numbers"
         for keyword in node.keywords:
-            if keyword.arg is None or made and keyword.arg.startswith("_"):
+            if keyword.arg is None or (made and keyword.arg.startswith("_")):
                 raise _Unknown(node, f"the keyword {keyword.arg or '**'!r}")
             if made:
                 self.numbers.add(keyword.arg)
