@@ -133,9 +133,6 @@ class TorchWriter:
             "# Buffers for the values of a step, some shared by values that never meet; scratch space."
         ]
         for name, buffer in self._plan().items():
-            if name in self._floats - self._cells:
-                continue
-            buffer = name if name in self._cells else buffer
             lines.append(f"{name} = {self._buffer(buffer, self.program[name].spec.shape)}")
         lines += [f"{name} = {self._buffer(name, shape)}" for name, shape in self.scratch.items()]
         lines += [f"{name} = {text}" for name, text in self.constants.items()]
