@@ -50,7 +50,7 @@ def emit_torch(
     title: str = "A training step.",
     summary: str = "",
     variants: Mapping[str, Options] | None = None,
-    host: bool = True,
+    host: bool = False,
 ) -> str:
     """The source text of a module with ``bind`` for this program.
 
