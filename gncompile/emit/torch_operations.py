@@ -28,6 +28,9 @@ class File(Protocol):
     def owned(self, name: str) -> bool:
         """Whether a value has a whole buffer or state to itself, padding included."""
 
+    def shape(self, name: str) -> tuple[Dim, ...]:
+        """The shape of a value."""
+
     def flat(self, name: str) -> str:
         """The value as a vector."""
 
@@ -333,9 +336,28 @@ def _precondition_eigen(
 @_writes(ir.StepSizes)
 def _step_sizes(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.StepSizes)
-    op = i.op
+    return step_sizes("linalg", i.op, v, out)
+
+
+def step_sizes(module: str, op: ir.StepSizes, terms: list[str], out: str) -> list[str]:
+    """The step sizes, of tensors or of numbers by the module that computes them."""
     how = ", ".join(map(literal, (op.groups, op.momentum, op.growth, op.cap)))
-    return filled("linalg.step_sizes([", v, f"], {how}, out={out})", WIDTH - 8)
+    return filled(f"{module}.step_sizes([", terms, f"], {how}, out={out})", WIDTH - 8)
+
+
+def reduced(w: File, i: Instruction, v: list[str]) -> str:
+    """A sum over tensors as a number of the host."""
+    match i.op:
+        case ir.Dot() if all(w.owned(name) for name in i.inputs):
+            total = f"torch.dot({w.flat(v[0])}, {w.flat(v[1])}).item()"
+        case ir.Dot():
+            total = f"scalars.dot({v[0]}, {v[1]})"
+        case ir.Trace() if len(w.shape(i.inputs[0])) == 2:
+            total = f"{v[0]}.diagonal().sum().item()"
+        case _:
+            total = f"{v[0]}.sum().item()"
+    mean = getattr(i.op, "mean", False)
+    return f"{total} / {dimension(w.shape(i.inputs[0])[0])}" if mean else total
 
 
 def _keywords(options: Options) -> str:

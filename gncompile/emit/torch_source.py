@@ -19,7 +19,8 @@ from ..program.recompute import within_products
 from ..program.step_program import Dim, Instruction, Leaf, Op, Spec, StepProgram
 from .layout import WIDTH, filled
 from .literals import comment, dimension, docstring, literal, plain_name, quoted
-from .torch_operations import WRITERS, Options, compact
+from .scalar_source import cells, is_float, scalar_lines
+from .torch_operations import WRITERS, Options, compact, reduced, step_sizes
 from .torch_slopes import PRODUCTS
 from .torch_statements import torch_statements
 
@@ -47,13 +48,15 @@ def emit_torch(
     title: str = "A training step.",
     summary: str = "",
     variants: Mapping[str, Options] | None = None,
+    host: bool = False,
 ) -> str:
     """The source text of a module with ``bind`` for this program.
 
-    ``variants`` gives the options of instructions by name, where they are not the defaults.
+    ``variants`` gives the options of instructions by name, where they are not the defaults; with ``host``
+    numbers are computed in Python, which is for a CPU.
     """
     program = within_products(program, variants)
-    return TorchWriter(program, variants).module(title, summary)
+    return TorchWriter(program, variants, host).module(title, summary)
 
 
 class TorchWriter:
@@ -61,7 +64,12 @@ class TorchWriter:
 
     header = HEADER
 
-    def __init__(self, program: StepProgram, variants: Mapping[str, Options] | None = None) -> None:
+    def __init__(
+        self,
+        program: StepProgram,
+        variants: Mapping[str, Options] | None = None,
+        host: bool = False,
+    ) -> None:
         check_types(program)  # passes have changed it since it was built
         self.program = program
         self.variants = variants or {}
@@ -74,13 +82,17 @@ class TorchWriter:
         for instruction in program:
             into = instruction.into
             self.home[instruction.name] = self.home[into] if into else instruction.name
+        self._floats = {i.name for i in program if is_float(i)} if host else set()
+        # The scalars that the host reads and writes in memory.
+        self._cells = {self.home[name] for name in cells(program)} if host else set()
 
     # --- file -----------------------------------------------------------------------------------------
 
     def module(self, title: str, summary: str) -> str:
         """The whole file."""
         functions = [self._phase(name) for name in self.program.phases]
-        setup = [*self._leaves(), "", *self._buffers(), "", *self._views(), *self._launches()]
+        setup = [*self._leaves(), "", *self._buffers(), "", *self._views()]
+        setup += [*self._numbers(), *self._launches()]
         phases = [f"{quoted(p)}: {self.function(p)}" for p in self.program.phases]
         asked = {leaf.name for kind in ("input", "target") for leaf in self.program.leaves(kind)}
         asked |= set(self.program.results.values())
@@ -104,7 +116,7 @@ class TorchWriter:
 
     def _imports(self) -> str:
         """The imports that not every file needs."""
-        return ""
+        return ", scalars" if self._floats else ""
 
     def _leaves(self) -> list[str]:
         lines = ["# The network's inputs, parameters and constants, and the optimiser's state."]
@@ -129,6 +141,24 @@ class TorchWriter:
     def _plan(self) -> dict[str, str]:
         """The buffer of every value that reaches memory."""
         return plan_buffers(self.program)
+
+    def _numbers(self) -> list[str]:
+        """The cells as one object's attributes."""
+        if not self._cells:
+            return []
+        named = ", ".join(f"{name}={name}" for name in sorted(self._cells))
+        lines = textwrap.wrap(named, WIDTH - 8, break_long_words=False, break_on_hyphens=False)
+        return [
+            "",
+            "# Numbers that outlive a phase, for the host to read and write as floats.",
+            "s = memory.numbers(",
+            *(f"    {line}" for line in lines),
+            ")",
+        ]
+
+    def number(self, name: str) -> str:
+        """A scalar as the host names it."""
+        return f"s.{self.home[name]}" if self.home[name] in self._cells else name
 
     def _launches(self) -> list[str]:
         """What is planned once a batch size is bound."""
@@ -178,6 +208,11 @@ class TorchWriter:
         return [f"    {first}{note}", *(f"    {line}" for line in rest)]
 
     def _statements(self, i: Instruction) -> list[str]:
+        if i.name in self._floats:
+            return self._float(i)
+        if self._floats and isinstance(i.op, ir.StepSizes):
+            terms = list(map(self.number, i.inputs))
+            return step_sizes("scalars", i.op, terms, self.home[i.name])
         out = self.home[i.name]
         operands = [self.home[name] for name in i.inputs]
         specs = [self.program[name].spec for name in i.inputs]
@@ -187,6 +222,17 @@ class TorchWriter:
         if writer is None:
             raise InternalError(f"the torch backend does not know {i.op}")
         return writer(self, i, out, operands, specs)
+
+    def _float(self, i: Instruction) -> list[str]:
+        """A number that the host computes."""
+        target = self.number(i.name)
+        if isinstance(i.op, ir.Pointwise):
+            names = dict(zip(i.op.symbols, map(self.number, i.inputs), strict=True))
+            return scalar_lines(target, i.op.expression, names, self._part_name)
+        spec = self.program[i.inputs[0]].spec
+        if isinstance(i.op, ir.Trace) and not spec.shape:
+            return [f"{target} = {self.number(i.inputs[0])} * {literal(spec.size)}"]
+        return [f"{target} = {reduced(self, i, [self.home[name] for name in i.inputs])}"]
 
     def _pointwise(
         self, i: Instruction, out: str, operands: list[str], specs: list[Spec]
@@ -203,6 +249,9 @@ class TorchWriter:
         names = dict(zip(op.symbols, operands, strict=True))
         full = frozenset(n for n, s in zip(operands, specs, strict=True) if s.shape == shape)
         return torch_statements(op.expression, names, out, scratch, full)
+
+    def _part_name(self, number: int) -> str:
+        return self.own("part", str(number + 1)) if number else self.own("part")
 
     def own(self, *words: str) -> str:
         """A name of the file's own for ``words``, always the same, that no value has."""
@@ -227,6 +276,10 @@ class TorchWriter:
         """Whether a value has a whole buffer or state to itself, padding included."""
         op = self.program[name].op
         return not isinstance(op, ir.VIEWS) and not (isinstance(op, Leaf) and op.kind != "state")
+
+    def shape(self, name: str) -> tuple[Dim, ...]:
+        """The shape of a value."""
+        return self.program[name].spec.shape
 
     def flat(self, name: str) -> str:
         """The value as a vector."""

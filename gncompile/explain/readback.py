@@ -331,7 +331,7 @@ class Readback:
                 target = _written(line)
                 if (phase, target) in homes:
                     found += pending
-                if target and not target.startswith("scratch"):
+                if target and not target.startswith(("scratch", "part")):
                     pending = []
         return found
 
@@ -370,6 +370,7 @@ def _written(line: str) -> str:
     """The tensor a statement of the emitted source writes."""
     found = re.search(r"out=(\w+)", line) or re.match(r"\s*memory\.random\(\S+ (\w+)\)", line)
     found = found or re.match(r"\s*(\w+)\b[^=]*\.\w+_\(", line)
+    found = found or re.match(r"\s*(?:s\.)?(\w+) = ", line)
     return found[1] if found else ""
 
 

@@ -141,7 +141,11 @@ class Executable:
         """Write the program as source, import it, and return its ``bind``."""
         about = f"A training step of {traced.name}.", traced.graph.to_text()
         if self.backend == "torch":
-            text = emit_torch(self.program, *about, self.variants)
+            memory = self.memory
+            # A guarded step never asks the host, and in float32 the rounding of every operation matters.
+            host = memory.device.type == "cpu" and memory.dtype is torch.float64
+            host = host and "report" not in self.program.results
+            text = emit_torch(self.program, *about, self.variants, host)
             dump("training_step.py", text)
             module, self.source_file = load_source(text, traced.name)
             self.source = source_of(module)

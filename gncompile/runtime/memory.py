@@ -98,6 +98,13 @@ class Memory:
             raise InternalError(f"unknown scalar {key!r}")
         return self.batch_size
 
+    @staticmethod
+    def numbers(**cells: Tensor) -> object:
+        """An object whose attributes are the numbers in these tensors of one element, as Python floats."""
+        views = {name: memoryview(cell.numpy().data) for name, cell in cells.items()}
+        attributes = {name: _number(view) for name, view in views.items()}
+        return type("Numbers", (), {"__slots__": (), **attributes})()
+
     def buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """A work tensor, allocated once and viewed for smaller batches; NaN until written."""
         padded = padded_shape(shape)
@@ -127,6 +134,13 @@ class Memory:
     def buffer_bytes(self) -> int:
         """Bytes held by work buffers."""
         return sum(flat.numel() * flat.element_size() for flat in self._flat.values())
+
+
+def _number(view: memoryview) -> property:
+    def write(_: object, value: float) -> None:
+        view[()] = value  # type: ignore[call-overload]  # of format f or d
+
+    return property(lambda _: view[()], write)
 
 
 def require_states(program: StepProgram, dtype: torch.dtype, device: torch.device) -> None:

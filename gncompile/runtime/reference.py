@@ -156,9 +156,10 @@ def apply(op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
         case ir.SampleMatrix(size):
             return v[0].reshape(-1, size, size)
         case ir.SampleRoot():
-            out = torch.empty_like(v[0])
-            linalg.sample_roots(v[0], out)
-            return out
+            finite = v[0].isfinite().flatten(1).all(dim=1)[:, None, None]
+            values, vectors = eigenvalues(torch.where(finite, v[0], 0.0))
+            roots = vectors * values.clamp(min=0).sqrt()[:, None, :]
+            return torch.where(finite, roots, torch.nan)
         case ir.SampleMultiply():
             return (v[0] @ v[1][:, :, None])[:, :, 0]
         case ir.ScaleSides(left, right):
@@ -204,26 +205,83 @@ def apply_matrix(op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
         case ir.Average():
             return v[2] * v[0] + (1 - v[2]) * v[1]
         case ir.DampedInverse():
-            out = torch.empty_like(v[0])
-            linalg.damped_inverse(v[0], v[1], out)
-            return out
+            return damped_inverse(v[0], v[1])
         case ir.Eigen():
-            out = v[0].new_empty(
-                [v[0].shape[0] + 1, v[0].shape[0]] if v[0].dim() > 1 else v[0].shape
-            )
-            linalg.eigen(v[0], out)
-            return out
+            if v[0].dim() < 2:
+                return v[0].clamp(min=0)
+            values, vectors = eigenvalues(v[0])
+            return torch.cat([values.clamp(min=0)[None], vectors])
         case ir.Precondition():
             return -dense(v[1], specs[1]) @ v[0] @ dense(v[2], specs[2])
         case ir.PreconditionEigen():
-            out = torch.empty_like(v[0])
-            linalg.precondition_eigen(v[0], v[1], v[2], v[3], out)
-            return out
-        case ir.StepSizes(groups, momentum, growth, cap):
-            out = v[0].new_empty(len(groups) + 4)
-            linalg.step_sizes(v, groups, momentum, growth, cap, out)
-            return out
+            return precondition_eigen(*v)
+        case ir.StepSizes():
+            return step_sizes(op, torch.stack(v).double()).to(v[0])
     raise InternalError(f"the reference backend does not know {op}")
+
+
+def eigenvalues(m: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of symmetric matrices, found in float64."""
+    values, vectors = torch.linalg.eigh(m.double())
+    return values.to(m.dtype), vectors.to(m.dtype)
+
+
+def damped_inverse(m: Tensor, damping: Tensor) -> Tensor:
+    """``U (λ + c)⁻¹ Uᵀ``, c at least ``ε tr M``; a negative λ counts as 0 where ``M + c I`` is indefinite."""
+    if m.dim() < 2:
+        return 1 / (m + damping)
+    if not m.isfinite().all():
+        return torch.full_like(m, torch.nan)
+    damping = torch.maximum(damping, m.trace() * torch.finfo(m.dtype).eps)
+    values, vectors = torch.linalg.eigh(m.double())
+    values = values if (values + damping > 0).all() else values.clamp(min=0)
+    return (vectors / (values + damping) @ vectors.T).to(m.dtype)
+
+
+def precondition_eigen(gradient: Tensor, g: Tensor, q: Tensor, damping: Tensor) -> Tensor:
+    """``−(G ⊗ Q + κ I)⁻¹ ∇`` for factors given by eigenvalues over eigenvectors, or by their diagonal."""
+    (values_g, u_g), (values_q, u_q) = (
+        (f.expand(n), torch.eye(n, dtype=f.dtype, device=f.device))
+        if f.dim() < 2
+        else (f[0], f[1:])
+        for f, n in zip((g, q), gradient.shape, strict=True)
+    )
+    rotated = u_g.T @ gradient @ u_q / (values_g[:, None] * values_q + damping)
+    return -u_g @ rotated @ u_q.T
+
+
+def step_sizes(op: ir.StepSizes, terms: Tensor) -> Tensor:
+    """:class:`~gncompile.program.step_program.StepSizes` as it is defined there."""
+    n, own = op.count, op.count - op.momentum
+    m = terms.new_zeros(n, n)
+    m[tuple(torch.triu_indices(n, n))] = terms[: n * (n + 1) // 2]
+    m = m + m.triu(1).T
+    b, usual, *most = terms[n * (n + 1) // 2 :].split([n, 1, len(terms) - n * (n + 3) // 2 - 1])
+    cap = torch.inf if op.cap is None else op.cap
+    c = best(m, b)
+    c[:own] = c[:own].clamp(-cap, cap)
+    if op.momentum:
+        if op.cap is not None:
+            c[-1] = best(m[-1:, -1:], b[-1:] + m[-1:, :own] @ c[:own])[0]
+        bounded = c[-1].clamp(0, min([1.0, *most[0].tolist()]))
+        if bounded != c[-1]:
+            others = best(m[:own, :own], b[:own] + m[:own, -1] * bounded).clamp(-cap, cap)
+            c = torch.cat([others, bounded[None]])
+    length = torch.maximum(c @ m @ c, -b @ c)
+    if op.growth is not None and usual > 0 and length > op.growth * usual:
+        c, length = c * (op.growth * usual / length), op.growth * usual[0]
+    slope = b[:own].sum()
+    effective = b[:own] @ c[:own] / slope if slope != 0 else 0 * slope
+    last = c[-1] if op.momentum else 0 * length
+    described = torch.stack([length, last, b @ c + c @ m @ c / 2, effective])
+    return torch.cat([c[list(op.groups)], described])
+
+
+def best(m: Tensor, b: Tensor) -> Tensor:
+    """The least c that minimises ``bᵀc + ½ cᵀMc``, up to the ridge of M scaled to a unit diagonal."""
+    scale = torch.where(m.diagonal() > 0, m.diagonal() ** -0.5, 0.0)
+    ridge = linalg.RIDGE * torch.eye(len(m)).to(m)
+    return -scale * (torch.linalg.inv_ex(scale[:, None] * m * scale + ridge)[0] @ (scale * b))
 
 
 def affine(v: list[Tensor]) -> Tensor:

@@ -6,7 +6,8 @@ runs only if it consists of
 
 * a docstring, imports from a fixed list, and functions of assignments, calls, ``return`` and ``pass``;
 * expressions of names, numbers, strings, tuples, lists, dictionaries, slices, arithmetic and comparisons;
-* calls of functions and methods by name from fixed lists: of tensors, torch, Triton and the libraries here.
+* calls of functions and methods by name from fixed lists: of tensors, torch, Triton and the libraries here;
+* reading and assigning ``s.name`` for the names that ``memory.numbers`` was given.
 
 So nothing in it can import, open, evaluate, format, loop, or reach an attribute with a leading underscore.
 """
@@ -18,6 +19,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 from ..emit.triton_calls import IMPORTS, MODULES
@@ -48,6 +50,7 @@ METHODS = frozenset(
         *("buffer", "parameter", "constant", "scalar", "flat", "random", "precision"),
         *("add_", "sub_", "mul_", "div_", "addmm_", "copy_", "fill_", "zero_", "neg_", "clamp_"),
         *("diagonal", "flatten", "unflatten", "unsqueeze", "squeeze", "unbind", "expand"),
+        *("numbers", "sum", "item"),
         *("index_copy_", "index_select", "index_add_", "masked_fill_", "lerp_", "addcmul_"),
         "launches",
     }
@@ -68,7 +71,7 @@ TRITON_LANGUAGE = frozenset(
         *("where", "maximum", "minimum", "fma", "floor", "ceil", "clamp"),
     }
 )
-BUILTINS = frozenset({"range", "float"})
+BUILTINS = frozenset({"range", "float", "abs"})
 
 _CONSTANTS = frozenset({bool, int, float, str, type(None), type(...)})
 _LIBRARY = "gncompile.triton_kernels"
@@ -78,6 +81,7 @@ _IMPORTS = frozenset(
         "import triton",
         "import triton.language as tl",
         "from gncompile.runtime import linalg",
+        "from gncompile.runtime import scalars",
         f"from {_LIBRARY} import accurate",
         *(f"from {_LIBRARY} import {module} as {name}" for name, module in MODULES.items()),
         *(f"from {_LIBRARY}.{m} import {name}" for m, names in IMPORTS.items() for name in names),
@@ -129,6 +133,7 @@ class _Check:
     def __init__(self, tree: ast.Module) -> None:
         self.imported: dict[str, str] = {}
         self.bound: set[str] = set()
+        self.numbers: set[str] = set()
         for node in tree.body:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 self.imports(node)
@@ -189,8 +194,14 @@ class _Check:
                 self.target(element)
         elif isinstance(node, ast.Name):
             self.bind(node, node.id)
-        else:
-            raise _Unknown(node, "something other than a name is assigned to")
+        elif not self.is_number(node):
+            raise _Unknown(node, "something other than a name or a number is assigned to")
+
+    def is_number(self, node: ast.expr) -> bool:
+        """Whether it is an attribute ``s.name`` that ``s = memory.numbers(name=…)`` has made."""
+        if not (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)):
+            return False
+        return node.value.id == "s" and node.attr in self.numbers
 
     def bind(self, node: ast.AST, name: str) -> None:
         if name in self.imported or name in BUILTINS or name.startswith("__"):
@@ -230,13 +241,19 @@ class _Check:
             raise _Unknown(node, f"{type(called).__name__} is called")
         for argument in node.args:
             self.value(argument.value if type(argument) is ast.Starred else argument)
+        made = isinstance(called, ast.Attribute) and _dotted(called) == "memory.numbers"
         for keyword in node.keywords:
-            if keyword.arg is None:
-                raise _Unknown(node, "keywords are unpacked")
+            if keyword.arg is None or (made and keyword.arg.startswith("_")):
+                raise _Unknown(node, f"the keyword {keyword.arg or '**'!r}")
+            if made:
+                self.numbers.add(keyword.arg)
             self.value(keyword.value)
 
     def attribute(self, node: ast.Attribute) -> None:
         inner = node.value
+        if self.is_number(node):
+            self.name(inner)  # type: ignore[arg-type]
+            return
         if isinstance(inner, ast.Name) and inner.id not in self.imported:
             allowed = node.attr in METHODS or (inner.id == "kernels" and _is_tile(node.attr))
             if not allowed:
@@ -284,10 +301,9 @@ def _members(root: str) -> Callable[[str], bool]:
         return {"jit"}.__contains__
     if root == "tl":
         return TRITON_LANGUAGE.__contains__
-    if root == "linalg":
-        from . import linalg
-
-        return _functions(inspect.getsource(linalg)).__contains__
+    if root in ("linalg", "scalars"):
+        module = import_module(f"..{root}", __name__)
+        return _functions(inspect.getsource(module)).__contains__
     if root == "accurate":
         from ..triton_kernels import accurate
 
