@@ -13,10 +13,10 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from gncompile.program.timetable import cycle, settled
 from torch import Tensor, nn
 
 import gncompile
+from gncompile.program.timetable import cycle, settled
 
 from .machine import environment
 from .timing import Contestant, JsonOption, measure

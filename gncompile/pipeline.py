@@ -44,7 +44,7 @@ from .graph.fuse_pointwise import fuse_pointwise
 from .graph.model_graph import Affine, ModelGraph
 from .graph.zero_slopes import require_slopes
 from .losses.vocabulary import Loss
-from .program import step_program as ir
+from .program import operations as ir
 from .program.builder import ProgramBuilder, Value
 from .program.phases import DIRECTION, step_phases
 from .program.step_program import StepProgram

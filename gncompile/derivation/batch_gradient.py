@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ..graph.model_graph import ModelGraph
 from ..losses.vocabulary import Loss
-from ..program import step_program as ir
+from ..program import operations as ir
 from ..program.builder import ProgramBuilder, Value
 from .forward import Forward
 from .loss_rules import LossRules, loss_rules

@@ -21,7 +21,7 @@ import sympy
 
 from ..base.settings import Settings
 from ..functions.primitives import as_float, clamp, finite, select
-from ..program import step_program as ir
+from ..program import operations as ir
 from ..program.builder import Value
 from .lengths import leeway
 from .optimiser import CHOSEN, FACTORS, Optimiser

@@ -12,7 +12,7 @@ from ..errors import CompileError, message
 from ..functions.primitives import select
 from ..graph.zero_slopes import no_gradient
 from ..losses.vocabulary import SoftmaxCrossEntropy
-from ..program import step_program as ir
+from ..program import operations as ir
 from ..program.builder import Value
 from ..program.phases import Phase, Repeat, Stage
 from ..program.timetable import Due

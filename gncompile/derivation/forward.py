@@ -39,7 +39,7 @@ from ..graph.model_graph import (
     Select,
 )
 from ..graph.zero_slopes import is_flat
-from ..program import step_program as ir
+from ..program import operations as ir
 from ..program.builder import Factor, ProgramBuilder, Value
 from .jacobians import Jacobian, Picked, Scaled, Weighted
 

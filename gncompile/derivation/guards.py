@@ -30,7 +30,7 @@ from collections.abc import Iterable, Mapping
 import sympy
 
 from ..functions.primitives import as_float, finite, select
-from ..program import step_program as ir
+from ..program import operations as ir
 from ..program.builder import Value
 from .damping import ROUNDING, bounded_factor, reject
 from .optimiser import CHOSEN, Optimiser

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from ..errors import CompileError, message
-from ..program import step_program as ir
+from ..program import operations as ir
 from ..program.builder import Factor, ProgramBuilder, Value
 
 

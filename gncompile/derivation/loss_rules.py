@@ -22,9 +22,9 @@ from ..losses.vocabulary import (
     SeparableLoss,
     SoftmaxCrossEntropy,
 )
-from ..program import step_program as ir
+from ..program import operations as ir
 from ..program.builder import ProgramBuilder, Value
-from ..program.step_program import Structure
+from ..program.operations import Structure
 
 SCALE = sympy.Symbol("c", positive=True)
 """The scale c of the loss where it is known only with the batch (a sum over samples)."""

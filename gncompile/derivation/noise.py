@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 import sympy
 
 from ..functions.primitives import as_float, finite, minimum, select
-from ..program import step_program as ir
+from ..program import operations as ir
 from ..program.builder import Value
 from .forward import Forward
 from .optimiser import Optimiser

@@ -16,9 +16,9 @@ import sympy
 from ..base.settings import Settings
 from ..functions.primitives import as_float, select
 from ..graph.model_graph import Affine, Node
-from ..program import step_program as ir
+from ..program import operations as ir
 from ..program.builder import ProgramBuilder, Value
-from ..program.step_program import Spec
+from ..program.operations import Spec
 from .forward import Forward
 
 CHOSEN = {"length": -4, "momentum": -3, "predicted": -2, "step_size": -1}

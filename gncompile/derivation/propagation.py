@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from ..errors import InternalError
 from ..graph.model_graph import Affine
-from ..program import step_program as ir
+from ..program import operations as ir
 from ..program.builder import Value
 from .forward import Forward
 

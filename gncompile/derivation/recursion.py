@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from ..graph.model_graph import Affine, Node
-from ..program import step_program as ir
+from ..program import operations as ir
 from ..program.builder import Factor, Value
 from .forward import Forward
 from .jacobians import Jacobian, Scaled

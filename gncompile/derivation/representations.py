@@ -7,7 +7,7 @@ The recursion over the graph, in ``recursion``, is the same for both.
 
 from __future__ import annotations
 
-from ..program import step_program as ir
+from ..program import operations as ir
 from ..program.builder import ProgramBuilder, Value
 from .forward import NodeRule
 from .jacobians import Jacobian

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import sympy
 
 from ..functions.primitives import as_float
-from ..program import step_program as ir
+from ..program import operations as ir
 from ..program.builder import Value
 from .averages import LEADS, average_parameters
 from .forward import Forward

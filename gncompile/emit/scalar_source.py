@@ -22,7 +22,7 @@ from sympy import Abs, Add, Expr, Mul, Pow, Symbol
 
 from ..functions.expressions import Product, to_float
 from ..functions.primitives import select
-from ..program import step_program as ir
+from ..program import operations as ir
 from ..program.step_program import Instruction, StepProgram
 from .literals import literal
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from ..program import step_program as ir
-from ..program.step_program import Dim, Instruction, Spec, Structure
+from ..program import operations as ir
+from ..program.operations import Dim, Spec, Structure
+from ..program.step_program import Instruction
 from .layout import WIDTH, filled
 from .literals import dimension, literal, plain_name, quoted
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..program import step_program as ir
+from ..program import operations as ir
 from ..program.recompute import SLOPES, U, X
 
 KERNELS = {

@@ -12,11 +12,12 @@ from collections.abc import Hashable, Mapping
 
 from ..base.names import RESERVED, Names
 from ..errors import InternalError
-from ..program import step_program as ir
+from ..program import operations as ir
 from ..program.buffers import plan_buffers
+from ..program.operations import Dim, Leaf, Op, Spec
 from ..program.program_check import check_types
 from ..program.recompute import within_products
-from ..program.step_program import Dim, Instruction, Leaf, Op, Spec, StepProgram
+from ..program.step_program import Instruction, StepProgram
 from .layout import WIDTH, filled
 from .literals import comment, dimension, docstring, literal, plain_name, quoted
 from .scalar_source import cells, is_float, scalar_lines

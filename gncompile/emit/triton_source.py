@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import sympy
 
 from ..base.names import Names
-from ..program import step_program as ir
+from ..program import operations as ir
 from ..program.launches import launch_buffers, schedule
 from ..program.schedule import Function, Kernel, Kind, Launch
 from ..program.step_program import StepProgram

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from ..program import step_program as ir
+from ..program import operations as ir
+from ..program.operations import Dim
 from ..program.schedule import Function, Kernel, Kind, Launch, averaged_rows, function_of
-from ..program.step_program import Dim, StepProgram
+from ..program.step_program import StepProgram
 from .literals import dimension, literal, plain_name, quoted
 from .torch_operations import Options
 from .triton_calls import Call, Expression, Tensor, TileFunction, call, template

@@ -17,8 +17,9 @@ from ..derivation.piecewise_linear import theorem
 from ..errors import CompileError, message, nearest
 from ..graph.model_graph import ModelGraph, Node, TracedModel
 from ..losses.vocabulary import CoupledLoss, Loss, SeparableLoss
+from ..program.operations import Leaf
 from ..program.schedule import Schedule
-from ..program.step_program import Leaf, StepProgram
+from ..program.step_program import StepProgram
 from .readback import PARTS, REPEATS, Readback, function_text
 
 

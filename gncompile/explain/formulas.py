@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import sympy
 
 from ..graph.model_graph import Affine, ModelGraph
-from ..program import step_program as ir
+from ..program import operations as ir
 from ..program.step_program import Instruction, StepProgram
 from .notation import (
     Bracket,

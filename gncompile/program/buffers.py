@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import step_program as ir
+from . import operations as ir
+from .operations import Dim, Leaf
 from .schedule import Schedule
-from .step_program import Dim, Instruction, Leaf, StepProgram
+from .step_program import Instruction, StepProgram
 
 Steps = Sequence[Sequence[Instruction]]
 """The instructions of a phase in the order they run; those of one step run at the same time."""

@@ -18,20 +18,12 @@ import sympy
 from ..base.names import RESERVED, Names
 from ..errors import InternalError
 from ..functions.primitives import as_float
-from . import step_program as ir
+from . import operations as ir
+from .operations import LeafKind, Op, Spec, Structure
 from .phases import Phase
 from .program_check import check
 from .shapes import infer
-from .step_program import (
-    Instruction,
-    LeafKind,
-    Op,
-    Origin,
-    Spec,
-    State,
-    StepProgram,
-    Structure,
-)
+from .step_program import Instruction, Origin, State, StepProgram
 
 T = TypeVar("T")
 

@@ -12,10 +12,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from . import step_program as ir
+from . import operations as ir
 from .buffers import plan_buffers
+from .operations import Spec
 from .schedule import Schedule
-from .step_program import Instruction, Spec, StepProgram
+from .step_program import Instruction, StepProgram
 
 EIGEN_FLOPS = 9
 """FLOPs per d³ of a symmetric eigendecomposition with vectors (Golub and Van Loan, §8.3)."""

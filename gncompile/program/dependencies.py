@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import networkx as nx
 
-from . import step_program as ir
-from .step_program import Leaf, StepProgram
+from . import operations as ir
+from .operations import Leaf
+from .step_program import StepProgram
 
 
 def dependencies(program: StepProgram, phase: str) -> nx.DiGraph:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import networkx as nx
 
-from . import step_program as ir
+from . import operations as ir
 from .buffers import plan_buffers
 from .dependencies import dependencies
+from .operations import Spec
 from .schedule import (
     REDUCTIONS,
     SUMS,
@@ -23,7 +24,7 @@ from .schedule import (
     is_elementwise,
     used_outside,
 )
-from .step_program import Instruction, Spec, StepProgram
+from .step_program import Instruction, StepProgram
 
 MOST_OPERANDS = 12
 """Tensors, not scalars, an elementwise kernel reads and writes at most; beyond, registers run short."""

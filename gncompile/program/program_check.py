@@ -11,9 +11,10 @@ from typing import get_args
 from ..base.names import is_name
 from ..base.typed import misfits
 from ..errors import InternalError
+from .operations import COLUMNS, SAMPLES, Dim, Leaf, Op, Spec
 from .phases import Phase
 from .shapes import infer
-from .step_program import COLUMNS, SAMPLES, Dim, Instruction, Leaf, Op, Spec, State, StepProgram
+from .step_program import Instruction, State, StepProgram
 
 OPERATIONS = frozenset(get_args(Op))
 DIMENSIONS = frozenset((*SAMPLES, COLUMNS))

@@ -9,7 +9,7 @@ import sympy
 
 from ..errors import InternalError
 from ..functions.primitives import select
-from . import step_program as ir
+from . import operations as ir
 from .step_program import Instruction, StepProgram
 
 U, X = sympy.symbols("u x", real=True)

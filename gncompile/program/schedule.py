@@ -23,8 +23,9 @@ from enum import StrEnum
 
 import sympy
 
-from . import step_program as ir
-from .step_program import Instruction, Leaf, StepProgram
+from . import operations as ir
+from .operations import Leaf
+from .step_program import Instruction, StepProgram
 
 
 class Kind(StrEnum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import reduce
 
 from ..errors import InternalError
-from .step_program import (
+from .operations import (
     COLUMNS,
     AddDiagonal,
     Affine,

@@ -18,8 +18,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from ..program import step_program as ir
-from ..program.step_program import StepProgram
+from ..program import operations as ir
+from ..program.step_program import Instruction, StepProgram
 from .draws import TorchDraws
 from .executable import Executable
 
@@ -31,7 +31,7 @@ def uncaptured_phases(program: StepProgram) -> frozenset[str]:
     return frozenset(name for name in program.phases if any(map(_factorises, program.phase(name))))
 
 
-def _factorises(instruction: ir.Instruction) -> bool:
+def _factorises(instruction: Instruction) -> bool:
     """Whether cuSOLVER is called: not for a diagonal, nor where an inverse is refined by products."""
     match instruction.op:
         case ir.DampedInverse(refined=False) | ir.Eigen() | ir.SampleRoot():

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..errors import InternalError
 from ..functions.expressions import evaluate
-from ..program import step_program as ir
-from ..program.step_program import Instruction, Op, Spec, StepProgram
+from ..program import operations as ir
+from ..program.operations import Op, Spec
+from ..program.step_program import Instruction, StepProgram
 from . import linalg
 from .memory import Memory, bind_shape, dense
 

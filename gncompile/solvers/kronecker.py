@@ -15,10 +15,10 @@ from ..derivation.factors import PHASES, Factors, refreshed
 from ..derivation.guards import guard_factors
 from ..derivation.method_choice import curvature_methods
 from ..functions.primitives import as_float, minimum, select
-from ..program import step_program as ir
+from ..program import operations as ir
 from ..program.builder import Value
+from ..program.operations import Spec
 from ..program.phases import DIRECTION, Phase, Repeat, Stage
-from ..program.step_program import Spec
 from .solver import Solver
 
 SMALLEST_TRACE = 1e-20

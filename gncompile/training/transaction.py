@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BatchError, GncompileError, message
-from ..program import step_program as ir
+from ..program import operations as ir
 from ..runtime.executable import Executable
 
 T = TypeVar("T")

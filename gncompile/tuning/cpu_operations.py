@@ -27,7 +27,7 @@ from torch import Tensor
 from ..emit.torch_operations import Options
 from ..emit.torch_slopes import PRODUCTS
 from ..emit.torch_statements import torch_statements
-from ..program import step_program as ir
+from ..program import operations as ir
 from ..program.recompute import KEPT, SLOPES, U, X, products, slope_of
 from ..program.step_program import Instruction, StepProgram
 from ..runtime import linalg

@@ -26,7 +26,7 @@ from ..emit.triton_calls import Call, Tensor, TileFunction, parts, text
 from ..emit.triton_functions import kernels_module
 from ..emit.triton_source import TritonWriter
 from ..emit.triton_templates import is_plain, planned
-from ..program import step_program as ir
+from ..program import operations as ir
 from ..program.schedule import Kernel, Kind, Launch
 from ..program.step_program import StepProgram
 from ..runtime.memory import bind_shape

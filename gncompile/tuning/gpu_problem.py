@@ -22,7 +22,7 @@ from torch import Tensor
 from ..emit import triton_calls as calls
 from ..emit.layout import WIDTH
 from ..emit.torch_operations import Options
-from ..program import step_program as ir
+from ..program import operations as ir
 from ..program.schedule import REDUCTIONS, Kernel, Kind, is_elementwise
 from ..program.step_program import Instruction
 from ..runtime.memory import padded_shape

@@ -23,7 +23,7 @@ from gncompile.graph.model_graph import Affine, Input, ModelGraph, Node, Op, Out
 from gncompile.graph.torch_network import Network, objective
 from gncompile.losses import resolve_loss
 from gncompile.pipeline import candidate_program, factor_program, tangent_program
-from gncompile.program import step_program as ir
+from gncompile.program import operations as ir
 from gncompile.program.builder import Value
 from gncompile.program.step_program import StepProgram
 from gncompile.runtime.executable import Executable

@@ -19,8 +19,9 @@ from gncompile.emit.triton_source import emit_triton
 from gncompile.explain.explain import summary
 from gncompile.pipeline import step_program
 from gncompile.program.launches import schedule
+from gncompile.program.operations import Random
 from gncompile.program.schedule import Kind
-from gncompile.program.step_program import Random, StepProgram
+from gncompile.program.step_program import StepProgram
 
 EVERYTHING = {"l2": {"*weight": 1e-3}, "average": 0.9, "guarded": True}
 

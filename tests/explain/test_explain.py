@@ -23,7 +23,7 @@ from gncompile.frontends.torch_export import trace
 from gncompile.graph.model_graph import TracedModel
 from gncompile.losses import Loss, resolve_loss
 from gncompile.pipeline import prepare, step_program
-from gncompile.program import step_program as ir
+from gncompile.program import operations as ir
 from gncompile.program.costs import Cost, CostModel, columns_within
 from gncompile.program.recompute import within_products
 from gncompile.program.step_program import StepProgram

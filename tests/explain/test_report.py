@@ -57,7 +57,7 @@ from gncompile.functions.transfer import transfer, transfer_names
 from gncompile.graph.model_graph import Affine, ModelGraph, Node, Pointwise
 from gncompile.losses import SeparableLoss, resolve_loss
 from gncompile.pipeline import prepare, step_program
-from gncompile.program import step_program as ir
+from gncompile.program import operations as ir
 from gncompile.program.costs import Cost, total
 from gncompile.training.trainer import Trainer
 

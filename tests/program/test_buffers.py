@@ -8,8 +8,9 @@ from training import NETWORKS
 
 from gncompile.program.buffers import plan_buffers
 from gncompile.program.launches import schedule
+from gncompile.program.operations import VIEWS
 from gncompile.program.schedule import Schedule
-from gncompile.program.step_program import VIEWS, StepProgram
+from gncompile.program.step_program import StepProgram
 
 
 def steps(program: StepProgram, order: Schedule | None) -> list[list[str]]:

@@ -18,8 +18,9 @@ import gncompile
 from gncompile.base.typed import check_of, hints, misfits
 from gncompile.emit.torch_source import TorchWriter
 from gncompile.errors import InternalError
-from gncompile.program import step_program as ir
+from gncompile.program import operations as ir
 from gncompile.program.program_check import check_types
+from gncompile.program.step_program import StepProgram
 
 OPERATIONS = get_args(ir.Op)
 RIGHT: dict[type, Any] = {bool: True, int: 1, float: 0.5, str: "text"}
@@ -78,21 +79,19 @@ def test_subclasses_and_neighbours_do_not_count() -> None:
 
 
 @pytest.fixture(scope="module")
-def program() -> ir.StepProgram:
+def program() -> StepProgram:
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     return gncompile.compile(model, "mse", torch.zeros(2, 3), tune="off").program
 
 
-def changed(program: ir.StepProgram, number: int, **fields: Any) -> ir.StepProgram:
+def changed(program: StepProgram, number: int, **fields: Any) -> StepProgram:
     new = list(program.instructions)
     new[number] = replace(new[number], **fields)
     return replace(program, instructions=tuple(new))
 
 
 @pytest.mark.parametrize("text", payloads(Path("/tmp/never")), ids=lambda text: ascii(text[:30]))
-def test_text_in_a_program_is_refused_before_it_is_written(
-    program: ir.StepProgram, text: str
-) -> None:
+def test_text_in_a_program_is_refused_before_it_is_written(program: StepProgram, text: str) -> None:
     place = {type(i.op): n for n, i in enumerate(program)}
     sizes = program.instructions[place[ir.StepSizes]].op
     share = place[ir.Share]
@@ -115,6 +114,6 @@ def test_text_in_a_program_is_refused_before_it_is_written(
 
 
 @pytest.mark.parametrize("name", ["class", "torch", "memory", "range", "__x", "ﬁ", "", "a b", "N"])
-def test_names_of_the_file_are_no_names_of_values(program: ir.StepProgram, name: str) -> None:
+def test_names_of_the_file_are_no_names_of_values(program: StepProgram, name: str) -> None:
     with pytest.raises(InternalError, match="cannot be a name"):
         check_types(changed(program, 0, name=name))

@@ -10,7 +10,7 @@ from torch import nn
 import gncompile
 from gncompile.emit.torch_source import emit_torch
 from gncompile.errors import InternalError
-from gncompile.program import step_program as ir
+from gncompile.program import operations as ir
 from gncompile.program.builder import ProgramBuilder
 from gncompile.program.phases import step_phases
 from gncompile.program.program_check import check

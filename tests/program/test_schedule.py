@@ -17,13 +17,14 @@ from gncompile.derivation.factors import PHASES
 from gncompile.graph.model_graph import TracedModel
 from gncompile.losses import Loss
 from gncompile.pipeline import step_program
-from gncompile.program import step_program as ir
+from gncompile.program import operations as ir
 from gncompile.program.builder import ProgramBuilder
 from gncompile.program.dependencies import dependencies
 from gncompile.program.launches import fuse, schedule
+from gncompile.program.operations import VIEWS, Leaf, Trace
 from gncompile.program.phases import Stage, step_phases
 from gncompile.program.schedule import Kernel, Kind, Schedule
-from gncompile.program.step_program import VIEWS, Instruction, Leaf, StepProgram, Trace
+from gncompile.program.step_program import Instruction, StepProgram
 from gncompile.runtime.executable import Executable
 
 

@@ -11,7 +11,7 @@ import torch
 from gncompile.emit.scalar_source import scalar_lines
 from gncompile.functions.expressions import evaluate
 from gncompile.functions.primitives import clamp, finite, maximum, select
-from gncompile.program import step_program as ir
+from gncompile.program import operations as ir
 from gncompile.runtime import linalg, reference, scalars
 
 a, b, c = sympy.symbols("a b c", real=True)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from gncompile.app.compile import compile_into
 from gncompile.base.settings import Settings
 from gncompile.errors import InternalError
-from gncompile.program import step_program as ir
+from gncompile.program import operations as ir
 from gncompile.program.builder import Value
+from gncompile.program.operations import Structure, matrix
 from gncompile.program.phases import DIRECTION, Phase, Repeat, Stage, names
-from gncompile.program.step_program import Structure, matrix
 from gncompile.solvers.solver import Solver
 from gncompile.training.trainer import Trainer
 

@@ -19,7 +19,7 @@ from gncompile.app import tune_command as command
 from gncompile.app.cli import main
 from gncompile.base import config
 from gncompile.errors import CompileError, GncompileError
-from gncompile.program.step_program import DampedInverse
+from gncompile.program.operations import DampedInverse
 from gncompile.training.trainer import Trainer
 from gncompile.tuning import step_check, tuner
 from gncompile.tuning.cpu import CpuProblem

@@ -13,7 +13,7 @@ from functools import cached_property
 
 from ...base.untrusted import slug
 from ...graph.model_graph import Affine, FixedLinear, Input, Node, Pointwise, Select
-from ...program import step_program as ir
+from ...program import operations as ir
 from ...program.costs import Cost, total
 from ..formulas import Equation
 from ..readback import PARTS, REPEATS, Readback, Row, Statement, function_text, in_units

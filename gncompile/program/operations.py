@@ -1,0 +1,452 @@
+"""The operations of a step program, and the specs of what they compute. Grammar::
+
+    op ::= Leaf(kind, key)             input, target, parameter, constant, state or scalar, by name
+        |  Affine()                    x Wᵀ + b
+        |  MatMul(transpose_a, _b)     a b, leading dimensions broadcast
+        |  Pointwise(expr, symbols)    elementwise with broadcasting; scalars are 0-d tensors
+        |  Gather(index, fill)         features picked from the concatenated inputs
+        |  Scatter(index, size, axis)  its adjoint for one input
+        |  Moment(homogeneous)         E[a bᵀ] = (1/N) aᵀ b; with one input E[a aᵀ]
+        |  Mean() | Total() | RowSum() | Dot(mean)                                     reductions
+        |  Multiply()                  M b for a structured M
+        |  SymmetricProduct()          aᵀ b, known to be symmetric
+        |  AddDiagonal() | Densify() | Trace() | PlusTranspose() | BroadcastRows()
+        |  Transpose() | AsMatrix(structure) | Part(which) | Element(index) | Share(rows)  views
+        |  Stack() | Zeros(spec) | Softmax() | LogSumExp() | SampleCategorical() | Random(kind) | Columns()
+        |  SampleDiagonal() | SampleOuter() | ScaleSides()           per-sample matrices [N, d, d]
+        |  SampleMatrix(size) | SampleRoot() | SampleMultiply()      read from rows, their roots, M_n v_n
+        |  Decay(weight, bias)         ∇W̄ + [η_W W, η_b b]
+        |  Average() | DampedInverse() | Eigen() | Precondition() | PreconditionEigen() | StepSizes(groups, …)
+
+Dimensions are integers or symbols bound when the program meets a batch: ``N`` samples, of which the last
+``F`` are used for the curvature factors and the first ``Q`` for the quadratic model; ``S`` columns in a
+chunk of KFLR. A matrix carries a :class:`Structure`: what is stored is a scalar, a vector or the full matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from enum import Enum
+from typing import Literal
+
+import sympy
+
+Dim = int | str
+
+SAMPLES = ("N", "F", "Q", "L")
+"""Dimensions of samples: the batch; its last for the factors; its first for the quadratic model, and for
+the step sizes of the layers."""
+COLUMNS = "S"
+"""The dimension of a chunk of KFLR's columns."""
+
+
+class Structure(Enum):
+    """Structure of a matrix (SPEC §5), ordered by what is a special case of what; absent blocks are zero."""
+
+    SCALED_IDENTITY = "scaled identity"
+    DIAGONAL = "diagonal"
+    SYMMETRIC = "symmetric"
+    GENERAL = "general"
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def above(self) -> frozenset[Structure]:
+        """The structures that this one is a special case of, and itself."""
+        return frozenset({self}).union(*(wider.above for wider in WIDER.get(self, ())))
+
+    def __le__(self, other: Structure) -> bool:
+        """Whether this is a special case of the other, or the same."""
+        return other in self.above
+
+    def join(self, other: Structure) -> Structure:
+        """The narrowest structure that both are special cases of."""
+        common = self.above & other.above
+        return max(common, key=lambda structure: len(structure.above))
+
+
+WIDER: Mapping[Structure, tuple[Structure, ...]] = {
+    Structure.SCALED_IDENTITY: (Structure.DIAGONAL,),
+    Structure.DIAGONAL: (Structure.SYMMETRIC,),
+    Structure.SYMMETRIC: (Structure.GENERAL,),
+}
+"""Of what each structure is the next special case; several may follow one, and one several."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Shape of what is stored and, for a matrix, how it is read from that.
+
+    ``SCALED_IDENTITY`` stores a scalar ``[]``, ``DIAGONAL`` a vector ``[size]``, the others ``[size, size]``
+    or ``[rows, cols]``. ``size`` is the dimension of the square matrix, 0 for values that are no matrix.
+    """
+
+    shape: tuple[Dim, ...]
+    structure: Structure = Structure.GENERAL
+    size: int = 0
+
+    @property
+    def is_thin(self) -> bool:
+        """Whether only a scalar or a diagonal of the matrix is stored."""
+        return self.structure <= Structure.DIAGONAL
+
+    @property
+    def samples(self) -> Dim:
+        """The dimension of samples, one of :data:`SAMPLES`; ``""`` where there is none."""
+        return next((d for d in self.shape if d in SAMPLES), "")
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether this holds a chunk of KFLR's columns."""
+        return COLUMNS in self.shape
+
+    @property
+    def of_a_sample(self) -> tuple[Dim, ...]:
+        """The dimensions of one sample's (and column's) share: features, or a matrix."""
+        return tuple(d for d in self.shape if d not in (*SAMPLES, COLUMNS))
+
+    def __str__(self) -> str:
+        text = "[" + ", ".join(str(d) for d in self.shape) + "]"
+        if self.structure is Structure.GENERAL:
+            return text
+        return f"{text} {self.structure} {self.size}"
+
+
+def matrix(structure: Structure, size: int) -> Spec:
+    """The spec of a square matrix with that structure."""
+    stored: dict[Structure, tuple[Dim, ...]] = {
+        Structure.SCALED_IDENTITY: (),
+        Structure.DIAGONAL: (size,),
+    }
+    return Spec(stored.get(structure, (size, size)), structure, size)
+
+
+# --- operations ---------------------------------------------------------------------------------------
+
+LeafKind = Literal["input", "target", "parameter", "constant", "state", "scalar"]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A tensor the runtime owns, by kind and name."""
+
+    kind: LeafKind
+    key: str
+
+
+@dataclass(frozen=True)
+class Affine:
+    """``h = x Wᵀ + b`` (inputs x, W[, b]) or, for tangents, ``x Wᵀ + y Vᵀ + b`` (inputs x, W, y, V[, b])."""
+
+
+@dataclass(frozen=True)
+class MatMul:
+    """``a b`` with either operand transposed in its last two dimensions; others broadcast."""
+
+    transpose_a: bool = False
+    transpose_b: bool = False
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """``φ(inputs)`` elementwise; ``symbols[i]`` stands for input ``i``."""
+
+    expression: sympy.Expr
+    symbols: tuple[sympy.Symbol, ...]
+
+
+@dataclass(frozen=True)
+class Gather:
+    """``y_j = [x_1|x_2|…]_{index_j}`` along the last dimension, ``fill`` where the index is -1."""
+
+    index: tuple[int, ...]
+    fill: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """``x_i = Σ_{j: index_j = i} y_j`` along ``axis``: the adjoint of picking ``index`` from ``size``."""
+
+    index: tuple[int, ...]
+    size: int
+    axis: int = -1
+
+
+@dataclass(frozen=True)
+class Moment:
+    """``(1/N) Σ a bᵀ`` over samples and columns; ``homogeneous`` appends a 1 to b (to both if one input)."""
+
+    homogeneous: bool = False
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Mean over the first dimension."""
+
+
+@dataclass(frozen=True)
+class Total:
+    """Sum of all elements, a scalar; ``mean`` divides by the first dimension."""
+
+    mean: bool = False
+
+
+@dataclass(frozen=True)
+class RowSum:
+    """Sum over the last dimension, kept as size 1."""
+
+
+@dataclass(frozen=True)
+class Dot:
+    """``Σ a ⊙ b``, a scalar; ``mean`` divides by the first dimension."""
+
+    mean: bool = False
+
+
+@dataclass(frozen=True)
+class Multiply:
+    """``M b`` for a structured square M and a general b."""
+
+
+@dataclass(frozen=True)
+class SymmetricProduct:
+    """``aᵀ b`` where the caller knows the result is symmetric (b = M a, M symmetric)."""
+
+
+@dataclass(frozen=True)
+class Hadamard:
+    """``M ⊙ E`` for two matrices that are both stored in full."""
+
+
+@dataclass(frozen=True)
+class AddDiagonal:
+    """``M + diag(d)`` for a full M and a stored scalar or vector d."""
+
+
+@dataclass(frozen=True)
+class Densify:
+    """The full matrix behind a structured one."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Trace of a structured square matrix."""
+
+
+@dataclass(frozen=True)
+class Transpose:
+    """A view with the last two dimensions exchanged."""
+
+
+@dataclass(frozen=True)
+class BroadcastRows:
+    """A scalar or row repeated to the shape of the second input."""
+
+
+@dataclass(frozen=True)
+class PlusTranspose:
+    """``A + Aᵀ``, symmetric."""
+
+
+@dataclass(frozen=True)
+class AsMatrix:
+    """A stored scalar or vector read as a scaled identity or diagonal matrix, or a full one as symmetric."""
+
+    structure: Structure
+    size: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """A view of the weight or the bias inside ``W̄ = [W, b]``."""
+
+    which: Literal["weight", "bias"]
+
+
+@dataclass(frozen=True)
+class Element:
+    """A view of one element of a vector, a scalar."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Share:
+    """A view of a share of the batch: its last F samples, or its first Q or L.
+
+    Shares of one half or less have no sample in common: on the samples that made a step's factors, the
+    quadratic model would find less curvature along it than there is.
+    """
+
+    rows: Dim
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """Zeros of a given shape."""
+
+    spec: Spec
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Scalars as the elements of a vector."""
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """Softmax over the last dimension."""
+
+
+@dataclass(frozen=True)
+class LogSumExp:
+    """``log Σ_k exp z_k`` over the last dimension, kept as size 1."""
+
+
+@dataclass(frozen=True)
+class SampleCategorical:
+    """One-hot samples from the rows of p, by inverting the distribution function at u ``[N, 1]``."""
+
+
+@dataclass(frozen=True)
+class Random:
+    """Fresh random numbers for this step: standard normal, uniform on [0, 1), or signs ±1."""
+
+    kind: Literal["normal", "uniform", "sign"]
+    shape: tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns k = start … start + S − 1 of the square root of 𝓗_L: ``r_k (e_k − p)``, ``[S, N, K]``.
+
+    Inputs r ``[N, K]`` and, optionally, p; or the roots C ``[N, K, K]`` themselves. The runtime gives
+    ``start``; columns beyond K are zero.
+    """
+
+
+@dataclass(frozen=True)
+class SampleDiagonal:
+    """``diag(d_n)`` for every sample: ``[N, d] → [N, d, d]``."""
+
+
+@dataclass(frozen=True)
+class SampleOuter:
+    """``a_n b_nᵀ`` for every sample: ``[N, d], [N, e] → [N, d, e]``."""
+
+
+@dataclass(frozen=True)
+class SampleMatrix:
+    """A view of rows ``[N, d²]`` as a matrix for every sample, row by row: ``[N, d, d]``."""
+
+    size: int
+
+
+@dataclass(frozen=True)
+class SampleRoot:
+    """``C_n`` with ``C_n C_nᵀ = M_n`` for symmetric M ``[N, d, d]``, its negative eigenvalues set to zero."""
+
+
+@dataclass(frozen=True)
+class SampleMultiply:
+    """``M_n v_n`` for every sample: ``[N, d, e], [N, e] → [N, d]``."""
+
+
+@dataclass(frozen=True)
+class ScaleSides:
+    """``diag(b_n) M_n diag(c_n)`` for every sample (inputs M[, b][, c]); a missing side is the identity."""
+
+    left: bool
+    right: bool
+
+
+@dataclass(frozen=True)
+class Decay:
+    """``∇W̄ + [η_W W, η_b b]`` (inputs ∇W̄, W[, b])."""
+
+    weight: float
+    bias: float
+
+
+@dataclass(frozen=True)
+class Average:
+    """``ε F + (1 − ε) F_batch`` (inputs F, F_batch, ε), in place of F."""
+
+
+@dataclass(frozen=True)
+class DampedInverse:
+    """``(M + c I)⁻¹`` (inputs M, c), same structure as M; ``refined`` from the inverse it overwrites."""
+
+    refined: bool = False
+
+
+@dataclass(frozen=True)
+class Eigen:
+    """Eigenvalues above eigenvectors of a symmetric M, packed as ``[d+1, d]``; a diagonal M is kept."""
+
+
+@dataclass(frozen=True)
+class Precondition:
+    """``−G⁻¹ ∇ Q⁻¹`` (inputs ∇, G⁻¹, Q⁻¹)."""
+
+
+@dataclass(frozen=True)
+class PreconditionEigen:
+    """``−U_G ((U_Gᵀ ∇ U_Q) / (g qᵀ + κ)) U_Qᵀ`` (inputs ∇, eigen of G, eigen of Q, κ)."""
+
+
+@dataclass(frozen=True)
+class StepSizes:
+    """Coefficients c of directions that minimise ``bᵀc + ½cᵀMc``, and what follows from them.
+
+    Inputs: the upper triangle of M row by row, then b, the usual length (0: none is known), and optionally
+    the momentum's largest coefficient, else 1. The squared length of a step is the greater of ``cᵀMc`` and
+    ``-bᵀc``, which are equal where nothing bounds c. Layer ``l`` belongs to direction ``groups[l]``; with
+    ``momentum`` the last direction is the previous step. Bounds: the momentum's coefficient lies between 0
+    and the largest, the others in ``[-cap, cap]`` if there is a cap, and with ``growth`` the whole step is
+    shortened where its squared length exceeds so many times the usual, in proportion to it, so that
+    ``-bᵀc`` becomes usual too: where M misses the samples that have made the gradient large, no bound on
+    ``cᵀMc`` is enough.
+
+    The result holds each layer's coefficient, then the squared length, the momentum's coefficient (0
+    without), the predicted change ``bᵀc + ½cᵀMc``, and the effective step size ``Σ c_i b_i / Σ b_i``
+    without momentum, 0 where there is no slope.
+    """
+
+    groups: tuple[int, ...]
+    momentum: bool
+    growth: float | None = None
+    cap: float | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of directions."""
+        return max(self.groups) + 1 + int(self.momentum)
+
+
+Op = (
+    Leaf | Affine | MatMul | Pointwise | Gather | Scatter | Moment | Mean | Total | RowSum | Dot | Multiply
+    | SymmetricProduct | Hadamard | AddDiagonal | Densify | Trace | PlusTranspose | BroadcastRows
+    | Transpose | AsMatrix | Part | Element | Share | Stack | Zeros | Softmax | LogSumExp | SampleCategorical
+    | Random | Columns | SampleDiagonal | SampleOuter | SampleMatrix | SampleRoot | SampleMultiply
+    | ScaleSides | Decay | Average | DampedInverse
+    | Eigen | Precondition | PreconditionEigen | StepSizes
+)  # fmt: skip
+
+VIEWS = (Transpose, AsMatrix, Part, Element, Share, SampleMatrix)
+"""Operations whose result shares memory with their input."""
+
+
+def describe(op: Op) -> str:
+    """The operation with its attributes in a few characters."""
+    if isinstance(op, Leaf):
+        return f"{op.kind} {op.key}"
+    if isinstance(op, Pointwise):
+        return f"φ[{op.expression}]"
+    if isinstance(op, Gather | Scatter):
+        return f"{type(op).__name__}[{len(op.index)}]"
+    values = [getattr(op, f.name) for f in fields(op)]
+    shown = ", ".join(str(v) for v in values if v not in (False, None))
+    return type(op).__name__ + (f"[{shown}]" if shown else "")
