@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gncompile.program.operations import SAMPLES
+from gncompile.program.specs import SAMPLES
 
 from .compiled import Compiled
 from .problems import WIDTHS, ModelName, Problem

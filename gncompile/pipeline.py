@@ -44,7 +44,7 @@ from .graph.fuse_pointwise import fuse_pointwise
 from .graph.model_graph import Affine, ModelGraph
 from .graph.zero_slopes import require_slopes
 from .losses.vocabulary import Loss
-from .program import operations as ir
+from .program import specs
 from .program.builder import ProgramBuilder, Value
 from .program.phases import DIRECTION, step_phases
 from .program.step_program import StepProgram
@@ -244,5 +244,7 @@ def _direction(builder: ProgramBuilder, graph: ModelGraph, number: int) -> dict[
     for layer, node in graph.layers.items():
         assert isinstance(node.op, Affine)
         inputs = graph[node.inputs[0]].size + int(node.op.homogeneous)
-        direction[layer] = builder.state(f"direction{number}.{layer}", ir.Spec((node.size, inputs)))
+        direction[layer] = builder.state(
+            f"direction{number}.{layer}", specs.Spec((node.size, inputs))
+        )
     return direction

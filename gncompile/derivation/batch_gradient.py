@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from ..graph.model_graph import ModelGraph
 from ..losses.vocabulary import Loss
 from ..program import operations as ir
+from ..program import specs
 from ..program.builder import ProgramBuilder, Value
 from .forward import Forward
 from .loss_rules import LossRules, loss_rules
@@ -31,24 +32,24 @@ class BatchGradient:
             builder.results["loss"] = self.value.name
             builder.nodes = {node: value.name for node, value in self.forward.values.items()}
 
-    def on_share(self, rows: ir.Dim) -> tuple[Forward, LossRules]:
+    def on_share(self, rows: specs.Dim) -> tuple[Forward, LossRules]:
         """The forward pass and the loss on a share of the batch, or on all of it."""
         forward = self.forward if rows == "N" else self.forward.share(rows)
         with forward.work_at_output():
             return forward, loss_rules(self.builder, self.loss, forward.output)
 
-    def share(self, vectors: Mapping[str, Value], rows: ir.Dim) -> Mapping[str, Value]:
+    def share(self, vectors: Mapping[str, Value], rows: specs.Dim) -> Mapping[str, Value]:
         """A share of the rows of vectors, or all."""
         if rows == "N":
             return vectors
         return {name: self.builder.emit(ir.Share(rows), v) for name, v in vectors.items()}
 
-    def output_gradient(self, rows: ir.Dim) -> tuple[Forward, Value]:
+    def output_gradient(self, rows: specs.Dim) -> tuple[Forward, Value]:
         """The forward pass on a share of the batch, and the loss's gradient at the output there."""
         gradient = self.share({"": self.rules.gradient()}, rows)[""]
         return self.forward if rows == "N" else self.forward.share(rows), gradient
 
-    def loss_of(self, rows: ir.Dim) -> Value:
+    def loss_of(self, rows: specs.Dim) -> Value:
         """The loss of a share of the batch."""
         output = self.share({"": self.forward.output}, rows)[""]
         return loss_rules(self.builder, self.loss, output).value()

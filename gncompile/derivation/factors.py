@@ -13,6 +13,7 @@ from ..functions.primitives import select
 from ..graph.zero_slopes import no_gradient
 from ..losses.vocabulary import SoftmaxCrossEntropy
 from ..program import operations as ir
+from ..program import specs
 from ..program.builder import Value
 from ..program.phases import Phase, Repeat, Stage
 from ..program.timetable import Due
@@ -59,7 +60,7 @@ class Factors:
     def __init__(
         self,
         batch: BatchGradient,
-        rows: ir.Dim = "N",
+        rows: specs.Dim = "N",
         samples: int = 1,
         trace_correction: bool = False,
     ) -> None:
@@ -173,7 +174,7 @@ class Factors:
         builder, states = self.builder, {}
         for layer in layers:
             node = self.batch.graph.layers[layer]
-            spec = ir.matrix(ir.Structure.SYMMETRIC, node.size)
+            spec = specs.matrix(specs.Structure.SYMMETRIC, node.size)
             states[layer] = builder.state(f"G_sum.{layer}", spec)
         with builder.phase("columns_begin"):
             for _, state in builder.layerwise(states):

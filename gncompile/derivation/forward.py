@@ -40,6 +40,7 @@ from ..graph.model_graph import (
 )
 from ..graph.zero_slopes import is_flat
 from ..program import operations as ir
+from ..program import specs
 from ..program.builder import Factor, ProgramBuilder, Value
 from .jacobians import Jacobian, Picked, Scaled, Weighted
 
@@ -55,7 +56,7 @@ class Forward:
         graph: ModelGraph,
         values: dict[str, Value],
         suffix: str = "",
-        rows: ir.Dim = "N",
+        rows: specs.Dim = "N",
     ) -> None:
         self.builder = builder
         self.graph = graph
@@ -64,7 +65,7 @@ class Forward:
         self.rows = rows
 
     @classmethod
-    def emit(cls, builder: ProgramBuilder, graph: ModelGraph, rows: ir.Dim = "N") -> Forward:
+    def emit(cls, builder: ProgramBuilder, graph: ModelGraph, rows: specs.Dim = "N") -> Forward:
         """Emit the forward pass, of the batch or of a share of it, into the builder's current phase."""
         forward = cls(builder, graph, {}, "" if rows == "N" else f"_{rows}", rows)
         for node in graph:
@@ -73,7 +74,7 @@ class Forward:
                 forward.values[node.name] = forward.rule(node).value(inputs)
         return forward
 
-    def share(self, rows: ir.Dim) -> Forward:
+    def share(self, rows: specs.Dim) -> Forward:
         """The same pass seen on a share of the batch: views, nothing is computed again."""
         views: dict[str, Value] = {}
         for name, value in self.values.items():

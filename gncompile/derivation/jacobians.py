@@ -23,6 +23,7 @@ from typing import NoReturn
 
 from ..errors import CompileError, message
 from ..program import operations as ir
+from ..program import specs
 from ..program.builder import Factor, ProgramBuilder, Value
 
 
@@ -53,7 +54,7 @@ class Jacobian:
         transpose = self.builder.transpose
         result = transpose(other.half(transpose(self.half(m, name)), name))
         if self == other and m.is_square:
-            return self.builder.as_matrix(result, ir.Structure.SYMMETRIC, result.width)
+            return self.builder.as_matrix(result, specs.Structure.SYMMETRIC, result.width)
         return result
 
     def each(self, m: Value, name: str) -> Value:

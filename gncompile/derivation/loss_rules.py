@@ -24,7 +24,7 @@ from ..losses.vocabulary import (
 )
 from ..program import operations as ir
 from ..program.builder import ProgramBuilder, Value
-from ..program.operations import Structure
+from ..program.specs import Structure
 
 SCALE = sympy.Symbol("c", positive=True)
 """The scale c of the loss where it is known only with the batch (a sum over samples)."""

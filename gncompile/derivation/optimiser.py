@@ -18,7 +18,7 @@ from ..functions.primitives import as_float, select
 from ..graph.model_graph import Affine, Node
 from ..program import operations as ir
 from ..program.builder import ProgramBuilder, Value
-from ..program.operations import Spec
+from ..program.specs import Spec
 from .forward import Forward
 
 CHOSEN = {"length": -4, "momentum": -3, "predicted": -2, "step_size": -1}

@@ -11,8 +11,8 @@ import math
 
 from ..base.names import is_name
 from ..errors import InternalError
-from ..program.operations import Dim
 from ..program.program_check import DIMENSIONS
+from ..program.specs import Dim
 
 LONGEST = 300
 """Characters of a line of a comment or docstring; longer ones are cut."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from ..program import operations as ir
-from ..program.operations import Dim, Spec, Structure
+from ..program.specs import Dim, Spec, Structure
 from ..program.step_program import Instruction
 from .layout import WIDTH, filled
 from .literals import dimension, literal, plain_name, quoted

@@ -14,9 +14,10 @@ from ..base.names import RESERVED, Names
 from ..errors import InternalError
 from ..program import operations as ir
 from ..program.buffers import plan_buffers
-from ..program.operations import Dim, Leaf, Op, Spec
+from ..program.operations import Leaf, Op
 from ..program.program_check import check_types
 from ..program.recompute import within_products
+from ..program.specs import Dim, Spec
 from ..program.step_program import Instruction, StepProgram
 from .layout import WIDTH, filled
 from .literals import comment, dimension, docstring, literal, plain_name, quoted

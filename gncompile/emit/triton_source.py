@@ -17,6 +17,7 @@ import sympy
 
 from ..base.names import Names
 from ..program import operations as ir
+from ..program import specs
 from ..program.launches import launch_buffers, schedule
 from ..program.schedule import Function, Kernel, Kind, Launch
 from ..program.step_program import StepProgram
@@ -197,7 +198,7 @@ class TritonWriter(TorchWriter):
         shape = tuple(map(dimension, i.op.shape))
         return call("Draw", quoted(i.op.kind), shape, STATE, literal(number))
 
-    def own_scratch(self, name: str, shape: tuple[ir.Dim, ...]) -> Tensor:
+    def own_scratch(self, name: str, shape: tuple[specs.Dim, ...]) -> Tensor:
         """Scratch space for one value, because those of a group are written at the same time."""
         scratch = self.own(name, "scratch")
         self.scratch[scratch] = shape

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from ..program import operations as ir
-from ..program.operations import Dim
 from ..program.schedule import Function, Kernel, Kind, Launch, averaged_rows, function_of
+from ..program.specs import Dim
 from ..program.step_program import StepProgram
 from .literals import dimension, literal, plain_name, quoted
 from .torch_operations import Options

@@ -13,6 +13,7 @@ import sympy
 
 from ..graph.model_graph import Affine, ModelGraph
 from ..program import operations as ir
+from ..program import specs
 from ..program.step_program import Instruction, StepProgram
 from .notation import (
     Bracket,
@@ -166,7 +167,7 @@ class Formulas:
                 return _plus(product(v[2], v[0]), product(rest, self._matrix(i.inputs[1], v[1])))
             case ir.Total(mean) | ir.Dot(mean):
                 rows = next(
-                    (d for d in self.program[i.inputs[0]].spec.shape if d in ir.SAMPLES), ""
+                    (d for d in self.program[i.inputs[0]].spec.shape if d in specs.SAMPLES), ""
                 )
                 over = (Fraction(Number("1"), Name(str(rows))),) if mean else ()
                 return product(*over, Word("Σ"), Infix("⊙", tuple(v)))
@@ -193,9 +194,9 @@ class Formulas:
     def _matrix(self, name: str, m: Math) -> Math:
         """``c I`` or ``diag(d)`` where that is how the stored value is read."""
         spec = self.program[name].spec
-        if spec.structure is ir.Structure.SCALED_IDENTITY:
+        if spec.structure is specs.Structure.SCALED_IDENTITY:
             return product(m, IDENTITY)
-        return Call("diag", (m,)) if spec.structure is ir.Structure.DIAGONAL else m
+        return Call("diag", (m,)) if spec.structure is specs.Structure.DIAGONAL else m
 
 
 IDENTITY = Name("I")

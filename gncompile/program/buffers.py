@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from . import operations as ir
-from .operations import Dim, Leaf
+from .operations import Leaf
 from .schedule import Schedule
+from .specs import Dim
 from .step_program import Instruction, StepProgram
 
 Steps = Sequence[Sequence[Instruction]]

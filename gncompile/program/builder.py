@@ -19,10 +19,12 @@ from ..base.names import RESERVED, Names
 from ..errors import InternalError
 from ..functions.primitives import as_float
 from . import operations as ir
-from .operations import LeafKind, Op, Spec, Structure
+from . import specs
+from .operations import LeafKind, Op
 from .phases import Phase
 from .program_check import check
 from .shapes import infer
+from .specs import Spec, Structure
 from .step_program import Instruction, Origin, State, StepProgram
 
 T = TypeVar("T")
@@ -116,7 +118,7 @@ class ProgramBuilder:
 
     # --- leaves and raw instructions ------------------------------------------------------------------
 
-    def leaf(self, kind: LeafKind, key: str, shape: tuple[ir.Dim, ...] | Spec) -> Value:
+    def leaf(self, kind: LeafKind, key: str, shape: tuple[specs.Dim, ...] | Spec) -> Value:
         """The tensor the runtime keeps under ``kind`` and ``key``."""
         spec = shape if isinstance(shape, Spec) else Spec(shape)
         hint = {"input": f"x{key}", "target": "y"}.get(kind, key)

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from . import operations as ir
+from . import specs
 from .buffers import plan_buffers
-from .operations import Spec
 from .schedule import Schedule
+from .specs import Spec
 from .step_program import Instruction, StepProgram
 
 EIGEN_FLOPS = 9
@@ -61,7 +62,11 @@ class CostModel:
     @property
     def dims(self) -> dict[str, int]:
         """The values of the symbolic dimensions."""
-        return {**dict.fromkeys(ir.SAMPLES, self.batch), **self.rows, ir.COLUMNS: self.columns}
+        return {
+            **dict.fromkeys(specs.SAMPLES, self.batch),
+            **self.rows,
+            specs.COLUMNS: self.columns,
+        }
 
     def elements(self, spec: Spec) -> int:
         """Stored numbers of a value."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import networkx as nx
 
 from . import operations as ir
+from . import specs
 from .buffers import plan_buffers
 from .dependencies import dependencies
-from .operations import Spec
 from .schedule import (
     REDUCTIONS,
     SUMS,
@@ -24,6 +24,7 @@ from .schedule import (
     is_elementwise,
     used_outside,
 )
+from .specs import Spec
 from .step_program import Instruction, StepProgram
 
 MOST_OPERANDS = 12
@@ -334,7 +335,7 @@ def _can_share(program: StepProgram, kernel: Kernel) -> bool:
     return all(len(program[name].spec.shape) <= 2 for name in names)
 
 
-def _samples(program: StepProgram, kernel: Kernel) -> tuple[ir.Dim, ...]:
+def _samples(program: StepProgram, kernel: Kernel) -> tuple[specs.Dim, ...]:
     """The dimension that a moment is the mean over."""
     is_moment = isinstance(kernel.root.op, ir.Moment)
     return program[kernel.root.inputs[0]].spec.shape[:1] if is_moment else ()

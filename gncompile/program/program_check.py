@@ -11,9 +11,10 @@ from typing import get_args
 from ..base.names import is_name
 from ..base.typed import misfits
 from ..errors import InternalError
-from .operations import COLUMNS, SAMPLES, Dim, Leaf, Op, Spec
+from .operations import Leaf, Op
 from .phases import Phase
 from .shapes import infer
+from .specs import COLUMNS, SAMPLES, Dim, Spec
 from .step_program import Instruction, State, StepProgram
 
 OPERATIONS = frozenset(get_args(Op))

@@ -24,6 +24,7 @@ from enum import StrEnum
 import sympy
 
 from . import operations as ir
+from . import specs
 from .operations import Leaf
 from .step_program import Instruction, StepProgram
 
@@ -212,7 +213,7 @@ SUMS = (ir.Total, ir.Dot, ir.Mean, ir.RowSum)
 REDUCTIONS = (*SUMS, ir.Trace)
 
 
-def averaged_rows(i: Instruction, program: StepProgram) -> tuple[ir.Dim, ...]:
+def averaged_rows(i: Instruction, program: StepProgram) -> tuple[specs.Dim, ...]:
     """The dimension that a reduction divides by, if it is a mean."""
     if isinstance(i.op, ir.Mean) or (isinstance(i.op, ir.Total | ir.Dot) and i.op.mean):
         return program[i.inputs[0]].spec.shape[:1]

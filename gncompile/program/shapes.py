@@ -6,7 +6,6 @@ from functools import reduce
 
 from ..errors import InternalError
 from .operations import (
-    COLUMNS,
     AddDiagonal,
     Affine,
     AsMatrix,
@@ -16,7 +15,6 @@ from .operations import (
     DampedInverse,
     Decay,
     Densify,
-    Dim,
     Dot,
     Eigen,
     Element,
@@ -45,17 +43,15 @@ from .operations import (
     Scatter,
     Share,
     Softmax,
-    Spec,
     Stack,
     StepSizes,
-    Structure,
     SymmetricProduct,
     Total,
     Trace,
     Transpose,
     Zeros,
-    matrix,
 )
+from .specs import COLUMNS, Dim, Spec, Structure, matrix
 
 SCALAR = Spec(())
 

@@ -14,8 +14,9 @@ from functools import cached_property
 from typing import Literal
 
 from ..errors import InternalError
-from .operations import VIEWS, Leaf, LeafKind, Op, Spec, describe
+from .operations import VIEWS, Leaf, LeafKind, Op, describe
 from .phases import Phase, Repeat
+from .specs import Spec
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ..errors import CompileError, message
 from ..graph.model_graph import TracedModel
 from ..losses.vocabulary import Loss
 from ..program.costs import columns_within, samples_within
-from ..program.operations import SAMPLES
+from ..program.specs import SAMPLES
 from ..program.step_program import StepProgram
 from .draws import PhiloxDraws, TorchDraws
 from .memory import Memory, require_buffers, require_states

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..base.memory_budget import require_memory
 from ..errors import BatchError, InternalError
 from ..program.costs import CostModel
-from ..program.operations import Dim, Spec, Structure
+from ..program.specs import Dim, Spec, Structure
 from ..program.step_program import State, StepProgram
 from .draws import Draws
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from ..errors import InternalError
 from ..functions.expressions import evaluate
 from ..program import operations as ir
-from ..program.operations import Op, Spec
+from ..program.operations import Op
+from ..program.specs import Spec
 from ..program.step_program import Instruction, StepProgram
 from . import linalg
 from .memory import Memory, bind_shape, dense

@@ -17,8 +17,8 @@ from ..derivation.method_choice import curvature_methods
 from ..functions.primitives import as_float, minimum, select
 from ..program import operations as ir
 from ..program.builder import Value
-from ..program.operations import Spec
 from ..program.phases import DIRECTION, Phase, Repeat, Stage
+from ..program.specs import Spec
 from .solver import Solver
 
 SMALLEST_TRACE = 1e-20

@@ -23,6 +23,7 @@ from ..emit import triton_calls as calls
 from ..emit.layout import WIDTH
 from ..emit.torch_operations import Options
 from ..program import operations as ir
+from ..program import specs
 from ..program.schedule import REDUCTIONS, Kernel, Kind, is_elementwise
 from ..program.step_program import Instruction
 from ..runtime.memory import padded_shape
@@ -308,7 +309,7 @@ class Scratch:
                 expected[home[name]] = values[name].expand(self._tensor(home[name]).shape)
         return expected
 
-    def _evaluate(self, op: ir.Op, operands: list[Tensor], specs: list[ir.Spec]) -> Tensor:
+    def _evaluate(self, op: ir.Op, operands: list[Tensor], specs: list[specs.Spec]) -> Tensor:
         match op:
             case ir.Moment(homogeneous):
                 return moment(operands, homogeneous)

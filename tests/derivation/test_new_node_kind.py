@@ -24,6 +24,7 @@ from gncompile.graph.torch_network import Network, objective
 from gncompile.losses import resolve_loss
 from gncompile.pipeline import candidate_program, factor_program, tangent_program
 from gncompile.program import operations as ir
+from gncompile.program import specs
 from gncompile.program.builder import Value
 from gncompile.program.step_program import StepProgram
 from gncompile.runtime.executable import Executable
@@ -66,7 +67,7 @@ class Projecting(Jacobian):
         square = build.emit(ir.Total(mean=True), build.pointwise(p**2, {p: self.s}))
         cross = build.emit(ir.Moment(), build.pointwise(p * q, {p: self.s, q: mu}), self.x)
         last = build.emit(ir.Moment(), build.pointwise(p * q, {p: umu, q: self.x}), self.x)
-        last = build.as_matrix(last, ir.Structure.SYMMETRIC, self.x.width)
+        last = build.as_matrix(last, specs.Structure.SYMMETRIC, self.x.width)
         values = {a: square, p: m, q: build.plus_transpose(cross), r: last}
         return build.pointwise(a * p - q + r, values, name=name)
 

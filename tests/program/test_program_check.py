@@ -19,6 +19,7 @@ from gncompile.base.typed import check_of, hints, misfits
 from gncompile.emit.torch_source import TorchWriter
 from gncompile.errors import InternalError
 from gncompile.program import operations as ir
+from gncompile.program import specs
 from gncompile.program.program_check import check_types
 from gncompile.program.step_program import StepProgram
 
@@ -31,10 +32,10 @@ def right(hint: Any) -> Any:
     args = get_args(hint)
     if hint in RIGHT:
         return RIGHT[hint]
-    if hint is ir.Structure:
-        return ir.Structure.GENERAL
-    if hint is ir.Spec:
-        return ir.Spec((1, "N"))
+    if hint is specs.Structure:
+        return specs.Structure.GENERAL
+    if hint is specs.Spec:
+        return specs.Spec((1, "N"))
     if hint in (sympy.Expr, sympy.Symbol):
         return sympy.Symbol("u", real=True)
     if args and args[-1] is ...:
@@ -100,7 +101,7 @@ def test_text_in_a_program_is_refused_before_it_is_written(program: StepProgram,
         (place[ir.StepSizes], {"op": replace(sizes, growth=text)}),
         (place[ir.StepSizes], {"op": replace(sizes, groups=(text,))}),
         (share, {"op": ir.Share(text)}),
-        (share, {"spec": ir.Spec((text, 3))}),
+        (share, {"spec": specs.Spec((text, 3))}),
         (share, {"name": text}),
         (share, {"inputs": (text,)}),
         (share, {"phase": text}),

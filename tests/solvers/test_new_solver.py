@@ -14,8 +14,8 @@ from gncompile.base.settings import Settings
 from gncompile.errors import InternalError
 from gncompile.program import operations as ir
 from gncompile.program.builder import Value
-from gncompile.program.operations import Structure, matrix
 from gncompile.program.phases import DIRECTION, Phase, Repeat, Stage, names
+from gncompile.program.specs import Structure, matrix
 from gncompile.solvers.solver import Solver
 from gncompile.training.trainer import Trainer
 
