@@ -12,7 +12,6 @@ import hashlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import import_module
 from types import ModuleType
@@ -25,7 +24,7 @@ from ..emit.torch_operations import Options
 from ..emit.triton_calls import Call, Tensor, TileFunction, parts, text
 from ..emit.triton_functions import kernels_module
 from ..emit.triton_source import TritonWriter
-from ..emit.triton_templates import is_plain, planned
+from ..emit.triton_templates import planned
 from ..program import operations as ir
 from ..program.schedule import Kernel, Kind, Launch
 from ..program.step_program import StepProgram
@@ -36,7 +35,7 @@ from ..triton_kernels.elementwise import ElementwiseSettings
 from ..triton_kernels.reduce import ReduceSettings
 from ..triton_kernels.settings import MatrixSettings, Precision, Shape
 from .device import Device, graphics_processor, processor
-from .gpu_problem import LIBRARY, GpuProblem, Stopwatch, by_clock, by_events
+from .gpu_problem import GROUPED, LIBRARY, GpuProblem, Stopwatch, Subject, by_clock, by_events
 from .gpu_work import Figures, MatrixWork, TileWork, Work, nearest_figures
 from .problem import DEFAULT, Key
 
@@ -66,31 +65,10 @@ SETTINGS: Mapping[str, type] = {
     **dict.fromkeys((Kind.ELEMENTWISE, Kind.DECAY), ElementwiseSettings),
     **dict.fromkeys((Kind.REDUCTION, Kind.SOFTMAX), ReduceSettings),
 }
-GROUPED = "grouped_"
 SQUARE = (Kind.SECOND_MOMENT, Kind.CONGRUENCE, Kind.INVERSE)
 """Kinds whose tiles have to be square."""
 LARGEST = 1 << 16
 """No setting is larger."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A plan that may be tuned: its kernels, and what they compute."""
-
-    name: str
-    kernel: str
-    kernels: tuple[Kernel, ...]
-    work: Work
-
-    @property
-    def kind(self) -> str:
-        """The kernel's kind, alone or in a group."""
-        return self.kernel.removeprefix(GROUPED)
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether torch's library can do the same."""
-        return self.kind == Kind.GEMM and is_plain(self.kernels)
 
 
 class GpuBench:

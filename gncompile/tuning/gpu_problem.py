@@ -12,9 +12,11 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from types import ModuleType
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -22,20 +24,21 @@ from torch import Tensor
 from ..emit import triton_calls as calls
 from ..emit.layout import WIDTH
 from ..emit.torch_operations import Options
+from ..emit.triton_source import TritonWriter
+from ..emit.triton_templates import is_plain
 from ..program import operations as ir
 from ..program import specs
 from ..program.schedule import REDUCTIONS, Kernel, Kind, is_elementwise
-from ..program.step_program import Instruction
+from ..program.step_program import Instruction, StepProgram
 from ..runtime.memory import padded_shape
 from ..runtime.reference import apply, moment
 from ..runtime.source_files import function_of
 from ..triton_kernels.language import triton
 from ..triton_kernels.launches import Launch, Runs, run
 from ..triton_kernels.resources import can_compile, compile_together
+from ..triton_kernels.settings import Precision
+from .gpu_work import Figures, Work
 from .problem import DEFAULT, Candidate, Key
-
-if TYPE_CHECKING:
-    from .gpu import GpuBench, Subject
 
 LIBRARY: Options = {"library": "torch"}
 """A product left to torch's library."""
@@ -102,7 +105,56 @@ class Pruned:
     removed: Mapping[str, int]
 
 
-def pruned(subject: Subject, bench: GpuBench) -> Pruned:
+GROUPED = "grouped_"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A plan that may be tuned: its kernels, and what they compute."""
+
+    name: str
+    kernel: str
+    kernels: tuple[Kernel, ...]
+    work: Work
+
+    @property
+    def kind(self) -> str:
+        """The kernel's kind, alone or in a group."""
+        return self.kernel.removeprefix(GROUPED)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether torch's library can do the same."""
+        return self.kind == Kind.GEMM and is_plain(self.kernels)
+
+
+class Emitted(Protocol):
+    """An emitted step on one device, as a problem sees it."""
+
+    program: StepProgram
+    dims: dict[str, int]
+    dtype: torch.dtype
+    precision: Precision
+    place: torch.device
+    stopwatch: Stopwatch
+
+    @property
+    def figures(self) -> Figures: ...
+
+    @property
+    def writer(self) -> TritonWriter: ...
+
+    @property
+    def device_functions(self) -> ModuleType: ...
+
+    def on_device(self) -> AbstractContextManager[object]: ...
+
+    def calls(self, subject: Subject, options: Options) -> list[calls.Call]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+
+def pruned(subject: Subject, bench: Emitted) -> Pruned:
     """The default, then what fits the device and is not hopeless by the cost model, in the space's order."""
     work, figures = subject.work, bench.figures
     space = work.space()
@@ -132,7 +184,7 @@ class GpuProblem:
     key: Key
     uses: int
     subject: Subject
-    bench: GpuBench
+    bench: Emitted
     _timed: dict[str, Timed] = field(default_factory=dict, init=False)
     _launches: dict[str, list[Runs]] = field(default_factory=dict, init=False)
 
@@ -211,7 +263,7 @@ class GpuProblem:
 class Scratch:
     """The tensors of a plan by name, with random operands, and what should be stored."""
 
-    def __init__(self, subject: Subject, bench: GpuBench) -> None:
+    def __init__(self, subject: Subject, bench: Emitted) -> None:
         self.subject = subject
         self.bench = bench
         self.tensors: dict[str, Tensor] = {}
