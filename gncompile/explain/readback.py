@@ -236,7 +236,7 @@ class Readback:
     def mean_cost(self, layer: str) -> Cost:
         flops, moved = 0.0, 0.0
         for i in self.program:
-            if i.origin.layer == layer:
+            if i.phase and i.origin.layer == layer:  # a leaf has no phase, and costs nothing
                 cost = self.costs.of(i) * self.costs.runs(i.phase)
                 flops += cost.flops * self.mean_runs.get(i.phase, 0)
                 moved += cost.bytes * self.mean_runs.get(i.phase, 0)

@@ -18,11 +18,12 @@ from torch.func import grad, jvp
 from gncompile.base.settings import Settings
 from gncompile.derivation.forward import NodeRule, node_rule
 from gncompile.derivation.jacobians import Jacobian
+from gncompile.derivation.method_choice import candidate_program
 from gncompile.errors import CompileError
 from gncompile.graph.model_graph import Affine, Input, ModelGraph, Node, Op, Output, TracedModel
 from gncompile.graph.torch_network import Network, objective
 from gncompile.losses import resolve_loss
-from gncompile.pipeline import candidate_program, factor_program, tangent_program
+from gncompile.pipeline import factor_program, tangent_program
 from gncompile.program import operations as ir
 from gncompile.program import specs
 from gncompile.program.builder import Value

@@ -78,7 +78,6 @@ def on_meta(
     return AheadOfHost(executable, settings), executable, replace(reader, device=META)
 
 
-@pytest.mark.parametrize("backend", ["torch", "reference"])
 @pytest.mark.parametrize(
     ("model", "method", "loss"),
     [
@@ -89,11 +88,11 @@ def on_meta(
     ],
 )
 def test_a_step_neither_asks_for_numbers_nor_leaves_its_device(
-    model: Any, method: str, loss: str, backend: str, monkeypatch: pytest.MonkeyPatch
+    model: Any, method: str, loss: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     y = torch.zeros(10, dtype=torch.int64) if loss == "cross_entropy" else torch.zeros(10, OUTPUTS)
     options = {"method": method, "average": 0.9, "l2": 1e-3}
-    ahead, executable, reader = on_meta(monkeypatch, model(), loss, y, backend, **options)
+    ahead, executable, reader = on_meta(monkeypatch, model(), loss, y, "torch", **options)
     x, target = torch.zeros(10, WIDTH, device=META), y.to(META)
 
     def step(number: int) -> None:
@@ -101,13 +100,12 @@ def test_a_step_neither_asks_for_numbers_nor_leaves_its_device(
         ahead.step(number, 0)
 
     step(0)  # binds the batch size, where constants are made
-    if backend == "torch":
 
-        def made(*_: object, **__: object) -> Tensor:
-            raise AssertionError("a step copied numbers from the host")
+    def made(*_: object, **__: object) -> Tensor:
+        raise AssertionError("a step copied numbers from the host")
 
-        for name in ("tensor", "as_tensor", "from_numpy", "nonzero"):
-            monkeypatch.setattr(torch, name, made)
+    for name in ("tensor", "as_tensor", "from_numpy", "nonzero"):
+        monkeypatch.setattr(torch, name, made)
     for number in range(1, 6):  # step 3 chooses γ, step 4 checks ρ
         step(number)
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gncompile.derivation import loss_rules, propagation
+from gncompile.derivation import forward, loss_rules
 from gncompile.errors import LossError
 from gncompile.frontends.torch_export import trace
 from gncompile.functions import derive, expressions, stable_forms
@@ -132,7 +132,7 @@ def test_a_wrong_slope_is_found_below_it_only(monkeypatch: pytest.MonkeyPatch) -
         slopes = tuple(slope * sympy.Rational(101, 100) for slope in rule.kept_slopes)
         return dataclasses.replace(rule, kept_slopes=slopes) if value.has(sympy.tanh) else rule
 
-    monkeypatch.setattr(propagation, "pointwise_rule", wrong)
+    monkeypatch.setattr(forward, "pointwise_rule", wrong)
     report = verify(chain(nn.Sigmoid(), nn.Tanh()), "mse", torch.zeros(2, 20))
     assert {layer for layer, _ in failed(report)} - {""} == {"0", "2"}
     assert not report.ok
@@ -152,7 +152,7 @@ def test_a_wrong_value_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         rule = true(value, arguments)
         return dataclasses.replace(rule, value=rule.value + sympy.Rational(1, 1000))
 
-    monkeypatch.setattr(propagation, "pointwise_rule", wrong)
+    monkeypatch.setattr(forward, "pointwise_rule", wrong)
     assert ("", "loss") in failed(verify(chain(nn.Tanh()), "mse", torch.zeros(2, 20)))
 
 
