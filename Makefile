@@ -1,4 +1,5 @@
 # make train: set up .venv and train the CURVES autoencoder.   make test: set up .venv and run all checks.
+# make check: lint, types, the import contract and the quick tests, below a minute and a half.
 # make kernels: the part of make test that checks the Triton kernels without a GPU, interpreted and compiled.
 # make bench: set up .venv-bench and time the step against autograd and BackPACK.
 # make convergence: set up .venv-bench and compare optimisers on ten problems, for hours.
@@ -15,18 +16,32 @@ KERNELS := $(if $(filter Linux,$(shell uname -s)),kernels)
 
 # The plain tests in two halves, so that two cores have as much to do.
 PLAIN  := $(filter-out tests/gpu/ tests/support/ tests/triton/,$(wildcard tests/*/)) $(wildcard tests/test_*.py)
-FIRST  := $(addprefix tests/,app/ base/ benchmarks/ derivation/ explain/ frontends/ program/)
+FIRST  := $(addprefix tests/,app/ base/ benchmarks/ derivation/ explain/ frontends/ program/ solvers/)
 SECOND := $(filter-out $(FIRST),$(PLAIN))
 
-.PHONY: train test plain plain-first plain-second kernels interpreted compiled bench convergence bench-env clean
+# One quick file of each room at least.
+QUICK  := $(addprefix tests/,base/ solvers/ test_house.py test_package.py app/test_run_folder.py app/test_standings.py \
+	derivation/test_new_node_kind.py derivation/test_oracle_4_kfra.py derivation/test_step_sizes.py emit/test_golden.py \
+	frontends/test_model_file.py functions/test_expressions.py functions/test_parsing.py functions/test_primitives.py \
+	graph/test_fuse_pointwise.py graph/test_piecewise_linear.py program/test_buffers.py program/test_program_check.py \
+	runtime/test_linalg.py runtime/test_scalars.py runtime/test_source_check.py training/test_batches.py \
+	tuning/test_tuning_search.py tuning/test_tuning_store.py)
+
+.PHONY: train test check lint plain plain-first plain-second kernels interpreted compiled bench convergence bench-env clean
 
 train: $(VENV)/installed-plots
 	$(BIN)/gncompile train examples/curves_autoencoder.toml
 
-test: $(VENV)/installed-test
+lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy --no-error-summary
+	$(BIN)/lint-imports --no-logo --no-cache
+
+check: lint
+	$(BIN)/python -m pytest --quiet $(QUICK)
+
+test: lint
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target plain $(KERNELS)
 
 plain: plain-first plain-second
