@@ -31,6 +31,8 @@ def settings_from_data(about: Mapping[str, Any], path: Path) -> dict[str, Any]:
     }
     try:
         options = dict(about["settings"])
+        if options.pop("exact_damping", False) is True:  # as it was spelled before
+            options["inverse"] = "eigen"
         check_arguments(dtype=None, **given)
         settings = Settings.from_options(**options)
     except (GncompileError, LookupError, TypeError, ValueError, OverflowError) as error:

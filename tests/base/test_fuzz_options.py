@@ -22,8 +22,8 @@ from payloads import nothing_executed, payloads
 from torch import nn
 
 import gncompile
-from gncompile.base.settings import CURVATURE_METHODS, OPTIONS, Settings
-from gncompile.base.typed import check_of
+from gncompile.base.settings import CURVATURE_METHODS, Settings
+from gncompile.base.typed import check_of, hints
 from gncompile.errors import CheckpointError, CompileError, GncompileError, OptionWarning
 from gncompile.training.arguments import checked_seed
 from gncompile.training.stored_settings import settings_from_data, stored_loss
@@ -84,7 +84,7 @@ def test_from_options_takes_what_is_valid_and_nothing_else(tmp_path: Path) -> No
                 continue
             taken += 1
             kept = getattr(settings, name)
-            assert check_of(OPTIONS[name])(kept), (name, value)
+            assert check_of(hints(Settings)[name])(kept), (name, value)
             assert Settings.from_options(**dataclasses.asdict(settings)) == settings
             if isinstance(value, float | int) and not isinstance(value, bool | None):
                 assert same(kept, value) or kept == float(value)
