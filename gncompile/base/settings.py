@@ -6,16 +6,17 @@ import math
 import warnings
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
 from pydantic import Field, ValidationInfo, ValidatorFunctionWrapHandler, field_validator
 from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
 
 from ..errors import CompileError, OptionWarning, message, nearest, require_known
 from .options import STRICT, Count, Steps, explained
 
 CurvatureMethod = Literal["kfra", "kflr", "kfac", "kfac_rp", "empirical"]
-Method = CurvatureMethod | Literal["adam", "sgd", "auto"]
+Method = Literal[CurvatureMethod, "adam", "sgd", "auto"]
 CURVATURE_METHODS = get_args(CurvatureMethod)
 SAMPLED_METHODS = ("kfac", "kfac_rp")
 FIRST_ORDER_METHODS = ("adam", "sgd")
@@ -74,6 +75,8 @@ class Settings:
     (``"*.weight"``) to coefficients; parameters no pattern matches are not decayed.
     """
 
+    __pydantic_fields__: ClassVar[dict[str, FieldInfo]]
+
     # the objective and its curvature
 
     method: Annotated[
@@ -120,9 +123,8 @@ class Settings:
     """First steps that each halve or double λ, with γ = ½√λ, at most until the first choice of γ; judged on
     the samples of the factors."""
     factor_damping_period: Count = 20
-    """Steps between choices of γ, the damping of the Kronecker factors: of γ, γ·rate and γ/rate the one
+    """Steps between choices of γ, the damping of the Kronecker factors: of γ, γ/2 and 2γ the one
     whose step the quadratic model predicts to be best [MG §6.6]. γ is ½√λ before."""
-    factor_damping_rate: Between = 0.5
     inverse: Annotated[
         Literal["cholesky", "newton_schulz", "eigen"],
         Field(description="a name: one of cholesky, newton_schulz, eigen"),
