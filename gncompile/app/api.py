@@ -7,7 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from ..base.settings import CURVATURE_METHODS, typed
+from ..base.options import Count, checked
+from ..base.settings import CURVATURE_METHODS
 from ..errors import CompileError, message, require_known
 from ..graph.model_graph import ModelGraph, TracedModel
 from ..losses.vocabulary import Loss, resolve_loss
@@ -59,8 +60,7 @@ def curvature(
     require_known("curvature method", method, METHODS)
     require_known("backend", backend, BACKENDS)
     for name, number in (("samples", samples), ("memory_budget", memory_budget)):
-        if typed(name, number, int) < 1:
-            raise CompileError(message(f"{name} = {number!r}", instead="pass 1 or more"))
+        checked(name, number, Count, "a whole number, 1 or more")
     seed = checked_seed(seed)
     traced, declared, reader = understand(model, loss, x, dtype)
     inputs, target = reader.pair(x, y)

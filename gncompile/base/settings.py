@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import math
-import numbers
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
-import numpy as np
+from pydantic import Field, ValidationInfo, ValidatorFunctionWrapHandler, field_validator
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
 
 from ..errors import CompileError, OptionWarning, message, nearest, require_known
-from .typed import check_of, hints
+from .options import STRICT, Count, Steps, explained
 
-Method = Literal["kfra", "kflr", "kfac", "kfac_rp", "empirical", "adam", "sgd", "auto"]
-CURVATURE_METHODS = ("kfra", "kflr", "kfac", "kfac_rp", "empirical")
+CurvatureMethod = Literal["kfra", "kflr", "kfac", "kfac_rp", "empirical"]
+Method = Literal[CurvatureMethod, "adam", "sgd", "auto"]
+CURVATURE_METHODS = get_args(CurvatureMethod)
 SAMPLED_METHODS = ("kfac", "kfac_rp")
 FIRST_ORDER_METHODS = ("adam", "sgd")
 AUTO = "auto"
 
 SHOWN = 8
 """Parameters that an error lists."""
-SHOWN_CHARACTERS = 100
-"""Characters of a wrong value that an error shows."""
 
 HINTS: Mapping[str, str] = {
     **dict.fromkeys(
@@ -42,11 +41,30 @@ HINTS: Mapping[str, str] = {
     ),
     **dict.fromkeys(("epochs", "updates", "steps"), "give it to fit"),
     **dict.fromkeys(("optimiser", "optimizer"), "use method"),
+    "exact_damping": "use inverse='eigen'",
 }
 """What to say of options that others have and these do not."""
 
 
-@dataclass(frozen=True)
+class ReadBy(NamedTuple):
+    """Marks an option that only these methods look at; one without a mark is of every second-order method."""
+
+    methods: tuple[str, ...]
+    called: str
+
+
+BASELINES = ReadBy(FIRST_ORDER_METHODS, "method='adam' or 'sgd'")
+SGD = ReadBy(("sgd",), "method='sgd'")
+
+Positive = Annotated[float, Field(gt=0, description="a positive, finite number")]
+Between = Annotated[float, Field(gt=0, lt=1, description="a number between 0 and 1")]
+Decay = Annotated[float, Field(ge=0, lt=1, description="a number in [0, 1)")]
+Share = Annotated[float, Field(gt=0, le=1, description="a number in (0, 1]")]
+Switch = Annotated[bool, Field(description="True or False")]
+Coefficient = Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True, config=STRICT)
 class Settings:
     """How the trainer steps (SPEC §7); the defaults need no tuning.
 
@@ -57,135 +75,140 @@ class Settings:
     (``"*.weight"``) to coefficients; parameters no pattern matches are not decayed.
     """
 
+    __pydantic_fields__: ClassVar[dict[str, FieldInfo]]
+
     # the objective and its curvature
 
-    method: Method | Mapping[str, str] = "kfra"
-    l2: float | Mapping[str, float] = 0.0
-    samples: int = 1
+    method: Annotated[
+        Method | Mapping[str, CurvatureMethod],
+        Field(
+            description=f"a name: one of {', '.join((*CURVATURE_METHODS, *FIRST_ORDER_METHODS, AUTO))}"
+        ),
+    ] = "kfra"
+    l2: Annotated[
+        Coefficient | Mapping[str, Coefficient],
+        Field(
+            description="a number or a mapping from patterns to numbers, finite and 0 or greater"
+        ),
+    ] = 0.0
+    samples: Count = 1
     """Sampled gradients a step for KFAC and its projections."""
-    trace_correction: bool = True
+    trace_correction: Switch = True
     """KFRA only: scale each Ḡ to the exact trace, estimated by one ±1 projection (one backward pass)."""
-    factor_share: float = 0.25
+    factor_share: Share = 0.25
     """Share of the batch that the curvature factors are computed on [MG §8: ⅛]; their running averages make
     up for the rest."""
-    factor_samples: int = 256
+    factor_samples: Count = 256
     """Samples that the factors are computed on at least, if the batch has them."""
-    whole_inputs: int = 10
+    whole_inputs: Steps = 10
     """First steps in which the input factors Q are made of the whole batch, whatever ``factor_share``: the
     running average of a few shares has too low a rank."""
-    factors_every: int = 2
+    factors_every: Count = 2
     """Steps between new curvature factors; the first ``refresh_always`` steps always compute them."""
-    factor_average: float = 0.95
+    factor_average: Decay = 0.95
     """Bound on ε = min(1 − 4/(k + 3), bound), the memory of the factors' running averages."""
 
     # damping and inverses
 
-    damping: float = 0.1
+    damping: Positive = 0.1
     """Initial Levenberg-Marquardt damping λ."""
-    damping_bounds: tuple[float, float] = (1e-30, 1e4)
-    damping_rate: float = 0.95
+    damping_bounds: Annotated[tuple[float, float], Field(description="(a number, a number)")] = (
+        1e-30,
+        1e4,
+    )
+    damping_rate: Between = 0.95
     """ω: λ is multiplied by ω^T or divided by it every T = ``damping_period`` steps."""
-    damping_period: int = 5
-    search_steps: int = 10
+    damping_period: Count = 5
+    search_steps: Steps = 10
     """First steps that each halve or double λ, with γ = ½√λ, at most until the first choice of γ; judged on
     the samples of the factors."""
-    factor_damping_period: int = 20
-    """Steps between choices of γ, the damping of the Kronecker factors: of γ, γ·rate and γ/rate the one
+    factor_damping_period: Count = 20
+    """Steps between choices of γ, the damping of the Kronecker factors: of γ, γ/2 and 2γ the one
     whose step the quadratic model predicts to be best [MG §6.6]. γ is ½√λ before."""
-    factor_damping_rate: float = 0.5
-    exact_damping: bool = False
-    """Divide by ``q_i g_j + κ`` in the eigenbases instead of damping the two factors separately."""
-    inverse: Literal["cholesky", "newton_schulz"] = "cholesky"
+    inverse: Annotated[
+        Literal["cholesky", "newton_schulz", "eigen"],
+        Field(description="a name: one of cholesky, newton_schulz, eigen"),
+    ] = "cholesky"
     """How damped factors are inverted: anew by Cholesky, or on the Triton backend by Newton and Schulz's
-    iteration from the inverses of before, in matrix products only."""
-    refresh_every: int = 10
+    iteration from the inverses of before, in matrix products only. ``eigen`` divides by ``q_i g_j + κ`` in
+    the eigenbases instead of damping the two factors separately."""
+    refresh_every: Count = 10
     """Steps between refreshes of the inverses, later on."""
-    refresh_always: int = 5
+    refresh_always: Steps = 5
     """First steps that always refresh. After k times as many every (k + 1)-th does, in multiples of
     ``factors_every``."""
 
     # the step
 
-    momentum: bool = True
+    momentum: Annotated[
+        bool,
+        Field(description="True or False; sgd_momentum is the coefficient of method='sgd'"),
+    ] = True
     """Choose step size and momentum, in [0, 1], together from the exact quadratic model. While the averaged
     parameters are better than the latest by more than 1 % of the loss, noise leads, and there is none."""
-    layer_steps: int = 6
+    layer_steps: Steps = 6
     """First steps in which every layer has a step size of its own, chosen together by the quadratic model on
     half its samples."""
-    step_cap: float | None = None
+    step_cap: Annotated[
+        float | None, Field(gt=0, description="None or a positive, finite number")
+    ] = None
     """Optional bound on the step size along the preconditioned gradient."""
-    step_growth: float | None = 2.0
+    step_growth: Annotated[
+        float | None, Field(gt=1, description="None or a finite number above 1")
+    ] = 2.0
     """Optional bound on a step's squared length in the norm of the quadratic model, and on ``-bᵀc``, twice
     the decrease it promises: so many times the running mean of the greater; longer steps are shortened."""
-    quadratic_share: float = 0.25
+    quadratic_share: Share = 0.25
     """Share of the batch on which the quadratic model's curvature M is evaluated [MG §7: ¼]; the
     gradient term b always uses the whole batch."""
-    quadratic_samples: int = 256
+    quadratic_samples: Count = 256
     """Samples that M is evaluated on at least, if the batch has them."""
-    average: float = 0.999
+    average: Decay = 0.999
     """Bound on the decay of the parameter average, which is over about the last ninth of the updates until
     this binds; 0 keeps none. Evaluation uses it where it is better than the latest parameters, and λ is held
     up there."""
 
     # batches
 
-    gather_samples: int = 256
+    gather_samples: Count = 256
     """Samples that ``fit`` and ``gather`` collect at least for a step, from several batches if need be."""
-    gather_noise: float | None = 0.9
+    gather_noise: Annotated[
+        float | None, Field(gt=0, lt=1, description="None or a number between 0 and 1")
+    ] = 0.9
     """Bound on the noise's share of the squared gradient, in the norm of the preconditioner: where it is
     exceeded, steps are taken on twice the samples. None: the batches stay as they are."""
 
     # execution
 
-    guarded: bool = False
+    guarded: Switch = False
     """Whether the program itself refuses bad steps, so that steps can run ahead of the host."""
-    memory_budget: int = 1 << 30
+    memory_budget: Count = 1 << 30
     """Bytes that a chunk of KFLR's columns may use, and the work buffers of a batch that grows."""
 
     # the first-order baselines
 
-    learning_rate: float = 1e-3
+    learning_rate: Annotated[Positive, BASELINES] = 1e-3
     """Step size of the first-order baselines ``adam`` and ``sgd``."""
-    sgd_momentum: float = 0.9
+    sgd_momentum: Annotated[Decay, SGD] = 0.9
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _explained(
+        cls, value: object, check: ValidatorFunctionWrapHandler, info: ValidationInfo
+    ) -> Any:
+        name = str(info.field_name)
+        return explained(name, value, check, str(cls.__pydantic_fields__[name].description))
 
     def __post_init__(self) -> None:
-        for name, hint in OPTIONS.items():
-            object.__setattr__(self, name, typed(name, getattr(self, name), hint))
-        for (holds, wanted), names in RANGES.items():
-            for name in names:
-                value = getattr(self, name)
-                _require(name, value, value is None or holds(value), wanted)
         low, high = self.damping_bounds
-        ordered = 0 < low <= high < math.inf
-        _require("damping_bounds", self.damping_bounds, ordered, "(low, high), 0 < low ≤ high")
-        of_pattern = self.l2 if isinstance(self.l2, Mapping) else {"": self.l2}
-        for pattern, eta in of_pattern.items():
-            name = f"l2[{pattern!r}]" if pattern else "l2"
-            _require(name, eta, 0 <= eta < math.inf, "a finite number, 0 or greater")
-        self._check_inverse()
-        self._check_method()
-        self._warn_of_no_effect()
-
-    def _check_inverse(self) -> None:
-        """Refuse unknown inverses, and refined ones where eigenvectors take their place."""
-        require_known("inverse", self.inverse, ("cholesky", "newton_schulz"))
-        if self.exact_damping and self.inverse != "cholesky":
+        if not 0 < low <= high:
             raise CompileError(
                 message(
-                    f"exact_damping together with inverse={self.inverse!r}",
-                    instead="leave one of them out: exact damping inverts nothing, it decomposes",
+                    f"option damping_bounds = {self.damping_bounds}",
+                    instead="pass (low, high), 0 < low ≤ high",
                 )
             )
-
-    def _check_method(self) -> None:
-        """Refuse unknown methods, and what cannot be mixed."""
-        by_pattern = isinstance(self.method, Mapping)
-        named = tuple(self.method.values()) if isinstance(self.method, Mapping) else (self.method,)
-        known = (
-            CURVATURE_METHODS if by_pattern else (*CURVATURE_METHODS, *FIRST_ORDER_METHODS, AUTO)
-        )
-        for method in named:
-            require_known("method", method, known)
+        named = self.method.values() if isinstance(self.method, Mapping) else (self.method,)
         if "kflr" in named and set(SAMPLED_METHODS) & set(named) and self.samples > 1:
             raise CompileError(
                 message(
@@ -193,15 +216,18 @@ class Settings:
                     instead="use samples=1, or 'kfra' in place of 'kflr'",
                 )
             )
+        self._warn_of_no_effect()
 
     def _warn_of_no_effect(self) -> None:
         """Say which options the method does not look at; one set of options may serve several methods."""
-        for field in fields(self):
-            value, (looks, users) = getattr(self, field.name), LOOKED_AT.get(field.name, OTHERS)
-            if value != field.default and not looks(self):
+        for name, field in self.__pydantic_fields__.items():
+            value, marks = getattr(self, name), [m for m in field.metadata if type(m) is ReadBy]
+            looked_at = self.method in marks[0].methods if marks else self.second_order
+            if name not in ("method", "l2") and value != field.default and not looked_at:
+                users = marks[0].called if marks else "a second-order method"
                 warnings.warn(
                     message(
-                        f"option {field.name} = {value!r} has no effect with method={self.method!r}",
+                        f"option {name} = {value!r} has no effect with method={self.method!r}",
                         instead=f"leave it out, or use {users}",
                     ),
                     OptionWarning,
@@ -215,7 +241,7 @@ class Settings:
         Numbers may be of any real type, NumPy's scalars included; tensors and arrays are none. A list stands
         for a tuple, as files have it.
         """
-        known = [f.name for f in fields(cls)]
+        known = list(cls.__pydantic_fields__)
         for name in options:
             if name in HINTS and name not in known:
                 raise CompileError(message(f"unknown option {name!r}", instead=HINTS[name]))
@@ -274,126 +300,3 @@ class Settings:
 
 def _share(batch: int, share: float, at_least: int) -> int:
     return min(batch, max(math.ceil(batch * share), at_least))
-
-
-def _require(name: str, value: object, holds: bool, wanted: str) -> None:
-    if not holds:
-        raise CompileError(message(f"option {name} = {value!r}", instead=f"pass {wanted}"))
-
-
-def _at_least(least: int) -> tuple[Callable[[Any], bool], str]:
-    return (lambda value: value >= least), f"a whole number, {least} or greater"
-
-
-def _between(low: float, high: float, wanted: str, ends: str = "()") -> _Range:
-    def holds(value: Any) -> bool:
-        above = value >= low if ends[0] == "[" else value > low
-        return bool(above and (value <= high if ends[1] == "]" else value < high))
-
-    return holds, wanted
-
-
-_Range = tuple[Callable[[Any], bool], str]
-RANGES: Mapping[_Range, tuple[str, ...]] = {
-    _between(0, math.inf, "a positive, finite number"): ("damping", "learning_rate", "step_cap"),
-    _between(0, 1, "a number between 0 and 1"): (
-        *("damping_rate", "factor_damping_rate", "gather_noise"),
-    ),
-    _between(0, 1, "a number in [0, 1)", "[)"): ("factor_average", "average", "sgd_momentum"),
-    _between(0, 1, "a number in (0, 1]", "(]"): ("factor_share", "quadratic_share"),
-    _between(1, math.inf, "None or a finite number above 1"): ("step_growth",),
-    _at_least(1): (
-        *("damping_period", "factor_damping_period", "refresh_every", "factors_every", "samples"),
-        *("factor_samples", "quadratic_samples", "gather_samples", "memory_budget"),
-    ),
-    _at_least(0): ("search_steps", "layer_steps", "whole_inputs", "refresh_always"),
-}
-"""The values that options may have, and how they are called."""
-
-LOOKED_AT: Mapping[str, tuple[Callable[[Settings], bool], str]] = {
-    **dict.fromkeys(("method", "l2"), (lambda _: True, "any method")),
-    "learning_rate": (lambda settings: not settings.second_order, "method='adam' or 'sgd'"),
-    "sgd_momentum": (lambda settings: settings.method == "sgd", "method='sgd'"),
-}
-OTHERS = (lambda settings: settings.second_order, "a second-order method")
-"""Which methods look at an option, and how they are called."""
-
-
-OPTIONS = {**hints(Settings), "method": str | Mapping[str, str], "inverse": str}
-"""The type of every option; an unknown name of a closed set is told apart from a wrong type."""
-
-
-# --- types of options -----------------------------------------------------------------------------------
-
-WANTED = {bool: "True or False", int: "a whole number", float: "a number", str: "a name"}
-INSTEAD = {
-    "momentum": "; sgd_momentum is the coefficient of method='sgd'",
-    "method": f": one of {', '.join((*CURVATURE_METHODS, *FIRST_ORDER_METHODS, AUTO))}",
-    "dtype": ": torch.float32 or torch.float64",
-}
-
-
-def typed(name: str, value: object, hint: Any) -> Any:
-    """``value`` as Python's own number, text, tuple or dictionary of the annotated type.
-
-    Raises :class:`~gncompile.errors.CompileError` for any other type: what is given for an option may come
-    from a file, and ends up in emitted source.
-    """
-    plain = _plain(value, hint)
-    if not check_of(hint)(plain):
-        shown = repr(value) if type(value) in (bool, int, float, str) else ""
-        wanted = " or ".join(dict.fromkeys(_wanted(hint)))
-        raise CompileError(
-            message(
-                f"option {name} = {shown[:SHOWN_CHARACTERS]} is of type {type(value).__name__}"
-                if shown
-                else f"option {name} is of type {type(value).__name__}",
-                instead=f"pass {wanted}{INSTEAD.get(name, '')}",
-            )
-        )
-    return plain
-
-
-def _plain(value: object, hint: Any) -> object:
-    """A number of any library, a list, or a mapping as what Python and the annotation have for it."""
-    if isinstance(value, bool | np.bool_):
-        return bool(value)
-    if isinstance(value, numbers.Real):
-        return _number(value, _leaves(hint))
-    if isinstance(value, list | tuple):
-        parts = get_args(hint) if get_origin(hint) is tuple else ()
-        return tuple(map(_plain, value, parts)) if len(parts) == len(value) else value
-    if isinstance(value, Mapping):
-        return {key: _plain(item, hint) for key, item in value.items()}
-    return str(value) if isinstance(value, str) else value
-
-
-def _number(value: numbers.Real, leaves: tuple[Any, ...]) -> object:
-    try:
-        if isinstance(value, numbers.Integral) and int in leaves:
-            return int(value)
-        return float(value) if float in leaves else value
-    except (OverflowError, ValueError):
-        return value
-
-
-def _leaves(hint: Any) -> tuple[Any, ...]:
-    args = get_args(hint)
-    if get_origin(hint) is Literal or not args:
-        return (hint,)
-    return tuple(leaf for arg in args for leaf in _leaves(arg))
-
-
-def _wanted(hint: Any) -> Iterator[str]:
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        yield f"one of {', '.join(map(str, args))}"
-    elif origin is tuple:
-        yield f"({', '.join(text for arg in args for text in _wanted(arg))})"
-    elif origin is not None and issubclass(origin, Mapping):
-        yield f"a mapping from patterns to {WANTED[args[1]].removeprefix('a ')}s"
-    elif args:
-        for arg in args:
-            yield from _wanted(arg)
-    else:
-        yield WANTED.get(hint, "None" if hint is type(None) else str(hint))

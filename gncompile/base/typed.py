@@ -1,8 +1,8 @@
-"""Whether a value is of an annotated type, exactly: the check behind settings and operations.
+"""Whether a value is of an annotated type, exactly: the check of a step program's operations.
 
-Python's annotations promise nothing at run time, and what a file or a caller gives for a ``bool`` may be any
-object with any ``__repr__`` and ``__eq__``. Here a ``bool`` is no ``int``, an ``int`` no ``float``, and
-subclasses do not count.
+Python's annotations promise nothing at run time, and what stands for a ``bool`` may be any object with any
+``__repr__`` and ``__eq__``. Here a ``bool`` is no ``int``, an ``int`` no ``float``, and subclasses do not
+count.
 """
 
 from __future__ import annotations

@@ -34,6 +34,8 @@ HELD = 0.05
 """The share of λ below which it is doubled where the averaged parameters are better."""
 SEARCH = 0.5
 """λ's factor in the first steps."""
+TRIED = 0.5
+"""γ's factor r where γ, γ r and γ/r are tried: halved, kept or doubled, as the quadratic model judges."""
 UNDONE = 4.0
 """λ's factor after a step that was undone or could not be taken; γ's is its root."""
 ROUNDING = 1e-5

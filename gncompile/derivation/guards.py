@@ -32,7 +32,7 @@ import sympy
 from ..functions.primitives import as_float, finite, select
 from ..program import operations as ir
 from ..program.builder import Value
-from .damping import ROUNDING, bounded_factor, reject
+from .damping import ROUNDING, TRIED, bounded_factor, reject
 from .optimiser import CHOSEN, Optimiser
 
 u, ok, sound, last, now = sympy.symbols("u ok sound last now", real=True)
@@ -173,7 +173,7 @@ def choose_factor_damping(optimiser: Optimiser, part: str) -> None:
     steps are no more than rounding.
     """
     builder, gamma = optimiser.builder, optimiser.factor_damping
-    rate = sympy.Float(optimiser.settings.factor_damping_rate)
+    rate = sympy.Float(TRIED)
     first = optimiser.scalar("first_factor_damping")
     best, lowest = optimiser.scalar("best_factor_damping"), optimiser.scalar("lowest_predicted")
     if part == "begin":

@@ -35,7 +35,7 @@ class Kronecker(Solver):
     @classmethod
     def phases(cls, settings: Settings) -> tuple[Phase, ...]:
         # One eigendecomposition serves every γ, an inverse only its own.
-        each = Repeat.ONCE if settings.exact_damping else Repeat.DAMPINGS
+        each = Repeat.ONCE if settings.inverse == "eigen" else Repeat.DAMPINGS
         made = tuple(phase.name for phase in PHASES)
         return (
             *PHASES,
@@ -83,7 +83,7 @@ class Kronecker(Solver):
         for layer, _ in self.builder.layerwise(inputs):
             q = self._factor("Q", layer, inputs[layer].spec)
             g = self._factor("G", layer, outputs[layer].spec)
-            if self.settings.exact_damping:
+            if self.settings.inverse == "eigen":
                 self._decompose("Q", layer, q)
                 self._decompose("G", layer, g)
                 continue
@@ -133,7 +133,7 @@ class Kronecker(Solver):
         for layer, gradient in self.builder.layerwise(gradients):
             name = f"delta_{self.optimiser.layers[layer].name}"
             specs = inputs[layer].spec, outputs[layer].spec
-            if self.settings.exact_damping:
+            if self.settings.inverse == "eigen":
                 q, g = (self._eigen(kind, layer, s) for kind, s in zip("QG", specs, strict=True))
                 op: ir.Op = ir.PreconditionEigen()
                 operands = [gradient, g, q, self.optimiser.kappa(layer)]

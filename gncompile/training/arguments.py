@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
-from ..base.settings import typed
+from ..base.options import Steps, checked
 from ..errors import CompileError, message, require_known
 from ..runtime.executable import BACKENDS, PRECISIONS
 
@@ -17,12 +16,7 @@ DTYPES = (torch.float32, torch.float64)
 
 def checked_seed(seed: object) -> int:
     """``seed`` as an int of 63 bits, or :class:`~gncompile.errors.CompileError`."""
-    given: Any = typed("seed", seed, int)
-    if given < 0:
-        raise CompileError(
-            message(f"seed = {given}", instead="pass a whole number from 0 to 2**63 - 1")
-        )
-    return int(given)
+    return int(checked("seed", seed, Steps, "a whole number from 0 to 2**63 - 1"))
 
 
 def require_dtype(dtype: object) -> None:
@@ -36,8 +30,8 @@ def require_dtype(dtype: object) -> None:
 
 def check_arguments(*, dtype: object, backend: object, precision: object, tune: object) -> None:
     """Raise :class:`~gncompile.errors.CompileError` for what is of another type, or no known word."""
-    require_known("backend", typed("backend", backend, str), BACKENDS)
-    require_known("precision", typed("precision", precision, str), PRECISIONS)
+    require_known("backend", checked("backend", backend, str, "a name"), BACKENDS)
+    require_known("precision", checked("precision", precision, str, "a name"), PRECISIONS)
     if dtype is not None:
         require_dtype(dtype)
     if not isinstance(tune, str | os.PathLike | Mapping):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ..derivation.damping import ROUNDING, factor_bounds
+from ..derivation.damping import ROUNDING, TRIED, factor_bounds
 from ..program.phases import Repeat, Stage, due_phases, names
 from ..program.timetable import Due, due
 from .compiled import Compiled
@@ -109,7 +109,7 @@ class LookedAfter:
         """Of three factor dampings γ take the one whose step is predicted to be best [MG §6.6]."""
         gamma = self._states["factor_damping"]
         self._journal.keep_states("factor_damping")
-        base, rate = float(gamma), self._settings.factor_damping_rate
+        base, rate = float(gamma), TRIED
         phases = due_phases(self._compiled.program.step, now, Stage.DIRECTION)
         each = names(phase for phase in phases if phase.repeat is Repeat.DAMPINGS)
         self._run(*names(phase for phase in phases if phase.repeat is Repeat.ONCE))

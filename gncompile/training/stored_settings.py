@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.typed import check_of
+from ..derivation.damping import TRIED
 from ..errors import CheckpointError, GncompileError, message
 from ..losses.vocabulary import Loss
 from .stored_loss import loss_from_data
@@ -31,6 +32,7 @@ def settings_from_data(about: Mapping[str, Any], path: Path) -> dict[str, Any]:
     }
     try:
         options = dict(about["settings"])
+        _respell(options)
         check_arguments(dtype=None, **given)
         settings = Settings.from_options(**options)
     except (GncompileError, LookupError, TypeError, ValueError, OverflowError) as error:
@@ -39,6 +41,14 @@ def settings_from_data(about: Mapping[str, Any], path: Path) -> dict[str, Any]:
         raise _wrong("variants", path, "they are no table of numbers and words")
     stored = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
     return {**stored, **given}
+
+
+def _respell(options: dict[str, Any]) -> None:
+    """The options of a checkpoint written before as they are called now."""
+    if options.pop("exact_damping", False) is True:
+        options["inverse"] = "eigen"
+    if options.get("factor_damping_rate") == TRIED:
+        del options["factor_damping_rate"]  # no option any more, but what it always was
 
 
 def stored_loss(about: Mapping[str, Any], path: Path) -> Loss:

@@ -22,8 +22,8 @@ from payloads import nothing_executed, payloads
 from torch import nn
 
 import gncompile
-from gncompile.base.settings import CURVATURE_METHODS, OPTIONS, Settings
-from gncompile.base.typed import check_of
+from gncompile.base.settings import CURVATURE_METHODS, Settings
+from gncompile.base.typed import check_of, hints
 from gncompile.errors import CheckpointError, CompileError, GncompileError, OptionWarning
 from gncompile.training.arguments import checked_seed
 from gncompile.training.stored_settings import settings_from_data, stored_loss
@@ -84,7 +84,7 @@ def test_from_options_takes_what_is_valid_and_nothing_else(tmp_path: Path) -> No
                 continue
             taken += 1
             kept = getattr(settings, name)
-            assert check_of(OPTIONS[name])(kept), (name, value)
+            assert check_of(hints(Settings)[name])(kept), (name, value)
             assert Settings.from_options(**dataclasses.asdict(settings)) == settings
             if isinstance(value, float | int) and not isinstance(value, bool | None):
                 assert same(kept, value) or kept == float(value)
@@ -161,6 +161,18 @@ def test_settings_of_checkpoints(tmp_path: Path) -> None:
                 require_explained(error, str(path))
 
 
+def test_settings_of_a_checkpoint_written_before(tmp_path: Path) -> None:
+    """``exact_damping`` was an option of its own, and so was the rate by which γ is tried."""
+    path = tmp_path / "checkpoint"
+    data = about(path)
+    for before, inverse in ((False, "cholesky"), (True, "eigen")):
+        old = {**data["settings"], "exact_damping": before, "factor_damping_rate": 0.5}
+        assert settings_from_data({**data, "settings": old}, path)["inverse"] == inverse
+    old = {**data["settings"], "factor_damping_rate": 0.25}
+    with pytest.raises(CheckpointError, match="unknown option 'factor_damping_rate'"):
+        settings_from_data({**data, "settings": old}, path)
+
+
 def test_losses_of_checkpoints(tmp_path: Path) -> None:
     marker, path = tmp_path / "from_a_loss", tmp_path / "checkpoint"
     data = about(path)
@@ -211,6 +223,8 @@ SAID: tuple[tuple[dict[str, Any], str], ...] = (
     ({"batch_size": 3}, "the batch is what step or fit are given"),
     ({"dampin": 0.1}, "Did you mean 'damping'?"),
     ({"inverse": "qr"}, "unknown inverse 'qr'"),
+    ({"exact_damping": True}, "use inverse='eigen'"),
+    ({"method": "adamw"}, "Did you mean 'adam'?"),
 )
 
 

@@ -55,7 +55,7 @@ def parameters(trainer: Trainer) -> list[Tensor]:
         ("plain", "kfra", {"l2": 1e-3, "average": 0.9, "damping": 0.4}),
         ("residual", "kflr", {"factors_every": 2, "refresh_every": 3}),
         ("gated", "kfac", {"momentum": False, "samples": 2}),
-        ("plain", "kfac_rp", {"exact_damping": True, "damping": 2.0}),
+        ("plain", "kfac_rp", {"inverse": "eigen", "damping": 2.0}),
         ("gated", "kfra", {"factor_share": 0.5, "factor_samples": 2, "whole_inputs": 3}),
         ("plain", {"*": "kfra", "0": "kflr"}, {"damping": 2.0}),
     ],
@@ -229,7 +229,7 @@ def test_what_is_due_when() -> None:
     ]
     assert quadratic == [["layer_quadratic"]] * 2 + [["quadratic"]]
     assert plan(step, due(settings, 6, 0)).count("invert") == 4
-    decomposing = replace(settings, exact_damping=True)
+    decomposing = replace(settings, inverse="eigen")
     exact = plan(step_phases(Kronecker.phases(decomposing)), due(decomposing, 6, 0))
     assert exact.count("invert") == 1
     assert exact.count("direction") == 4
@@ -267,7 +267,7 @@ def test_eigendecompositions_serve_every_factor_damping(
     guarded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps are the same to the last bit if every γ tried decomposes anew, which is what was saved."""
-    options = {"exact_damping": True, "factor_damping_period": 3, "refresh_every": 4}
+    options = {"inverse": "eigen", "factor_damping_period": 3, "refresh_every": 4}
     saving, phases = trainers(**options)[guarded], Kronecker.phases
 
     def each_time(settings: Settings) -> tuple[Phase, ...]:
@@ -283,10 +283,10 @@ def test_eigendecompositions_serve_every_factor_damping(
     assert all(map(torch.equal, parameters(saving), parameters(wasteful)))
 
 
-@pytest.mark.parametrize("exact_damping", [False, True])
-def test_a_summary_tells_how_often_phases_are_run(exact_damping: bool) -> None:
+@pytest.mark.parametrize("inverse", ["cholesky", "eigen"])
+def test_a_summary_tells_how_often_phases_are_run(inverse: str) -> None:
     """Counted over one cycle of real steps, for which the program decides and the host."""
-    options = {"exact_damping": exact_damping, "refresh_always": 1, "search_steps": 2,
+    options = {"inverse": inverse, "refresh_always": 1, "search_steps": 2,
                "layer_steps": 2, "whole_inputs": 2, "factor_damping_period": 10}  # fmt: skip
     for guarded in (True, False):
         trainer = trainers(**options)[guarded]

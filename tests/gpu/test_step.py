@@ -68,7 +68,7 @@ def no_waiting(cuda: torch.device) -> Iterator[None]:
 # Every program here takes its kernels a minute to compile, so they are few.
 PROGRAMS = [
     ("kfra", "mse", {}),
-    ("kfra", "bce_with_logits", {"exact_damping": True}),
+    ("kfra", "bce_with_logits", {"inverse": "eigen"}),
     ("kflr", "cross_entropy", {}),
     ("kfac", "cross_entropy", {"samples": 2}),
 ]

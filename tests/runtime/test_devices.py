@@ -150,7 +150,7 @@ def test_values_on_a_device_are_not_checked_but_shapes_are() -> None:
     ("options", "uncaptured"),
     [
         ({}, {"invert"}),
-        ({"exact_damping": True}, {"invert"}),
+        ({"inverse": "eigen"}, {"invert"}),
         ({"inverse": "newton_schulz"}, set()),
         ({"inverse": "newton_schulz", "method": "kfac"}, set()),
     ],

@@ -40,7 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "seldom": {"method": "kfra", "factors_every": 3, "refresh_always": 2},
     "kfac": {"method": "kfac", "average": 0.5, "samples": 2},
     "kfac_rp": {"method": "kfac_rp", "l2": {"*.weight": 0.01}},
-    "exact": {"method": "kfra", "exact_damping": True, "damping_bounds": (0.05, 10.0)},
+    "exact": {"method": "kfra", "inverse": "eigen", "damping_bounds": (0.05, 10.0)},
     "adam": {"method": "adam"},
     "sgd": {"method": "sgd", "learning_rate": 0.05},
 }
@@ -261,7 +261,7 @@ def test_another_loss(path: Path) -> None:
     assert "\n  got:      bce_with_logits: " in str(caught.value)
 
 
-@pytest.mark.parametrize("other", [{"method": "kfac"}, {"average": 0.0}, {"exact_damping": True}])
+@pytest.mark.parametrize("other", [{"method": "kfac"}, {"average": 0.0}, {"inverse": "eigen"}])
 def test_a_state_of_other_settings(other: dict[str, Any]) -> None:
     trainer = compiled(network(), **other)
     before = snapshot(trainer)

@@ -370,7 +370,7 @@ def one_layer(**options: Any) -> tuple[Trainer, Tensor, Tensor]:
 
 
 def test_exact_damping_is_the_damped_kronecker_product() -> None:
-    trainer, x, y = one_layer(exact_damping=True, damping=0.3, l2=0.05)
+    trainer, x, y = one_layer(inverse="eigen", damping=0.3, l2=0.05)
     gradient = trainer.compiled.join(trainer.gradients(x, y))["0"]
     stats = trainer.step(x, y)
     factors = trainer.factors()["0"]
