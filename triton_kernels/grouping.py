@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gncompile.errors import InternalError, message
+from gncompile.errors import InternalError
 
 from .language import tl, triton
 from .launches import TYPES
@@ -148,7 +148,7 @@ def require_alike(problems: Sequence[Any]) -> None:
     given = {tuple(_presence(value) for value in vars(problem).values()) for problem in problems}
     if len(given) != 1:
         raise InternalError(
-            message(f"a group of {len(problems)} problems needs the same optional inputs in each")
+            f"a group of {len(problems)} problems needs the same optional inputs in each"
         )
 
 
@@ -177,9 +177,7 @@ def place_layout(place: Sequence[Operand | Matrix]) -> tuple[Any, int, bool]:
     """Type, contiguous dimension (-1: none) and alignment that one matrix has in every problem."""
     dtypes = {matrix.pointer.dtype for matrix in place}
     if len(dtypes) != 1:
-        raise InternalError(
-            message(f"a group mixes the types {sorted(map(str, dtypes))} in one place")
-        )
+        raise InternalError(f"a group mixes the types {sorted(map(str, dtypes))} in one place")
     unit = next((d for d in (1, 0) if all(matrix[1 + d] == 1 for matrix in place)), -1)
     numbers = [matrix.pointer.data_ptr() for matrix in place]
     numbers += [matrix[1 + d] for matrix in place for d in (0, 1) if d != unit]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gncompile.errors import InternalError, message
+from gncompile.errors import InternalError
 
 from .language import tl, triton
 from .launches import Launch, Template, arithmetic, launch, matrix, padded_operand, require
@@ -173,10 +173,8 @@ def require_square(settings: Settings) -> None:
     """Raise unless tiles are square: others overlap across the diagonal."""
     if settings.block_m != settings.block_n:
         raise InternalError(
-            message(
-                f"a symmetric product needs square tiles, not {settings.block_m}×{settings.block_n}",
-                instead="set block_m = block_n",
-            )
+            f"a symmetric product needs square tiles, not {settings.block_m}×{settings.block_n}",
+            instead="set block_m = block_n",
         )
 
 

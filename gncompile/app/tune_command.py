@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..base.tables import count
 from ..base.tables import table as aligned
-from ..errors import GncompileError, message
+from ..errors import GncompileError
 from ..frontends.model_file import load_model_file
 from ..training.trainer import Trainer
 from ..tuning.device import require_kind
@@ -32,9 +32,7 @@ def seconds(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h)?", text.strip())
     value = float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2] or "s"] if found else 0.0
     if value <= 0:
-        raise GncompileError(
-            message(f"the budget {text!r} is no time", instead="give it as 60s, 2m or 1h")
-        )
+        raise GncompileError(f"the budget {text!r} is no time", instead="give it as 60s, 2m or 1h")
     return value
 
 
@@ -44,10 +42,8 @@ def check(effort: str, budget: str | None, kind: str) -> None:
     require_kind(kind)
     if budget is not None and seconds(budget) and not budget.strip()[-1].isalpha():
         raise GncompileError(
-            message(
-                f"the budget {budget!r} has no unit",
-                instead=f"give it as {budget.strip()}s or {budget.strip()}m",
-            )
+            f"the budget {budget!r} has no unit",
+            instead=f"give it as {budget.strip()}s or {budget.strip()}m",
         )
 
 
@@ -174,9 +170,10 @@ def explain(kernel: str, kind: str, say: Print) -> None:
     if not entries:
         known = ", ".join(sorted({e.kernel for e in store.entries})) or "none"
         raise GncompileError(
-            message(f"no tuned settings for {kernel!r}", where=str(store.path),
-                    instead=f"tune a model first; the operations there are: {known}")
-        )  # fmt: skip
+            f"no tuned settings for {kernel!r}",
+            where=str(store.path),
+            instead=f"tune a model first; the operations there are: {known}",
+        )
     if len(entries) > LISTED:
         say(f"the first {LISTED} of {len(entries)} shapes")
     for e in entries[:LISTED]:
@@ -201,9 +198,10 @@ def export_store(path: Path, kind: str, say: Print) -> None:
     store = Store.open(kind)
     if not store.entries:
         raise GncompileError(
-            message("there are no tuned settings to export", where=str(store.path),
-                    instead="\n".join(store.notes) or "gncompile tune FILE makes some")
-        )  # fmt: skip
+            "there are no tuned settings to export",
+            where=str(store.path),
+            instead="\n".join(store.notes) or "gncompile tune FILE makes some",
+        )
     store.export(path)
     say(f"{count(len(store.entries), 'setting')}: {path}")
 

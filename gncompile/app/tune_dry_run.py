@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..base.settings import Settings
 from ..base.tables import count
 from ..base.tables import table as aligned
-from ..errors import CompileError, message
+from ..errors import CompileError
 from ..frontends.model_file import ModelFile, load_model_file
 from ..pipeline import step_program
 from ..triton_kernels.language import triton
@@ -108,9 +108,8 @@ def bench_for(file: ModelFile, figures: Figures) -> GpuBench:
 def _figures_here() -> Figures:
     if not torch.cuda.is_available():
         raise CompileError(
-            message("there is no CUDA device to compile for",
-                    instead="say for which, as --target sm_90")
-        )  # fmt: skip
+            "there is no CUDA device to compile for", instead="say for which, as --target sm_90"
+        )
     major, minor = torch.cuda.get_device_capability()
     return nearest_figures(10 * major + minor)
 
@@ -125,7 +124,7 @@ def _named(bench: GpuBench, kernel: str | None) -> list[GpuProblem]:
     if not wanted:
         kinds = sorted({key.kernel for key in bench.keys.values()})
         raise CompileError(
-            message(f"no launch is called {kernel!r}", instead=f"use one of {', '.join(kinds)}")
+            f"no launch is called {kernel!r}", instead=f"use one of {', '.join(kinds)}"
         )
     return bench.problems(wanted)
 
@@ -168,9 +167,9 @@ def compiled(problem: GpuProblem, candidates: Sequence[Candidate]) -> list[Used]
     every = [launch for of_candidate in launches for launch in of_candidate]
     if every and not can_compile(every[0]):
         raise CompileError(
-            message("Triton interprets kernels in this process and cannot compile them",
-                    instead="run without TRITON_INTERPRET")
-        )  # fmt: skip
+            "Triton interprets kernels in this process and cannot compile them",
+            instead="run without TRITON_INTERPRET",
+        )
     select_target(figures.capability)
     compile_together(every, os.cpu_count() or 1)
     return [_used(of_candidate, figures) for of_candidate in launches]
