@@ -17,7 +17,7 @@ from ..frontends.model_file import load_model_file
 from ..training.trainer import Trainer
 from ..tuning.device import require_kind
 from ..tuning.problem import Variants, shown, sizes
-from ..tuning.search import Outcome, check_effort, line
+from ..tuning.search import check_effort, line
 from ..tuning.store import Entry, Store, Unreadable, folder, import_file, parse
 from ..tuning.tuner import BUDGETS, Tuned, bench_of, tune_step
 from .training_run import compile_file
@@ -71,7 +71,7 @@ def tune_file(
         say(f"nothing to choose among for {file.name} with the backend {trainer.backend!r}")
         return True
     store = Store.of(bench.device)
-    with _bar(len(set(bench.keys.values())), progress) as report:
+    with bar("tune", len(set(bench.keys.values())), progress) as advance:
         tuned = tune_step(
             bench,
             make,
@@ -79,7 +79,7 @@ def tune_file(
             store,
             effort=effort,
             budget=BUDGETS.get(effort, 0.0) if budget is None else seconds(budget),
-            report=report,
+            report=lambda outcome: advance(line(outcome)),
         )
     say(f"{file.name}, batches of {samples}, on {store.device}\n")
     say(table(tuned))
@@ -122,16 +122,16 @@ def verdict(tuned: Tuned) -> str:
 
 
 @contextmanager
-def _bar(total: int, active: bool) -> Iterator[Callable[[Outcome], None]]:
-    """A progress bar with the last choice on a terminal, nothing elsewhere."""
+def bar(task: str, total: int, active: bool) -> Iterator[Callable[[str], None]]:
+    """A progress bar with a text for the last one done on a terminal, nothing elsewhere."""
     console = Console(stderr=True)
     if not (active and console.is_terminal):
-        yield lambda outcome: None
+        yield lambda text: None
         return
     columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
-        task = progress.add_task("tune", total=total, text="")
-        yield lambda outcome: progress.update(task, advance=1, text=line(outcome))
+        added = progress.add_task(task, total=total, text="")
+        yield lambda text: progress.update(added, advance=1, text=text)
 
 
 # --- The store ------------------------------------------------------------------------------------------

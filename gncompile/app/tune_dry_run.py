@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..base.settings import Settings
 from ..base.tables import count
@@ -36,6 +33,7 @@ from ..tuning.search import ranked, weight
 from ..tuning.tuner import sizes_of
 from .api import understand
 from .training_run import example, trainer_options
+from .tune_command import bar
 
 Print = Callable[[str], None]
 
@@ -82,10 +80,10 @@ def dry_run_file(
         f"for sm_{figures.capability}: {count(len(problems), 'distinct launch', 'es')}\n"
     )
     say(overview(problems))
-    with _bar(min(limit, len(problems)), progress) as advance:
+    with bar("compile", min(limit, len(problems)), progress) as advance:
         for problem in problems[:limit]:
             text = details(problem)
-            advance()
+            advance(problem.subject.name)
             say("\n" + text)
             problem.release()
 
@@ -208,16 +206,3 @@ def _used(launches: Sequence[Launch], figures: Figures) -> Used:
         products=", ".join(on_cores) or f"{plain} fma",
         problem="" if fits and not spilled else "spills" if fits else "does not fit",
     )
-
-
-@contextmanager
-def _bar(total: int, active: bool) -> Iterator[Callable[[], None]]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    console = Console(stderr=True)
-    if not (active and console.is_terminal):
-        yield lambda: None
-        return
-    columns = (TextColumn("compiling"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("compile", total=total)
-        yield lambda: progress.advance(task)
