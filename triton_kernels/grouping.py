@@ -131,16 +131,21 @@ class Table:
     def arguments(self) -> dict[str, Any]:
         """The arguments of a grouped kernel that describe the table."""
         places = zip(*((*item.operands, *item.matrices) for item in self.items), strict=True)
-        types, units, aligned = zip(*(place_layout(place) for place in places), strict=True)
-        return {
-            "table": self.values,
-            "COUNT": len(self.items),
-            "PADDED": triton.next_power_of_2(len(self.items)),
-            "WIDTH": self.values.shape[1],
-            "TYPES": types,
-            "UNITS": units,
-            "ALIGNED": aligned,
-        }
+        return table_arguments(self.values, [place_layout(place) for place in places])
+
+
+def table_arguments(table: Tensor, layouts: Sequence[tuple[Any, int, bool]]) -> dict[str, Any]:
+    """What every kernel over a table takes: its size, and the layout that each place has in all problems."""
+    types, units, aligned = zip(*layouts, strict=True)
+    return {
+        "table": table,
+        "COUNT": len(table),
+        "PADDED": triton.next_power_of_2(len(table)),
+        "WIDTH": table.shape[1],
+        "TYPES": types,
+        "UNITS": units,
+        "ALIGNED": aligned,
+    }
 
 
 def require_alike(problems: Sequence[Any]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gncompile.errors import InternalError, expected_got
 
-from .grouping import find_problem, place_layout, read_matrix
+from .grouping import find_problem, place_layout, read_matrix, table_arguments
 from .language import tl, triton
 from .launches import kinds, matrix
 from .tiles import Matrix
@@ -51,15 +51,8 @@ class Group:
 
     def arguments(self) -> dict[str, Any]:
         """What the kernels of every group take."""
-        types, units, aligned = zip(*self.layouts, strict=True)
         return {
-            "table": self.table,
-            "COUNT": len(self.table),
-            "PADDED": triton.next_power_of_2(len(self.table)),
-            "WIDTH": self.table.shape[1],
-            "TYPES": types,
-            "UNITS": units,
-            "ALIGNED": aligned,
+            **table_arguments(self.table, self.layouts),
             "WHOLE": self.whole,
             "KINDS": self.kinds,
             "BLOCK_M": self.block_m,
