@@ -121,7 +121,7 @@ def moment_launches(
     require("out", out, rows, columns)
     shape = Shape(rows, columns, samples)
     if settings is None:
-        settings = (syrk_settings if symmetric else cross_settings)(shape, a.dtype, precision)
+        settings = matrix_default(shape, a.dtype, precision, triangle=symmetric, split=True)
     if symmetric:
         require_square(settings)
     numbers = arithmetic([a, right], precision)
@@ -197,16 +197,6 @@ def _extended(x: Tensor, homogeneous: bool) -> Tensor:
     """``[X, 1]``."""
     values = x.to(accumulator(x.dtype))
     return torch.cat([values, values.new_ones(len(x), 1)], dim=1) if homogeneous else values
-
-
-def syrk_settings(shape: Shape, dtype: torch.dtype, precision: Precision) -> Settings:
-    """Settings of :func:`syrk` for a shape ``(d, d, N)`` nobody has tuned."""
-    return matrix_default(shape, dtype, precision, triangle=True, split=True)
-
-
-def cross_settings(shape: Shape, dtype: torch.dtype, precision: Precision) -> Settings:
-    """Settings of :func:`cross_moment` for a shape ``(d, e, N)`` nobody has tuned."""
-    return matrix_default(shape, dtype, precision, split=True)
 
 
 def syrk_space(shape: Shape, dtype: torch.dtype, precision: Precision) -> tuple[Settings, ...]:
