@@ -21,7 +21,7 @@ from gncompile.app.tune_command import seconds
 from gncompile.base import config
 from gncompile.base.tables import table as aligned
 from gncompile.emit.torch_operations import Options
-from gncompile.errors import CompileError, message
+from gncompile.errors import CompileError
 from gncompile.tuning.cpu import CpuProblem
 from gncompile.tuning.problem import DEFAULT, Bench, Candidate, Key, TuningProblem, shown
 from gncompile.tuning.search import Found, search
@@ -339,7 +339,7 @@ def chosen(names: str) -> dict[str, Network]:
     unknown = [name for name in names.split(",") if name not in NETWORKS]
     if unknown:
         raise CompileError(
-            message(f"no network {unknown[0]!r}", instead=f"use some of {', '.join(NETWORKS)}")
+            f"no network {unknown[0]!r}", instead=f"use some of {', '.join(NETWORKS)}"
         )
     return {name: NETWORKS[name] for name in names.split(",")}
 

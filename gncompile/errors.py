@@ -2,7 +2,7 @@
 
 The classes tell *whose* problem it is. Everything but :class:`InternalError` is about the user's model,
 data, or files; :class:`InternalError` is our bug. A message says what was found, where in the user's
-model, and what to do next; :func:`message` lays those three out the same way everywhere.
+model, and what to do next; every error lays those three out the same way, as :func:`message` does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,12 @@ from typing import Literal
 
 
 class GncompileError(Exception):
-    """Base class of all errors raised by gncompile."""
+    """Base class of all errors raised by gncompile; its text is :func:`message` of what it is given."""
+
+    def __init__(
+        self, found: object = "", *, where: str | None = None, instead: str | None = None
+    ) -> None:
+        super().__init__(message(str(found), where=where, instead=instead))
 
 
 class TraceError(GncompileError):
@@ -117,19 +122,15 @@ def require_known(
     """Raise :class:`CompileError`, with the nearest known name, unless ``name`` is among the known ones."""
     if name not in known:
         raise CompileError(
-            message(
-                f"unknown {what} {name!r}. {nearest(name, known)}".rstrip(),
-                instead=f"use {use} of {', '.join(known)}",
-            )
+            f"unknown {what} {name!r}. {nearest(name, known)}".rstrip(),
+            instead=f"use {use} of {', '.join(known)}",
         )
 
 
 def require_whole(name: str, value: object, least: int = 1) -> None:
     """Raise :class:`GncompileError` unless ``value`` is a whole number from ``least``."""
     if not is_whole(value, least):
-        raise GncompileError(
-            message(f"{name} is {value!r}", instead=f"give a whole number from {least}")
-        )
+        raise GncompileError(f"{name} is {value!r}", instead=f"give a whole number from {least}")
 
 
 def is_whole(value: object, least: int = 1) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gncompile.errors import InternalError, expected_got, message
+from gncompile.errors import InternalError, expected_got
 
 from .gemm import items
 from .language import tl, triton
@@ -123,10 +123,8 @@ def shape_of(outputs: Sequence[Tensor]) -> tuple[int, int, int]:
     for tensor in outputs[1:]:
         if tensor.shape != first:
             raise InternalError(
-                message(
-                    "outputs of one elementwise launch differ in shape",
-                    where=expected_got(list(first), list(tensor.shape)),
-                )
+                "outputs of one elementwise launch differ in shape",
+                where=expected_got(list(first), list(tensor.shape)),
             )
     if len(first) > 3:
         raise InternalError(f"an elementwise launch has at most 3 dimensions, not {list(first)}")

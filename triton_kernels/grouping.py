@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gncompile.errors import InternalError, message
+from gncompile.errors import InternalError
 
 from .language import tl, triton
 from .launches import TYPES
@@ -131,16 +131,21 @@ class Table:
     def arguments(self) -> dict[str, Any]:
         """The arguments of a grouped kernel that describe the table."""
         places = zip(*((*item.operands, *item.matrices) for item in self.items), strict=True)
-        types, units, aligned = zip(*(place_layout(place) for place in places), strict=True)
-        return {
-            "table": self.values,
-            "COUNT": len(self.items),
-            "PADDED": triton.next_power_of_2(len(self.items)),
-            "WIDTH": self.values.shape[1],
-            "TYPES": types,
-            "UNITS": units,
-            "ALIGNED": aligned,
-        }
+        return table_arguments(self.values, [place_layout(place) for place in places])
+
+
+def table_arguments(table: Tensor, layouts: Sequence[tuple[Any, int, bool]]) -> dict[str, Any]:
+    """What every kernel over a table takes: its size, and the layout that each place has in all problems."""
+    types, units, aligned = zip(*layouts, strict=True)
+    return {
+        "table": table,
+        "COUNT": len(table),
+        "PADDED": triton.next_power_of_2(len(table)),
+        "WIDTH": table.shape[1],
+        "TYPES": types,
+        "UNITS": units,
+        "ALIGNED": aligned,
+    }
 
 
 def require_alike(problems: Sequence[Any]) -> None:
@@ -148,7 +153,7 @@ def require_alike(problems: Sequence[Any]) -> None:
     given = {tuple(_presence(value) for value in vars(problem).values()) for problem in problems}
     if len(given) != 1:
         raise InternalError(
-            message(f"a group of {len(problems)} problems needs the same optional inputs in each")
+            f"a group of {len(problems)} problems needs the same optional inputs in each"
         )
 
 
@@ -177,9 +182,7 @@ def place_layout(place: Sequence[Operand | Matrix]) -> tuple[Any, int, bool]:
     """Type, contiguous dimension (-1: none) and alignment that one matrix has in every problem."""
     dtypes = {matrix.pointer.dtype for matrix in place}
     if len(dtypes) != 1:
-        raise InternalError(
-            message(f"a group mixes the types {sorted(map(str, dtypes))} in one place")
-        )
+        raise InternalError(f"a group mixes the types {sorted(map(str, dtypes))} in one place")
     unit = next((d for d in (1, 0) if all(matrix[1 + d] == 1 for matrix in place)), -1)
     numbers = [matrix.pointer.data_ptr() for matrix in place]
     numbers += [matrix[1 + d] for matrix in place for d in (0, 1) if d != unit]

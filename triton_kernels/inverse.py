@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gncompile.errors import InternalError, expected_got, message
+from gncompile.errors import InternalError, expected_got
 
 from .language import tl, triton
 from .launches import Launch, Template, arithmetic
@@ -267,13 +267,11 @@ def _with_rows(tensor: Tensor, size: int) -> Tensor:
     seen = tensor.mT if tensor.dim() == 2 and tensor.stride(0) == 1 else tensor
     if tensor.shape != (size, size) or (size > 1 and seen.stride(1) != 1):
         raise InternalError(
-            message(
-                "an inverse needs symmetric matrices with contiguous rows or columns",
-                where=expected_got(
-                    f"{[size, size]}, strides [≥ {size}, 1]",
-                    f"{list(tensor.shape)}, strides {list(tensor.stride())}",
-                ),
-            )
+            "an inverse needs symmetric matrices with contiguous rows or columns",
+            where=expected_got(
+                f"{[size, size]}, strides [≥ {size}, 1]",
+                f"{list(tensor.shape)}, strides {list(tensor.stride())}",
+            ),
         )
     return seen
 

@@ -14,7 +14,7 @@ from typing import Any, Generic, ParamSpec, Protocol
 import torch
 from torch import Tensor
 
-from gncompile.errors import InternalError, expected_got, message
+from gncompile.errors import InternalError, expected_got
 
 from .language import tl
 from .random import Draw
@@ -147,12 +147,8 @@ def kind(tensor: Input, rows: int, columns: int) -> str:
     elif tensor.shape[-2:] == (rows, 1):
         return "column"
     raise InternalError(
-        message(
-            "an input of a generated function fits no tile",
-            where=expected_got(
-                f"[], [{columns}], [{rows}, 1] or [{rows}, {columns}]", _sizes(tensor)
-            ),
-        )
+        "an input of a generated function fits no tile",
+        where=expected_got(f"[], [{columns}], [{rows}, 1] or [{rows}, {columns}]", _sizes(tensor)),
     )
 
 
@@ -169,7 +165,7 @@ def common_kinds(groups: Sequence[tuple[Sequence[Input], int, int]]) -> tuple[st
     wide = [group for group in groups if group[2] > 1] or groups[:1]
     found = {kinds(*group) for group in wide}
     if len(found) != 1:
-        raise InternalError(message(f"a group broadcasts its inputs differently: {sorted(found)}"))
+        raise InternalError(f"a group broadcasts its inputs differently: {sorted(found)}")
     return found.pop()
 
 
@@ -177,7 +173,7 @@ def require(name: str, tensor: Tensor, *shape: int) -> None:
     """Raise unless ``tensor`` ends in ``shape``; anything else would read or write outside of it."""
     if tuple(tensor.shape[-len(shape) :]) != shape:
         raise InternalError(
-            message(f"{name} has the wrong shape", where=expected_got(list(shape), _sizes(tensor)))
+            f"{name} has the wrong shape", where=expected_got(list(shape), _sizes(tensor))
         )
 
 
@@ -196,7 +192,7 @@ def arithmetic(tensors: Sequence[Tensor], precision: Precision) -> dict[str, Any
     dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
     if dtype not in TYPES:
         raise InternalError(
-            message(f"no matrix kernel for {dtype}", instead=f"one of {', '.join(map(str, TYPES))}")
+            f"no matrix kernel for {dtype}", instead=f"one of {', '.join(map(str, TYPES))}"
         )
     return {
         "DTYPE": TYPES[dtype],

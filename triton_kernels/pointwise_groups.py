@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gncompile.errors import InternalError, expected_got, message
+from gncompile.errors import InternalError, expected_got
 
-from .grouping import find_problem, place_layout, read_matrix
+from .grouping import find_problem, place_layout, read_matrix, table_arguments
 from .language import tl, triton
 from .launches import kinds, matrix
 from .tiles import Matrix
@@ -51,15 +51,8 @@ class Group:
 
     def arguments(self) -> dict[str, Any]:
         """What the kernels of every group take."""
-        types, units, aligned = zip(*self.layouts, strict=True)
         return {
-            "table": self.table,
-            "COUNT": len(self.table),
-            "PADDED": triton.next_power_of_2(len(self.table)),
-            "WIDTH": self.table.shape[1],
-            "TYPES": types,
-            "UNITS": units,
-            "ALIGNED": aligned,
+            **table_arguments(self.table, self.layouts),
             "WHOLE": self.whole,
             "KINDS": self.kinds,
             "BLOCK_M": self.block_m,
@@ -120,10 +113,8 @@ def plan_group(problems: Sequence[Problem], block_m: int, block_n: int) -> Group
         tiles += triton.cdiv(rows, block_m) * triton.cdiv(columns, block_n)
     if len(signatures) != 1:
         raise InternalError(
-            message(
-                "the problems of a group must be alike in number and kinds of matrices",
-                where="; ".join(sorted(map(str, signatures))) or "no problem",
-            )
+            "the problems of a group must be alike in number and kinds of matrices",
+            where="; ".join(sorted(map(str, signatures))) or "no problem",
         )
     return Group(
         table=torch.tensor(entries, dtype=torch.int64).to(problems[0].inputs[0].device),
@@ -143,12 +134,10 @@ def _matrices(problem: Problem) -> tuple[list[Tensor], int, int]:
     shape = max((*problem.outputs, *problem.inputs), key=lambda t: (t.numel(), t.dim())).shape
     if len(shape) > 2 or 0 in shape or any(t.shape != shape for t in problem.outputs):
         raise InternalError(
-            message(
-                "a problem of a group must have matrices of one shape, and elements",
-                where=expected_got(
-                    list(shape), [list(t.shape) for t in (*problem.inputs, *problem.outputs)]
-                ),
-            )
+            "a problem of a group must have matrices of one shape, and elements",
+            where=expected_got(
+                list(shape), [list(t.shape) for t in (*problem.inputs, *problem.outputs)]
+            ),
         )
     rows, columns = (1,) * (2 - len(shape)) + tuple(shape)
     matrices = [

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gncompile.errors import InternalError, expected_got, message
+from gncompile.errors import InternalError, expected_got
 
 from .elementwise import arithmetic_type
 from .language import tl, triton
@@ -208,7 +208,7 @@ def _reduce(
     size = {"all": 1, "rows": columns, "columns": rows}[over]
     if out.numel() != size:
         raise InternalError(
-            message(f"a sum over {over} has another size", where=expected_got(size, out.numel()))
+            f"a sum over {over} has another size", where=expected_got(size, out.numel())
         )
     grid, steps = _shares(rows, columns, over, settings)
     parts = {"all": grid[0] * grid[1], "rows": grid[0], "columns": 1}[over]
@@ -301,7 +301,7 @@ def _grouped_reduce(
     slots = len(group.slots) - 1
     if out.shape != (slots,):
         raise InternalError(
-            message("sums need one element a slot", where=expected_got([slots], list(out.shape)))
+            "sums need one element a slot", where=expected_got([slots], list(out.shape))
         )
     partial = torch.empty(group.tiles, dtype=torch.float64, device=out.device)
     first = {

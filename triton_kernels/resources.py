@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gncompile.errors import InternalError, message
+from gncompile.errors import InternalError
 
 from .language import triton
 from .launches import Launch
@@ -60,10 +60,8 @@ def resources(launch: Launch, capability: int) -> Resources:
     """Compile ``launch`` for compute capability ``capability`` (80, 90, 100) and measure the result."""
     if not can_compile(launch):
         raise InternalError(
-            message(
-                "Triton interprets kernels in this process and cannot compile them",
-                instead="run without TRITON_INTERPRET",
-            )
+            "Triton interprets kernels in this process and cannot compile them",
+            instead="run without TRITON_INTERPRET",
         )
     select_target(capability)
     launch.kernel.device_caches.clear()  # they are by device, and every target is device 0 here
@@ -145,5 +143,5 @@ def _assemble(ptx: str, capability: int) -> str:
 def _number(pattern: str, text: str) -> int:
     found = re.search(pattern, text)
     if found is None:
-        raise InternalError(message("the assembler's report is not understood", where=text[:500]))
+        raise InternalError("the assembler's report is not understood", where=text[:500])
     return int(found.group(1))

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from gncompile.errors import InternalError, message
+from gncompile.errors import InternalError
 
 Precision = Literal["highest", "high", "medium"]
 
@@ -58,7 +58,7 @@ def input_precision(precision: Precision, dtype: torch.dtype) -> str:
     words = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
     if precision not in words:
         raise InternalError(
-            message(f"unknown precision {precision!r}", instead=f"one of {', '.join(words)}")
+            f"unknown precision {precision!r}", instead=f"one of {', '.join(words)}"
         )
     return words[precision] if dtype == torch.float32 else "ieee"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gncompile.errors import InternalError, message
+from gncompile.errors import InternalError
 
 from .language import tl, triton
 from .launches import Launch, Template, arithmetic, launch, matrix, padded_operand, require
@@ -121,7 +121,7 @@ def moment_launches(
     require("out", out, rows, columns)
     shape = Shape(rows, columns, samples)
     if settings is None:
-        settings = (syrk_settings if symmetric else cross_settings)(shape, a.dtype, precision)
+        settings = matrix_default(shape, a.dtype, precision, triangle=symmetric, split=True)
     if symmetric:
         require_square(settings)
     numbers = arithmetic([a, right], precision)
@@ -173,10 +173,8 @@ def require_square(settings: Settings) -> None:
     """Raise unless tiles are square: others overlap across the diagonal."""
     if settings.block_m != settings.block_n:
         raise InternalError(
-            message(
-                f"a symmetric product needs square tiles, not {settings.block_m}×{settings.block_n}",
-                instead="set block_m = block_n",
-            )
+            f"a symmetric product needs square tiles, not {settings.block_m}×{settings.block_n}",
+            instead="set block_m = block_n",
         )
 
 
@@ -199,16 +197,6 @@ def _extended(x: Tensor, homogeneous: bool) -> Tensor:
     """``[X, 1]``."""
     values = x.to(accumulator(x.dtype))
     return torch.cat([values, values.new_ones(len(x), 1)], dim=1) if homogeneous else values
-
-
-def syrk_settings(shape: Shape, dtype: torch.dtype, precision: Precision) -> Settings:
-    """Settings of :func:`syrk` for a shape ``(d, d, N)`` nobody has tuned."""
-    return matrix_default(shape, dtype, precision, triangle=True, split=True)
-
-
-def cross_settings(shape: Shape, dtype: torch.dtype, precision: Precision) -> Settings:
-    """Settings of :func:`cross_moment` for a shape ``(d, e, N)`` nobody has tuned."""
-    return matrix_default(shape, dtype, precision, split=True)
 
 
 def syrk_space(shape: Shape, dtype: torch.dtype, precision: Precision) -> tuple[Settings, ...]:

@@ -25,7 +25,7 @@ from gncompile.app.comparison.task import Task
 from gncompile.base.files import atomic_path, atomic_write
 from gncompile.base.tables import table
 from gncompile.data import Batches
-from gncompile.errors import CompileError, message
+from gncompile.errors import CompileError
 
 METHODS = ("kfra", "kflr", "kfac", "kfac_rp")
 SAMPLED = ("kfac", "kfac_rp")
@@ -200,10 +200,8 @@ def conjugate_gradients(product: Map, gradient: Vectors, damping: float) -> tupl
         curvature = dot(direction, bent)
         if curvature <= 0:
             raise CompileError(
-                message(
-                    "the Gauss-Newton matrix has a negative eigenvalue: the loss is not convex",
-                    instead="measure the alignment of a problem with a convex loss",
-                )
+                "the Gauss-Newton matrix has a negative eigenvalue: the loss is not convex",
+                instead="measure the alignment of a problem with a convex loss",
             )
         size = squared / curvature
         solution = add(solution, direction, size)

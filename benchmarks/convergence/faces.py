@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from gncompile.base import config
 from gncompile.data import DataSplit
-from gncompile.errors import DataError, message
+from gncompile.errors import DataError
 
 PEOPLE, EACH, SIDE, SIZE = 40, 10, 64, 25
 TRAINING, VALIDATION = range(25), range(30, 40)
@@ -40,11 +40,9 @@ def olivetti() -> Tensor:
     path = folder / "faces" / "olivettifaces.mat" if folder else None
     if path is None or not path.is_file():
         raise DataError(
-            message(
-                "the Olivetti faces are not on this machine",
-                where=str(path or "GNCOMPILE_DATA is not set"),
-                instead="put olivettifaces.mat into the folder faces below GNCOMPILE_DATA",
-            )
+            "the Olivetti faces are not on this machine",
+            where=str(path or "GNCOMPILE_DATA is not set"),
+            instead="put olivettifaces.mat into the folder faces below GNCOMPILE_DATA",
         )
     return torch.from_numpy(read_faces(path)).to(torch.float32) / 255
 
@@ -65,11 +63,9 @@ def read_faces(path: Path) -> np.ndarray:
         kind, count = struct.unpack_from("<2I", matrix, start)
         pixels = np.frombuffer(matrix, np.uint8, count, start + 8)
     except (zlib.error, struct.error, ValueError) as error:
-        raise DataError(
-            message(f"cannot read the MATLAB file: {error}", where=str(path))
-        ) from error
+        raise DataError(f"cannot read the MATLAB file: {error}", where=str(path)) from error
     if (kind, count) != (2, PEOPLE * EACH * SIDE * SIDE):
-        raise DataError(message("not 400 images of 64×64 bytes", where=str(path)))
+        raise DataError("not 400 images of 64×64 bytes", where=str(path))
     return pixels.reshape(PEOPLE, EACH, SIDE, SIDE).transpose(0, 1, 3, 2).copy()
 
 

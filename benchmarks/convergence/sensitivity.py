@@ -31,7 +31,7 @@ from gncompile.app.comparison.task import Task
 from gncompile.base.files import atomic_path, atomic_write
 from gncompile.base.settings import Settings
 from gncompile.base.tables import table
-from gncompile.errors import CompileError, message, require_known
+from gncompile.errors import CompileError, require_known
 
 CHANGES: Mapping[str, tuple[float, ...]] = {
     "damping": (1.0, 0.01),
@@ -100,9 +100,7 @@ def varied(names: Sequence[str]) -> str:
     found = [each.name for each in named(names) if each.family == "gauss-newton"]
     if len(names) > 1 or not found:
         raise CompileError(
-            message(
-                f"sensitivity of {', '.join(names)}", instead="name one method of ours, as kfra"
-            )
+            f"sensitivity of {', '.join(names)}", instead="name one method of ours, as kfra"
         )
     return found[0]
 
@@ -140,11 +138,9 @@ def _require_done(runs: Sequence[Run]) -> None:
     for run in runs:
         if run.status != "done":
             raise CompileError(
-                message(
-                    f"the defaults {run.status} at seed {run.seed}: {run.note}",
-                    where=f"{run.task} by {run.optimiser}",
-                    instead="name another problem or method",
-                )
+                f"the defaults {run.status} at seed {run.seed}: {run.note}",
+                where=f"{run.task} by {run.optimiser}",
+                instead="name another problem or method",
             )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..base.options import Count, checked
 from ..base.settings import CURVATURE_METHODS
-from ..errors import CompileError, message, require_known
+from ..errors import CompileError, require_known
 from ..graph.model_graph import ModelGraph, TracedModel
 from ..losses.vocabulary import Loss, resolve_loss
 from ..pipeline import factor_program, prepare
@@ -101,25 +101,21 @@ def _computed_in(model: nn.Module, dtype: torch.dtype | None) -> tuple[torch.dty
     """The dtype asked for, or else that of the model's parameters, and their device."""
     if not isinstance(model, nn.Module):
         raise CompileError(
-            message(
-                f"the model is of type {type(model).__name__}", instead="pass a torch.nn.Module"
-            )
+            f"the model is of type {type(model).__name__}", instead="pass a torch.nn.Module"
         )
     named = list(model.named_parameters())
     if not named:
         raise CompileError(
-            message("the model has no parameters", instead="pass a module with nn.Linear layers")
+            "the model has no parameters", instead="pass a module with nn.Linear layers"
         )
     first, parameter = named[0]
     for name, other in named:
         if (other.dtype, other.device) != (parameter.dtype, parameter.device):
             raise CompileError(
-                message(
-                    f"{first!r} is {parameter.dtype} on {parameter.device}, {name!r} is {other.dtype} on "
-                    f"{other.device}",
-                    where=f"parameter {name!r}",
-                    instead="bring the model to one dtype and device with model.to(dtype, device)",
-                )
+                f"{first!r} is {parameter.dtype} on {parameter.device}, {name!r} is {other.dtype} on "
+                f"{other.device}",
+                where=f"parameter {name!r}",
+                instead="bring the model to one dtype and device with model.to(dtype, device)",
             )
     dtype = dtype or parameter.dtype
     require_dtype(dtype)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ..errors import GncompileError, InternalError, message, visible
+from ..errors import GncompileError, InternalError, visible
 from .command_errors import explained
 
 if TYPE_CHECKING:
@@ -347,9 +347,7 @@ def _finish(run: TrainingRun) -> None:
 def _require_other(given: Path, written: Path | None) -> None:
     """Refuse to replace what a command reads."""
     if written is not None and written.exists() and written.samefile(given):
-        raise GncompileError(
-            message(f"{str(written)!r} would be replaced", instead="write to another file")
-        )
+        raise GncompileError(f"{str(written)!r} would be replaced", instead="write to another file")
 
 
 def _print(text: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.settings import Settings
-from ..errors import CompileError, expected_got, message
+from ..errors import CompileError, expected_got
 from ..frontends.agreement import agrees
 from ..losses.vocabulary import Loss, resolve_loss
 from ..pipeline import step_program
@@ -103,17 +103,13 @@ def compile_into(
         settings = replace(settings, guarded=True)
     if dtype is not None and dtype != reader.dtype:
         raise CompileError(
-            message(
-                f"the model's parameters have another dtype\n{expected_got(dtype, reader.dtype)}",
-                instead=f"convert the model first: model.to({dtype})",
-            )
+            f"the model's parameters have another dtype\n{expected_got(dtype, reader.dtype)}",
+            instead=f"convert the model first: model.to({dtype})",
         )
     if settings.inverse == "newton_schulz" and backend != "triton":
         raise CompileError(
-            message(
-                f"inverse='newton_schulz' with the backend {backend!r}",
-                instead="use backend='triton', or inverse='cholesky'",
-            )
+            f"inverse='newton_schulz' with the backend {backend!r}",
+            instead="use backend='triton', or inverse='cholesky'",
         )
     program = step_program(traced.graph, declared, settings, solver)
 

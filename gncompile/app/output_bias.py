@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelFileError, message
+from ..errors import ModelFileError
 from ..frontends.model_file import ModelFile
 
 
@@ -25,22 +25,18 @@ def set_output_bias(file: ModelFile, model: nn.Module, targets: Tensor) -> None:
     constant = CONSTANTS.get(file.sections.loss.name or "")
     if constant is None:
         raise ModelFileError(
-            message(
-                f'output_bias = "mean" is not known for the loss {file.sections.loss.text!r}',
-                where=f"[training] of {file.path}",
-                instead=f"leave it out, or use one of {', '.join(CONSTANTS)}",
-            )
+            f'output_bias = "mean" is not known for the loss {file.sections.loss.text!r}',
+            where=f"[training] of {file.path}",
+            instead=f"leave it out, or use one of {', '.join(CONSTANTS)}",
         )
     last = file.sections.network.node[-1].name
     layer, function = dict(model.named_children()).get(last), file.functions.get(last)
     linear = function is None or function.is_identity
     if not linear or not isinstance(layer, nn.Linear) or layer.bias is None:
         raise ModelFileError(
-            message(
-                'output_bias = "mean" needs a linear output with a bias',
-                where=f"node {last!r} of {file.path}",
-                instead='leave it out, or end the network with transfer = "identity"',
-            )
+            'output_bias = "mean" needs a linear output with a bias',
+            where=f"node {last!r} of {file.path}",
+            instead='leave it out, or end the network with transfer = "identity"',
         )
     with torch.no_grad():
         layer.bias.copy_(constant(targets, layer.out_features))

@@ -34,7 +34,7 @@ from filelock import FileLock, Timeout
 from ..base.environment import environment
 from ..base.files import atomic_path, atomic_write
 from ..base.untrusted import append_line, is_plain_file, own_folder, slug
-from ..errors import CheckpointError, GncompileError, message
+from ..errors import CheckpointError, GncompileError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -135,10 +135,8 @@ class RunFolder:
             if not found or (LOCK in found and found <= UNFINISHED):
                 return
         raise InUse(
-            message(
-                f"the run folder {str(self.path)!r} is in use",
-                instead=f"choose another one, or go on with: gncompile resume {self.path}",
-            )
+            f"the run folder {str(self.path)!r} is in use",
+            instead=f"choose another one, or go on with: gncompile resume {self.path}",
         )
 
     @classmethod
@@ -148,10 +146,8 @@ class RunFolder:
         for needed in (folder.path / "run.json", folder.model_file):
             if not needed.is_file():
                 raise CheckpointError(
-                    message(
-                        f"{str(folder.path)!r} is not a run folder: {needed.name} is missing",
-                        instead="give the folder that gncompile train wrote",
-                    )
+                    f"{str(folder.path)!r} is not a run folder: {needed.name} is missing",
+                    instead="give the folder that gncompile train wrote",
                 )
         return folder
 
@@ -170,10 +166,8 @@ class RunFolder:
             lock.acquire()
         except Timeout:
             raise InUse(
-                message(
-                    f"the run folder {str(self.path)!r} is in use by another process",
-                    instead="wait until that has ended, or stop it",
-                )
+                f"the run folder {str(self.path)!r} is in use by another process",
+                instead="wait until that has ended, or stop it",
             ) from None
         self._lock = lock
         for left in self.path.iterdir():
@@ -232,7 +226,7 @@ class RunFolder:
             return dict(json.loads(text)["settings"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(
-                message("run.json is damaged", where=str(self.path), instead="start the run again")
+                "run.json is damaged", where=str(self.path), instead="start the run again"
             ) from error
 
     # --- History -----------------------------------------------------------------------------------
@@ -251,11 +245,11 @@ class RunFolder:
         if not path.exists():
             return []
         if not path.is_file():
-            raise CheckpointError(message("history.jsonl is no file", where=str(self.path)))
+            raise CheckpointError("history.jsonl is no file", where=str(self.path))
         if path.stat().st_size > MAX_HISTORY:
             found = f"history.jsonl is longer than {MAX_HISTORY} bytes"
             raise CheckpointError(
-                message(found, where=str(path), instead="remove it; the training does not need it")
+                found, where=str(path), instead="remove it; the training does not need it"
             )
         lines = path.read_bytes().split(b"\n")
         records = []
@@ -263,11 +257,9 @@ class RunFolder:
             record = _record(line)
             if record is None:
                 raise CheckpointError(
-                    message(
-                        "history.jsonl is damaged",
-                        where=f"line {number} of {path}",
-                        instead="remove the line; the training itself does not need it",
-                    )
+                    "history.jsonl is damaged",
+                    where=f"line {number} of {path}",
+                    instead="remove the line; the training itself does not need it",
                 )
             records.append(record)
         return records

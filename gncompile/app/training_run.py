@@ -70,12 +70,10 @@ class Started(BaseModel):
             first = error.errors(include_url=False)[0]
             found = f"run.json is damaged at {'.'.join(map(str, first['loc']))}: {first['msg']}"
             raise CheckpointError(
-                message(found, where=str(folder.path), instead="start the run again")
+                found, where=str(folder.path), instead="start the run again"
             ) from None
         if (started.updates is None) == (started.epochs is None):
-            raise CheckpointError(
-                message("run.json does not say how long to train", where=str(folder.path))
-            )
+            raise CheckpointError("run.json does not say how long to train", where=str(folder.path))
         return started
 
 
@@ -189,11 +187,9 @@ class TrainingRun:
             data = load_data(file)
             if data.digest() != started.data:
                 raise CheckpointError(
-                    message(
-                        "the data are not those that the run was started with",
-                        where=f"{file.data.name}, which {run_folder.path} names",
-                        instead="put them back, or start a new run",
-                    )
+                    "the data are not those that the run was started with",
+                    where=f"{file.data.name}, which {run_folder.path} names",
+                    instead="put them back, or start a new run",
                 )
             trainer = Trainer.resume(run_folder.checkpoint, file.build(started.seed))
             run_folder.rewind(trainer.updates)
@@ -319,12 +315,10 @@ def load_data(file: ModelFile) -> DataSplit:
     data = load(file.data).to(file.dtype)
     if data.train_x.shape[1] != file.input_size:
         raise ModelFileError(
-            message(
-                "the network does not fit the data\n"
-                + expected_got(f"{data.train_x.shape[1]} inputs", f"{file.input_size}"),
-                where=str(file.path),
-                instead="change the first of layers, or input_size, in [network]",
-            )
+            "the network does not fit the data\n"
+            + expected_got(f"{data.train_x.shape[1]} inputs", f"{file.input_size}"),
+            where=str(file.path),
+            instead="change the first of layers, or input_size, in [network]",
         )
     loss, outputs = resolve_loss(file.loss), file.sizes[file.sections.network.node[-1].name]
     loss.check_output((outputs,))

@@ -12,12 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..base.tables import count
 from ..base.tables import table as aligned
-from ..errors import GncompileError, message
+from ..errors import GncompileError
 from ..frontends.model_file import load_model_file
 from ..training.trainer import Trainer
 from ..tuning.device import require_kind
 from ..tuning.problem import Variants, shown, sizes
-from ..tuning.search import Outcome, check_effort, line
+from ..tuning.search import check_effort, line
 from ..tuning.store import Entry, Store, Unreadable, folder, import_file, parse
 from ..tuning.tuner import BUDGETS, Tuned, bench_of, tune_step
 from .training_run import compile_file
@@ -32,9 +32,7 @@ def seconds(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h)?", text.strip())
     value = float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2] or "s"] if found else 0.0
     if value <= 0:
-        raise GncompileError(
-            message(f"the budget {text!r} is no time", instead="give it as 60s, 2m or 1h")
-        )
+        raise GncompileError(f"the budget {text!r} is no time", instead="give it as 60s, 2m or 1h")
     return value
 
 
@@ -44,10 +42,8 @@ def check(effort: str, budget: str | None, kind: str) -> None:
     require_kind(kind)
     if budget is not None and seconds(budget) and not budget.strip()[-1].isalpha():
         raise GncompileError(
-            message(
-                f"the budget {budget!r} has no unit",
-                instead=f"give it as {budget.strip()}s or {budget.strip()}m",
-            )
+            f"the budget {budget!r} has no unit",
+            instead=f"give it as {budget.strip()}s or {budget.strip()}m",
         )
 
 
@@ -75,7 +71,7 @@ def tune_file(
         say(f"nothing to choose among for {file.name} with the backend {trainer.backend!r}")
         return True
     store = Store.of(bench.device)
-    with _bar(len(set(bench.keys.values())), progress) as report:
+    with bar("tune", len(set(bench.keys.values())), progress) as advance:
         tuned = tune_step(
             bench,
             make,
@@ -83,7 +79,7 @@ def tune_file(
             store,
             effort=effort,
             budget=BUDGETS.get(effort, 0.0) if budget is None else seconds(budget),
-            report=report,
+            report=lambda outcome: advance(line(outcome)),
         )
     say(f"{file.name}, batches of {samples}, on {store.device}\n")
     say(table(tuned))
@@ -126,16 +122,16 @@ def verdict(tuned: Tuned) -> str:
 
 
 @contextmanager
-def _bar(total: int, active: bool) -> Iterator[Callable[[Outcome], None]]:
-    """A progress bar with the last choice on a terminal, nothing elsewhere."""
+def bar(task: str, total: int, active: bool) -> Iterator[Callable[[str], None]]:
+    """A progress bar with a text for the last one done on a terminal, nothing elsewhere."""
     console = Console(stderr=True)
     if not (active and console.is_terminal):
-        yield lambda outcome: None
+        yield lambda text: None
         return
     columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
-        task = progress.add_task("tune", total=total, text="")
-        yield lambda outcome: progress.update(task, advance=1, text=line(outcome))
+        added = progress.add_task(task, total=total, text="")
+        yield lambda text: progress.update(added, advance=1, text=text)
 
 
 # --- The store ------------------------------------------------------------------------------------------
@@ -174,9 +170,10 @@ def explain(kernel: str, kind: str, say: Print) -> None:
     if not entries:
         known = ", ".join(sorted({e.kernel for e in store.entries})) or "none"
         raise GncompileError(
-            message(f"no tuned settings for {kernel!r}", where=str(store.path),
-                    instead=f"tune a model first; the operations there are: {known}")
-        )  # fmt: skip
+            f"no tuned settings for {kernel!r}",
+            where=str(store.path),
+            instead=f"tune a model first; the operations there are: {known}",
+        )
     if len(entries) > LISTED:
         say(f"the first {LISTED} of {len(entries)} shapes")
     for e in entries[:LISTED]:
@@ -201,9 +198,10 @@ def export_store(path: Path, kind: str, say: Print) -> None:
     store = Store.open(kind)
     if not store.entries:
         raise GncompileError(
-            message("there are no tuned settings to export", where=str(store.path),
-                    instead="\n".join(store.notes) or "gncompile tune FILE makes some")
-        )  # fmt: skip
+            "there are no tuned settings to export",
+            where=str(store.path),
+            instead="\n".join(store.notes) or "gncompile tune FILE makes some",
+        )
     store.export(path)
     say(f"{count(len(store.entries), 'setting')}: {path}")
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..base.settings import Settings
 from ..base.tables import count
 from ..base.tables import table as aligned
-from ..errors import CompileError, message
+from ..errors import CompileError
 from ..frontends.model_file import ModelFile, load_model_file
 from ..pipeline import step_program
 from ..triton_kernels.language import triton
@@ -36,6 +33,7 @@ from ..tuning.search import ranked, weight
 from ..tuning.tuner import sizes_of
 from .api import understand
 from .training_run import example, trainer_options
+from .tune_command import bar
 
 Print = Callable[[str], None]
 
@@ -82,10 +80,10 @@ def dry_run_file(
         f"for sm_{figures.capability}: {count(len(problems), 'distinct launch', 'es')}\n"
     )
     say(overview(problems))
-    with _bar(min(limit, len(problems)), progress) as advance:
+    with bar("compile", min(limit, len(problems)), progress) as advance:
         for problem in problems[:limit]:
             text = details(problem)
-            advance()
+            advance(problem.subject.name)
             say("\n" + text)
             problem.release()
 
@@ -108,9 +106,8 @@ def bench_for(file: ModelFile, figures: Figures) -> GpuBench:
 def _figures_here() -> Figures:
     if not torch.cuda.is_available():
         raise CompileError(
-            message("there is no CUDA device to compile for",
-                    instead="say for which, as --target sm_90")
-        )  # fmt: skip
+            "there is no CUDA device to compile for", instead="say for which, as --target sm_90"
+        )
     major, minor = torch.cuda.get_device_capability()
     return nearest_figures(10 * major + minor)
 
@@ -125,7 +122,7 @@ def _named(bench: GpuBench, kernel: str | None) -> list[GpuProblem]:
     if not wanted:
         kinds = sorted({key.kernel for key in bench.keys.values()})
         raise CompileError(
-            message(f"no launch is called {kernel!r}", instead=f"use one of {', '.join(kinds)}")
+            f"no launch is called {kernel!r}", instead=f"use one of {', '.join(kinds)}"
         )
     return bench.problems(wanted)
 
@@ -168,9 +165,9 @@ def compiled(problem: GpuProblem, candidates: Sequence[Candidate]) -> list[Used]
     every = [launch for of_candidate in launches for launch in of_candidate]
     if every and not can_compile(every[0]):
         raise CompileError(
-            message("Triton interprets kernels in this process and cannot compile them",
-                    instead="run without TRITON_INTERPRET")
-        )  # fmt: skip
+            "Triton interprets kernels in this process and cannot compile them",
+            instead="run without TRITON_INTERPRET",
+        )
     select_target(figures.capability)
     compile_together(every, os.cpu_count() or 1)
     return [_used(of_candidate, figures) for of_candidate in launches]
@@ -209,16 +206,3 @@ def _used(launches: Sequence[Launch], figures: Figures) -> Used:
         products=", ".join(on_cores) or f"{plain} fma",
         problem="" if fits and not spilled else "spills" if fits else "does not fit",
     )
-
-
-@contextmanager
-def _bar(total: int, active: bool) -> Iterator[Callable[[], None]]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    console = Console(stderr=True)
-    if not (active and console.is_terminal):
-        yield lambda: None
-        return
-    columns = (TextColumn("compiling"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("compile", total=total)
-        yield lambda: progress.advance(task)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..errors import GncompileError, expected_got, message, nearest
+from ..errors import GncompileError, expected_got, nearest
 
 PREFIX = "GNCOMPILE_"
 
@@ -112,20 +112,16 @@ def _parse(switch: Switch, value: str | os.PathLike[str] | bool | None) -> Value
         return Path(value).expanduser()
     expected = "on or off" if switch.kind == "flag" else "a folder"
     raise GncompileError(
-        message(
-            f"the switch {switch.name!r} has a wrong value\n{expected_got(expected, repr(value))}",
-            where=f"{switch.variable} in the environment, or config.using({switch.name}=...)",
-        )
+        f"the switch {switch.name!r} has a wrong value\n{expected_got(expected, repr(value))}",
+        where=f"{switch.variable} in the environment, or config.using({switch.name}=...)",
     )
 
 
 def _known(name: str) -> Switch:
     if name not in SWITCHES:
         raise GncompileError(
-            message(
-                f"unknown switch {name!r}. {nearest(name, SWITCHES)}".rstrip(),
-                instead=f"use one of {', '.join(SWITCHES)}",
-            )
+            f"unknown switch {name!r}. {nearest(name, SWITCHES)}".rstrip(),
+            instead=f"use one of {', '.join(SWITCHES)}",
         )
     return SWITCHES[name]
 
@@ -135,9 +131,7 @@ def _refuse_unknown_variables() -> None:
     for name in os.environ:
         if name.startswith(PREFIX) and name not in variables:
             raise GncompileError(
-                message(
-                    f"unknown switch {name}. {nearest(name, variables)}".rstrip(),
-                    where="the environment",
-                    instead=f"unset it, or use one of {', '.join(sorted(variables))}",
-                )
+                f"unknown switch {name}. {nearest(name, variables)}".rstrip(),
+                where="the environment",
+                instead=f"unset it, or use one of {', '.join(sorted(variables))}",
             )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import CompileError, GncompileError, message
+from ..errors import CompileError, GncompileError
 from .tables import binary_size
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def require_memory(
     rows += [f"  and {more} more"] if more else []
     place = "" if device is None or device.type == "cpu" else f" on {device}"
     found = f"{what} need {binary_size(total)}, and {binary_size(available)} are free{place}"
-    raise error(message("\n".join([found, *rows]), where=where, instead=instead))
+    raise error("\n".join([found, *rows]), where=where, instead=instead)
 
 
 def available_bytes(device: torch.device | None = None) -> int:

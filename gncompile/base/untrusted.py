@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..errors import GncompileError, message
+from ..errors import GncompileError
 
 SLUG_BYTES = 80
 """Of a slug in UTF-8; what is added to it has to fit beside it into a name of 255."""
@@ -73,10 +73,10 @@ def require_within(path: Path, roots: Iterable[Path], where: str, instead: str) 
         inside = any(real.is_relative_to(root.resolve()) for root in roots)
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, links in a circle
         found = f"{shown(str(path))} is no path: {error}"
-        raise GncompileError(message(found, where=where)) from None
+        raise GncompileError(found, where=where) from None
     if not inside:
         found = f"{shown(str(path))} lies outside the model file's folder"
-        raise GncompileError(message(found, where=where, instead=instead))
+        raise GncompileError(found, where=where, instead=instead)
 
 
 def shown(text: str, most: int = 200) -> str:
@@ -99,7 +99,7 @@ def require_no_link(path: Path) -> None:
     """Raise where a link is, so that nothing is written to where it leads."""
     if path.is_symlink():
         found = f"{shown(str(path))} is a link, and nothing is written through links"
-        raise GncompileError(message(found, instead="choose another folder, or remove the link"))
+        raise GncompileError(found, instead="choose another folder, or remove the link")
 
 
 def own_folder(path: Path) -> Path:

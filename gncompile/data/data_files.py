@@ -18,7 +18,7 @@ import numpy as np
 
 from ..base.memory_budget import require_memory
 from ..base.untrusted import shown
-from ..errors import DataError, expected_got, message, nearest
+from ..errors import DataError, expected_got, nearest
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = dict[str, Array]
@@ -52,8 +52,11 @@ def read_npz(path: Path, wanted: Collection[str]) -> Arrays:
             if info is None:
                 continue
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise DataError(message(f"the array {name!r} is packed in a way numpy does not use",
-                                        where=str(path), instead="write it with numpy.savez"))  # fmt: skip
+                raise DataError(
+                    f"the array {name!r} is packed in a way numpy does not use",
+                    where=str(path),
+                    instead="write it with numpy.savez",
+                )
             with archive.open(info) as stream:
                 _check_header(name, stream, info.file_size, path)
             with archive.open(info) as stream:
@@ -76,17 +79,15 @@ def _check_header(name: str, stream: Any, size: int, path: Path) -> None:
         (2, 0): np.lib.format.read_array_header_2_0,
     }
     if version not in readers:
-        raise DataError(message(f"the array {name!r} has format {version}", where=str(path)))
+        raise DataError(f"the array {name!r} has format {version}", where=str(path))
     shape, _, dtype = readers[version](stream)
     require_numbers(name, dtype, path)
     declared = math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or declared != size - stream.tell():
         raise DataError(
-            message(
-                f"the array {name!r} is not as long as it declares\n"
-                + expected_got(f"{declared} bytes for {list(shape)}", size - stream.tell()),
-                where=str(path),
-            )
+            f"the array {name!r} is not as long as it declares\n"
+            + expected_got(f"{declared} bytes for {list(shape)}", size - stream.tell()),
+            where=str(path),
         )
     _require_memory(declared, name, path)
 
@@ -117,16 +118,17 @@ def require_numbers(name: str, dtype: np.dtype[Any], path: Path) -> None:
     """Raise unless the array's elements are real numbers."""
     if dtype.hasobject:
         raise DataError(
-            message(f"Object arrays cannot be loaded: {name!r} holds pickled Python objects",
-                    where=str(path), instead=FORMAT)
-        )  # fmt: skip
+            f"Object arrays cannot be loaded: {name!r} holds pickled Python objects",
+            where=str(path),
+            instead=FORMAT,
+        )
     if dtype.kind not in "biuf":
         raise _no_numbers(name, str(dtype), path)
 
 
 def _no_numbers(name: str, kind: str, path: Path) -> DataError:
     found = f"the array {name!r} holds no real numbers but {shown(kind)[1:-1]}"
-    return DataError(message(found, where=str(path), instead=FORMAT))
+    return DataError(found, where=str(path), instead=FORMAT)
 
 
 def _require_memory(size: int, name: str, path: Path) -> None:
@@ -164,14 +166,16 @@ def read_csv(path: Path, targets: Collection[str], autoencoder: bool) -> tuple[A
             table = _numbers(rows, header, path)
     except UnicodeDecodeError as error:
         raise DataError(
-            message(f"cannot read the data file: it is not text in UTF-8: {error.reason}",
-                    where=f"byte {error.start} of {path}", instead="save it as CSV in UTF-8")
-        ) from None  # fmt: skip
+            f"cannot read the data file: it is not text in UTF-8: {error.reason}",
+            where=f"byte {error.start} of {path}",
+            instead="save it as CSV in UTF-8",
+        ) from None
     except csv.Error as error:
         raise DataError(
-            message(f"cannot read the data file: {error}", where=f"line {rows.line_num} of {path}",
-                    instead="write one line a sample, numbers divided by commas")
-        ) from None  # fmt: skip
+            f"cannot read the data file: {error}",
+            where=f"line {rows.line_num} of {path}",
+            instead="write one line a sample, numbers divided by commas",
+        ) from None
     y = [header.index(name) for name in targets]
     x = [column for column in range(len(header)) if column not in y]
     return {"x": table[:, x], "y": table[:, y]}, header
@@ -197,9 +201,10 @@ def _lines(file: Any, path: Path) -> Iterator[str]:
             raise csv.Error(f"a line of more than {LONGEST_LINE} characters")
         if number > 1 and "_" in line:
             raise DataError(
-                message("cannot read the data file: '_' is in no number",
-                        where=f"line {number} of {path}", instead=FORMAT)
-            )  # fmt: skip
+                "cannot read the data file: '_' is in no number",
+                where=f"line {number} of {path}",
+                instead=FORMAT,
+            )
         yield line
 
 
@@ -209,7 +214,7 @@ def _check_header_line(
     """Raise unless the names differ, and the targets are among them once."""
 
     def refuse(found: str, instead: str) -> None:
-        raise DataError(message(found, where=f"the header of {path}", instead=instead))
+        raise DataError(found, where=f"the header of {path}", instead=instead)
 
     if not header:
         refuse("the file is empty", FORMAT)
@@ -225,21 +230,17 @@ def _check_header_line(
         if name not in header:
             columns = ", ".join(header[:NAMES_SHOWN])
             raise DataError(
-                message(
-                    f"no column {name!r}. {nearest(name, header)}".rstrip(),
-                    where=f"targets in [data], and the header of {path}",
-                    instead=f"use the file's columns: {columns[:500]}",
-                )
+                f"no column {name!r}. {nearest(name, header)}".rstrip(),
+                where=f"targets in [data], and the header of {path}",
+                instead=f"use the file's columns: {columns[:500]}",
             )
     if len(set(targets)) < len(targets):
         refuse("targets in [data] names a column twice", "name each target once")
     if not autoencoder and not targets:
         raise DataError(
-            message(
-                "a CSV file needs its target columns named",
-                where=str(path),
-                instead='write targets = ["column"] in [data], or target = "input"',
-            )
+            "a CSV file needs its target columns named",
+            where=str(path),
+            instead='write targets = ["column"] in [data], or target = "input"',
         )
     if len(targets) == len(header):
         refuse("all columns are targets, none is left as an input", "name fewer in targets")
@@ -261,11 +262,9 @@ def _numbers(rows: Any, header: list[str], path: Path) -> Array:
             continue
         if len(row) != len(header):
             raise DataError(
-                message(
-                    "cannot read the data file: a line is not as long as the header\n"
-                    + expected_got(f"{len(header)} cells", len(row)),
-                    where=f"line {rows.line_num} of {path}",
-                )
+                "cannot read the data file: a line is not as long as the header\n"
+                + expected_got(f"{len(header)} cells", len(row)),
+                where=f"line {rows.line_num} of {path}",
             )
         try:
             numbers.extend(map(float, row))
@@ -274,11 +273,9 @@ def _numbers(rows: Any, header: list[str], path: Path) -> Array:
             cell = row[column]
             found = f"{shown(cell, 40)} is not a number" if cell.strip() else "a cell is empty"
             raise DataError(
-                message(
-                    f"cannot read the data file: {found}",
-                    where=f"line {rows.line_num}, column {shown(header[column])} of {path}",
-                    instead="leave the sample or the column out, or write a number there",
-                )
+                f"cannot read the data file: {found}",
+                where=f"line {rows.line_num}, column {shown(header[column])} of {path}",
+                instead="leave the sample or the column out, or write a number there",
             ) from None
     return np.frombuffer(numbers, np.float64).reshape(-1, len(header))
 

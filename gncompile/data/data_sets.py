@@ -15,7 +15,7 @@ import torch
 
 from ..base.memory_budget import require_memory
 from ..base.untrusted import shown
-from ..errors import CheckpointError, DataError, expected_got, message, nearest
+from ..errors import CheckpointError, DataError, expected_got, nearest
 from .curves import SIDE, curves
 from .data_files import ARCHIVES
 from .data_spec import DataSpec, DataSplit
@@ -32,10 +32,8 @@ def load(spec: DataSpec) -> DataSplit:
     if Path(spec.name).suffix in READERS:
         return load_file(spec)
     raise DataError(
-        message(
-            f"unknown data set {shown(spec.name)}. {nearest(spec.name, NAMED)}".rstrip(),
-            instead=f"use one of {', '.join(NAMED)}, or a file ending in {', '.join(READERS)}",
-        )
+        f"unknown data set {shown(spec.name)}. {nearest(spec.name, NAMED)}".rstrip(),
+        instead=f"use one of {', '.join(NAMED)}, or a file ending in {', '.join(READERS)}",
     )
 
 
@@ -49,9 +47,10 @@ def _check(spec: DataSpec) -> None:
     for name, value in wrong.items():
         least = 0 if name == "seed" else 1
         raise DataError(
-            message(f"{name} = {value} is no number from {least}", where="[data]",
-                    instead=f"give a whole number from {least}, or leave it out")
-        )  # fmt: skip
+            f"{name} = {value} is no number from {least}",
+            where="[data]",
+            instead=f"give a whole number from {least}, or leave it out",
+        )
 
 
 def _whole(value: object, least: int) -> bool:
@@ -64,11 +63,9 @@ def _whole(value: object, least: int) -> bool:
 def _load_curves(spec: DataSpec) -> DataSplit:
     if spec.target not in (None, "input"):
         raise DataError(
-            message(
-                f"CURVES has no {spec.target}s: its images are their own targets",
-                where="target in [data]",
-                instead='write target = "input", or leave it out',
-            )
+            f"CURVES has no {spec.target}s: its images are their own targets",
+            where="target in [data]",
+            instead='write target = "input", or leave it out',
         )
     for count in (spec.train or 0, spec.validation or 0):
         require_memory(
@@ -121,31 +118,25 @@ class Batches:
         for name, tensor in (("x", x), ("y", y)):
             if not isinstance(tensor, torch.Tensor) or tensor.dim() == 0:
                 raise DataError(
-                    message(
-                        f"{name} is no tensor of samples but a {type(tensor).__name__}",
-                        where="Batches(x, y)",
-                        instead="pass tensors [N, ...]; torch.from_numpy makes one of an array",
-                    )
+                    f"{name} is no tensor of samples but a {type(tensor).__name__}",
+                    where="Batches(x, y)",
+                    instead="pass tensors [N, ...]; torch.from_numpy makes one of an array",
                 )
         if len(x) != len(y):
-            raise DataError(
-                message(f"{len(x)} samples, but {len(y)} targets", where="Batches(x, y)")
-            )
+            raise DataError(f"{len(x)} samples, but {len(y)} targets", where="Batches(x, y)")
         for name, number in (("batch_size", batch_size), ("seed", seed)):
             if not isinstance(number, int) or isinstance(number, bool):
                 raise DataError(
-                    message(f"{name} is {number!r}, no whole number", where=f"Batches({name}=...)")
+                    f"{name} is {number!r}, no whole number", where=f"Batches({name}=...)"
                 )
         if batch_size < 1 or not len(x) or (drop_last and batch_size > len(x)):
             raise DataError(
-                message(
-                    f"no batches of {batch_size} can be made from {len(x)} samples",
-                    where="Batches(batch_size=...)",
-                    instead=f"use a batch size from 1 to {max(1, len(x))}",
-                )
+                f"no batches of {batch_size} can be made from {len(x)} samples",
+                where="Batches(batch_size=...)",
+                instead=f"use a batch size from 1 to {max(1, len(x))}",
             )
         if seed < 0:
-            raise DataError(message(f"the seed {seed} is negative", where="Batches(seed=...)"))
+            raise DataError(f"the seed {seed} is negative", where="Batches(seed=...)")
         self.x, self.y = x, y
         self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last
         # One value, so that an interrupt between two cannot part them.
@@ -210,31 +201,24 @@ class Batches:
         here = self.state_dict()
         if set(state) != set(here):
             raise CheckpointError(
-                message(
-                    "not the state of a Batches loader\n"
-                    + expected_got(sorted(here), sorted(state)),
-                    where="Batches.load_state_dict",
-                )
+                "not the state of a Batches loader\n" + expected_got(sorted(here), sorted(state)),
+                where="Batches.load_state_dict",
             )
         for name in ("samples", "batch_size", "drop_last"):
             if state[name] != here[name]:
                 raise CheckpointError(
-                    message(
-                        f"the saved loader has another {name}\n"
-                        + expected_got(here[name], state[name]),
-                        where="Batches.load_state_dict",
-                        instead="resume with the same data, batch_size and drop_last",
-                    )
+                    f"the saved loader has another {name}\n"
+                    + expected_got(here[name], state[name]),
+                    where="Batches.load_state_dict",
+                    instead="resume with the same data, batch_size and drop_last",
                 )
         within = {"seed": 1 << 63, "epoch": 1 << 63, "position": len(self)}
         for name, end in within.items():
             if type(state[name]) is not int or not 0 <= state[name] < end:
                 raise CheckpointError(
-                    message(
-                        f"the saved loader has the {name} {state[name]!r}\n"
-                        + expected_got(f"a whole number from 0 to {end - 1}", state[name]),
-                        where="Batches.load_state_dict",
-                    )
+                    f"the saved loader has the {name} {state[name]!r}\n"
+                    + expected_got(f"a whole number from 0 to {end - 1}", state[name]),
+                    where="Batches.load_state_dict",
                 )
         self.seed, self._order = state["seed"], None
         self._place = state["epoch"], state["position"]

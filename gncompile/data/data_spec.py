@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from ..errors import DataError, message
+from ..errors import DataError
 
 Target = Literal["input", "label", "value"]
 
@@ -59,9 +59,10 @@ class DataSplit:
                 row = int((~torch.isfinite(given)).nonzero()[0][0])
                 largest = tensor.flatten()[tensor.abs().argmax()].item()
                 raise DataError(
-                    message(f"the data do not fit into {dtype}: {largest:g}", where=f"sample {row}",
-                            instead='scale them, or train with dtype = "float64"')
-                )  # fmt: skip
+                    f"the data do not fit into {dtype}: {largest:g}",
+                    where=f"sample {row}",
+                    instead='scale them, or train with dtype = "float64"',
+                )
             return given
 
         train_x, validation_x = cast(self.train_x), cast(self.validation_x)

@@ -31,17 +31,15 @@ def load_file(spec: DataSpec) -> DataSplit:
         there, size = path.is_file(), path.stat().st_size if path.exists() else 0
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, an unknown user
         found = f"{shown(spec.name)} is no path: {str(error)[:100]}"
-        raise DataError(message(found, where="name in [data]")) from None
+        raise DataError(found, where="name in [data]") from None
     if not there:
         raise DataError(
-            message(
-                f"no data file {spec.name!r}",
-                where=f"looked at {path.absolute()}",
-                instead="check the path; a relative path is taken from the model file's folder",
-            )
+            f"no data file {spec.name!r}",
+            where=f"looked at {path.absolute()}",
+            instead="check the path; a relative path is taken from the model file's folder",
         )
     if not size:
-        raise DataError(message("cannot read the data file: it is empty", where=str(path)))
+        raise DataError("cannot read the data file: it is empty", where=str(path))
     autoencoder = spec.target == "input"
     needed = ("x",) if autoencoder else ("x", "y")
     wanted = (*needed, *(f"validation_{name}" for name in needed))
@@ -58,7 +56,7 @@ def load_file(spec: DataSpec) -> DataSplit:
     except Exception as error:  # whatever a damaged file makes numpy, zipfile or safetensors raise
         said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise DataError(
-            message(f"cannot read the data file: {said}", where=str(path), instead=FORMAT)
+            f"cannot read the data file: {said}", where=str(path), instead=FORMAT
         ) from error
     for name, values in arrays.items():
         _require_rows(name, values, path)
@@ -71,7 +69,7 @@ def _require_rows(name: str, values: Array, path: Path) -> None:
         found = (
             "is a single number" if not values.ndim else f"of shape {list(values.shape)} is empty"
         )
-        raise DataError(message(f"the array {name!r} {found}", where=str(path), instead=FORMAT))
+        raise DataError(f"the array {name!r} {found}", where=str(path), instead=FORMAT)
 
 
 def _require_finite(
@@ -89,11 +87,9 @@ def _require_finite(
         own = list(targets) if name == "y" else own
         place = f"sample {row + 1} below the header, column {own[column]!r} of {path}"
     raise DataError(
-        message(
-            f"samples contain NaN or infinite values: {rows[row, column]}",
-            where=place,
-            instead="leave the sample out, or put a number there",
-        )
+        f"samples contain NaN or infinite values: {rows[row, column]}",
+        where=place,
+        instead="leave the sample out, or put a number there",
     )
 
 
@@ -116,20 +112,16 @@ def split(spec: DataSpec, arrays: dict[str, Array], where: str) -> DataSplit:
         a, b = (part[given].shape[1:] for part in (train, held_out))
         if a != b:
             raise DataError(
-                message(
-                    f"training and validation {what} differ in size\n"
-                    + expected_got(f"{math.prod(a)} features", f"{math.prod(b)} features"),
-                    where=where,
-                )
+                f"training and validation {what} differ in size\n"
+                + expected_got(f"{math.prod(a)} features", f"{math.prod(b)} features"),
+                where=where,
             )
     shape = spec.shape or tuple(arrays["x"].shape[1:]) or (1,)
     if math.prod(shape) != train[0].shape[1]:
         raise DataError(
-            message(
-                "shape does not fit the samples\n"
-                + expected_got(f"{train[0].shape[1]} features", f"{list(shape)}"),
-                where="shape in [data]",
-            )
+            "shape does not fit the samples\n"
+            + expected_got(f"{train[0].shape[1]} features", f"{list(shape)}"),
+            where="shape in [data]",
         )
     return DataSplit(*train, *held_out, shape)
 
@@ -141,16 +133,14 @@ def _hold_out(
     rows = len(arrays["x"])
     if any(len(arrays[name]) != rows for name in names):
         raise DataError(
-            message(f"x has {rows} samples, y has {len(arrays['y'])}", where=where, instead=FORMAT)
+            f"x has {rows} samples, y has {len(arrays['y'])}", where=where, instead=FORMAT
         )
     held = max(1, rows // 10) if spec.validation is None else spec.validation
     if not 0 < held < rows:
         raise DataError(
-            message(
-                f"cannot hold {held} of {rows} samples out for validation",
-                where=where,
-                instead="give fewer, or provide validation_x",
-            )
+            f"cannot hold {held} of {rows} samples out for validation",
+            where=where,
+            instead="give fewer, or provide validation_x",
         )
     order = permutation(rows, spec.seed, 0)
     parts: dict[str, Array] = {}
@@ -167,11 +157,9 @@ def _samples(
     x = arrays[f"{prefix}x"]
     if count is not None and not 0 < count <= len(x):
         raise DataError(
-            message(
-                f"{count} samples asked for, but there are {len(x)}",
-                where=f"{prefix}x of {where}",
-                instead="lower train or validation in [data]",
-            )
+            f"{count} samples asked for, but there are {len(x)}",
+            where=f"{prefix}x of {where}",
+            instead="lower train or validation in [data]",
         )
     count = len(x) if count is None else count
     flat = _floating(x[:count].reshape(count, -1), f"{prefix}x of {where}")
@@ -182,7 +170,7 @@ def _samples(
     y = arrays.get(f"{prefix}y")
     if y is None or len(y) != len(x):
         found = "missing" if y is None else f"{len(y)} targets for {len(x)} samples"
-        raise DataError(message(f"{prefix}y: {found}", where=where, instead=FORMAT))
+        raise DataError(f"{prefix}y: {found}", where=where, instead=FORMAT)
     return flat, _targets(spec, y[:count], f"{prefix}y of {where}")
 
 
@@ -190,9 +178,10 @@ def _floating(values: Array, where: str) -> torch.Tensor:
     """Numbers as they are: float32 where that holds every number of their type, else float64."""
     if values.dtype.kind in "iu" and (values.max() > EXACT or values.min() < -EXACT):
         raise DataError(
-            message(f"there are integers beyond {EXACT}, which floating point rounds", where=where,
-                    instead="subtract an offset, or store them as float64 if rounding is meant")
-        )  # fmt: skip
+            f"there are integers beyond {EXACT}, which floating point rounds",
+            where=where,
+            instead="subtract an offset, or store them as float64 if rounding is meant",
+        )
     exact = np.float32 if np.can_cast(values.dtype, np.float32) else np.float64
     return torch.from_numpy(np.array(values, exact, order="C"))
 
@@ -204,11 +193,9 @@ def _targets(spec: DataSpec, y: Array, where: str) -> torch.Tensor:
     whole = len(labels) == len(y) and np.array_equal(labels, np.floor(labels))
     if not whole or labels.min() < 0 or labels.max() >= MOST_LABELS:
         raise DataError(
-            message(
-                f"labels must be one whole number >= 0 a sample, below {MOST_LABELS}",
-                where=where,
-                instead='use target = "value" for other targets',
-            )
+            f"labels must be one whole number >= 0 a sample, below {MOST_LABELS}",
+            where=where,
+            instead='use target = "value" for other targets',
         )
     return torch.from_numpy(labels.astype(np.int64))
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from ..base import config
 from ..base.files import atomic_write
-from ..errors import DataError, expected_got, message
+from ..errors import DataError, expected_got
 
 SHA256: Mapping[str, str] = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -69,19 +69,15 @@ def parse_idx(content: bytes) -> Array:
     """An IDX file of unsigned bytes: ``00 00 08 ndim``, ``ndim`` big-endian sizes, then the bytes."""
     if len(content) < 4 or content[:3] != b"\x00\x00\x08" or len(content) < 4 + 4 * content[3]:
         raise DataError(
-            message(
-                "not an IDX file of unsigned bytes\n"
-                + expected_got("00 00 08 ..", content[:4].hex(" ") or "nothing")
-            )
+            "not an IDX file of unsigned bytes\n"
+            + expected_got("00 00 08 ..", content[:4].hex(" ") or "nothing")
         )
     start = 4 + 4 * content[3]
     sizes = struct.unpack(f">{content[3]}I", content[4:start])
     if math.prod(sizes) != len(content) - start:
         raise DataError(
-            message(
-                "an IDX file is cut short or too long\n"
-                + expected_got(f"{math.prod(sizes)} bytes for {list(sizes)}", len(content) - start)
-            )
+            "an IDX file is cut short or too long\n"
+            + expected_got(f"{math.prod(sizes)} bytes for {list(sizes)}", len(content) - start)
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(sizes).copy()
 
@@ -115,18 +111,16 @@ def _checked(name: str, file: BinaryIO, where: str) -> bytes:
         content = (gzip.GzipFile(fileobj=file) if packed else file).read(most + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
-            message(f"a damaged .gz file: {error}", where=where, instead="delete it and try again")
+            f"a damaged .gz file: {error}", where=where, instead="delete it and try again"
         ) from error
     digest = hashlib.sha256(content).hexdigest()
     if len(content) > most or digest != SHA256[name]:
         got = digest if len(content) <= most else f"more than {most} bytes"
         raise DataError(
-            message(
-                f"not MNIST's {name}: the SHA-256 of its decompressed bytes differs\n"
-                + expected_got(SHA256[name], got),
-                where=where,
-                instead="delete the file; it is found elsewhere or downloaded again",
-            )
+            f"not MNIST's {name}: the SHA-256 of its decompressed bytes differs\n"
+            + expected_got(SHA256[name], got),
+            where=where,
+            instead="delete the file; it is found elsewhere or downloaded again",
         )
     return content
 
@@ -186,11 +180,9 @@ def _download(name: str, looked: list[Path]) -> bytes:
         return content
     tried = "\n".join(f"              {place}" for place in [*map(str, looked), *failures])
     raise DataError(
-        message(
-            f"MNIST's file {name} (or {name}.gz) is missing and could not be downloaded",
-            where=f"looked in\n{tried}",
-            instead="put the four IDX files into a folder and set GNCOMPILE_DATA to it",
-        )
+        f"MNIST's file {name} (or {name}.gz) is missing and could not be downloaded",
+        where=f"looked in\n{tried}",
+        instead="put the four IDX files into a folder and set GNCOMPILE_DATA to it",
     )
 
 

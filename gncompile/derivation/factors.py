@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import sympy
 
 from ..base.settings import SAMPLED_METHODS
-from ..errors import CompileError, message
+from ..errors import CompileError
 from ..functions.primitives import select
 from ..graph.zero_slopes import no_gradient
 from ..losses.vocabulary import SoftmaxCrossEntropy
@@ -161,11 +161,9 @@ class Factors:
             return self.sampled_rules.projected_gradient()
         if not isinstance(self.batch.loss, SoftmaxCrossEntropy) and self.batch.loss.sampler is None:
             raise CompileError(
-                message(
-                    f"method 'kfac' needs a model to sample targets from; the loss {self.batch.loss.name!r} "
-                    "declares none",
-                    instead="use method='kfac_rp', random ±1 projections, which need no model",
-                )
+                f"method 'kfac' needs a model to sample targets from; the loss {self.batch.loss.name!r} "
+                "declares none",
+                instead="use method='kfac_rp', random ±1 projections, which need no model",
             )
         return self.sampled_rules.sampled_gradient()
 

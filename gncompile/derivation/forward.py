@@ -25,7 +25,7 @@ from typing import Any, Generic, TypeVar
 
 import sympy
 
-from ..errors import CompileError, message
+from ..errors import CompileError
 from ..functions.derive import PointwiseRule, pointwise_rule
 from ..graph.model_graph import (
     Affine,
@@ -109,11 +109,9 @@ class Forward:
         rule = _RULES.get(type(node.op))
         if rule is None:
             raise CompileError(
-                message(
-                    f"nothing declares how a node of kind {type(node.op).__name__} is derived",
-                    where=str(node.origin),
-                    instead="declare its rule with gncompile.derivation.propagation.node_rule",
-                )
+                f"nothing declares how a node of kind {type(node.op).__name__} is derived",
+                where=str(node.origin),
+                instead="declare its rule with gncompile.derivation.propagation.node_rule",
             )
         return rule(self, node)
 
@@ -199,12 +197,10 @@ class NodeRule(Generic[Kind]):
     def curve(self, g: Value, i: int, j: int) -> Value | None:
         """``Σ_k g_k ∂²y_k/∂x_i∂x_j`` of every sample, ``[N, d, d]``; nothing where it is zero."""
         raise CompileError(
-            message(
-                f"a node of kind {type(self.op).__name__} declares no second derivatives, "
-                "which 'hessian' needs",
-                where=str(self.node.origin),
-                instead="use another method, or define the rule's curve",
-            )
+            f"a node of kind {type(self.op).__name__} declares no second derivatives, "
+            "which 'hessian' needs",
+            where=str(self.node.origin),
+            instead="use another method, or define the rule's curve",
         )
 
 
@@ -226,11 +222,9 @@ def node_rule(
     def declare(rule: type[NodeRule[Any]]) -> type[NodeRule[Any]]:
         if kind in _RULES:
             raise CompileError(
-                message(
-                    f"nodes of kind {kind.__name__} already have a rule, {_RULES[kind].__qualname__} "
-                    f"of {_RULES[kind].__module__}",
-                    instead="declare another kind of node",
-                )
+                f"nodes of kind {kind.__name__} already have a rule, {_RULES[kind].__qualname__} "
+                f"of {_RULES[kind].__module__}",
+                instead="declare another kind of node",
             )
         _RULES[kind] = rule
         return rule

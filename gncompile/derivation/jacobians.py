@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from ..errors import CompileError, message
+from ..errors import CompileError
 from ..program import operations as ir
 from ..program import specs
 from ..program.builder import Factor, ProgramBuilder, Value
@@ -63,10 +63,8 @@ class Jacobian:
 
     def _refuse(self, what: str, methods: str) -> NoReturn:
         raise CompileError(
-            message(
-                f"the Jacobian {type(self).__name__} has no {what}, which {methods} would need",
-                instead="use a method that passes columns back ('kflr', 'kfac_rp'), or define it",
-            )
+            f"the Jacobian {type(self).__name__} has no {what}, which {methods} would need",
+            instead="use a method that passes columns back ('kflr', 'kfac_rp'), or define it",
         )
 
 

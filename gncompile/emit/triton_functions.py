@@ -25,7 +25,7 @@ import sympy
 from sympy import Add, Expr, Mul, Pow, Symbol
 
 from ..base.names import LONGEST, RESERVED, identifier
-from ..errors import InternalError, message
+from ..errors import InternalError
 from ..functions.expressions import Product, root_of_squares
 from ..functions.lowering import HALF, Lowering, Operand, Value
 from ..functions.primitives import spelling
@@ -64,7 +64,7 @@ def kernels_module(functions: Iterable[DeviceFunction]) -> str:
     every = list(dict.fromkeys(functions))
     doubled = [name for name, count in Counter(f.name for f in every).items() if count > 1]
     if doubled:
-        raise InternalError(message(f"two different device functions are called {doubled[0]!r}"))
+        raise InternalError(f"two different device functions are called {doubled[0]!r}")
     return "\n\n".join([HEADER, *(f.text for f in every)])
 
 

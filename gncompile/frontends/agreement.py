@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..errors import InternalError, TraceError, message
+from ..errors import InternalError, TraceError
 from ..graph.model_graph import TracedModel
 from ..graph.torch_network import Network
 from .own_gradients import HOOKS, Observer, own_functions, places_of
@@ -93,11 +93,9 @@ class Agreement:
             z: Tensor = functional_call(self.module, sample.parameters, inputs)
         except Exception as error:
             raise TraceError(
-                message(
-                    f"{self.name} fails on a random batch of {inputs[0].shape[0]} samples, where it could be "
-                    f"traced: {type(error).__name__}: {error}",
-                    instead="let forward take any batch [N, ...] of finite numbers",
-                )
+                f"{self.name} fails on a random batch of {inputs[0].shape[0]} samples, where it could be "
+                f"traced: {type(error).__name__}: {error}",
+                instead="let forward take any batch [N, ...] of finite numbers",
             ) from error
         return z.reshape(inputs[0].shape[0], -1)
 
@@ -116,23 +114,19 @@ class Agreement:
         if not difference([found], [expected], lambda: [self.module_at(sample.nudged())]):
             return
         raise InternalError(
-            message(
-                f"the traced graph and {self.name} compute different outputs",
-                where=f"forward of {self.name}",
-                instead="if forward depends on its inputs and parameters alone, this is a fault of "
-                "gncompile: please report the module",
-            )
+            f"the traced graph and {self.name} compute different outputs",
+            where=f"forward of {self.name}",
+            instead="if forward depends on its inputs and parameters alone, this is a fault of "
+            "gncompile: please report the module",
         )
 
     def require_same(self, sample: Sample, before: Tensor) -> None:
         """The module gives ``before`` again."""
         if difference([self.module_at(sample)], [before]):
             raise TraceError(
-                message(
-                    f"{self.name} computes something else at every call on the same inputs",
-                    where=f"forward of {self.name}",
-                    instead="take random numbers, counters and other state out of forward",
-                )
+                f"{self.name} computes something else at every call on the same inputs",
+                where=f"forward of {self.name}",
+                instead="take random numbers, counters and other state out of forward",
             )
 
     def compare_alone(self, sample: Sample, expected: Tensor) -> None:
@@ -149,11 +143,9 @@ class Agreement:
         self.require_same(alone, z)
         if not alike or difference([row], [z], lambda: [self.module_at(alone.nudged())]):
             raise TraceError(
-                message(
-                    f"{self.name} computes something else for a sample alone than for it in a batch",
-                    where=f"forward of {self.name}",
-                    instead="let no branch depend on the number of samples; squeeze(dim), not squeeze()",
-                )
+                f"{self.name} computes something else for a sample alone than for it in a batch",
+                where=f"forward of {self.name}",
+                instead="let no branch depend on the number of samples; squeeze(dim), not squeeze()",
             )
 
     def compare_gradients(
@@ -180,13 +172,11 @@ class Agreement:
             if error:
                 places = places_of(self.module, lambda: self.module_at(sample))
                 raise TraceError(
-                    message(
-                        f"autograd's gradient of {self.name} is not the derivative of what {self.name} "
-                        f"computes, by {100 * error:.3g} %; the compiled gradient would be the derivative",
-                        where="; ".join(places) or f"forward of {self.name}",
-                        instead="remove what changes the gradient: hooks on tensors, and each "
-                        "torch.autograd.Function whose backward is not the derivative of its forward",
-                    )
+                    f"autograd's gradient of {self.name} is not the derivative of what {self.name} "
+                    f"computes, by {100 * error:.3g} %; the compiled gradient would be the derivative",
+                    where="; ".join(places) or f"forward of {self.name}",
+                    instead="remove what changes the gradient: hooks on tensors, and each "
+                    "torch.autograd.Function whose backward is not the derivative of its forward",
                 )
 
 

@@ -53,6 +53,22 @@ def _declared(name: str, x: Expr, **parameters: Expr) -> Expr:
     return function.general.xreplace({ARGUMENT: x, **symbols})
 
 
+def _unary(function: Rule) -> Rule:
+    return lambda self: function(self)
+
+
+def _vocabulary(name: str) -> Rule:
+    """The vocabulary's ``name`` with the parameters it is declared with, which aten calls the same."""
+
+    def rule(self: Expr, **parameters: Expr) -> Expr:
+        return _declared(name, self, **parameters)
+
+    names = ("self", *(key for key, _ in BUILT_IN[name].parameters))
+    parameters = [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY) for key in names]
+    rule.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return rule
+
+
 def _gelu(self: Expr, approximate: str) -> Expr:
     return _declared("gelu_tanh" if approximate == "tanh" else "gelu", self)
 
@@ -123,12 +139,10 @@ POINTWISE: Mapping[str, Rule] = {
     "div": _divide,
     "neg": lambda self: -self,
     "abs": lambda self: Abs(self),
-    "sign": lambda self: sympy.sign(self),
     "sgn": lambda self: sympy.sign(self),
     "pow": _power,
     "square": lambda self: self**2,
     "reciprocal": lambda self: 1 / self,
-    "sqrt": lambda self: sympy.sqrt(self),
     "hypot": lambda self, other: sympy.sqrt(self**2 + other**2),
     "rsqrt": lambda self: 1 / sympy.sqrt(self),
     "addcmul": lambda self, tensor1, tensor2, value: self + value * tensor1 * tensor2,
@@ -142,52 +156,28 @@ POINTWISE: Mapping[str, Rule] = {
     "clamp": _clamp,
     "clamp_min": lambda self, min: _clamp(self, min, None),
     "clamp_max": lambda self, max: _clamp(self, None, max),
+    **{each.__name__: _unary(each) for each in (sympy.sqrt, sympy.sign)},
     # exponentials and logarithms
-    "exp": lambda self: sympy.exp(self),
+    **{each.__name__: _unary(each) for each in (sympy.exp, expm1, sympy.log, log1p, sigmoid)},
     "exp2": lambda self: sympy.exp(self * sympy.log(2)),
-    "expm1": lambda self: expm1(self),
-    "log": lambda self: sympy.log(self),
     "log2": lambda self: sympy.log(self) / sympy.log(2),
     "log10": lambda self: sympy.log(self) / sympy.log(10),
-    "log1p": lambda self: log1p(self),
-    "sigmoid": lambda self: sigmoid(self),
     # trigonometric and hyperbolic functions, the error function
-    "sin": lambda self: sympy.sin(self),
-    "cos": lambda self: sympy.cos(self),
-    "tan": lambda self: sympy.tan(self),
-    "sinh": lambda self: sympy.sinh(self),
-    "cosh": lambda self: sympy.cosh(self),
-    "tanh": lambda self: sympy.tanh(self),
-    "atan": lambda self: sympy.atan(self),
-    "asinh": lambda self: sympy.asinh(self),
-    "erf": lambda self: sympy.erf(self),
-    "erfc": lambda self: erfc(self),
-    # transfer functions, as the vocabulary declares them
-    "relu": lambda self: _declared("relu", self),
-    "relu6": lambda self: _declared("relu6", self),
-    "leaky_relu": lambda self, negative_slope: _declared(
-        "leaky_relu", self, negative_slope=negative_slope
-    ),
-    "rrelu": lambda self, lower, upper: _declared("rrelu", self, lower=lower, upper=upper),
-    "prelu": lambda self, weight: _declared("prelu", self, weight=weight),
+    **{each.__name__: _unary(each) for each in (sympy.sin, sympy.cos, sympy.tan, sympy.atan)},
+    **{each.__name__: _unary(each) for each in (sympy.sinh, sympy.cosh, sympy.tanh, sympy.asinh)},
+    **{each.__name__: _unary(each) for each in (sympy.erf, erfc)},
+    # transfer functions, as the vocabulary declares them, parameters included
+    **{
+        name: _vocabulary(name)
+        for name in (
+            *("relu", "relu6", "leaky_relu", "rrelu", "prelu", "selu", "celu", "silu", "mish"),
+            *("hardtanh", "hardswish", "hardsigmoid", "hardshrink", "softshrink", "threshold"),
+        )
+    },
     "elu": _elu,
-    "selu": lambda self: _declared("selu", self),
-    "celu": lambda self, alpha: _declared("celu", self, alpha=alpha),
     "gelu": _gelu,
-    "silu": lambda self: _declared("silu", self),
-    "mish": lambda self: _declared("mish", self),
     "softplus": _softplus,
     "log_sigmoid": lambda self: _declared("logsigmoid", self),
-    "hardtanh": lambda self, min_val, max_val: _declared(
-        "hardtanh", self, min_val=min_val, max_val=max_val
-    ),
-    "hardswish": lambda self: _declared("hardswish", self),
-    "hardsigmoid": lambda self: _declared("hardsigmoid", self),
-    "hardshrink": lambda self, lambd: _declared("hardshrink", self, lambd=lambd),
-    "softshrink": lambda self, lambd: _declared("softshrink", self, lambd=lambd),
-    "threshold": lambda self, threshold, value: _declared(
-        "threshold", self, threshold=threshold, value=value
-    ),
     "glu": lambda self, gate: GATES["glu"](self, gate),
     # branches; a mask is 1 or 0
     "where": lambda condition, self, other: _where(condition, self, other),

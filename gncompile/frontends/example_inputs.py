@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from ..errors import TraceError, message
+from ..errors import TraceError
 
 
 def checked_examples(
@@ -20,9 +20,7 @@ def checked_examples(
     Whole numbers are cast only if the module can work with the result.
     """
     if not isinstance(module, nn.Module):
-        raise TraceError(
-            message(f"the model is a {type(module).__name__}", instead="pass an nn.Module")
-        )
+        raise TraceError(f"the model is a {type(module).__name__}", instead="pass an nn.Module")
     examples = _tensors(module, given)
     for i, x in enumerate(examples):
         if x.is_complex():
@@ -114,4 +112,4 @@ def failure(module: nn.Module, examples: tuple[Tensor, ...]) -> Exception | None
 
 def _refuse(module: nn.Module, found: str, instead: str) -> NoReturn:
     where = f"example_inputs of {type(module).__name__}"
-    raise TraceError(message(found, where=where, instead=instead))
+    raise TraceError(found, where=where, instead=instead)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import TraceError, message
+from ..errors import TraceError
 from .example_inputs import failure
 from .fx_nodes import origin_of_error
 from .own_gradients import Observer
@@ -64,40 +64,32 @@ def explain_failure(
                 where, f"{name} runs for a batch of 1 and fails for a batch of {size}"
             )
         return TraceError(
-            message(
-                f"{name} itself fails on the example inputs: {type(own).__name__}: {own}",
-                where=where,
-                instead="make module(*example_inputs) work first",
-            )
+            f"{name} itself fails on the example inputs: {type(own).__name__}: {own}",
+            where=where,
+            instead="make module(*example_inputs) work first",
         )
     if failure(module, several(examples)) is not None:
         return _fixed_batch(where, f"{name} runs for a batch of 1 and fails for a batch of 2")
     if _inside_functorch(error):
         return TraceError(
-            message(
-                f"forward uses torch.func ({type(error).__name__}), which no graph of operators can hold",
-                where=where,
-                instead="write the derivative, or the map over samples, out with tensor operators",
-            )
+            f"forward uses torch.func ({type(error).__name__}), which no graph of operators can hold",
+            where=where,
+            instead="write the derivative, or the map over samples, out with tensor operators",
         )
     if observer.seen:
         return _outside_the_graph(observer.seen)
     if any(sign in text.lower() for sign in _CONTROL_FLOW):
         return TraceError(
-            message(
-                f"control flow in {name} depends on the data, not only on shapes",
-                where=where,
-                instead="use torch.where, so that every sample takes the same path",
-            )
+            f"control flow in {name} depends on the data, not only on shapes",
+            where=where,
+            instead="use torch.where, so that every sample takes the same path",
         )
     if "batch" in text and ("constraint" in text.lower() or "specializ" in text.lower()):
         return _fixed_batch(f"forward of {name}", f"{name} works only for some batch sizes")
     return TraceError(
-        message(
-            f"torch.export cannot trace {name}: {text.strip().splitlines()[0] if text else error!r}",
-            where=where,
-            instead="make forward traceable by torch.export.export",
-        )
+        f"torch.export cannot trace {name}: {text.strip().splitlines()[0] if text else error!r}",
+        where=where,
+        instead="make forward traceable by torch.export.export",
     )
 
 
@@ -106,19 +98,15 @@ def _outside_the_graph(seen: Mapping[str, str]) -> TraceError:
     calls = [what for what in seen if what not in _NUMBERS.values()]
     if calls:
         return TraceError(
-            message(
-                f"forward uses {calls[0]}, which no graph of operators can hold",
-                where=seen[calls[0]],
-                instead="write derivatives, and maps over samples, out with tensor operators",
-            )
+            f"forward uses {calls[0]}, which no graph of operators can hold",
+            where=seen[calls[0]],
+            instead="write derivatives, and maps over samples, out with tensor operators",
         )
     what, place = next(iter(seen.items()))
     return TraceError(
-        message(
-            f"forward takes a number out of a tensor ({what}), and goes on with it",
-            where=place,
-            instead="keep it a tensor; torch.where chooses per element",
-        )
+        f"forward takes a number out of a tensor ({what}), and goes on with it",
+        where=place,
+        instead="keep it a tensor; torch.where chooses per element",
     )
 
 
@@ -130,11 +118,9 @@ def _inside_functorch(error: BaseException) -> bool:
 
 def _fixed_batch(where: str, found: str) -> TraceError:
     return TraceError(
-        message(
-            f"the model fixes the batch size: {found}",
-            where=where,
-            instead="write x.shape[0] or -1 for the batch dimension; neither branch on it nor slice it",
-        )
+        f"the model fixes the batch size: {found}",
+        where=where,
+        instead="write x.shape[0] or -1 for the batch dimension; neither branch on it nor slice it",
     )
 
 

@@ -10,7 +10,7 @@ import sympy
 import torch
 from torch import fx
 
-from ..errors import TraceError, message
+from ..errors import TraceError
 from ..functions.primitives import number, select
 from . import aten
 from .fx_nodes import label_of, op_name, origin_of
@@ -44,7 +44,7 @@ class Importer:
 
     def refuse(self, node: fx.Node, found: str, instead: str) -> NoReturn:
         """Raise a :class:`TraceError` about ``node``."""
-        raise TraceError(message(found, where=str(origin_of(node)), instead=instead))
+        raise TraceError(found, where=str(origin_of(node)), instead=instead)
 
     def refuse_mixing(self, node: fx.Node) -> NoReturn:
         """An operator whose result is not one row a sample, computed from that sample alone."""

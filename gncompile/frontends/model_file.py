@@ -22,7 +22,7 @@ from ..base.plugins import TRANSFERS, load_plugins
 from ..base.settings import FIRST_ORDER_METHODS
 from ..base.untrusted import require_within
 from ..data.data_sets import READERS, DataSpec
-from ..errors import ExpressionError, GncompileError, ModelFileError, message, nearest
+from ..errors import ExpressionError, GncompileError, ModelFileError, nearest
 from ..functions.applied import Function
 from ..functions.declarations import check_size, shortened
 from ..functions.parsing import FUNCTIONS, parse_expression
@@ -157,7 +157,7 @@ def _located(name: str, roots: list[Path], key: str, path: Path) -> str:
     try:
         given = Path(name).expanduser()
     except RuntimeError as error:
-        raise ModelFileError(message(f"{name[:80]!r} is no path: {error}", where=where)) from None
+        raise ModelFileError(f"{name[:80]!r} is no path: {error}", where=where) from None
     located = roots[0] / given
     instead = (
         "put the file beside the model file, or allow its folder: --data-root DIR on the command line, "
@@ -181,11 +181,9 @@ def _declared_transfers(sections: Sections, path: Path) -> dict[str, TransferFun
         place = f"[transfer.{name}] of {path}"
         if name in BUILT_IN or (name in FUNCTIONS and not is_registered(name)):
             raise ModelFileError(
-                message(
-                    f"the transfer function {name!r} exists already",
-                    where=place,
-                    instead="choose another name",
-                )
+                f"the transfer function {name!r} exists already",
+                where=place,
+                instead="choose another name",
             )
         function = define_transfer(
             name,
@@ -213,22 +211,16 @@ def _check_names(nodes: tuple[Node, ...], path: Path) -> None:
         if node.name in taken or hasattr(module, node.name) or iskeyword(node.name):
             kind = "twice" if node.name in seen else "for a node, but it is reserved"
             raise ModelFileError(
-                message(
-                    f"the name {node.name!r} is used {kind}",
-                    where=place,
-                    instead="choose another name",
-                )
+                f"the name {node.name!r} is used {kind}", where=place, instead="choose another name"
             )
         for name in node.inputs:
             if name not in seen:
                 later = any(name == other.name for other in nodes)
                 found = "comes later" if later else f"is unknown. {nearest(name, seen)}".rstrip()
                 raise ModelFileError(
-                    message(
-                        f"the input {name!r} {found}",
-                        where=place,
-                        instead=f"read nodes further up: {', '.join(seen)}",
-                    )
+                    f"the input {name!r} {found}",
+                    where=place,
+                    instead=f"read nodes further up: {', '.join(seen)}",
                 )
         seen.append(node.name)
         taken |= {node.name, function_name(node)}
@@ -240,11 +232,9 @@ def _check_all_read(nodes: tuple[Node, ...], path: Path) -> None:
     unread = [node.name for node in nodes[:-1] if node.name not in read]
     if unread:
         raise ModelFileError(
-            message(
-                f"computed but never read: {', '.join(unread)}",
-                where=str(path),
-                instead="remove them, or put the network's output last",
-            )
+            f"computed but never read: {', '.join(unread)}",
+            where=str(path),
+            instead="remove them, or put the network's output last",
         )
 
 
@@ -257,7 +247,7 @@ def _sizes(nodes: tuple[Node, ...], input_size: int, path: Path) -> dict[str, in
         if problem:
             shown = ", ".join(f"{name}: {sizes[name]}" for name in node.inputs) or "none"
             raise ModelFileError(
-                message(f"{problem}\n  inputs: {shown}", where=f"node {node.name!r} of {path}")
+                f"{problem}\n  inputs: {shown}", where=f"node {node.name!r} of {path}"
             )
         match node:
             case Linear():
@@ -313,21 +303,17 @@ def _transfer(text: str, known: Functions, place: str) -> Expr:
     if text not in known:
         declared = [*transfer_names(), *(name for name in known if name not in FUNCTIONS)]
         raise ModelFileError(
-            message(
-                f"unknown transfer function {text!r}. {nearest(text, declared)}".rstrip(),
-                where=place,
-                instead=f"declare it as [transfer.{text}] with an expression in u",
-            )
+            f"unknown transfer function {text!r}. {nearest(text, declared)}".rstrip(),
+            where=place,
+            instead=f"declare it as [transfer.{text}] with an expression in u",
         )
     try:
         return parse_expression(f"{text}(u)", _ARGUMENTS, known, where=place)
     except ExpressionError as error:
         raise ModelFileError(
-            message(
-                f"{text!r} cannot be used as a transfer function: {error}",
-                where=place,
-                instead="write it as an expression in u",
-            )
+            f"{text!r} cannot be used as a transfer function: {error}",
+            where=place,
+            instead="write it as an expression in u",
         ) from error
 
 

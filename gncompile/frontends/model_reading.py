@@ -27,20 +27,21 @@ def read(path: Path) -> bytes:
     """The bytes of a model file; :class:`~gncompile.errors.ModelFileError` if there are none to have."""
     try:
         if path.exists() and not path.is_file():
-            raise ModelFileError(message(f"{str(path)!r} is no file", instead="give a TOML file"))
+            raise ModelFileError(f"{str(path)!r} is no file", instead="give a TOML file")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise ModelFileError(
-            message(f"no model file {shown(str(path))}", instead="check the path")
+            f"no model file {shown(str(path))}", instead="check the path"
         ) from None
     except (OSError, ValueError) as error:
         raise ModelFileError(_unreadable(error, path, "check the path")) from error
     if len(content) > MAX_BYTES:
         raise ModelFileError(
-            message(f"the model file is longer than {MAX_BYTES} bytes", where=str(path),
-                    instead="build a network of that size in Python")
-        )  # fmt: skip
+            f"the model file is longer than {MAX_BYTES} bytes",
+            where=str(path),
+            instead="build a network of that size in Python",
+        )
     return content
 
 
@@ -57,12 +58,12 @@ def validate(content: bytes, path: Path) -> Sections:
         raise ModelFileError(_unreadable(error, path, "write TOML 1.0")) from error
     except RecursionError:
         found = f"tables or arrays are nested more than {MAX_DEPTH} deep"
-        raise ModelFileError(message(found, where=str(path))) from None
+        raise ModelFileError(found, where=str(path)) from None
     try:
         # JSON is where pydantic's strict mode knows arrays and tables from Python's own types.
         sections = Sections.model_validate_json(json.dumps(tables, default=str))
     except ValidationError as error:
-        raise ModelFileError(message("\n".join(_mistakes(error)), where=str(path))) from None
+        raise ModelFileError("\n".join(_mistakes(error)), where=str(path)) from None
     _check_options(sections.training, path)
     return sections
 
@@ -111,7 +112,7 @@ def _check_options(training: Training, path: Path) -> None:
             instead = "put it in quotes"
         else:
             continue
-        raise ModelFileError(message(found, where=where, instead=instead))
+        raise ModelFileError(found, where=where, instead=instead)
 
 
 # --- pydantic's errors -------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from ..errors import GncompileError, TraceError, message
+from ..errors import GncompileError, TraceError
 from ..graph.model_graph import ModelGraph, TracedModel
 from .agreement import check_agreement
 from .aten import CREATORS, SIZES, is_known
@@ -198,10 +198,8 @@ def _check_buffers(program: ExportedProgram) -> None:
     mutated = list(program.graph_signature.buffers_to_mutate.values())
     if mutated:
         raise TraceError(
-            message(
-                f"forward changes the buffers {', '.join(mutated)}",
-                instead="call .eval(), or update buffers outside forward",
-            )
+            f"forward changes the buffers {', '.join(mutated)}",
+            instead="call .eval(), or update buffers outside forward",
         )
 
 
@@ -260,19 +258,15 @@ def _output(program: ExportedProgram, importer: Importer) -> Activation:
     outputs = [s for s in program.graph_signature.output_specs if s.kind is OutputKind.USER_OUTPUT]
     if len(outputs) != 1 or program.call_spec.out_spec.num_nodes != 1:
         raise TraceError(
-            message(
-                f"forward returns a structure of {len(outputs)} outputs",
-                instead="return one tensor [N, ...], for example torch.cat of the outputs",
-            )
+            f"forward returns a structure of {len(outputs)} outputs",
+            instead="return one tensor [N, ...], for example torch.cat of the outputs",
         )
     named = (v for node, v in importer.values.items() if node.name == outputs[0].arg.name)
     value = next(named, None)
     if not isinstance(value, Activation):
         raise TraceError(
-            message(
-                "the network's output is no function of its input, or is not a real number",
-                instead="return the logits or the regression output",
-            )
+            "the network's output is no function of its input, or is not a real number",
+            instead="return the logits or the regression output",
         )
     return value
 
@@ -285,8 +279,6 @@ def _check_all_used(module: nn.Module, used: Mapping[str, Tensor]) -> None:
     ]
     if unused:
         raise TraceError(
-            message(
-                f"the output does not depend on the trainable parameters {', '.join(unused)}",
-                instead="freeze them with requires_grad_(False), remove them, or use them in forward",
-            )
+            f"the output does not depend on the trainable parameters {', '.join(unused)}",
+            instead="freeze them with requires_grad_(False), remove them, or use them in forward",
         )

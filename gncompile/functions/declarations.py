@@ -15,7 +15,7 @@ from typing import Any
 import sympy
 from sympy import Expr, Symbol
 
-from ..errors import ExpressionError, RegistrationError, message
+from ..errors import ExpressionError, RegistrationError
 from .primitives import number, select
 
 
@@ -32,7 +32,7 @@ def check_name(kind: str, name: str, reserved: frozenset[str] = frozenset()) -> 
         found, instead = f"the name {name!r} is reserved", "choose another name"
     else:
         found, instead = f"{name!r} cannot name a {kind}", "use letters, digits and underscores"
-    raise RegistrationError(message(found, instead=instead))
+    raise RegistrationError(found, instead=instead)
 
 
 def check_expression(
@@ -46,11 +46,9 @@ def check_expression(
     if callable(expression):
         instead = f"declare a Python function of sympy symbols with @gncompile.{decorator} above it"
     raise RegistrationError(
-        message(
-            f"the {kind} {name!r} is given as a {found}, not as an expression",
-            where=declared_at or None,
-            instead=instead,
-        )
+        f"the {kind} {name!r} is given as a {found}, not as an expression",
+        where=declared_at or None,
+        instead=instead,
     )
 
 
@@ -63,12 +61,10 @@ def check_interval(
     if numbers and (pair[0] < pair[1] or (what == "targets" and pair[0] == pair[1])):
         return float(pair[0]), float(pair[1])
     raise RegistrationError(
-        message(
-            f"{what}={given!r} of the {kind} {name!r} "
-            + ("is an empty interval" if numbers else "is no pair of numbers"),
-            where=declared_at or None,
-            instead=f"give {what}=(low, high) with low < high",
-        )
+        f"{what}={given!r} of the {kind} {name!r} "
+        + ("is an empty interval" if numbers else "is no pair of numbers"),
+        where=declared_at or None,
+        instead=f"give {what}=(low, high) with low < high",
     )
 
 
@@ -78,21 +74,17 @@ def check_parameters(
     """Names and finite numbers of the parameters; :class:`RegistrationError` for anything else."""
     if not isinstance(parameters, Mapping):
         raise RegistrationError(
-            message(
-                f"the parameters of {name!r} are given as a {type(parameters).__name__}",
-                where=declared_at or None,
-                instead='write parameters={"name": default, …}',
-            )
+            f"the parameters of {name!r} are given as a {type(parameters).__name__}",
+            where=declared_at or None,
+            instead='write parameters={"name": default, …}',
         )
     for key, value in parameters.items():
         check_name("parameter", key, reserved=reserved)
         if not (_is_number(value) and math.isfinite(value)):
             raise RegistrationError(
-                message(
-                    f"the parameter {key!r} of {name!r} is {value!r}, not a finite number",
-                    where=declared_at or None,
-                    instead="give one number; for a number a feature write the product in forward",
-                )
+                f"the parameter {key!r} of {name!r} is {value!r}, not a finite number",
+                where=declared_at or None,
+                instead="give one number; for a number a feature write the product in forward",
             )
     return {key: float(value) for key, value in parameters.items()}
 
@@ -123,10 +115,8 @@ class Written:
         """
         if not isinstance(function, FunctionType):
             raise RegistrationError(
-                message(
-                    f"a {kind} is declared from a plain function, got {type(function).__name__}",
-                    instead="write def name(x, parameter=default): return an expression",
-                )
+                f"a {kind} is declared from a plain function, got {type(function).__name__}",
+                instead="write def name(x, parameter=default): return an expression",
             )
         code = function.__code__
         place = f"{code.co_filename}:{code.co_firstlineno}"
@@ -137,12 +127,10 @@ class Written:
         numbers = all(type(p.default) in (int, float) for p in listed[arguments:])
         if not usual or len(bare) != arguments or listed[:arguments] != bare or not numbers:
             raise RegistrationError(
-                message(
-                    f"the {kind} {function.__name__!r} has the signature {inspect.signature(function)}",
-                    where=place,
-                    instead=f"take {arguments} argument{'s' * (arguments > 1)} without default, then "
-                    "parameters with numbers as defaults",
-                )
+                f"the {kind} {function.__name__!r} has the signature {inspect.signature(function)}",
+                where=place,
+                instead=f"take {arguments} argument{'s' * (arguments > 1)} without default, then "
+                "parameters with numbers as defaults",
             )
         defaults = {p.name: float(p.default) for p in listed[arguments:]}
         doc = inspect.getdoc(function) or ""
@@ -154,20 +142,16 @@ class Written:
             value = sympy.sympify(self.function(*arguments, **parameters), strict=True)
         except (TypeError, ValueError, AttributeError, sympy.SympifyError) as error:
             raise RegistrationError(
-                message(
-                    f"the function {self.name!r} does not yield an expression: {error}",
-                    where=self.declared_at,
-                    instead="use sympy's functions and gncompile.functions; for cases select(condition, "
-                    "value where it is positive, value elsewhere)",
-                )
+                f"the function {self.name!r} does not yield an expression: {error}",
+                where=self.declared_at,
+                instead="use sympy's functions and gncompile.functions; for cases select(condition, "
+                "value where it is positive, value elsewhere)",
             ) from error
         if not isinstance(value, Expr):
             raise RegistrationError(
-                message(
-                    f"the function {self.name!r} returns a {type(value).__name__}, no expression",
-                    where=self.declared_at,
-                    instead="return one sympy expression",
-                )
+                f"the function {self.name!r} returns a {type(value).__name__}, no expression",
+                where=self.declared_at,
+                instead="return one sympy expression",
             )
         return value
 
@@ -197,11 +181,9 @@ def without_piecewise(expression: Expr, where: str = "") -> Expr:
 
 def _no_select(piecewise: Expr, why: str, where: str) -> ExpressionError:
     return ExpressionError(
-        message(
-            f"{piecewise} cannot be written with select: {why}",
-            where=where or None,
-            instead="use one inequality a case and (value, True) last",
-        )
+        f"{piecewise} cannot be written with select: {why}",
+        where=where or None,
+        instead="use one inequality a case and (value, True) last",
     )
 
 
@@ -309,12 +291,10 @@ MAX_DERIVATIVE_SIZE = 10_000
 def too_large(parts: int, where: str) -> ExpressionError:
     """The error about an expression of more than :data:`MAX_PARTS` parts."""
     return ExpressionError(
-        message(
-            f"this expression has {parts} parts, its functions written out; at most {MAX_PARTS} are allowed",
-            where=where or None,
-            instead="nest functions less deep (relu, clamp and gelu write their argument twice), or use "
-            "several layers or nodes",
-        )
+        f"this expression has {parts} parts, its functions written out; at most {MAX_PARTS} are allowed",
+        where=where or None,
+        instead="nest functions less deep (relu, clamp and gelu write their argument twice), or use "
+        "several layers or nodes",
     )
 
 
@@ -326,10 +306,8 @@ def check_size(expression: Expr, arguments: tuple[Symbol, ...], where: str) -> N
     size = derivative_size(expression, arguments)
     if size > MAX_DERIVATIVE_SIZE:
         raise ExpressionError(
-            message(
-                f"the derivatives of this expression have up to {size} parts; at most "
-                f"{MAX_DERIVATIVE_SIZE} are allowed",
-                where=where,
-                instead="write it with fewer factors, or as several functions",
-            )
+            f"the derivatives of this expression have up to {size} parts; at most "
+            f"{MAX_DERIVATIVE_SIZE} are allowed",
+            where=where,
+            instead="write it with fewer factors, or as several functions",
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from sympy import Expr, Symbol
 
-from ..errors import RegistrationError, message
+from ..errors import RegistrationError
 from .derive import PointwiseRule, pointwise_rule
 from .parsing import FUNCTIONS, parse_expression
 
@@ -50,11 +50,9 @@ def register_gate(name: str, expression: str, *, doc: str = "") -> Gate:
     """
     if not name.isidentifier() or name in FUNCTIONS:
         raise RegistrationError(
-            message(
-                f"{name!r} cannot name a gate: it is "
-                + ("a function already" if name in FUNCTIONS else "no identifier"),
-                instead="choose another name of letters, digits and underscores",
-            )
+            f"{name!r} cannot name a gate: it is "
+            + ("a function already" if name in FUNCTIONS else "no identifier"),
+            instead="choose another name of letters, digits and underscores",
         )
     symbols = {symbol.name: symbol for symbol in ARGUMENTS}
     gate = Gate(name, parse_expression(expression, symbols, where=f"gate {name!r}"), doc)

@@ -26,7 +26,7 @@ import sympy
 from sympy import Expr, Symbol
 
 from ..base.plugins import TRANSFERS, load_plugins
-from ..errors import ExpressionError, message, nearest
+from ..errors import ExpressionError, nearest
 from .declarations import MAX_PARTS, tree_size
 from .primitives import PRIMITIVES, SHORTHANDS, number, select
 
@@ -272,9 +272,7 @@ class _Parser:
             places.append(f"column {column + 1} of {_excerpt(self.text, column)}")
         elif isinstance(self.text, str) and self.text:
             places.append(_excerpt(self.text, 0))
-        raise ExpressionError(
-            message(found, where=", ".join(places), instead=instead or None)
-        ) from None
+        raise ExpressionError(found, where=", ".join(places), instead=instead or None) from None
 
     def characters(self, offset: int) -> int:
         """A column in characters; the syntax tree counts bytes."""

@@ -20,7 +20,7 @@ import sympy
 from sympy import Expr, Symbol
 
 from ..base.backends import expression_backends
-from ..errors import RegistrationError, message
+from ..errors import RegistrationError
 from .derive import PointwiseRule
 from .precise import Function, Number, precise_function, real_value
 from .probe_points import KINK_OFFSET, Domain, possible_kinks, probe_points
@@ -243,7 +243,7 @@ class TransferCheck:
 
     def _refusal(self, found: str, instead: str) -> RegistrationError:
         where = f"the transfer function {self.name!r}, declared at {self.declared_at}"
-        return RegistrationError(message(found, where=where, instead=instead))
+        return RegistrationError(found, where=where, instead=instead)
 
 
 def _signed(points: list[float] | tuple[float, ...]) -> Iterator[float]:

@@ -29,7 +29,7 @@ from sympy import (
     tanh,
 )
 
-from ..errors import ExpressionError, message
+from ..errors import ExpressionError
 from .primitives import (
     PRIMITIVES,
     declared,
@@ -67,10 +67,8 @@ def stable(expression: Expr) -> Expr:
     if not allowed or expression.has(sympy.zoo, sympy.nan, sympy.oo, -sympy.oo):
         known = ", ".join(sorted(PRIMITIVES))
         raise ExpressionError(
-            message(
-                f"{expression} has no derivative rule ({type(expression).__name__})",
-                instead=f"write it with + - * / ** and the functions {known}",
-            )
+            f"{expression} has no derivative rule ({type(expression).__name__})",
+            instead=f"write it with + - * / ** and the functions {known}",
         )
     return expression
 

@@ -89,10 +89,8 @@ class TransferFunction:
         for key in parameters:
             if key not in own:
                 raise ExpressionError(
-                    message(
-                        f"the transfer function {self.name!r} has no parameter {key!r}",
-                        instead=f"{nearest(key, own)} Its parameters: {', '.join(own) or 'none'}.".strip(),
-                    )
+                    f"the transfer function {self.name!r} has no parameter {key!r}",
+                    instead=f"{nearest(key, own)} Its parameters: {', '.join(own) or 'none'}.".strip(),
                 )
         for key, value in parameters.items():
             if not isinstance(value, Expr):
@@ -267,10 +265,8 @@ def _in_argument(name: str, expression: Expr, symbols: Mapping[str, Symbol]) -> 
     others = [symbol for symbol in free if symbol.name not in symbols]
     if len(others) > 1:
         raise RegistrationError(
-            message(
-                f"the transfer function {name!r} has {len(others)} arguments: {', '.join(map(str, others))}",
-                instead="name all but one of them in parameters={name: default}",
-            )
+            f"the transfer function {name!r} has {len(others)} arguments: {', '.join(map(str, others))}",
+            instead="name all but one of them in parameters={name: default}",
         )
     return over_symbols(expression, {**symbols, **{s.name: ARGUMENT for s in others}})
 
@@ -286,10 +282,8 @@ def transfer(name: str, **parameters: float) -> TransferFunction:
     if name not in _DECLARED:
         instead = nearest(name, _DECLARED) or f"the known ones are {', '.join(transfer_names())}"
         raise ExpressionError(
-            message(
-                f"the transfer function {name!r} is unknown",
-                instead=f"{instead} New ones are declared by register_transfer(name, expression).",
-            )
+            f"the transfer function {name!r} is unknown",
+            instead=f"{instead} New ones are declared by register_transfer(name, expression).",
         )
     return _DECLARED[name].at(**parameters)
 
@@ -318,11 +312,9 @@ def called_by_name(function: TransferFunction, name: str) -> Function:
 def _require_free(name: str, override: bool) -> None:
     if name in _DECLARED and not override:
         raise RegistrationError(
-            message(
-                f"the transfer function {name!r} is already declared",
-                where=f"first declared at {_DECLARED[name].declared_at}",
-                instead="choose another name, or pass override=True",
-            )
+            f"the transfer function {name!r} is already declared",
+            where=f"first declared at {_DECLARED[name].declared_at}",
+            instead="choose another name, or pass override=True",
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from ..errors import CompileError, message
+from ..errors import CompileError
 from ..functions.derive import differentiate
 from ..functions.stable_forms import stable
 from .model_graph import Affine, ModelGraph, Node, Pointwise, describe
@@ -60,12 +60,10 @@ def no_gradient(graph: ModelGraph, layers: Collection[str]) -> CompileError:
         else "their slopes cancel"
     )
     return CompileError(
-        message(
-            f"the trainable parameters {', '.join(parameters)} get no gradient: {why}",
-            where="\n              ".join(lines) or f"the layers {', '.join(layers)}",
-            instead="freeze them with requires_grad_(False), remove them, or use a function with a slope "
-            "(a sigmoid for a step)",
-        )
+        f"the trainable parameters {', '.join(parameters)} get no gradient: {why}",
+        where="\n              ".join(lines) or f"the layers {', '.join(layers)}",
+        instead="freeze them with requires_grad_(False), remove them, or use a function with a slope "
+        "(a sigmoid for a step)",
     )
 
 

@@ -22,7 +22,7 @@ import mpmath
 import sympy
 from sympy import Expr, Symbol
 
-from ..errors import LossError, message
+from ..errors import LossError
 from ..functions.convexity import Convexity
 from ..functions.derive import differentiate
 from ..functions.precise import Number, precise_function, real_value
@@ -118,11 +118,9 @@ class CoupledLoss:
         if shape != (self.outputs,):
             batch = ", ".join(["N", *map(str, shape)])
             raise LossError(
-                message(
-                    f"the loss {self.name!r} couples {self.outputs} outputs, the network returns [{batch}]",
-                    where="the model's output",
-                    instead=f"return [N, {self.outputs}]",
-                )
+                f"the loss {self.name!r} couples {self.outputs} outputs, the network returns [{batch}]",
+                where="the model's output",
+                instead=f"return [N, {self.outputs}]",
             )
 
     def check_target(
@@ -163,12 +161,10 @@ def coupled_loss(
     if others or not highest["z"] <= count <= MAX_OUTPUTS or count == 0:
         found = f"uses {', '.join(others)}" if others else f"has {highest['z'] or 'no'} outputs"
         raise LossError(
-            message(
-                f"the loss {name!r} {found}",
-                where=f"e = {expression}",
-                instead="use z and y for a loss summed over outputs, or z1 … zK and y1 … yT with K at most "
-                f"{MAX_OUTPUTS}, not both",
-            )
+            f"the loss {name!r} {found}",
+            where=f"e = {expression}",
+            instead="use z and y for a loss summed over outputs, or z1 … zK and y1 … yT with K at most "
+            f"{MAX_OUTPUTS}, not both",
         )
     return CoupledLoss(
         name,
@@ -315,4 +311,4 @@ def _check_float32(loss: CoupledLoss) -> None:
 
 def _wrong(loss: CoupledLoss, point: list[float], found: str, instead: str) -> LossError:
     at = ", ".join(f"{s} = {v:.6g}" for s, v in zip((*loss.z, *loss.y), point, strict=True))
-    return LossError(message(f"the loss {loss.name!r}: {found}", where=f"at {at}", instead=instead))
+    return LossError(f"the loss {loss.name!r}: {found}", where=f"at {at}", instead=instead)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ..errors import LossError, message
+from ..errors import LossError
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Scale:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.factor) and self.factor > 0):
-            raise LossError(message(f"a loss scale must be positive and finite, got {self.factor}"))
+            raise LossError(f"a loss scale must be positive and finite, got {self.factor}")
 
     def value(self, batch: int, outputs: int) -> float:
         """``c`` for ``batch`` = N samples of ``outputs`` = K outputs."""

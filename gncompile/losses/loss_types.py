@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 import sympy
 
-from ..errors import LossError, message
+from ..errors import LossError
 from ..functions.convexity import Convexity, convexity, is_nonnegative
 from ..functions.primitives import select, sigmoid
 from .coupled_loss import CoupledLoss
@@ -61,11 +61,9 @@ class SeparableLoss:
         if others:
             names = ", ".join(sorted(str(symbol) for symbol in others))
             raise LossError(
-                message(
-                    f"the loss {self.name!r} uses {names} besides the output z and the target y",
-                    where=f"e(z, y) = {self.expression}",
-                    instead="use gncompile.losses.OUTPUT and TARGET, and numbers for other values",
-                )
+                f"the loss {self.name!r} uses {names} besides the output z and the target y",
+                where=f"e(z, y) = {self.expression}",
+                instead="use gncompile.losses.OUTPUT and TARGET, and numbers for other values",
             )
         if self.sampler:
             _check_sampler(self)
@@ -156,15 +154,11 @@ class SoftmaxCrossEntropy:
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing <= 1:
-            raise LossError(
-                message(f"label_smoothing must lie between 0 and 1, got {self.label_smoothing}")
-            )
+            raise LossError(f"label_smoothing must lie between 0 and 1, got {self.label_smoothing}")
         if self.scale.over == "elements":
             raise LossError(
-                message(
-                    "a softmax cross-entropy cannot be averaged over its classes",
-                    instead='use Scale(over="samples") or Scale(over="sum")',
-                )
+                "a softmax cross-entropy cannot be averaged over its classes",
+                instead='use Scale(over="samples") or Scale(over="sum")',
             )
 
     def target_mass(self, total: torch.Tensor) -> torch.Tensor:
@@ -177,13 +171,11 @@ class SoftmaxCrossEntropy:
             return
         batch = ", ".join(["N", *map(str, shape)])
         raise LossError(
-            message(
-                f"{self.name!r} needs a network output [N, K] with K ≥ 2 classes, got [{batch}]",
-                where="the model's output",
-                instead="use 'bce_with_logits' for one logit"
-                if shape == (1,)
-                else "return one row of logits a sample; per-pixel classes are not supported",
-            )
+            f"{self.name!r} needs a network output [N, K] with K ≥ 2 classes, got [{batch}]",
+            where="the model's output",
+            instead="use 'bce_with_logits' for one logit"
+            if shape == (1,)
+            else "return one row of logits a sample; per-pixel classes are not supported",
         )
 
     def check_target(
@@ -275,10 +267,8 @@ def _check_sampler(loss: SeparableLoss) -> None:
         fits, needs = sympy.expand(loss.slope - sigmoid(OUTPUT) + TARGET) == 0, "softplus(z) - y z"
     if not fits:
         raise LossError(
-            message(
-                f"the sampler {loss.sampler!r} belongs to {needs} up to a term in y, "
-                f"not to the loss {loss.name!r}",
-                where=f"e(z, y) = {loss.expression}",
-                instead="leave the sampler out; KFAC then uses ±1 projections",
-            )
+            f"the sampler {loss.sampler!r} belongs to {needs} up to a term in y, "
+            f"not to the loss {loss.name!r}",
+            where=f"e(z, y) = {loss.expression}",
+            instead="leave the sampler out; KFAC then uses ±1 projections",
         )

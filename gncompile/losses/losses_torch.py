@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.nn import functional
 
-from ..errors import LossError, message
+from ..errors import LossError
 from . import formulas
 from .loss_scale import Scale
 from .loss_types import Loss, SeparableLoss, SoftmaxCrossEntropy
@@ -36,11 +36,9 @@ def loss_from_module(module: object) -> Loss:
     if any(getattr(module, hooks) for hooks in _HOOKS) or "forward" in vars(module):
         name = type(module).__name__
         raise LossError(
-            message(
-                f"nn.{name} has hooks or a forward of its own, which a compiled step does not run",
-                where="the loss",
-                instead=f"pass a new nn.{name}, or declare the loss: gncompile.loss_function",
-            )
+            f"nn.{name} has hooks or a forward of its own, which a compiled step does not run",
+            where="the loss",
+            instead=f"pass a new nn.{name}, or declare the loss: gncompile.loss_function",
         )
     return reader(module)
 
@@ -52,7 +50,7 @@ def supported_modules() -> Set[type]:
 
 def _unsupported(module: object) -> LossError:
     found, advice = _described(module)
-    return LossError(message(f"{found} is not a supported loss", where="the loss", instead=advice))
+    return LossError(f"{found} is not a supported loss", where="the loss", instead=advice)
 
 
 def _described(module: object) -> tuple[str, str]:
@@ -93,7 +91,7 @@ def _refuse(module: nn.Module, option: str, instead: str) -> None:
     if getattr(module, option) is not None:
         name = type(module).__name__
         raise LossError(
-            message(f"nn.{name} with {option} is not supported", where="the loss", instead=instead)
+            f"nn.{name} with {option} is not supported", where="the loss", instead=instead
         )
 
 
@@ -106,12 +104,10 @@ def _scale(
     if module.reduction == "sum":
         return Scale(factor, "sum")
     raise LossError(
-        message(
-            f"nn.{type(module).__name__} with reduction={module.reduction!r} returns no single "
-            "number to minimise",
-            where="the loss",
-            instead="use reduction='mean' or reduction='sum'",
-        )
+        f"nn.{type(module).__name__} with reduction={module.reduction!r} returns no single "
+        "number to minimise",
+        where="the loss",
+        instead="use reduction='mean' or reduction='sum'",
     )
 
 
@@ -133,12 +129,10 @@ def _cross_entropy(module: nn.CrossEntropyLoss) -> Loss:
     # A negative index is out of range for every target that check_target lets through.
     if module.ignore_index >= 0:
         raise LossError(
-            message(
-                f"nn.CrossEntropyLoss with ignore_index={module.ignore_index} is not supported: "
-                "samples of that class would change the batch size",
-                where="the loss",
-                instead="leave those samples out of the batches",
-            )
+            f"nn.CrossEntropyLoss with ignore_index={module.ignore_index} is not supported: "
+            "samples of that class would change the batch size",
+            where="the loss",
+            instead="leave those samples out of the batches",
         )
     if not 0 <= module.label_smoothing <= 1:
         raise _meaningless(module, "label_smoothing", "use a number between 0 and 1")
@@ -150,7 +144,7 @@ def _meaningless(module: nn.Module, option: str, instead: str) -> LossError:
     """A value of ``option`` with which torch's loss is an error, NaN or zero everywhere."""
     name, value = type(module).__name__, getattr(module, option)
     found = f"nn.{name} with {option}={value} is no loss to be minimised"
-    return LossError(message(found, where="the loss", instead=instead))
+    return LossError(found, where="the loss", instead=instead)
 
 
 def _huber(module: nn.HuberLoss) -> Loss:
@@ -165,12 +159,10 @@ def _huber(module: nn.HuberLoss) -> Loss:
 def _smooth_l1(module: nn.SmoothL1Loss) -> Loss:
     if module.beta == 0:
         raise LossError(
-            message(
-                f"nn.SmoothL1Loss with beta={module.beta} is the absolute error, "
-                "which has a zero output Hessian",
-                where="the loss",
-                instead="use beta > 0",
-            )
+            f"nn.SmoothL1Loss with beta={module.beta} is the absolute error, "
+            "which has a zero output Hessian",
+            where="the loss",
+            instead="use beta > 0",
         )
     if not 0 < module.beta < math.inf:
         raise _meaningless(module, "beta", "use a finite beta > 0, or nn.MSELoss()")
@@ -182,12 +174,10 @@ def _smooth_l1(module: nn.SmoothL1Loss) -> Loss:
 def _poisson(module: nn.PoissonNLLLoss) -> Loss:
     if not module.log_input or module.full:
         raise LossError(
-            message(
-                f"nn.PoissonNLLLoss with log_input={module.log_input}, full={module.full} "
-                "is not supported",
-                where="the loss",
-                instead="use log_input=True, full=False, with a model that returns the log rate",
-            )
+            f"nn.PoissonNLLLoss with log_input={module.log_input}, full={module.full} "
+            "is not supported",
+            where="the loss",
+            instead="use log_input=True, full=False, with a model that returns the log rate",
         )
     return SeparableLoss("PoissonNLLLoss", formulas.poisson_nll(), scale=_scale(module))
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ..errors import BatchError, expected_got, message
+from ..errors import BatchError, expected_got
 
 
 def check_elementwise_target(
@@ -29,9 +29,7 @@ def check_elementwise_target(
     if not (bounds[0] <= low and high <= bounds[1]):
         found = f"the loss {name!r} is declared for targets between {bounds[0]:g} and {bounds[1]:g}"
         raise BatchError(
-            message(
-                f"{found}, the batch has targets between {low:g} and {high:g}", where="the target"
-            )
+            f"{found}, the batch has targets between {low:g} and {high:g}", where="the target"
         )
 
 
@@ -59,41 +57,35 @@ def check_class_target(
         lightest = target.sum(dim=1).min().item()
         if not lightest >= 0:
             raise BatchError(
-                message(
-                    f"the loss {name!r} needs soft targets with a non-negative sum in every row, "
-                    f"got {lightest:g}",
-                    where="the target",
-                    instead="use probabilities, rows that sum to 1",
-                )
+                f"the loss {name!r} needs soft targets with a non-negative sum in every row, "
+                f"got {lightest:g}",
+                where="the target",
+                instead="use probabilities, rows that sum to 1",
             )
         return
     low, high = (int(value) for value in torch.aminmax(target))
     if low < 0 or high >= classes:
         ranges = expected_got(f"0 … {classes - 1}", f"{low} … {high}")
         raise BatchError(
-            message(
-                f"class indices out of range\n{ranges}",
-                where=f"the target of the loss {name!r}",
-                instead="leave out samples marked with an ignore index, and check the model's "
-                "number of outputs",
-            )
+            f"class indices out of range\n{ranges}",
+            where=f"the target of the loss {name!r}",
+            instead="leave out samples marked with an ignore index, and check the model's "
+            "number of outputs",
         )
 
 
 def _check_batch(name: str, z_shape: tuple[int, ...]) -> None:
     if z_shape[0] == 0:
-        raise BatchError(message(f"the loss {name!r} got an empty batch", where="the batch"))
+        raise BatchError(f"the loss {name!r} got an empty batch", where="the batch")
 
 
 def _mismatch(name: str, expected: str, target: torch.Tensor) -> BatchError:
     got = _spell(tuple(target.shape), target.dtype)
     return BatchError(
-        message(
-            f"the target does not fit the loss {name!r} and the model's output\n"
-            f"{expected_got(expected, got)}",
-            where="the target",
-            instead="reshape the target, or convert it with .to(dtype)",
-        )
+        f"the target does not fit the loss {name!r} and the model's output\n"
+        f"{expected_got(expected, got)}",
+        where="the target",
+        instead="reshape the target, or convert it with .to(dtype)",
     )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import sympy
 
 from ..base.plugins import LOSSES, load_plugins
-from ..errors import LossError, RegistrationError, message, nearest
+from ..errors import LossError, RegistrationError, nearest
 from ..functions.convexity import unstable_point
 from ..functions.declarations import (
     Written,
@@ -86,11 +86,9 @@ def _named(name: str) -> Loss:
     if name in known:
         return known[name]
     raise LossError(
-        message(
-            f"unknown loss {name!r}. {nearest(name, known)}".rstrip(),
-            instead=f"use one of {', '.join(sorted(known))}; an expression in z and y such as "
-            "'exp(z) - y*z'; a torch.nn loss; or gncompile.register_loss",
-        )
+        f"unknown loss {name!r}. {nearest(name, known)}".rstrip(),
+        instead=f"use one of {', '.join(sorted(known))}; an expression in z and y such as "
+        "'exp(z) - y*z'; a torch.nn loss; or gncompile.register_loss",
     )
 
 
@@ -219,28 +217,22 @@ def define_loss(
     targets = check_interval("loss", name, "targets", targets)
     if negative_curvature not in get_args(NegativeCurvature):
         raise LossError(
-            message(
-                f"the loss {name!r} has negative_curvature={negative_curvature!r}",
-                instead=f"use one of {', '.join(get_args(NegativeCurvature))}",
-            )
+            f"the loss {name!r} has negative_curvature={negative_curvature!r}",
+            instead=f"use one of {', '.join(get_args(NegativeCurvature))}",
         )
     if outputs is not None and not (type(outputs) is int and 1 <= outputs <= MAX_OUTPUTS):
         raise LossError(
-            message(
-                f"the loss {name!r} is declared for outputs={outputs!r}",
-                instead=f"give a whole number from 1 to {MAX_OUTPUTS}, or a separable loss in z and y, "
-                "which takes any number of outputs",
-            )
+            f"the loss {name!r} is declared for outputs={outputs!r}",
+            instead=f"give a whole number from 1 to {MAX_OUTPUTS}, or a separable loss in z and y, "
+            "which takes any number of outputs",
         )
     read = _expression(expression)
     if outputs is None and not read.free_symbols & _COUPLED:
         if negative_curvature == "clip":
             raise LossError(
-                message(
-                    f"the separable loss {name!r} cannot clip negative curvature",
-                    where=f"e(z, y) = {read}",
-                    instead='write it in z1 and y1: a coupled loss may use negative_curvature="clip"',
-                )
+                f"the separable loss {name!r} cannot clip negative curvature",
+                where=f"e(z, y) = {read}",
+                instead='write it in z1 and y1: a coupled loss may use negative_curvature="clip"',
             )
         loss: SeparableLoss | CoupledLoss = SeparableLoss(
             name, read, sampler=sampler, targets=targets
@@ -249,10 +241,8 @@ def define_loss(
         loss = coupled_loss(name, read, outputs, targets, negative_curvature)
         if sampler is not None:
             raise LossError(
-                message(
-                    f"the coupled loss {name!r} cannot have a sampler",
-                    instead="leave it out, and use method='kfac_rp' in place of 'kfac'",
-                )
+                f"the coupled loss {name!r} cannot have a sampler",
+                instead="leave it out, and use method='kfac_rp' in place of 'kfac'",
             )
     _require_convex(loss)
     return loss
@@ -267,11 +257,9 @@ def _require_free(name: str, override: bool) -> None:
             else "gncompile/losses/vocabulary.py (built in)"
         )
         raise RegistrationError(
-            message(
-                f"a loss named {name!r} is already registered",
-                where=f"first registration: {first}",
-                instead="choose another name, or pass override=True to replace it",
-            )
+            f"a loss named {name!r} is already registered",
+            where=f"first registration: {first}",
+            instead="choose another name, or pass override=True to replace it",
         )
 
 
@@ -327,12 +315,10 @@ def _require_convex(loss: SeparableLoss | CoupledLoss) -> None:
     curvatures = loss.hessian.values() if isinstance(loss, CoupledLoss) else [loss.curvature]
     if all(curvature == 0 for curvature in curvatures):
         raise LossError(
-            message(
-                f"the loss {loss.name!r} has zero curvature everywhere: its output Hessian is 0 "
-                "and a Gauss-Newton method has nothing to use",
-                where=where,
-                instead="use a smooth relative such as 'huber', 'smooth_l1' or 'log_cosh'",
-            )
+            f"the loss {loss.name!r} has zero curvature everywhere: its output Hessian is 0 "
+            "and a Gauss-Newton method has nothing to use",
+            where=where,
+            instead="use a smooth relative such as 'huber', 'smooth_l1' or 'log_cosh'",
         )
     if isinstance(loss, CoupledLoss):
         check_derivatives(loss)
@@ -341,23 +327,19 @@ def _require_convex(loss: SeparableLoss | CoupledLoss) -> None:
     found = loss.convexity
     if found.verdict == "not convex":
         raise LossError(
-            message(
-                f"the loss {loss.name!r} is not convex in the output z: {found.reason}",
-                where=where,
-                instead="use a loss with e'' ≥ 0; if it is convex for the targets you have, "
-                "declare them: gncompile.register_loss(name, expression, targets=(low, high))"
-                + coupled
-                * '; or leave negative curvature out: negative_curvature="clip"',
-            )
+            f"the loss {loss.name!r} is not convex in the output z: {found.reason}",
+            where=where,
+            instead="use a loss with e'' ≥ 0; if it is convex for the targets you have, "
+            "declare them: gncompile.register_loss(name, expression, targets=(low, high))"
+            + coupled
+            * '; or leave negative curvature out: negative_curvature="clip"',
         )
     if isinstance(loss, CoupledLoss):
         return
     point = unstable_point((loss.slope, loss.curvature), OUTPUT, TARGET, loss.targets)
     if point:
         raise LossError(
-            message(
-                f"the loss {loss.name!r} overflows where its value is finite: {point}",
-                where=where,
-                instead="write it with softplus, sigmoid, tanh or log1p, which do not overflow",
-            )
+            f"the loss {loss.name!r} overflows where its value is finite: {point}",
+            where=where,
+            instead="write it with softplus, sigmoid, tanh or log1p, which do not overflow",
         )

@@ -23,7 +23,7 @@ from importlib import import_module
 from typing import Any
 
 from ..emit.triton_calls import IMPORTS, MODULES
-from ..errors import InternalError, message
+from ..errors import InternalError
 from ..functions.primitives import torch_functions
 
 TORCH = frozenset(
@@ -113,11 +113,9 @@ def _refused(why: str, text: str, line: int | None) -> InternalError:
     lines = text.split("\n")
     shown = ascii(lines[line - 1].strip())[:200] if line and line <= len(lines) else ""
     return InternalError(
-        message(
-            f"emitted source is refused: {why}",
-            where=f"line {line}: {shown}" if shown else None,
-            instead="report it with the model: this is a fault of gncompile, and nothing has been run",
-        )
+        f"emitted source is refused: {why}",
+        where=f"line {line}: {shown}" if shown else None,
+        instead="report it with the model: this is a fault of gncompile, and nothing has been run",
     )
 
 

@@ -231,11 +231,9 @@ def _override(name: str) -> Path | None:
     for place in (folder, folder / name):
         if hasattr(os, "getuid") and place.stat().st_mode & 0o002:
             raise GncompileError(
-                message(
-                    "an edited source that any user may change is not run",
-                    where=str(place),
-                    instead=f"chmod o-w {place}",
-                )
+                "an edited source that any user may change is not run",
+                where=str(place),
+                instead=f"chmod o-w {place}",
             )
     return folder / name
 
@@ -256,5 +254,5 @@ def _parsed(text: str, path: Path) -> ast.Module:
 
 def _not_python(path: Path, why: str) -> CompileError:
     return CompileError(
-        message(f"the source file {path} is not valid Python: {why}", instead="fix or remove it")
+        f"the source file {path} is not valid Python: {why}", instead="fix or remove it"
     )

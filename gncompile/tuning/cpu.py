@@ -82,9 +82,9 @@ class CpuProblem:
                 return tensor.normal_(generator=generator)
 
             operands = self.operation.operands(self.key.shape, make)
-            reference = self.operation.reference(tuple(t.double() for t in operands))
-            out = make(*self.operation.output(self.key.shape))
-            self._scratch = Scratch(operands, out, reference[: len(out), : out.shape[1]])
+            exact = tuple(t.double() for t in operands)
+            reference = self.operation.reference(exact, self.key.shape)
+            self._scratch = Scratch(operands, make(*reference.shape), reference)
         return self._scratch
 
 

@@ -62,11 +62,7 @@ class Operation(ABC):
         """Scratch operands like those in a step."""
 
     @abstractmethod
-    def output(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """The result's shape."""
-
-    @abstractmethod
-    def reference(self, operands: tuple[Tensor, ...]) -> Tensor:
+    def reference(self, operands: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:
         """The result from operands in float64, by torch's plain operations."""
 
     def tolerance(self, shape: tuple[int, ...], epsilon: float) -> float:
@@ -105,23 +101,27 @@ class Operation(ABC):
 WIDTHS: tuple[Options, ...] = tuple({"block": width} for width in (None, 128, 256, 384, 512))
 
 
-def _blocks(shape: tuple[int, ...], options: Options) -> int:
-    """How many diagonal blocks a symmetric product of this size has."""
-    return linalg.block_count(shape[0], shape[1], options.get("block", "auto"))
+class BlockedProduct(Operation):
+    """A product that is symmetric: one plain product, or rows of blocks up to the diagonal, then mirrored."""
+
+    alternatives = WIDTHS
+
+    def predicted(self, shape: tuple[int, ...], options: Options) -> float:
+        """With ``(1 + 1/blocks)/2`` of the flops."""
+        inner, size, blocks = shape[0], shape[1], self.effect(shape, options)
+        flops = inner * size**2 * (1 + 1 / blocks)
+        mirrored = 4 * size**2 * (1 - 1 / blocks)
+        return flops / FLOPS + 2 * mirrored / BANDWIDTH + CALL * (3 * blocks - 2)
+
+    def effect(self, shape: tuple[int, ...], options: Options) -> int:
+        """How many diagonal blocks there are."""
+        return linalg.block_count(shape[0], shape[1], options.get("block", "auto"))
 
 
-def _product_seconds(inner: int, size: int, blocks: int) -> float:
-    """Rows of blocks up to the diagonal, ``(1 + 1/blocks)/2`` of the flops, then mirrored."""
-    flops = inner * size**2 * (1 + 1 / blocks)
-    mirrored = 4 * size**2 * (1 - 1 / blocks)
-    return flops / FLOPS + 2 * mirrored / BANDWIDTH + CALL * (3 * blocks - 2)
-
-
-class SymmetricProduct(Operation):
+class SymmetricProduct(BlockedProduct):
     """``aᵀ b`` for ``b = M a``; shape ``(k, d)`` for ``a: [k, d]``."""
 
     name = "symmetric_product"
-    alternatives = WIDTHS
     sources = (linalg.symmetric_product, linalg.block_count)
 
     def shape_of(self, i: Instruction, program: StepProgram, dims: Mapping[str, int]) -> Shape:
@@ -136,10 +136,7 @@ class SymmetricProduct(Operation):
         torch.mul(a, make(rows, 1), out=b)
         return a, b
 
-    def output(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        return shape[1], shape[1]
-
-    def reference(self, operands: tuple[Tensor, ...]) -> Tensor:
+    def reference(self, operands: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:
         a, b = operands
         return a.T @ b
 
@@ -147,18 +144,11 @@ class SymmetricProduct(Operation):
         a, b = operands
         linalg.symmetric_product(a, b, out, **options)  # type: ignore[arg-type]
 
-    def predicted(self, shape: tuple[int, ...], options: Options) -> float:
-        return _product_seconds(shape[0], shape[1], _blocks(shape, options))
 
-    def effect(self, shape: tuple[int, ...], options: Options) -> object:
-        return _blocks(shape, options)
-
-
-class SecondMoment(Operation):
+class SecondMoment(BlockedProduct):
     """``(1/N) Σ ā āᵀ``; shape ``(rows, d, homogeneous)``, rows of all columns together."""
 
     name = "second_moment"
-    alternatives = WIDTHS
     sources = (linalg.second_moment, linalg.symmetric_product, linalg.block_count)
 
     def shape_of(self, i: Instruction, program: StepProgram, dims: Mapping[str, int]) -> Shape:
@@ -170,23 +160,14 @@ class SecondMoment(Operation):
     def operands(self, shape: tuple[int, ...], make: Maker) -> tuple[Tensor, ...]:
         return (make(shape[0], shape[1]),)
 
-    def output(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        return (sum(shape[1:]),) * 2
-
-    def reference(self, operands: tuple[Tensor, ...]) -> Tensor:
+    def reference(self, operands: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:
         (a,) = operands
-        extended = torch.cat([a, a.new_ones(len(a), 1)], dim=1)
+        extended = torch.cat([a, a.new_ones(len(a), shape[2])], dim=1)
         return extended.T @ extended / len(a)
 
     def run(self, operands: tuple[Tensor, ...], out: Tensor, options: Options) -> None:
         (a,) = operands
         linalg.second_moment(a, out.shape[0] > a.shape[1], out, **options)
-
-    def predicted(self, shape: tuple[int, ...], options: Options) -> float:
-        return _product_seconds(shape[0], shape[1], _blocks(shape, options))
-
-    def effect(self, shape: tuple[int, ...], options: Options) -> object:
-        return _blocks(shape, options)
 
 
 class DampedInverse(Operation):
@@ -212,10 +193,7 @@ class DampedInverse(Operation):
         largest = (1 + math.sqrt(2)) ** 2
         return m.div_(half), torch.tensor(largest / self.condition, dtype=m.dtype)
 
-    def output(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        return shape[0], shape[0]
-
-    def reference(self, operands: tuple[Tensor, ...]) -> Tensor:
+    def reference(self, operands: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:
         m, damping = operands
         return torch.linalg.inv(m + damping * torch.eye(len(m), dtype=m.dtype))
 
@@ -252,10 +230,7 @@ class Affine(Operation):
         rows, inputs, outputs = shape
         return make(rows, inputs), make(outputs, inputs), make(1, outputs)[0]
 
-    def output(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        return shape[0], shape[2]
-
-    def reference(self, operands: tuple[Tensor, ...]) -> Tensor:
+    def reference(self, operands: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:
         x, weight, bias = operands
         return x @ weight.T + bias
 
@@ -302,10 +277,7 @@ class SlopeProduct(Operation):
         # A buffer for the slope, the activation, and what is multiplied.
         return tuple(make(rows, size) for _ in range(2 + readers))
 
-    def output(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        return shape[0], shape[1]
-
-    def reference(self, operands: tuple[Tensor, ...]) -> Tensor:
+    def reference(self, operands: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:
         _, x, *multiplied = operands
         slopes = {"tanh": 1 - x**2, "sigmoid": x * (1 - x), "relu": (x > 0).double()}
         return multiplied[-1] * slopes[self.function]

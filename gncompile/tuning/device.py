@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from ..base.environment import package_version
 from ..base.tables import count
 from ..base.untrusted import slug
-from ..errors import GncompileError, message
+from ..errors import GncompileError
 
 
 def _printable(text: str) -> str:
@@ -63,7 +63,7 @@ def require_kind(kind: str) -> None:
     """Raise ``GncompileError`` unless there is such a kind of device."""
     if kind not in KINDS:
         raise GncompileError(
-            message(f"unknown kind of device {kind!r}", instead=f"use one of {', '.join(KINDS)}")
+            f"unknown kind of device {kind!r}", instead=f"use one of {', '.join(KINDS)}"
         )
 
 
@@ -73,7 +73,7 @@ def graphics_processor(index: int | None = None) -> Device:
 
     if not torch.cuda.is_available():
         raise GncompileError(
-            message("there is no CUDA device", instead="ask for the settings of the device 'cpu'")
+            "there is no CUDA device", instead="ask for the settings of the device 'cpu'"
         )
     major, minor = torch.cuda.get_device_capability(index)
     return Device(

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 
-from ..errors import CompileError, message
+from ..errors import CompileError
 from ..triton_kernels.elementwise import ElementwiseSettings
 from ..triton_kernels.reduce import ReduceSettings
 from ..triton_kernels.settings import (
@@ -84,9 +84,7 @@ def figures_of(target: str) -> Figures:
     """The figures of ``sm_80``, ``sm_90`` or ``sm_100``; ``CompileError`` for anything else."""
     known = {f"sm_{capability}": figures for capability, figures in FIGURES.items()}
     if target not in known:
-        raise CompileError(
-            message(f"unknown target {target!r}", instead=f"use one of {', '.join(known)}")
-        )
+        raise CompileError(f"unknown target {target!r}", instead=f"use one of {', '.join(known)}")
     return known[target]
 
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from ..errors import GncompileError, message
+from ..errors import GncompileError
 
 T = TypeVar("T")
 
@@ -38,9 +38,10 @@ def from_rank_zero(find: Callable[[], T]) -> T:
     succeeded, found = _broadcast(None, group)
     if not succeeded:
         raise GncompileError(
-            message(f"rank 0 found no settings. {found}", where=f"rank {rank}",
-                    instead="mend what went wrong on rank 0, or compile with tune='off'")
-        )  # fmt: skip
+            f"rank 0 found no settings. {found}",
+            where=f"rank {rank}",
+            instead="mend what went wrong on rank 0, or compile with tune='off'",
+        )
     return found
 
 

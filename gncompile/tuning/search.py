@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from ..emit.torch_operations import Options
-from ..errors import CompileError, message, require_known
+from ..errors import CompileError, require_known
 from .problem import DEFAULT, Candidate, Key, TuningProblem, shown
 
 EffortName = Literal["quick", "full"]
@@ -130,7 +130,7 @@ def check_effort(effort: str, budget: float) -> None:
     require_known("effort", effort, EFFORTS)
     if not budget > 0:
         raise CompileError(
-            message(f"a budget of {budget:g} s", instead="give a positive time, as --budget 60s")
+            f"a budget of {budget:g} s", instead="give a positive time, as --budget 60s"
         )
 
 

@@ -26,7 +26,7 @@ from ..base import config
 from ..base.files import atomic_write
 from ..base.tables import count
 from ..emit.torch_operations import Options
-from ..errors import GncompileError, message
+from ..errors import GncompileError
 from .device import Device, Word, this_device, versions
 from .problem import Key
 from .search import Outcome
@@ -299,9 +299,10 @@ class Store:
         """Merge entries into the file; whether it could be written. They are used in any case."""
         if self.pinned:
             raise GncompileError(
-                message("a pinned file of settings is not written", where=str(self.path),
-                        instead="tune without it, then export")
-            )  # fmt: skip
+                "a pinned file of settings is not written",
+                where=str(self.path),
+                instead="tune without it, then export",
+            )
         self.entries = _merged(self.entries, new)
         try:
             with self._lock():
@@ -378,9 +379,10 @@ def _given(path: Path) -> StoreFile:
         return parse(path)
     except Unreadable as error:
         raise GncompileError(
-            message(f"the file of tuned settings {error}", where=str(path),
-                    instead="give a file written by gncompile tune --export")
-        ) from error  # fmt: skip
+            f"the file of tuned settings {error}",
+            where=str(path),
+            instead="give a file written by gncompile tune --export",
+        ) from error
 
 
 def _merged(held: Iterable[Entry], new: Iterable[Entry]) -> tuple[Entry, ...]:

@@ -15,7 +15,7 @@ import torch
 
 from ..base.settings import Settings
 from ..emit.torch_operations import Options
-from ..errors import CompileError, message, nearest
+from ..errors import CompileError, nearest
 from ..program.costs import columns_within
 from ..program.step_program import StepProgram
 from ..runtime.executable import require_triton
@@ -115,19 +115,17 @@ def variants_for(tune: Tune, bench: Bench, make: Make, samples: int) -> Variants
         return from_store(Store.pin(Path(tune)), bench)
     if tune not in WORDS:
         raise CompileError(
-            message(
-                f"unknown tune={tune!r}. {nearest(tune, WORDS)}".rstrip(),
-                instead=f"use one of {', '.join(WORDS)}, or a .json file of gncompile tune --export",
-            )
+            f"unknown tune={tune!r}. {nearest(tune, WORDS)}".rstrip(),
+            instead=f"use one of {', '.join(WORDS)}, or a .json file of gncompile tune --export",
         )
     if tune == "off":
         return {}
     variants = from_rank_zero(lambda: _by_word(tune, bench, make, samples))
     if unknown := _unknown(variants, bench):
         raise CompileError(
-            message(f"this program has no {', '.join(unknown)}, which rank 0 found settings for",
-                    instead="compile the same model on all ranks, or with tune='off'")
-        )  # fmt: skip
+            f"this program has no {', '.join(unknown)}, which rank 0 found settings for",
+            instead="compile the same model on all ranks, or with tune='off'",
+        )
     return variants
 
 

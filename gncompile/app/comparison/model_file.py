@@ -11,7 +11,7 @@ from torch import nn
 from ...base.files import atomic_write
 from ...base.settings import Settings
 from ...base.untrusted import is_plain_file
-from ...errors import ModelFileError, message
+from ...errors import ModelFileError
 from ...frontends.model_file import ModelFile, load_model_file
 from ...graph.torch_network import objective
 from ...losses.vocabulary import resolve_loss
@@ -57,10 +57,8 @@ def _claim(folder: Path, file: ModelFile) -> None:
     kept = folder / "model.toml"
     if os.path.lexists(kept) and not (is_plain_file(kept) and kept.read_bytes() == file.content):
         raise ModelFileError(
-            message(
-                f"the folder {str(folder)!r} holds runs of another model file, or of this one as it was",
-                instead="delete it, or choose another one with --out",
-            )
+            f"the folder {str(folder)!r} holds runs of another model file, or of this one as it was",
+            instead="delete it, or choose another one with --out",
         )
     atomic_write(kept, file.content)
 

@@ -12,7 +12,7 @@ from typing import Literal
 from torch import nn
 
 from ...data.data_sets import Batches
-from ...errors import CompileError, GncompileError, message
+from ...errors import CompileError, GncompileError
 from .optimisers import Optimiser, Setting, Steps
 from .store import Point, Run, Status
 from .task import Pair, Task
@@ -39,7 +39,7 @@ class Budget:
         unit: Literal["s", "u"] = "u" if found and found[2] == "u" else "s"
         if amount <= 0 or (unit == "u" and amount % 1):
             raise CompileError(
-                message(f"{text!r} is no budget", instead="write 60s, 2m, or 100u for 100 updates")
+                f"{text!r} is no budget", instead="write 60s, 2m, or 100u for 100 updates"
             )
         return cls(amount, unit)
 

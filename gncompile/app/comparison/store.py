@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 
 from ...base.files import atomic_write
 from ...base.untrusted import in_cell, require_no_link, slug
-from ...errors import DataError, message
+from ...errors import DataError
 
 Status = Literal["done", "diverged", "failed", "not run"]
 COLUMNS = (
@@ -121,7 +121,7 @@ def read(path: Path) -> Run:
     except (ValueError, TypeError, AttributeError, RecursionError) as error:  # pydantic's, too
         first = str(error).split("\n", 1)[0][:200]
         raise DataError(
-            message(f"not a stored run: {first}", where=str(path), instead="delete the file")
+            f"not a stored run: {first}", where=str(path), instead="delete the file"
         ) from error
 
 

@@ -54,23 +54,10 @@ def _local(name: str) -> str:
     return name.rpartition("}")[2]
 
 
-BLOCKS = frozenset(
-    (
-        "head",
-        "body",
-        "main",
-        "nav",
-        "header",
-        "table",
-        "thead",
-        "tbody",
-        "tr",
-        "dl",
-        "div",
-        "svg",
-        "g",
-    )
-)
+BLOCKS = {
+    *("head", "body", "main", "nav", "header", "div", "svg", "g"),
+    *("table", "thead", "tbody", "tr", "dl"),
+}
 """Elements whose children start on lines of their own; whitespace between them means nothing."""
 
 
