@@ -136,7 +136,9 @@ class StepProgram:
     def record(self, name: str) -> Phase:
         """The phase of this name; :class:`InternalError` if the program has none."""
         if name not in self._records:
-            raise InternalError(f"the program has no phase {name!r}; it has {', '.join(self._records)}")
+            raise InternalError(
+                f"the program has no phase {name!r}; it has {', '.join(self._records)}"
+            )
         return self._records[name]
 
     @cached_property

@@ -217,25 +217,23 @@ def second_moment(
 
     ``block`` is that of :func:`symmetric_product`.
     """
-    batch = a.shape[-2]
-    a = a.reshape(-1, a.shape[-1])
-    size = a.shape[-1]
-    symmetric_product(a, a, out[:size, :size], 1 / batch, block)
+    batch, size = a.shape[-2:]
+    a = a.flatten(end_dim=-2)
+    symmetric_product(a, a, out[:size, :size] if homogeneous else out, 1 / batch, block)
     if homogeneous:
-        mean = a.sum(dim=0) / batch
-        out[size, :size] = mean
-        out[:size, size] = mean
+        mean = torch.div(a.sum(dim=0), batch, out=out[size, :size])
+        out[:size, size].copy_(mean)
         out[size, size] = a.shape[0] / batch
 
 
 def cross_moment(a: Tensor, b: Tensor, homogeneous: bool, out: Tensor) -> None:
     """``out ← (1/N) Σ a b̄ᵀ`` over rows of ``[.., N, d]``, ``b̄ = [b, 1]`` where homogeneous."""
     batch = a.shape[-2]
-    a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
-    product = out[:, : b.shape[-1]]
+    a, b = a.flatten(end_dim=-2), b.flatten(end_dim=-2)
+    product = out[:, :-1] if homogeneous else out
     torch.addmm(product, a.T, b, beta=0, alpha=1 / batch, out=product)
     if homogeneous:
-        out[:, -1] = a.sum(dim=0) / batch
+        torch.div(a.sum(dim=0), batch, out=out[:, -1])
 
 
 def dot(a: Tensor, b: Tensor, mean: bool, out: Tensor) -> None:

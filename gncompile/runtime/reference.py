@@ -17,7 +17,7 @@ from ..program import operations as ir
 from ..program.operations import Op
 from ..program.specs import Spec
 from ..program.step_program import Instruction, StepProgram
-from . import linalg, scalars
+from . import scalars
 from .memory import Memory, bind_shape, dense
 
 
