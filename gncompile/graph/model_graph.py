@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import networkx as nx
@@ -218,18 +219,18 @@ class ModelGraph:
         """A copy of the underlying networkx graph; its node names are this graph's names."""
         return self._dag.copy()
 
-    @property
+    @cached_property
     def output(self) -> Node:
         """The single :class:`Output` node."""
         return next(node for node in self if isinstance(node.op, Output))
 
-    @property
+    @cached_property
     def inputs(self) -> list[Node]:
         """The :class:`Input` nodes in the order the model takes them."""
         found = {node.op.position: node for node in self if isinstance(node.op, Input)}
         return [found[position] for position in sorted(found)]
 
-    @property
+    @cached_property
     def layers(self) -> dict[str, Node]:
         """Trainable affine nodes by layer name, in topological order."""
         return {

@@ -132,9 +132,9 @@ def step_phases(solver: Iterable[Phase] = ()) -> tuple[Phase, ...]:
     return (*_BEGIN, *solver, *_END)
 
 
-def due_phases(step: Iterable[Phase], now: Due, *stages: Stage) -> tuple[Phase, ...]:
-    """The phases of these stages, or of all, that are due."""
-    return tuple(p for p in step if p.when(now) and (not stages or p.stage in stages))
+def due_phases(step: Iterable[Phase], now: Due) -> tuple[Phase, ...]:
+    """Those of these phases that are due."""
+    return tuple(p for p in step if p.when(now))
 
 
 def names(phases: Iterable[Phase]) -> tuple[str, ...]:

@@ -135,11 +135,15 @@ class StepProgram:
 
     def record(self, name: str) -> Phase:
         """The phase of this name; :class:`InternalError` if the program has none."""
-        for phase in self.step:
-            if phase.name == name:
-                return phase
-        known = ", ".join(phase.name for phase in self.step)
-        raise InternalError(f"the program has no phase {name!r}; it has {known}")
+        if name not in self._records:
+            raise InternalError(
+                f"the program has no phase {name!r}; it has {', '.join(self._records)}"
+            )
+        return self._records[name]
+
+    @cached_property
+    def _records(self) -> dict[str, Phase]:
+        return {phase.name: phase for phase in self.step}
 
     def goes_by_columns(self, name: str) -> bool:
         """Whether a phase is run for one chunk of columns, or draw, after another."""

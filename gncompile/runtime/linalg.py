@@ -11,6 +11,8 @@ from itertools import combinations_with_replacement
 import torch
 from torch import Tensor
 
+from . import scalars
+
 BLOCK, FEWEST_ROWS = 256, 128
 """Default width of the diagonal blocks of a symmetric product: below it, and for sums of fewer rows, one
 plain product is faster."""
@@ -99,11 +101,6 @@ def precondition_eigen(
     out.copy_(rotated if u_q is None else rotated @ u_q.T)
 
 
-RIDGE = 1e-13
-"""Relative ridge of the small system, some hundred roundings of its float64: collinear directions share a
-step, a zero direction gets none."""
-
-
 def step_sizes(
     terms: list[Tensor],
     groups: tuple[int, ...],
@@ -115,8 +112,13 @@ def step_sizes(
     """Coefficients minimising ``bᵀc + ½ cᵀMc`` [MG §7] within the bounds of :class:`StepSizes`, laid out so.
 
     ``terms``: the upper triangle of M row by row, b, the usual length, and maybe the momentum's largest
-    coefficient; solved in float64, scaled to a unit diagonal.
+    coefficient; solved in float64, scaled to a unit diagonal. In float32 on a CPU the host does it with the
+    same LAPACK: of what differs, the order of sums in float64, nothing is left once ``out`` is rounded.
     """
+    if out.dtype is torch.float32 and out.device.type == "cpu":
+        numbers = [term.item() for term in terms]
+        scalars.step_sizes(numbers, groups, momentum, growth, cap, out, small=0)
+        return
     count = max(groups) + 1 + int(momentum)
     place = {pair: k for k, pair in enumerate(combinations_with_replacement(range(count), 2))}
     every = [place[min(i, j), max(i, j)] for i in range(count) for j in range(count)]
@@ -157,7 +159,7 @@ def _minimiser(m: Tensor, b: Tensor) -> Tensor:
     diagonal = m.diagonal()
     scale = torch.where(diagonal > 0, diagonal.rsqrt(), 0.0)
     scaled = (scale[:, None] * m).mul_(scale)
-    scaled.diagonal().add_(RIDGE)
+    scaled.diagonal().add_(scalars.RIDGE)
     return _solve(scaled, scale * b).mul_(scale).neg_()
 
 
@@ -215,25 +217,23 @@ def second_moment(
 
     ``block`` is that of :func:`symmetric_product`.
     """
-    batch = a.shape[-2]
-    a = a.reshape(-1, a.shape[-1])
-    size = a.shape[-1]
-    symmetric_product(a, a, out[:size, :size], 1 / batch, block)
+    batch, size = a.shape[-2:]
+    a = a.flatten(end_dim=-2)
+    symmetric_product(a, a, out[:size, :size] if homogeneous else out, 1 / batch, block)
     if homogeneous:
-        mean = a.sum(dim=0) / batch
-        out[size, :size] = mean
-        out[:size, size] = mean
+        mean = torch.div(a.sum(dim=0), batch, out=out[size, :size])
+        out[:size, size].copy_(mean)
         out[size, size] = a.shape[0] / batch
 
 
 def cross_moment(a: Tensor, b: Tensor, homogeneous: bool, out: Tensor) -> None:
     """``out ← (1/N) Σ a b̄ᵀ`` over rows of ``[.., N, d]``, ``b̄ = [b, 1]`` where homogeneous."""
     batch = a.shape[-2]
-    a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
-    product = out[:, : b.shape[-1]]
+    a, b = a.flatten(end_dim=-2), b.flatten(end_dim=-2)
+    product = out[:, :-1] if homogeneous else out
     torch.addmm(product, a.T, b, beta=0, alpha=1 / batch, out=product)
     if homogeneous:
-        out[:, -1] = a.sum(dim=0) / batch
+        torch.div(a.sum(dim=0), batch, out=out[:, -1])
 
 
 def dot(a: Tensor, b: Tensor, mean: bool, out: Tensor) -> None:

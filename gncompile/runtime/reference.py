@@ -17,7 +17,7 @@ from ..program import operations as ir
 from ..program.operations import Op
 from ..program.specs import Spec
 from ..program.step_program import Instruction, StepProgram
-from . import linalg
+from . import scalars
 from .memory import Memory, bind_shape, dense
 
 
@@ -282,7 +282,7 @@ def step_sizes(op: ir.StepSizes, terms: Tensor) -> Tensor:
 def best(m: Tensor, b: Tensor) -> Tensor:
     """The least c that minimises ``bᵀc + ½ cᵀMc``, up to the ridge of M scaled to a unit diagonal."""
     scale = torch.where(m.diagonal() > 0, m.diagonal() ** -0.5, 0.0)
-    ridge = linalg.RIDGE * torch.eye(len(m)).to(m)
+    ridge = scalars.RIDGE * torch.eye(len(m)).to(m)
     return -scale * (torch.linalg.inv_ex(scale[:, None] * m * scale + ridge)[0] @ (scale * b))
 
 

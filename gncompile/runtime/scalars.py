@@ -11,11 +11,12 @@ from itertools import combinations_with_replacement
 import torch
 from torch import Tensor
 
-from .linalg import RIDGE
-
 Vector = list[float]
 Matrix = list[Vector]
 
+RIDGE = 1e-13
+"""Relative ridge of the small system, some hundred roundings of its float64: collinear directions share a
+step, a zero direction gets none."""
 SMALL = 8
 """Systems of at most so many unknowns are solved in Python, which is faster than to call LAPACK."""
 
@@ -56,8 +57,9 @@ def step_sizes(
     growth: float | None,
     cap: float | None,
     out: Tensor,
+    small: int = SMALL,
 ) -> None:
-    """:func:`gncompile.runtime.linalg.step_sizes` for numbers of the host."""
+    """:func:`gncompile.runtime.linalg.step_sizes` for numbers of the host; up to ``small`` without LAPACK."""
     count = max(groups) + 1 + momentum
     own = count - momentum
     m = [[0.0] * count for _ in range(count)]
@@ -65,7 +67,7 @@ def step_sizes(
         m[i][j] = m[j][i] = term
     rest = terms[count * (count + 1) // 2 :]
     b, usual, most = rest[:count], rest[count], min([1.0, *rest[count + 1 :]])
-    c = _minimiser(m, b)
+    c = _minimiser(m, b, small)
     if cap is not None:
         c[:own] = [_clamped(x, -cap, cap) for x in c[:own]]
         if momentum:
@@ -77,6 +79,7 @@ def step_sizes(
             c = _minimiser(
                 [row[:own] for row in m[:own]],
                 [x + row[-1] * last for x, row in zip(b[:own], m, strict=False)],
+                small,
             )
             c = [*(c if cap is None else (_clamped(x, -cap, cap) for x in c)), last]
     slope = _inner(b, c)
@@ -105,7 +108,7 @@ def _clamped(x: float, low: float, high: float) -> float:
     return minimum(maximum(x, low), high)
 
 
-def _minimiser(m: Matrix, b: Vector) -> Vector:
+def _minimiser(m: Matrix, b: Vector, small: int) -> Vector:
     """``-m⁻¹ b``, scaled to a unit diagonal; 0 for directions without curvature."""
     scale = [1 / math.sqrt(row[i]) if row[i] > 0 else 0.0 for i, row in enumerate(m)]
     scaled = [
@@ -114,13 +117,13 @@ def _minimiser(m: Matrix, b: Vector) -> Vector:
     ]
     for i, row in enumerate(scaled):
         row[i] += RIDGE
-    solution = _solve(scaled, [s * x for s, x in zip(scale, b, strict=True)])
+    solution = _solve(scaled, [s * x for s, x in zip(scale, b, strict=True)], small)
     return [-s * x for s, x in zip(scale, solution, strict=True)]
 
 
-def _solve(m: Matrix, b: Vector) -> Vector:
+def _solve(m: Matrix, b: Vector, small: int) -> Vector:
     """``m⁻¹ b`` for a positive definite m, by elimination."""
-    if len(m) > SMALL:
+    if len(m) > small:
         system = torch.tensor(m, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
         return torch.linalg.solve_ex(*system)[0].tolist()
     rows = [[*row, x] for row, x in zip(m, b, strict=True)]

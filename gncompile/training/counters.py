@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from ..program.timetable import Due
@@ -28,11 +28,11 @@ class Counters:
 
     def state_dict(self) -> dict[str, int | bool]:
         """The numbers by their stored names."""
-        return {stored(name): value for name, value in asdict(self).items()}
+        return {stored(name): value for name, value in vars(self).items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``; a number that an older version does not have begins anew."""
-        for name in asdict(self):
+        for name in vars(self):
             setattr(self, name, state.get(stored(name), 0))
 
 

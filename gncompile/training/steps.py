@@ -39,6 +39,9 @@ class LookedAfter:
         self._factors_finite = compiled.factors_finite
         self._count, self._journal, self._reported = count, journal, reported
         self._first_order = first_order
+        self._parts = {
+            stage: tuple(p for p in compiled.program.step if p.stage is stage) for stage in Stage
+        }
 
     def step(self, inputs: tuple[Tensor, ...], target: Tensor) -> StepStats:
         """One step on the loaded batch, which is ``inputs`` and ``target``."""
@@ -70,10 +73,11 @@ class LookedAfter:
 
     def _run_due(self, now: Due, stage: Stage) -> None:
         """Run what is due of a part of the step."""
-        self._run(*names(due_phases(self._compiled.program.step, now, stage)))
+        self._run(*names(due_phases(self._parts[stage], now)))
 
     def _second_order_step(self) -> StepStats:
-        if not self._number("gradient_square"):
+        square = self._number("gradient_square")
+        if not square:
             return self._nothing_learned()
         now = due(self._settings, self._count.updates - self._count.held, self._count.since_refresh)
         self._run_due(now, Stage.COMPARISON)
@@ -81,7 +85,9 @@ class LookedAfter:
             now = replace(now, plain=True)
         self._run_due(now, Stage.MEASUREMENT)
         # Without fresh factors their buffers hold an earlier batch's, or after a resume nothing.
-        if not self._factors_finite(("Q.", "G.", "grad.") if now.factors else ("grad.",)):
+        # Squares of finite gradients may overflow; then the gradients themselves decide.
+        kinds = ("Q.", "G.") * now.factors + ("grad.",) * (not math.isfinite(square))
+        if kinds and not self._factors_finite(kinds):
             return self._refused()  # no damping would help
         self._run_due(now, Stage.KEEPING)
         self._count.refreshed(now)
@@ -110,7 +116,7 @@ class LookedAfter:
         gamma = self._states["factor_damping"]
         self._journal.keep_states("factor_damping")
         base, rate = float(gamma), TRIED
-        phases = due_phases(self._compiled.program.step, now, Stage.DIRECTION)
+        phases = due_phases(self._parts[Stage.DIRECTION], now)
         each = names(phase for phase in phases if phase.repeat is Repeat.DAMPINGS)
         self._run(*names(phase for phase in phases if phase.repeat is Repeat.ONCE))
 
