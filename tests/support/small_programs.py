@@ -36,8 +36,8 @@ def chain() -> nn.Module:
 
 
 def unnumbered(text: str) -> str:
-    """Without the numbers that tell the softmax of a share of the batch from that of the whole."""
-    return re.sub(r"\b(p|target_mass)_\d+", r"\1", text)
+    """Without the phase that tells the softmax of a share of the batch from that of the whole."""
+    return re.sub(r"\b(p|target_mass)_(curvature|\d+)", r"\1", text)
 
 
 def triton_texts(program: StepProgram) -> tuple[str, str]:
