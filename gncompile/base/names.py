@@ -62,7 +62,7 @@ class Names:
         self._last: dict[str, int] = {}
 
     def fresh(self, hint: str, place: str = "") -> str:
-        """A name not given before: ``hint`` as an identifier, if taken with its ``place``, numbered if need be."""
+        """A name not given before: ``hint`` as an identifier, then with its ``place``, then numbered."""
         base = identifier(hint)
         if place and base in self._taken:
             base = identifier(f"{base}_{place}")
