@@ -3,11 +3,12 @@
     trace(module)            torch.export → ModelGraph              frontends/torch_export.py
     prepare(traced)          passes over the ModelGraph             graph/
     step_program(...)        ModelGraph + loss → StepProgram        derivation/, solvers/
-    within_products(program) slopes made where they are used        program/recompute.py
-    schedule(program)        StepProgram → kernels, in launches     program/launches.py
-    plan_buffers(program)    values that never meet share memory    program/buffers.py
-    emit_torch(program)      StepProgram → readable source          emit/torch_source.py
-    emit_triton(program)     schedule → readable source             emit/triton_source.py
+    emit_step(program)       passes, then the writer of a backend   emit/step_source.py
+      within_products        slopes made where they are used        program/recompute.py
+      schedule               StepProgram → kernels, in launches     program/launches.py
+      plan_buffers           values that never meet share memory    program/buffers.py
+      TorchWriter            StepProgram → readable source          emit/torch_source.py
+      TritonWriter           schedule → readable source             emit/triton_source.py
 
 A step program is a sequence of phases; ``program/phases.py`` lists them, with the earlier phases whose values
 each may use, when it is due and how often it runs. A solver brings those that turn ∇ into Δ.

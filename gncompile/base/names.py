@@ -61,9 +61,11 @@ class Names:
         self._taken = set(taken)
         self._last: dict[str, int] = {}
 
-    def fresh(self, hint: str) -> str:
-        """A name that was not given before: ``hint`` as an identifier, numbered if need be."""
+    def fresh(self, hint: str, place: str = "") -> str:
+        """A name not given before: ``hint`` as an identifier, then with its ``place``, then numbered."""
         base = identifier(hint)
+        if place and base in self._taken:
+            base = identifier(f"{base}_{place}")
         name, number = base, self._last.get(base, 1)
         while name in self._taken:
             number += 1

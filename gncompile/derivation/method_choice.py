@@ -29,6 +29,7 @@ from ..base.tables import binary_size, engineering
 from ..errors import CompileError, message, nearest
 from ..graph.model_graph import ModelGraph
 from ..losses.vocabulary import Loss
+from ..program.buffers import plan_buffers
 from ..program.builder import ProgramBuilder
 from ..program.costs import CostModel, columns_within
 from ..program.phases import Stage, step_phases
@@ -147,7 +148,7 @@ class Prices:
         columns = columns_within(program, BATCH, ITEMSIZE, self.settings.memory_budget)
         costs = CostModel(program, BATCH, ITEMSIZE, self.settings.rows(BATCH), columns)
         flops = sum(costs.phase(phase.name).flops for phase in program.step if phase.stage is stage)
-        return Expense(flops, sum(costs.buffer_bytes().values()))
+        return Expense(flops, sum(costs.buffer_bytes(plan_buffers(program)).values()))
 
 
 def needed(program: StepProgram, roles: Iterable[str]) -> StepProgram:

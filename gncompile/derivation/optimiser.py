@@ -147,7 +147,7 @@ class Optimiser:
 
     def inner(self, v: Mapping[str, Value], w: Mapping[str, Value]) -> Value:
         """``Σ vᵀw`` over the layers of both."""
-        dots = [self.builder.emit(ir.Dot(), v[k], w[k], name="dot") for k in v if k in w]
+        dots = [self.builder.emit(ir.Dot(), v[k], w[k], name=f"dot_{k}") for k in v if k in w]
         return dots[0] if len(dots) == 1 else self.builder.add(*dots, name="inner")
 
     def pairs(self, layer: str, value: Value) -> list[tuple[Value, Value]]:

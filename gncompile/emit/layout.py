@@ -1,11 +1,22 @@
-"""Lines of the emitted files: what is too long for one is broken after commas."""
+"""Lines of the emitted files: what they compute; what is too long for one is broken after commas."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 WIDTH = 100
 """Longest line of the emitted files."""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A line of an emitted phase, the values of the program it computes, and its number in the file."""
+
+    phase: str
+    values: tuple[str, ...]
+    text: str
+    number: int = 0
 
 
 def filled(

@@ -54,6 +54,12 @@ def cells(program: StepProgram) -> frozenset[str]:
     return frozenset(kept)
 
 
+def floats(program: StepProgram) -> frozenset[str]:
+    """The values that are floats of the host and nothing else: they need no memory."""
+    kept = cells(program)
+    return frozenset(i.name for i in program if is_float(i) and i.name not in kept)
+
+
 def _printable(e: Expr) -> bool:
     if e.is_number or isinstance(e, Symbol):
         return True

@@ -8,18 +8,17 @@ symbols, so one file serves every batch size. The same program gives the same te
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from ..base.names import RESERVED, Names
 from ..errors import InternalError
 from ..program import operations as ir
-from ..program.buffers import plan_buffers
 from ..program.operations import Leaf, Op
 from ..program.program_check import check_types
-from ..program.recompute import within_products
 from ..program.specs import Dim, Spec
 from ..program.step_program import Instruction, StepProgram
-from .layout import WIDTH, filled
+from .layout import WIDTH, Statement, filled
 from .literals import comment, dimension, docstring, literal, plain_name, quoted
 from .scalar_source import cells, is_float, scalar_lines
 from .torch_operations import WRITERS, Options, compact, reduced, step_sizes
@@ -45,20 +44,8 @@ def bind(memory, N, F, Q, L, S):
 '''
 
 
-def emit_torch(
-    program: StepProgram,
-    title: str = "A training step.",
-    summary: str = "",
-    variants: Mapping[str, Options] | None = None,
-    host: bool = False,
-) -> str:
-    """The source text of a module with ``bind`` for this program.
-
-    ``variants`` gives the options of instructions by name, where they are not the defaults; with ``host``
-    numbers are computed in Python, which is for a CPU.
-    """
-    program = within_products(program, variants)
-    return TorchWriter(program, variants, host).module(title, summary)
+Section = Sequence[str | Statement]
+"""Lines that belong together; those of a phase say what they compute."""
 
 
 class TorchWriter:
@@ -69,14 +56,17 @@ class TorchWriter:
     def __init__(
         self,
         program: StepProgram,
+        buffers: Mapping[str, str],
         variants: Mapping[str, Options] | None = None,
         host: bool = False,
     ) -> None:
+        """``buffers`` gives the buffer of every value that reaches memory."""
         check_types(program)  # passes have changed it since it was built
-        self.program = program
+        self.program, self.buffers = program, buffers
         self.variants = variants or {}
         self.scratch: dict[str, tuple[Dim, ...]] = {}
         self.constants: dict[str, str] = {}
+        self.declared: set[str] = set()
         self._names = Names(RESERVED | {plain_name(i.name) for i in program})
         self._own: dict[Hashable, str] = {}
         # The tensor a value lives in: its own buffer, or the leaf it overwrites.
@@ -87,34 +77,44 @@ class TorchWriter:
         self._floats = {i.name for i in program if is_float(i)} if host else set()
         # The scalars that the host reads and writes in memory.
         self._cells = {self.home[name] for name in cells(program)} if host else set()
+        self._shared = self._cells | {program.storage[name] for name in self._cells}
 
     # --- file -----------------------------------------------------------------------------------------
 
-    def module(self, title: str, summary: str) -> str:
-        """The whole file."""
-        functions = [self._phase(name) for name in self.program.phases]
-        setup = [*self._leaves(), "", *self._buffers(), "", *self._views()]
-        setup += [*self._numbers(), *self._launches()]
+    def module(self, title: str, summary: str) -> tuple[str, tuple[Statement, ...]]:
+        """The whole file, and those of its lines that compute values."""
         phases = [f"{quoted(p)}: {self.function(p)}" for p in self.program.phases]
         asked = {leaf.name for kind in ("input", "target") for leaf in self.program.leaves(kind)}
         asked |= set(self.program.results.values())
         values = [
-            f"{quoted(i.name)}: {self.home[i.name]}," for i in self.program if i.name in asked
+            f"    {quoted(i.name)}: {self.home[i.name]}," for i in self.program if i.name in asked
         ]
-        body = [
-            *setup,
-            *(line for function in functions for line in ("", *function)),
-            "",
-            *filled("phases = {", phases, "}", WIDTH - 4),
-            "values = {",
-            *(f"    {line}" for line in values),
-            "}",
-            "return phases, values",
+        sections = [
+            *self._sections(),
+            [*filled("phases = {", phases, "}", WIDTH - 4), "values = {", *values, "}"],
         ]
         header = self.header.format(
             title=docstring(title), summary=docstring(summary), imports=self._imports()
         )
-        return header + textwrap.indent("\n".join(body), "    ") + "\n"
+        body = [line for section in sections if section for line in ("", *section)][1:]
+        lines: list[str] = []
+        statements: list[Statement] = []
+        for number, line in enumerate([*body, "return phases, values"], 1 + header.count("\n")):
+            if isinstance(line, Statement):
+                statements.append(replace(line, number=number))
+                line = f"    {line.text}"
+            lines.append(f"    {line}" if line else "")
+        return header + "\n".join(lines) + "\n", tuple(statements)
+
+    def _sections(self) -> list[Section]:
+        """What is in ``bind``, parted by empty lines: leaves, then each phase after its buffers."""
+        found: list[Section] = [self._leaves(), self._numbers()]
+        for phase in self.program.phases:
+            function = self._phase(phase)  # first, for it asks for scratch space
+            there = [i for i in self.program.phase(phase) if i.name not in self._shared]
+            work = [*self._buffers(there), *self._scratch(), *self._views(there)]
+            found += [[f"# {phase}", *work], function]
+        return found
 
     def _imports(self) -> str:
         """The imports that not every file needs."""
@@ -130,19 +130,21 @@ class TorchWriter:
                 lines.append(f"{leaf.name} = memory.{leaf.op.kind}({literal(leaf.op.key)})")
         return lines
 
-    def _buffers(self) -> list[str]:
-        lines = [
-            "# Buffers for the values of a step, some shared by values that never meet; scratch space."
+    def _buffers(self, instructions: Iterable[Instruction]) -> list[str]:
+        """The buffers of values, some shared by those that never meet."""
+        return [
+            f"{i.name} = {self._buffer(self.buffers[i.name], i.spec.shape)}"
+            for i in instructions
+            if i.name in self.buffers
         ]
-        for name, buffer in self._plan().items():
-            lines.append(f"{name} = {self._buffer(buffer, self.program[name].spec.shape)}")
-        lines += [f"{name} = {self._buffer(name, shape)}" for name, shape in self.scratch.items()]
-        lines += [f"{name} = {text}" for name, text in self.constants.items()]
-        return lines
 
-    def _plan(self) -> dict[str, str]:
-        """The buffer of every value that reaches memory."""
-        return plan_buffers(self.program)
+    def _scratch(self) -> list[str]:
+        """The scratch space and constants asked for since the last call."""
+        lines = [f"{name} = {self._buffer(name, shape)}" for name, shape in self.scratch.items()]
+        lines += [f"{name} = {text}" for name, text in self.constants.items()]
+        self.declared |= {*self.scratch, *self.constants}
+        self.scratch, self.constants = {}, {}
+        return lines
 
     def _numbers(self) -> list[str]:
         """The cells as one object's attributes."""
@@ -150,9 +152,11 @@ class TorchWriter:
             return []
         named = ", ".join(f"{name}={name}" for name in sorted(self._cells))
         lines = textwrap.wrap(named, WIDTH - 8, break_long_words=False, break_on_hyphens=False)
+        shared = [i for i in self.program if i.name in self._shared]
         return [
-            "",
             "# Numbers that outlive a phase, for the host to read and write as floats.",
+            *self._buffers(shared),
+            *self._views(shared),
             "s = memory.numbers(",
             *(f"    {line}" for line in lines),
             ")",
@@ -162,16 +166,12 @@ class TorchWriter:
         """A scalar as the host names it."""
         return f"s.{self.home[name]}" if self.home[name] in self._cells else name
 
-    def _launches(self) -> list[str]:
-        """What is planned once a batch size is bound."""
-        return []
-
-    def _views(self) -> list[str]:
-        lines = ["# Views of the above."]
-        for i in self.program:
-            if isinstance(i.op, ir.VIEWS):
-                lines.append(f"{i.name} = {self.view(i.op, self.home[i.inputs[0]])}")
-        return lines
+    def _views(self, instructions: Iterable[Instruction]) -> list[str]:
+        return [
+            f"{i.name} = {self.view(i.op, self.home[i.inputs[0]])}"
+            for i in instructions
+            if isinstance(i.op, ir.VIEWS)
+        ]
 
     @staticmethod
     def view(op: Op, source: str) -> str:
@@ -196,18 +196,26 @@ class TorchWriter:
 
     # --- phases ---------------------------------------------------------------------------------------
 
-    def _phase(self, name: str) -> list[str]:
-        argument = "start" if self.program.goes_by_columns(name) else ""
-        lines = [f"def {self.function(name)}({argument}):"]
-        for instruction in self.program.phase(name):
-            if not isinstance(instruction.op, ir.VIEWS):
-                lines += self._commented(instruction)
-        return lines if len(lines) > 1 else [*lines, "    pass"]  # nothing but views
+    def _phase(self, name: str) -> Section:
+        return self._defined(
+            name,
+            [
+                line
+                for i in self.program.phase(name)
+                if not isinstance(i.op, ir.VIEWS)
+                for line in self._commented(i)
+            ],
+        )
 
-    def _commented(self, instruction: Instruction) -> list[str]:
-        note = f"  # {comment(instruction.comment)}" if instruction.comment else ""
-        first, *rest = self._statements(instruction)
-        return [f"    {first}{note}", *(f"    {line}" for line in rest)]
+    def _defined(self, phase: str, statements: Sequence[Statement]) -> Section:
+        argument = "start" if self.program.goes_by_columns(phase) else ""
+        opening = f"def {self.function(phase)}({argument}):"
+        return [opening, *(statements or [Statement(phase, (), "pass")])]  # nothing but views
+
+    def _commented(self, i: Instruction) -> list[Statement]:
+        note = f"  # {comment(i.comment)}" if i.comment else ""
+        first, *rest = self._statements(i)
+        return [Statement(i.phase, (i.name,), line) for line in (first + note, *rest)]
 
     def _statements(self, i: Instruction) -> list[str]:
         if i.name in self._floats:
@@ -271,7 +279,8 @@ class TorchWriter:
 
     def scratch_name(self, number: int, shape: tuple[Dim, ...]) -> str:
         name = self.own("scratch", str(number), *map(dimension, shape))
-        self.scratch[name] = shape
+        if name not in self.declared:
+            self.scratch[name] = shape
         return name
 
     def owned(self, name: str) -> bool:
@@ -286,7 +295,8 @@ class TorchWriter:
     def flat(self, name: str) -> str:
         """The value as a vector."""
         flat = self.own(name, "flat")
-        self.constants[flat] = f"memory.flat({name})"
+        if flat not in self.declared:
+            self.constants[flat] = f"memory.flat({name})"
         return flat
 
     def index(self, value: str, role: str, values: list[int]) -> str:

@@ -18,13 +18,11 @@ import sympy
 from ..base.names import Names
 from ..program import operations as ir
 from ..program import specs
-from ..program.launches import launch_buffers, schedule
-from ..program.schedule import Function, Kernel, Kind, Launch
-from ..program.step_program import StepProgram
-from .layout import WIDTH, filled
+from ..program.schedule import Function, Kernel, Kind, Launch, Schedule
+from .layout import WIDTH, Statement, filled
 from .literals import comment, dimension, literal, quoted
 from .torch_operations import Options
-from .torch_source import TorchWriter
+from .torch_source import Section, TorchWriter
 from .triton_calls import (
     Call,
     Tensor,
@@ -36,7 +34,7 @@ from .triton_calls import (
     template,
     text,
 )
-from .triton_functions import DeviceFunction, kernels_module, triton_function
+from .triton_functions import DeviceFunction, triton_function
 from .triton_templates import planned
 
 HEADER = '''"""{title}
@@ -70,21 +68,6 @@ COMMON: dict[tuple[sympy.Expr, ...], str] = {
 """Functions named for what they are, not after the first kernel that has them."""
 
 
-def emit_triton(
-    program: StepProgram,
-    title: str = "A training step.",
-    summary: str = "",
-    variants: Mapping[str, Options] | None = None,
-) -> tuple[str, str]:
-    """The texts of ``kernels.py`` and ``step.py`` for this program.
-
-    ``variants`` gives the settings of launches that do not take the defaults, by the first value stored.
-    """
-    writer = TritonWriter(program, variants)
-    step = writer.module(title, summary)
-    return kernels_module(writer.functions.values()), step
-
-
 @dataclass(frozen=True)
 class Plan:
     """A launch and the calls that plan it."""
@@ -98,9 +81,15 @@ class TritonWriter(TorchWriter):
 
     header = HEADER
 
-    def __init__(self, program: StepProgram, variants: Mapping[str, Options] | None = None) -> None:
-        super().__init__(program, variants)
-        self.schedule = schedule(program)
+    def __init__(
+        self,
+        order: Schedule,
+        buffers: Mapping[str, str],
+        variants: Mapping[str, Options] | None = None,
+    ) -> None:
+        program = order.program
+        super().__init__(program, buffers, variants)
+        self.schedule = order
         self.functions: dict[tuple, DeviceFunction] = {}
         self._functions = Names()
         self.vectors = {names: self.own(names[0], "sums") for names in self.schedule.sums}
@@ -116,52 +105,65 @@ class TritonWriter(TorchWriter):
     # --- file -----------------------------------------------------------------------------------------
 
     def _imports(self) -> str:
-        drawn = {"advance", "run"} if STATE in self.constants else set()
+        drawn = {"advance", "run"} if STATE in self.declared else set()
         planned = {"run"} if self.plans else set()
         every = tuple(each for plan in self.plans.values() for each in plan.calls)
         return "".join(f"\n{line}" for line in imports(drawn | planned | functions(every)))
 
-    def _plan(self) -> dict[str, str]:
-        return launch_buffers(self.schedule)
+    def _sections(self) -> list[Section]:
+        """Buffers of all phases first, for launches are planned over them; then the phases."""
+        functions = [self._phase(phase) for phase in self.program.phases]
+        buffers = [(p, self._buffers(self.program.phase(p))) for p in self.program.phases]
+        return [
+            self._leaves(),
+            *([f"# {phase}", *lines] for phase, lines in buffers if lines),
+            ["# Scratch space and constants.", *self._scratch()],
+            ["# Sums that are computed together.", *self._sums()],
+            ["# Views of the above.", *self._views(self.program)],
+            ["# Launches, planned once."],
+            *self._launches(),
+            *functions,
+        ]
 
-    def _views(self) -> list[str]:
-        found = ["# Sums that are computed together."]
+    def _sums(self) -> list[str]:
+        found: list[str] = []
         for names, vector in self.vectors.items():
             found += filled("(", names, f") = {vector}.unbind()", WIDTH - 4)
-        return [*found, "", *super()._views()]
+        return found
 
-    def _launches(self) -> list[str]:
-        found = ["", "# Launches, planned once."]
+    def _launches(self) -> list[Section]:
+        """What is planned once a batch size is bound."""
+        found: list[Section] = []
         for phase in self.program.phases:
             if count := len(self.schedule.draws(phase)):
                 advance = template("advance", STATE, literal(count))
-                found += ["", f"{self.own('advance', phase)} = {text(advance)}"]
+                found.append([f"{self.own('advance', phase)} = {text(advance)}"])
         for name, plan in self.plans.items():
-            found += ["", *_comment(plan.launch.kernels), f"{self.own('write', name)} = ["]
-            found += [*elements(plan.calls, WIDTH - 4), "]"]
+            opening = [*_comment(plan.launch.kernels), f"{self.own('write', name)} = ["]
+            found.append([*opening, *elements(plan.calls, WIDTH - 4), "]"])
         return found
 
     # --- phases ---------------------------------------------------------------------------------------
 
-    def _phase(self, name: str) -> list[str]:
-        argument = "start" if self.program.goes_by_columns(name) else ""
-        found = [f"def {self.function(name)}({argument}):"]
+    def _phase(self, name: str) -> Section:
+        found: list[Statement] = []
         for launch in self.schedule.phases[name]:
-            torch_statement = launch.kind is Kind.TORCH
-            run = f"    run({self.own('write', launch.name)})"
-            found += self._torch(launch) if torch_statement else [run]
+            found += self._launched(launch)
         if self.schedule.draws(name):
-            found.append(f"    run({self.own('advance', name)})")
-        return found if len(found) > 1 else [*found, "    pass"]
+            found.append(Statement(name, (), f"run({self.own('advance', name)})"))
+        return self._defined(name, found)
 
-    def _torch(self, launch: Launch) -> list[str]:
-        """A torch statement; several that clear tensors become one."""
-        if len(launch.kernels) == 1:
+    def _launched(self, launch: Launch) -> list[Statement]:
+        """The run of a launch, or a torch statement; several that clear tensors become one."""
+        if launch.kind is Kind.TORCH and len(launch.kernels) == 1:
             return self._commented(launch.kernels[0].root)
-        cleared = [self.home[kernel.root.name] for kernel in launch.kernels]
-        return [
-            f"    {line}" for line in filled("torch._foreach_zero_([", cleared, "])", WIDTH - 8)
-        ]
+        lines = [f"run({self.own('write', launch.name)})"]
+        if launch.kind is Kind.TORCH:
+            cleared = [self.home[kernel.root.name] for kernel in launch.kernels]
+            lines = filled("torch._foreach_zero_([", cleared, "])", WIDTH - 8)
+        values = tuple(i.name for kernel in launch.kernels for i in kernel.instructions)
+        phase = launch.kernels[0].root.phase
+        return [Statement(phase, values, line) for line in lines]
 
     # --- what planners ask ----------------------------------------------------------------------------
 

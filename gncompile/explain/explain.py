@@ -14,6 +14,7 @@ from functools import cached_property
 from ..base.settings import Settings
 from ..base.tables import indent, table
 from ..derivation.piecewise_linear import theorem
+from ..emit.step_source import StepSource, emit_step
 from ..errors import CompileError, message, nearest
 from ..graph.model_graph import ModelGraph, Node, TracedModel
 from ..losses.vocabulary import CoupledLoss, Loss, SeparableLoss
@@ -58,11 +59,11 @@ def explain(
     *,
     batch: int = 1000,
     itemsize: int = 4,
-    source: str | None = None,
+    source: StepSource | None = None,
 ) -> str:
     """The derivation of one layer, or of everything when ``layer`` is None, as readable text.
 
-    ``source`` is the text of the emitted file, to quote and number its lines; it is written anew if not
+    ``source`` is the emitted step, to quote and number its lines; it is written anew if not
     given. Raises :class:`~gncompile.errors.CompileError` for a layer the model does not have.
     """
     report = _Derivation(Readback(traced, loss, settings, program, batch, itemsize))
@@ -77,9 +78,7 @@ def explain(
             )
         )
     if source is None:
-        from ..emit.torch_source import emit_torch
-
-        source = emit_torch(program, f"A training step of {traced.name}.", traced.graph.to_text())
+        source = emit_step(program, f"A training step of {traced.name}.", traced.graph.to_text())
     return "\n\n".join([*report.layer(layer), *report.statements(layer, source)])
 
 
@@ -179,12 +178,12 @@ class _Derivation:
                 owned.setdefault(i.origin.layer, {}).setdefault(i.origin.role, set()).add(i.name)
         return owned
 
-    def statements(self, layer: str, source: str) -> list[str]:
+    def statements(self, layer: str, source: StepSource) -> list[str]:
         """The lines of the emitted file that compute this layer's values, by phase, numbered."""
         names = set().union(*self._owned.get(layer, {}).values())
         lines: list[str] = []
         phase = ""
-        for statement in self.read.statements(names, source):
+        for statement in source.of(names):
             if statement.phase != phase:
                 lines.append(f"       def {statement.phase}:")
             phase = statement.phase

@@ -7,7 +7,6 @@ instructions, so what is reported is what runs.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -22,6 +21,7 @@ from ..functions.gates import GATES, Gate
 from ..functions.transfer import TransferFunction, transfer, transfer_names
 from ..graph.model_graph import Affine, ModelGraph, Node, Pointwise, TracedModel
 from ..losses.vocabulary import Loss
+from ..program.buffers import plan_buffers
 from ..program.builder import ProgramBuilder
 from ..program.costs import Cost, CostModel, columns_within, total
 from ..program.phases import Repeat, Stage, first_steps, mean_runs, where_noise_leads
@@ -56,15 +56,6 @@ PARTS = {
 """Headings of the parts of a layer's work, in the order they are shown."""
 
 Row = list[str]
-
-
-@dataclass(frozen=True)
-class Statement:
-    """A line of the emitted source: in which phase's method, its number, its text."""
-
-    phase: str
-    number: int
-    text: str
 
 
 @dataclass(frozen=True)
@@ -236,7 +227,7 @@ class Readback:
     def mean_cost(self, layer: str) -> Cost:
         flops, moved = 0.0, 0.0
         for i in self.program:
-            if i.phase and i.origin.layer == layer:  # a leaf has no phase, and costs nothing
+            if i.phase and i.origin.layer == layer:  # leaves have no phase
                 cost = self.costs.of(i) * self.costs.runs(i.phase)
                 flops += cost.flops * self.mean_runs.get(i.phase, 0)
                 moved += cost.bytes * self.mean_runs.get(i.phase, 0)
@@ -294,7 +285,7 @@ class Readback:
             "parameters": sum(parameters),
             **{f"state {kind}": size for kind, size in kinds.items() if size >= 1024},
             f"work buffers at most, batch {self.batch}": sum(
-                self.costs.buffer_bytes(self.order).values()
+                self.costs.buffer_bytes(plan_buffers(self.program, self.order)).values()
             ),
         }
         sizes = [*held.items(), ("total", sum(held.values()))]
@@ -316,24 +307,6 @@ class Readback:
     def values_around(self, node: Node) -> list[str]:
         """The values of the program that a node reads and writes."""
         return [self.program.nodes[name] for name in (*node.inputs, node.name)]
-
-    def statements(self, names: Collection[str], source: str) -> list[Statement]:
-        """The lines of the emitted file ``source`` that compute the values ``names``."""
-        homes = {(i.phase, i.into or i.name) for i in self.program if i.name in names}
-        phase = ""
-        pending: list[Statement] = []
-        found: list[Statement] = []
-        for number, line in enumerate(source.splitlines(), start=1):
-            if method := re.match(r"    def (\w+)\(", line):
-                phase, pending = method[1], []
-            elif phase and line.startswith("        "):
-                pending.append(Statement(phase, number, line.strip()))
-                target = _written(line)
-                if (phase, target) in homes:
-                    found += pending
-                if target and not target.startswith(("scratch", "part")):
-                    pending = []
-        return found
 
     def last_layer_hessian(self) -> str:
         """The stored form of the mean output Hessian where it is the last layer's Ḡ, else nothing."""
@@ -364,14 +337,6 @@ def function_text(node: Node) -> str:
 @lru_cache(maxsize=1024)  # the declared functions have few names for their arguments
 def _renamed(value: Expr, arguments: tuple[Symbol, ...], names: tuple[Symbol, ...]) -> Expr:
     return value.xreplace(dict(zip(arguments, names, strict=True)))
-
-
-def _written(line: str) -> str:
-    """The tensor a statement of the emitted source writes."""
-    found = re.search(r"out=(\w+)", line) or re.match(r"\s*memory\.random\(\S+ (\w+)\)", line)
-    found = found or re.match(r"\s*(\w+)\b[^=]*\.\w+_\(", line)
-    found = found or re.match(r"\s*(?:s\.)?(\w+) = ", line)
-    return found[1] if found else ""
 
 
 def in_units(cost: Cost) -> Row:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from . import operations as ir
 from .operations import Leaf
@@ -17,13 +17,15 @@ Pool = dict[tuple[Dim, ...], list[str]]
 """Buffers by shape."""
 
 
-def plan_buffers(program: StepProgram, order: Schedule | None = None) -> dict[str, str]:
+def plan_buffers(
+    program: StepProgram, order: Schedule | None = None, without: Collection[str] = ()
+) -> dict[str, str]:
     """For every value with memory of its own the name of its buffer: its own, or an earlier value's.
 
     A buffer passes on after the last use of its value, and to the next phase at a phase's end. Values that
     another phase reads, results, and what is kept in a state or parameter are never moved, for phases run in
     any number and order. ``order`` gives the launches to follow instead of the program's own order; what
-    stays inside a kernel needs no buffer::
+    stays inside a kernel needs no buffer, nor do the values ``without``::
 
         r1 = x V      r1
         r2 = f(r1)    r2
@@ -31,7 +33,8 @@ def plan_buffers(program: StepProgram, order: Schedule | None = None) -> dict[st
     """
     home = program.storage
     stored = None if order is None else order.stores
-    plan = {i.name: i.name for i in program if _has_buffer(i) and (not stored or i.name in stored)}
+    reach = (i.name for i in program if _has_buffer(i) and (not stored or i.name in stored))
+    plan = {name: name for name in reach if name not in without}
     local = _phase_local(program, home) & set(plan)
     pool: Pool = {}
     for phase in program.phases:

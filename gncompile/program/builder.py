@@ -66,6 +66,7 @@ class ProgramBuilder:
         self._step = {phase.name: phase for phase in step}
         self._begun: set[str] = set()
         self._names = Names(RESERVED | set(self._step))  # an emitted file calls functions so
+        self._named: dict[str, str] = {}
         self._states: dict[str, State] = {}
         self._phase = ""
         self._visible: frozenset[str] = frozenset()
@@ -161,14 +162,23 @@ class ProgramBuilder:
             if phase in visible or isinstance(op, ir.Leaf):
                 return value
         spec = spec or infer(op, [value.spec for value in inputs])
-        value = Value(self._names.fresh(name or type(op).__name__.lower()), spec)
+        leaf = isinstance(op, ir.Leaf)
+        origin = Origin() if leaf else self._origin
+        hint = name or f"{type(op).__name__.lower()}_{origin.layer}".rstrip("_")
+        place = "" if leaf or isinstance(op, ir.VIEWS) else self._place(hint)
+        value = Value(self._names.fresh(hint, place), spec)
         target = into.name if into else None
-        origin = Origin() if isinstance(op, ir.Leaf) else self._origin
         self._instructions.append(
             Instruction(value.name, op, key[1], spec, self._phase, target, comment, origin)
         )
         known[self._phase] = value
         return value
+
+    def _place(self, hint: str) -> str:
+        """What tells a value from an earlier one of its name: its phase, or within that its layer."""
+        if self._named.setdefault(hint, self._phase) != self._phase:
+            return self._phase
+        return "" if self._origin.layer in hint else self._origin.layer
 
     # --- elementwise ----------------------------------------------------------------------------------
 

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 
 from . import operations as ir
 from . import specs
-from .buffers import plan_buffers
-from .schedule import Schedule
 from .specs import Spec
 from .step_program import Instruction, StepProgram
 
@@ -109,14 +107,13 @@ class CostModel:
                 costs[owner] = costs.get(owner, Cost()) + self.of(i) * self.runs(i.phase)
         return costs
 
-    def buffer_bytes(self, order: Schedule | None = None) -> dict[str, int]:
-        """Bytes of every work buffer, batch included; scratch space comes on top.
+    def buffer_bytes(self, buffers: Mapping[str, str]) -> dict[str, int]:
+        """Bytes of every work buffer of a plan, batch included; scratch space comes on top.
 
-        ``order`` gives the launches to follow; without, it is the program's own order. What the torch backend
-        leaves out of that, :func:`~gncompile.program.recompute.within_products` says.
+        ``buffers`` is what :func:`~gncompile.program.buffers.plan_buffers` decides.
         """
         batch = [leaf.name for kind in ("input", "target") for leaf in self.program.leaves(kind)]
-        held = dict.fromkeys([*batch, *plan_buffers(self.program, order).values()])
+        held = dict.fromkeys([*batch, *buffers.values()])
         return {name: self.elements(self.program[name].spec) * self.itemsize for name in held}
 
     def state_bytes(self) -> dict[str, int]:
@@ -212,12 +209,16 @@ def columns_within(program: StepProgram, batch: int, itemsize: int, budget: int)
 
 
 def samples_within(
-    program: StepProgram, rows: Callable[[int], Mapping[str, int]], itemsize: int, budget: int
+    program: StepProgram,
+    buffers: Mapping[str, str],
+    rows: Callable[[int], Mapping[str, int]],
+    itemsize: int,
+    budget: int,
 ) -> int:
     """The size of a batch whose work buffers take up about ``budget`` bytes; at least one."""
     batch = NOMINAL
     for _ in range(3):  # in proportion to the batch, but for the least sizes of F and Q
-        held = CostModel(program, batch, itemsize, rows(batch)).buffer_bytes()
+        held = CostModel(program, batch, itemsize, rows(batch)).buffer_bytes(buffers)
         batch = max(1, batch * budget // sum(held.values()))
     return batch
 

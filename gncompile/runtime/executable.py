@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 
 from ..base.debug import dump
+from ..emit.step_source import StepSource, emit_step
 from ..emit.torch_operations import Options
-from ..emit.torch_source import emit_torch
-from ..emit.triton_source import emit_triton
 from ..errors import CompileError, message
 from ..graph.model_graph import TracedModel
 from ..losses.vocabulary import Loss
+from ..program.buffers import plan_buffers
 from ..program.costs import columns_within, samples_within
 from ..program.specs import SAMPLES
 from ..program.step_program import StepProgram
 from .draws import PhiloxDraws, TorchDraws
 from .memory import Memory, require_buffers, require_states
 from .reference import ReferenceStep
-from .source_files import load_source, source_of
+from .source_files import load_source
 
 Backend = Literal["torch", "triton", "reference"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -120,14 +120,15 @@ class Executable:
         self.rows = rows
         self.variants = dict(variants or {})
         self.memory_budget = memory_budget
-        require_states(program, dtype, device)
+        self._buffers = plan_buffers(program)  # at most: a backend may need fewer
+        require_states(program, self._buffers, dtype, device)
         tensors = traced.parameters, traced.constants
         draws = (PhiloxDraws if backend == "triton" else TorchDraws)(seed, device)
         self.memory = Memory(program, *tensors, dtype, device, draws, precision)
-        self.source: str | None = None
+        self._about = f"A training step of {traced.name}.", traced.graph.to_text()
         self.source_file: Path | None = None
         dump("step_program.txt", program.to_text())
-        self._bind_emitted = None if backend == "reference" else self._emit(traced)
+        self._bind_emitted = None if backend == "reference" else self._load(traced.name)
         self._bound: dict[int, ReferenceStep | EmittedStep] = {}
         self._largest = 0
         self._step: ReferenceStep | EmittedStep | None = None
@@ -138,25 +139,29 @@ class Executable:
         self._bound.clear()
         self._step = None
 
-    def _emit(self, traced: TracedModel) -> Bind:
-        """Write the program as source, import it, and return its ``bind``."""
-        about = f"A training step of {traced.name}.", traced.graph.to_text()
+    @cached_property
+    def source(self) -> StepSource:
+        """The step as it is emitted: what runs, or for the interpreter the torch backend's form of it."""
+        memory, triton = self.memory, self.backend == "triton"
+        # A guarded step never asks the host, and in float32 the rounding of every operation matters.
+        host = not triton and memory.device.type == "cpu" and memory.dtype is torch.float64
+        host = host and "report" not in self.program.results
+        backend = "triton" if triton else "torch"
+        return emit_step(
+            self.program, *self._about, backend=backend, variants=self.variants, host=host
+        )
+
+    def _load(self, name: str) -> Bind:
+        """Import the emitted source, and return its ``bind``."""
+        source = self.source
         if self.backend == "torch":
-            memory = self.memory
-            # A guarded step never asks the host, and in float32 the rounding of every operation matters.
-            host = memory.device.type == "cpu" and memory.dtype is torch.float64
-            host = host and "report" not in self.program.results
-            text = emit_torch(self.program, *about, self.variants, host)
-            dump("training_step.py", text)
-            module, self.source_file = load_source(text, traced.name)
-            self.source = source_of(module)
+            dump("training_step.py", source.text)
+            module, self.source_file = load_source(source.text, name)
             return partial(module.bind, self.memory)
-        functions, text = emit_triton(self.program, *about, self.variants)
-        dump("kernels.py", functions)
-        dump("step.py", text)
-        kernels, _ = load_source(functions, f"{traced.name}_kernels")
-        module, self.source_file = load_source(text, f"{traced.name}_step")
-        self.source = source_of(module)
+        dump("kernels.py", source.kernels)
+        dump("step.py", source.text)
+        kernels, _ = load_source(source.kernels, f"{name}_kernels")
+        module, self.source_file = load_source(source.text, f"{name}_step")
         return partial(module.bind, self.memory, kernels)
 
     @property
@@ -200,7 +205,7 @@ class Executable:
         if dims["N"] > self._largest:
             memory = self.memory
             held = memory.buffer_bytes
-            require_buffers(self.program, dims, held, memory.dtype, memory.device)
+            require_buffers(self.program, self._buffers, dims, held, memory.dtype, memory.device)
             self._largest = dims["N"]
 
     def chunk(self, batch: int) -> int:
@@ -211,7 +216,7 @@ class Executable:
     def samples_within(self, budget: int) -> int:
         """The size of a batch whose work buffers take up ``budget`` bytes."""
         itemsize = self.memory.dtype.itemsize
-        return samples_within(self.program, self.rows, itemsize, budget)
+        return samples_within(self.program, self._buffers, self.rows, itemsize, budget)
 
     def run(self, *phases: str) -> None:
         """Execute phases in order; one that goes by columns for every chunk of them.

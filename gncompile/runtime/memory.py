@@ -144,7 +144,9 @@ def _number(view: memoryview) -> property:
     return property(lambda _: view[()], write)
 
 
-def require_states(program: StepProgram, dtype: torch.dtype, device: torch.device) -> None:
+def require_states(
+    program: StepProgram, buffers: Mapping[str, str], dtype: torch.dtype, device: torch.device
+) -> None:
     """Raise :class:`~gncompile.errors.CompileError`, with the largest, where the states and the work buffers
     of a single sample do not fit into memory; nothing is allocated."""
     costs = CostModel(program, batch=1, itemsize=dtype.itemsize)
@@ -152,7 +154,7 @@ def require_states(program: StepProgram, dtype: torch.dtype, device: torch.devic
         **{f"state {key}" + _shape(program.states[key].spec): size
            for key, size in costs.state_bytes().items()},
         **{f"buffer {name}" + _shape(program[name].spec): size
-           for name, size in costs.buffer_bytes().items()},
+           for name, size in costs.buffer_bytes(buffers).items()},
     }  # fmt: skip
     require_memory(
         needed,
@@ -164,6 +166,7 @@ def require_states(program: StepProgram, dtype: torch.dtype, device: torch.devic
 
 def require_buffers(
     program: StepProgram,
+    buffers: Mapping[str, str],
     dims: Mapping[str, int],
     held: int,
     dtype: torch.dtype,
@@ -172,7 +175,8 @@ def require_buffers(
     """Raise :class:`~gncompile.errors.BatchError` where the work buffers of a batch, of which ``held`` bytes
     are there, do not fit into memory."""
     costs = CostModel(program, dims["N"], dtype.itemsize, dims, dims["S"])
-    needed = {name + _shape(program[name].spec): n for name, n in costs.buffer_bytes().items()}
+    sizes = costs.buffer_bytes(buffers)
+    needed = {name + _shape(program[name].spec): size for name, size in sizes.items()}
     require_memory(
         needed,
         f"the work buffers of a batch of {dims['N']} samples",

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 from ..base.files import atomic_write
 from ..base.settings import Settings
-from ..emit.torch_source import emit_torch
+from ..emit.step_source import StepSource
 from ..errors import visible
 from ..graph.model_graph import TracedModel
 from ..losses.vocabulary import Loss
-from ..program.launches import schedule
 from ..program.step_program import StepProgram
 from .compiled import Compiled
 
@@ -30,32 +29,26 @@ class Reports:
         """See :meth:`Trainer.summary`."""
         from ..explain.explain import summary
 
-        launched = self._compiled.executable.backend == "triton"
-        text = summary(
-            *self._about,
-            itemsize=self._itemsize,
-            order=schedule(self._compiled.program) if launched else None,
-        )
-        return visible(text)
+        return visible(summary(*self._about, itemsize=self._itemsize, order=self._source.order))
 
     def explain(self, layer: str | None = None) -> str:
         """See :meth:`Trainer.explain`."""
         from ..explain.explain import explain
 
-        text = explain(*self._about, layer, itemsize=self._itemsize, source=self.source)
+        text = explain(*self._about, layer, itemsize=self._itemsize, source=self._source)
         return visible(text)
 
     def report(self, folder: str | os.PathLike[str], title: str | None = None) -> list[Path]:
         """See :meth:`Trainer.report`."""
         from ..explain.report import write_html
 
-        return write_html(self._readback, self.source, folder, title)
+        return write_html(self._readback, self._source, folder, title)
 
     def report_latex(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
         """See :meth:`Trainer.report_latex`."""
         from ..explain.report import write_latex
 
-        return write_latex(self._readback, self.source, path, title)
+        return write_latex(self._readback, self._source, path, title)
 
     @property
     def _readback(self) -> Readback:
@@ -75,9 +68,8 @@ class Reports:
     @property
     def source(self) -> str:
         """See :attr:`Trainer.source`."""
-        written = self._compiled.executable.source
-        if written is not None:
-            return written
-        traced = self._compiled.traced
-        about = f"A training step of {traced.name}."
-        return emit_torch(self._compiled.program, about, traced.graph.to_text())
+        return self._source.text
+
+    @property
+    def _source(self) -> StepSource:
+        return self._compiled.executable.source

@@ -20,6 +20,7 @@ from typing import cast
 import torch
 
 from ..emit import triton_functions
+from ..emit.step_source import triton_writer
 from ..emit.torch_operations import Options
 from ..emit.triton_calls import Call, Tensor, TileFunction, parts, text
 from ..emit.triton_functions import kernels_module
@@ -118,7 +119,7 @@ class GpuBench:
     @cached_property
     def writer(self) -> TritonWriter:
         """The step as it is emitted without settings."""
-        return TritonWriter(self.program)
+        return triton_writer(self.program)
 
     @cached_property
     def device_functions(self) -> ModuleType:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 from golden import GOLDEN, OPTIONS, assert_golden, mathematics, network, trained
-from small_programs import program_of
+from small_programs import program_of, triton_texts
 
-from gncompile.emit.triton_source import emit_triton
 from gncompile.program.launches import schedule
 
 networks = pytest.mark.parametrize("name", GOLDEN)
@@ -23,7 +22,7 @@ def test_torch_source_reads_and_computes_as_it_should(name: str, refresh_golden:
 @networks
 def test_triton_source_reads_as_it_should(name: str, refresh_golden: bool) -> None:
     """That it computes so is checked in ``tests/triton``."""
-    kernels, step = emit_triton(program_of(network(name), **OPTIONS))
+    kernels, step = triton_texts(program_of(network(name), **OPTIONS))
     assert_golden(f"{name}_triton", mathematics(step, kernels), refresh_golden)
 
 

@@ -10,12 +10,11 @@ import sys
 import textwrap
 
 import pytest
-from small_programs import METHODS, chain, program_of, traced, unnumbered
+from small_programs import METHODS, chain, program_of, traced, triton_texts, unnumbered
 from training import NETWORKS
 
 from gncompile.base.settings import Settings
 from gncompile.emit.layout import WIDTH
-from gncompile.emit.triton_source import emit_triton
 from gncompile.explain.explain import summary
 from gncompile.pipeline import step_program
 from gncompile.program.launches import schedule
@@ -38,7 +37,7 @@ def phases_of(step: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(("name", "method"), list(zip([*NETWORKS, "gated"], METHODS, strict=True)))
 def test_every_name_is_defined_and_every_import_used(name: str, method: str) -> None:
-    for text in emit_triton(program_of(NETWORKS[name](), method, **EVERYTHING)):
+    for text in triton_texts(program_of(NETWORKS[name](), method, **EVERYTHING)):
         command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F,E9", "-"]
         found = subprocess.run(command, input=text, capture_output=True, text=True)
         # What a step does not need is bound all the same, for other phases and for reading.
@@ -49,7 +48,7 @@ def test_every_name_is_defined_and_every_import_used(name: str, method: str) -> 
 @pytest.mark.parametrize("method", METHODS)
 def test_launches_run_in_the_order_of_the_schedule(method: str) -> None:
     program = program_of(NETWORKS["gated"](), method, **EVERYTHING)
-    phases = phases_of(emit_triton(program)[1])
+    phases = phases_of(triton_texts(program)[1])
     for phase, launches in schedule(program).phases.items():
         planned = [x.kernels[0].stores[0] for x in launches if x.kind is not Kind.TORCH]
         assert re.findall(r"run\(write_(\w+)\)", phases[phase]) == planned
@@ -57,7 +56,7 @@ def test_launches_run_in_the_order_of_the_schedule(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_lines_are_of_moderate_width(method: str) -> None:
-    for text in emit_triton(program_of(chain(), method, **EVERYTHING)):
+    for text in triton_texts(program_of(chain(), method, **EVERYTHING)):
         tree = ast.parse(text)
         code = text.split("\n")[len((ast.get_docstring(tree) or "").split("\n")) + 1 :]
         assert max(map(len, code)) <= WIDTH + 10, "an operand of a formula has no comma to break at"
@@ -128,7 +127,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("part", list(EXPECTED))
 def test_the_text_reads_as_written(part: str) -> None:
-    kernels, step = emit_triton(program_of(chain(), l2={"*weight": 1e-3}))
+    kernels, step = triton_texts(program_of(chain(), l2={"*weight": 1e-3}))
     wanted = textwrap.dedent(EXPECTED[part])
     assert wanted in (
         kernels if part.endswith("tile") else textwrap.dedent(step[step.index("    #") :])
@@ -156,7 +155,7 @@ def g_sampled_tile(y_sampled, target_mass, p):
 
 def test_targets_are_sampled_and_used_in_one_launch() -> None:
     program = sampling_program("cross_entropy", "kfac")
-    kernels, step = map(unnumbered, emit_triton(program))
+    kernels, step = map(unnumbered, triton_texts(program))
     assert SAMPLED in step
     assert SAMPLED_TILE in kernels
     assert "    random_state = memory.draws.state\n" in step
@@ -175,7 +174,7 @@ def sampling_program(loss: str, method: str | dict[str, str], **options: object)
 def test_every_draw_is_of_the_kernels_and_counted(loss: str, method: str | dict[str, str]) -> None:
     """Its places in a phase are 0, 1, …, and the phase ends by counting as many; torch draws nothing."""
     program = sampling_program(loss, method)
-    step = emit_triton(program)[1]
+    step = triton_texts(program)[1]
     assert "memory.random" not in step
     assert "sample_categorical" not in step
     for phase, text in phases_of(step).items():
@@ -200,16 +199,16 @@ def test_refined_inverses_are_one_launch_of_every_full_factor() -> None:
         k for x in schedule(program).phases["invert"] if x.kind is Kind.INVERSE for k in x.kernels
     ]
     assert len(kernels) == 5, "the output factor of the last layer is diagonal"
-    assert "inverses.Inverse(Q_0, Q_inverse_0, q_damping)," in emit_triton(program)[1]
+    assert "inverses.Inverse(Q_0, Q_inverse_0, q_damping)," in triton_texts(program)[1]
 
 
 def test_the_same_text_for_every_hash_seed() -> None:
     """Sets and dictionaries of symbols are ordered by the hash seed; the text is not."""
     script = (
         "import hashlib; from small_programs import program_of; from training import Gated; "
-        "from gncompile.emit.triton_source import emit_triton; "
+        "from small_programs import triton_texts; "
         "program = program_of(Gated(), l2=1e-3); "
-        "print(hashlib.sha256(''.join(emit_triton(program)).encode()).hexdigest())"
+        "print(hashlib.sha256(''.join(triton_texts(program)).encode()).hexdigest())"
     )
     texts = set()
     for seed in ("1", "2"):

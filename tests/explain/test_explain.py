@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gncompile.base.settings import Settings
 from gncompile.derivation.piecewise_linear import theorem
-from gncompile.emit.torch_source import emit_torch
+from gncompile.emit.step_source import emit_step
 from gncompile.errors import CompileError
 from gncompile.explain.explain import explain, summary
 from gncompile.explain.formulas import Formulas
@@ -25,7 +25,6 @@ from gncompile.losses import Loss, resolve_loss
 from gncompile.pipeline import prepare, step_program
 from gncompile.program import operations as ir
 from gncompile.program.costs import Cost, CostModel, columns_within
-from gncompile.program.recompute import within_products
 from gncompile.program.step_program import StepProgram
 from gncompile.runtime.executable import Executable
 
@@ -100,7 +99,7 @@ def test_work_buffers_are_what_is_allocated() -> None:
     allocated = executable.memory._flat
     columns = executable.chunk(7)
     assert columns == columns_within(program, 7, 8, executable.memory_budget)
-    expected = CostModel(within_products(program), 7, 8, columns=columns).buffer_bytes()
+    expected = CostModel(program, 7, 8, columns=columns).buffer_bytes(executable.source.buffers)
     found = {name: flat.numel() * 8 for name, flat in allocated.items() if name in expected}
     assert found == expected
     assert all(name.startswith("scratch") for name in set(allocated) - set(expected))
@@ -250,9 +249,9 @@ def test_a_function_is_called_by_its_declared_name_however_it_is_written() -> No
 
 def test_explaining_a_layer_quotes_the_emitted_source() -> None:
     traced, loss, options, program = compiled(chain(), 6)
-    source = emit_torch(program, "x", traced.graph.to_text())
+    source = emit_step(program, "x", traced.graph.to_text())
     text = explain(traced, loss, options, program, "0", source=source)
-    lines = source.splitlines()
+    lines = source.text.splitlines()
     quoted = re.findall(r"^ +(\d+)  (.*)$", text.split("Emitted statements")[1], re.M)
     assert len(quoted) > 20
     for number, statement in quoted:

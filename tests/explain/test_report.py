@@ -28,7 +28,7 @@ from gncompile import compile as compile_model
 from gncompile import register_transfer
 from gncompile.app.cli import main
 from gncompile.base.settings import Settings
-from gncompile.emit.torch_source import emit_torch
+from gncompile.emit.step_source import emit_step
 from gncompile.explain.notation import (
     Bracket,
     Call,
@@ -82,7 +82,7 @@ def views(model: nn.Module, width: int, loss: str = "mse", **options: object) ->
     traced = traced.with_graph(prepare(traced.graph))
     declared, chosen = resolve_loss(loss), Settings.from_options(**options)
     program = step_program(traced.graph, declared, chosen)
-    source = emit_torch(program, "A step.", traced.graph.to_text())
+    source = emit_step(program, "A step.", traced.graph.to_text())
     return Views(Readback(traced, declared, chosen, program), source, traced.name)
 
 
@@ -192,7 +192,7 @@ def test_a_node_page_has_its_own_values(gated: Views) -> None:
 
 
 def test_source_lines_are_those_of_the_emitted_file(gated: Views) -> None:
-    lines = gated.source.splitlines()
+    lines = gated.source.text.splitlines()
     for name, value in (("left", "h_left"), (GATE, f"a_{GATE}"), ("cat", "x_cat")):
         statements = gated.statements(name)
         assert any(value in s.text and s.phase == "gradient" for s in statements)
@@ -249,7 +249,7 @@ def hostile() -> Views:
     loss = SeparableLoss(HOSTILE, resolve_loss("mse").expression, sampler="normal")
     program = step_program(traced.graph, loss, shown.read.settings)
     read = replace(shown.read, traced=traced, loss=loss, program=program)
-    return Views(read, emit_torch(program, "A step.", ""), HOSTILE)
+    return Views(read, emit_step(program, "A step.", ""), HOSTILE)
 
 
 def test_hostile_names_are_escaped() -> None:

@@ -111,7 +111,7 @@ def test_text_in_a_program_is_refused_before_it_is_written(program: StepProgram,
         with pytest.raises(InternalError):
             check_types(broken)
         with pytest.raises(InternalError):
-            TorchWriter(broken)
+            TorchWriter(broken, {})
 
 
 @pytest.mark.parametrize("name", ["class", "torch", "memory", "range", "__x", "ﬁ", "", "a b", "N"])

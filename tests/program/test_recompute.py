@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import gncompile
-from gncompile.emit.torch_source import emit_torch
+from gncompile.emit.step_source import emit_step
 from gncompile.errors import InternalError
 from gncompile.program import operations as ir
 from gncompile.program.builder import ProgramBuilder
@@ -60,17 +60,17 @@ def test_the_picture() -> None:
 
 
 def test_a_slope_is_in_the_emitted_file_if_it_is_to_be_kept() -> None:
-    kept = emit_torch(program(), variants={"b": KEPT})
+    kept = emit_step(program(), variants={"b": KEPT}).text
     assert "torch.mul(h, h, out=b)" in kept
     assert 'memory.buffer("b"' in kept
-    default = emit_torch(program())
+    default = emit_step(program()).text
     assert "out=b)" not in default
     assert 'memory.buffer("b"' not in default
     assert default.count("torch.ops.aten.tanh_backward.grad_input(") == 2
 
 
 def test_a_slope_that_a_moment_reads_stays() -> None:
-    assert "torch.mul(h, h, out=b)" in emit_torch(program("a moment"))
+    assert "torch.mul(h, h, out=b)" in emit_step(program("a moment")).text
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from training import WIDTH
 
 from gncompile.app.api import understand
 from gncompile.base.settings import Settings
+from gncompile.emit.step_source import emit_step
 from gncompile.graph.model_graph import TracedModel
 from gncompile.losses import Loss
 from gncompile.pipeline import step_program
@@ -35,5 +36,11 @@ def chain() -> nn.Module:
 
 
 def unnumbered(text: str) -> str:
-    """Without the numbers that tell the softmax of a share of the batch from that of the whole."""
-    return re.sub(r"\b(p|target_mass)_\d+", r"\1", text)
+    """Without the phase that tells the softmax of a share of the batch from that of the whole."""
+    return re.sub(r"\b(p|target_mass)_(curvature|\d+)", r"\1", text)
+
+
+def triton_texts(program: StepProgram) -> tuple[str, str]:
+    """The kernels and the step that the Triton backend emits."""
+    source = emit_step(program, backend="triton")
+    return source.kernels, source.text

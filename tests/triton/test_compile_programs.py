@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from small_programs import triton_texts
 from torch import nn
 
 from gncompile.app.api import understand
 from gncompile.base.settings import Settings
-from gncompile.emit.triton_source import emit_triton
 from gncompile.pipeline import step_program
 from gncompile.runtime.draws import PhiloxDraws
 from gncompile.runtime.memory import Memory
@@ -65,7 +65,7 @@ def emitted(name: str) -> tuple[Any, Any, Any, Any]:
     traced, loss, _ = understand(network, "bce_with_logits", torch.zeros(2, 784))
     settings = Settings(l2=1e-5, average=0.99, guarded=True)
     program = step_program(traced.graph, loss, settings)
-    kernels, step = emit_triton(program)
+    kernels, step = triton_texts(program)
     modules = [
         load_source(text, f"{name}_{part}")[0] for part, text in (("k", kernels), ("s", step))
     ]

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 from ...base.files import atomic_write
+from ...emit.step_source import StepSource
 from ..readback import Readback
 from .html import html
 from .latex import latex
@@ -21,11 +22,11 @@ __all__ = ["write_html", "write_latex"]
 
 
 def write_html(
-    read: Readback, source: str, folder: str | os.PathLike[str], title: str | None = None
+    read: Readback, source: StepSource, folder: str | os.PathLike[str], title: str | None = None
 ) -> list[Path]:
     """Write the report into ``folder`` and return the files, the overview ``index.html`` first.
 
-    A page a node of the model graph, an overview, a page on the loss. ``source`` is the text of the emitted
+    A page a node of the model graph, an overview, a page on the loss. ``source`` is the emitted
     step, ``title`` the network's name if it is not its class. Pages need no network and no script; plots
     need matplotlib. The same program gives the same bytes. Each file is replaced as a whole; files of an
     earlier report with other nodes stay. Raises :class:`OSError` where the folder cannot be written.
@@ -35,7 +36,7 @@ def write_html(
 
 
 def write_latex(
-    read: Readback, source: str, path: str | os.PathLike[str], title: str | None = None
+    read: Readback, source: StepSource, path: str | os.PathLike[str], title: str | None = None
 ) -> Path:
     """Write the report as one article that any LaTeX compiles; arguments as for :func:`write_html`."""
     return atomic_write(path, latex(Views(read, source, title or read.traced.name)))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ...emit.layout import Statement
 from ...graph.model_graph import Node
 from ..notation import Math
-from ..readback import Statement
 
 
 @dataclass(frozen=True)

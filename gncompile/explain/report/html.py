@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from xml.etree.ElementTree import Element
 
-from ..readback import Statement
+from ...emit.layout import Statement
 from .blocks import (
     Block,
     Cell,

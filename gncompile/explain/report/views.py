@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ...base.untrusted import slug
+from ...emit.layout import Statement
+from ...emit.step_source import StepSource
 from ...graph.model_graph import Affine, FixedLinear, Input, Node, Pointwise, Select
 from ...program import operations as ir
 from ...program.costs import Cost, total
 from ..formulas import Equation
-from ..readback import PARTS, REPEATS, Readback, Row, Statement, function_text, in_units
+from ..readback import PARTS, REPEATS, Readback, Row, function_text, in_units
 
 HIDDEN = (*REPEATS, "restore", "reject", "columns_begin")
 """Phases whose formulas repeat others or only copy."""
@@ -39,10 +41,10 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Views:
-    """All nodes of a compiled step; ``source`` is its emitted text, ``title`` names the network."""
+    """All nodes of a compiled step; ``source`` is its emitted form, ``title`` names the network."""
 
     read: Readback
-    source: str
+    source: StepSource
     title: str
 
     @cached_property
@@ -96,7 +98,7 @@ class Views:
 
     def statements(self, name: str) -> list[Statement]:
         """The lines of the emitted source that serve the node."""
-        return self.read.statements(set(self.values(name)), self.source)
+        return self.source.of(self.values(name))
 
     def stored(self, node: Node) -> str:
         """The forward value: its name, its bytes, and whether something outside the forward pass reads it."""
