@@ -40,7 +40,7 @@ from .derivation.noise import measure_noise
 from .derivation.optimiser import Optimiser
 from .derivation.propagation import push_forward
 from .derivation.steps import model, quadratic, update
-from .errors import CompileError, message
+from .errors import CompileError
 from .graph.fuse_pointwise import fuse_pointwise
 from .graph.model_graph import Affine, ModelGraph
 from .graph.zero_slopes import require_slopes
@@ -71,11 +71,9 @@ def prepare(graph: ModelGraph) -> ModelGraph:
     dump("graph.dot", graph.to_dot())
     if not graph.layers:
         raise CompileError(
-            message(
-                "the network has no trainable affine layer",
-                where=f"graph of {len(graph)} nodes",
-                instead="use nn.Linear layers with requires_grad=True",
-            )
+            "the network has no trainable affine layer",
+            where=f"graph of {len(graph)} nodes",
+            instead="use nn.Linear layers with requires_grad=True",
         )
     require_slopes(graph, traced)
     return graph

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from ..errors import CompileError, message, require_known
+from ..errors import CompileError, require_known
 
 WHOLE_BOUND = 1 << 63
 """No whole number is as large."""
@@ -49,7 +49,7 @@ def explained(name: str, value: object, check: Callable[[Any], Any], wanted: str
         require_known(name, value, known)
     shown = f" = {value!r}"[:SHOWN_CHARACTERS] if type(value) in (bool, int, float, str) else ""
     typed = "" if kind in BOUNDS else f" is of type {type(value).__name__}"
-    raise CompileError(message(f"option {name}{shown}{typed}", instead=f"pass {wanted}"))
+    raise CompileError(f"option {name}{shown}{typed}", instead=f"pass {wanted}")
 
 
 def _decisive(error: Any) -> bool:

@@ -203,18 +203,14 @@ class Settings:
         low, high = self.damping_bounds
         if not 0 < low <= high:
             raise CompileError(
-                message(
-                    f"option damping_bounds = {self.damping_bounds}",
-                    instead="pass (low, high), 0 < low ≤ high",
-                )
+                f"option damping_bounds = {self.damping_bounds}",
+                instead="pass (low, high), 0 < low ≤ high",
             )
         named = self.method.values() if isinstance(self.method, Mapping) else (self.method,)
         if "kflr" in named and set(SAMPLED_METHODS) & set(named) and self.samples > 1:
             raise CompileError(
-                message(
-                    f"samples = {self.samples} together with the columns of 'kflr' in other layers",
-                    instead="use samples=1, or 'kfra' in place of 'kflr'",
-                )
+                f"samples = {self.samples} together with the columns of 'kflr' in other layers",
+                instead="use samples=1, or 'kfra' in place of 'kflr'",
             )
         self._warn_of_no_effect()
 
@@ -244,7 +240,7 @@ class Settings:
         known = list(cls.__pydantic_fields__)
         for name in options:
             if name in HINTS and name not in known:
-                raise CompileError(message(f"unknown option {name!r}", instead=HINTS[name]))
+                raise CompileError(f"unknown option {name!r}", instead=HINTS[name])
             require_known("option", name, known, "some")
         return cls(**options)  # type: ignore[arg-type]
 
@@ -255,11 +251,9 @@ class Settings:
                 shown = list(names)[:SHOWN]
                 more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
                 raise CompileError(
-                    message(
-                        f"no parameter matches the pattern {pattern!r} of l2. "
-                        f"{nearest(pattern, names)}".rstrip(),
-                        instead=f"the parameters are {', '.join(shown)}{more}",
-                    )
+                    f"no parameter matches the pattern {pattern!r} of l2. "
+                    f"{nearest(pattern, names)}".rstrip(),
+                    instead=f"the parameters are {', '.join(shown)}{more}",
                 )
 
     @property

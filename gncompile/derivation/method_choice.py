@@ -26,7 +26,7 @@ from fnmatch import fnmatchcase
 
 from ..base.settings import AUTO, Settings
 from ..base.tables import binary_size, engineering
-from ..errors import CompileError, message, nearest
+from ..errors import CompileError, nearest
 from ..graph.model_graph import ModelGraph
 from ..losses.vocabulary import Loss
 from ..program.buffers import plan_buffers
@@ -92,11 +92,9 @@ def given(method: str | Mapping[str, str], layers: list[str]) -> Choice:
     for pattern in method:
         if not any(fnmatchcase(layer, pattern) for layer in layers):
             raise CompileError(
-                message(
-                    f"no layer matches the pattern {pattern!r} of method. "
-                    f"{nearest(pattern, layers)}".rstrip(),
-                    instead=f"the layers are {', '.join(layers)}",
-                )
+                f"no layer matches the pattern {pattern!r} of method. "
+                f"{nearest(pattern, layers)}".rstrip(),
+                instead=f"the layers are {', '.join(layers)}",
             )
     found = {
         layer: [chosen for pattern, chosen in method.items() if fnmatchcase(layer, pattern)]
@@ -105,10 +103,8 @@ def given(method: str | Mapping[str, str], layers: list[str]) -> Choice:
     missing = [layer for layer, matches in found.items() if not matches]
     if missing:
         raise CompileError(
-            message(
-                f"method gives none for {', '.join(missing)}",
-                instead='begin the mapping with a method for the other layers: {"*": "kfra", …}',
-            )
+            f"method gives none for {', '.join(missing)}",
+            instead='begin the mapping with a method for the other layers: {"*": "kfra", …}',
         )
     return Choice({layer: matches[-1] for layer, matches in found.items()})
 

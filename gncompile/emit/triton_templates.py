@@ -90,8 +90,7 @@ def _tensors(w: File, names: tuple[str, ...]) -> tuple[Tensor, ...]:
 
 def _operand(w: File, kernel: Kernel, name: str) -> Expression:
     """What a kernel reads: a tensor, or its own draw."""
-    i = w.program[name]
-    drawn = isinstance(i.op, ir.Random) and i in kernel.instructions
+    drawn = any(i.name == name and isinstance(i.op, ir.Random) for i in kernel.instructions)
     return w.draw(name) if drawn else _tensor(w, name)
 
 

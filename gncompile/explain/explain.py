@@ -15,7 +15,7 @@ from ..base.settings import Settings
 from ..base.tables import indent, table
 from ..derivation.piecewise_linear import theorem
 from ..emit.step_source import StepSource, emit_step
-from ..errors import CompileError, message, nearest
+from ..errors import CompileError, nearest
 from ..graph.model_graph import ModelGraph, Node, TracedModel
 from ..losses.vocabulary import CoupledLoss, Loss, SeparableLoss
 from ..program.operations import Leaf
@@ -72,10 +72,8 @@ def explain(
     if layer not in traced.graph.layers:
         known = list(traced.graph.layers)
         raise CompileError(
-            message(
-                f"the model has no trainable affine layer {layer!r}. {nearest(layer, known)}".rstrip(),
-                instead=f"use one of {', '.join(known)}",
-            )
+            f"the model has no trainable affine layer {layer!r}. {nearest(layer, known)}".rstrip(),
+            instead=f"use one of {', '.join(known)}",
         )
     if source is None:
         source = emit_step(program, f"A training step of {traced.name}.", traced.graph.to_text())

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..base.debug import dump
 from ..emit.step_source import StepSource, emit_step
 from ..emit.torch_operations import Options
-from ..errors import CompileError, message
+from ..errors import CompileError
 from ..graph.model_graph import TracedModel
 from ..losses.vocabulary import Loss
 from ..program.buffers import plan_buffers
@@ -103,14 +103,11 @@ class Executable:
     ) -> None:
         if backend not in BACKENDS:
             raise CompileError(
-                message(f"unknown backend {backend!r}", instead=f"use one of {', '.join(BACKENDS)}")
+                f"unknown backend {backend!r}", instead=f"use one of {', '.join(BACKENDS)}"
             )
         if precision not in PRECISIONS:
             raise CompileError(
-                message(
-                    f"unknown precision {precision!r}",
-                    instead=f"use one of {', '.join(PRECISIONS)}",
-                )
+                f"unknown precision {precision!r}", instead=f"use one of {', '.join(PRECISIONS)}"
             )
         if backend == "triton":
             require_triton(device)
@@ -250,12 +247,12 @@ def require_triton(device: torch.device) -> None:
     """Raise :class:`CompileError` unless Triton is installed and can run on ``device``."""
     if find_spec("triton") is None:
         raise CompileError(
-            message("the backend 'triton' needs Triton, which is not installed",
-                    instead="pip install 'gncompile[gpu]', or use backend='torch'")
-        )  # fmt: skip
+            "the backend 'triton' needs Triton, which is not installed",
+            instead="pip install 'gncompile[gpu]', or use backend='torch'",
+        )
     if device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):
         raise CompileError(
-            message(f"the backend 'triton' runs on CUDA devices, and the model is on {device}",
-                    instead="move the model with model.cuda(), use backend='torch', or set "
-                    "TRITON_INTERPRET=1 before starting Python to run the kernels slowly on the CPU")
-        )  # fmt: skip
+            f"the backend 'triton' runs on CUDA devices, and the model is on {device}",
+            instead="move the model with model.cuda(), use backend='torch', or set "
+            "TRITON_INTERPRET=1 before starting Python to run the kernels slowly on the CPU",
+        )

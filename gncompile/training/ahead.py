@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..base.settings import Settings
 from ..derivation.guards import REPORTED
-from ..errors import BatchError, message
+from ..errors import BatchError
 from ..program.phases import plan
 from ..program.timetable import Due, due
 from ..runtime.executable import Executable
@@ -66,10 +66,8 @@ class AheadOfHost:
         """The report of the ``number``-th step, on the host."""
         if self._written - number >= KEPT:
             raise BatchError(
-                message(
-                    f"the statistics of step {number} are gone, {self._written - number} steps later",
-                    instead=f"read them within {KEPT} steps",
-                )
+                f"the statistics of step {number} are gone, {self._written - number} steps later",
+                instead=f"read them within {KEPT} steps",
             )
         return self._rows[(number - 1) % KEPT].cpu()
 

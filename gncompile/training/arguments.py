@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from ..base.options import Steps, checked
-from ..errors import CompileError, message, require_known
+from ..errors import CompileError, require_known
 from ..runtime.executable import BACKENDS, PRECISIONS
 
 DTYPES = (torch.float32, torch.float64)
@@ -24,7 +24,7 @@ def require_dtype(dtype: object) -> None:
     if dtype not in DTYPES:
         shown = dtype if isinstance(dtype, torch.dtype) else f"{dtype!r}"[:100]
         raise CompileError(
-            message(f"dtype {shown} is not supported", instead="use torch.float32 or torch.float64")
+            f"dtype {shown} is not supported", instead="use torch.float32 or torch.float64"
         )
 
 
@@ -36,8 +36,6 @@ def check_arguments(*, dtype: object, backend: object, precision: object, tune: 
         require_dtype(dtype)
     if not isinstance(tune, str | os.PathLike | Mapping):
         raise CompileError(
-            message(
-                f"tune is of type {type(tune).__name__}",
-                instead="pass 'off', 'cached', 'quick' or 'full', or the path of a .json file",
-            )
+            f"tune is of type {type(tune).__name__}",
+            instead="pass 'off', 'cached', 'quick' or 'full', or the path of a .json file",
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import BatchError, expected_got, message
+from ..errors import BatchError, expected_got
 from ..graph.model_graph import ModelGraph
 from ..losses.vocabulary import Loss, SoftmaxCrossEntropy
 
@@ -27,9 +27,7 @@ class BatchReader:
         given = input_tensors(x)
         nodes = self.graph.inputs
         if len(given) != len(nodes):
-            raise BatchError(
-                message(f"the model takes {len(nodes)} inputs, the batch has {len(given)}")
-            )
+            raise BatchError(f"the model takes {len(nodes)} inputs, the batch has {len(given)}")
         for node, tensor in zip(nodes, given, strict=True):
             require_floating(tensor, f"input {node.name!r}", self.dtype)
             self._require_values(tensor, f"input {node.name!r}")
@@ -37,21 +35,19 @@ class BatchReader:
             if tensor.dim() < 1 or tuple(tensor.shape[1:]) != node.shape or tensor.shape[0] == 0:
                 found = "no samples" if tensor.numel() == 0 else "the wrong shape"
                 raise BatchError(
-                    message(
-                        f"input {node.name!r} has {found}\n"
-                        + expected_got(f"[{', '.join(map(str, wanted))}]", list(tensor.shape)),
-                        instead="pass one row a sample, shaped like the example inputs of compile",
-                    )
+                    f"input {node.name!r} has {found}\n"
+                    + expected_got(f"[{', '.join(map(str, wanted))}]", list(tensor.shape)),
+                    instead="pass one row a sample, shaped like the example inputs of compile",
                 )
         if len({tensor.shape[0] for tensor in given}) > 1:
             sizes = [tensor.shape[0] for tensor in given]
-            raise BatchError(message(f"the inputs have different batch sizes {sizes}"))
+            raise BatchError(f"the inputs have different batch sizes {sizes}")
         return tuple(self._placed(t.detach(), self.dtype).reshape(t.shape[0], -1) for t in given)
 
     def _require_values(self, tensor: Tensor, what: str) -> None:
         if tensor.device.type == "meta" and self.device.type != "meta":
             found = f"{what} is on the meta device, which holds no values"
-            raise BatchError(message(found, instead=f"pass a tensor on {self.device}"))
+            raise BatchError(found, instead=f"pass a tensor on {self.device}")
 
     def _placed(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         """On the program's device, where the copy does not wait for the steps that are running there.
@@ -100,11 +96,9 @@ class BatchReader:
             if len(bad):
                 row, column = (int(i) for i in bad[0])
                 raise BatchError(
-                    message(
-                        f"the batch has {len(bad)} non-finite values in {name}, "
-                        f"the first is {float(tensor[row, column])} at sample {row}, feature {column}",
-                        instead="clean the data; the step was refused, parameters and state are unchanged",
-                    )
+                    f"the batch has {len(bad)} non-finite values in {name}, "
+                    f"the first is {float(tensor[row, column])} at sample {row}, feature {column}",
+                    instead="clean the data; the step was refused, parameters and state are unchanged",
                 )
 
 
@@ -113,7 +107,7 @@ def input_tensors(x: object, what: str = "the input") -> tuple[Tensor, ...]:
     if not isinstance(x, tuple | list):
         return (require_real(x, what),)
     if not x:
-        raise BatchError(message(f"{what}: no tensors", instead="pass a tensor [N, ...]"))
+        raise BatchError(f"{what}: no tensors", instead="pass a tensor [N, ...]")
     return tuple(require_real(tensor, f"{what}, number {i},") for i, tensor in enumerate(x))
 
 
@@ -139,7 +133,7 @@ def require_real(tensor: object, what: str) -> Tensor:
     elif tensor.dim() == 0:
         found = "a single number"
     if found is not None:
-        raise BatchError(message(f"{what} is {found}", instead=instead))
+        raise BatchError(f"{what} is {found}", instead=instead)
     assert isinstance(tensor, Tensor)
     return tensor
 
@@ -148,11 +142,9 @@ def require_floating(tensor: Tensor, what: str, dtype: torch.dtype) -> None:
     """Raise unless the inputs are floating point numbers, as torch's layers demand it too."""
     if not tensor.is_floating_point():
         raise BatchError(
-            message(
-                f"{what} holds {str(tensor.dtype).removeprefix('torch.')}, and the network computes with "
-                "floating point numbers",
-                instead=f"pass x.to({dtype}); scale images of bytes to about 0 to 1 as well",
-            )
+            f"{what} holds {str(tensor.dtype).removeprefix('torch.')}, and the network computes with "
+            "floating point numbers",
+            instead=f"pass x.to({dtype}); scale images of bytes to about 0 to 1 as well",
         )
 
 

@@ -25,7 +25,7 @@ from torch import nn
 
 from ..base.files import atomic_path
 from ..base.version import __version__
-from ..errors import CheckpointError, GncompileError, message
+from ..errors import CheckpointError, GncompileError
 from .compiled import Compiled
 from .fingerprint import Fingerprint, differences, graph_lines, shape_differences
 from .state import GROUPS, Tensors, copy_tensors, frozen_changed, model_tensors, require_same
@@ -68,7 +68,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
 
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(message(f"no checkpoint {str(path)!r}", instead="check the path"))
+        raise CheckpointError(f"no checkpoint {str(path)!r}", instead="check the path")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -87,19 +87,15 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
             f"{error.__class__.__name__}: {error}" if isinstance(error, KeyError) else str(error)
         )
         raise CheckpointError(
-            message(
-                f"the checkpoint is damaged, or not one of gncompile's: {found}",
-                where=str(path),
-                instead="use an older checkpoint, or start again",
-            )
+            f"the checkpoint is damaged, or not one of gncompile's: {found}",
+            where=str(path),
+            instead="use an older checkpoint, or start again",
         ) from error
     if not known:
         raise CheckpointError(
-            message(
-                f"the checkpoint has format {about['format']}, this is gncompile {__version__}",
-                where=str(path),
-                instead=f"use gncompile {about.get('version', 'of the version that wrote it')}",
-            )
+            f"the checkpoint has format {about['format']}, this is gncompile {__version__}",
+            where=str(path),
+            instead=f"use gncompile {about.get('version', 'of the version that wrote it')}",
         )
     return Checkpoint(path, _grouped(tensors) | about["numbers"], about)
 
@@ -181,11 +177,9 @@ def copied(trainer: T, memo: dict[int, Any], compile: Compile[T]) -> T:
     model, loss = compiled.model, compiled.identity.loss
     if "_modules" not in vars(memo.get(id(model), model)):
         raise GncompileError(
-            message(
-                "the model that is being copied holds its own trainer",
-                where=f"an attribute of {type(model).__name__}",
-                instead="copy the trainer instead, copy.deepcopy(trainer), and take the copy's .model",
-            )
+            "the model that is being copied holds its own trainer",
+            where=f"an attribute of {type(model).__name__}",
+            instead="copy the trainer instead, copy.deepcopy(trainer), and take the copy's .model",
         )
     executable, memory = compiled.executable, compiled.executable.memory
     new = memo[id(trainer)] = type(trainer).__new__(type(trainer))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..base.settings import Settings
 from ..derivation.damping import JUDGED
 from ..derivation.optimiser import CHOSEN
-from ..errors import BatchError, expected_got, message
+from ..errors import BatchError, expected_got
 from ..graph.model_graph import Affine, TracedModel
 from ..losses.vocabulary import Loss
 from ..program.step_program import StepProgram
@@ -71,10 +71,8 @@ class Compiled:
             found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             if wanted != found:
                 raise BatchError(
-                    message(
-                        f"the direction has {name!r}\n{expected_got(wanted, found)}",
-                        instead=f"give tensors shaped like {', '.join(trained)}",
-                    )
+                    f"the direction has {name!r}\n{expected_got(wanted, found)}",
+                    instead=f"give tensors shaped like {', '.join(trained)}",
                 )
         joined, memory = {}, self.executable.memory
         for layer, node in self.traced.graph.layers.items():

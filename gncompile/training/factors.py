@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..errors import CompileError, expected_got, message
+from ..errors import CompileError, expected_got
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,12 @@ class KroneckerFactors:
         shape = (self.output.shape[0], self.input.shape[0])
         if tuple(v.shape) != shape:
             raise CompileError(
-                message(
-                    f"v has the wrong shape for layer {self.layer!r}\n{expected_got(shape, tuple(v.shape))}"
-                )
+                f"v has the wrong shape for layer {self.layer!r}\n{expected_got(shape, tuple(v.shape))}"
             )
         if v.dtype != self.output.dtype:
             raise CompileError(
-                message(
-                    f"v is {v.dtype}, and the factors of layer {self.layer!r} are {self.output.dtype}",
-                    instead="convert v with .to(dtype), or compute the factors with that dtype",
-                )
+                f"v is {v.dtype}, and the factors of layer {self.layer!r} are {self.output.dtype}",
+                instead="convert v with .to(dtype), or compute the factors with that dtype",
             )
         (g, u_g), (q, u_q) = self._eigen
         return u_g @ ((u_g.T @ v @ u_q) / (torch.outer(g, q) + damping)) @ u_q.T

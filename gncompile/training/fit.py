@@ -203,34 +203,28 @@ class Fit:
         if (self.updates is None) == (self.epochs is None) or not is_whole(length):
             found = f"updates={self.updates}, epochs={self.epochs}"
             raise GncompileError(
-                message(f"fit was given {found}", instead="give one of them, a number from 1")
+                f"fit was given {found}", instead="give one of them, a number from 1"
             )
         if not isinstance(self.train, Iterable):
             raise GncompileError(
-                message(
-                    f"the training data is of type {type(self.train).__name__}",
-                    instead="pass gncompile.data.Batches(x, y, batch_size), a DataLoader, or a list of pairs",
-                )
+                f"the training data is of type {type(self.train).__name__}",
+                instead="pass gncompile.data.Batches(x, y, batch_size), a DataLoader, or a list of pairs",
             )
         if early_stop is not None and (validation is None or not is_whole(early_stop)):
             raise GncompileError(
-                message(
-                    f"early_stop={early_stop} with validation={'None' if validation is None else '(x, y)'}",
-                    instead="give early_stop from 1 and validation=(x, y), whose loss it watches",
-                )
+                f"early_stop={early_stop} with validation={'None' if validation is None else '(x, y)'}",
+                instead="give early_stop from 1 and validation=(x, y), whose loss it watches",
             )
         if validation is not None:
             if not isinstance(validation, tuple | list) or len(validation) != 2:
                 raise GncompileError(
-                    message(
-                        f"validation is of type {type(validation).__name__}"
-                        + (
-                            f" and length {len(validation)}"
-                            if isinstance(validation, tuple | list)
-                            else ""
-                        ),
-                        instead="give one pair of tensors (x, y), the whole validation set",
-                    )
+                    f"validation is of type {type(validation).__name__}"
+                    + (
+                        f" and length {len(validation)}"
+                        if isinstance(validation, tuple | list)
+                        else ""
+                    ),
+                    instead="give one pair of tensors (x, y), the whole validation set",
                 )
             try:
                 trainer.check_batch(*validation)
@@ -337,9 +331,7 @@ def _listeners(callbacks: Callback | Sequence[Callback]) -> tuple[Callback, ...]
     listeners = (callbacks,) if callable(callbacks) else callbacks
     if not isinstance(listeners, tuple | list) or not all(map(callable, listeners)):
         raise GncompileError(
-            message(
-                f"callbacks is {callbacks!r}",
-                instead="give a function of one Record, or a list of such functions",
-            )
+            f"callbacks is {callbacks!r}",
+            instead="give a function of one Record, or a list of such functions",
         )
     return tuple(listeners)

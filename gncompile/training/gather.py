@@ -138,7 +138,7 @@ class Gathering:
                     yield self._joined()
             if self.taken == before:
                 if not before:
-                    raise DataError(message("the training data has no batches"))
+                    raise DataError("the training data has no batches")
                 break
             self.passes += 1
             if whole and self._parts:
@@ -206,10 +206,8 @@ def _raise(error: BatchError) -> None:
 def _pair(batch: object) -> Pair:
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise BatchError(
-            message(
-                f"a batch must be a pair (x, y), got {type(batch).__name__}",
-                instead="pass gncompile.data.Batches(x, y, batch_size), a DataLoader, or pairs",
-            )
+            f"a batch must be a pair (x, y), got {type(batch).__name__}",
+            instead="pass gncompile.data.Batches(x, y, batch_size), a DataLoader, or pairs",
         )
     input_tensors(batch[0])
     return batch[0], require_real(batch[1], "the target")

@@ -25,7 +25,7 @@ from typing import NoReturn
 from torch import Tensor, nn
 from torch.nn.modules import module as every_module
 
-from ..errors import GncompileError, ModelChangedError, message
+from ..errors import GncompileError, ModelChangedError
 from ..graph.model_graph import TracedModel
 from .fingerprint import graph_differences
 from .reported import version
@@ -244,7 +244,7 @@ def marks(tensor: Tensor) -> tuple[object, ...]:
 
 
 def _refuse(found: str) -> NoReturn:
-    raise ModelChangedError(message(found, instead=AGAIN))
+    raise ModelChangedError(found, instead=AGAIN)
 
 
 def require_no_gradient_hooks(model: nn.Module, loss: object = None) -> None:
@@ -260,7 +260,7 @@ def require_no_gradient_hooks(model: nn.Module, loss: object = None) -> None:
 
     def refuse(what: str, place: str) -> None:
         raise ModelChangedError(
-            message(f"{what} would never be called: no autograd runs", where=place, instead=remedy)
+            f"{what} would never be called: no autograd runs", where=place, instead=remedy
         )
 
     for name, parameter in model.named_parameters(remove_duplicate=False):

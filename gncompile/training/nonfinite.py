@@ -14,7 +14,7 @@ import sympy
 import torch
 from torch import Tensor
 
-from ..errors import BatchError, message
+from ..errors import BatchError
 from ..functions.expressions import evaluate
 from ..graph.model_graph import Affine, FixedLinear, Node, Pointwise, TracedModel
 from ..graph.torch_network import Network
@@ -41,11 +41,9 @@ def refuse_loss(
     """Raise :class:`BatchError` about a loss that is not finite; ``about`` names the step."""
     cause = first_cause(traced, loss, inputs, target)
     raise BatchError(
-        message(
-            f"the loss is {loss_value} on a batch of finite values\n{cause.found}",
-            where=f"{cause.where}; {about}",
-            instead=f"{cause.instead}; the step was refused, parameters are unchanged",
-        )
+        f"the loss is {loss_value} on a batch of finite values\n{cause.found}",
+        where=f"{cause.where}; {about}",
+        instead=f"{cause.instead}; the step was refused, parameters are unchanged",
     )
 
 

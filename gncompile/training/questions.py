@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..errors import BatchError, message, require_whole
+from ..errors import BatchError, require_whole
 from ..pipeline import quadratic_program, tangent_program
 from ..program.step_program import StepProgram
 from ..runtime.executable import Executable
@@ -77,11 +77,9 @@ class Questions:
         sizes = [*map(len, given), len(require_real(y, "the target"))]
         if count == 0 or len(set(sizes)) > 1:
             raise BatchError(
-                message(
-                    f"{' and '.join(map(str, sizes[:-1]))} inputs, and {sizes[-1]} targets",
-                    where="evaluate",
-                    instead="pass one row a sample in each, and one sample at least",
-                )
+                f"{' and '.join(map(str, sizes[:-1]))} inputs, and {sizes[-1]} targets",
+                where="evaluate",
+                instead="pass one row a sample in each, and one sample at least",
             )
         sums = self._compiled.loss.scale.over == "sum"
         total = 0.0

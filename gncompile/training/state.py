@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, expected_got, message
+from ..errors import CheckpointError, expected_got
 from .compiled import Compiled
 from .counters import Counters
 from .fingerprint import shape_differences
@@ -112,12 +112,10 @@ class State:
         changed = frozen_changed(self._compiled, state["model"])
         if changed:
             raise CheckpointError(
-                message(
-                    f"the state has other values of {', '.join(changed[:SHOWN])}, "
-                    "which are not trained but compiled in",
-                    where="load_state_dict",
-                    instead="use Trainer.resume, or compile after loading them into the model",
-                )
+                f"the state has other values of {', '.join(changed[:SHOWN])}, "
+                "which are not trained but compiled in",
+                where="load_state_dict",
+                instead="use Trainer.resume, or compile after loading them into the model",
             )
 
 
@@ -203,9 +201,7 @@ def require_same(found: list[str], path: Path | None = None) -> None:
     if found:
         more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
         raise CheckpointError(
-            message(
-                "\n".join(["the checkpoint belongs to another model", *found[:SHOWN], *more]),
-                where=str(path) if path else "load_state_dict",
-                instead="give the model, loss and method that it was saved with ('expected' is yours)",
-            )
+            "\n".join(["the checkpoint belongs to another model", *found[:SHOWN], *more]),
+            where=str(path) if path else "load_state_dict",
+            instead="give the model, loss and method that it was saved with ('expected' is yours)",
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..base.typed import check_of
 from ..derivation.damping import TRIED
-from ..errors import CheckpointError, GncompileError, message
+from ..errors import CheckpointError, GncompileError
 from ..losses.vocabulary import Loss
 from .stored_loss import loss_from_data
 
@@ -68,9 +68,7 @@ def stored_loss(about: Mapping[str, Any], path: Path) -> Loss:
 
 def _wrong(what: str, path: Path, why: object) -> CheckpointError:
     return CheckpointError(
-        message(
-            f"the checkpoint holds {what} that cannot be used: {why}",
-            where=str(path),
-            instead="use an older checkpoint, or start again",
-        )
+        f"the checkpoint holds {what} that cannot be used: {why}",
+        where=str(path),
+        instead="use an older checkpoint, or start again",
     )

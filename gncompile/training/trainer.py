@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NoReturn
 from torch import Tensor, nn
 
 from ..data.data_sets import Batches
-from ..errors import GncompileError, message, visible
+from ..errors import GncompileError, visible
 from ..graph.model_graph import TracedModel
 from . import checkpoint as checkpoints
 from .ahead import DeferredStats
@@ -386,9 +386,7 @@ class Trainer:
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise GncompileError(
-            message(
-                "a trainer cannot be pickled, nor copied without its model",
-                instead="write it with trainer.save(path) and read it with Trainer.resume(path, model); "
-                "copy.deepcopy(trainer) makes an independent one",
-            )
+            "a trainer cannot be pickled, nor copied without its model",
+            instead="write it with trainer.save(path) and read it with Trainer.resume(path, model); "
+            "copy.deepcopy(trainer) makes an independent one",
         )

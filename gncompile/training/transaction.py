@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import BatchError, GncompileError, message
+from ..errors import BatchError, GncompileError
 from ..program import operations as ir
 from ..runtime.executable import Executable
 
@@ -117,12 +117,10 @@ class Journal:
         if entry is not None:
             if entry.under_way():
                 raise GncompileError(
-                    message(
-                        "a step of this trainer is under way, and its parameters and states are in between",
-                        where="a signal handler, or another thread",
-                        instead="use the trainer between steps: let a handler set a flag, and look at it "
-                        "after each step",
-                    )
+                    "a step of this trainer is under way, and its parameters and states are in between",
+                    where="a signal handler, or another thread",
+                    instead="use the trainer between steps: let a handler set a flag, and look at it "
+                    "after each step",
                 )
             self._roll_back()
         if self._unfinished is not None:

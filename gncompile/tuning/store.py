@@ -32,8 +32,7 @@ from .problem import Key
 from .search import Outcome
 
 FORMAT = 1
-LOCK_SECONDS = 10.0
-"""How long a process waits for another one that is writing."""
+LOCK_SECONDS = 10.0  # that a process waits for another one which is writing
 
 
 class TuningWarning(UserWarning):
