@@ -82,7 +82,7 @@ def prepare(graph: ModelGraph) -> ModelGraph:
 def step_program(
     graph: ModelGraph, loss: Loss, settings: Settings, solver: type[Solver] = Kronecker
 ) -> StepProgram:
-    """The whole training step of ``graph`` under ``loss`` as one program (SPEC §7)."""
+    """The whole training step of ``graph`` under ``loss``: docs/mathematics.md#the-optimiser."""
     builder = ProgramBuilder(step_phases(solver.phases(settings)))
     batch = BatchGradient(builder, graph, loss)
     optimiser = Optimiser(builder, batch.forward, settings)

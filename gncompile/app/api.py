@@ -39,7 +39,7 @@ def curvature(
 ) -> dict[str, KroneckerFactors]:
     """Kronecker factors ``Ḡ ⊗ Q`` of every trainable affine layer on the batch ``(x, y)``.
 
-    ``method`` is one of ``"kfra"`` [BRB §3.3, on any DAG by SPEC §4], ``"kflr"`` [BRB §3.2, exact Ḡ],
+    ``method`` is one of ``"kfra"`` [BRB §3.3, here on any DAG], ``"kflr"`` [BRB §3.2, exact Ḡ],
     ``"kfac"`` and ``"kfac_rp"`` (``samples`` random vectors drawn with ``seed``: model-sampled targets, ±1
     projections), ``"empirical"`` (training gradients), and two oracles with ``[N, d, d]`` memory per layer:
     ``"ggn"`` (exact, any loss) and ``"hessian"`` (with second-derivative terms).
@@ -48,7 +48,7 @@ def curvature(
     with another one the model is copied. ``memory_budget`` bounds the bytes of KFLR's columns: they go
     through the network in chunks of columns and, below one column, of samples.
 
-    Returns factors keyed by the layer's module path, averaged over the N samples (SPEC §1). Raises
+    Returns factors keyed by the layer's module path, averaged over the N samples. Raises
     :class:`~gncompile.errors.TraceError`, ``LossError``, ``BatchError`` or ``CompileError``. Cost: one
     gradient, plus per layer ``O(N d²)`` for Q and ``O(d³ + N d²)`` (KFRA) or K backward passes (KFLR).
 

@@ -66,7 +66,7 @@ Coefficient = Annotated[float, Field(ge=0)]
 
 @dataclass(frozen=True, config=STRICT)
 class Settings:
-    """How the trainer steps (SPEC §7); the defaults need no tuning.
+    """How the trainer steps (docs/mathematics.md#the-optimiser); the defaults need no tuning.
 
     ``method`` is one curvature method for all layers, ``"auto"`` (chosen by cost, see
     :mod:`gncompile.derivation.method_choice`), a mapping from layer patterns to methods

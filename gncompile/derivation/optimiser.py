@@ -1,4 +1,4 @@
-"""What the phases of SPEC §7 share: parameters and last step, dampings, the objective, guarded writes.
+"""What the phases of a step share: parameters and last step, dampings, the objective, guarded writes.
 
 Every scalar lives in the program, so a step needs no number from the host but the choice of phases.
 Notation: λ damping of the quadratic model; γ damping of the factors, ½√λ at first, then chosen by that model;

@@ -56,7 +56,10 @@ def weight_gradients(forward: Forward, vectors: Mapping[str, Value]) -> dict[str
 
 
 def push_forward(forward: Forward, direction: Mapping[str, Value], prefix: str) -> Value:
-    """R-operator: the change ``r_z`` of the output along ``direction`` (``ΔW̄`` by layer) [SPEC §7.4]."""
+    """R-operator: the change ``r_z`` of the output along ``direction`` (``ΔW̄`` by layer).
+
+    See docs/mathematics.md#step-size-and-momentum.
+    """
     tangents: dict[str, Value | None] = {}
     for node in forward.graph:
         incoming = [tangents[source] for source in node.inputs]

@@ -5,7 +5,7 @@ three representations:
 
 * :func:`pull_back_matrices` with :class:`~gncompile.derivation.representations.Averaged`: one block
   ``E[(∂z/∂s)ᵀ 𝓗_L (∂z/∂t)]`` per pair of live tensors, averaged over the batch at every pointwise layer. This
-  is KFRA [BRB §3.3] with the frontier of SPEC §4; on a chain it is
+  is KFRA [BRB §3.3] with a frontier (docs/mathematics.md#kfra-on-any-graph); on a chain it is
   ``Ḡ_λ = (W_{λ+1}ᵀ Ḡ_{λ+1} W_{λ+1}) ⊙ E[b bᵀ]``.
 * :func:`pull_back_matrices` with :class:`~gncompile.derivation.representations.PerSample`: the same blocks
   for every sample. Exact, ``[N, d, d]`` per block, and with the second-derivative terms the Hessian: the
@@ -150,7 +150,7 @@ def pull_back_matrices(
     layers: Collection[str],
     vectors: Mapping[str, Value] | None = None,
 ) -> dict[str, Value]:
-    """Pass the output Hessian ``seed`` back to the trainable ``layers`` (SPEC §4); returns Ḡ by layer.
+    """Pass the output Hessian ``seed`` back to the trainable ``layers``; returns Ḡ by layer.
 
     A cut of live tensors moves from the output to the inputs. A node leaves it once everything that reads
     it has left: linear nodes first, and all pointwise nodes that are ready together, so that a layer of

@@ -259,7 +259,7 @@ class ProgramBuilder:
         return self.emit(ir.MatMul(transpose_a=True), w, mv, name=name)
 
     def schur(self, m: Value, b: Factor, c: Factor, name: str = "") -> Value:
-        """``M ⊙ E[b cᵀ]`` (SPEC §4); only the diagonal of the moment is formed where M is diagonal."""
+        """``M ⊙ E[b cᵀ]``; only the diagonal of the moment is formed where M is diagonal."""
         if isinstance(b, float) or isinstance(c, float):
             return self._schur_number(m, b, c, name)
         if m.is_full:

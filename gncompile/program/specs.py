@@ -21,7 +21,7 @@ COLUMNS = "S"
 
 
 class Structure(Enum):
-    """Structure of a matrix (SPEC §5), ordered by what is a special case of what; absent blocks are zero."""
+    """Structure of a matrix (docs/mathematics.md#structure), ordered by what is a special case of what."""
 
     SCALED_IDENTITY = "scaled identity"
     DIAGONAL = "diagonal"

@@ -13,7 +13,7 @@ from ..errors import CompileError, expected_got
 
 @dataclass(frozen=True)
 class KroneckerFactors:
-    """``E[G-block of W̄] ≈ Ḡ ⊗ Q`` for one affine layer (SPEC §2).
+    """``E[G-block of W̄] ≈ Ḡ ⊗ Q`` for one affine layer (docs/mathematics.md#curvature-factors).
 
     ``input``: Q = E[ā āᵀ], ``[in+1, in+1]`` with the homogeneous coordinate last (``[in, in]`` without a
     trained bias). ``output``: Ḡ, ``[out, out]``. Both are symmetric and positive semidefinite (``output`` of
