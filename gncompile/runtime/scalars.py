@@ -83,7 +83,8 @@ def step_sizes(
             )
             c = [*(c if cap is None else (_clamped(x, -cap, cap) for x in c)), last]
     slope = _inner(b, c)
-    length = maximum(_inner(c, [_inner(row, c) for row in m]), -slope)
+    # Of two zeros the second, which is not -0.0 and so divides to inf below.
+    length = maximum(-slope, _inner(c, [_inner(row, c) for row in m]))
     if growth is not None:
         longest = growth * usual if usual > 0 else math.inf
         shortened = minimum(divide(longest, length), 1.0)
