@@ -264,7 +264,7 @@ def test_modules_have_equal_bytes_and_no_duplicates():
 
 
 def test_unknown_symbols_and_functions_are_our_bug():
-    with pytest.raises(InternalError, match="no parameter was named for the symbol y"):
+    with pytest.raises(InternalError, match="no variable was named for the symbol y"):
         triton_function("f", x * y, [x])
     with pytest.raises(InternalError, match="gamma reached the emitter"):
         triton_function("f", sympy.gamma(x), [x])
