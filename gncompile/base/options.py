@@ -41,12 +41,12 @@ def explained(name: str, value: object, check: Callable[[Any], Any], wanted: str
         return check(_plain(value))
     except ValidationError as error:
         found = max(error.errors(), key=lambda e: (_decisive(e), len(e["loc"])))
-    kind, at = found["type"], found["loc"]
+    kind, at, option = found["type"], found["loc"], name
     if isinstance(value, Mapping) and len(at) > 1:  # of a union: the member, the key, …
         name, value = f"{name}[{at[1]!r}]"[:SHOWN_CHARACTERS], value.get(at[1])
     if kind == "literal_error" and isinstance(value, str):
         known = re.findall(r"'(\w+)'", found["ctx"]["expected"])
-        require_known(name, value, known)
+        require_known(option, value, known)
     shown = f" = {value!r}"[:SHOWN_CHARACTERS] if type(value) in (bool, int, float, str) else ""
     typed = "" if kind in BOUNDS else f" is of type {type(value).__name__}"
     raise CompileError(f"option {name}{shown}{typed}", instead=f"pass {wanted}")
