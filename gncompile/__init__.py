@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .base.backends import hand_down
+from .base.handed_down import hand_down
 from .base.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .verification.verification import verify as verify
 
 _HOMES = {
-    "Trainer": "app.compile",
+    "Trainer": "training.trainer",
     "KroneckerFactors": "training.factors",
     "compile": "app.compile",
     "curvature": "app.api",
@@ -41,7 +41,8 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
-hand_down(lambda: import_module(".verification.accuracy", __name__).BACKENDS)
+hand_down("backends", lambda: import_module(".verification.accuracy", __name__).BACKENDS)
+hand_down("compile_into", lambda: import_module(".app.compile", __name__).compile_into)
 
 
 def __getattr__(name: str) -> Any:

@@ -145,6 +145,3 @@ def compile_into(
     compiled = Compiled(model, traced, declared, reader, settings, executable, identity)
     trainer.__init__(compiled)  # type: ignore[misc]
     return trainer
-
-
-Trainer.compile_into = compile_into

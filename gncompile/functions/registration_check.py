@@ -19,7 +19,7 @@ import mpmath
 import sympy
 from sympy import Expr, Symbol
 
-from ..base.backends import expression_backends
+from ..base.handed_down import handed_down
 from ..errors import RegistrationError
 from .derive import PointwiseRule
 from .precise import Function, Number, precise_function, real_value
@@ -173,7 +173,7 @@ class TransferCheck:
         for dtype in (torch.float64, torch.float32):
             x = torch.tensor([float(p) for p in probe_points(self.domain, kinks)], dtype=dtype)
             exact = [self._moderate(p) for p in x.tolist()]
-            for run in expression_backends().values():
+            for run in handed_down("backends").values():
                 found = {what: run(e, {self.argument: x}) for what, e in formulas.items()}
                 kept = {self.argument: x, rule.output: found["value"]}
                 found["kept"] = run(rule.kept_slopes[0], kept)

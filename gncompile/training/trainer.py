@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
+from ..base.handed_down import handed_down
 from ..data.data_sets import Batches
 from ..errors import GncompileError, visible
 from ..graph.model_graph import TracedModel
@@ -56,9 +57,6 @@ class Trainer:
     :class:`~gncompile.errors.ModelChangedError` (:mod:`gncompile.training.model_identity`).
     ``copy.deepcopy`` gives an independent trainer with a model of its own.
     """
-
-    compile_into: ClassVar[Callable[..., Trainer]]
-    """Makes trainers anew, for :meth:`resume` and copies; :mod:`gncompile.app.compile` sets it."""
 
     def __init__(self, compiled: Compiled) -> None:
         self.compiled = compiled
@@ -370,14 +368,17 @@ class Trainer:
         """
 
         def anew(*arguments: Any, **options: Any) -> Trainer:
-            return Trainer.compile_into(Trainer.__new__(Trainer), *arguments, **options)
+            made: Trainer = handed_down("compile_into")(
+                Trainer.__new__(Trainer), *arguments, **options
+            )
+            return made
 
         return checkpoints.resume(path, model, loss, anew)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Trainer:
         """``copy.deepcopy``: a trainer of a copied model, compiled anew, in the same state."""
         self.ready()
-        new = checkpoints.copied(self, memo, Trainer.compile_into)
+        new = checkpoints.copied(self, memo, handed_down("compile_into"))
         new.load_state_dict(self.state_dict())
         new.gathers = self.gathers
         if not self._reported.shows:

@@ -79,7 +79,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
 from training import batches, network, snapshot
-from gncompile import Trainer
+from gncompile.training.trainer import Trainer  # nothing has been compiled here
 trainer = Trainer.resume(sys.argv[2], network(seed=8))
 history = trainer.fit(batches(), updates=int(sys.argv[3]), progress=False)
 trainer.save(sys.argv[4])
