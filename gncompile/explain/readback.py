@@ -86,10 +86,6 @@ class Readback:
         return CostModel(program, self.batch, self.itemsize, rows, columns)
 
     @cached_property
-    def parts(self) -> dict[tuple[str, str], Cost]:
-        return self.costs.by_part()
-
-    @cached_property
     def formulas(self) -> Formulas:
         return Formulas.of(self.program, self.graph)
 
