@@ -303,7 +303,7 @@ class CoupledRules:
 
     def mean_hessian(self) -> Value:
         """``E[𝓗₊]``: symmetric."""
-        return self.builder.emit(ir.Mean(), self.sample_hessians(), name="hessian_mean")
+        return self.builder.emit(ir.Mean(matrix=True), self.sample_hessians(), name="hessian_mean")
 
     def hessian_product(self, r: Value) -> Value:
         """``𝓗₊ r``: ``[N, K]``."""

@@ -94,7 +94,7 @@ class PerSample:
 
     def output_factor(self, m: Value) -> Value:
         """The batch mean of the exact blocks."""
-        return self.builder.emit(ir.Mean(), m)
+        return self.builder.emit(ir.Mean(matrix=True), m)
 
 
 Representation = Averaged | PerSample

@@ -59,6 +59,11 @@ def _writes(*ops: type) -> Callable[[Writer], Writer]:
 @_writes(ir.Affine)
 def _affine(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     bias = len(v) % 2 == 1
+    if len(specs[0].shape) > 2:
+        v = [
+            f"{x}.flatten(0, -2)" if len(s.shape) > 2 else x for x, s in zip(v, specs, strict=True)
+        ]
+        out = f"{out}.flatten(0, -2)"
     if w.options(i).get("bias") == "after":
         return [f"torch.mm({v[0]}, {v[1]}.T, out={out})", f"{out}.add_({v[2]})"]
     first = f"torch.addmm({v[-1]}, " if bias else "torch.mm("
@@ -142,8 +147,12 @@ def _scatter(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec])
 def _moment(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.Moment)
     name = "second_moment" if len(v) == 1 else "cross_moment"
-    options = _keywords(w.options(i))
-    return [f"linalg.{name}({', '.join(v)}, {literal(i.op.homogeneous)}, out={out}{options})"]
+    words = _keywords(w.options(i))
+    if len(specs[0].of_a_sample) > 1:
+        words += f", samples={dimension(specs[0].samples)}"
+    if i.op.coordinate != 1.0:
+        words += f", coordinate={literal(i.op.coordinate)}"
+    return [f"linalg.{name}({', '.join(v)}, {literal(i.op.homogeneous)}, out={out}{words})"]
 
 
 @_writes(ir.Mean)

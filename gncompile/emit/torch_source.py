@@ -125,7 +125,11 @@ class TorchWriter:
         for leaf in self.program.leaves():
             assert isinstance(leaf.op, Leaf)
             if leaf.op.kind in ("input", "target"):
-                lines.append(f"{leaf.name} = {self._buffer(leaf.name, leaf.spec.shape)}")
+                packed = leaf.name in self.program.packed
+                lines.append(f"{leaf.name} = {self._buffer(leaf.name, leaf.spec.shape, packed)}")
+            elif leaf.op.kind == "parameter":
+                shape = literal(leaf.spec.shape)
+                lines.append(f"{leaf.name} = memory.parameter({literal(leaf.op.key)}, {shape})")
             else:
                 lines.append(f"{leaf.name} = memory.{leaf.op.kind}({literal(leaf.op.key)})")
         return lines
@@ -133,7 +137,7 @@ class TorchWriter:
     def _buffers(self, instructions: Iterable[Instruction]) -> list[str]:
         """The buffers of values, some shared by those that never meet."""
         return [
-            f"{i.name} = {self._buffer(self.buffers[i.name], i.spec.shape)}"
+            f"{i.name} = {self._buffer(self.buffers[i.name], i.spec.shape, i.name in self.program.packed)}"
             for i in instructions
             if i.name in self.buffers
         ]
@@ -168,14 +172,14 @@ class TorchWriter:
 
     def _views(self, instructions: Iterable[Instruction]) -> list[str]:
         return [
-            f"{i.name} = {self.view(i.op, self.home[i.inputs[0]])}"
+            f"{i.name} = {self.view(i.op, self.home[i.inputs[0]], i.spec)}"
             for i in instructions
             if isinstance(i.op, ir.VIEWS)
         ]
 
     @staticmethod
-    def view(op: Op, source: str) -> str:
-        """A view of ``source`` as text."""
+    def view(op: Op, source: str, spec: Spec) -> str:
+        """A view of ``source`` as text; ``spec`` is the view's."""
         match op:
             case ir.Transpose():
                 return f"{source}.mT"
@@ -184,15 +188,22 @@ class TorchWriter:
             case ir.Element(index):
                 return f"{source}[{literal(index)}]"
             case ir.Share(rows):
-                return f"{source}[..., {'N - F:' if rows == 'F' else f':{dimension(rows)}'}, :]"
+                part = "N - F:" if rows == "F" else f":{dimension(rows)}"
+                after = ", :" * (-1 - spec.samples_axis)
+                return f"{source}[..., {part}{after}]"
             case ir.SampleMatrix(size):
                 return f"{source}.unflatten(-1, ({literal(size)}, {literal(size)}))"
+            case ir.Unflatten(sizes):
+                return f"{source}.unflatten(-1, {literal(sizes)})"
+            case ir.Flatten(count):
+                return f"{source}.flatten({literal(-count)})"
         return source
 
     @staticmethod
-    def _buffer(name: str, shape: tuple[Dim, ...]) -> str:
+    def _buffer(name: str, shape: tuple[Dim, ...], packed: bool = False) -> str:
         dims = ", ".join(map(dimension, shape))
-        return f"memory.buffer({quoted(name)}, ({dims}{',' if len(shape) == 1 else ''}))"
+        how = ", packed=True" if packed else ""
+        return f"memory.buffer({quoted(name)}, ({dims}{',' if len(shape) == 1 else ''}){how})"
 
     # --- phases ---------------------------------------------------------------------------------------
 

@@ -212,7 +212,7 @@ def _moment_words(w: File, kernels: Kernels) -> tuple[str, dict[str, Expression 
     """``1 / N``, the factor of a moment, and its other keywords."""
     root = kernels[0].root
     assert isinstance(root.op, ir.Moment)
-    rows = w.program[root.inputs[0]].spec.shape[-2]  # of [N, d] or [S, N, d]
+    rows = w.program[root.inputs[0]].spec.samples
     homogeneous = "True" if root.op.homogeneous else None
     return f"1 / {dimension(rows)}", {"homogeneous": homogeneous, **_matrix_settings(w, kernels)}
 

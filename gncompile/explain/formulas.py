@@ -183,7 +183,7 @@ class Formulas:
                 return Transpose(self._operand(instruction.inputs[0], inlined))
             case ir.Part(which):
                 return Component(self._operand(instruction.inputs[0], inlined), which)
-            case ir.AsMatrix() | ir.Share() | ir.SampleMatrix():
+            case ir.AsMatrix() | ir.Share() | ir.SampleMatrix() | ir.Unflatten() | ir.Flatten():
                 return self._operand(instruction.inputs[0], inlined)
         if instruction.into:
             return Name(self.names[instruction.into])

@@ -13,8 +13,8 @@ from .step_program import Instruction, StepProgram
 Steps = Sequence[Sequence[Instruction]]
 """The instructions of a phase in the order they run; those of one step run at the same time."""
 
-Pool = dict[tuple[Dim, ...], list[str]]
-"""Buffers by shape."""
+Pool = dict[tuple[tuple[Dim, ...], bool], list[str]]
+"""Buffers by shape, and by whether they are packed."""
 
 
 def plan_buffers(
@@ -78,16 +78,20 @@ def _share(
         if not isinstance(i.op, ir.VIEWS)
         for name in (*i.inputs, i.name)
     }
-    free = {shape: list(names) for shape, names in pool.items()}
+    free = {of: list(names) for of, names in pool.items()}
+
+    def kind(name: str) -> tuple[tuple[Dim, ...], bool]:
+        return program[name].spec.shape, name in program.packed
+
     for number, step in enumerate(steps):
         for i in step:
             if i.name not in local:
                 continue
-            if waiting := free.get(i.spec.shape):
+            if waiting := free.get(kind(i.name)):
                 plan[i.name] = waiting.pop()
             else:
-                pool.setdefault(i.spec.shape, []).append(i.name)
+                pool.setdefault(kind(i.name), []).append(i.name)
         # Only now: what a step reads must stay while the step writes.
         for name in dict.fromkeys(home[n] for i in step for n in (*i.inputs, i.name)):
             if name in local and last[name] == number:
-                free.setdefault(program[name].spec.shape, []).append(plan[name])
+                free.setdefault(kind(name), []).append(plan[name])

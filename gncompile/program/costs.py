@@ -135,7 +135,7 @@ class CostModel:
             case ir.Pointwise(expression):
                 return out * int(expression.count_ops())
             case ir.Affine():
-                inner = sum(s[1] for s in sizes[1:4:2])
+                inner = sum(s[-1] for s in sizes[1:4:2])
                 return out * (2 * inner + len(inputs) % 2)
             case ir.MatMul(transpose_a):
                 return 2 * out * sizes[0][-2 if transpose_a else -1]

@@ -12,6 +12,7 @@ op ::= Leaf(kind, key)             input, target, parameter, constant, state or 
     |  SymmetricProduct()          aᵀ b, known to be symmetric
     |  AddDiagonal() | Densify() | Trace() | PlusTranspose() | BroadcastRows()
     |  Transpose() | AsMatrix(structure) | Part(which) | Element(index) | Share(rows)  views
+    |  Unflatten(sizes) | Flatten(count)                                             views
     |  Stack() | Zeros(spec) | Softmax() | LogSumExp() | SampleCategorical() | Random(kind) | Columns()
     |  SampleDiagonal() | SampleOuter() | ScaleSides()           per-sample matrices [N, d, d]
     |  SampleMatrix(size) | SampleRoot() | SampleMultiply()      read from rows, their roots, M_n v_n
@@ -79,14 +80,18 @@ class Scatter:
 
 @dataclass(frozen=True)
 class Moment:
-    """``(1/N) Σ a bᵀ`` over samples and columns; ``homogeneous`` appends a 1 to b (to both if one input)."""
+    """``(1/N) Σ a bᵀ`` over samples, places and columns; ``homogeneous`` appends a 1 to b (to both if one
+    input), or another ``coordinate``: 0 for a use of a layer without its bias."""
 
     homogeneous: bool = False
+    coordinate: float = 1.0
 
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean over the first dimension."""
+    """Mean over the first dimension, the samples; of a symmetric ``matrix`` a sample, symmetric."""
+
+    matrix: bool = False
 
 
 @dataclass(frozen=True)
@@ -184,6 +189,20 @@ class Share:
     """
 
     rows: Dim
+
+
+@dataclass(frozen=True)
+class Unflatten:
+    """A view of the last dimension as several: features as places and what is at a place, say."""
+
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Flatten:
+    """A view of the last ``count`` dimensions as one; the inverse of :class:`Unflatten`."""
+
+    count: int = 2
 
 
 @dataclass(frozen=True)
@@ -332,13 +351,13 @@ class StepSizes:
 Op = (
     Leaf | Affine | MatMul | Pointwise | Gather | Scatter | Moment | Mean | Total | RowSum | Dot | Multiply
     | SymmetricProduct | Hadamard | AddDiagonal | Densify | Trace | PlusTranspose | BroadcastRows
-    | Transpose | AsMatrix | Part | Element | Share | Stack | Zeros | Softmax | LogSumExp | SampleCategorical
-    | Random | Columns | SampleDiagonal | SampleOuter | SampleMatrix | SampleRoot | SampleMultiply
+    | Transpose | AsMatrix | Part | Element | Share | Unflatten | Flatten | Stack | Zeros | Softmax
+    | LogSumExp | SampleCategorical | Random | Columns | SampleDiagonal | SampleOuter | SampleMatrix | SampleRoot | SampleMultiply
     | ScaleSides | Decay | Average | DampedInverse
     | Eigen | Precondition | PreconditionEigen | StepSizes
 )  # fmt: skip
 
-VIEWS = (Transpose, AsMatrix, Part, Element, Share, SampleMatrix)
+VIEWS = (Transpose, AsMatrix, Part, Element, Share, SampleMatrix, Unflatten, Flatten)
 """Operations whose result shares memory with their input."""
 
 

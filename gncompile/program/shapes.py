@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import reduce
 
 from ..errors import InternalError
@@ -18,6 +19,7 @@ from .operations import (
     Dot,
     Eigen,
     Element,
+    Flatten,
     Gather,
     Hadamard,
     LogSumExp,
@@ -49,9 +51,10 @@ from .operations import (
     Total,
     Trace,
     Transpose,
+    Unflatten,
     Zeros,
 )
-from .specs import COLUMNS, Dim, Spec, Structure, matrix
+from .specs import COLUMNS, SAMPLES, Dim, Spec, Structure, matrix
 
 SCALAR = Spec(())
 
@@ -79,10 +82,9 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
             if len(inputs) == 1:
                 return matrix(Structure.SYMMETRIC, _int(shapes[0][-1]) + extra)
             return Spec((shapes[0][-1], _int(shapes[1][-1]) + extra))
-        case Mean():
-            match inputs[0].of_a_sample:
-                case (width, _):  # a symmetric matrix of every sample
-                    return matrix(Structure.SYMMETRIC, _int(width))
+        case Mean(whole):
+            if whole:
+                return matrix(Structure.SYMMETRIC, _int(shapes[0][-1]))
             return Spec(shapes[0][1:])
         case Total() | Dot() | Trace():
             return SCALAR
@@ -120,7 +122,13 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
         case Zeros(spec):
             return spec
         case Share(rows):
-            return Spec((*shapes[0][:-2], rows, shapes[0][-1]))
+            return Spec(tuple(rows if dim in SAMPLES else dim for dim in shapes[0]))
+        case Unflatten(sizes):
+            if math.prod(sizes) != shapes[0][-1]:
+                raise InternalError(f"{inputs[0]} cannot be read as [..., {sizes}]")
+            return Spec((*shapes[0][:-1], *sizes))
+        case Flatten(count):
+            return Spec((*shapes[0][:-count], math.prod(map(_int, shapes[0][-count:]))))
         case Softmax() | SampleCategorical():
             return Spec(shapes[0])
         case Random(_, shape):

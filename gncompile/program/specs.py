@@ -77,6 +77,11 @@ class Spec:
         return next((d for d in self.shape if d in SAMPLES), "")
 
     @property
+    def samples_axis(self) -> int:
+        """Where that dimension stands, counted from the end: -2 for rows ``[N, d]``."""
+        return self.shape.index(self.samples) - len(self.shape)
+
+    @property
     def has_columns(self) -> bool:
         """Whether this holds a chunk of KFLR's columns."""
         return COLUMNS in self.shape

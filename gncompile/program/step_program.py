@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Literal
 
 from ..errors import InternalError
-from .operations import VIEWS, Leaf, LeafKind, Op, describe
+from .operations import VIEWS, Flatten, Leaf, LeafKind, Op, Unflatten, describe
 from .phases import Phase, Repeat
 from .specs import Spec
 
@@ -110,6 +110,12 @@ class StepProgram:
             )
             home[i.name] = i.name if source is None else home[source]
         return home
+
+    @cached_property
+    def packed(self) -> frozenset[str]:
+        """The tensors of :attr:`storage` that are viewed in another shape: nothing may pad their rows."""
+        reshaped = (i for i in self if isinstance(i.op, Unflatten | Flatten))
+        return frozenset(self.storage[i.name] for i in reshaped)
 
     @cached_property
     def overwritten(self) -> frozenset[str]:

@@ -211,29 +211,49 @@ def block_count(rows: int, size: int, block: int | str | None) -> int:
 
 
 def second_moment(
-    a: Tensor, homogeneous: bool, out: Tensor, block: int | str | None = "auto"
+    a: Tensor,
+    homogeneous: bool,
+    out: Tensor,
+    block: int | str | None = "auto",
+    samples: int | None = None,
+    coordinate: float = 1.0,
 ) -> None:
-    """``out ← (1/N) Σ ā āᵀ`` over the rows of a ``[.., N, d]``, ``ā = [a, 1]`` where homogeneous.
+    """``out ← (1/N) Σ ā āᵀ`` over the rows of a ``[.., N, d]``, ``ā = [a, c]`` where homogeneous.
 
-    ``block`` is that of :func:`symmetric_product`.
+    N is the number of ``samples`` where it is not the last dimension but one, c the ``coordinate``. ``block``
+    is that of :func:`symmetric_product`.
     """
-    batch, size = a.shape[-2:]
+    batch, size = samples or a.shape[-2], a.shape[-1]
     a = a.flatten(end_dim=-2)
     symmetric_product(a, a, out[:size, :size] if homogeneous else out, 1 / batch, block)
     if homogeneous:
         mean = torch.div(a.sum(dim=0), batch, out=out[size, :size])
+        if coordinate != 1.0:
+            mean.mul_(coordinate)
         out[:size, size].copy_(mean)
-        out[size, size] = a.shape[0] / batch
+        out[size, size] = a.shape[0] / batch * coordinate**2
 
 
-def cross_moment(a: Tensor, b: Tensor, homogeneous: bool, out: Tensor) -> None:
-    """``out ← (1/N) Σ a b̄ᵀ`` over rows of ``[.., N, d]``, ``b̄ = [b, 1]`` where homogeneous."""
-    batch = a.shape[-2]
+def cross_moment(
+    a: Tensor,
+    b: Tensor,
+    homogeneous: bool,
+    out: Tensor,
+    samples: int | None = None,
+    coordinate: float = 1.0,
+) -> None:
+    """``out ← (1/N) Σ a b̄ᵀ`` over rows of ``[.., N, d]``, ``b̄ = [b, c]`` where homogeneous.
+
+    ``samples`` and ``coordinate`` are those of :func:`second_moment`.
+    """
+    batch = samples or a.shape[-2]
     a, b = a.flatten(end_dim=-2), b.flatten(end_dim=-2)
     product = out[:, :-1] if homogeneous else out
     torch.addmm(product, a.T, b, beta=0, alpha=1 / batch, out=product)
     if homogeneous:
         torch.div(a.sum(dim=0), batch, out=out[:, -1])
+        if coordinate != 1.0:
+            out[:, -1].mul_(coordinate)
 
 
 def dot(a: Tensor, b: Tensor, mean: bool, out: Tensor) -> None:

@@ -81,9 +81,10 @@ class Memory:
         """The scalar states as they are before the first step."""
         return {key: self._initial(state) for key, state in self._scalars.items()}
 
-    def parameter(self, key: str) -> Tensor:
-        """A parameter of the user's model, as data without gradient tracking."""
-        return self.parameters[key].detach()
+    def parameter(self, key: str, shape: tuple[int, ...] | None = None) -> Tensor:
+        """A parameter of the user's model, as data without gradient tracking; a view of that shape."""
+        parameter = self.parameters[key].detach()
+        return parameter if shape is None else parameter.view(shape)
 
     def constant(self, key: str) -> Tensor:
         """A constant of the user's model."""
@@ -106,9 +107,12 @@ class Memory:
         attributes = {name: _number(view) for name, view in views.items()}
         return type("Numbers", (), {"__slots__": (), **attributes})()
 
-    def buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """A work tensor, allocated once and viewed for smaller batches; NaN until written."""
-        padded = padded_shape(shape)
+    def buffer(self, name: str, shape: tuple[int, ...], packed: bool = False) -> Tensor:
+        """A work tensor, allocated once and viewed for smaller batches; NaN until written.
+
+        One that is ``packed`` has no padding between its rows, so that it can be viewed in other shapes.
+        """
+        padded = shape if packed else padded_shape(shape)
         count = math.prod(padded)
         flat = self._flat.get(name)
         if flat is None or flat.numel() < count:

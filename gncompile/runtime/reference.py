@@ -52,12 +52,14 @@ class ReferenceStep:
         """A value computed so far, or a leaf."""
         instruction = self.program[name]
         if isinstance(instruction.op, ir.Leaf):
-            return self._leaf(instruction.op)
+            return self._leaf(instruction.op, bind_shape(instruction.spec.shape, self.dims))
         return self._values[name]
 
-    def _leaf(self, leaf: ir.Leaf) -> Tensor:
+    def _leaf(self, leaf: ir.Leaf, shape: tuple[int, ...]) -> Tensor:
         if leaf.kind in ("input", "target"):
             return self.inputs[leaf.key]
+        if leaf.kind == "parameter":
+            return self.memory.parameter(leaf.key, shape)
         return getattr(self.memory, leaf.kind)(leaf.key)
 
     def _execute(self, instruction: Instruction) -> None:
@@ -86,11 +88,11 @@ class ReferenceStep:
                 return self._new(torch.tensor, float(expression))
             case ir.Share(rows):
                 first = self.dims["N"] - self.dims["F"] if rows == "F" else 0
-                return v[0][..., first : first + self.dims[str(rows)], :]
+                return v[0].narrow(specs[0].samples_axis, first, self.dims[str(rows)])
             case ir.Columns():
                 return columns(v, self.column_start, self.dims["S"])
-            case ir.Moment(homogeneous):
-                return moment(v, homogeneous)
+            case ir.Moment():
+                return moment(op, v, self.dims[str(specs[0].samples)])
         return apply(op, v, specs)
 
     def _new(self, make: Callable[..., Tensor], of: object) -> Tensor:
@@ -112,13 +114,13 @@ def columns(v: list[Tensor], start: int, count: int) -> Tensor:
     return result
 
 
-def moment(v: list[Tensor], homogeneous: bool) -> Tensor:
-    """``(1/N) Σ a bᵀ`` over samples and columns, with a 1 appended where homogeneous."""
-    batch = v[0].shape[-2]
+def moment(op: ir.Moment, v: list[Tensor], samples: int) -> Tensor:
+    """``(1/N) Σ a bᵀ`` over samples, places and columns, with the coordinate appended where homogeneous."""
     rows = [x.reshape(-1, x.shape[-1]) for x in v]
-    if homogeneous:
-        rows[-1] = torch.cat([rows[-1], rows[-1].new_ones(rows[-1].shape[0], 1)], dim=1)
-    return rows[0].T @ rows[-1] / batch
+    if op.homogeneous:
+        last = rows[-1].new_full((rows[-1].shape[0], 1), op.coordinate)
+        rows[-1] = torch.cat([rows[-1], last], dim=1)
+    return rows[0].T @ rows[-1] / samples
 
 
 def apply(op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
@@ -157,6 +159,10 @@ def apply(op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
             return v[0][:, :, None] * v[1][:, None, :]
         case ir.SampleMatrix(size):
             return v[0].reshape(-1, size, size)
+        case ir.Unflatten(sizes):
+            return v[0].unflatten(-1, sizes)
+        case ir.Flatten(count):
+            return v[0].flatten(-count)
         case ir.SampleRoot():
             finite = v[0].isfinite().flatten(1).all(dim=1)[:, None, None]
             values, vectors = eigenvalues(torch.where(finite, v[0], 0.0))

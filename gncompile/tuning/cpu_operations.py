@@ -167,7 +167,7 @@ class SecondMoment(BlockedProduct):
 
     def run(self, operands: tuple[Tensor, ...], out: Tensor, options: Options) -> None:
         (a,) = operands
-        linalg.second_moment(a, out.shape[0] > a.shape[1], out, **options)
+        linalg.second_moment(a, out.shape[0] > a.shape[1], out, **options)  # type: ignore[arg-type]
 
 
 class DampedInverse(Operation):

@@ -363,8 +363,8 @@ class Scratch:
 
     def _evaluate(self, op: ir.Op, operands: list[Tensor], specs: list[specs.Spec]) -> Tensor:
         match op:
-            case ir.Moment(homogeneous):
-                return moment(operands, homogeneous)
+            case ir.Moment():
+                return moment(op, operands, self.bench.dims[str(specs[0].samples)])
             case ir.Pointwise(expression) if not operands:
                 place = self.bench.place
                 return torch.tensor(float(expression), dtype=torch.float64, device=place)
@@ -387,10 +387,13 @@ class Scratch:
         if isinstance(i.op, ir.VIEWS):
             source = self._tensor(writer.home[i.inputs[0]])
             names = {"source": source, **self.bench.dims}
-            view = function_of([f"return {writer.view(i.op, 'source')}"], names, "import torch")
+            view = function_of(
+                [f"return {writer.view(i.op, 'source', i.spec)}"], names, "import torch"
+            )
             return cast(Tensor, view(**names))
         is_parameter = isinstance(i.op, ir.Leaf) and i.op.kind in ("parameter", "constant")
-        return self._empty(self.bench.shape(name), padded=not is_parameter)
+        padded = not is_parameter and name not in self.bench.program.packed
+        return self._empty(self.bench.shape(name), padded=padded)
 
     def _empty(self, shape: tuple[int, ...], padded: bool = True) -> Tensor:
         """Zeros, with rows as far apart as a buffer's."""
