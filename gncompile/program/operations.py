@@ -352,7 +352,8 @@ Op = (
     Leaf | Affine | MatMul | Pointwise | Gather | Scatter | Moment | Mean | Total | RowSum | Dot | Multiply
     | SymmetricProduct | Hadamard | AddDiagonal | Densify | Trace | PlusTranspose | BroadcastRows
     | Transpose | AsMatrix | Part | Element | Share | Unflatten | Flatten | Stack | Zeros | Softmax
-    | LogSumExp | SampleCategorical | Random | Columns | SampleDiagonal | SampleOuter | SampleMatrix | SampleRoot | SampleMultiply
+    | LogSumExp | SampleCategorical | Random | Columns | SampleDiagonal | SampleOuter | SampleMatrix
+    | SampleRoot | SampleMultiply
     | ScaleSides | Decay | Average | DampedInverse
     | Eigen | Precondition | PreconditionEigen | StepSizes
 )  # fmt: skip
