@@ -42,7 +42,8 @@ from .derivation.propagation import push_forward
 from .derivation.steps import model, quadratic, update
 from .errors import CompileError
 from .graph.fuse_pointwise import fuse_pointwise
-from .graph.model_graph import Affine, ModelGraph
+from .graph.layers import Affine
+from .graph.model_graph import ModelGraph
 from .graph.zero_slopes import require_slopes
 from .losses.vocabulary import Loss
 from .program import specs

@@ -10,7 +10,8 @@ from __future__ import annotations
 import sympy
 
 from ..functions.primitives import as_float, minimum, select
-from ..graph.model_graph import Affine, Node
+from ..graph.layers import Affine
+from ..graph.nodes import Node
 from ..program.builder import ProgramBuilder, Value
 from .forward import Forward
 from .optimiser import Optimiser

@@ -15,7 +15,8 @@ import sympy
 
 from ..base.settings import Settings
 from ..functions.primitives import as_float, select
-from ..graph.model_graph import Affine, Node
+from ..graph.layers import Affine
+from ..graph.nodes import Node
 from ..program import operations as ir
 from ..program.builder import ProgramBuilder, Value
 from ..program.specs import Spec

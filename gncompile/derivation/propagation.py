@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..errors import InternalError
-from ..graph.model_graph import Affine
+from ..graph.layers import Affine
 from ..program import operations as ir
 from ..program.builder import Value
 from .forward import Forward

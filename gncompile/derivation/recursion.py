@@ -20,7 +20,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from ..graph.model_graph import Affine, Node
+from ..graph.layers import Affine
+from ..graph.nodes import Node
 from ..program import operations as ir
 from ..program.builder import Factor, Value
 from .forward import Forward

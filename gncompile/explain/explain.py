@@ -16,7 +16,8 @@ from ..base.tables import indent, table
 from ..derivation.piecewise_linear import theorem
 from ..emit.step_source import StepSource, emit_step
 from ..errors import CompileError, nearest
-from ..graph.model_graph import ModelGraph, Node, TracedModel
+from ..graph.model_graph import ModelGraph, TracedModel
+from ..graph.nodes import Node
 from ..losses.vocabulary import CoupledLoss, Loss, SeparableLoss
 from ..program.operations import Leaf
 from ..program.schedule import Schedule

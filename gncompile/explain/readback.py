@@ -19,7 +19,9 @@ from ..derivation.forward import Forward
 from ..derivation.piecewise_linear import rule_of
 from ..functions.gates import GATES, Gate
 from ..functions.transfer import TransferFunction, transfer, transfer_names
-from ..graph.model_graph import Affine, ModelGraph, Node, Pointwise, TracedModel
+from ..graph.layers import Affine
+from ..graph.model_graph import ModelGraph, TracedModel
+from ..graph.nodes import Node, Pointwise
 from ..losses.vocabulary import Loss
 from ..program.buffers import plan_buffers
 from ..program.builder import ProgramBuilder

@@ -13,16 +13,9 @@ from torch import Tensor, nn
 
 from ..functions.plain_torch import plain
 from ..losses.vocabulary import OUTPUT, TARGET, CoupledLoss, Loss, SeparableLoss
-from .model_graph import (
-    Affine,
-    FixedLinear,
-    Input,
-    Node,
-    Output,
-    Pointwise,
-    Select,
-    TracedModel,
-)
+from .layers import Affine
+from .model_graph import TracedModel
+from .nodes import FixedLinear, Input, Node, Output, Pointwise, Select
 
 
 @dataclass(frozen=True)

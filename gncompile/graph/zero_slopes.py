@@ -7,7 +7,9 @@ from collections.abc import Collection, Iterator
 from ..errors import CompileError
 from ..functions.derive import differentiate
 from ..functions.stable_forms import stable
-from .model_graph import Affine, ModelGraph, Node, Pointwise, describe
+from .layers import Affine
+from .model_graph import ModelGraph
+from .nodes import Node, Pointwise, describe
 
 SHOWN = 5
 

@@ -13,7 +13,8 @@ from ..base.settings import Settings
 from ..derivation.damping import JUDGED
 from ..derivation.optimiser import CHOSEN
 from ..errors import BatchError, expected_got
-from ..graph.model_graph import Affine, TracedModel
+from ..graph.layers import Affine
+from ..graph.model_graph import TracedModel
 from ..losses.vocabulary import Loss
 from ..program.step_program import StepProgram
 from ..runtime.executable import Executable

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from ..errors import BatchError
 from ..functions.expressions import evaluate
-from ..graph.model_graph import Affine, FixedLinear, Node, Pointwise, TracedModel
+from ..graph.layers import Affine
+from ..graph.model_graph import TracedModel
+from ..graph.nodes import FixedLinear, Node, Pointwise
 from ..graph.torch_network import Network
 from ..losses.vocabulary import Loss
 

@@ -14,16 +14,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..graph.model_graph import (
-    Affine,
-    FixedLinear,
-    ModelGraph,
-    Node,
-    Output,
-    Pointwise,
-    Select,
-    TracedModel,
-)
+from ..graph.layers import Affine
+from ..graph.model_graph import ModelGraph, TracedModel
+from ..graph.nodes import FixedLinear, Node, Output, Pointwise, Select
 
 Kept = dict[str, set[int]]
 

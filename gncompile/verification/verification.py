@@ -21,7 +21,9 @@ from torch.func import grad, hessian, jacrev, jvp
 
 from ..base.settings import Settings
 from ..frontends.torch_export import trace
-from ..graph.model_graph import Affine, ModelGraph, Node, TracedModel
+from ..graph.layers import Affine
+from ..graph.model_graph import ModelGraph, TracedModel
+from ..graph.nodes import Node
 from ..graph.torch_network import Network, objective
 from ..losses.vocabulary import CoupledLoss, Loss, SoftmaxCrossEntropy, resolve_loss
 from ..pipeline import (

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from ...base.tables import count
 from ...derivation.piecewise_linear import rule_of, theorem
-from ...graph.model_graph import Affine, Input, ModelGraph, Node, Output, Pointwise, Select
+from ...graph.layers import Affine
+from ...graph.model_graph import ModelGraph
+from ...graph.nodes import Input, Node, Output, Pointwise, Select
 from ...losses.loss_types import SoftmaxCrossEntropy
 from ..formulas import Equation
 from ..readback import METHODS

@@ -14,7 +14,8 @@ from functools import cached_property
 from ...base.untrusted import slug
 from ...emit.layout import Statement
 from ...emit.step_source import StepSource
-from ...graph.model_graph import Affine, FixedLinear, Input, Node, Pointwise, Select
+from ...graph.layers import Affine
+from ...graph.nodes import FixedLinear, Input, Node, Pointwise, Select
 from ...program import operations as ir
 from ...program.costs import Cost, total
 from ..formulas import Equation
