@@ -5,13 +5,14 @@ What a node does is said by the :class:`NodeRule` of its kind, with ``b_i = ∂�
 =============  ==================  =======================  ==========================
 node           value               tangent (R-operator)     vector passed backwards
 =============  ==================  =======================  ==========================
-affine         ``x Wᵀ + b``        ``r Wᵀ + x Vᵀ + v``      ``g W``
+affine         ``x Wᵀ + b``        ``r Wᵀ + x Vᵀ + v``      ``g W``                     (``layer_rules``)
+parameter      ``p``               ``v``                    —
 pointwise      ``φ(x_1, …)``       ``Σ b_i ⊙ r_i``          ``g ⊙ b_i`` to input i
 select         ``x[index]``        ``r[index]``             adds back to its source
 fixed linear   ``x Aᵀ``            ``r Aᵀ``                 ``g A``
 =============  ==================  =======================  ==========================
 
-A kind of node is an :class:`~gncompile.graph.model_graph.Op` and its rule, declared with :func:`node_rule`,
+A kind of node is an :class:`~gncompile.graph.nodes.Op` and its rule, declared with :func:`node_rule`,
 also from outside the package.
 """
 
@@ -27,7 +28,7 @@ import sympy
 
 from ..errors import CompileError
 from ..functions.derive import PointwiseRule, pointwise_rule
-from ..graph.layers import Affine
+from ..graph.layers import Layer, LayerOp
 from ..graph.model_graph import ModelGraph
 from ..graph.nodes import FixedLinear, Input, Node, Op, Output, Pointwise, Select
 from ..graph.zero_slopes import is_flat
@@ -80,7 +81,7 @@ class Forward:
         """The network output z."""
         return self.values[self.graph.output.name]
 
-    def parameter(self, name: str, shape: tuple[int, int] | tuple[int]) -> Value:
+    def parameter(self, name: str, shape: tuple[int, ...]) -> Value:
         """A parameter of the network, seen in that shape."""
         return self.builder.leaf("parameter", name, shape)
 
@@ -184,7 +185,8 @@ class NodeRule(Generic[Kind]):
         self, incoming: list[Value | None], direction: Mapping[str, Value], name: str
     ) -> Value | None:
         """``Σ_i r_i J_iᵀ`` over the inputs that move, and what the ``direction`` of a layer adds."""
-        moving = [(i, r) for i, r in enumerate(incoming) if r is not None]
+        as_rows = (lambda r: r) if self.elementwise else self.forward.rows_of
+        moving = [(i, as_rows(r)) for i, r in enumerate(incoming) if r is not None]
         terms = [j.push(r, name) for i, r in moving if (j := self.forward.jacobian(self.node, i))]
         if len(terms) < 2:
             return terms[0] if terms else None

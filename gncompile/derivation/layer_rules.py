@@ -15,15 +15,13 @@ from collections.abc import Mapping
 from ..graph.layers import Affine, Layer, LayerOp, Parameter
 from ..program import operations as ir
 from ..program.builder import Value
+from ..program.specs import Structure
 from .forward import Kind, LinearRule, node_rule
 from .jacobians import Jacobian, Weighted
 
 
 class LayerRule(LinearRule[Kind]):
     """A node with a weight; ``op`` is a :class:`~gncompile.graph.layers.LayerOp`."""
-
-    last = False
-    """Whether places vary faster than features: ``[out, T]``, channels first."""
 
     @property
     def sizes(self) -> list[int]:
@@ -74,8 +72,9 @@ class LayerRule(LinearRule[Kind]):
         """The input as rows ``[N, S, in]``, one a place."""
         raise NotImplementedError
 
-    def gradient(self, g: Value, x: Value, layer: Layer, name: str) -> Value:
+    def gradient(self, g: Value, x: Value | None, layer: Layer, name: str) -> Value:
         """This use's part of ``∇W̄``; a use that is reversed within its layer has its sides exchanged."""
+        assert x is not None
         left, right = self.left(g), self.right(self.forward.rows_of(x))
         if self._op.reversed != layer.flipped:
             left, right = right, left
@@ -87,8 +86,11 @@ class LayerRule(LinearRule[Kind]):
         """The homogeneous coordinate c: 0 for a use without the layer's bias."""
         return 1.0 if self._op.homogeneous or not layer.homogeneous else 0.0
 
-    def input_moment(self, x: Value, layer: Layer, name: str, into: Value | None = None) -> Value:
+    def input_moment(
+        self, x: Value | None, layer: Layer, name: str, into: Value | None = None
+    ) -> Value:
         """``(1/N) Σ_n Σ_s x̄ x̄ᵀ``."""
+        assert x is not None
         op = ir.Moment(layer.homogeneous, self.coordinate(layer))
         rows = self.right(self.forward.rows_of(x))
         comment = f"input second moment of {layer.name}"
@@ -103,7 +105,7 @@ class LayerRule(LinearRule[Kind]):
         """``Σ_s M[s, s]`` of a block at the node."""
         if self.places == 1:
             return m
-        return self.builder.emit(ir.PlaceBlocks(self.places, self.last), m, name=name)
+        return self.builder.emit(ir.PlaceBlocks(self.places, self._op.places_last), m, name=name)
 
 
 @node_rule(Affine)
@@ -176,3 +178,10 @@ class ParameterRule(LayerRule[Parameter]):
         """``E[g]`` as ``[d, 1]``."""
         mean = self.builder.emit(ir.Mean(), self.forward.rows_of(g), name=name)
         return self.builder.emit(ir.Unflatten((self.node.size, 1)), mean, name=f"{name}_column")
+
+    def input_moment(
+        self, x: Value | None, layer: Layer, name: str, into: Value | None = None
+    ) -> Value:
+        """1: the vector has no second factor."""
+        one = self.builder.pointwise(1.0, name=name, into=into)
+        return self.builder.as_matrix(one, Structure.SCALED_IDENTITY, 1)

@@ -137,8 +137,8 @@ class _Derivation:
         )
 
     def layer(self, layer: str, heading: str = "#") -> list[str]:
-        node = self.graph.layers[layer]
-        row = self.read.row(layer, node)
+        record = self.graph.layers[layer]
+        node, row = record.node, self.read.row(record)
         facts = [
             f"in your model  {node.origin}",
             f"computes       {row[1]}, {row[7]} parameters",

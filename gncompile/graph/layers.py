@@ -7,10 +7,16 @@ weights. See docs/mathematics.md#one-weight-many-uses.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
 from ..errors import InternalError
 from .nodes import Node, Op
+
 
 @dataclass(frozen=True)
 class LayerOp(Op):
@@ -44,6 +50,17 @@ class LayerOp(Op):
         """Whether the input meets the rows of W, and the columns give the output: ``y = x W``."""
         return False
 
+    places_last: ClassVar[bool] = False
+    """Whether an output's places vary faster than its features: ``[out, T]``, channels first."""
+
+    def apply(self, weight: Tensor, bias: Tensor | None, *inputs: Tensor) -> Tensor:
+        """The node's value ``[N, size]`` in plain torch, of the user's own parameters."""
+        raise NotImplementedError
+
+    def input_rows(self, *inputs: Tensor) -> Tensor:
+        """What W meets at every place, ``[N, S, columns]``, in plain torch."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class Affine(LayerOp):
@@ -62,6 +79,13 @@ class Affine(LayerOp):
 
     def places_in(self, size: int, sizes: list[int]) -> int:
         return self.places
+
+    def apply(self, weight: Tensor, bias: Tensor | None, *inputs: Tensor) -> Tensor:
+        y = self.input_rows(*inputs) @ (weight if self.transposed else weight.mT)
+        return (y if bias is None else y + bias).flatten(1)
+
+    def input_rows(self, *inputs: Tensor) -> Tensor:
+        return inputs[0].unflatten(-1, (self.places, -1))
 
     @property
     def reversed(self) -> bool:
@@ -88,6 +112,9 @@ class Parameter(LayerOp):
 
     def matrix(self, size: int, sizes: list[int]) -> tuple[int, int]:
         return size, 1
+
+    def apply(self, weight: Tensor, bias: Tensor | None, *inputs: Tensor) -> Tensor:
+        return weight.reshape(1, -1)
 
     def describe(self, inputs: tuple[str, ...]) -> str:
         return f"parameter[{self.weight}]"
@@ -134,6 +161,21 @@ class Layer:
     def parameters(self) -> tuple[str, ...]:
         """Names of the trained parameters: the weight, and the bias if there is one."""
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    def joined(self, by_name: Mapping[str, Tensor]) -> Tensor:
+        """W̄ of values by parameter name, in the parameters' own shapes."""
+        weight = by_name[self.weight]
+        shape = (self.columns, self.rows) if self.flipped else (self.rows, self.columns)
+        weight = weight.reshape(shape).mT if self.flipped else weight.reshape(shape)
+        if self.bias is None:
+            return weight
+        return torch.cat([weight, by_name[self.bias][:, None]], dim=1)
+
+    def split(self, whole: Tensor) -> dict[str, Tensor]:
+        """The inverse of :meth:`joined`, as matrices and rows: the weight ``[rows, columns]``, the bias."""
+        weight = whole[:, : self.columns]
+        parts = {self.weight: weight.mT if self.flipped else weight}
+        return parts if self.bias is None else {**parts, self.bias: whole[:, -1]}
 
 
 def layers_of(nodes: Iterable[Node], sizes: dict[str, int]) -> dict[str, Layer]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..functions.plain_torch import plain
 from ..losses.vocabulary import OUTPUT, TARGET, CoupledLoss, Loss, SeparableLoss
-from .layers import Affine
+from .layers import LayerOp
 from .model_graph import TracedModel
 from .nodes import FixedLinear, Input, Node, Output, Pointwise, Select
 
@@ -58,9 +58,11 @@ class Network:
         match node.op:
             case Input(position):
                 return inputs[position]
-            case Affine(_, weight, bias):
-                h = x[0] @ parameters[weight].T
-                return h if bias is None else h + parameters[bias]
+            case LayerOp(_, weight, bias):
+                h = node.op.apply(
+                    parameters[weight], None if bias is None else parameters[bias], *x
+                )
+                return h.expand(len(inputs[0]), -1)
             case FixedLinear(matrix):
                 return x[0] @ constants[matrix].T
             case Select(index, fill):

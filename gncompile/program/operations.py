@@ -216,7 +216,7 @@ class Repeat:
 
 @dataclass(frozen=True)
 class PlaceBlocks:
-    """``Σ_s M[s, s]`` of a square M over features at ``places``: ``[P·d, P·d] → [d, d]``; a thin M stays thin.
+    """``Σ_s M[s, s]`` of a square M over features at ``places``: ``[P·d, P·d] → [d, d]``; thin stays thin.
 
     Features of a place are neighbours, or ``last`` the places of a feature.
     """
@@ -371,7 +371,8 @@ class StepSizes:
 Op = (
     Leaf | Affine | MatMul | Pointwise | Gather | Scatter | Moment | Mean | Total | RowSum | Dot | Multiply
     | SymmetricProduct | Hadamard | AddDiagonal | Densify | Trace | PlusTranspose | BroadcastRows
-    | Repeat | PlaceBlocks | Transpose | AsMatrix | Part | Element | Share | Unflatten | Flatten | Stack | Zeros | Softmax
+    | Repeat | PlaceBlocks | Transpose | AsMatrix | Part | Element | Share | Unflatten | Flatten | Stack
+    | Zeros | Softmax
     | LogSumExp | SampleCategorical | Random | Columns | SampleDiagonal | SampleOuter | SampleMatrix
     | SampleRoot | SampleMultiply
     | ScaleSides | Decay | Average | DampedInverse
