@@ -31,7 +31,7 @@ def view_of_weight(weight: Weight, name: str, result: torch.Tensor) -> Weight | 
 
 def product(importer: Importer, node: fx.Node, name: str, args: Args, shape: Shape) -> Activation:
     """``linear``, ``addmm``, ``matmul`` or ``mm`` of an activation and a parameter or constant."""
-    x, weight, bias = _operands(importer, node, name, args)
+    x, weight, bias = operands(importer, node, name, args)
     if not isinstance(x, Activation) or not _is_matrix(weight):
         return linear_operator(importer, node, name, args, shape)
     if isinstance(weight, Weight):
@@ -48,7 +48,7 @@ def product(importer: Importer, node: fx.Node, name: str, args: Args, shape: Sha
     return y if bias is None else _plus(importer, node, y, bias)
 
 
-def _operands(importer: Importer, node: fx.Node, name: str, args: Args) -> tuple[Any, Any, Any]:
+def operands(importer: Importer, node: fx.Node, name: str, args: Args) -> tuple[Any, Any, Any]:
     """``(x, W, b)`` with ``W: [out, in]``."""
     if name == "linear":
         return args["input"], args["weight"], args["bias"]

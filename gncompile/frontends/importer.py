@@ -46,6 +46,12 @@ class Importer:
         self.uses = uses
         self._first: dict[int, tuple[str, fx.Node]] = {}
 
+    @property
+    def inputs(self) -> list[Activation]:
+        """The network's inputs."""
+        found = (v for n, v in self.values.items() if n.op == "placeholder")
+        return [value for value in found if isinstance(value, Activation)]
+
     # errors
 
     def refuse(self, node: fx.Node, found: str, instead: str) -> NoReturn:
@@ -211,6 +217,17 @@ class Importer:
             shape,
             origin_of(node),
         )
+
+    def constant(self, node: fx.Node, value: Constant) -> Activation:
+        """A constant row as an activation, the same for every sample."""
+        shape = tuple(value.tensor.shape[1:])
+        label, origin = f"{value.name}_row", origin_of(node)
+        nothing = np.full(math.prod(shape), -1)
+        zeros = self.builder.select(label, self.inputs, nothing, shape, origin)
+        if value.literal == 0.0 or not bool(value.tensor.any()):
+            return zeros
+        args = {"self": zeros, "other": value, "alpha": 1}
+        return self.pointwise(node, "add", args, shape)
 
     def _broadcast(self, node: fx.Node, x: Activation | Shared, shape: Shape) -> Activation:
         """Repeat the features of ``x`` until they have ``shape``; no node when they already do."""

@@ -15,14 +15,18 @@ import torch
 from torch import fx
 
 from . import aten
+from .affine import operands, product
 from .constants import concrete, run
 from .fx_nodes import label_of, op_name, origin_of
 from .importer import Importer
-from .values import Activation, Args, Shape, Shared, Weight, values_in
+from .values import Activation, Args, Constant, Shape, Shared, Weight, values_in
 
 
 def on_shared(importer: Importer, node: fx.Node, name: str, args: Args) -> Any:
     """The result of an operator whose tensors are parameters, and constants perhaps."""
+    importer.refuse_known(node, name)
+    if name in aten.PRODUCTS and (state := _state(importer, node, name, args)) is not None:
+        return state
     results = node.meta["val"]
     if not isinstance(results, torch.Tensor):
         return [
@@ -38,6 +42,17 @@ def on_shared(importer: Importer, node: fx.Node, name: str, args: Args) -> Any:
             "compute it of activations, or freeze the parameters with requires_grad_(False)",
         )
     return Shared(importer.pointwise(node, name, args, shape).name, shape)
+
+
+def _state(importer: Importer, node: fx.Node, name: str, args: Args) -> Activation | None:
+    """A layer of a constant that every sample has alike, the zeros that a recurrence begins with."""
+    x, weight, _ = operands(importer, node, name, args)
+    if not isinstance(x, Constant) or not x.batched or not isinstance(weight, Weight):
+        return None
+    shapes = importer.sample_shapes(node)
+    begun = importer.constant(node, x)
+    given = {key: begun if value is x else value for key, value in args.items()}
+    return product(importer, node, name, given, shapes[0])
 
 
 def _selected(

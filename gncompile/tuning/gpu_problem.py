@@ -387,13 +387,11 @@ class Scratch:
         if isinstance(i.op, ir.VIEWS):
             source = self._tensor(writer.home[i.inputs[0]])
             names = {"source": source, **self.bench.dims}
-            view = function_of(
-                [f"return {writer.view(i.op, 'source', i.spec)}"], names, "import torch"
-            )
-            return cast(Tensor, view(**names))
+            text = f"return {writer.view(i.op, 'source', i.spec)}"
+            return cast(Tensor, function_of([text], names, "import torch")(**names))
         is_parameter = isinstance(i.op, ir.Leaf) and i.op.kind in ("parameter", "constant")
-        padded = not is_parameter and name not in self.bench.program.packed
-        return self._empty(self.bench.shape(name), padded=padded)
+        packed = is_parameter or name in self.bench.program.packed
+        return self._empty(self.bench.shape(name), padded=not packed)
 
     def _empty(self, shape: tuple[int, ...], padded: bool = True) -> Tensor:
         """Zeros, with rows as far apart as a buffer's."""

@@ -1,4 +1,4 @@
-"""One weight with many uses: at places, called again, tied; trainable vectors. Against torch.func, float64."""
+"""One weight with many uses, at places, called again, tied; trainable vectors. Against torch.func."""
 
 from __future__ import annotations
 
@@ -38,6 +38,20 @@ class Recurrence(nn.Module):
         for t in range(1, x.shape[1]):
             h = torch.tanh(self.again(h) + self.enter(x[:, t]))
         return self.out(h) + self.out(torch.sin(F.linear(h, self.again.weight)))
+
+
+class FromZeros(nn.Module):
+    """A recurrence that begins with a state of zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.state = nn.Linear(3, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.new_zeros(x.shape[0], 4)
+        for t in range(x.shape[1]):
+            h = torch.tanh(self.enter(x[:, t]) + self.state(h))
+        return h
 
 
 class Tied(nn.Module):
@@ -95,6 +109,7 @@ class FromTheRight(nn.Module):
 NETS = {
     "tokens": (Tokens, (4, 3)),
     "recurrence": (Recurrence, (3, 2)),
+    "from zeros": (FromZeros, (2, 3)),
     "tied": (Tied, (6,)),
     "borrowed": (Borrowed, (4,)),
     "vectors": (Vectors, (6,)),
@@ -132,6 +147,14 @@ def test_steps_learn_and_backends_agree(name: str, method: str) -> None:
         assert losses[-1] < before
     # rounding grows over four steps; a wrong sum in one backend would differ in the first digits
     assert losses[0] == pytest.approx(losses[1], rel=1e-6, abs=1e-12)
+
+
+def test_a_trainable_bias_and_scale_of_what_is_frozen() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).double().eval()
+    model[0].weight.requires_grad_(False)
+    report = gncompile.verify(model, nn.MSELoss(), torch.randn(5, 4, dtype=torch.float64))
+    assert report.ok
+    assert {check.layer for check in report.checks} >= {"0.bias", "1.weight", "1.bias"}
 
 
 def test_a_parameter_is_used_in_one_way() -> None:

@@ -56,7 +56,9 @@ class Rows(Solver):
             one = self.builder.state(f"one.{layer}", columns, "one")
             operands = gradient, self._inverse(layer), one
             result[layer] = self.builder.emit(
-                ir.Precondition(), *operands, name=f"delta_{self.batch.graph.layers[layer].node.name}"
+                ir.Precondition(),
+                *operands,
+                name=f"delta_{self.batch.graph.layers[layer].node.name}",
             )
             self.builder.results.setdefault(f"delta.{layer}", result[layer].name)
         return result

@@ -9,7 +9,7 @@ import sympy
 import torch
 from torch import Tensor
 
-from gncompile.graph.layers import Affine
+from gncompile.graph.layers import Affine, LayerOp, Parameter
 from gncompile.graph.model_graph import ModelGraph, TracedModel
 from gncompile.graph.nodes import FixedLinear, Input, Node, Output, Pointwise, Select
 
@@ -49,9 +49,19 @@ def _value(
     op, args = node.op, [values[name] for name in node.inputs]
     if isinstance(op, Input):
         return inputs[op.position].reshape(len(inputs[0]), -1).double()
-    if isinstance(op, Affine):
-        y = args[0] @ model.parameters[op.weight].detach().double().T
-        return y + model.parameters[op.bias].detach().double() if op.bias else y
+    if isinstance(op, LayerOp):
+        weight, bias = (
+            None if name is None else model.parameters[name].detach().double()
+            for name in (op.weight, op.bias)
+        )
+        assert weight is not None
+        if isinstance(op, Parameter):
+            return weight.reshape(1, -1).expand(len(inputs[0]), -1)
+        assert isinstance(op, Affine)
+        x = args[0].reshape(-1, args[0].shape[1] // op.places) @ (
+            weight if op.transposed else weight.T
+        )
+        return (x if bias is None else x + bias).reshape(len(args[0]), -1)
     if isinstance(op, FixedLinear):
         return args[0] @ model.constants[op.matrix].double().T
     if isinstance(op, Select):
