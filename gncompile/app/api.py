@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..base.options import Count, checked
 from ..base.settings import CURVATURE_METHODS
 from ..errors import CompileError, require_known
+from ..graph.dropout import without_dropout
 from ..graph.model_graph import ModelGraph, TracedModel
 from ..losses.vocabulary import Loss, resolve_loss
 from ..pipeline import factor_program, prepare
@@ -63,6 +64,7 @@ def curvature(
         checked(name, number, Count, "a whole number, 1 or more")
     seed = checked_seed(seed)
     traced, declared, reader = understand(model, loss, x, dtype)
+    traced = traced.with_graph(without_dropout(traced.graph))
     inputs, target = reader.pair(x, y)
     reader.require_finite(inputs, target)
     program = factor_program(traced.graph, declared, method, samples)

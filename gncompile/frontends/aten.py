@@ -239,7 +239,12 @@ ALIASES = _words(
     "positive resolve_conj resolve_neg"
 )
 
-DROPOUTS = _words("alpha_dropout dropout feature_alpha_dropout feature_dropout")
+DROPOUTS = _words(
+    "alpha_dropout dropout feature_alpha_dropout feature_dropout native_dropout"
+)
+
+MASKS = "dropout_masks"
+"""The operator that a dropout in training mode is exported as a product with; see ``dropout.py``."""
 
 CASTS = _words("to type_as _to_copy float double")
 
@@ -356,7 +361,7 @@ def is_known(name: str) -> bool:
     """Whether a canonical name is in one of the tables, the refused ones included."""
     elementwise = name in POINTWISE or name in COMPARISONS
     moving = name in ALIASES or name in CASTS or name in SELECTING or name in DROPOUTS
-    linear = name in PRODUCTS or name in LINEAR or name == DECLARED
+    linear = name in PRODUCTS or name in LINEAR or name in (DECLARED, MASKS)
     return elementwise or moving or linear or name in CREATORS | SIZES | ASSERTS or name in REFUSED
 
 

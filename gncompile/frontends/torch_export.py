@@ -20,13 +20,14 @@ from ..graph.model_graph import ModelGraph, TracedModel
 from .agreement import check_agreement
 from .aten import CREATORS, SIZES, is_known
 from .decompositions import decomposed
+from .dropout import expose_masks
 from .example_inputs import checked_examples
 from .export_errors import explain_failure, several, without_graph_dumps
 from .fx_nodes import bind, op_name
 from .graph_builder import GraphBuilder
 from .importer import Importer
 from .obstacles import Obstacles
-from .special import check_batch_norm, check_rrelu, dropout
+from .special import check_batch_norm, check_rrelu
 from .translation import stand_in, translate
 from .values import Activation, Constant, Weight
 
@@ -79,6 +80,7 @@ def _translated(module: nn.Module, examples: tuple[Tensor, ...], name: str) -> T
     importer = _new_importer(program, examples)
     _bind_placeholders(program, module, importer)
     _check_modes(program, importer, obstacles)
+    expose_masks(program)
     try:
         program = _functional(program)
         importer = _new_importer(program, examples)
@@ -170,8 +172,6 @@ def _check_mode(node: fx.Node, importer: Importer, active: bool) -> None:
         check_batch_norm(importer, node, known)
     elif name == "rrelu":
         check_rrelu(importer, node, bind(node))
-    elif name.endswith("dropout"):
-        dropout(importer, node, bind(node), ())
     elif active:
         importer.refuse_known(node, name)
 

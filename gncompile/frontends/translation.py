@@ -68,7 +68,8 @@ def _operator(importer: Importer, node: fx.Node, name: str, args: Args) -> Any:
         return None
     if any(isinstance(value, Refused) for value in values):
         return Refused()
-    if aten.is_random(node.target) and name not in aten.DROPOUTS and name != "rrelu":
+    passing = name in aten.DROPOUTS and args["train"] is False or args.get("p") == 0
+    if aten.is_random(node.target) and not passing and name != "rrelu":
         importer.refuse_known(node, name)
         importer.refuse(node, f"{name} cannot be compiled: {aten.RANDOM}", "draw them outside")
     active = any(isinstance(value, Activation | Condition) for value in values)
@@ -89,6 +90,13 @@ def _operator(importer: Importer, node: fx.Node, name: str, args: Args) -> Any:
     for value in values:
         if isinstance(value, Weight) and value.trainable:
             importer.refuse_parameter(node, value)
+    if name == aten.MASKS:
+        importer.refuse(
+            node,
+            "dropout in training mode of what does not depend on the network's input: one draw would be "
+            "that of all samples",
+            "drop features of samples, or call .eval() on it",
+        )
     return _on_constants(importer, node, name, args)
 
 
