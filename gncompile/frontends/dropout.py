@@ -6,7 +6,6 @@ import math
 import operator
 from typing import Any
 
-import sympy
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
@@ -42,7 +41,8 @@ def expose_masks(program: ExportedProgram) -> None:
     for node in list(graph.nodes):
         if node.op == "call_function" and op_name(node) in DROPOUTS and _drops(node):
             with graph.inserting_before(node):
-                _rewrite(graph, node, bind(node))
+                y = _rewrite(graph, node, bind(node))
+            program.graph_signature.replace_all_uses(node.name, y.name)
             graph.erase_node(node)
     program.graph_module.recompile()
 
@@ -50,13 +50,14 @@ def expose_masks(program: ExportedProgram) -> None:
 def _drops(node: fx.Node) -> bool:
     """Whether a dropout drops anything, and nothing but its result is read."""
     args, native = bind(node), op_name(node) == "native_dropout"
-    kept = native and any(user.args[1] != 0 for user in node.users)
+    kept = native and any(user.args[1] and user.users for user in node.users)
     return args["train"] is not False and args["p"] > 0 and not kept
 
 
-def _rewrite(graph: fx.Graph, node: fx.Node, args: Args) -> None:
+def _rewrite(graph: fx.Graph, node: fx.Node, args: Args) -> fx.Node:
+    """The node that takes the place of a dropout."""
     name, schema = op_name(node), node.target._schema  # type: ignore[union-attr]
-    alpha, x = "alpha" in name, node.all_input_nodes[0]
+    x, alpha = node.all_input_nodes[0], "alpha" in name and args["p"] < 1  # of 1 nothing is left
 
     def call(target: Any, *arguments: Any, value: Any = None) -> fx.Node:
         made = graph.call_function(target, arguments)
@@ -72,19 +73,15 @@ def _rewrite(graph: fx.Graph, node: fx.Node, args: Args) -> None:
         y = call(aten.add_.Tensor if schema.is_mutable else aten.add.Tensor, y, s)
     if name != "native_dropout":
         node.replace_all_uses_with(y)
-        return
-    for user in list(node.users):  # the first of two results
+    for user in list(node.users):  # its first result; nothing reads the second
         user.replace_all_uses_with(y)
         graph.erase_node(user)
+    return y
 
 
 def masks(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> list[Activation]:
-    """``m`` and ``s`` as nodes; with ``p = 1`` all is dropped, and both are 0."""
-    x, p, origin, builder = args["input"], args["p"], origin_of(node), importer.builder
-    if p == 1:
-        dropped = [(sympy.Symbol(x.name, real=True), x)], []
-        label = label_of(node, "dropped")
-        return [builder.pointwise(label, sympy.Integer(0), *dropped, shape, origin)] * 2
+    """``m`` and ``s`` as nodes."""
+    p, origin, builder = args["p"], origin_of(node), importer.builder
     channels = shape[0] if args["feature"] else math.prod(shape)
     positions = math.prod(shape[1:]) if args["feature"] else 1
     expressions = alpha_dropout(p) if args["alpha"] else (dropout(p),)

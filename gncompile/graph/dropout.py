@@ -48,9 +48,9 @@ class Mask(Op):
 
 
 def dropout(p: float) -> sympy.Expr:
-    """``m``: 0 with probability p, else ``1 / (1 - p)``."""
+    """``m``: 0 with probability p, else ``1 / (1 - p)``, which for ``p = 1`` is never."""
     dropped = number(p)
-    return select(dropped - U, 0, 1 / (1 - dropped))
+    return select(dropped - U, 0, 1 / (1 - dropped) if p < 1 else 1)
 
 
 def alpha_dropout(p: float) -> tuple[sympy.Expr, sympy.Expr]:

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NoReturn
 
@@ -71,6 +72,8 @@ class ModelIdentity:
         self._marks = {name: marks(tensor) for name, tensor in traced.parameters.items()}
         self.drops = True
         """Whether the model is in training mode, as far as its dropout tells."""
+        self.modes = [module.training for module in model.modules()]
+        """Which modules were in training mode when the model was compiled."""
         self._watch(traced)
         self._accepted = [(self._state(), self.drops)]
 
@@ -139,6 +142,7 @@ class ModelIdentity:
         return found
 
     def _is_accepted(self, state: Objects) -> bool:
+        """Whether the modules were seen to be so before; ``drops`` is then what it was."""
         for known, drops in self._accepted:
             if len(known) == len(state) and all(map(operator.is_, known, state)):
                 self.drops = drops
@@ -232,6 +236,20 @@ class ModelIdentity:
             for name, value in attributes.items():
                 if name != "training" and vars(module).get(name) is not value:
                     self._harmless[id(module), name] += 1
+
+
+@contextmanager
+def in_modes(model: nn.Module, modes: Iterable[bool]) -> Iterator[None]:
+    """Within this block each module is in training mode or not as these say."""
+    modules = list(model.modules())
+    before = [module.training for module in modules]
+    try:
+        for module, training in zip(modules, modes, strict=True):
+            module.training = training
+        yield
+    finally:
+        for module, training in zip(modules, before, strict=True):
+            module.training = training
 
 
 def _drops(graph: ModelGraph) -> bool:

@@ -21,10 +21,6 @@ from .factors import KroneckerFactors
 from .reported import Reported
 
 
-EVALUATION = ("no_dropout", "predict", "evaluate")
-"""The loss of a batch; the last two, which a step judges itself by, read whatever masks there are."""
-
-
 class Questions:
     """Answers that change nothing, about a model that is known to be the compiled one.
 
@@ -53,13 +49,13 @@ class Questions:
     def gradients(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> dict[str, Tensor]:
         """See :meth:`Trainer.gradients`."""
         self._load(x, y)
-        self._executable.run("no_dropout", "gradient")
+        self._run("gradient")
         return {name: value.clone() for name, value in self._compiled.gradient_views().items()}
 
     def loss(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> Tensor:
         """See :meth:`Trainer.loss`."""
         self._load(x, y)
-        self._executable.run(*EVALUATION)
+        self._run("predict", "evaluate")
         return self._executable.result("evaluated_loss").clone()
 
     def predict(self, x: Tensor | tuple[Tensor, ...], averaged: bool | None = None) -> Tensor:
@@ -67,7 +63,7 @@ class Questions:
         inputs = self._compiled.reader.inputs(x)
         with self.parameters(averaged):
             self._executable.load(inputs)
-            self._executable.run("no_dropout", "predict")
+            self._run("predict")
             output = self._executable.result("output")
             return output.clone().reshape(-1, *self._compiled.traced.graph.output.shape)
 
@@ -98,7 +94,7 @@ class Questions:
                 self._compiled.reader.all_finite(inputs, target)
                 share = 1.0 if sums else len(target) / count
                 self._executable.load(inputs, target)
-                self._executable.run(*EVALUATION)
+                self._run("predict", "evaluate")
                 total += float(self._executable.result("evaluated_loss")) * share
         return total
 
@@ -158,6 +154,10 @@ class Questions:
             for layer, value in self._compiled.join(direction).items():
                 executable.memory.states[f"direction{i}.{layer}"].copy_(value)
         return executable
+
+    def _run(self, *phases: str) -> None:
+        """Phases of a step, which read whatever masks there are, without dropout."""
+        self._executable.run(*self._compiled.masks(drops=False), *phases)
 
     def _load(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> None:
         self._executable.load(*self._compiled.reader.pair(x, y))
