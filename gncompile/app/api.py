@@ -96,7 +96,7 @@ def understand(
     traced = trace(model, examples, name=type(model).__name__, passes=prepare)
     declared = resolve_loss(loss)
     declared.check_output(traced.graph.output.shape)
-    return traced, declared, BatchReader(traced.graph, declared, dtype, device)
+    return traced, declared, BatchReader(traced.graph, declared, dtype, device, traced.inputs)
 
 
 def _computed_in(model: nn.Module, dtype: torch.dtype | None) -> tuple[torch.dtype, torch.device]:

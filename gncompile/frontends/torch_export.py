@@ -29,6 +29,7 @@ from .importer import Importer
 from .obstacles import Obstacles
 from .special import check_batch_norm, check_rrelu
 from .translation import stand_in, translate
+from .trunk import cut_trunk
 from .values import Activation, Constant, Weight
 
 
@@ -75,12 +76,28 @@ _ONE_AT_A_TIME = threading.RLock()
 
 
 def _translated(module: nn.Module, examples: tuple[Tensor, ...], name: str) -> TracedModel:
+    """The module as a whole, or what follows a frozen part of it that is a trunk."""
     program = _export(module, examples)
+    try:
+        return _imported(program, module, examples, name)
+    except TraceError as error:
+        refused = error
+    program = _export(module, examples)  # again, for it has been written to
+    importer = _new_importer(program, examples)
+    _bind_placeholders(program, module, importer)
+    cut = cut_trunk(program, importer, _tensors(program, module))
+    if cut is None:
+        raise refused
+    return cut.before(_imported(program, module, examples, name))
+
+
+def _imported(
+    program: ExportedProgram, module: nn.Module, examples: tuple[Tensor, ...], name: str
+) -> TracedModel:
     obstacles = Obstacles()
     importer = _new_importer(program, examples)
     _bind_placeholders(program, module, importer)
     _check_modes(program, importer, obstacles)
-    expose_masks(program)
     try:
         program = _functional(program)
         importer = _new_importer(program, examples)
@@ -109,9 +126,11 @@ def _export(module: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
     shapes = tuple({0: Dim("batch")} for _ in batches)
     with torch.enable_grad(), warnings.catch_warnings(), without_graph_dumps():
         warnings.simplefilter("ignore", FutureWarning)
-        return torch.export.export(
+        program = torch.export.export(
             module, batches, dynamic_shapes=_by_name(module, shapes), strict=False
         )
+    expose_masks(program)
+    return program
 
 
 def _by_name(module: nn.Module, shapes: tuple[Any, ...]) -> Any:
@@ -242,6 +261,15 @@ def _bind_placeholders(program: ExportedProgram, module: nn.Module, importer: Im
                 raise RuntimeError(f"the tensor {target} comes from outside the traced operators")
             literal = float(tensor) if isinstance(tensor, Tensor) and tensor.ndim == 0 else None
             importer.values[node] = Constant(target, tensor, literal)
+
+
+def _tensors(program: ExportedProgram, module: nn.Module) -> dict[str, Tensor]:
+    """The module's own tensors, and constants, by the names of their placeholders."""
+    named = (module.named_parameters, module.named_buffers)
+    own = {name: t for each in named for name, t in each(remove_duplicate=False)}
+    held = {**program.constants, **own}
+    specs = program.graph_signature.input_specs
+    return {spec.arg.name: held[spec.target] for spec in specs if spec.target in held}
 
 
 def _input_names(module: nn.Module) -> list[str]:

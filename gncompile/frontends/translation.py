@@ -36,6 +36,10 @@ def translate(importer: Importer, node: fx.Node) -> None:
         found = importer.values[source]  # type: ignore[index]
         whole = isinstance(found, Varying | Refused)
         importer.values[node] = found if whole else found[position]
+    elif isinstance(node.target, torch._ops.OpOverload) and op_name(node) == aten.FEATURES:
+        _, shape, _, position = node.args
+        label = label_of(node, aten.FEATURES)
+        importer.values[node] = importer.builder.input(label, position, tuple(shape))  # type: ignore
     elif isinstance(node.target, torch._ops.OpOverload):
         importer.values[node] = _operator(
             importer, node, op_name(node), importer.values_of(bind(node))
@@ -68,8 +72,7 @@ def _operator(importer: Importer, node: fx.Node, name: str, args: Args) -> Any:
         return None
     if any(isinstance(value, Refused) for value in values):
         return Refused()
-    passing = name in aten.DROPOUTS and args["train"] is False or args.get("p") == 0
-    if aten.is_random(node.target) and not passing and name != "rrelu":
+    if aten.is_random(node.target, args):
         importer.refuse_known(node, name)
         importer.refuse(node, f"{name} cannot be compiled: {aten.RANDOM}", "draw them outside")
     active = any(isinstance(value, Activation | Condition) for value in values)

@@ -21,7 +21,7 @@ The graph holds names, never tensors: :class:`TracedModel` pairs it with the ten
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -33,6 +33,8 @@ from ..errors import InternalError
 
 if TYPE_CHECKING:
     import torch
+
+    from .trunk import Trunk
 
 
 @dataclass(frozen=True)
@@ -305,6 +307,13 @@ class TracedModel:
     parameters: Mapping[str, torch.Tensor]
     constants: Mapping[str, torch.Tensor]
     name: str = "model"
+    trunk: Trunk | None = None
+    """The frozen part that makes the graph's inputs of the network's, where there is one."""
+
+    @property
+    def inputs(self) -> Sequence[Node]:
+        """What the network takes, in order: the graph's inputs, or those of its trunk."""
+        return self.trunk.inputs if self.trunk else self.graph.inputs
 
     def with_graph(self, graph: ModelGraph) -> TracedModel:
         """The same tensors with another graph."""

@@ -192,7 +192,7 @@ def copied(trainer: T, memo: dict[int, Any], compile: Compile[T]) -> T:
             compiled.loss if loss is None else copy.deepcopy(loss, memo),
             tuple(
                 torch.zeros(2, *node.shape, dtype=memory.dtype, device=memory.device)
-                for node in compiled.traced.graph.inputs
+                for node in compiled.traced.inputs
             ),
             seed=memory.draws.seed,
             backend=executable.backend,
@@ -210,7 +210,7 @@ def _about(compiled: Compiled) -> dict[str, Any]:
         "version": __version__,
         "settings": dataclasses.asdict(compiled.settings),
         "loss": loss_to_data(compiled.loss),
-        "inputs": [list(node.shape) for node in compiled.traced.graph.inputs],
+        "inputs": [list(node.shape) for node in compiled.traced.inputs],
         "backend": executable.backend,
         "precision": executable.memory.precision,
         "variants": {name: dict(options) for name, options in executable.variants.items()},

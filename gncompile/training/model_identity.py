@@ -225,6 +225,8 @@ class ModelIdentity:
         found = graph_differences(compiled, traced.graph)
         if found:
             _refuse(f"the model computes another function than the one compiled\n{found[0]}")
+        if _code(traced) != _code(self._traced):
+            _refuse("the frozen part of the model computes another function than the one compiled")
         used = set(traced.parameters) ^ set(self._traced.parameters)
         if used:
             _refuse(f"the model uses other parameters: {', '.join(sorted(used))}")
@@ -254,6 +256,10 @@ def in_modes(model: nn.Module, modes: Iterable[bool]) -> Iterator[None]:
 
 def _drops(graph: ModelGraph) -> bool:
     return any(isinstance(node.op, Mask) for node in graph)
+
+
+def _code(traced: TracedModel) -> str:
+    return traced.trunk.code() if traced.trunk else ""
 
 
 def _trained(parameter: nn.Parameter | None) -> bool:
