@@ -73,7 +73,8 @@ def cut_trunk(
     raw = [n for n in placeholders if n.name in inputs]
     held = [n for n in placeholders if n.name in tensors and not tensors[n.name].requires_grad]
     still = _still(program.graph, {*raw, *held})
-    frozen = [n for n in _reached(program.graph, raw) if n in still and n.op == "call_function"]
+    reached = _reached(program.graph, raw)
+    frozen = {n: None for n in reached if n in still and n.op == "call_function"}
     if not frozen:
         return None
     for node in frozen:
@@ -87,8 +88,10 @@ def cut_trunk(
         if any(user not in frozen for user in node.users):
             outputs[len(outputs)] = env[node]
             _replace(program, node, raw[0], len(outputs) - 1, frozen, importer)
-    for node in reversed(frozen):
-        program.graph.erase_node(node)
+    for node in reversed(program.graph.nodes):
+        region = isinstance(node.target, torch._ops.HigherOrderOperator) and not node.users
+        if node in frozen or (region and node in still):  # of a region nothing may be left inside
+            program.graph.erase_node(node)
     nodes = tuple(importer.builder[importer.values[n].name] for n in raw)
     return Cut(graph, program.graph_module, nodes, tuple(tensors[n.name] for n in held), outputs)
 
