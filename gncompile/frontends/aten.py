@@ -239,9 +239,7 @@ ALIASES = _words(
     "positive resolve_conj resolve_neg"
 )
 
-DROPOUTS = _words(
-    "alpha_dropout dropout feature_alpha_dropout feature_dropout native_dropout"
-)
+DROPOUTS = _words("alpha_dropout dropout feature_alpha_dropout feature_dropout native_dropout")
 
 MASKS = "dropout_masks"
 """The operator that a dropout in training mode is exported as a product with; see ``dropout.py``."""

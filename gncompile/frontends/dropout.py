@@ -1,4 +1,4 @@
-"""Dropout in training mode: its masks as operators of the exported graph, and torch's functions without it."""
+"""Dropout in training mode: its masks as operators of an exported graph, and torch's functions without."""
 
 from __future__ import annotations
 

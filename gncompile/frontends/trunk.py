@@ -1,4 +1,4 @@
-"""The frozen trunk of a network: what nothing trainable reaches, cut out of an exported graph to run as it is.
+"""The frozen trunk of a network: what nothing trainable reaches, cut off to run as it is.
 
 Any torch code is a trunk that keeps samples apart and computes the same at every call: convolutions,
 recurrences, attention, ``torch.no_grad()`` regions. It is cut where the network cannot be compiled as a
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from ..graph.model_graph import Input, ModelGraph, Node, TracedModel
+from ..graph.model_graph import Input, ModelGraph, TracedModel
 from ..graph.trunk import Trunk
 from . import aten
 from .fx_nodes import bind, op_name
@@ -39,7 +39,7 @@ class Cut:
 
     graph: fx.Graph
     root: fx.GraphModule
-    inputs: tuple[Node, ...]
+    shapes: dict[str, tuple[int, ...]]
     tensors: tuple[Tensor, ...]
     outputs: dict[int, fx.Node]
 
@@ -49,7 +49,7 @@ class Cut:
         places = {n.name: self.outputs[n.op.position] for n in read if isinstance(n.op, Input)}
         self.graph.output(tuple(places.values()))
         self.graph.eliminate_dead_code()
-        trunk = Trunk(self.inputs, fx.GraphModule(self.root, self.graph), self.tensors)
+        trunk = Trunk(self.shapes, fx.GraphModule(self.root, self.graph), self.tensors)
         order = {name: Input(position) for position, name in enumerate(places)}
         nodes = [
             replace(node, op=order.get(node.name, node.op))
@@ -81,7 +81,7 @@ def cut_trunk(
         for inner in (node, *_inside(node, program.graph_module)):
             _check(inner, importer, held)
     graph, env = fx.Graph(), dict[fx.Node, fx.Node]()
-    for node in (*raw, *held, *(n for n in program.graph.nodes if n in still and n not in {*raw, *held})):
+    for node in dict.fromkeys((*raw, *held, *(n for n in program.graph.nodes if n in still))):
         env[node] = graph.node_copy(node, env.__getitem__)
     outputs = dict(enumerate(env[n] for n in raw))
     for node in frozen:
@@ -92,17 +92,18 @@ def cut_trunk(
         region = isinstance(node.target, torch._ops.HigherOrderOperator) and not node.users
         if node in frozen or (region and node in still):  # of a region nothing may be left inside
             program.graph.erase_node(node)
-    nodes = tuple(importer.builder[importer.values[n].name] for n in raw)
-    return Cut(graph, program.graph_module, nodes, tuple(tensors[n.name] for n in held), outputs)
+    given = [importer.values[n] for n in raw]
+    shapes = {x.name: x.shape for x in given}
+    return Cut(graph, program.graph_module, shapes, tuple(tensors[n.name] for n in held), outputs)
 
 
 def _still(graph: fx.Graph, known: Collection[fx.Node]) -> set[fx.Node]:
     """What follows from these nodes alone: from no trained parameter, and from no mask of dropout."""
     still = set(known)
     for node in graph.nodes:
-        made = node.op == "call_function" and not (_is_operator(node) and op_name(node) == aten.MASKS)
-        asserts = _is_operator(node) and op_name(node) in aten.ASSERTS
-        if (made and not asserts or node.op == "get_attr") and still.issuperset(node.all_input_nodes):
+        name = op_name(node) if _is_operator(node) else ""
+        computes = node.op in ("call_function", "get_attr") and name not in aten.ASSERTS
+        if computes and name != aten.MASKS and still.issuperset(node.all_input_nodes):
             still.add(node)
     return still
 
@@ -162,11 +163,11 @@ def _check(node: fx.Node, importer: Importer, held: Collection[fx.Node]) -> None
     if name == "batch_norm":
         check_batch_norm(importer, node, args)
     elif aten.is_random(node.target, args):
-        importer.refuse(node, f"{name} cannot be compiled: {aten.RANDOM}", aten.INSTEAD[aten.RANDOM])
+        found = f"{name} cannot be compiled: {aten.RANDOM}"
+        importer.refuse(node, found, aten.INSTEAD[aten.RANDOM])
     elif node.target._schema.is_mutable and node.all_input_nodes[0] in held:  # type: ignore[union-attr]
-        importer.refuse(
-            node, f"{name} changes the buffer {node.all_input_nodes[0].name}", "update it outside forward"
-        )
+        written = node.all_input_nodes[0].name
+        importer.refuse(node, f"{name} changes the buffer {written}", "update it outside forward")
 
 
 def _is_operator(node: fx.Node) -> bool:

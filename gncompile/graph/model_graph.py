@@ -313,7 +313,10 @@ class TracedModel:
     @property
     def inputs(self) -> Sequence[Node]:
         """What the network takes, in order: the graph's inputs, or those of its trunk."""
-        return self.trunk.inputs if self.trunk else self.graph.inputs
+        if self.trunk is None:
+            return self.graph.inputs
+        named = enumerate(self.trunk.shapes.items())
+        return [Node(name, Input(position), (), shape) for position, (name, shape) in named]
 
     def with_graph(self, graph: ModelGraph) -> TracedModel:
         """The same tensors with another graph."""

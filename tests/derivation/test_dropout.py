@@ -84,7 +84,9 @@ def with_masks(model: Net, run: Executable) -> Net:
 
 def joined(by_name: Mapping[str, Tensor]) -> dict[str, Tensor]:
     layers = [name.removesuffix(".weight") for name in by_name if name.endswith(".weight")]
-    return {n: torch.cat([by_name[f"{n}.weight"], by_name[f"{n}.bias"][:, None]], 1) for n in layers}
+    return {
+        n: torch.cat([by_name[f"{n}.weight"], by_name[f"{n}.bias"][:, None]], 1) for n in layers
+    }
 
 
 @pytest.mark.parametrize("dropout", [True, False])
@@ -299,8 +301,14 @@ def test_dropout_of_the_output() -> None:
 @pytest.mark.parametrize(
     ("function", "found"),
     [
-        (lambda m, h: h * functional.dropout(m.v, 0.5), "dropout in training mode of what does not"),
-        (lambda m, h: h * torch.native_dropout(h, 0.5, True)[1], "native_dropout .* random numbers"),
+        (
+            lambda m, h: h * functional.dropout(m.v, 0.5),
+            "dropout in training mode of what does not",
+        ),
+        (
+            lambda m, h: h * torch.native_dropout(h, 0.5, True)[1],
+            "native_dropout .* random numbers",
+        ),
         (lambda m, h: functional.dropout1d(h, 0.5), "mixes samples"),
     ],
 )

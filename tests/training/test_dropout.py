@@ -90,7 +90,9 @@ def test_answers_are_without_dropout_and_change_nothing(options: dict[str, Any])
     torch.testing.assert_close(trainer.predict(x, averaged=False), z.detach())
     found = trainer.gradients(x, y)
     for (name, _), g in zip(
-        plain.named_parameters(), torch.autograd.grad(expected, list(plain.parameters())), strict=True
+        plain.named_parameters(),
+        torch.autograd.grad(expected, list(plain.parameters())),
+        strict=True,
     ):
         torch.testing.assert_close(found[name], g)
     direction = {name: torch.randn_like(p) for name, p in plain.named_parameters()}
