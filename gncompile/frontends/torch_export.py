@@ -46,8 +46,8 @@ def trace(
     ``N ≥ 1`` gives the same graph. The module's parameters are shared, not copied, and its train or eval
     mode is taken as it is: dropout in training mode becomes masks. What nothing trainable reaches may be any
     torch code; without rules for it, it becomes the trunk of the traced model
-    (:mod:`gncompile.frontends.trunk`). ``name`` defaults to the module's class name. What ``passes`` make of the graph
-    is compared with the module on a few random samples (:mod:`gncompile.frontends.agreement`).
+    (:mod:`gncompile.frontends.trunk`). ``name`` defaults to the module's class name. What ``passes`` make of
+    the graph is compared with the module on a few random samples (:mod:`gncompile.frontends.agreement`).
 
     Raises :class:`~gncompile.errors.TraceError`, naming module and source line, for whatever is not a
     feedforward network of such nodes: an operator without a rule, samples that influence each other, a

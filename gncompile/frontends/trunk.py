@@ -40,6 +40,7 @@ class Cut:
     graph: fx.Graph
     root: fx.GraphModule
     shapes: dict[str, tuple[int, ...]]
+    dtypes: tuple[torch.dtype, ...]
     tensors: tuple[Tensor, ...]
     outputs: dict[int, fx.Node]
 
@@ -49,7 +50,8 @@ class Cut:
         places = {n.name: self.outputs[n.op.position] for n in read if isinstance(n.op, Input)}
         self.graph.output(tuple(places.values()))
         self.graph.eliminate_dead_code()
-        trunk = Trunk(self.shapes, fx.GraphModule(self.root, self.graph), self.tensors)
+        module = fx.GraphModule(self.root, self.graph)
+        trunk = Trunk(self.shapes, self.dtypes, module, self.tensors)
         order = {name: Input(position) for position, name in enumerate(places)}
         nodes = [
             replace(node, op=order.get(node.name, node.op))
@@ -94,7 +96,8 @@ def cut_trunk(
             program.graph.erase_node(node)
     given = [importer.values[n] for n in raw]
     shapes = {x.name: x.shape for x in given}
-    return Cut(graph, program.graph_module, shapes, tuple(tensors[n.name] for n in held), outputs)
+    dtypes, own = tuple(n.meta["val"].dtype for n in raw), tuple(tensors[n.name] for n in held)
+    return Cut(graph, program.graph_module, shapes, dtypes, own, outputs)
 
 
 def _still(graph: fx.Graph, known: Collection[fx.Node]) -> set[fx.Node]:

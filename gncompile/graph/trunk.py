@@ -13,22 +13,23 @@ from torch import Tensor, fx
 class Trunk:
     """``features = module(inputs, tensors)``, without gradients; what nothing trainable reaches.
 
-    ``shapes`` are those of what the network takes, by name; ``tensors`` the model's own frozen parameters and
-    buffers, so that the trunk follows whatever is written to them. The features are the inputs of the
-    compiled graph, in order.
+    ``shapes`` and ``dtypes`` are those of what the network takes, by name; ``tensors`` the model's own frozen
+    parameters and buffers, so that the trunk follows whatever is written to them. The features are the inputs
+    of the compiled graph, in order.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
+    dtypes: tuple[torch.dtype, ...]
     module: fx.GraphModule = field(repr=False)
     tensors: tuple[Tensor, ...] = field(repr=False)
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Rows of features ``[N, size]`` of rows of inputs, which the code may write into: it gets copies."""
-        rows = zip(inputs, self.shapes.values(), strict=True)
-        given = [x.reshape(len(x), *shape).clone() for x, shape in rows]
+        rows = zip(inputs, self.shapes.values(), self.dtypes, strict=True)
+        given = [x.reshape(len(x), *shape).to(dtype, copy=True) for x, shape, dtype in rows]
         with torch.no_grad():
             found = self.module(*given, *self.tensors)
-        return tuple(features.reshape(len(features), -1) for features in found)
+        return tuple(each.reshape(len(each), -1).to(inputs[0].dtype) for each in found)
 
     def code(self) -> str:
         """The operations, regions and control flow included: equal for trunks that compute the same."""
