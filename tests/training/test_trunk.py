@@ -199,11 +199,9 @@ def written(m: Around, x: Tensor) -> Tensor:
 
 TRUNKS = {
     "sorted": sorted_rows,
-    "detached": lambda m, x: sorted_rows(m, x).detach(),
     "in place": written,
     "joined again": lambda m, x: sorted_rows(m, x) * m.other(x) + x,
     "chosen by numbers": lambda m, x: torch.gather(x, 1, x.argsort(dim=1)),
-    "cumulated": lambda m, x: x.cummax(dim=1).values.logcumsumexp(dim=1),
     "after constants": lambda m, x: sorted_rows(m, x) + m.fixed.weight.sort().values[0],
     "a dropout between": lambda m, x: functional.dropout(sorted_rows(m, x), 0.5),
 }
