@@ -76,6 +76,13 @@ def _operator(importer: Importer, node: fx.Node, name: str, args: Args) -> Any:
         importer.refuse_known(node, name)
         importer.refuse(node, f"{name} cannot be compiled: {aten.RANDOM}", "draw them outside")
     active = any(isinstance(value, Activation | Condition) for value in values)
+    if name == aten.MASKS and not active:
+        importer.refuse(
+            node,
+            "dropout in training mode of what does not depend on the network's input: one draw would be "
+            "that of all samples",
+            "drop features of samples, or call .eval() on it",
+        )
     if name in aten.CREATORS:
         made = on_constants(importer, node, args, lambda _: name)
         return replace(made, literal=_literal(made)) if isinstance(made, Constant) else made
@@ -93,13 +100,6 @@ def _operator(importer: Importer, node: fx.Node, name: str, args: Args) -> Any:
     for value in values:
         if isinstance(value, Weight) and value.trainable:
             importer.refuse_parameter(node, value)
-    if name == aten.MASKS:
-        importer.refuse(
-            node,
-            "dropout in training mode of what does not depend on the network's input: one draw would be "
-            "that of all samples",
-            "drop features of samples, or call .eval() on it",
-        )
     return _on_constants(importer, node, name, args)
 
 
