@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from gncompile.frontends.torch_export import trace
-from gncompile.graph.model_graph import ModelGraph, Node, Pointwise, describe
+from gncompile.graph.model_graph import ModelGraph
+from gncompile.graph.nodes import Node, Pointwise, describe
 from gncompile.losses import resolve_loss
 from gncompile.pipeline import factor_program, prepare
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..base.options import Count, checked
 from ..base.settings import CURVATURE_METHODS
 from ..errors import CompileError, require_known
+from ..graph.dropout import without_dropout
 from ..graph.model_graph import ModelGraph, TracedModel
 from ..losses.vocabulary import Loss, resolve_loss
 from ..pipeline import factor_program, prepare
@@ -63,6 +64,7 @@ def curvature(
         checked(name, number, Count, "a whole number, 1 or more")
     seed = checked_seed(seed)
     traced, declared, reader = understand(model, loss, x, dtype)
+    traced = traced.with_graph(without_dropout(traced.graph))
     inputs, target = reader.pair(x, y)
     reader.require_finite(inputs, target)
     program = factor_program(traced.graph, declared, method, samples)
@@ -94,7 +96,7 @@ def understand(
     traced = trace(model, examples, name=type(model).__name__, passes=prepare)
     declared = resolve_loss(loss)
     declared.check_output(traced.graph.output.shape)
-    return traced, declared, BatchReader(traced.graph, declared, dtype, device)
+    return traced, declared, BatchReader(traced.graph, declared, dtype, device, traced.inputs)
 
 
 def _computed_in(model: nn.Module, dtype: torch.dtype | None) -> tuple[torch.dtype, torch.device]:

@@ -9,6 +9,7 @@ from ..losses.vocabulary import Loss
 from ..program import operations as ir
 from ..program import specs
 from ..program.builder import ProgramBuilder, Value
+from .dropout import make_masks
 from .forward import Forward
 from .loss_rules import LossRules, loss_rules
 from .propagation import pull_back, weight_gradients
@@ -19,6 +20,7 @@ class BatchGradient:
 
     def __init__(self, builder: ProgramBuilder, graph: ModelGraph, loss: Loss) -> None:
         self.builder, self.graph, self.loss = builder, graph, loss
+        make_masks(builder, graph)
         with builder.phase("gradient"):
             with builder.origin(role="forward"):
                 self.forward = Forward.emit(builder, graph)

@@ -1,3 +1,5 @@
-"""The rules of all kinds of nodes, declared by importing the files they are in."""
+"""The kinds of node with a file of their own: importing this declares their rules."""
 
-from . import layer_rules  # noqa: F401
+from . import dropout, layer_rules
+
+__all__ = ["dropout", "layer_rules"]

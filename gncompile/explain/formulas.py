@@ -109,7 +109,7 @@ class Formulas:
             if self._is_inner(i, wanted) and len(self.write(i, inlined)) <= LONGEST_INLINED:
                 inlined.add(i.name)
         return [
-            Equation(Name(self.names[i.into] if i.into else i.name), self.tree(i, inlined), i)
+            Equation(Name(self.names.get(into := i.into or i.name, into)), self.tree(i, inlined), i)
             for i in chosen
             if i.name not in inlined
         ]

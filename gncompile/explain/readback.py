@@ -102,9 +102,14 @@ class Readback:
     def head(self) -> list[str]:
         """Model, loss, method and what the costs refer to, a sentence each."""
         loss = self.loss
+        given, features = (
+            ", ".join(f"{node.name} {list(node.shape)}" for node in nodes)
+            for nodes in (self.traced.inputs, self.graph.inputs)
+        )
         return [
             f"{self.traced.name}: {count(len(self.graph.layers), 'trainable layer')}, "
             f"{self.parameter_count:,} trained parameters",
+            *([f"frozen part, run as it is: {given} → {features}"] if self.traced.trunk else []),
             f"loss {loss.name}: {loss.scale}",
             *(f"{name} {text}" for name, text in self.method_lines()),
             f"costs of a mean step on {self.batch} samples, {8 * self.itemsize}-bit numbers",

@@ -1,6 +1,7 @@
 """The last check of a trace: the graph against the module itself, value and gradient, on random numbers.
 
-It sees what no rule about operators can: random numbers or counters of Python's in ``forward``, a hook or an
+Dropout is left out of both. The check sees what no rule about operators can: random numbers or counters of
+Python's in ``forward``, a hook or an
 ``autograd.Function`` whose gradient is not the derivative of what was computed, another path for a batch of
 one, and our own mistakes. Parameters are moved off their values, for zeros tell little and sit on kinks.
 """
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import InternalError, TraceError
+from ..graph.dropout import without_dropout
 from ..graph.model_graph import TracedModel
 from ..graph.torch_network import Network
+from .dropout import WithoutDropout
 from .own_gradients import HOOKS, Observer, own_functions, places_of
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -44,6 +47,7 @@ class Agreement:
     examples: tuple[Tensor, ...]
 
     def __post_init__(self) -> None:
+        self.network = Network(self.traced.with_graph(without_dropout(self.traced.graph)))
         self.generator = torch.Generator().manual_seed(0)
         self.name = type(self.module).__name__
         self.trained = {n: p for n, p in self.traced.parameters.items() if p.requires_grad}
@@ -90,7 +94,8 @@ class Agreement:
         """The module's output as rows; inputs are copies, for ``forward`` may write into them."""
         inputs = tuple(x.clone() for x in sample.inputs)
         try:
-            z: Tensor = functional_call(self.module, sample.parameters, inputs)
+            with WithoutDropout():
+                z: Tensor = functional_call(self.module, sample.parameters, inputs)
         except Exception as error:
             raise TraceError(
                 f"{self.name} fails on a random batch of {inputs[0].shape[0]} samples, where it could be "
@@ -102,7 +107,7 @@ class Agreement:
     def graph_at(self, sample: Sample) -> Tensor:
         """The graph's output as rows."""
         flat = tuple(x.flatten(start_dim=1) for x in sample.inputs)
-        return Network(self.traced)(sample.copies, flat)
+        return self.network(sample.copies, flat)
 
     # comparisons
 

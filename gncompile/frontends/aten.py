@@ -239,7 +239,10 @@ ALIASES = _words(
     "positive resolve_conj resolve_neg"
 )
 
-DROPOUTS = _words("alpha_dropout dropout feature_alpha_dropout feature_dropout")
+DROPOUTS = _words("alpha_dropout dropout feature_alpha_dropout feature_dropout native_dropout")
+
+MASKS = "dropout_masks"
+"""The operator that a dropout in training mode is exported as a product with; see ``dropout.py``."""
 
 CASTS = _words("to type_as _to_copy float double")
 
@@ -345,6 +348,10 @@ INSTEAD: Mapping[str, str] = {
 """What to do instead, for the reasons that have more to tell than the general advice."""
 
 
+FEATURES = "features"
+"""The operator that stands for an output of a frozen trunk; see ``trunk.py``."""
+
+
 def canonical(name: str) -> str:
     """The name the tables use for aten's ``name``: no overload, no in-place underscore, no synonym."""
     if not name.startswith("_") or name.endswith("_"):
@@ -356,13 +363,19 @@ def is_known(name: str) -> bool:
     """Whether a canonical name is in one of the tables, the refused ones included."""
     elementwise = name in POINTWISE or name in COMPARISONS
     moving = name in ALIASES or name in CASTS or name in SELECTING or name in DROPOUTS
-    linear = name in PRODUCTS or name in LINEAR or name == DECLARED
+    linear = name in PRODUCTS or name in LINEAR or name in (DECLARED, MASKS, FEATURES)
     return elementwise or moving or linear or name in CREATORS | SIZES | ASSERTS or name in REFUSED
 
 
-def is_random(operator: Any) -> bool:
-    """Whether torch marks the operator as one that draws random numbers."""
-    return torch.Tag.nondeterministic_seeded in getattr(operator, "tags", ())
+def is_random(operator: Any, args: Mapping[str, Any]) -> bool:
+    """Whether the operator draws random numbers: torch marks it so, and no argument makes it drop nothing."""
+    marked = torch.Tag.nondeterministic_seeded in getattr(operator, "tags", ())
+    off = (key in args and args[key] in (0, False) for key in _OFF)
+    return marked and not any(off)
+
+
+_OFF = ("train", "training", "p", "dropout", "dropout_p")
+"""Arguments of operators that draw nothing where one of these is 0 or False."""
 
 
 def expression_of(rule: Rule, arguments: Mapping[str, Any]) -> Expr:

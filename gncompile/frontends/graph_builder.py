@@ -38,6 +38,14 @@ class GraphBuilder:
     def input(self, name: str, position: int, shape: tuple[int, ...]) -> Activation:
         return self._add(name, Input(position), (), shape, Origin())
 
+    def source(self, label: str, op: Op, shape: tuple[int, ...], origin: Origin) -> Activation:
+        """A node without inputs."""
+        return self._add(label, op, (), shape, origin)
+
+    def count(self, kind: type[Op]) -> int:
+        """The nodes of a kind so far."""
+        return sum(isinstance(node.op, kind) for node in self._nodes.values())
+
     def affine(
         self,
         x: Activation,

@@ -14,6 +14,7 @@ from torch import fx
 
 from ..functions.applied import exported
 from . import aten
+from .dropout import masks
 from .fx_nodes import label_of, op_name, origin_of
 from .importer import Importer
 from .values import Activation, Args, Condition, Constant, Shape, Shared, Weight, values_in
@@ -64,15 +65,8 @@ def cast(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Any:
 
 
 def dropout(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Any:
-    """Nothing in evaluation mode or with p = 0."""
-    x = args["input"]
-    if args["train"] and args["p"] > 0:
-        importer.refuse(
-            node,
-            "dropout in training mode draws new random numbers at every call",
-            "call .eval() on it (or on the model) before compiling, or set p=0",
-        )
-    return x
+    """Nothing in evaluation mode or with p = 0; others are products with their masks by now."""
+    return next(values_in(args))
 
 
 def applied(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activation:
@@ -158,7 +152,8 @@ def _per_channel(importer: Importer, node: fx.Node, value: Any, shape: Shape) ->
 Handler = Callable[[Importer, fx.Node, Args, Shape], Any]
 
 RULES: Mapping[str, Handler] = {
-    "applied": applied,
+    aten.DECLARED: applied,
+    aten.MASKS: masks,
     "glu": glu,
     "prelu": prelu,
     "rrelu": rrelu,

@@ -20,14 +20,16 @@ from ..graph.model_graph import ModelGraph, TracedModel
 from .agreement import check_agreement
 from .aten import CREATORS, SIZES, is_known
 from .decompositions import decomposed
+from .dropout import expose_masks
 from .example_inputs import checked_examples
 from .export_errors import explain_failure, several, without_graph_dumps
 from .fx_nodes import bind, op_name
 from .graph_builder import GraphBuilder
 from .importer import Importer
 from .obstacles import Obstacles
-from .special import check_batch_norm, check_rrelu, dropout
+from .special import check_batch_norm, check_rrelu
 from .translation import stand_in, translate
+from .trunk import cut_trunk
 from .uses import Uses
 from .values import Activation, Constant, Weight
 
@@ -43,8 +45,10 @@ def trace(
 
     ``example_inputs`` is one tensor ``[N, ...]`` a forward argument; only shapes and dtype matter, and any
     ``N ≥ 1`` gives the same graph. The module's parameters are shared, not copied, and its train or eval
-    mode is taken as it is. ``name`` defaults to the module's class name. What ``passes`` make of the graph
-    is compared with the module on a few random samples (:mod:`gncompile.frontends.agreement`).
+    mode is taken as it is: dropout in training mode becomes masks. What nothing trainable reaches may be any
+    torch code; without rules for it, it becomes the trunk of the traced model
+    (:mod:`gncompile.frontends.trunk`). ``name`` defaults to the module's class name. What ``passes`` make of
+    the graph is compared with the module on a few random samples (:mod:`gncompile.frontends.agreement`).
 
     Raises :class:`~gncompile.errors.TraceError`, naming module and source line, for whatever is not a
     feedforward network of such nodes: an operator without a rule, samples that influence each other, a
@@ -75,7 +79,24 @@ _ONE_AT_A_TIME = threading.RLock()
 
 
 def _translated(module: nn.Module, examples: tuple[Tensor, ...], name: str) -> TracedModel:
+    """The module as a whole, or what follows a frozen part of it that is a trunk."""
     program = _export(module, examples)
+    try:
+        return _imported(program, module, examples, name)
+    except TraceError as error:
+        refused = error
+    program = _export(module, examples)  # again, for it has been written to
+    importer = _new_importer(program, module, examples)
+    _bind_placeholders(program, module, importer)
+    cut = cut_trunk(program, importer, _tensors(program, module))
+    if cut is None:
+        raise refused
+    return cut.before(_imported(program, module, examples, name))
+
+
+def _imported(
+    program: ExportedProgram, module: nn.Module, examples: tuple[Tensor, ...], name: str
+) -> TracedModel:
     obstacles = Obstacles()
     importer = _new_importer(program, module, examples)
     _bind_placeholders(program, module, importer)
@@ -108,9 +129,11 @@ def _export(module: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
     shapes = tuple({0: Dim("batch")} for _ in batches)
     with torch.enable_grad(), warnings.catch_warnings(), without_graph_dumps():
         warnings.simplefilter("ignore", FutureWarning)
-        return torch.export.export(
+        program = torch.export.export(
             module, batches, dynamic_shapes=_by_name(module, shapes), strict=False
         )
+    expose_masks(program)
+    return program
 
 
 def _by_name(module: nn.Module, shapes: tuple[Any, ...]) -> Any:
@@ -176,8 +199,6 @@ def _check_mode(node: fx.Node, importer: Importer, active: bool) -> None:
         check_batch_norm(importer, node, known)
     elif name == "rrelu":
         check_rrelu(importer, node, bind(node))
-    elif name.endswith("dropout"):
-        dropout(importer, node, bind(node), ())
     elif active:
         importer.refuse_known(node, name)
 
@@ -251,6 +272,15 @@ def _bind_placeholders(program: ExportedProgram, module: nn.Module, importer: Im
                 raise RuntimeError(f"the tensor {target} comes from outside the traced operators")
             literal = float(tensor) if isinstance(tensor, Tensor) and tensor.ndim == 0 else None
             importer.values[node] = Constant(target, tensor, literal)
+
+
+def _tensors(program: ExportedProgram, module: nn.Module) -> dict[str, Tensor]:
+    """The module's own tensors, and constants, by the names of their placeholders."""
+    named = (module.named_parameters, module.named_buffers)
+    own = {name: t for each in named for name, t in each(remove_duplicate=False)}
+    held = {**program.constants, **own}
+    specs = program.graph_signature.input_specs
+    return {spec.arg.name: held[spec.target] for spec in specs if spec.target in held}
 
 
 def _input_names(module: nn.Module) -> list[str]:

@@ -38,6 +38,10 @@ def translate(importer: Importer, node: fx.Node) -> None:
         found = importer.values[source]  # type: ignore[index]
         whole = isinstance(found, Varying | Refused)
         importer.values[node] = found if whole else found[position]
+    elif isinstance(node.target, torch._ops.OpOverload) and op_name(node) == aten.FEATURES:
+        _, shape, _, position = node.args
+        label = label_of(node, aten.FEATURES)
+        importer.values[node] = importer.builder.input(label, position, tuple(shape))  # type: ignore
     elif isinstance(node.target, torch._ops.OpOverload):
         importer.values[node] = _operator(
             importer, node, op_name(node), importer.values_of(bind(node))
@@ -70,10 +74,17 @@ def _operator(importer: Importer, node: fx.Node, name: str, args: Args) -> Any:
         return None
     if any(isinstance(value, Refused) for value in values):
         return Refused()
-    if aten.is_random(node.target) and name not in aten.DROPOUTS and name != "rrelu":
+    if aten.is_random(node.target, args):
         importer.refuse_known(node, name)
         importer.refuse(node, f"{name} cannot be compiled: {aten.RANDOM}", "draw them outside")
     active = any(isinstance(value, Activation | Condition) for value in values)
+    if name == aten.MASKS and not active:
+        importer.refuse(
+            node,
+            "dropout in training mode of what does not depend on the network's input: one draw would be "
+            "that of all samples",
+            "drop features of samples, or call .eval() on it",
+        )
     if name in aten.CREATORS:
         made = on_constants(importer, node, args, lambda _: name)
         return replace(made, literal=_literal(made)) if isinstance(made, Constant) else made

@@ -21,7 +21,7 @@ The graph holds names, never tensors: :class:`TracedModel` pairs it with the ten
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -34,6 +34,8 @@ from .nodes import Input, Node, Output, Pointwise, describe
 
 if TYPE_CHECKING:
     import torch
+
+    from .trunk import Trunk
 
 
 class ModelGraph:
@@ -159,6 +161,16 @@ class TracedModel:
     parameters: Mapping[str, torch.Tensor]
     constants: Mapping[str, torch.Tensor]
     name: str = "model"
+    trunk: Trunk | None = None
+    """The frozen part that makes the graph's inputs of the network's, where there is one."""
+
+    @property
+    def inputs(self) -> Sequence[Node]:
+        """What the network takes, in order: the graph's inputs, or those of its trunk."""
+        if self.trunk is None:
+            return self.graph.inputs
+        named = enumerate(self.trunk.shapes.items())
+        return [Node(name, Input(position), (), shape) for position, (name, shape) in named]
 
     def with_graph(self, graph: ModelGraph) -> TracedModel:
         """The same tensors with another graph."""

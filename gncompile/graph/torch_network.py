@@ -40,6 +40,8 @@ class Network:
         shifts: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
         """Every node's value ``[N, size]``."""
+        if self.traced.trunk is not None:
+            inputs = self.traced.trunk(inputs)
         values: dict[str, Tensor] = {}
         every = {**self.traced.parameters, **parameters}
         for node in self.traced.graph:

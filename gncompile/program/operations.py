@@ -254,10 +254,14 @@ class SampleCategorical:
 
 @dataclass(frozen=True)
 class Random:
-    """Fresh random numbers for this step: standard normal, uniform on [0, 1), or signs ±1."""
+    """Fresh random numbers for this step: standard normal, uniform on [0, 1), or signs ±1.
+
+    In a phase equal draws are one; ``number`` tells apart those that are not to be.
+    """
 
     kind: Literal["normal", "uniform", "sign"]
     shape: tuple[Dim, ...]
+    number: int = 0
 
 
 @dataclass(frozen=True)

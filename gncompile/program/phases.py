@@ -86,6 +86,9 @@ DIRECTION = "direction"
 _SOLVED = ("gradient", DIRECTION)
 
 _BEGIN = (
+    # The masks of a step, which all that follows reads; or those of a network in evaluation mode.
+    Phase("dropout", when=lambda now: now.dropout),
+    Phase("no_dropout", when=lambda now: not now.dropout),
     Phase("gradient"),
     Phase("guard", sees=("gradient",)),
     Phase("compare", Stage.COMPARISON, ("gradient",), lambda now: now.comparison),
@@ -161,7 +164,7 @@ def plan(step: Sequence[Phase], now: Due) -> tuple[str, ...]:
 def mean_runs(settings: Settings, step: Sequence[Phase]) -> dict[str, float]:
     """How often a mean step runs each phase that it runs at all, once the first steps are over."""
     if not settings.second_order:
-        return {"gradient": 1.0}
+        return dict.fromkeys(names(p for p in step if p.name in ("dropout", "gradient")), 1.0)
     length, since_refresh = cycle(settings), 0
     runs: Counter[str] = Counter()
     first = length * (1 + settled(settings) // length)

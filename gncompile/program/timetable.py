@@ -41,6 +41,8 @@ class Due:
     plain: bool = False
     """Whether no momentum is chosen, where noise leads: the last step's change of the output, which is not
     needed then, is not computed."""
+    dropout: bool = True
+    """Whether masks of dropout are drawn, or nothing is dropped, as of a model in evaluation mode."""
 
     @property
     def fresh(self) -> bool:

@@ -126,6 +126,7 @@ class Executable:
         self.source_file: Path | None = None
         dump("step_program.txt", program.to_text())
         self._bind_emitted = None if backend == "reference" else self._load(traced.name)
+        self._trunk = traced.trunk
         self._bound: dict[int, ReferenceStep | EmittedStep] = {}
         self._largest = 0
         self._step: ReferenceStep | EmittedStep | None = None
@@ -133,6 +134,7 @@ class Executable:
     def rebind(self, traced: TracedModel) -> None:
         """Go on with other tensors of the same names and shapes; captured graphs go with what was bound."""
         self.memory.rebind(traced.parameters, traced.constants)
+        self._trunk = traced.trunk
         self._bound.clear()
         self._step = None
 
@@ -174,7 +176,7 @@ class Executable:
         whole: int | None = None,
         rows: Tensor | None = None,
     ) -> None:
-        """Bind the batch: flat inputs ``[N, size]`` and target rows ``[N, K]``.
+        """Bind the batch: flat inputs ``[N, size]`` and target rows ``[N, K]``; a frozen trunk runs here.
 
         ``whole`` is the size of the batch these rows are a part of, for losses summed over the batch;
         ``rows`` is the order they are read in, if not as they are: ``[N]``.
@@ -182,6 +184,7 @@ class Executable:
         batch = inputs[0].shape[0]
         with self.on_device():
             self._step = self._bind(batch)
+            inputs = self._trunk(inputs) if self._trunk else inputs
         self.memory.batch_size.fill_(whole or batch)
         self._step.load(inputs, target, rows)
 

@@ -7,6 +7,7 @@ device every sequence of phases is a captured graph.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -51,9 +52,9 @@ class AheadOfHost:
             if saved is not None:
                 saved.copy_(memory.parameter(leaf.op.key))  # type: ignore[union-attr]
 
-    def step(self, updates: int, since_refresh: int) -> tuple[DeferredStats, Due]:
+    def step(self, updates: int, since_refresh: int, drops: bool) -> tuple[DeferredStats, Due]:
         """One step on the loaded batch; returns its statistics, to be read later, and what was due."""
-        now = due(self._settings, updates, since_refresh)
+        now = replace(due(self._settings, updates, since_refresh), dropout=drops)
         phases = plan(self._executable.program.step, now)
         self._before(phases)
         self._graphs.run(phases)

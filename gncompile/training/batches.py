@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ..errors import BatchError, expected_got
 from ..graph.model_graph import ModelGraph
+from ..graph.nodes import Node
 from ..losses.vocabulary import Loss, SoftmaxCrossEntropy
 
 
@@ -21,11 +23,13 @@ class BatchReader:
     loss: Loss
     dtype: torch.dtype
     device: torch.device
+    nodes: Sequence[Node]
+    """What the network takes."""
 
     def inputs(self, x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Inputs ``[N, *shape]`` as flat ``[N, size]`` in the program's dtype and device."""
         given = input_tensors(x)
-        nodes = self.graph.inputs
+        nodes = self.nodes
         if len(given) != len(nodes):
             raise BatchError(f"the model takes {len(nodes)} inputs, the batch has {len(given)}")
         for node, tensor in zip(nodes, given, strict=True):

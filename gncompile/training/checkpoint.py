@@ -28,6 +28,7 @@ from ..base.version import __version__
 from ..errors import CheckpointError, GncompileError
 from .compiled import Compiled
 from .fingerprint import Fingerprint, differences, graph_lines, shape_differences
+from .model_identity import in_modes
 from .state import GROUPS, Tensors, copy_tensors, frozen_changed, model_tensors, require_same
 from .stored_loss import loss_to_data
 from .stored_settings import settings_from_data, stored_loss
@@ -183,20 +184,22 @@ def copied(trainer: T, memo: dict[int, Any], compile: Compile[T]) -> T:
         )
     executable, memory = compiled.executable, compiled.executable.memory
     new = memo[id(trainer)] = type(trainer).__new__(type(trainer))
-    return compile(
-        new,
-        copy.deepcopy(model, memo),
-        compiled.loss if loss is None else copy.deepcopy(loss, memo),
-        tuple(
-            torch.zeros(2, *node.shape, dtype=memory.dtype, device=memory.device)
-            for node in compiled.traced.graph.inputs
-        ),
-        seed=memory.draws.seed,
-        backend=executable.backend,
-        precision=memory.precision,
-        tune=dict(executable.variants) or "off",
-        **vars(compiled.settings),
-    )
+    twin = copy.deepcopy(model, memo)
+    with in_modes(twin, compiled.identity.modes):  # with dropout, if this one was compiled with it
+        return compile(
+            new,
+            twin,
+            compiled.loss if loss is None else copy.deepcopy(loss, memo),
+            tuple(
+                torch.zeros(2, *node.shape, dtype=memory.dtype, device=memory.device)
+                for node in compiled.traced.inputs
+            ),
+            seed=memory.draws.seed,
+            backend=executable.backend,
+            precision=memory.precision,
+            tune=dict(executable.variants) or "off",
+            **vars(compiled.settings),
+        )
 
 
 def _about(compiled: Compiled) -> dict[str, Any]:
@@ -207,7 +210,7 @@ def _about(compiled: Compiled) -> dict[str, Any]:
         "version": __version__,
         "settings": dataclasses.asdict(compiled.settings),
         "loss": loss_to_data(compiled.loss),
-        "inputs": [list(node.shape) for node in compiled.traced.graph.inputs],
+        "inputs": [list(node.shape) for node in compiled.traced.inputs],
         "backend": executable.backend,
         "precision": executable.memory.precision,
         "variants": {name: dict(options) for name, options in executable.variants.items()},

@@ -38,6 +38,11 @@ class Compiled:
         """The program of a step."""
         return self.executable.program
 
+    def masks(self, drops: bool) -> tuple[str, ...]:
+        """The phase that makes the masks of dropout, drawn or dropping nothing, if the network has any."""
+        phase = "dropout" if drops else "no_dropout"
+        return (phase,) if phase in self.program.phases else ()
+
     def trained(self) -> dict[str, Tensor]:
         """The parameters that are updated, by name, in graph order."""
         layers = self.traced.graph.layers.values()

@@ -8,7 +8,8 @@ Each use compares a list of objects by identity: modules' types, attributes, sub
 the storage, dtype and whether they are trained; of other tensors the storage and torch's count of writes.
 That takes some microseconds a module. Only where the list differs the model is traced again, and its graph
 decides: with the same graph its tensors take the place of the old ones, with another one
-:class:`~gncompile.errors.ModelChangedError` is raised. Where only attributes differ that are new, or have
+:class:`~gncompile.errors.ModelChangedError` is raised. A model that was compiled with dropout may be in
+evaluation mode, ``drops`` tells; steps drop nothing then. Where only attributes differ that are new, or have
 changed without consequence before, the model's values on a few random samples decide whether that is needed.
 Not seen are values written past torch's count (``buffer.data``, numpy arrays over the same memory) and lists
 or dictionaries changed in place.
@@ -18,7 +19,8 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NoReturn
 
@@ -26,7 +28,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as every_module
 
 from ..errors import GncompileError, ModelChangedError
-from ..graph.model_graph import TracedModel
+from ..graph.dropout import Mask, without_dropout
+from ..graph.model_graph import ModelGraph, TracedModel
 from .fingerprint import graph_differences
 from .reported import version
 
@@ -67,8 +70,12 @@ class ModelIdentity:
         self._harmless: Counter[tuple[int, str]] = Counter()
         self._trained = {name: p.requires_grad for name, p in _parameters(model).items()}
         self._marks = {name: marks(tensor) for name, tensor in traced.parameters.items()}
+        self.drops = True
+        """Whether the model is in training mode, as far as its dropout tells."""
+        self.modes = [module.training for module in model.modules()]
+        """Which modules were in training mode when the model was compiled."""
         self._watch(traced)
-        self._accepted = [self._state()]
+        self._accepted = [(self._state(), self.drops)]
 
     def changes(self) -> TracedModel | None:
         """None if nothing has changed; else the same graph with the tensors that the model has now.
@@ -90,7 +97,7 @@ class ModelIdentity:
             self._forgive()
         self._watch(traced)
         if not known:
-            self._accepted = [self._state(), *self._accepted][:ACCEPTED]
+            self._accepted = [(self._state(), self.drops), *self._accepted][:ACCEPTED]
         return traced
 
     # --- What is watched ------------------------------------------------------------------------------
@@ -135,10 +142,12 @@ class ModelIdentity:
         return found
 
     def _is_accepted(self, state: Objects) -> bool:
-        return any(
-            len(known) == len(state) and all(map(operator.is_, known, state))
-            for known in self._accepted
-        )
+        """Whether the modules were seen to be so before; ``drops`` is then what it was."""
+        for known, drops in self._accepted:
+            if len(known) == len(state) and all(map(operator.is_, known, state)):
+                self.drops = drops
+                return True
+        return False
 
     def _still_harmless(self) -> bool:
         """Whether the values are the graph's, if an attribute is new or was harmless and has changed."""
@@ -211,9 +220,13 @@ class ModelIdentity:
             traced = self._again()
         except GncompileError as error:
             _refuse(f"the model was changed, and cannot be compiled any more: {error}")
-        found = graph_differences(self._traced.graph, traced.graph)
+        self.drops = _drops(traced.graph) or not _drops(self._traced.graph)
+        compiled = self._traced.graph if self.drops else without_dropout(self._traced.graph)
+        found = graph_differences(compiled, traced.graph)
         if found:
             _refuse(f"the model computes another function than the one compiled\n{found[0]}")
+        if _code(traced) != _code(self._traced):
+            _refuse("the frozen part of the model computes another function than the one compiled")
         used = set(traced.parameters) ^ set(self._traced.parameters)
         if used:
             _refuse(f"the model uses other parameters: {', '.join(sorted(used))}")
@@ -225,6 +238,28 @@ class ModelIdentity:
             for name, value in attributes.items():
                 if name != "training" and vars(module).get(name) is not value:
                     self._harmless[id(module), name] += 1
+
+
+@contextmanager
+def in_modes(model: nn.Module, modes: Iterable[bool]) -> Iterator[None]:
+    """Within this block each module is in training mode or not as these say."""
+    modules = list(model.modules())
+    before = [module.training for module in modules]
+    try:
+        for module, training in zip(modules, modes, strict=True):
+            module.training = training
+        yield
+    finally:
+        for module, training in zip(modules, before, strict=True):
+            module.training = training
+
+
+def _drops(graph: ModelGraph) -> bool:
+    return any(isinstance(node.op, Mask) for node in graph)
+
+
+def _code(traced: TracedModel) -> str:
+    return traced.trunk.code() if traced.trunk else ""
 
 
 def _trained(parameter: nn.Parameter | None) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BatchError, require_whole
+from ..graph.dropout import without_dropout
 from ..pipeline import quadratic_program, tangent_program
 from ..program.step_program import StepProgram
 from ..runtime.executable import Executable
@@ -21,7 +22,10 @@ from .reported import Reported
 
 
 class Questions:
-    """Answers that change nothing, about a model that is known to be the compiled one."""
+    """Answers that change nothing, about a model that is known to be the compiled one.
+
+    All are without dropout, whatever mode the model is in.
+    """
 
     def __init__(self, compiled: Compiled, reported: Reported) -> None:
         self._compiled, self._reported = compiled, reported
@@ -45,13 +49,13 @@ class Questions:
     def gradients(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> dict[str, Tensor]:
         """See :meth:`Trainer.gradients`."""
         self._load(x, y)
-        self._executable.run("gradient")
+        self._run("gradient")
         return {name: value.clone() for name, value in self._compiled.gradient_views().items()}
 
     def loss(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> Tensor:
         """See :meth:`Trainer.loss`."""
         self._load(x, y)
-        self._executable.run("predict", "evaluate")
+        self._run("predict", "evaluate")
         return self._executable.result("evaluated_loss").clone()
 
     def predict(self, x: Tensor | tuple[Tensor, ...], averaged: bool | None = None) -> Tensor:
@@ -59,7 +63,7 @@ class Questions:
         inputs = self._compiled.reader.inputs(x)
         with self.parameters(averaged):
             self._executable.load(inputs)
-            self._executable.run("predict")
+            self._run("predict")
             output = self._executable.result("output")
             return output.clone().reshape(-1, *self._compiled.traced.graph.output.shape)
 
@@ -90,7 +94,7 @@ class Questions:
                 self._compiled.reader.all_finite(inputs, target)
                 share = 1.0 if sums else len(target) / count
                 self._executable.load(inputs, target)
-                self._executable.run("predict", "evaluate")
+                self._run("predict", "evaluate")
                 total += float(self._executable.result("evaluated_loss")) * share
         return total
 
@@ -108,7 +112,7 @@ class Questions:
     def rop(self, x: Tensor | tuple[Tensor, ...], direction: Mapping[str, Tensor]) -> Tensor:
         """See :meth:`Trainer.rop`."""
         executable = self._with_directions(
-            tangent_program(self._compiled.traced.graph), [direction]
+            tangent_program(without_dropout(self._compiled.traced.graph)), [direction]
         )
         executable.load(self._compiled.reader.inputs(x))
         executable.run("gradient", "quadratic")
@@ -126,9 +130,8 @@ class Questions:
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Trainer.quadratic`."""
         count = len(directions)
-        program = quadratic_program(
-            self._compiled.traced.graph, self._compiled.loss, self._settings, count
-        )
+        graph = without_dropout(self._compiled.traced.graph)
+        program = quadratic_program(graph, self._compiled.loss, self._settings, count)
         executable = self._with_directions(program, directions)
         executable.memory.states["damping"].fill_(self._compiled.damping or self._settings.damping)
         executable.load(*self._compiled.reader.pair(x, y))
@@ -151,6 +154,10 @@ class Questions:
             for layer, value in self._compiled.join(direction).items():
                 executable.memory.states[f"direction{i}.{layer}"].copy_(value)
         return executable
+
+    def _run(self, *phases: str) -> None:
+        """Phases of a step, which read whatever masks there are, without dropout."""
+        self._executable.run(*self._compiled.masks(drops=False), *phases)
 
     def _load(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> None:
         self._executable.load(*self._compiled.reader.pair(x, y))

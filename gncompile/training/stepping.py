@@ -61,7 +61,8 @@ class Stepping:
         self._executable.load(inputs, target, rows=rows)
         stats: StepStats | DeferredStats
         if self._ahead:
-            stats, now = self._ahead.step(count.updates, count.since_refresh)
+            drops = self._compiled.identity.drops
+            stats, now = self._ahead.step(count.updates, count.since_refresh, drops)
             count.refreshed(now)
             count.updates += 1
         else:

@@ -45,7 +45,7 @@ class LookedAfter:
 
     def step(self, inputs: tuple[Tensor, ...], target: Tensor) -> StepStats:
         """One step on the loaded batch, which is ``inputs`` and ``target``."""
-        self._run("gradient")
+        self._run(*self._compiled.masks(self._compiled.identity.drops), "gradient")
         if not self._finite("objective"):
             self.undo()
             self._run("gradient")

@@ -52,6 +52,10 @@ class Trainer:
     checkpoint's ``model/…`` holds, and what the model holds after ``fit``, ``finish`` and ``resume``. In a
     loop of steps the model holds the latest; ``loss`` and ``gradients`` take what it holds.
 
+    A model compiled in training mode drops in its steps what its dropout says, by masks that are drawn once a
+    step; while it is in evaluation mode its steps drop nothing. Whatever else a trainer is asked (loss,
+    gradients, predictions, …) is without dropout.
+
     The model may get other tensors between steps (``load_state_dict``, ``param.data = …``); one that computes
     something else, or is trained in other parts, is refused by whatever is called next, with
     :class:`~gncompile.errors.ModelChangedError` (:mod:`gncompile.training.model_identity`).

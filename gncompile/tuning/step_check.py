@@ -128,7 +128,8 @@ def _random_batch(trainer: Trainer, samples: int) -> tuple[tuple[torch.Tensor, .
     generator = torch.Generator().manual_seed(0)
     graph, loss, dtype = trainer.traced.graph, trainer.loss_function, trainer.dtype
     inputs = tuple(
-        torch.randn(samples, *node.shape, generator=generator, dtype=dtype) for node in graph.inputs
+        torch.randn(samples, *node.shape, generator=generator, dtype=dtype)
+        for node in trainer.traced.inputs
     )
     output = graph.output
     if isinstance(loss, SoftmaxCrossEntropy):

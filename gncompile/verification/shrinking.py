@@ -39,7 +39,8 @@ def shrink(
     nodes = [
         _shrunken(node, traced, order, parameters, constants, generator) for node in traced.graph
     ]
-    return replace(traced, graph=ModelGraph(nodes), parameters=parameters, constants=constants)
+    small = ModelGraph(nodes)  # what a trunk gives is an input of it
+    return replace(traced, graph=small, parameters=parameters, constants=constants, trunk=None)
 
 
 def _can_shrink(node: Node) -> bool:

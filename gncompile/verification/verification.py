@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch.func import grad, hessian, jacrev, jvp
 
 from ..base.settings import Settings
+from ..frontends.dropout import WithoutDropout
 from ..frontends.torch_export import trace
+from ..graph.dropout import without_dropout
 from ..graph.layers import Layer, LayerOp
 from ..graph.model_graph import ModelGraph, TracedModel
 from ..graph.nodes import Node
@@ -63,6 +65,7 @@ def verify(
     examples = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     inputs = tuple(normal(generator, FULL_SAMPLES, *x.shape[1:]) for x in examples)
     traced = trace(full, inputs, name=type(model).__name__)
+    traced = traced.with_graph(without_dropout(traced.graph))
     declared = resolve_loss(loss)
     declared.check_output(traced.graph.output.shape)
     checks = [_forward_check(full, traced, inputs)]
@@ -93,7 +96,7 @@ def _sizes(full: ModelGraph, small: ModelGraph) -> tuple[tuple[str, int, int], .
 def _forward_check(
     module: nn.Module, traced: TracedModel, inputs: tuple[Tensor, ...], stage: str = "as traced"
 ) -> Check:
-    with torch.no_grad():
+    with torch.no_grad(), WithoutDropout():
         expected = module(*inputs).reshape(inputs[0].shape[0], -1)
         found = Network(traced)({}, tuple(x.flatten(start_dim=1) for x in inputs))
     return Check("", f"graph's output, {stage}", "the module, full size", _error(found, expected))
@@ -142,7 +145,8 @@ class Problem:
                 parameter.copy_(normal(self.generator, *parameter.shape) * scale)
         flat = tuple(x.flatten(start_dim=1) for x in inputs)
         trained = self._trained()
-        value = self.objective(module(*inputs).reshape(len(y), -1), y)
+        with WithoutDropout():
+            value = self.objective(module(*inputs).reshape(len(y), -1), y)
         names = list(trained)
         wanted = dict(
             zip(names, torch.autograd.grad(value, [trained[n] for n in names]), strict=True)

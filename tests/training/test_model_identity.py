@@ -103,7 +103,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda m: setattr(m[4], "bias", nn.Parameter(torch.zeros(4).double())),
         "has the shape",
     ),
-    "dropout": (lambda m: m.__setitem__(1, nn.Dropout(0.5)), "cannot be compiled any more"),
+    "dropout": (lambda m: m.__setitem__(1, nn.Dropout(0.5)), "computes another function"),
     "a new forward hook": (
         lambda m: m[1].register_forward_hook(lambda *a: 2 * a[2]),
         "another function",
