@@ -1,5 +1,5 @@
 """The kinds of node with a file of their own: importing this declares their rules."""
 
-from . import dropout, layer_rules
+from . import dropout, embedding, layer_rules
 
-__all__ = ["dropout", "layer_rules"]
+__all__ = ["dropout", "embedding", "layer_rules"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from ..program import lookups
 from ..program import operations as ir
 from ..program.specs import Dim, Spec, Structure
 from ..program.step_program import Instruction
@@ -220,6 +221,17 @@ def _zeros(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -
 @_writes(ir.BroadcastRows)
 def _broadcast(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"{out}.copy_({v[0]})"]
+
+
+@_writes(lookups.Lookup, lookups.LookupGradient, lookups.Counts, lookups.OneHot)
+def _lookup(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+    match i.op:
+        case lookups.LookupGradient(_, padding):
+            return [f"lookups.lookup_gradient({v[0]}, {v[1]}, {literal(padding)}, out={out})"]
+        case lookups.Counts(_, padding):
+            return [f"lookups.counts({v[0]}, {literal(padding)}, out={out})"]
+    name = "lookup" if isinstance(i.op, lookups.Lookup) else "one_hot"
+    return [f"lookups.{name}({', '.join(v)}, out={out})"]
 
 
 @_writes(ir.Repeat)

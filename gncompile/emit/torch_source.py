@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from ..base.names import RESERVED, Names
 from ..errors import InternalError
+from ..program import lookups
 from ..program import operations as ir
 from ..program.operations import Leaf, Op
 from ..program.program_check import check_types
@@ -118,7 +119,11 @@ class TorchWriter:
 
     def _imports(self) -> str:
         """The imports that not every file needs."""
-        return ", scalars" if self._floats else ""
+        return self._runtime() + (", scalars" if self._floats else "")
+
+    def _runtime(self) -> str:
+        """The modules of the runtime that not every program needs."""
+        return ", lookups" if any(isinstance(i.op, lookups.Indexed) for i in self.program) else ""
 
     def _leaves(self) -> list[str]:
         lines = ["# The network's inputs, parameters and constants, and the optimiser's state."]

@@ -50,6 +50,7 @@ class Agreement:
         self.network = Network(self.traced.with_graph(without_dropout(self.traced.graph)))
         self.generator = torch.Generator().manual_seed(0)
         self.name = type(self.module).__name__
+        self.dtype = computed_in(self.module, self.examples)
         self.trained = {n: p for n, p in self.traced.parameters.items() if p.requires_grad}
         self.large = sum(p.numel() for p in self.trained.values()) > _LARGE
 
@@ -80,7 +81,16 @@ class Agreement:
             drawn = torch.randn(shape, generator=self.generator)
             return (drawn.abs() + 0.1 if positive else drawn).to(like)
 
-        inputs = tuple(scale * normal(x, samples, *x.shape[1:]) for x in self.examples)
+        def whole(like: Tensor) -> Tensor:
+            chosen = torch.randint(
+                like.numel(), (samples, *like.shape[1:]), generator=self.generator
+            )
+            return like.cpu().reshape(-1)[chosen].to(like)  # numbers that the example has
+
+        inputs = tuple(
+            scale * normal(x, samples, *x.shape[1:]) if x.is_floating_point() else whole(x)
+            for x in self.examples
+        )
         parameters = {}
         for name, p in self.trained.items():
             p = p.detach()
@@ -106,7 +116,7 @@ class Agreement:
 
     def graph_at(self, sample: Sample) -> Tensor:
         """The graph's output as rows."""
-        flat = tuple(x.flatten(start_dim=1) for x in sample.inputs)
+        flat = tuple(x.flatten(start_dim=1).to(self.dtype) for x in sample.inputs)
         return self.network(sample.copies, flat)
 
     # comparisons
@@ -207,13 +217,24 @@ class Sample:
 
     def nudged(self) -> Sample:
         """The same up to rounding, to see how well the network is conditioned there."""
-        moved = tuple(x * (1 + 4 * torch.finfo(x.dtype).eps) for x in self.inputs)
+        moved = tuple(
+            x * (1 + 4 * torch.finfo(x.dtype).eps) if x.is_floating_point() else x
+            for x in self.inputs
+        )
         return Sample(moved, {n: p.detach().requires_grad_() for n, p in self.parameters.items()})
+
+
+def computed_in(module: nn.Module, examples: Sequence[Tensor]) -> torch.dtype:
+    """The floating-point dtype of the inputs, or of the parameters where all inputs are whole numbers."""
+    real = [t.dtype for t in (*examples, *module.parameters()) if t.is_floating_point()]
+    return real[0] if real else torch.get_default_dtype()
 
 
 def check_agreement(module: nn.Module, traced: TracedModel, examples: tuple[Tensor, ...]) -> None:
     """Raise :class:`~gncompile.errors.TraceError` or ``InternalError`` unless graph and module agree."""
-    if examples[0].dtype not in TOLERANCE or any(t.is_meta for t in module.parameters()):
+    if computed_in(module, examples) not in TOLERANCE or any(
+        t.is_meta for t in module.parameters()
+    ):
         return
     with torch.enable_grad():
         Agreement(module, traced, examples).check()

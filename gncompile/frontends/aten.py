@@ -257,6 +257,8 @@ SELECTING = _words(
 
 PRODUCTS = _words("linear addmm matmul mm")
 
+LOOKUPS = _words("embedding one_hot")
+
 LINEAR = _words(
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d "
     "_adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d bmm cumsum einsum mean mv "
@@ -324,7 +326,6 @@ REFUSED: Mapping[str, str] = {
     **dict.fromkeys(
         _words("floor ceil round trunc fix floor_divide remainder fmod frac"), _ROUNDING
     ),
-    "embedding": "embeddings take integer inputs, and the network's inputs must be real numbers",
     **dict.fromkeys(
         _words(
             "copy slice_scatter select_scatter index_put fill diagonal_scatter as_strided_scatter"
@@ -338,9 +339,6 @@ REFUSED: Mapping[str, str] = {
 INSTEAD: Mapping[str, str] = {
     _CONVOLUTION: "compute the features of a frozen convolutional trunk once, outside the network under "
     "torch.no_grad(), pass them as its inputs [N, features], and compile the layers above",
-    REFUSED[
-        "embedding"
-    ]: "pass one-hot rows to an nn.Linear without bias, or the rows of a frozen embedding",
     _DETACH: "leave it out; buffers and frozen parameters (requires_grad_(False)) are constants without it",
     _ASSIGNMENT: "build the result of its parts by torch.cat or torch.stack, or choose by torch.where",
     RANDOM: "call .eval() where a module draws them, or draw them outside and pass them as an input",
@@ -364,7 +362,8 @@ def is_known(name: str) -> bool:
     elementwise = name in POINTWISE or name in COMPARISONS
     moving = name in ALIASES or name in CASTS or name in SELECTING or name in DROPOUTS
     linear = name in PRODUCTS or name in LINEAR or name in (DECLARED, MASKS, FEATURES)
-    return elementwise or moving or linear or name in CREATORS | SIZES | ASSERTS or name in REFUSED
+    made = name in CREATORS | SIZES | ASSERTS or name in LOOKUPS
+    return elementwise or moving or linear or made or name in REFUSED
 
 
 def is_random(operator: Any, args: Mapping[str, Any]) -> bool:

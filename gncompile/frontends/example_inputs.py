@@ -17,7 +17,7 @@ def checked_examples(
 ) -> tuple[Tensor, ...]:
     """One tensor ``[N, ...]`` an argument of forward, all of one floating-point dtype; ``dtype`` casts them.
 
-    Whole numbers are cast only if the module can work with the result.
+    Whole numbers are cast if the module can work with the result; else they stay, for a table to look up.
     """
     if not isinstance(module, nn.Module):
         raise TraceError(f"the model is a {type(module).__name__}", instead="pass an nn.Module")
@@ -40,7 +40,8 @@ def checked_examples(
         )
     if dtype is not None:
         return _cast(module, examples, dtype)
-    if len({x.dtype for x in examples}) > 1 or not examples[0].is_floating_point():
+    real = {x.dtype for x in examples if x.is_floating_point()}
+    if len(real) > 1 or (len(real) < 1 and failure(module, examples) is not None):
         dtypes = ", ".join(str(x.dtype) for x in examples)
         _refuse(
             module,
@@ -85,18 +86,10 @@ def _cast(
     module: nn.Module, examples: tuple[Tensor, ...], dtype: torch.dtype
 ) -> tuple[Tensor, ...]:
     cast = tuple(x.to(dtype) for x in examples)
-    whole = [i for i, x in enumerate(examples) if not x.is_floating_point()]
-    if whole and failure(module, cast) is not None and failure(module, examples) is None:
-        tables = [path for path, m in module.named_modules() if isinstance(m, nn.Embedding)]
-        used = f" (nn.Embedding: {', '.join(map(repr, tables))})" if tables else ""
-        _refuse(
-            module,
-            f"example input {whole[0]} holds whole numbers ({examples[whole[0]].dtype}), and the model needs "
-            f"them as such{used}; the inputs of a compiled network are real numbers",
-            "pass torch.nn.functional.one_hot(...) of them, and replace an embedding by an nn.Linear without "
-            "bias; or compute a frozen embedding outside, and pass its rows as an input",
-        )
-    return cast
+    if all(x.is_floating_point() for x in examples) or failure(module, cast) is None:
+        return cast
+    whole = tuple(x.to(dtype) if x.is_floating_point() else x.long() for x in examples)
+    return whole if failure(module, whole) is None else cast
 
 
 def failure(module: nn.Module, examples: tuple[Tensor, ...]) -> Exception | None:

@@ -12,6 +12,7 @@ import torch
 
 from ..functions.primitives import number
 from ..graph.dead_nodes import remove_dead_nodes
+from ..graph.embedding import Embedding, OneHot
 from ..graph.layers import Affine, LayerOp, Parameter
 from ..graph.model_graph import ModelGraph, TracedModel
 from ..graph.nodes import FixedLinear, Input, Node, Op, Origin, Output, Pointwise, Select
@@ -35,8 +36,32 @@ class GraphBuilder:
     def __getitem__(self, name: str) -> Node:
         return self._nodes[name]
 
-    def input(self, name: str, position: int, shape: tuple[int, ...]) -> Activation:
-        return self._add(name, Input(position), (), shape, Origin())
+    def input(
+        self, name: str, position: int, shape: tuple[int, ...], whole: bool = False
+    ) -> Activation:
+        x = self._add(name, Input(position, whole), (), shape, Origin())
+        return replace(x, whole=whole)
+
+    def embedding(
+        self,
+        x: Activation,
+        weight: Weight,
+        padding: int | None,
+        shape: tuple[int, ...],
+        origin: Origin,
+    ) -> Activation:
+        """``y_s = W[i_s]``; the layer is named like an affine one."""
+        self.parameters[weight.name] = weight.parameter
+        layer, places = weight.name.removesuffix(".weight"), math.prod(x.shape)
+        classes = len(weight.parameter)
+        op = Embedding(layer, weight.name, None, weight.trainable, True, places, classes, padding)
+        return self._add(layer, op, (x.name,), shape, origin)
+
+    def one_hot(
+        self, label: str, x: Activation, classes: int, shape: tuple[int, ...], origin: Origin
+    ) -> Activation:
+        """Rows with a one at each of the whole numbers x."""
+        return self._add(label, OneHot(classes), (x.name,), shape, origin)
 
     def source(self, label: str, op: Op, shape: tuple[int, ...], origin: Origin) -> Activation:
         """A node without inputs."""

@@ -53,6 +53,8 @@ def cast(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Any:
     """``to`` the same dtype is nothing at all; a mask becomes numbers when it is used."""
     x = next(v for v in args.values() if isinstance(v, Activation | Condition))
     dtype = node.meta["val"].dtype
+    if isinstance(x, Activation) and x.whole and not dtype.is_floating_point:
+        return x
     if isinstance(x, Condition) and dtype == importer.builder.dtype:
         return importer.pointwise(node, "mask", {"self": x}, shape, lambda self: self)
     if isinstance(x, Activation) and dtype != importer.builder.dtype:
@@ -117,6 +119,42 @@ def prelu(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activa
     return importer.pointwise(node, "prelu", {**args, "weight": weight}, shape)
 
 
+def embedding(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activation:
+    """Rows of a trainable or frozen table, looked up by whole numbers."""
+    x, weight = args["indices"], args["weight"]
+    if args["scale_grad_by_freq"]:
+        importer.refuse(
+            node,
+            "an embedding with scale_grad_by_freq=True changes the gradient",
+            "leave it out: curvature counts how often a row is looked up",
+        )
+    if not isinstance(weight, Weight) or not isinstance(x, Activation) or not x.whole:
+        importer.refuse(
+            node,
+            "an embedding looks up what is no whole number of the input, or in what is no parameter",
+            "pass an integer input [N, ...] to an nn.Embedding",
+        )
+    if len(weight.parameter) > 2**24:  # beyond, float32 does not hold every whole number
+        importer.refuse(node, "an embedding of more than 2**24 rows", "hash the indices first")
+    importer.use(node, weight, "a layer's weight")
+    padding = args["padding_idx"]
+    return importer.builder.embedding(
+        x, weight, None if padding < 0 else padding, shape, origin_of(node)
+    )
+
+
+def one_hot(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activation:
+    """Rows with a one at whole numbers of the input."""
+    x, classes = args["self"], args["num_classes"]
+    if not isinstance(classes, int) or classes < 1:
+        importer.refuse(
+            node,
+            "one_hot without num_classes depends on the values of the batch",
+            "give it: one_hot(x, num_classes=K)",
+        )
+    return importer.builder.one_hot(label_of(node, "one_hot"), x, classes, shape, origin_of(node))
+
+
 def logical_not(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Any:
     """The opposite comparison, or one minus a mask."""
     x = args["self"]
@@ -154,7 +192,9 @@ Handler = Callable[[Importer, fx.Node, Args, Shape], Any]
 RULES: Mapping[str, Handler] = {
     aten.DECLARED: applied,
     aten.MASKS: masks,
+    "embedding": embedding,
     "glu": glu,
+    "one_hot": one_hot,
     "prelu": prelu,
     "rrelu": rrelu,
     "logical_not": logical_not,

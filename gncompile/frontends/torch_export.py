@@ -17,7 +17,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from ..errors import GncompileError, TraceError
 from ..graph.model_graph import ModelGraph, TracedModel
-from .agreement import check_agreement
+from .agreement import check_agreement, computed_in
 from .aten import CREATORS, SIZES, is_known
 from .decompositions import decomposed
 from .dropout import expose_masks
@@ -173,7 +173,8 @@ def _new_importer(
     names = program.graph_signature.inputs_to_parameters
     parameters = dict(module.named_parameters(remove_duplicate=False))
     uses = Uses(program.graph, {node: parameters[target] for node, target in names.items()})
-    return Importer(GraphBuilder(examples[0].dtype), batch, examples[0].device, uses)
+    dtype = computed_in(module, examples)
+    return Importer(GraphBuilder(dtype), batch, examples[0].device, uses)
 
 
 def _check_modes(program: ExportedProgram, importer: Importer, obstacles: Obstacles) -> None:
@@ -260,7 +261,8 @@ def _bind_placeholders(program: ExportedProgram, module: nn.Module, importer: Im
         if spec.kind is InputKind.USER_INPUT:
             shape = importer.sample_shapes(node)[0]
             label = names[position] if position < len(names) else f"input_{position}"
-            importer.values[node] = importer.builder.input(label, position, shape)
+            whole = not node.meta["val"].is_floating_point()
+            importer.values[node] = importer.builder.input(label, position, shape, whole)
             position += 1
         elif target in parameters:
             importer.values[node] = Weight(first[id(parameters[target])], parameters[target])

@@ -43,9 +43,10 @@ def translate(importer: Importer, node: fx.Node) -> None:
         label = label_of(node, aten.FEATURES)
         importer.values[node] = importer.builder.input(label, position, tuple(shape))  # type: ignore
     elif isinstance(node.target, torch._ops.OpOverload):
-        importer.values[node] = _operator(
-            importer, node, op_name(node), importer.values_of(bind(node))
-        )
+        result = _operator(importer, node, op_name(node), importer.values_of(bind(node)))
+        if isinstance(result, Activation):
+            result = replace(result, whole=_is_whole(node.meta["val"].dtype))
+        importer.values[node] = result
     elif "functorch" in getattr(node.target, "__module__", ""):
         importer.refuse(
             node,
@@ -125,7 +126,7 @@ def _on_activations(importer: Importer, node: fx.Node, name: str, args: Args) ->
         return reshaped(next(values_in(args)), shapes[0])
     if name in special.RULES:
         return special.RULES[name](importer, node, args, shapes[0])
-    _check_dtype(importer, node)
+    _check_dtype(importer, node, args)
     if name in aten.LOGICAL:
         special.require_masks(importer, node)
     if name in aten.PRODUCTS:
@@ -149,9 +150,16 @@ def _on_constants(importer: Importer, node: fx.Node, name: str, args: Args) -> A
     return replace(made, literal=literal) if isinstance(made, Constant) else made
 
 
-def _check_dtype(importer: Importer, node: fx.Node) -> None:
+def _is_whole(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+
+
+def _check_dtype(importer: Importer, node: fx.Node, args: Args) -> None:
     result = node.meta["val"]
     dtype = (result if isinstance(result, torch.Tensor) else result[0]).dtype
+    given = [v for v in values_in(args) if isinstance(v, Activation)]
+    if _is_whole(dtype) and given and all(v.whole for v in given):
+        return  # whole numbers of whole numbers, held exactly
     mask = dtype == torch.bool and (
         op_name(node) in aten.SELECTING or op_name(node) in aten.LOGICAL
     )

@@ -18,10 +18,14 @@ Args = dict[str, Any]
 
 @dataclass(frozen=True)
 class Activation:
-    """A graph node's result; ``shape`` is the per-sample shape the user sees at this point."""
+    """A graph node's result; ``shape`` is the per-sample shape the user sees at this point.
+
+    ``whole`` says that the user's tensor holds whole numbers: it has no slope, and tables may look it up.
+    """
 
     name: str
     shape: Shape
+    whole: bool = False
 
 
 @dataclass(frozen=True)

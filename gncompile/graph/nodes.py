@@ -51,15 +51,16 @@ class Op:
 
 @dataclass(frozen=True)
 class Input(Op):
-    """The network's input number ``position``."""
+    """The network's input number ``position``; of ``whole`` numbers, or of real ones."""
 
     position: int = 0
+    whole: bool = False
 
     def fits(self, size: int, sizes: list[int]) -> bool:
         return not sizes
 
     def describe(self, inputs: tuple[str, ...]) -> str:
-        return f"input {self.position}"
+        return f"input {self.position}" + (", whole numbers" if self.whole else "")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ op ::= Leaf(kind, key)             input, target, parameter, constant, state or 
     |  AddDiagonal() | Densify() | Trace() | PlusTranspose() | BroadcastRows()
     |  Transpose() | AsMatrix(structure) | Part(which) | Element(index) | Share(rows)  views
     |  Unflatten(sizes) | Flatten(count)                                             views
+    |  Lookup() | LookupGradient(classes) | Counts(classes) | OneHot(classes)          by whole numbers
     |  Repeat(rows, size) | PlaceBlocks(places, last)
     |  Stack() | Zeros(spec) | Softmax() | LogSumExp() | SampleCategorical() | Random(kind) | Columns()
     |  SampleDiagonal() | SampleOuter() | ScaleSides()           per-sample matrices [N, d, d]
@@ -28,6 +29,7 @@ from typing import Literal
 
 import sympy
 
+from . import lookups
 from .specs import Dim, Spec, Structure
 
 LeafKind = Literal["input", "target", "parameter", "constant", "state", "scalar"]
@@ -380,6 +382,7 @@ Op = (
     | LogSumExp | SampleCategorical | Random | Columns | SampleDiagonal | SampleOuter | SampleMatrix
     | SampleRoot | SampleMultiply
     | ScaleSides | Decay | Average | DampedInverse
+    | lookups.Lookup | lookups.LookupGradient | lookups.Counts | lookups.OneHot
     | Eigen | Precondition | PreconditionEigen | StepSizes
 )  # fmt: skip
 

@@ -6,6 +6,7 @@ import math
 from functools import reduce
 
 from ..errors import InternalError
+from . import lookups
 from .operations import (
     AddDiagonal,
     Affine,
@@ -107,6 +108,14 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
             return Spec((*shapes[0][:-2], shapes[0][-1], shapes[0][-2]))
         case BroadcastRows():
             return Spec(shapes[1])
+        case lookups.Lookup():
+            return Spec((*shapes[1], shapes[0][-1]))
+        case lookups.LookupGradient(classes):
+            return Spec((classes, shapes[1][-1]))
+        case lookups.Counts(classes):
+            return Spec((classes,))
+        case lookups.OneHot(classes):
+            return Spec((*shapes[0], classes))
         case Repeat(rows, size):
             return Spec((rows, size))
         case PlaceBlocks(places):

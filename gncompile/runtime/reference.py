@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import InternalError
 from ..functions.expressions import evaluate
+from ..program import lookups
 from ..program import operations as ir
 from ..program.operations import Op
 from ..program.specs import Spec
@@ -175,6 +176,15 @@ def apply(op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
         case ir.ScaleSides(left, right):
             m = v[0] * v[1][:, :, None] if left else v[0]
             return m * v[-1][:, None, :] if right else m
+        case lookups.Lookup():
+            return v[0][v[1].nan_to_num().long()] + 0 * v[1][..., None]
+        case lookups.LookupGradient() | lookups.Counts():
+            hot = one_hot(v[0], op.classes, op.padding).flatten(end_dim=-2)
+            if isinstance(op, lookups.Counts):
+                return hot.sum(dim=0) / len(v[0])
+            return hot.T @ v[1].flatten(end_dim=-2) / len(v[0])
+        case lookups.OneHot(classes):
+            return one_hot(v[0], classes, None)
         case ir.PlaceBlocks():
             return place_blocks(op, v[0])
         case ir.BroadcastRows():
@@ -320,6 +330,13 @@ def scatter(x: Tensor, index: tuple[int, ...], size: int, axis: int) -> Tensor:
     shape = list(x.shape)
     shape[axis] = size
     return x.new_zeros(shape).index_add_(axis, places, x.index_select(axis, source))
+
+
+def one_hot(index: Tensor, classes: int, padding: int | None) -> Tensor:
+    """Rows with a one at the index; none for ``padding``, NaN for an index that is."""
+    places = torch.arange(classes, device=index.device)
+    hot = (index[..., None] == places).to(index) + 0 * index[..., None]
+    return hot if padding is None else hot * (places != padding)
 
 
 def place_blocks(op: ir.PlaceBlocks, m: Tensor) -> Tensor:

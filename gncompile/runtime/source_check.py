@@ -81,6 +81,7 @@ _IMPORTS = frozenset(
         "import triton",
         "import triton.language as tl",
         "from gncompile.runtime import linalg",
+        "from gncompile.runtime import lookups",
         "from gncompile.runtime import scalars",
         f"from {_LIBRARY} import accurate",
         *(f"from {_LIBRARY} import {module} as {name}" for name, module in MODULES.items()),
@@ -299,7 +300,7 @@ def _members(root: str) -> Callable[[str], bool]:
         return {"jit"}.__contains__
     if root == "tl":
         return TRITON_LANGUAGE.__contains__
-    if root in ("linalg", "scalars"):
+    if root in ("linalg", "lookups", "scalars"):
         module = import_module(f"..{root}", __name__)
         return _functions(inspect.getsource(module)).__contains__
     if root == "accurate":

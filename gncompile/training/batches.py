@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BatchError, expected_got
+from ..graph.embedding import classes_of, is_whole
 from ..graph.model_graph import ModelGraph
 from ..graph.nodes import Node
 from ..losses.vocabulary import Loss, SoftmaxCrossEntropy
@@ -33,7 +34,8 @@ class BatchReader:
         if len(given) != len(nodes):
             raise BatchError(f"the model takes {len(nodes)} inputs, the batch has {len(given)}")
         for node, tensor in zip(nodes, given, strict=True):
-            require_floating(tensor, f"input {node.name!r}", self.dtype)
+            if not is_whole(node.op):
+                require_floating(tensor, f"input {node.name!r}", self.dtype)
             self._require_values(tensor, f"input {node.name!r}")
             wanted = ("N", *node.shape)
             if tensor.dim() < 1 or tuple(tensor.shape[1:]) != node.shape or tensor.shape[0] == 0:
@@ -46,7 +48,37 @@ class BatchReader:
         if len({tensor.shape[0] for tensor in given}) > 1:
             sizes = [tensor.shape[0] for tensor in given]
             raise BatchError(f"the inputs have different batch sizes {sizes}")
-        return tuple(self._placed(t.detach(), self.dtype).reshape(t.shape[0], -1) for t in given)
+        read = (
+            self._whole(node, tensor) if is_whole(node.op) else tensor
+            for node, tensor in zip(nodes, given, strict=True)
+        )
+        return tuple(self._placed(t.detach(), self.dtype).reshape(t.shape[0], -1) for t in read)
+
+    def _whole(self, node: Node, tensor: Tensor) -> Tensor:
+        """Whole numbers as a table of the network can look them up.
+
+        On a device, where looking at them would wait, the others become NaN: the step leaves the batch out.
+        """
+        if tensor.is_floating_point() or tensor.dtype == torch.bool:
+            raise BatchError(
+                f"input {node.name!r} holds {str(tensor.dtype).removeprefix('torch.')}, and a table of "
+                "the network looks up whole numbers",
+                instead="pass x.long()",
+            )
+        classes = classes_of(self.graph, node.name)
+        if classes is None or tensor.numel() == 0:
+            return tensor
+        if tensor.device.type == "cpu":
+            low, high = map(int, tensor.aminmax())
+            if low < 0 or high >= classes:
+                raise BatchError(
+                    f"input {node.name!r} holds {low if low < 0 else high}, and the smallest table that it "
+                    f"looks up has {classes} rows",
+                    instead=f"number categories from 0 to {classes - 1}, or enlarge the table",
+                )
+            return tensor
+        outside = (tensor < 0) | (tensor >= classes)
+        return tensor.to(self.dtype).masked_fill(outside, float("nan"))
 
     def _require_values(self, tensor: Tensor, what: str) -> None:
         if tensor.device.type == "meta" and self.device.type != "meta":

@@ -26,6 +26,7 @@ from torch import nn
 from ..base.files import atomic_path
 from ..base.version import __version__
 from ..errors import CheckpointError, GncompileError
+from ..graph.embedding import is_whole
 from .compiled import Compiled
 from .fingerprint import Fingerprint, differences, graph_lines, shape_differences
 from .model_identity import in_modes
@@ -153,9 +154,12 @@ def resume(path: str | os.PathLike[str], model: nn.Module, loss: object, compile
     def rebuilt() -> T:
         about = checkpoint.about
         parameter = next(model.parameters())
+        wholes = about.get("whole", [False] * len(about["inputs"]))
         examples = tuple(
-            torch.zeros((), dtype=parameter.dtype, device=parameter.device).expand(2, *shape)
-            for shape in about["inputs"]
+            torch.zeros(
+                (), dtype=torch.long if whole else parameter.dtype, device=parameter.device
+            ).expand(2, *shape)
+            for shape, whole in zip(about["inputs"], wholes, strict=True)
         )
         settings = settings_from_data(about, checkpoint.path)
         wanted = stored_loss(about, checkpoint.path) if loss is None else loss
@@ -191,7 +195,12 @@ def copied(trainer: T, memo: dict[int, Any], compile: Compile[T]) -> T:
             twin,
             compiled.loss if loss is None else copy.deepcopy(loss, memo),
             tuple(
-                torch.zeros(2, *node.shape, dtype=memory.dtype, device=memory.device)
+                torch.zeros(
+                    2,
+                    *node.shape,
+                    dtype=torch.long if is_whole(node.op) else memory.dtype,
+                    device=memory.device,
+                )
                 for node in compiled.traced.inputs
             ),
             seed=memory.draws.seed,
@@ -211,6 +220,7 @@ def _about(compiled: Compiled) -> dict[str, Any]:
         "settings": dataclasses.asdict(compiled.settings),
         "loss": loss_to_data(compiled.loss),
         "inputs": [list(node.shape) for node in compiled.traced.inputs],
+        "whole": [is_whole(node.op) for node in compiled.traced.inputs],
         "backend": executable.backend,
         "precision": executable.memory.precision,
         "variants": {name: dict(options) for name, options in executable.variants.items()},

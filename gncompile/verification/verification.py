@@ -21,8 +21,10 @@ from torch.func import grad, hessian, jacrev, jvp
 
 from ..base.settings import Settings
 from ..frontends.dropout import WithoutDropout
+from ..frontends.example_inputs import checked_examples
 from ..frontends.torch_export import trace
 from ..graph.dropout import without_dropout
+from ..graph.embedding import classes_of, is_whole
 from ..graph.layers import Layer, LayerOp
 from ..graph.model_graph import ModelGraph, TracedModel
 from ..graph.nodes import Node
@@ -63,7 +65,13 @@ def verify(
     generator = torch.Generator().manual_seed(seed)
     full = copy.deepcopy(model).to(device="cpu", dtype=torch.float64)
     examples = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    inputs = tuple(normal(generator, FULL_SAMPLES, *x.shape[1:]) for x in examples)
+    examples = checked_examples(model, examples, next(model.parameters()).dtype)
+    inputs = tuple(
+        normal(generator, FULL_SAMPLES, *x.shape[1:])
+        if x.is_floating_point()
+        else x[:1].expand(FULL_SAMPLES, *x.shape[1:])  # numbers that the tables have
+        for x in examples
+    )
     traced = trace(full, inputs, name=type(model).__name__)
     traced = traced.with_graph(without_dropout(traced.graph))
     declared = resolve_loss(loss)
@@ -98,7 +106,8 @@ def _forward_check(
 ) -> Check:
     with torch.no_grad(), WithoutDropout():
         expected = module(*inputs).reshape(inputs[0].shape[0], -1)
-        found = Network(traced)({}, tuple(x.flatten(start_dim=1) for x in inputs))
+        flat = tuple(x.flatten(start_dim=1).double() for x in inputs)
+        found = Network(traced)({}, flat)
     return Check("", f"graph's output, {stage}", "the module, full size", _error(found, expected))
 
 
@@ -118,8 +127,17 @@ class Problem:
 
     def batch(self, samples: int) -> tuple[tuple[Tensor, ...], Tensor]:
         """Normal inputs and targets that the loss accepts."""
-        inputs = tuple(normal(self.generator, samples, n.size) for n in self.graph.inputs)
-        return inputs, self.targets(samples)
+        return tuple(self._input(node, samples) for node in self.graph.inputs), self.targets(
+            samples
+        )
+
+    def _input(self, node: Node, samples: int) -> Tensor:
+        """Normal numbers, or whole ones that the network's tables have."""
+        if not is_whole(node.op):
+            return normal(self.generator, samples, node.size)
+        classes = classes_of(self.graph, node.name) or 2
+        shape = samples, node.size
+        return torch.randint(classes, shape, generator=self.generator).double()
 
     def targets(self, samples: int) -> Tensor:
         """Random targets that the loss accepts."""
@@ -143,7 +161,7 @@ class Problem:
             for parameter in self._trained().values():
                 scale = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.5
                 parameter.copy_(normal(self.generator, *parameter.shape) * scale)
-        flat = tuple(x.flatten(start_dim=1) for x in inputs)
+        flat = tuple(x.flatten(start_dim=1).double() for x in inputs)
         trained = self._trained()
         with WithoutDropout():
             value = self.objective(module(*inputs).reshape(len(y), -1), y)
