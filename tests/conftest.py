@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
+
+from gncompile.emit import torch_statements
+from gncompile.functions import derive, stable_forms
 
 SEED = 0
 
@@ -68,3 +72,16 @@ def _seeded() -> None:
 def backend(request: pytest.FixtureRequest) -> str:
     """Each back end that this machine has."""
     return str(request.param)
+
+
+@pytest.fixture
+def underived() -> Iterator[None]:
+    """Nothing derived or lowered before or under a wrong rule is remembered."""
+    caches = (
+        derive.pointwise_rule, derive.differentiate, stable_forms.stable, torch_statements._lowered,
+    )  # fmt: skip
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    for cached in caches:
+        cached.cache_clear()
