@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -49,6 +50,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--refresh-golden", action="store_true", help="write the files in tests/emit/golden anew"
     )
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: the collector need not go through all of torch and sympy again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
