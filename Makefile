@@ -41,8 +41,9 @@ lint: $(VENV)/installed-test
 check: lint
 	$(BIN)/python -m pytest --quiet $(QUICK)
 
-test: lint
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target plain $(KERNELS)
+# Two at a time from the first to the last, the long ones first but for lint.
+test: $(VENV)/installed-test
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint plain $(KERNELS)
 
 plain: plain-first plain-second
 

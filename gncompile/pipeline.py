@@ -60,16 +60,16 @@ PASSES: tuple[Callable[[ModelGraph], ModelGraph], ...] = (
 
 def prepare(graph: ModelGraph) -> ModelGraph:
     """Run the passes over a traced graph and check the result; the switch ``check`` does so after each."""
-    dump("0_traced.txt", graph.to_text())
+    dump("0_traced.txt", graph.to_text)
     traced = graph
     require_slopes(traced)  # before fusion, whose nodes are named after the last line of several
     for number, each in enumerate(PASSES, start=1):
         graph = each(graph)
         if config.flag("check"):
             graph.check()
-        dump(f"{number}_{each.__name__}.txt", graph.to_text())
+        dump(f"{number}_{each.__name__}.txt", graph.to_text)
     graph.check()
-    dump("graph.dot", graph.to_dot())
+    dump("graph.dot", graph.to_dot)
     if not graph.layers:
         raise CompileError(
             "the network has no trainable parameter",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
+
+from gncompile.emit import torch_statements
+from gncompile.functions import derive, stable_forms
 
 SEED = 0
 
@@ -47,6 +52,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_finish() -> None:
+    """What is imported stays: the collector need not go through all of torch and sympy again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def refresh_golden(request: pytest.FixtureRequest) -> bool:
     """Whether golden files are to be written, not compared."""
@@ -68,3 +79,16 @@ def _seeded() -> None:
 def backend(request: pytest.FixtureRequest) -> str:
     """Each back end that this machine has."""
     return str(request.param)
+
+
+@pytest.fixture
+def underived() -> Iterator[None]:
+    """Nothing derived or lowered before or under a wrong rule is remembered."""
+    caches = (
+        derive.pointwise_rule, derive.differentiate, stable_forms.stable, torch_statements._lowered,
+    )  # fmt: skip
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    for cached in caches:
+        cached.cache_clear()

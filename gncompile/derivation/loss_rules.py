@@ -7,6 +7,7 @@ sample and carry the loss's scale c; the mean over samples is taken by whoever u
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import sympy
@@ -64,7 +65,12 @@ def _scale(builder: ProgramBuilder, scale: Scale, outputs: int) -> tuple[sympy.E
     if scale.over == "sum":
         batch = builder.leaf("scalar", "batch_size", ())
         return scale.factor * SCALE, {SCALE: batch}
-    return sympy.nsimplify(scale.value(1, outputs), rational=True), {}
+    return _exact(scale.value(1, outputs)), {}
+
+
+@cache
+def _exact(number: float) -> sympy.Expr:
+    return sympy.nsimplify(number, rational=True)
 
 
 def _in_rows(builder: ProgramBuilder, value: Value, like: Value) -> Value:

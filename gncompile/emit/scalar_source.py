@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 import sympy
 from sympy import Abs, Add, Expr, Mul, Pow, Symbol
@@ -60,6 +61,7 @@ def floats(program: StepProgram) -> frozenset[str]:
     return frozenset(i.name for i in program if is_float(i) and i.name not in kept)
 
 
+@lru_cache(maxsize=1024)
 def _printable(e: Expr) -> bool:
     if e.is_number or isinstance(e, Symbol):
         return True
@@ -85,7 +87,8 @@ def scalar_lines(
     return [*lines, f"{target} = {printer.text(e)}"]
 
 
-def _repeated(e: Expr) -> list[Expr]:
+@lru_cache(maxsize=1024)
+def _repeated(e: Expr) -> tuple[Expr, ...]:
     """What is part of ``e`` more than once, and not merely a multiple of a value; the innermost first."""
     times: Counter[Expr] = Counter()
     order: dict[Expr, None] = {}
@@ -98,7 +101,8 @@ def _repeated(e: Expr) -> list[Expr]:
             order[x] = None
 
     visit(e)
-    return [x for x in order if times[x] > 1 and not (x.is_Mul and x.as_coeff_Mul()[1].is_Symbol)]
+    twice = (x for x in order if times[x] > 1)
+    return tuple(x for x in twice if not (x.is_Mul and x.as_coeff_Mul()[1].is_Symbol))
 
 
 def _parts(e: Expr) -> list[Expr]:

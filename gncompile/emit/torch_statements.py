@@ -10,8 +10,9 @@ in one pass, and gives each value a buffer.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import sympy
 import torch
@@ -41,15 +42,21 @@ def torch_statements(
     ``out`` serves as an intermediate too, unless it is also an input; writing an expression of ``y`` into
     ``y`` itself is therefore allowed.
     """
-    lowering = _TorchLowering(names, fused=True)
-    result = lowering.lower(sympy.sympify(expression))
+    result, values = _lowered(sympy.sympify(expression), frozenset(names))
     if isinstance(result, float):
         return [f"{out}.fill_({result!r})"]
     if isinstance(result, Symbol):
         return [f"{out}.copy_({names[result]})"]
     full = frozenset(names.values()) if full is None else full
-    statements = _Statements(lowering.values, names, full)
+    statements = _Statements(values, names, full)
     return _with_buffers(statements.written, out, scratch, out in names.values())
+
+
+@lru_cache(maxsize=1024)  # the layers of a network have most of their expressions in common
+def _lowered(expression: Expr, symbols: frozenset[Symbol]) -> tuple[Operand, tuple[Value, ...]]:
+    """The operand that holds ``expression``, and the values it is made of."""
+    lowering = _TorchLowering(symbols, fused=True)
+    return lowering.lower(expression), tuple(lowering.values)
 
 
 # Branches -------------------------------------------------------------------------------------------------
@@ -199,7 +206,7 @@ class _Statements:
     """
 
     def __init__(
-        self, values: list[Value], names: Mapping[Symbol, str], full: frozenset[str]
+        self, values: Sequence[Value], names: Mapping[Symbol, str], full: frozenset[str]
     ) -> None:
         self.values, self.names, self.full = values, names, full
         self.readers = Counter(o for v in values for o in v.operands if isinstance(o, int))

@@ -195,8 +195,9 @@ class ProgramBuilder:
         values = values or {}
         if isinstance(expression, sympy.Symbol) and into is None:
             return values[expression]
-        used = sorted(expression.free_symbols & set(values), key=lambda s: s.name)
-        if expression.free_symbols - set(values):
+        symbols = expression.free_symbols
+        used = sorted(symbols & set(values), key=lambda s: s.name)
+        if symbols - set(values):
             raise InternalError(f"{expression} has symbols without values")
         op = ir.Pointwise(expression, tuple(used))
         return self._emit(op, tuple(values[s] for s in used), name, into=into, comment=comment)

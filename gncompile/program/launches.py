@@ -102,7 +102,7 @@ class _Fusion:
 
         A draw waits for nothing, so it can join any group, whatever else that group has joined.
         """
-        users = [i for i in self.program if draw.name in i.inputs]
+        users = self.program.readers[draw.name]
         groups = {self.group_of.get(i.name) for i in users}
         in_one = len(groups) == 1 and None not in groups
         if in_one and all(self._takes_draw(i, draw) for i in users):

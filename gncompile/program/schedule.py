@@ -25,7 +25,6 @@ import sympy
 
 from . import operations as ir
 from . import specs
-from .operations import Leaf
 from .step_program import Instruction, StepProgram
 
 
@@ -57,6 +56,9 @@ class Kernel:
     kind: Kind
     instructions: tuple[Instruction, ...]
     stores: tuple[str, ...]
+
+    def __hash__(self) -> int:
+        return hash(self.stores)  # which no other kernel of a step has
 
     @property
     def root(self) -> Instruction:
@@ -222,9 +224,11 @@ def averaged_rows(i: Instruction, program: StepProgram) -> tuple[specs.Dim, ...]
 
 def used_outside(program: StepProgram, names: Iterable[str]) -> set[str]:
     """Those of the values that something outside their own set reads, also through views, or a result."""
-    own = set(names)
-    needed = own & set(program.results.values())
-    for i in program:
-        if i.name not in own and not isinstance(i.op, Leaf):
-            needed |= own & set(i.inputs)
-    return needed | {name for name in own if program[name].into is not None}
+    own, results = set(names), set(program.results.values())
+    return {
+        name
+        for name in own
+        if name in results
+        or program[name].into is not None
+        or any(reader.name not in own for reader in program.readers[name])
+    }

@@ -124,7 +124,7 @@ class Executable:
         self.memory = Memory(program, *tensors, dtype, device, draws, precision)
         self._about = f"A training step of {traced.name}.", traced.graph.to_text()
         self.source_file: Path | None = None
-        dump("step_program.txt", program.to_text())
+        dump("step_program.txt", program.to_text)
         self._bind_emitted = None if backend == "reference" else self._load(traced.name)
         self._trunk = traced.trunk
         self._bound: dict[int, ReferenceStep | EmittedStep] = {}
@@ -154,11 +154,11 @@ class Executable:
         """Import the emitted source, and return its ``bind``."""
         source = self.source
         if self.backend == "torch":
-            dump("training_step.py", source.text)
+            dump("training_step.py", lambda: source.text)
             module, self.source_file = load_source(source.text, name)
             return partial(module.bind, self.memory)
-        dump("kernels.py", source.kernels)
-        dump("step.py", source.text)
+        dump("kernels.py", lambda: source.kernels)
+        dump("step.py", lambda: source.text)
         kernels, _ = load_source(source.kernels, f"{name}_kernels")
         module, self.source_file = load_source(source.text, f"{name}_step")
         return partial(module.bind, self.memory, kernels)

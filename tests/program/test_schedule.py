@@ -92,8 +92,8 @@ def test_the_launches_compute_what_the_program_computes(name: str, method: str) 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_kernel_waits_for_itself(method: str) -> None:
     program = program_of(Gated(), method, l2=1e-3)
-    for phase in program.phases:
-        order = {i.name: n for n, launch in enumerate(schedule(program).phases[phase])
+    for phase, launches in schedule(program).phases.items():
+        order = {i.name: n for n, launch in enumerate(launches)
                  for kernel in launch.kernels for i in kernel.instructions}  # fmt: skip
         for before, after in dependencies(program, phase).edges:
             assert order[before] <= order[after]

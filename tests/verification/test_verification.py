@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gncompile.derivation import forward, loss_rules
+from gncompile.emit import torch_statements
 from gncompile.errors import LossError
 from gncompile.frontends.torch_export import trace
 from gncompile.functions import derive, expressions, stable_forms
@@ -177,19 +178,6 @@ def test_a_graph_that_is_not_the_module_is_found(monkeypatch: pytest.MonkeyPatch
     assert found == {("", "graph's output")}
 
 
-@pytest.fixture
-def underived():
-    """Nothing derived before or under a wrong rule is remembered."""
-
-    def forget() -> None:
-        for cached in (derive.pointwise_rule, derive.differentiate, stable_forms.stable):
-            cached.cache_clear()
-
-    forget()
-    yield
-    forget()
-
-
 class Applied(nn.Module):
     """A function of the pre-activation between two layers."""
 
@@ -201,10 +189,13 @@ class Applied(nn.Module):
         return self.last(self.function(self.first(x)))
 
 
-def test_a_wrong_order_of_multiplication_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_order_of_multiplication_is_found(
+    monkeypatch: pytest.MonkeyPatch, underived: None
+) -> None:
     """Powers that are not whole, rounded down: whatever evaluates as the compiler does would agree."""
     model = Applied(lambda h: h * (1 + h * h) ** -0.3)
     assert verify(model, "mse", torch.zeros(2, 20)).ok
+    torch_statements._lowered.cache_clear()
     monkeypatch.setattr(expressions, "_repeated", lambda base, power: [base] * int(power))
     found = failed(verify(model, "mse", torch.zeros(2, 20)))
     assert ("first", "gradient") in found
