@@ -21,7 +21,6 @@ from ..functions.gates import GATES, Gate
 from ..functions.transfer import TransferFunction, transfer, transfer_names
 from ..graph.model_graph import Affine, ModelGraph, Node, Pointwise, TracedModel
 from ..losses.vocabulary import Loss
-from ..program.buffers import plan_buffers
 from ..program.builder import ProgramBuilder
 from ..program.costs import Cost, CostModel, columns_within, total
 from ..program.phases import Repeat, Stage, first_steps, mean_runs, where_noise_leads
@@ -280,9 +279,7 @@ class Readback:
         held = {
             "parameters": sum(parameters),
             **{f"state {kind}": size for kind, size in kinds.items() if size >= 1024},
-            f"work buffers at most, batch {self.batch}": sum(
-                self.costs.buffer_bytes(plan_buffers(self.program, self.order)).values()
-            ),
+            f"work buffers at most, batch {self.batch}": self.costs.work_bytes(self.order),
         }
         sizes = [*held.items(), ("total", sum(held.values()))]
         return [["memory", ""], *([name, binary_size(size)] for name, size in sizes)]

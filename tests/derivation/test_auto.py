@@ -14,16 +14,8 @@ from gncompile.app.api import understand
 from gncompile.app.training_run import compile_file
 from gncompile.base.settings import Settings
 from gncompile.derivation import method_choice
-from gncompile.derivation.method_choice import (
-    AFFORDABLE,
-    BATCH,
-    ITEMSIZE,
-    ROOMY,
-    Prices,
-    candidate_program,
-    curvature_methods,
-    needed,
-)
+from gncompile.derivation.method_choice import AFFORDABLE, ROOMY, curvature_methods
+from gncompile.derivation.prices import BATCH, ITEMSIZE, Prices, needed
 from gncompile.errors import CheckpointError, CompileError
 from gncompile.frontends.model_file import load_model_file
 from gncompile.pipeline import step_program
@@ -104,9 +96,8 @@ def test_the_choice_keeps_its_limits(name: str) -> None:
     settings = Settings(method="auto")
     methods = curvature_methods(traced.graph, declared, settings).methods
     layers = list(methods)
-    averaged = candidate_program(traced.graph, declared, settings, ("kfra", "kfac_rp"))
-    prices = Prices(averaged, settings)
-    gradient, sampled = prices.gradient(), prices.factors(dict.fromkeys(layers, "kfac_rp"))
+    prices = Prices.of(traced.graph, declared, settings, ("kfra", "kfac_rp"))
+    gradient, sampled = prices.gradient, prices.factors(dict.fromkeys(layers, "kfac_rp"))
 
     def within(chosen: dict[str, str]) -> bool:
         price = prices.factors(chosen)
@@ -159,10 +150,8 @@ def test_the_price_is_that_of_the_program(name: str, options: dict[str, object])
     settings = Settings.from_options(method="auto", **options)
     program = step_program(traced.graph, declared, settings)
     used = tuple(dict.fromkeys(program.methods.values()))
-    candidates = candidate_program(traced.graph, declared, settings, used)
-    assert Prices(candidates, settings).factors(program.methods).flops == curvature_flops(
-        program, settings
-    )
+    prices = Prices.of(traced.graph, declared, settings, used)
+    assert prices.factors(program.methods).flops == curvature_flops(program, settings)
 
 
 def test_kfra_of_few_layers_walks_no_further() -> None:
