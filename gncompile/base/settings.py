@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
@@ -12,7 +11,7 @@ from pydantic import Field, ValidationInfo, ValidatorFunctionWrapHandler, field_
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
-from ..errors import CompileError, OptionWarning, message, nearest, require_known
+from ..errors import CompileError, OptionWarning, nearest, require_known, warn
 from .options import STRICT, Count, Steps, explained
 
 CurvatureMethod = Literal["kfra", "kflr", "kfac", "kfac_rp", "empirical"]
@@ -221,13 +220,10 @@ class Settings:
             looked_at = self.method in marks[0].methods if marks else self.second_order
             if name not in ("method", "l2") and value != field.default and not looked_at:
                 users = marks[0].called if marks else "a second-order method"
-                warnings.warn(
-                    message(
-                        f"option {name} = {value!r} has no effect with method={self.method!r}",
-                        instead=f"leave it out, or use {users}",
-                    ),
+                warn(
                     OptionWarning,
-                    stacklevel=2,
+                    f"option {name} = {value!r} has no effect with method={self.method!r}",
+                    instead=f"leave it out, or use {users}",
                 )
 
     @classmethod

@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 
 from sympy import Expr, Symbol
 
-from ..base.settings import Settings
+from ..base.settings import AUTO, Settings
 from ..base.tables import binary_size, count, engineering
 from ..derivation.forward import Forward
 from ..derivation.piecewise_linear import rule_of
@@ -115,7 +115,8 @@ class Readback:
         else:
             layers = {m: ", ".join(x for x, method in chosen.items() if method == m) for m in used}
             lines = [("method", f"{m} of {layers[m]}: {METHODS[m]}") for m in used]
-        return [*lines, *(("auto", reason) for reason in self.program.reasons)]
+        why = "auto" if self.settings.method == AUTO else "because"
+        return [*lines, *((why, reason) for reason in self.program.reasons)]
 
     @property
     def methods(self) -> list[str]:

@@ -119,6 +119,7 @@ def test_the_limits_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(method_choice, "ROOMY", 100.0)
     monkeypatch.setattr(method_choice, "AFFORDABLE", 10.0)
     assert set(methods_of("wide").values()) == {"kfra"}
+    assert set(methods_of("wide", memory_budget=1 << 20).values()) == {"kfra", "kfac_rp"}
     monkeypatch.setattr(method_choice, "AFFORDABLE", 1000.0)
     assert set(methods_of("wide").values()) == {"kflr"}
 
