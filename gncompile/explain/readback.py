@@ -221,13 +221,19 @@ class Readback:
         return [n for n in self.graph if isinstance(n.op, Pointwise) and n.name in active]
 
     def mean_cost(self, layer: str) -> Cost:
-        flops, moved = 0.0, 0.0
+        """What a mean step costs for a layer, or with ``""`` for all of them together."""
+        return self._mean_costs.get(layer, Cost())
+
+    @cached_property
+    def _mean_costs(self) -> dict[str, Cost]:
+        sums: dict[str, tuple[float, float]] = {}
         for i in self.program:
-            if i.phase and i.origin.layer == layer:  # leaves have no phase
+            if i.phase:  # leaves have none
+                flops, moved = sums.get(i.origin.layer, (0.0, 0.0))
                 cost = self.costs.of(i) * self.costs.runs(i.phase)
-                flops += cost.flops * self.mean_runs.get(i.phase, 0)
-                moved += cost.bytes * self.mean_runs.get(i.phase, 0)
-        return Cost(round(flops), round(moved))
+                often = self.mean_runs.get(i.phase, 0)
+                sums[i.origin.layer] = flops + cost.flops * often, moved + cost.bytes * often
+        return {layer: Cost(round(f), round(m)) for layer, (f, m) in sums.items()}
 
     @cached_property
     def mean_runs(self) -> dict[str, float]:
