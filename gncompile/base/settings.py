@@ -182,7 +182,7 @@ class Settings:
     guarded: Switch = False
     """Whether the program itself refuses bad steps, so that steps can run ahead of the host."""
     memory_budget: Count = 1 << 30
-    """Bytes that a chunk of KFLR's columns may use, KFRA's blocks, and the work buffers of a batch that grows."""
+    """Bytes for a chunk of KFLR's columns, KFRA's blocks, and the work buffers of a batch that grows."""
 
     # the first-order baselines
 

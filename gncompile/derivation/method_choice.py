@@ -32,7 +32,8 @@ from fnmatch import fnmatchcase
 from ..base.settings import AUTO, Settings
 from ..base.tables import binary_size, engineering
 from ..errors import CompileError, nearest
-from ..graph.model_graph import ModelGraph, describe
+from ..graph.model_graph import ModelGraph
+from ..graph.nodes import describe
 from ..losses.vocabulary import Loss
 from .prices import AVERAGED, EXACT, SAMPLED, Expense, Prices
 from .recursion import no_average
@@ -155,7 +156,7 @@ def _refused(prices: Prices, wanted: Collection[str], layer: str) -> CompileErro
         return no_average([layer], prices.obstacles[layer])
     return CompileError(
         _needs(prices, wanted),
-        where=str(prices.graph.layers[layer].origin),
+        where=str(prices.graph.layers[layer].node.origin),
         instead=f"use {SAMPLED!r} or {EXACT!r} for {layer}, or give more memory_budget",
     )
 

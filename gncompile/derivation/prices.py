@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..base.settings import Settings
-from ..graph.model_graph import ModelGraph, Node
+from ..graph.model_graph import ModelGraph
+from ..graph.nodes import Node
 from ..losses.vocabulary import Loss
 from ..program.builder import ProgramBuilder
 from ..program.costs import CostModel, columns_within

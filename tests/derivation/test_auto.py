@@ -304,7 +304,7 @@ def test_the_derivation_names_each_layers_method(tmp_path: Path) -> None:
     assert "kflr of 2" in pages["index.html"]
     nodes = trainer.traced.graph.layers
     rules = {
-        layer: next(page for name, page in pages.items() if name.endswith(f"-{node.name}.html"))
+        layer: next(page for name, page in pages.items() if name.endswith(f"-{node.node.name}.html"))
         for layer, node in nodes.items()
     }
     assert "block passed back" in rules["4"]
