@@ -15,7 +15,7 @@ from functools import cached_property, lru_cache
 from sympy import Expr, Symbol
 
 from ..base.settings import AUTO, Settings
-from ..base.tables import binary_size, count, engineering
+from ..base.tables import binary_size, count, engineering, shortened
 from ..derivation.forward import Forward
 from ..derivation.piecewise_linear import rule_of
 from ..functions.gates import GATES, Gate
@@ -28,6 +28,7 @@ from ..program.builder import ProgramBuilder
 from ..program.costs import Cost, CostModel, columns_within, total
 from ..program.phases import Repeat, Stage, first_steps, mean_runs, where_noise_leads
 from ..program.schedule import Schedule
+from ..program.specs import Structure
 from ..program.step_program import StepProgram
 from .formulas import Formulas
 from .notation import Elementwise, text
@@ -42,6 +43,20 @@ METHODS = {
     "sgd": "no curvature",
 }
 
+RULES = {
+    "kfra": "averaged",
+    "kflr": "exact",
+    "kfac": "sampled",
+    "kfac_rp": "sampled",
+    "empirical": "empirical",
+    "adam": "first-order",
+    "sgd": "first-order",
+}
+"""What each method's Ḡ is, in a word."""
+
+SCALED = Structure.SCALED_IDENTITY
+SHOWN = 10
+"""Characters of the functions after a layer that a table shows."""
 
 REPEATS = ("predict", "whole_inputs", "trial", "plain_quadratic")
 """Phases whose formulas are those of others or some of them, on other samples or with other parameters."""
@@ -131,40 +146,66 @@ class Readback:
         return self.program.methods.get(layer, str(self.settings.method))
 
     def layer_rows(self) -> list[Row]:
-        """One row a trainable layer, the shared work, the total."""
+        """One row a layer, frozen ones too: its uses, at how many places in all, and what rule trains it."""
+        graph = self.graph
+        frozen = sum(p.numel() for p in self.traced.parameters.values()) - self.parameter_count
+        layers = {**graph.layers, **graph.frozen}
+        place = {node.name: i for i, node in enumerate(graph)}
+        rows = [
+            self._layer_row(layer)
+            for layer in sorted(layers.values(), key=lambda x: place[x.node.name])
+        ]
+        return [
+            ["layer", "weights", "uses", "places", "then", "method", "params"],
+            *rows,
+            ["trained", *[""] * 5, f"{self.parameter_count:,}"],
+            *([["frozen", *[""] * 5, f"{frozen:,}"]] if frozen else []),
+        ]
+
+    def _layer_row(self, layer: Layer) -> Row:
+        trained = layer.name in self.graph.layers
+        method = self.method(layer.name)
+        return [
+            layer.name,
+            self.layer_text(layer),
+            str(len(layer.uses)),
+            str(self.places(layer)),
+            shortened(self.then(layer), SHOWN),
+            f"{method} {RULES[method]}" if trained else "frozen",
+            f"{self.parameters(layer):,}",
+        ]
+
+    def places(self, layer: Layer) -> int:
+        """At how many places of a sample a weight is applied, by all its uses together."""
+        found = 0
+        for use in layer.uses:
+            assert isinstance(use.op, LayerOp)
+            found += use.op.places_in(use.size, [self.graph[name].size for name in use.inputs])
+        return found
+
+    def then(self, layer: Layer) -> str:
+        """The pointwise functions of a layer's values."""
+        after = (node for use in layer.uses for node in self.pointwise_after(use))
+        return ", ".join(dict.fromkeys(map(function_text, after))) or "-"
+
+    def cost_rows(self) -> list[Row]:
+        """Factors, what is kept and the cost of a mean step, one row a trained layer; shared work, total."""
         layers = self.graph.layers
         shared = self.mean_cost("")
         everything = shared + total(self.mean_cost(layer) for layer in layers)
-        names = [
-            "layer",
-            "rule",
-            "then",
-            "method",
-            "Q",
-            "Ḡ",
-            "kept",
-            "parameters",
-            "FLOPs",
-            "traffic",
-        ]
         return [
-            names,
-            *(self.row(layer) for layer in layers.values()),
-            ["(loss, step size)", *[""] * 7, *in_units(shared)],
-            ["total", *[""] * 6, f"{self.parameter_count:,}", *in_units(everything)],
-        ]
-
-    def row(self, layer: Layer) -> list[str]:
-        name, after = layer.name, self.pointwise_after(layer.node)
-        return [
-            name,
-            self.layer_text(layer),
-            ", ".join(map(function_text, after)) or "-",
-            self.method(name),
-            *(self.factor_text(kind, name) for kind in "QG"),
-            self.kept_text(after),
-            f"{self.parameters(layer):,}",
-            *in_units(self.mean_cost(name)),
+            ["layer", "Q", "Ḡ", "kept", "FLOPs", "traffic"],
+            *(
+                [
+                    name,
+                    *(self.factor_text(kind, name) for kind in "QG"),
+                    self.kept_text([n for use in layer.uses for n in self.pointwise_after(use)]),
+                    *in_units(self.mean_cost(name)),
+                ]
+                for name, layer in layers.items()
+            ),
+            ["(shared)", *[""] * 3, *in_units(shared)],
+            ["total", *[""] * 3, *in_units(everything)],
         ]
 
     @staticmethod
@@ -187,7 +228,7 @@ class Readback:
         if name is None:
             return "-"
         spec = self.program[name].spec
-        return f"{spec.size} {spec.structure}"
+        return f"{spec.size} {'scaled I' if spec.structure is SCALED else spec.structure}"
 
     def pointwise_after(self, node: Node) -> list[Node]:
         return [n for n in self.graph.consumers(node.name) if isinstance(n.op, Pointwise)]
@@ -217,11 +258,8 @@ class Readback:
         return [heading, *rows, ["total", "", compared, binary_size(kept)]] if rows else []
 
     def kept_text(self, nodes: Sequence[Node]) -> str:
-        """What these pointwise nodes keep, and its bytes."""
-        if not nodes:
-            return "-"
-        size = binary_size(self.bytes_of(*map(self.kept_values, nodes)))
-        return f"{', '.join(dict.fromkeys(rule_of(n).keeps for n in nodes))} {size}"
+        """The bytes that these pointwise nodes keep."""
+        return binary_size(self.bytes_of(*map(self.kept_values, nodes))) if nodes else "-"
 
     def bytes_of(self, *names: Collection[str]) -> int:
         """Bytes of values of the program, each counted once."""

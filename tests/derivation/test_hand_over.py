@@ -5,6 +5,7 @@ The oracle is each method alone: Ḡ of a layer is the same whatever method the 
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 
@@ -182,7 +183,10 @@ def test_the_user_is_told_once_at_his_line() -> None:
         trainer = gncompile.compile(model(), "bce_with_logits", batch()[0])
     (found,) = [w for w in caught if w.category is MethodWarning]
     assert found.filename == __file__
-    assert "because kfra ends at select" in trainer.summary()
+    text = trainer.summary()
+    assert "because kfra ends at select" in text
+    assert re.search(r"^below .* kflr exact ", text, re.M)
+    assert re.search(r"^above .* kfra averaged ", text, re.M)
 
 
 @pytest.mark.usefixtures("no_average")
@@ -224,12 +228,16 @@ def test_the_budget_decides() -> None:
     fits = choice("kfra", net)
     assert set(fits.methods.values()) == {"kfra"}
     assert fits.reasons == ()
-    small = choice("kfra", net, memory_budget=200 * 200 * 4)  # the block alone, without its products
+    small = choice(
+        "kfra", net, memory_budget=200 * 200 * 4
+    )  # the block alone, without its products
     assert small.methods == {"first": "kflr", "last": "kfra"}
 
 
 def test_a_named_layer_beyond_the_budget_is_refused() -> None:
-    with pytest.raises(CompileError, match=r"kfra would need .* memory_budget is 156\.2 KiB") as caught:
+    with pytest.raises(
+        CompileError, match=r"kfra would need .* memory_budget is 156\.2 KiB"
+    ) as caught:
         choice({"*": "kfra", "first": "kfra"}, Wide(200), memory_budget=200 * 200 * 4)
     assert "self.first(x)" in str(caught.value)
     assert "or give more memory_budget" in str(caught.value)
