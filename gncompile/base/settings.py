@@ -11,7 +11,7 @@ from pydantic import Field, ValidationInfo, ValidatorFunctionWrapHandler, field_
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
-from ..errors import CompileError, OptionWarning, nearest, require_known, warn
+from ..errors import CompileError, OptionWarning, nearest, warn
 from .options import STRICT, Count, Steps, explained
 
 CurvatureMethod = Literal["kfra", "kflr", "kfac", "kfac_rp", "empirical"]
@@ -20,6 +20,16 @@ CURVATURE_METHODS = get_args(CurvatureMethod)
 SAMPLED_METHODS = ("kfac", "kfac_rp")
 FIRST_ORDER_METHODS = ("adam", "sgd")
 AUTO = "auto"
+
+GROUPS: Mapping[str, str] = {
+    "method": "objective and curvature",
+    "damping": "damping and inverses",
+    "momentum": "the step",
+    "gather_samples": "batches",
+    "guarded": "execution",
+    "learning_rate": "first-order baselines",
+}
+"""The groups of the options, each by its first one, in the order of :class:`Settings`."""
 
 SHOWN = 8
 """Parameters that an error lists."""
@@ -237,7 +247,13 @@ class Settings:
         for name in options:
             if name in HINTS and name not in known:
                 raise CompileError(f"unknown option {name!r}", instead=HINTS[name])
-            require_known("option", name, known, "some")
+            if name not in known:
+                raise CompileError(
+                    f"unknown option {name!r}. {nearest(name, known)}".rstrip(),
+                    instead="\n".join(
+                        ["use some of", *(f"    {g}: {', '.join(x)}" for g, x in groups().items())]
+                    ),
+                )
         return cls(**options)  # type: ignore[arg-type]
 
     def check_parameters(self, names: Collection[str]) -> None:
@@ -286,6 +302,17 @@ class Settings:
             return float(self.l2)
         matches = [eta for pattern, eta in self.l2.items() if fnmatchcase(parameter, pattern)]
         return float(matches[-1]) if matches else 0.0
+
+
+def groups() -> dict[str, list[str]]:
+    """The names of all options by group."""
+    found: dict[str, list[str]] = {}
+    group: list[str] = []
+    for name in Settings.__pydantic_fields__:
+        if name in GROUPS:
+            group = found.setdefault(GROUPS[name], [])
+        group.append(name)
+    return found
 
 
 def _share(batch: int, share: float, at_least: int) -> int:
