@@ -174,6 +174,40 @@ def test_curvature_by_kfra_alone_is_refused() -> None:
         gncompile.curvature(model(), "bce_with_logits", x, y, "kfra")
 
 
+class Shared(nn.Module):
+    """A layer used below and above a concatenation, and a trainable vector on either side of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.out = nn.Linear(FEATURES, FEATURES), nn.Linear(FEATURES, OUTPUTS)
+        self.low, self.high = (nn.Parameter(torch.rand(FEATURES) + 0.5) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.twice(x)) * self.low
+        h = torch.tanh(torch.cat([h[:, 1:], x[:, :1]], dim=1))
+        return self.out(torch.tanh(self.twice(h)) * self.high)
+
+
+def shared() -> Shared:
+    torch.manual_seed(2)
+    return Shared().double()
+
+
+def test_one_use_below_hands_over_the_whole_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = batch()
+    alone = {m: gncompile.curvature(shared(), "mse", x, y, m) for m in ("kfra", "kflr")}
+    monkeypatch.delattr(Picked, "half")
+    methods = {"twice": "kflr", "low": "kflr", "high": "kfra", "out": "kfra"}
+    assert choice("kfra", shared()).methods == methods
+    with pytest.warns(MethodWarning):
+        trainer = gncompile.compile(shared(), "mse", x, factor_share=1.0, trace_correction=False)
+    trainer.step(x, y)
+    for layer, factors in trainer.factors().items():
+        expected = alone[methods[layer]][layer]
+        torch.testing.assert_close(factors.output, expected.output, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(factors.input, expected.input, rtol=1e-12, atol=1e-14)
+
+
 # --- what is said -------------------------------------------------------------------------------------
 
 
