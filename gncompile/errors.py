@@ -7,7 +7,9 @@ model, and what to do next; every error lays those three out the same way, as :f
 
 from __future__ import annotations
 
+import sys
 import unicodedata
+import warnings
 from collections.abc import Collection
 from typing import Literal
 
@@ -73,6 +75,10 @@ class OptionWarning(UserWarning):
     """An option that was given has no effect with the method that was chosen."""
 
 
+class MethodWarning(UserWarning):
+    """Layers have another curvature method than the one that was given, which does not reach or fit them."""
+
+
 class DeclarationWarning(UserWarning):
     """A declared function is well defined, but has places that training by slopes cannot see."""
 
@@ -92,6 +98,15 @@ def message(found: str, *, where: str | None = None, instead: str | None = None)
     if instead:
         lines.append(f"  what to do: {instead}")
     return visible("\n".join(lines))
+
+
+def warn(kind: type[Warning], found: str, *, instead: str | None = None) -> None:
+    """Warn at the line that called into the package, whatever lies between."""
+    inside = (__name__.partition(".")[0], "pydantic")
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in inside:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message(found, instead=instead), kind, stacklevel=level)
 
 
 _UNSEEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))

@@ -23,7 +23,7 @@ import sympy
 import torch
 
 from gncompile.base import config
-from gncompile.base.settings import Settings
+from gncompile.base.settings import Settings, groups
 from gncompile.functions import PRIMITIVES, SHORTHANDS, parsing, transfer
 from gncompile.losses import vocabulary as losses
 
@@ -128,14 +128,16 @@ def test_the_code_links_to_sections_of_the_mathematics() -> None:
 
 
 def test_every_default_is_explained() -> None:
-    """docs/defaults.md has a row for every setting, with the value it really has."""
-    rows = dict(
-        re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", (ROOT / "docs/defaults.md").read_text(), re.M)
-    )
+    """docs/defaults.md has a row for every setting, with the value it really has, in its group."""
+    page = (ROOT / "docs/defaults.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", page, re.M))
     defaults = {
         field.name: str(getattr(Settings(), field.name)) for field in dataclasses.fields(Settings)
     }
     assert rows == defaults
+    sections = (part.partition("\n") for part in page.split("\n### "))
+    tables = {head.lower(): re.findall(r"^\| `(\w+)`", rest, re.M) for head, _, rest in sections}
+    assert {head: names for head, names in tables.items() if names} == groups()
 
 
 def test_what_an_expression_may_contain_is_read() -> None:

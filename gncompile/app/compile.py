@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..base.settings import Settings
-from ..errors import CompileError, expected_got
+from ..base.settings import AUTO, Settings
+from ..errors import CompileError, MethodWarning, expected_got, warn
 from ..frontends.agreement import agrees
 from ..losses.vocabulary import Loss, resolve_loss
 from ..pipeline import step_program
@@ -112,6 +112,12 @@ def compile_into(
             instead="use backend='triton', or inverse='cholesky'",
         )
     program = step_program(traced.graph, declared, settings, solver)
+    if settings.method != AUTO and program.reasons:
+        warn(
+            MethodWarning,
+            "\n".join(program.reasons),
+            instead="method='auto' chooses so silently, and a mapping of layers to methods by name",
+        )
 
     def again(variants: Variants) -> Trainer:
         return compile(

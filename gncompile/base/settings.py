@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
@@ -12,7 +11,7 @@ from pydantic import Field, ValidationInfo, ValidatorFunctionWrapHandler, field_
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
-from ..errors import CompileError, OptionWarning, message, nearest, require_known
+from ..errors import CompileError, OptionWarning, nearest, warn
 from .options import STRICT, Count, Steps, explained
 
 CurvatureMethod = Literal["kfra", "kflr", "kfac", "kfac_rp", "empirical"]
@@ -21,6 +20,16 @@ CURVATURE_METHODS = get_args(CurvatureMethod)
 SAMPLED_METHODS = ("kfac", "kfac_rp")
 FIRST_ORDER_METHODS = ("adam", "sgd")
 AUTO = "auto"
+
+GROUPS: Mapping[str, str] = {
+    "method": "objective and curvature",
+    "damping": "damping and inverses",
+    "momentum": "the step",
+    "gather_samples": "batches",
+    "guarded": "execution",
+    "learning_rate": "first-order baselines",
+}
+"""The groups of the options, each by its first one, in the order of :class:`Settings`."""
 
 SHOWN = 8
 """Parameters that an error lists."""
@@ -183,7 +192,7 @@ class Settings:
     guarded: Switch = False
     """Whether the program itself refuses bad steps, so that steps can run ahead of the host."""
     memory_budget: Count = 1 << 30
-    """Bytes that a chunk of KFLR's columns may use, and the work buffers of a batch that grows."""
+    """Bytes for a chunk of KFLR's columns, KFRA's blocks, and the work buffers of a batch that grows."""
 
     # the first-order baselines
 
@@ -221,13 +230,10 @@ class Settings:
             looked_at = self.method in marks[0].methods if marks else self.second_order
             if name not in ("method", "l2") and value != field.default and not looked_at:
                 users = marks[0].called if marks else "a second-order method"
-                warnings.warn(
-                    message(
-                        f"option {name} = {value!r} has no effect with method={self.method!r}",
-                        instead=f"leave it out, or use {users}",
-                    ),
+                warn(
                     OptionWarning,
-                    stacklevel=2,
+                    f"option {name} = {value!r} has no effect with method={self.method!r}",
+                    instead=f"leave it out, or use {users}",
                 )
 
     @classmethod
@@ -241,7 +247,13 @@ class Settings:
         for name in options:
             if name in HINTS and name not in known:
                 raise CompileError(f"unknown option {name!r}", instead=HINTS[name])
-            require_known("option", name, known, "some")
+            if name not in known:
+                raise CompileError(
+                    f"unknown option {name!r}. {nearest(name, known)}".rstrip(),
+                    instead="\n".join(
+                        ["use some of", *(f"    {g}: {', '.join(x)}" for g, x in groups().items())]
+                    ),
+                )
         return cls(**options)  # type: ignore[arg-type]
 
     def check_parameters(self, names: Collection[str]) -> None:
@@ -290,6 +302,17 @@ class Settings:
             return float(self.l2)
         matches = [eta for pattern, eta in self.l2.items() if fnmatchcase(parameter, pattern)]
         return float(matches[-1]) if matches else 0.0
+
+
+def groups() -> dict[str, list[str]]:
+    """The names of all options by group."""
+    found: dict[str, list[str]] = {}
+    group: list[str] = []
+    for name in Settings.__pydantic_fields__:
+        if name in GROUPS:
+            group = found.setdefault(GROUPS[name], [])
+        group.append(name)
+    return found
 
 
 def _share(batch: int, share: float, at_least: int) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 
 import sympy
 
 from ..base.settings import SAMPLED_METHODS
 from ..errors import CompileError
 from ..functions.primitives import select
+from ..graph.nodes import Node
 from ..graph.zero_slopes import no_gradient
 from ..losses.vocabulary import SoftmaxCrossEntropy
 from ..program import operations as ir
@@ -19,7 +21,13 @@ from ..program.phases import Phase, Repeat, Stage
 from ..program.timetable import Due
 from .batch_gradient import BatchGradient
 from .propagation import pull_back
-from .recursion import column_moments, input_moments, pull_back_matrices
+from .recursion import (
+    column_moments,
+    input_moments,
+    no_average,
+    obstacles,
+    pull_back_matrices,
+)
 from .representations import Averaged, PerSample
 
 
@@ -103,6 +111,8 @@ class Factors:
         """Output factors Ḡ of ``layers`` by one curvature method."""
         if method == "kflr" or (method in SAMPLED_METHODS and self.samples > 1):
             return self._summed(method, layers)
+        if method == "kfra" and (ended := [x for x in layers if x in self.obstacles]):
+            raise no_average(ended, self.obstacles[ended[0]])
         with self._work("curvature", "output factor"):
             if method == "kfra":
                 with self.sampled.work_at_output():
@@ -122,6 +132,12 @@ class Factors:
             else:
                 columns = self._passed_back(method)
             return column_moments(self.sampled, columns, layers)
+
+    @cached_property
+    def obstacles(self) -> dict[str, Node]:
+        """The layers that KFRA cannot serve, with the nodes that it cannot pass."""
+        with self.builder.phase("gradient"):
+            return obstacles(self.batch.forward)
 
     def _with_exact_traces(self, outputs: Mapping[str, Value]) -> dict[str, Value]:
         """KFRA's Ḡ scaled to the exact trace ``E‖J^T C v‖²``, estimated by one ±1 projection v.

@@ -18,7 +18,7 @@ also from outside the package.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from itertools import accumulate
@@ -151,12 +151,16 @@ class Forward:
 
     @cached_property
     def active(self) -> frozenset[str]:
-        """Names of nodes that move with a trainable parameter: a slope other than zero leads to them."""
+        """Names of nodes that move with a trainable parameter."""
+        return self.moved_by(self.graph.layers)
+
+    def moved_by(self, layers: Collection[str]) -> frozenset[str]:
+        """Names of nodes that move with one of these layers: a slope other than zero leads to them."""
         found: set[str] = set()
         for node in self.graph:
-            trainable = isinstance(node.op, LayerOp) and node.op.trainable
+            use = isinstance(node.op, LayerOp) and node.op.trainable and node.op.layer in layers
             moved = (i for i, name in enumerate(node.inputs) if name in found)
-            if trainable or any(not is_flat(node, i) for i in moved):
+            if use or any(not is_flat(node, i) for i in moved):
                 found.add(node.name)
         return frozenset(found)
 

@@ -13,7 +13,8 @@ method       formula             weight W               slope b
 ``each``     ``J_nᵀ M_n``        ``Wᵀ M_n``             ``diag(b_n) M_n``
 ===========  ==================  =====================  =======================
 
-``push`` and ``pull`` are enough for gradients, step sizes, and the methods that pass columns back.
+``push`` and ``pull`` are enough for gradients, step sizes, and the methods that pass columns back. KFRA needs
+``half`` and ``average``: a Jacobian that brings no ``half`` ends it, and columns serve the layers below.
 """
 
 from __future__ import annotations
@@ -44,6 +45,11 @@ class Jacobian:
     def pull(self, g: Value, name: str) -> Value:
         """``g J`` for vectors g at the output: ``[N, e]``, or ``[S, N, e]`` for S columns."""
         raise NotImplementedError
+
+    @property
+    def averages(self) -> bool:
+        """Whether KFRA's blocks pass this node; columns do in any case."""
+        return type(self).half is not Jacobian.half
 
     def half(self, m: Value, name: str) -> Value:
         """``E[J]ᵀ M``, for the block of this node with another one."""

@@ -14,34 +14,30 @@ serves any network, and what is less random is preferred to it where its *surcha
    can exceed :data:`AFFORDABLE` gradients, or in work buffers :data:`ROOMY` times those of the gradient.
    Layers keep KFRA, from the output on, as long as all of them together stay within both.
 
+Two things end KFRA whatever it costs, and also where it was given: a node that has no average
+(:func:`~gncompile.derivation.recursion.obstacles`), and work buffers, mostly its blocks, that need more than
+``memory_budget``. The layers below are *handed over* to columns: to KFLR where that is as cheap as in 1, else
+to the projection. A layer that was given KFRA by its very name is refused. Nothing is allocated before.
+
 Mixing is sound: Ḡ of a layer by KFRA depends only on what lies between it and the output, and one backward
 pass of columns serves every layer. It is the pass that ``trace_correction`` makes anyway.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ..base.settings import AUTO, Settings
 from ..base.tables import binary_size, engineering
 from ..errors import CompileError, nearest
 from ..graph.model_graph import ModelGraph
+from ..graph.nodes import describe
 from ..losses.vocabulary import Loss
-from ..program.buffers import plan_buffers
-from ..program.builder import ProgramBuilder
-from ..program.costs import CostModel, columns_within
-from ..program.phases import Stage, step_phases
-from ..program.step_program import StepProgram
-from .batch_gradient import BatchGradient
-from .factors import PHASES, Factors
+from .prices import AVERAGED, EXACT, SAMPLED, Expense, Prices
+from .recursion import no_average
 
-EXACT, AVERAGED, SAMPLED = "kflr", "kfra", "kfac_rp"
-
-BATCH = 1000
-"""The nominal batch; a compiled step takes any, so its method cannot follow the batch at hand."""
-ITEMSIZE = 4
 AFFORDABLE = 0.5
 """Arithmetic that a method may cost more than the projection, in gradients."""
 ROOMY = 1.0
@@ -50,7 +46,8 @@ ROOMY = 1.0
 
 @dataclass(frozen=True)
 class Choice:
-    """The curvature method of every layer in graph order, and for a choice by cost the reasons as lines."""
+    """The curvature method of every layer in graph order, and as lines why: for a choice by cost, and where
+    layers were handed over."""
 
     methods: dict[str, str]
     reasons: tuple[str, ...] = ()
@@ -58,37 +55,24 @@ class Choice:
 
 def curvature_methods(graph: ModelGraph, loss: Loss, settings: Settings) -> Choice:
     """The curvature method of every layer: as it was given, or by cost for ``"auto"``."""
-    if settings.method != AUTO:
-        return given(settings.method, list(graph.layers))
-    averaged = candidate_program(graph, loss, settings, (AVERAGED, SAMPLED))
-    exact = candidate_program(graph, loss, settings, (EXACT,))
-    return by_cost(averaged, exact, list(graph.layers), settings)
+    auto, layers = settings.method == AUTO, list(graph.layers)
+    methods = dict.fromkeys(layers, AVERAGED) if auto else given(settings.method, layers)
+    if AVERAGED not in methods.values():
+        return Choice(methods)
+    averaged = Prices.of(graph, loss, settings, (AVERAGED, SAMPLED))
+    if auto:
+        return by_cost(averaged, Prices.of(graph, loss, settings, (EXACT,)))
+    return as_given(methods, averaged, lambda: Prices.of(graph, loss, settings, (EXACT,)))
 
 
-def candidate_program(
-    graph: ModelGraph, loss: Loss, settings: Settings, methods: tuple[str, ...]
-) -> StepProgram:
-    """Gradient and factors of every layer by each of ``methods``: results ``<method>.<layer>``."""
-    builder = ProgramBuilder(step_phases(PHASES))
-    batch = BatchGradient(builder, graph, loss)
-    builder.results |= {f"grad.{layer}": value.name for layer, value in batch.gradients.items()}
-    factors = Factors(batch, settings.factor_dim, settings.samples, settings.trace_correction)
-    factors.input_factors()
-    builder.results |= {f"Q.{layer}": value.name for layer, value in factors.inputs.items()}
-    for method in methods:
-        outputs = factors.output_factors(method, list(graph.layers))
-        builder.results |= {f"{method}.{layer}": value.name for layer, value in outputs.items()}
-    return builder.finish()
-
-
-def given(method: str | Mapping[str, str], layers: list[str]) -> Choice:
+def given(method: str | Mapping[str, str], layers: list[str]) -> dict[str, str]:
     """One method for all ``layers``, or for each the method of the last pattern that matches its name.
 
     Raises :class:`~gncompile.errors.CompileError` for a layer that no pattern matches, and for a pattern
     that matches no layer.
     """
     if isinstance(method, str):
-        return Choice(dict.fromkeys(layers, method))
+        return dict.fromkeys(layers, method)
     for pattern in method:
         if not any(fnmatchcase(layer, pattern) for layer in layers):
             raise CompileError(
@@ -106,105 +90,100 @@ def given(method: str | Mapping[str, str], layers: list[str]) -> Choice:
             f"method gives none for {', '.join(missing)}",
             instead='begin the mapping with a method for the other layers: {"*": "kfra", …}',
         )
-    return Choice({layer: matches[-1] for layer, matches in found.items()})
+    return {layer: matches[-1] for layer, matches in found.items()}
 
 
-@dataclass(frozen=True)
-class Expense:
-    """FLOPs of the curvature phases, and bytes of the work buffers of gradient and curvature."""
-
-    flops: int
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Prices:
-    """What factors cost, read off a program that computes them by several methods."""
-
-    program: StepProgram
-    settings: Settings
-
-    @property
-    def gradient_roles(self) -> list[str]:
-        return [role for role in self.program.results if role.startswith("grad.")]
-
-    def gradient(self) -> Expense:
-        """Of the gradient alone."""
-        return self._expense(self.gradient_roles, Stage.GRADIENT)
-
-    def factors(self, methods: Mapping[str, str]) -> Expense:
-        """Of the factors of every layer by its method."""
-        chosen = {f"{method}.{layer}" for layer, method in methods.items()}
-        chosen |= {f"Q.{layer}" for layer in methods}
-        roles = [role for role in self.program.results if role in chosen]
-        return self._expense([*self.gradient_roles, *roles], Stage.MEASUREMENT)
-
-    def _expense(self, roles: Iterable[str], stage: Stage) -> Expense:
-        program = needed(self.program, roles)
-        columns = columns_within(program, BATCH, ITEMSIZE, self.settings.memory_budget)
-        costs = CostModel(program, BATCH, ITEMSIZE, self.settings.rows(BATCH), columns)
-        flops = sum(costs.phase(phase.name).flops for phase in program.step if phase.stage is stage)
-        return Expense(flops, sum(costs.buffer_bytes(plan_buffers(program)).values()))
-
-
-def needed(program: StepProgram, roles: Iterable[str]) -> StepProgram:
-    """The part of a program that some of its results depend on."""
-    results = {role: program.results[role] for role in roles}
-    names = set(results.values())
-    for instruction in reversed(program.instructions):
-        if instruction.name in names or instruction.into in names:
-            names |= {instruction.name, *instruction.inputs}
-    kept = tuple(i for i in program if i.name in names)
-    return replace(program, instructions=kept, results=results)
-
-
-def by_cost(
-    averaged: StepProgram, exact: StepProgram, layers: list[str], settings: Settings
-) -> Choice:
-    """The rule of this module, from programs with the factors by KFRA and projection, and by KFLR."""
-    prices = Prices(averaged, settings)
-    gradient = prices.gradient()
+def by_cost(prices: Prices, exact: Prices) -> Choice:
+    """The rule of this module, from the prices of KFRA and projection, and those of KFLR."""
+    layers, gradient = list(prices.graph.layers), prices.gradient
+    room = round(min(ROOMY * gradient.bytes, prices.settings.memory_budget))
     uniform = {
-        EXACT: Prices(exact, settings).factors(dict.fromkeys(layers, EXACT)),
-        **{m: prices.factors(dict.fromkeys(layers, m)) for m in (AVERAGED, SAMPLED)},
+        EXACT: exact.factors(dict.fromkeys(layers, EXACT)),
+        AVERAGED: prices.factors(prices.where_reached(layers)),
+        SAMPLED: prices.factors(dict.fromkeys(layers, SAMPLED)),
     }
-    surcharge = uniform[EXACT].flops - uniform[SAMPLED].flops
-    if surcharge <= AFFORDABLE * gradient.flops or uniform[EXACT].flops <= uniform[AVERAGED].flops:
+    cheap = _cheap(uniform[EXACT] - uniform[SAMPLED], gradient)
+    if cheap or uniform[EXACT].flops <= uniform[AVERAGED].flops:
         methods = dict.fromkeys(layers, EXACT)
-        why = (
+        why = [
             f"{EXACT} is exact, and costs at most {AFFORDABLE:g} gradients more than {SAMPLED}, "
             f"or no more than {AVERAGED}"
-        )
+        ]
     else:
-        methods = _averaged_where_affordable(prices, layers, gradient, uniform[SAMPLED])
-        why = _why(methods)
-    return Choice(methods, (why, *_table(uniform, gradient), *_mixture(prices, methods, gradient)))
+        methods = prices.averaged(layers, lambda x: _cheap(x, gradient) and x.bytes <= room)
+        fallen = [x for x in layers if methods[x] == SAMPLED and x not in prices.obstacles]
+        why = [_why(fallen, room), *_ends(prices, layers, SAMPLED)]
+    return Choice(methods, (*why, *_table(prices, uniform, methods)))
 
 
-def _averaged_where_affordable(
-    prices: Prices, layers: list[str], gradient: Expense, sampled: Expense
-) -> dict[str, str]:
-    def affordable(methods: Mapping[str, str]) -> bool:
-        expense = prices.factors(methods)
-        return (
-            expense.flops - sampled.flops <= AFFORDABLE * gradient.flops
-            and expense.bytes - sampled.bytes <= ROOMY * gradient.bytes
+def _cheap(surcharge: Expense, gradient: Expense) -> bool:
+    return surcharge.flops <= AFFORDABLE * gradient.flops
+
+
+def as_given(methods: Mapping[str, str], prices: Prices, exact: Callable[[], Prices]) -> Choice:
+    """The methods that were given, but columns for layers that KFRA does not reach or that do not fit.
+
+    Raises :class:`~gncompile.errors.CompileError` for such a layer that was given KFRA by its name.
+    """
+    settings = prices.settings
+    wanted = [layer for layer, method in methods.items() if method == AVERAGED]
+    kept = prices.averaged(wanted, lambda surcharge: surcharge.bytes <= settings.memory_budget)
+    left = [layer for layer, method in kept.items() if method != AVERAGED]
+    if not left:
+        return Choice(dict(methods))
+    if isinstance(settings.method, Mapping):
+        for layer in left:
+            if settings.method.get(layer) == AVERAGED:
+                raise _refused(prices, wanted, layer)
+    columns = _columns(prices, left, exact)
+    large = [layer for layer in left if layer not in prices.obstacles]
+    found = f"{_needs(prices, wanted)}: {columns} for {', '.join(large)}"
+    reasons = (*_ends(prices, left, columns), *([found] if large else []))
+    return Choice({**methods, **kept, **dict.fromkeys(left, columns)}, reasons)
+
+
+def _columns(prices: Prices, layers: Collection[str], exact: Callable[[], Prices]) -> str:
+    """The method of columns for layers that are handed over; draws and KFLR's columns do not mix."""
+    if prices.settings.samples > 1:
+        return SAMPLED
+    columns, draw = (dict.fromkeys(layers, method) for method in (EXACT, SAMPLED))
+    surcharge = exact().factors(columns) - prices.factors(draw)
+    return EXACT if _cheap(surcharge, prices.gradient) else SAMPLED
+
+
+def _refused(prices: Prices, wanted: Collection[str], layer: str) -> CompileError:
+    if layer in prices.obstacles:
+        return no_average([layer], prices.obstacles[layer])
+    return CompileError(
+        _needs(prices, wanted),
+        where=str(prices.graph.layers[layer].node.origin),
+        instead=f"use {SAMPLED!r} or {EXACT!r} for {layer}, or give more memory_budget",
+    )
+
+
+def _needs(prices: Prices, wanted: Collection[str]) -> str:
+    surcharge = prices.factors(prices.where_reached(wanted)) - prices.factors(
+        dict.fromkeys(wanted, SAMPLED)
+    )
+    return (
+        f"{AVERAGED} would need {binary_size(surcharge.bytes)} of work buffers more than {SAMPLED}, "
+        f"and memory_budget is {binary_size(prices.settings.memory_budget)}"
+    )
+
+
+def _ends(prices: Prices, layers: Collection[str], instead: str) -> Iterator[str]:
+    """Where KFRA of ``layers`` ends."""
+    for node in dict.fromkeys(prices.obstacles[x].name for x in layers if x in prices.obstacles):
+        below = [x for x in layers if x in prices.obstacles and prices.obstacles[x].name == node]
+        found = prices.graph[node]
+        yield (
+            f"{AVERAGED} ends at {describe(found)}, which has no average ({found.origin}): "
+            f"{instead} for {', '.join(below)}"
         )
 
-    methods = dict.fromkeys(layers, AVERAGED)
-    if affordable(methods):
-        return methods
-    methods = dict.fromkeys(layers, SAMPLED)
-    for layer in reversed(layers):
-        more = {**methods, layer: AVERAGED}
-        if affordable(more):
-            methods = more
-    return methods
 
-
-def _why(methods: Mapping[str, str]) -> str:
-    fallen = [layer for layer, method in methods.items() if method == SAMPLED]
-    limits = f"{AFFORDABLE:g} gradients or {ROOMY:g} times the gradient's work buffers"
+def _why(fallen: Collection[str], room: int) -> str:
+    limits = f"{AFFORDABLE:g} gradients or {binary_size(room)} of work buffers"
     if not fallen:
         return (
             f"{EXACT} has too many columns; {AVERAGED} costs less than {limits} more than {SAMPLED}"
@@ -215,14 +194,15 @@ def _why(methods: Mapping[str, str]) -> str:
     )
 
 
-def _table(uniform: Mapping[str, Expense], gradient: Expense) -> Iterable[str]:
+def _table(
+    prices: Prices, uniform: Mapping[str, Expense], methods: Mapping[str, str]
+) -> Iterator[str]:
     for method, expense in uniform.items():
-        yield _line(f"{method} everywhere", expense, gradient)
-
-
-def _mixture(prices: Prices, methods: Mapping[str, str], gradient: Expense) -> Iterable[str]:
+        limited = method == AVERAGED and prices.obstacles
+        where = "where it reaches" if limited else "everywhere"
+        yield _line(f"{method} {where}", expense, prices.gradient)
     if len(set(methods.values())) > 1:
-        yield _line("as chosen", prices.factors(methods), gradient)
+        yield _line("as chosen", prices.factors(methods), prices.gradient)
 
 
 def _line(name: str, expense: Expense, gradient: Expense) -> str:

@@ -71,7 +71,7 @@ def _spared(graph: ModelGraph) -> list[str]:
         for layer, start in graph.layers.items()
         if not any(
             _curved_pairs(graph, node.name, moving)
-            for moving in [_downstream(graph, start.name)]
+            for moving in [_downstream(graph, {use.name for use in start.uses})]
             for node in graph
         )
     ]
@@ -112,9 +112,9 @@ def _curved_text(node: Node, i: int, j: int) -> str:
     return f"{rule.value}, {where} = {rule.seconds[i, j]}   ({node.origin})"
 
 
-def _downstream(graph: ModelGraph, start: str) -> set[str]:
-    """The node ``start`` and everything that depends on it."""
-    reached = {start}
+def _downstream(graph: ModelGraph, starts: Collection[str]) -> set[str]:
+    """The nodes ``starts`` and everything that depends on them."""
+    reached = set(starts)
     for node in graph:
         if reached.intersection(node.inputs):
             reached.add(node.name)

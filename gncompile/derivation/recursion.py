@@ -20,8 +20,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from ..errors import CompileError
 from ..graph.layers import Layer, LayerOp
-from ..graph.nodes import Node
+from ..graph.nodes import Node, describe
 from ..program.builder import Factor, Value
 from .forward import Forward
 from .jacobians import Jacobian, Scaled
@@ -82,16 +83,50 @@ def mean_over_places(forward: Forward, layer: Layer, parts: list[Value]) -> Valu
         return forward.builder.scaled(summed, 1 / layer.places, f"{name}_mean")
 
 
+def obstacles(forward: Forward) -> dict[str, Node]:
+    """What KFRA cannot pass: for each layer below such a node the first on the way from the output.
+
+    A layer's block needs an average of every node between the layer and the output.
+    """
+    reached, ended = {forward.graph.output.name}, dict[str, Node]()
+    for node in reversed(list(forward.graph)):
+        for i, source in enumerate(node.inputs):
+            moves = node.name in reached and source in forward.active
+            jacobian = forward.jacobian(node, i) if moves else None
+            if jacobian is None:
+                continue
+            reached.add(source)
+            if node.name in ended:
+                ended.setdefault(source, ended[node.name])
+            elif not jacobian.averages:
+                ended.setdefault(source, node)
+    uses = ((name, use.name) for name, layer in forward.graph.layers.items() for use in layer.uses)
+    return {layer: ended[use] for layer, use in uses if use in ended}
+
+
+def no_average(layers: Collection[str], node: Node) -> CompileError:
+    """The error about KFRA asked for layers below a node that has no average."""
+    return CompileError(
+        f"'kfra' of {', '.join(layers)} needs an average of {describe(node)}, "
+        f"and nodes of kind {type(node.op).__name__} have none",
+        where=str(node.origin),
+        instead="use 'kfac_rp' or 'kflr' for these layers, which pass columns back, or define half and "
+        "average of the node's Jacobian",
+    )
+
+
 class Frontier:
     """The dependence structure that the recursion walks: who reads whom, and with which Jacobians.
 
     With composed slopes the tensors of the recursion are the network's *roots* (values of linear nodes and
     inputs) and the pointwise results that a linear node or the loss reads; pointwise nodes in between are
-    composed by the chain rule, sample by sample, before anything is averaged.
+    composed by the chain rule, sample by sample, before anything is averaged. Only what moves with ``layers``
+    takes part: their factors need no other blocks.
     """
 
-    def __init__(self, forward: Forward, composes: bool) -> None:
+    def __init__(self, forward: Forward, composes: bool, layers: Collection[str]) -> None:
         self.forward = forward
+        self._moving = forward.moved_by(layers)
         self.graph = forward.graph
         self.place = {node.name: i for i, node in enumerate(self.graph)}
         self._composes = composes
@@ -112,7 +147,7 @@ class Frontier:
         return any(not self.elementwise(reader) for reader in self.graph.consumers(node.name))
 
     def jacobians(self, node: Node) -> dict[str, Jacobian]:
-        """For each active tensor that the node reads: the local Jacobian."""
+        """For each moving tensor that the node reads: the local Jacobian."""
         if node.name not in self._jacobians:
             self._jacobians[node.name] = self._derive(node)
         return self._jacobians[node.name]
@@ -121,8 +156,8 @@ class Frontier:
         if self.elementwise(node):
             slopes = self._slopes(node)
             return {n: Scaled(self.forward.builder, b) for n, b in slopes.items() if b != 0.0}
-        active = {n: i for i, n in enumerate(node.inputs) if n in self.forward.active}
-        found = {name: self.forward.jacobian(node, i) for name, i in active.items()}
+        moving = {n: i for i, n in enumerate(node.inputs) if n in self._moving}
+        found = {name: self.forward.jacobian(node, i) for name, i in moving.items()}
         return {name: jacobian for name, jacobian in found.items() if jacobian is not None}
 
     def _slopes(self, node: Node) -> dict[str, Factor]:
@@ -133,8 +168,8 @@ class Frontier:
             name = max(pending, key=self.place.__getitem__)
             outer, inner = pending.pop(name), self.graph[name]
             for i, source in enumerate(inner.inputs):
-                active = source in self.forward.active
-                local = self.forward.jacobian(inner, i) if active else None
+                moving = source in self._moving
+                local = self.forward.jacobian(inner, i) if moving else None
                 if local is None or outer == 0.0:
                     continue
                 assert isinstance(local, Scaled)
@@ -173,7 +208,7 @@ def pull_back_matrices(
     gates and sums is averaged once. It goes no further than the last of ``layers``. ``vectors`` are the
     gradients that the Hessian's D terms need.
     """
-    frontier = Frontier(forward, representation.composes)
+    frontier = Frontier(forward, representation.composes, layers)
     graph = forward.graph
     output = graph.output.name
     blocks = Blocks(representation, frontier.place, {(output, output): seed})

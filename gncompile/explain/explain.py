@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..base.settings import Settings
-from ..base.tables import indent, table
+from ..base.tables import indent, shortened, table, wrapped
 from ..derivation.piecewise_linear import theorem
 from ..emit.step_source import StepSource, emit_step
 from ..errors import CompileError, nearest
@@ -22,7 +22,7 @@ from ..losses.vocabulary import CoupledLoss, Loss, SeparableLoss
 from ..program.operations import Leaf
 from ..program.schedule import Schedule
 from ..program.step_program import StepProgram
-from .readback import PARTS, REPEATS, Readback, function_text
+from .readback import PARTS, REPEATS, SHOWN, Readback, function_text, in_units
 
 
 def summary(
@@ -35,20 +35,22 @@ def summary(
     itemsize: int = 4,
     order: Schedule | None = None,
 ) -> str:
-    """An aligned table, one row a trainable layer, with totals, cost of the phases, and memory.
+    """Aligned tables: what trains each layer, its factors and costs, the phases, and memory.
 
     FLOPs and bytes are those of a mean step on ``batch`` samples of ``itemsize``-byte numbers; what runs
     only every k steps counts 1/k. ``order`` is the schedule of launches, if the backend has one.
     """
     read = Readback(traced, loss, settings, program, batch, itemsize, order)
-    kept = read.kept_rows()
+    kept = [[keeps, shortened(of, SHOWN), *rest] for keeps, of, *rest in read.kept_rows()]
     tables = [
-        table(read.layer_rows(), right=(7, 8, 9)),
-        *([table(kept, right=(3,))] if kept else []),
+        table(read.layer_rows(), right=(2, 3, 6), broken=0),
+        table(read.cost_rows(), right=(4, 5), broken=0),
+        *([table(kept, right=(3,), broken=2)] if kept else []),
         table(read.phase_rows(), right=(2, 3, 4)),
         table(read.memory_rows(), right=(1,)),
     ]
-    return "\n\n".join(["\n".join(read.head()), *tables])
+    head = [line for sentence in read.head() for line in wrapped(sentence, further="  ")]
+    return "\n\n".join(["\n".join(head), *tables])
 
 
 def explain(
@@ -138,13 +140,15 @@ class _Derivation:
 
     def layer(self, layer: str, heading: str = "#") -> list[str]:
         record = self.graph.layers[layer]
-        node, row = record.node, self.read.row(record)
+        node, read = record.node, self.read
+        flops, traffic = in_units(read.mean_cost(layer))
         facts = [
             f"in your model  {node.origin}",
-            f"computes       {row[1]}, {row[7]} parameters",
-            f"then           {row[2]}",
-            f"factors        Q {row[4]}, Ḡ {row[5]}, by {self.read.method(layer)}",
-            f"mean cost      {row[8]}FLOP, {row[9]} of memory traffic a step of {self.read.batch} samples",
+            f"computes       {read.layer_text(record)}, {read.parameters(record):,} parameters",
+            f"then           {read.then(record)}",
+            f"factors        Q {read.factor_text('Q', layer)}, Ḡ {read.factor_text('G', layer)}, "
+            f"by {read.method(layer)}",
+            f"mean cost      {flops}FLOP, {traffic} of memory traffic a step of {read.batch} samples",
         ]
         skip = (*REPEATS, "update", "restore", "reject", "columns_begin")
         sections = self._section(layer, skip)

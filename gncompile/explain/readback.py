@@ -14,8 +14,8 @@ from functools import cached_property, lru_cache
 
 from sympy import Expr, Symbol
 
-from ..base.settings import Settings
-from ..base.tables import binary_size, count, engineering
+from ..base.settings import AUTO, Settings
+from ..base.tables import binary_size, count, engineering, shortened
 from ..derivation.forward import Forward
 from ..derivation.piecewise_linear import rule_of
 from ..functions.gates import GATES, Gate
@@ -24,11 +24,11 @@ from ..graph.layers import Layer, LayerOp
 from ..graph.model_graph import ModelGraph, TracedModel
 from ..graph.nodes import Node, Pointwise
 from ..losses.vocabulary import Loss
-from ..program.buffers import plan_buffers
 from ..program.builder import ProgramBuilder
 from ..program.costs import Cost, CostModel, columns_within, total
 from ..program.phases import Repeat, Stage, first_steps, mean_runs, where_noise_leads
 from ..program.schedule import Schedule
+from ..program.specs import Structure
 from ..program.step_program import StepProgram
 from .formulas import Formulas
 from .notation import Elementwise, text
@@ -43,6 +43,20 @@ METHODS = {
     "sgd": "no curvature",
 }
 
+RULES = {
+    "kfra": "averaged",
+    "kflr": "exact",
+    "kfac": "sampled",
+    "kfac_rp": "sampled",
+    "empirical": "empirical",
+    "adam": "first-order",
+    "sgd": "first-order",
+}
+"""What each method's Ḡ is, in a word."""
+
+SCALED = Structure.SCALED_IDENTITY
+SHOWN = 10
+"""Characters of the functions after a layer that a table shows."""
 
 REPEATS = ("predict", "whole_inputs", "trial", "plain_quadratic")
 """Phases whose formulas are those of others or some of them, on other samples or with other parameters."""
@@ -124,7 +138,8 @@ class Readback:
         else:
             layers = {m: ", ".join(x for x, method in chosen.items() if method == m) for m in used}
             lines = [("method", f"{m} of {layers[m]}: {METHODS[m]}") for m in used]
-        return [*lines, *(("auto", reason) for reason in self.program.reasons)]
+        why = "auto" if self.settings.method == AUTO else "because"
+        return [*lines, *((why, reason) for reason in self.program.reasons)]
 
     @property
     def methods(self) -> list[str]:
@@ -136,40 +151,66 @@ class Readback:
         return self.program.methods.get(layer, str(self.settings.method))
 
     def layer_rows(self) -> list[Row]:
-        """One row a trainable layer, the shared work, the total."""
+        """One row a layer, frozen ones too: its uses, at how many places in all, and what rule trains it."""
+        graph = self.graph
+        frozen = sum(p.numel() for p in self.traced.parameters.values()) - self.parameter_count
+        layers = {**graph.layers, **graph.frozen}
+        place = {node.name: i for i, node in enumerate(graph)}
+        rows = [
+            self._layer_row(layer)
+            for layer in sorted(layers.values(), key=lambda x: place[x.node.name])
+        ]
+        return [
+            ["layer", "weights", "uses", "places", "then", "method", "params"],
+            *rows,
+            ["trained", *[""] * 5, f"{self.parameter_count:,}"],
+            *([["frozen", *[""] * 5, f"{frozen:,}"]] if frozen else []),
+        ]
+
+    def _layer_row(self, layer: Layer) -> Row:
+        trained = layer.name in self.graph.layers
+        method = self.method(layer.name)
+        return [
+            layer.name,
+            self.layer_text(layer),
+            str(len(layer.uses)),
+            str(self.places(layer)),
+            shortened(self.then(layer), SHOWN),
+            f"{method} {RULES[method]}" if trained else "frozen",
+            f"{self.parameters(layer):,}",
+        ]
+
+    def places(self, layer: Layer) -> int:
+        """At how many places of a sample a weight is applied, by all its uses together."""
+        found = 0
+        for use in layer.uses:
+            assert isinstance(use.op, LayerOp)
+            found += use.op.places_in(use.size, [self.graph[name].size for name in use.inputs])
+        return found
+
+    def then(self, layer: Layer) -> str:
+        """The pointwise functions of a layer's values."""
+        after = (node for use in layer.uses for node in self.pointwise_after(use))
+        return ", ".join(dict.fromkeys(map(function_text, after))) or "-"
+
+    def cost_rows(self) -> list[Row]:
+        """Factors, what is kept and the cost of a mean step, one row a trained layer; shared work, total."""
         layers = self.graph.layers
         shared = self.mean_cost("")
         everything = shared + total(self.mean_cost(layer) for layer in layers)
-        names = [
-            "layer",
-            "rule",
-            "then",
-            "method",
-            "Q",
-            "Ḡ",
-            "kept",
-            "parameters",
-            "FLOPs",
-            "traffic",
-        ]
         return [
-            names,
-            *(self.row(layer) for layer in layers.values()),
-            ["(loss, step size)", *[""] * 7, *in_units(shared)],
-            ["total", *[""] * 6, f"{self.parameter_count:,}", *in_units(everything)],
-        ]
-
-    def row(self, layer: Layer) -> list[str]:
-        name, after = layer.name, self.pointwise_after(layer.node)
-        return [
-            name,
-            self.layer_text(layer),
-            ", ".join(map(function_text, after)) or "-",
-            self.method(name),
-            *(self.factor_text(kind, name) for kind in "QG"),
-            self.kept_text(after),
-            f"{self.parameters(layer):,}",
-            *in_units(self.mean_cost(name)),
+            ["layer", "Q", "Ḡ", "kept", "FLOPs", "traffic"],
+            *(
+                [
+                    name,
+                    *(self.factor_text(kind, name) for kind in "QG"),
+                    self.kept_text([n for use in layer.uses for n in self.pointwise_after(use)]),
+                    *in_units(self.mean_cost(name)),
+                ]
+                for name, layer in layers.items()
+            ),
+            ["(shared)", *[""] * 3, *in_units(shared)],
+            ["total", *[""] * 3, *in_units(everything)],
         ]
 
     @staticmethod
@@ -192,7 +233,7 @@ class Readback:
         if name is None:
             return "-"
         spec = self.program[name].spec
-        return f"{spec.size} {spec.structure}"
+        return f"{spec.size} {'scaled I' if spec.structure is SCALED else spec.structure}"
 
     def pointwise_after(self, node: Node) -> list[Node]:
         return [n for n in self.graph.consumers(node.name) if isinstance(n.op, Pointwise)]
@@ -222,11 +263,8 @@ class Readback:
         return [heading, *rows, ["total", "", compared, binary_size(kept)]] if rows else []
 
     def kept_text(self, nodes: Sequence[Node]) -> str:
-        """What these pointwise nodes keep, and its bytes."""
-        if not nodes:
-            return "-"
-        size = binary_size(self.bytes_of(*map(self.kept_values, nodes)))
-        return f"{', '.join(dict.fromkeys(rule_of(n).keeps for n in nodes))} {size}"
+        """The bytes that these pointwise nodes keep."""
+        return binary_size(self.bytes_of(*map(self.kept_values, nodes))) if nodes else "-"
 
     def bytes_of(self, *names: Collection[str]) -> int:
         """Bytes of values of the program, each counted once."""
@@ -238,13 +276,19 @@ class Readback:
         return [n for n in self.graph if isinstance(n.op, Pointwise) and n.name in active]
 
     def mean_cost(self, layer: str) -> Cost:
-        flops, moved = 0.0, 0.0
+        """What a mean step costs for a layer, or with ``""`` for all of them together."""
+        return self._mean_costs.get(layer, Cost())
+
+    @cached_property
+    def _mean_costs(self) -> dict[str, Cost]:
+        sums: dict[str, tuple[float, float]] = {}
         for i in self.program:
-            if i.phase and i.origin.layer == layer:  # leaves have no phase
+            if i.phase:  # leaves have none
+                flops, moved = sums.get(i.origin.layer, (0.0, 0.0))
                 cost = self.costs.of(i) * self.costs.runs(i.phase)
-                flops += cost.flops * self.mean_runs.get(i.phase, 0)
-                moved += cost.bytes * self.mean_runs.get(i.phase, 0)
-        return Cost(round(flops), round(moved))
+                often = self.mean_runs.get(i.phase, 0)
+                sums[i.origin.layer] = flops + cost.flops * often, moved + cost.bytes * often
+        return {layer: Cost(round(f), round(m)) for layer, (f, m) in sums.items()}
 
     @cached_property
     def mean_runs(self) -> dict[str, float]:
@@ -297,9 +341,7 @@ class Readback:
         held = {
             "parameters": sum(parameters),
             **{f"state {kind}": size for kind, size in kinds.items() if size >= 1024},
-            f"work buffers at most, batch {self.batch}": sum(
-                self.costs.buffer_bytes(plan_buffers(self.program, self.order)).values()
-            ),
+            f"work buffers at most, batch {self.batch}": self.costs.work_bytes(self.order),
         }
         sizes = [*held.items(), ("total", sum(held.values()))]
         return [["memory", ""], *([name, binary_size(size)] for name, size in sizes)]

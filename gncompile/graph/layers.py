@@ -186,14 +186,16 @@ class Layer:
         return parts if self.bias is None else {**parts, self.bias: whole[:, -1]}
 
 
-def layers_of(nodes: Iterable[Node], sizes: dict[str, int]) -> dict[str, Layer]:
-    """The trainable layers by name, in the order of their first uses; ``sizes`` of all nodes.
+def layers_of(
+    nodes: Iterable[Node], sizes: dict[str, int], trainable: bool = True
+) -> dict[str, Layer]:
+    """The trainable or frozen layers by name, in the order of their first uses; ``sizes`` of all nodes.
 
     Raises :class:`~gncompile.errors.InternalError` where uses of one layer disagree.
     """
     uses: dict[str, list[Node]] = {}
     for node in nodes:
-        if isinstance(node.op, LayerOp) and node.op.trainable:
+        if isinstance(node.op, LayerOp) and node.op.trainable is trainable:
             uses.setdefault(node.op.layer, []).append(node)
     return {name: _layer(name, tuple(found), sizes) for name, found in uses.items()}
 

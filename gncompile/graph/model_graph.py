@@ -100,6 +100,11 @@ class ModelGraph:
         """Trainable layers by name, in the topological order of their first uses."""
         return layers_of(self, {node.name: node.size for node in self})
 
+    @cached_property
+    def frozen(self) -> dict[str, Layer]:
+        """Layers whose weight is not trained, by name."""
+        return layers_of(self, {node.name: node.size for node in self}, trainable=False)
+
     def consumers(self, name: str) -> list[Node]:
         """Nodes that read ``name``, in topological order, each once."""
         readers = sorted(self._dag.successors(name), key=self._place.__getitem__)

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 
 from . import operations as ir
 from . import specs
+from .buffers import plan_buffers
+from .schedule import Schedule
 from .specs import Spec
 from .step_program import Instruction, StepProgram
 
@@ -115,6 +117,10 @@ class CostModel:
         batch = [leaf.name for kind in ("input", "target") for leaf in self.program.leaves(kind)]
         held = dict.fromkeys([*batch, *buffers.values()])
         return {name: self.elements(self.program[name].spec) * self.itemsize for name in held}
+
+    def work_bytes(self, order: Schedule | None = None) -> int:
+        """Bytes of all work buffers, as a step holds them at most; ``order`` as for ``plan_buffers``."""
+        return sum(self.buffer_bytes(plan_buffers(self.program, order)).values())
 
     def state_bytes(self) -> dict[str, int]:
         """Bytes of every tensor that survives a step, parameters excluded."""

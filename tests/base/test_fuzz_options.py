@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import random
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,23 @@ def test_what_has_no_effect_is_said(options: dict[str, Any], said: str) -> None:
     with pytest.warns(OptionWarning) as caught:
         Settings.from_options(**options)
     assert said in str(caught[0].message)
+    assert caught[0].filename == __file__
+
+
+def test_what_has_no_effect_is_said_at_the_line_that_compiles() -> None:
+    with pytest.warns(OptionWarning, match="option learning_rate") as caught:
+        gncompile.compile(torch.nn.Linear(2, 2), "mse", torch.zeros(2, 2), learning_rate=0.5)
+    assert {w.filename for w in caught if w.category is OptionWarning} == {__file__}
+
+
+def test_an_unknown_option_is_answered_with_all_by_group() -> None:
+    with pytest.raises(
+        CompileError, match="unknown option 'dampng'. Did you mean 'damping'"
+    ) as caught:
+        Settings.from_options(dampng=1)
+    lines = str(caught.value).splitlines()
+    assert "    batches: gather_samples, gather_noise" in lines
+    assert all(any(re.search(rf"[ :,]{name}(,|$)", line) for line in lines) for name in NAMES)
 
 
 def test_numbers_of_any_library_become_pythons_own() -> None:

@@ -18,7 +18,7 @@ from torch.func import grad, jvp
 from gncompile.base.settings import Settings
 from gncompile.derivation.forward import NodeRule, node_rule
 from gncompile.derivation.jacobians import Jacobian
-from gncompile.derivation.method_choice import candidate_program
+from gncompile.derivation.prices import Prices
 from gncompile.errors import CompileError
 from gncompile.graph.layers import Affine
 from gncompile.graph.model_graph import ModelGraph, TracedModel
@@ -59,6 +59,14 @@ class Projecting(Jacobian):
         return build.pointwise(p - q * r, {p: scaled, q: u, r: along}, name=name)
 
     pull = push
+
+    def half(self, m: Value, name: str) -> Value:
+        """``E[s] M − E[x uᵀ] M``."""
+        build, m = self.builder, self.builder.dense(m)
+        u = build.pointwise(p**3 * q, {p: self.s, q: self.x})
+        mean = build.emit(ir.Total(mean=True), self.s)
+        along = build.emit(ir.MatMul(), build.emit(ir.Moment(), self.x, u), m)
+        return build.pointwise(a * p - q, {a: mean, p: m, q: along}, name=name)
 
     def average(self, m: Value, other: Jacobian, name: str) -> Value:
         """``E[s²] M − E[s M u xᵀ] − E[s x uᵀM] + E[uᵀMu x xᵀ]``."""
@@ -140,7 +148,7 @@ def executed(program: StepProgram, traced: TracedModel, batch: tuple[Tensor, Ten
 
 def test_its_gradient_is_that_of_torch(traced: TracedModel, batch: tuple[Tensor, Tensor]) -> None:
     x, y = batch
-    step = executed(candidate_program(traced.graph, LOSS, Settings(), ("kfra",)), traced, batch)
+    step = executed(Prices.of(traced.graph, LOSS, Settings(), ("kfra",)).program, traced, batch)
     exact = grad(lambda theta: LOSS_OF(Network(traced)(theta, (x,)), y))(dict(traced.parameters))
     joined = torch.cat([exact["W"], exact["b"][:, None]], dim=1)
     torch.testing.assert_close(step.result("grad.one"), joined)

@@ -11,7 +11,7 @@ from ...graph.model_graph import ModelGraph
 from ...graph.nodes import Input, Node, Output, Pointwise, Select
 from ...losses.loss_types import SoftmaxCrossEntropy
 from ..formulas import Equation
-from ..readback import METHODS
+from ..readback import METHODS, Row, in_units
 from .blocks import (
     Block,
     Cell,
@@ -57,7 +57,10 @@ def overview(views: Views) -> Page:
     sections = [
         Section("", (Facts(tuple(_head(views))),)),
         Section("Network", (Picture(), Table(tuple(_node_rows(views)), right=(3,)))),
-        Section("Trained layers", (Table(tuple(_layer_rows(views)), right=(7, 8, 9)),)),
+        Section("Layers", (Table(tuple(_by_layer(views, read.layer_rows())), right=(2, 3, 6)),)),
+        Section(
+            "Factors and costs", (Table(tuple(_by_layer(views, read.cost_rows())), right=(4, 5)),)
+        ),
         *_kept_section(views),
         Section("Phases of a step", (Table(tuple(read.phase_rows()), right=(2, 3)),)),
         Section("Memory", (Table(tuple(read.memory_rows()), right=(1,)),)),
@@ -91,9 +94,9 @@ def _node_rows(views: Views) -> Iterator[list[Cell]]:
     yield [Link("loss"), views.read.loss.name, _links(graph, [graph.output.name]), "1", ""]
 
 
-def _layer_rows(views: Views) -> Iterator[list[Cell]]:
+def _by_layer(views: Views, rows: list[Row]) -> Iterator[list[Cell]]:
     layers = views.read.graph.layers
-    for row in views.read.layer_rows():
+    for row in rows:
         first = Link(row[0], layers[row[0]].node) if row[0] in layers else row[0]
         yield [first, *row[1:]]
 
@@ -177,12 +180,14 @@ def _layer_facts(views: Views, node: Node) -> Iterator[tuple[str, Cell]]:
     if node.op.layer not in read.graph.layers:
         yield "training", "frozen: curvature passes through, there are no factors"
         return
-    row = read.row(read.graph.layers[node.op.layer])
-    yield "computes", f"{row[1]}, {row[7]} parameters"
-    yield "factors", f"Q {row[4]}, Ḡ {row[5]}, by {row[3]}"
+    name, layer = node.op.layer, read.graph.layers[node.op.layer]
+    flops, traffic = in_units(read.mean_cost(name))
+    yield "computes", f"{read.layer_text(layer)}, {read.parameters(layer):,} parameters"
+    q, g = (read.factor_text(kind, name) for kind in "QG")
+    yield "factors", f"Q {q}, Ḡ {g}, by {read.method(name)}"
     yield (
         "mean cost",
-        f"{row[8]}FLOP and {row[9]} of traffic a step, with what follows up to the next layer",
+        f"{flops}FLOP and {traffic} of traffic a step, with what follows up to the next layer",
     )
 
 
