@@ -23,7 +23,6 @@ import sympy
 from .base import config
 from .base.debug import dump
 from .base.settings import Settings
-from .derivation import node_rules as _node_rules  # noqa: F401 - declares them
 from .derivation.averages import AveragedForward, compare_average
 from .derivation.batch_gradient import BatchGradient
 from .derivation.damping import adapt, hold, judge, reject, search

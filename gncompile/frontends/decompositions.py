@@ -24,7 +24,8 @@ def decomposed(program: ExportedProgram, table: Mapping[Any, Any]) -> ExportedPr
     plain = {target: f"target_{number}" for number, target in enumerate(dict.fromkeys(targets))}
     _rename(program, plain)
     result = program.run_decompositions(dict(table))
-    _rename(result, {new: old for old, new in plain.items()})
+    for each in (program, result):
+        _rename(each, {new: old for old, new in plain.items()})
     return result
 
 

@@ -104,7 +104,10 @@ class WithoutDropout(TorchFunctionMode):
         if func is functional.multi_head_attention_forward:
             kwargs = {**kwargs, "training": False}
         if func is functional.scaled_dot_product_attention:
-            args, kwargs = (*args[:4], *args[5:]), {**kwargs, "dropout_p": 0.0}
+            last = args[5:]  # what follows the fifth argument, dropout_p, has names as well
+            names = ("is_causal", "scale", "enable_gqa")[: len(last)]
+            kwargs = {**kwargs, **dict(zip(names, last, strict=True)), "dropout_p": 0.0}
+            args = args[:4]
         return func(*args, **kwargs)
 
 

@@ -85,7 +85,6 @@ def _translated(module: nn.Module, examples: tuple[Tensor, ...], name: str) -> T
         return _imported(program, module, examples, name)
     except TraceError as error:
         refused = error
-    program = _export(module, examples)  # again, for it has been written to
     importer = _new_importer(program, module, examples)
     _bind_placeholders(program, module, importer)
     cut = cut_trunk(program, importer, _tensors(program, module))

@@ -166,6 +166,10 @@ def _check(node: fx.Node, importer: Importer, held: Collection[fx.Node]) -> None
     name, args = op_name(node), bind(node)
     if name == "batch_norm":
         check_batch_norm(importer, node, args)
+    elif name == "instance_norm" and args["use_input_stats"] and args["running_mean"] is not None:
+        importer.refuse(
+            node, "instance norm in training mode changes its buffers", "call .eval() on it"
+        )
     elif aten.is_random(node.target, args):
         found = f"{name} cannot be compiled: {aten.RANDOM}"
         importer.refuse(node, found, aten.INSTEAD[aten.RANDOM])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import oracles
 import pytest
@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from gncompile.base.settings import Settings
 from gncompile.errors import TraceError
+from gncompile.frontends.dropout import WithoutDropout
 from gncompile.frontends.torch_export import trace
 from gncompile.graph.dropout import Mask, without_dropout
 from gncompile.graph.model_graph import TracedModel
@@ -315,3 +316,23 @@ def test_dropout_of_the_output() -> None:
 def test_refused(function: object, found: str) -> None:
     with pytest.raises(TraceError, match=found):
         trace(Around(function).double(), torch.ones(3, 4).double())
+
+
+QUERIES = torch.randn(2, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+ATTENTION = nn.MultiheadAttention(4, 2, dropout=0.5, batch_first=True)
+CALLS = {
+    "encoder layer": nn.TransformerEncoderLayer(4, 2, 8, dropout=0.5, batch_first=True),
+    "attention": lambda x: ATTENTION(x, x, x)[0],
+    "scaled product": lambda x: functional.scaled_dot_product_attention(x, x, x, None, 0.5, True),
+    "native": lambda x: torch.native_dropout(x, 0.5, True)[0],
+    "in place": lambda x: functional.dropout(x.clone(), 0.5, inplace=True),
+    "channels": lambda x: nn.FeatureAlphaDropout(0.5)(x),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+def test_torchs_functions_without_dropout(call: Callable[[Tensor], Tensor]) -> None:
+    with WithoutDropout():
+        first, second = call(QUERIES[0]), call(QUERIES[0])
+    assert torch.equal(first, second)
+    assert not torch.equal(first, call(QUERIES[0]))

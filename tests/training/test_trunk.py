@@ -259,3 +259,12 @@ def test_what_can_be_compiled_as_a_whole_is_no_trunk() -> None:
     model = Around(lambda m, x: torch.tanh(m.fixed(x / 255))).double()
     model.other.requires_grad_(False)
     assert trace(model, torch.randn(3, 4).double()).trunk is None
+
+
+def test_statistics_that_a_trunk_would_keep_are_refused() -> None:
+    model = Around(lambda m, x: m.other(x) + m.norm(sorted_rows(m, x).unsqueeze(1)).squeeze(1))
+    model.norm = nn.InstanceNorm1d(1, track_running_stats=True)
+    with pytest.raises(TraceError, match="instance norm in training mode changes its buffers"):
+        trace(model.double(), torch.randn(3, 4).double())
+    model.norm.eval()
+    assert trace(model, torch.randn(3, 4).double()).trunk is not None
