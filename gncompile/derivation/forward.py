@@ -42,7 +42,7 @@ from ..graph.zero_slopes import is_flat
 from ..program import operations as ir
 from ..program import specs
 from ..program.builder import Factor, ProgramBuilder, Value
-from .jacobians import Jacobian, Picked, Scaled, Weighted
+from .jacobians import Jacobian, Picked, Scaled, Weighted, WeightedAlong
 
 Kind = TypeVar("Kind", bound=Op)
 
@@ -91,10 +91,11 @@ class Forward:
     def weight(self, node: Node) -> Value:
         """The weight ``[out, in]`` of an affine node, or the matrix of a fixed linear one."""
         (source,) = node.inputs
-        shape = (node.size, self.graph[source].size)
+        out, into = node.size, self.graph[source].size
         if isinstance(node.op, Affine):
-            return self.builder.leaf("parameter", node.op.weight, shape)
+            return self.builder.leaf("parameter", node.op.weight, (out, into))
         assert isinstance(node.op, FixedLinear)
+        shape = (out // node.op.copies, into // node.op.copies)
         return self.builder.leaf("constant", node.op.matrix, shape)
 
     def bias(self, node: Node) -> Value | None:
@@ -299,7 +300,10 @@ class FixedLinearRule(LinearRule[FixedLinear]):
         return self.jacobian(0).push(inputs[0], f"x_{self.node.name}")
 
     def jacobian(self, position: int) -> Jacobian:
-        return Weighted(self.builder, self.forward.weight(self.node))
+        weight = self.forward.weight(self.node)
+        if self.op.copies == 1:
+            return Weighted(self.builder, weight)
+        return WeightedAlong(self.builder, weight, self.op.before, self.op.after)
 
 
 @node_rule(Select)

@@ -95,6 +95,42 @@ class Weighted(Jacobian):
 
 
 @dataclass(frozen=True)
+class Shared(Jacobian):
+    """A Jacobian that all samples share, given by what it does to rows: ``Jᵀ M`` are the rows of ``Mᵀ`` pulled."""
+
+    def half(self, m: Value, name: str) -> Value:
+        transpose = self.builder.transpose
+        return self.builder.emit(
+            ir.Transpose(), self.pull(transpose(self.builder.dense(m)), name)
+        )
+
+    def each(self, m: Value, name: str) -> Value:
+        transposed = self.builder.emit(ir.Transpose(), m)
+        return self.builder.emit(ir.Transpose(), self.pull(transposed, name))
+
+
+@dataclass(frozen=True)
+class WeightedAlong(Shared):
+    """``y = x (I ⊗ W ⊗ I)ᵀ``: W along the middle one of the features' dimensions ``[before, in, after]``."""
+
+    weight: Value
+    before: int
+    after: int
+
+    def push(self, r: Value, name: str) -> Value:
+        return self._along(r, name, transpose=False)
+
+    def pull(self, g: Value, name: str) -> Value:
+        return self._along(g, name, transpose=True)
+
+    def _along(self, x: Value, name: str, transpose: bool) -> Value:
+        size = x.width // (self.before * self.after)
+        view = self.builder.emit(ir.Unflatten((self.before, size, self.after)), x)
+        product = self.builder.emit(ir.MatMul(transpose_a=transpose), self.weight, view, name=name)
+        return self.builder.emit(ir.Flatten(3), product)
+
+
+@dataclass(frozen=True)
 class Picked(Jacobian):
     """``y_j = x_{index_j}`` from ``size`` features, 0 where the index is -1: zeros and ones."""
 

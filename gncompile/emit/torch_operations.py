@@ -155,6 +155,12 @@ def _moment(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) 
     return [f"linalg.{name}({', '.join(v)}, {literal(i.op.homogeneous)}, out={out}{words})"]
 
 
+@_writes(ir.PlaceMoments)
+def _place_moments(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+    samples = dimension(specs[0].samples)
+    return [f"torch.bmm({v[0]}.mT, {v[1]}, out={out})", f"{out}.div_({samples})"]
+
+
 @_writes(ir.Mean)
 def _mean(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"torch.mean({v[0]}, dim=0, out={out})"]

@@ -193,10 +193,14 @@ class TorchWriter:
                 return f"{source}[..., {part}{after}]"
             case ir.SampleMatrix(size):
                 return f"{source}.unflatten(-1, ({literal(size)}, {literal(size)}))"
-            case ir.Unflatten(sizes):
-                return f"{source}.unflatten(-1, {literal(sizes)})"
-            case ir.Flatten(count):
-                return f"{source}.flatten({literal(-count)})"
+            case ir.Unflatten(sizes, axis):
+                return f"{source}.unflatten({literal(axis)}, {literal(sizes)})"
+            case ir.Flatten(count, axis):
+                return f"{source}.flatten({literal(axis - count + 1)}, {literal(axis)})"
+            case ir.Permute(order):
+                kept = len(spec.shape) - len(order)
+                dims = (*range(kept), *(kept + i for i in order))
+                return f"{source}.permute({literal(dims)})"
         return source
 
     @staticmethod

@@ -107,10 +107,13 @@ class GraphBuilder:
         shape: tuple[int, ...],
         origin: Origin,
         matrix_name: str | None = None,
+        before: int = 1,
+        after: int = 1,
     ) -> Activation:
-        """``y = x Aᵀ`` with the constant ``matrix`` A: [out, in]."""
+        """``y = x (I ⊗ A ⊗ I)ᵀ`` with the constant ``matrix`` A: [out, in] along ``[before, in, after]``."""
         name = self.constant(matrix_name or f"{self._unique(identifier(label))}_matrix", matrix)
-        return self._add(label, FixedLinear(name), (x.name,), shape, origin)
+        op = FixedLinear(name, before, after)
+        return self._add(label, op, (x.name,), shape, origin)
 
     def pointwise(
         self,

@@ -5,7 +5,7 @@ Grammar (one :class:`Node` is ``name = op(inputs) : shape``), open to more kinds
     op  ::=  Input(position)                       the network's inputs
           |  Affine(layer, weight, bias)           y = x Wᵀ + b             one input
           |  Select(index, fill)                   y_j = [x_1|x_2|…]_index[j], or ``fill`` where index = -1
-          |  FixedLinear(matrix)                   y = x Aᵀ, A a constant   one input
+          |  FixedLinear(matrix, before, after)    y = x (I ⊗ A ⊗ I)ᵀ, A a constant   one input
           |  Pointwise(expression, arguments,      y = φ(x_1, …, x_k; c_1, …), elementwise
                        constants)
           |  Output()                              marks the network output z; one input
@@ -55,6 +55,10 @@ class Op:
     def fits(self, size: int, sizes: list[int]) -> bool:
         """Whether inputs of so many features give a node of ``size`` features."""
         return len(sizes) == 1
+
+    def is_constant(self, size: int) -> bool:
+        """Whether a node of ``size`` features is the same whatever its inputs are."""
+        return False
 
     def describe(self, inputs: tuple[str, ...]) -> str:
         """The operation in one short phrase."""
@@ -117,12 +121,27 @@ class Select(Op):
 
 @dataclass(frozen=True)
 class FixedLinear(Op):
-    """``y = x Aᵀ`` with the constant ``matrix`` A: [out, in] (average pooling, means over features)."""
+    """``y = x (I ⊗ A ⊗ I)ᵀ`` with the constant ``matrix`` A: [out, in] (average pooling, means over features).
+
+    Features are ``[before, in, after]``, and A maps the dimension in the middle: a mean over tokens
+    ``[T, E]`` has a matrix ``[1, T]`` and ``after = E``.
+    """
 
     matrix: str
+    before: int = 1
+    after: int = 1
+
+    @property
+    def copies(self) -> int:
+        """How many times the matrix is applied to a sample."""
+        return self.before * self.after
+
+    def fits(self, size: int, sizes: list[int]) -> bool:
+        return len(sizes) == 1 and size % self.copies == 0 == sizes[0] % self.copies
 
     def describe(self, inputs: tuple[str, ...]) -> str:
-        return f"fixed[{self.matrix}]({inputs[0]})"
+        along = f" along [{self.before}, ·, {self.after}]" if self.copies > 1 else ""
+        return f"fixed[{self.matrix}]({inputs[0]}){along}"
 
 
 @dataclass(frozen=True)

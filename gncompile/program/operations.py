@@ -7,12 +7,13 @@ op ::= Leaf(kind, key)             input, target, parameter, constant, state or 
     |  Gather(index, fill)         features picked from the concatenated inputs
     |  Scatter(index, size, axis)  its adjoint for one input
     |  Moment(homogeneous)         E[a bᵀ] = (1/N) aᵀ b; with one input E[a aᵀ]
+    |  PlaceMoments()              E[a bᵀ] of every place: [P, N, d], [P, N, e] -> [P, d, e]
     |  Mean() | Total() | RowSum() | Dot(mean)                                     reductions
     |  Multiply()                  M b for a structured M
     |  SymmetricProduct()          aᵀ b, known to be symmetric
     |  AddDiagonal() | Densify() | Trace() | PlusTranspose() | BroadcastRows()
     |  Transpose() | AsMatrix(structure) | Part(which) | Element(index) | Share(rows)  views
-    |  Unflatten(sizes) | Flatten(count)                                             views
+    |  Unflatten(sizes, axis) | Flatten(count, axis) | Permute(order)                views
     |  Stack() | Zeros(spec) | Softmax() | LogSumExp() | SampleCategorical() | Random(kind) | Columns()
     |  SampleDiagonal() | SampleOuter() | ScaleSides()           per-sample matrices [N, d, d]
     |  SampleMatrix(size) | SampleRoot() | SampleMultiply()      read from rows, their roots, M_n v_n
@@ -85,6 +86,11 @@ class Moment:
 
     homogeneous: bool = False
     coordinate: float = 1.0
+
+
+@dataclass(frozen=True)
+class PlaceMoments:
+    """``(1/N) Σ_n a_n b_nᵀ`` of every place: ``[P, N, d], [P, N, e] → [P, d, e]``."""
 
 
 @dataclass(frozen=True)
@@ -193,16 +199,25 @@ class Share:
 
 @dataclass(frozen=True)
 class Unflatten:
-    """A view of the last dimension as several: features as places and what is at a place, say."""
+    """A view of a dimension, the last, as several: features as places and what is at a place, say."""
 
     sizes: tuple[int, ...]
+    axis: int = -1
 
 
 @dataclass(frozen=True)
 class Flatten:
-    """A view of the last ``count`` dimensions as one; the inverse of :class:`Unflatten`."""
+    """A view of ``count`` dimensions, the last, as one; the inverse of :class:`Unflatten`."""
 
     count: int = 2
+    axis: int = -1
+
+
+@dataclass(frozen=True)
+class Permute:
+    """A view with the last dimensions in another order: ``order[i]`` stands at place ``i`` of them."""
+
+    order: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -349,16 +364,16 @@ class StepSizes:
 
 
 Op = (
-    Leaf | Affine | MatMul | Pointwise | Gather | Scatter | Moment | Mean | Total | RowSum | Dot | Multiply
+    Leaf | Affine | MatMul | Pointwise | Gather | Scatter | Moment | PlaceMoments | Mean | Total | RowSum | Dot | Multiply
     | SymmetricProduct | Hadamard | AddDiagonal | Densify | Trace | PlusTranspose | BroadcastRows
-    | Transpose | AsMatrix | Part | Element | Share | Unflatten | Flatten | Stack | Zeros | Softmax
+    | Transpose | AsMatrix | Part | Element | Share | Unflatten | Flatten | Permute | Stack | Zeros | Softmax
     | LogSumExp | SampleCategorical | Random | Columns | SampleDiagonal | SampleOuter | SampleMatrix
     | SampleRoot | SampleMultiply
     | ScaleSides | Decay | Average | DampedInverse
     | Eigen | Precondition | PreconditionEigen | StepSizes
 )  # fmt: skip
 
-VIEWS = (Transpose, AsMatrix, Part, Element, Share, SampleMatrix, Unflatten, Flatten)
+VIEWS = (Transpose, AsMatrix, Part, Element, Share, SampleMatrix, Unflatten, Flatten, Permute)
 """Operations whose result shares memory with their input."""
 
 

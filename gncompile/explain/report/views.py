@@ -14,7 +14,7 @@ from functools import cached_property
 from ...base.untrusted import slug
 from ...emit.layout import Statement
 from ...emit.step_source import StepSource
-from ...graph.model_graph import Affine, FixedLinear, Input, Node, Pointwise, Select
+from ...graph.model_graph import Affine, FixedLinear, Input, Node, Output, Pointwise, Select, describe
 from ...program import operations as ir
 from ...program.costs import Cost, total
 from ..formulas import Equation
@@ -136,4 +136,6 @@ def caption(node: Node) -> str:
             return f"x Aᵀ, {matrix}"
         case Pointwise():
             return function_text(node)
-    return "output z"
+        case Output():
+            return "output z"
+    return describe(node)
