@@ -1,5 +1,5 @@
 """The kinds of node that come in files of their own: importing this declares their rules."""
 
-from . import normalise, softmax
+from . import bilinear, normalise, softmax
 
-__all__ = ["normalise", "softmax"]
+__all__ = ["bilinear", "normalise", "softmax"]

@@ -165,7 +165,7 @@ class Importer:
             if isinstance(value, list):
                 return [symbolic(item) for item in value]
             if isinstance(value, Activation):
-                x = self._broadcast(node, value, shape)
+                x = self.broadcast(node, value, shape)
                 return arguments.setdefault(x.name, (_symbol(x.name), x))[0]
             if isinstance(value, Condition):
                 margin = symbolic(value.margin)
@@ -192,7 +192,7 @@ class Importer:
             origin_of(node),
         )
 
-    def _broadcast(self, node: fx.Node, x: Activation, shape: Shape) -> Activation:
+    def broadcast(self, node: fx.Node, x: Activation, shape: Shape) -> Activation:
         """Repeat the features of ``x`` until they have ``shape``; no node when they already do."""
         if len(x.shape) != len(shape):
             self.refuse_mixing(node)

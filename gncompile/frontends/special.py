@@ -23,14 +23,14 @@ def batch_norm(importer: Importer, node: fx.Node, args: Args) -> Any:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` in evaluation mode."""
     check_batch_norm(importer, node, args)
     shape = args["input"].shape
-    weight = 1 if args["weight"] is None else _per_channel(importer, node, args["weight"], shape)
-    bias = 0 if args["bias"] is None else _per_channel(importer, node, args["bias"], shape)
+    weight = 1 if args["weight"] is None else per_channel(importer, node, args["weight"], shape)
+    bias = 0 if args["bias"] is None else per_channel(importer, node, args["bias"], shape)
     prepared = {
         **args,
         "weight": weight,
         "bias": bias,
-        "running_mean": _per_channel(importer, node, args["running_mean"], shape),
-        "running_var": _per_channel(importer, node, args["running_var"], shape),
+        "running_mean": per_channel(importer, node, args["running_mean"], shape),
+        "running_var": per_channel(importer, node, args["running_var"], shape),
     }
     y = importer.pointwise(node, "batch_norm", prepared, shape)
     return y if isinstance(node.meta["val"], torch.Tensor) else [y, None, None]
@@ -130,8 +130,27 @@ def prelu(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activa
             "be trained",
             "freeze it with requires_grad_(False), which keeps its value as a constant, or use nn.LeakyReLU",
         )
-    weight = _per_channel(importer, node, args["weight"], shape)
+    weight = per_channel(importer, node, args["weight"], shape)
     return importer.pointwise(node, "prelu", {**args, "weight": weight}, shape)
+
+
+def masked_fill(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activation:
+    """A number where a mask is true; an infinite one, where the mask is a constant, as a summand."""
+    value, mask = args["value"], args["mask"]
+    number = getattr(value, "literal", value)
+    infinite = isinstance(number, float) and math.isinf(number)
+    if not (infinite and isinstance(mask, Constant) and isinstance(args["self"], Activation)):
+        return importer.pointwise(node, "masked_fill", args, shape)
+    kept = (~mask.tensor).to(importer.builder.dtype)
+    added = torch.zeros_like(kept).masked_fill(mask.tensor, number)
+    given = {
+        "self": args["self"],
+        "kept": Constant(f"{mask.name}_kept", kept, batched=mask.batched),
+        "added": Constant(f"{mask.name}_added", added, batched=mask.batched),
+    }
+    return importer.pointwise(
+        node, "masked_fill", given, shape, lambda self, kept, added: self * kept + added
+    )
 
 
 def logical_not(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Any:
@@ -154,7 +173,7 @@ def require_masks(importer: Importer, node: fx.Node) -> None:
         )
 
 
-def _per_channel(importer: Importer, node: fx.Node, value: Any, shape: Shape) -> Constant:
+def per_channel(importer: Importer, node: fx.Node, value: Any, shape: Shape) -> Constant:
     """A vector ``[C]`` as ``[C, 1, …]``, to broadcast over the positions of ``[C, …]``."""
     if isinstance(value, Weight) and value.trainable:
         importer.refuse_parameter(node, value)
@@ -169,6 +188,7 @@ Handler = Callable[[Importer, fx.Node, Args, Shape], Any]
 RULES: Mapping[str, Handler] = {
     "applied": applied,
     "glu": glu,
+    "masked_fill": masked_fill,
     "prelu": prelu,
     "rrelu": rrelu,
     "logical_not": logical_not,

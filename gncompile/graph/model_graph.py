@@ -24,7 +24,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import networkx as nx
 import sympy
@@ -51,6 +51,9 @@ class Origin:
 @dataclass(frozen=True)
 class Op:
     """What a node computes; a kind of node is a subclass, and a rule in ``derivation/forward``."""
+
+    curved: ClassVar[tuple[tuple[int, int], ...]] = ()
+    """Pairs of inputs in which the node has second derivatives; a pointwise node's follow from its expression."""
 
     def fits(self, size: int, sizes: list[int]) -> bool:
         """Whether inputs of so many features give a node of ``size`` features."""

@@ -12,7 +12,7 @@ The P places stand one after another, in a group norm the groups; scale and shif
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from .model_graph import Op
 
@@ -49,6 +49,8 @@ class Centre(AtPlaces):
 @dataclass(frozen=True)
 class Normalise(AtPlaces):
     """``y = x / √(mean(x²) + eps)`` at every place, or with ``length`` ``x / max(|x|, eps)``."""
+
+    curved: ClassVar[tuple[tuple[int, int], ...]] = ((0, 0),)
 
     eps: float
     length: bool = False

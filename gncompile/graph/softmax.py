@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from .normalise import AtPlaces
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Softmax(AtPlaces):
     """``p_i = exp(x_i) / Σ_j exp(x_j)`` at every place, or ``log p_i``."""
+
+    curved: ClassVar[tuple[tuple[int, int], ...]] = ((0, 0),)
 
     log: bool = False
 
