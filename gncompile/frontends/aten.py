@@ -266,7 +266,7 @@ LINEAR = _words(
     "sum tril triu upsample_bilinear2d upsample_linear1d"
 )
 
-BILINEAR = _words("matmul mm bmm baddbmm einsum")
+BILINEAR = _words("matmul mm bmm einsum")
 
 COUPLING = _words(
     "layer_norm group_norm instance_norm rms_norm softmax log_softmax linalg_vector_norm linalg_norm norm "

@@ -25,15 +25,9 @@ from .values import Activation, Args, Condition, Constant, Shape, activations_in
 def product(
     importer: Importer, node: fx.Node, name: str, args: Args, shape: Shape
 ) -> Activation:
-    """``matmul``, ``bmm``, ``baddbmm`` or ``einsum`` of two activations."""
+    """``matmul``, ``bmm`` or ``einsum`` of two activations."""
     if name == "einsum":
         return _einsum(importer, node, args, shape)
-    if name == "baddbmm":
-        y = matrices(importer, node, args["batch1"], args["batch2"], shape)
-        given = {"self": args["self"], "y": y, "alpha": args["alpha"], "beta": args["beta"]}
-        return importer.pointwise(
-            node, name, given, shape, lambda self, y, alpha, beta: beta * self + alpha * y
-        )
     a, b = activations_in(args)
     if len(a.shape) != len(b.shape) or len(a.shape) < 2:
         importer.refuse_mixing(node)  # one of them is broadcast over, or summed along, dimension 0
