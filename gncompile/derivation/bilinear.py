@@ -66,8 +66,9 @@ class BilinearRule(NodeRule[Bilinear]):
     """``Y = A B``."""
 
     def value(self, inputs: list[Value]) -> Value:
-        return LeftOf(self.builder, self.op, inputs[1]).push(inputs[0], f"x_{self.node.name}")
+        a, b = map(self.forward.rows_of, inputs)
+        return LeftOf(self.builder, self.op, b).push(a, f"x_{self.node.name}")
 
     def jacobian(self, position: int) -> Jacobian:
-        other = self.forward.values[self.node.inputs[1 - position]]
+        other = self.forward.rows_of(self.forward.values[self.node.inputs[1 - position]])
         return (LeftOf, RightOf)[position](self.builder, self.op, other)

@@ -1,5 +1,3 @@
-"""The kinds of node that come in files of their own: importing this declares their rules."""
+"""The rules of all kinds of nodes, declared by importing the files they are in."""
 
-from . import bilinear, normalise, softmax
-
-__all__ = ["bilinear", "normalise", "softmax"]
+from . import bilinear, layer_rules, normalise, softmax  # noqa: F401

@@ -15,14 +15,14 @@ from ..graph.normalise import Centre, Normalise
 from ..program import operations as ir
 from ..program.builder import Factor, Value
 from .forward import LinearRule, NodeRule, node_rule
-from .jacobians import Jacobian, Shared
+from .jacobians import Fixed, Jacobian
 from .rank_one import Places, RankOne
 
 m, n, x = sympy.symbols("m n x", real=True)
 
 
 @dataclass(frozen=True)
-class Centred(Shared):
+class Centred(Fixed):
     """``I − 11ᵀ/d`` at every place, its own transpose."""
 
     places: Places
@@ -46,7 +46,7 @@ class CentreRule(LinearRule[Centre]):
     def value(self, inputs: list[Value]) -> Value:
         jacobian = self.jacobian(0)
         name = f"x_{self.node.name}"
-        once = jacobian.centred(jacobian.places.of(inputs[0]), f"{name}_raw")
+        once = jacobian.centred(jacobian.places.of(self.forward.rows_of(inputs[0])), f"{name}_raw")
         return jacobian.places.flat(jacobian.centred(once, name))
 
     def jacobian(self, position: int) -> Centred:
@@ -58,12 +58,13 @@ class NormaliseRule(NodeRule[Normalise]):
     """``y = w x``."""
 
     def value(self, inputs: list[Value]) -> Value:
-        values = {x: self.places.of(inputs[0]), n: self._scale(inputs[0])}
+        source = self.forward.rows_of(inputs[0])
+        values = {x: self.places.of(source), n: self._scale(source)}
         y = self.builder.pointwise(n * x, values, name=f"a_{self.node.name}")
         return self.places.flat(y)
 
     def jacobian(self, position: int) -> Jacobian:
-        source = self.forward.values[self.node.inputs[0]]
+        source = self.forward.rows_of(self.forward.values[self.node.inputs[0]])
         y = self.places.of(self.forward.values[self.node.name])
         return RankOne(
             self.builder, self.places, self._scale(source), y, y, self._weight(source)

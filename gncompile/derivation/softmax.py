@@ -19,7 +19,7 @@ class SoftmaxRule(NodeRule[Softmax]):
     """``p``, or ``log p = x − log Σ exp x``."""
 
     def value(self, inputs: list[Value]) -> Value:
-        at_places, name = self.places.of(inputs[0]), f"a_{self.node.name}"
+        at_places, name = self.places.of(self.forward.rows_of(inputs[0])), f"a_{self.node.name}"
         if not self.op.log:
             return self.places.flat(self.builder.emit(ir.Softmax(), at_places, name=name))
         # the second time takes away the rounding of the sum, which is not small beside log p for large x

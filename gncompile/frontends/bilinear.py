@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from ..graph.bilinear import Bilinear
-from ..graph.model_graph import Select
+from ..graph.nodes import Select
 from ..graph.softmax import Softmax
 from .fx_nodes import label_of, op_name, origin_of
 from .importer import Importer

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from ..functions.primitives import select
-from ..graph.model_graph import Op
+from ..graph.nodes import Op
 from ..graph.normalise import Centre, Normalise
 from ..graph.softmax import Softmax
 from .fx_nodes import label_of, op_name, origin_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from .model_graph import Op
+from .nodes import Op
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -30,12 +30,14 @@ from .operations import (
     Op,
     Part,
     Permute,
+    PlaceBlocks,
     PlaceMoments,
     PlusTranspose,
     Pointwise,
     Precondition,
     PreconditionEigen,
     Random,
+    Repeat,
     RowSum,
     SampleCategorical,
     SampleDiagonal,
@@ -109,6 +111,10 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
             return Spec((*shapes[0][:-2], shapes[0][-1], shapes[0][-2]))
         case BroadcastRows():
             return Spec(shapes[1])
+        case Repeat(rows, size):
+            return Spec((rows, size))
+        case PlaceBlocks(places):
+            return matrix(inputs[0].structure, inputs[0].size // places)
         case PlusTranspose():
             return matrix(Structure.SYMMETRIC, _int(shapes[0][-1]))
         case AsMatrix(structure, size):

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from oracles import congruence, per_sample_jacobian
 from torch import Tensor
 
+import gncompile.derivation.node_rules  # noqa: F401  # declares the rules
 from gncompile.derivation.forward import Forward
-from gncompile.graph.model_graph import Input, ModelGraph, Node, Op, Output, TracedModel
+from gncompile.graph.model_graph import ModelGraph, TracedModel
+from gncompile.graph.nodes import Input, Node, Op, Output
 from gncompile.graph.normalise import Centre, Normalise
 from gncompile.graph.softmax import Softmax
 from gncompile.losses import resolve_loss
