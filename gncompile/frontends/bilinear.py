@@ -45,22 +45,26 @@ def matrices(
     """``A B`` in the last two dimensions, with ``transposed`` ``A Bᵀ``; the others are broadcast."""
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     a, b = (importer.broadcast(node, x, (*batch, *x.shape[-2:])) for x in (a, b))
-    source = None if transposed else _transposed_of(importer, b)
-    if source is not None:
-        b, transposed = source, True
+    rows = None if transposed else _transposed_of(importer, node, b)
+    if rows is not None:
+        b, transposed = rows, True
     columns = b.shape[-2] if transposed else b.shape[-1]
     op = Bilinear(math.prod(batch), *a.shape[-2:], columns, transposed)
     return importer.builder.add(label_of(node, op_name(node)), op, [a, b], shape, origin_of(node))
 
 
-def _transposed_of(importer: Importer, x: Activation) -> Activation | None:
-    """What ``x`` is the transpose of in its last two dimensions, if it is."""
-    node = importer.builder[x.name]
-    if not isinstance(node.op, Select) or len(node.inputs) != 1:
+def _transposed_of(importer: Importer, node: fx.Node, x: Activation) -> Activation | None:
+    """``x`` transposed in its last two dimensions, where its columns, and not its rows, are as they were."""
+    made = importer.builder[x.name]
+    if not isinstance(made.op, Select) or len(made.inputs) > 1:
         return None
-    shape = (*x.shape[:-2], x.shape[-1], x.shape[-2])
-    table = np.arange(math.prod(shape)).reshape(shape).swapaxes(-1, -2)
-    return Activation(node.inputs[0], shape) if node.op.index == tuple(table.reshape(-1)) else None
+    table = np.array(made.op.index).reshape(x.shape).swapaxes(-1, -2)
+    if not (np.diff(table, axis=-1) == 1).all():
+        return None
+    source = importer.builder[made.inputs[0]]
+    whole = Activation(source.name, source.shape)
+    label, origin = label_of(node, f"{x.name}_rows"), origin_of(node)
+    return importer.builder.select(label, [whole], table.reshape(-1), table.shape, origin)
 
 
 def _einsum(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activation:
