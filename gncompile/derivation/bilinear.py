@@ -33,7 +33,9 @@ class LeftOf(Jacobian):
         return self._times(g, self.op.result, not self.op.transposed, name)
 
     def _times(self, x: Value, sizes: tuple[int, ...], transpose: bool, name: str) -> Value:
-        views = (self.builder.emit(ir.Unflatten(s), v) for s, v in ((sizes, x), (self.op.right, self.b)))
+        views = (
+            self.builder.emit(ir.Unflatten(s), v) for s, v in ((sizes, x), (self.op.right, self.b))
+        )
         product = self.builder.emit(ir.MatMul(transpose_b=transpose), *views, name=name)
         return self.builder.emit(ir.Flatten(len(sizes)), product)
 
@@ -51,7 +53,9 @@ class RightOf(Jacobian):
 
     def pull(self, g: Value, name: str) -> Value:
         views = self._views((self.op.left, self.a), (self.op.result, g))
-        return self._flat(ir.MatMul(transpose_a=True), views[:: -1 if self.op.transposed else 1], name)
+        return self._flat(
+            ir.MatMul(transpose_a=True), views[:: -1 if self.op.transposed else 1], name
+        )
 
     def _views(self, *viewed: tuple[tuple[int, ...], Value]) -> list[Value]:
         return [self.builder.emit(ir.Unflatten(sizes), value) for sizes, value in viewed]

@@ -30,7 +30,8 @@ class Centred(Fixed):
     def push(self, r: Value, name: str) -> Value:
         return self.places.flat(self.centred(self.places.of(r), name))
 
-    pull = push
+    def pull(self, g: Value, name: str) -> Value:
+        return self.push(g, name)
 
     def centred(self, value: Value, name: str) -> Value:
         """``x − mean(x)`` over the last dimension."""
@@ -66,9 +67,7 @@ class NormaliseRule(NodeRule[Normalise]):
     def jacobian(self, position: int) -> Jacobian:
         source = self.forward.rows_of(self.forward.values[self.node.inputs[0]])
         y = self.places.of(self.forward.values[self.node.name])
-        return RankOne(
-            self.builder, self.places, self._scale(source), y, y, self._weight(source)
-        )
+        return RankOne(self.builder, self.places, self._scale(source), y, y, self._weight(source))
 
     @property
     def places(self) -> Places:
@@ -83,7 +82,9 @@ class NormaliseRule(NodeRule[Normalise]):
     def _scale(self, source: Value) -> Value:
         """w of every place, ``[N, P, 1]``."""
         width, eps = self.node.size // self.op.places, number(self.op.eps)
-        scale = 1 / maximum(sympy.sqrt(n), eps) if self.op.length else 1 / sympy.sqrt(n / width + eps)
+        scale = (
+            1 / maximum(sympy.sqrt(n), eps) if self.op.length else 1 / sympy.sqrt(n / width + eps)
+        )
         name = f"w_{self.node.name}{self.forward.suffix}"
         return self.builder.pointwise(scale, {n: self._square(source)}, name=name)
 

@@ -54,7 +54,7 @@ def pull_back(forward: Forward, seed: Value, prefix: str = "g") -> dict[str, Val
 
 
 def _apart(forward: Forward) -> set[str]:
-    """The nodes of which several selections take parts, no feature twice: heads' queries, keys and values, say."""
+    """The nodes of which several selections take parts, no feature twice: queries, keys and values, say."""
     taken: dict[str, list[int]] = {}
     for node in forward.graph:
         if isinstance(node.op, Select) and len(node.inputs) == 1 and node.name in forward.active:
@@ -63,7 +63,8 @@ def _apart(forward: Forward) -> set[str]:
     return {
         name
         for name, index in taken.items()
-        if len(set(index)) == len(index) and -1 not in index
+        if len(set(index)) == len(index)
+        and -1 not in index
         and sum(isinstance(reader.op, Select) for reader in readers[name]) > 1
     }
 

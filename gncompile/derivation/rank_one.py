@@ -1,10 +1,10 @@
 """The Jacobian of per-sample maps that mix features: of every sample and place a diagonal minus a rank one.
 
-Features are P places of d each. With ``J_s = D_s (I − a_s b_sᵀ)`` at place s and ``A = D a``, E the mean over the
-batch, and M a block of curvature between all places::
+Features are P places of d each. With ``J_s = D_s (I − c a_s b_sᵀ)`` at place s and ``A = c D a``, E the mean
+over the batch, and M a block of curvature between all places::
 
     E[J_sᵀ M_st J_t] = E[D_s M_st D_t] − T_st − (T_ts)ᵀ
-    T_st = E[b_s (D_t u_st − ½ (A_tᵀ u_st) b_t)ᵀ],  u_st = M_st ᵀ A_s
+    T_st = E[b_s (D_t u_st − ½ (A_tᵀ u_st) b_t)ᵀ],  u_st = M_stᵀ A_s
 
 so that KFRA's average is exact and costs a few products over the batch, ``O(N (P d)²)``
 (docs/mathematics.md#maps-that-mix-features).
@@ -29,7 +29,7 @@ d, g, k, u, v = sympy.symbols("d g k u v", real=True)
 
 @dataclass(frozen=True)
 class Places:
-    """Features seen as ``count`` places: ``[.., N, P d]`` as ``[.., N, P, d]``; as they are if there is one."""
+    """Features ``[.., N, P d]`` seen as ``[.., N, P, d]`` at P places; as they are if there is one."""
 
     builder: ProgramBuilder
     count: int
@@ -96,7 +96,7 @@ class RankOne(Jacobian):
         """``e − c (aᵀe) b`` with ``e = d ⊙ g``."""
         vectors, diagonal = self.places.of(vectors), self.diagonal
         if self._is_wide(diagonal):
-            vectors, diagonal = self._product(diagonal, vectors), 1.0
+            vectors, diagonal = self._value(diagonal, vectors), 1.0
         along = self._sum(self.weight, self.a, diagonal, vectors)
         factors = {d: diagonal, g: vectors, k: along, u: self.b}
         return self.places.flat(self._written(d * g - k * u, factors, name))
@@ -125,10 +125,15 @@ class RankOne(Jacobian):
 
     def each(self, m: Value, name: str) -> Value:
         """The rows of ``M_nᵀ`` pulled, ``[N, e, P d]``."""
-        over = self.places.over_rows
-        shared = {"diagonal": self.diagonal, "a": self.a, "b": self.b, "weight": self.weight}
-        views = {n: over(f) if isinstance(f, Value) else f for n, f in shared.items()}
-        pulled = replace(self, **views).pull(self.builder.emit(ir.Transpose(), m), name)
+
+        def over_rows(factor: Factor) -> Factor:
+            return self.places.over_rows(factor) if isinstance(factor, Value) else factor
+
+        lifted = replace(
+            self, diagonal=over_rows(self.diagonal), a=over_rows(self.a),
+            b=self.places.over_rows(self.b), weight=over_rows(self.weight),
+        )  # fmt: skip
+        pulled = lifted.pull(self.builder.emit(ir.Transpose(), m), name)
         return self.builder.emit(ir.Transpose(), pulled)
 
     @property
@@ -153,12 +158,18 @@ class RankOne(Jacobian):
     def _product(self, *factors: Factor) -> Factor:
         return reduce(self.builder.times, factors)
 
+    def _value(self, *factors: Factor) -> Value:
+        """A product of factors of which one at least is a value."""
+        product = self._product(*factors)
+        assert isinstance(product, Value)
+        return product
+
     def _sum(self, *factors: Factor) -> Value:
         """The sum of a product over the features of a place; what is one number a place stands before it."""
         wide = [factor for factor in factors if self._is_wide(factor)]
         narrow = [factor for factor in factors if not self._is_wide(factor)]
-        total = self.builder.emit(ir.RowSum(), self._product(*wide))
-        return self._product(*narrow, total)
+        total = self.builder.emit(ir.RowSum(), self._value(*wide))
+        return self._value(*narrow, total)
 
     def _written(
         self, expression: sympy.Expr, factors: Mapping[sympy.Symbol, Factor], name: str = ""

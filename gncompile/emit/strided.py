@@ -1,7 +1,7 @@
-"""Index tables as nested loops: a permutation of dimensions or a broadcast is copied, or summed, by strided views.
+"""Index tables as nested loops, so that dimensions are permuted, or broadcast, by strided views.
 
-Heads of attention, expanded vectors and their like have long tables with few loops; torch copies strided views
-many times faster than it follows an index.
+Heads of attention, expanded vectors and their like have long tables with few loops; torch copies strided
+views many times faster than it follows an index.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Loops:
 def loops_of(to: Sequence[int], source: Sequence[int]) -> Loops | None:
     """The pairs of places, in their order, as nested loops; None where there are too many."""
     points = np.stack([np.array(to), np.array(source)], axis=1)
-    first, found = points[0], []
+    first, found = points[0], list[tuple[int, int, int]]()
     while len(points) > 1:
         steps = np.diff(points, axis=0)
         breaks = np.flatnonzero((steps != steps[0]).any(axis=1)) + 1

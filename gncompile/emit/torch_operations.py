@@ -49,6 +49,7 @@ WRITERS: dict[type, Writer] = {}
 
 def writes(*ops: type) -> Callable[[Writer], Writer]:
     """Declare how operations are written, as a decorator."""
+
     def register(writer: Writer) -> Writer:
         for op in ops:
             WRITERS[op] = writer

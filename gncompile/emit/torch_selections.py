@@ -98,4 +98,6 @@ def _scattered_by_loops(
 
 
 def _loops(loops: Loops) -> str:
-    return ", ".join(map(literal, (loops.sizes, loops.to_strides, loops.strides, loops.to, loops.source)))
+    return ", ".join(
+        map(literal, (loops.sizes, loops.to_strides, loops.strides, loops.to, loops.source))
+    )

@@ -18,10 +18,10 @@ from ..program.operations import Leaf, Op
 from ..program.program_check import check_types
 from ..program.specs import Dim, Spec
 from ..program.step_program import Instruction, StepProgram
+from . import torch_selections  # noqa: F401  # declares how they are written
 from .layout import WIDTH, Statement, filled
 from .literals import comment, dimension, docstring, literal, plain_name, quoted
 from .scalar_source import cells, is_float, scalar_lines
-from . import torch_selections  # noqa: F401  # declares how they are written
 from .torch_operations import WRITERS, Options, compact, reduced, step_sizes
 from .torch_slopes import PRODUCTS
 from .torch_statements import torch_statements

@@ -359,7 +359,14 @@ def is_known(name: str) -> bool:
     moving = name in ALIASES or name in CASTS or name in SELECTING or name in DROPOUTS
     linear = name in PRODUCTS or name in LINEAR or name == DECLARED
     coupled = name in BILINEAR or name in COUPLING
-    return elementwise or moving or linear or coupled or name in CREATORS | SIZES | ASSERTS or name in REFUSED
+    return (
+        elementwise
+        or moving
+        or linear
+        or coupled
+        or name in CREATORS | SIZES | ASSERTS
+        or name in REFUSED
+    )
 
 
 def is_random(operator: Any) -> bool:

@@ -28,7 +28,9 @@ def batch_first_attention(module: nn.Module) -> Iterator[None]:
     }
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
-        torch.backends.mha.set_fastpath_enabled(False)  # one operator for a whole layer, for inference
+        torch.backends.mha.set_fastpath_enabled(
+            False
+        )  # one operator for a whole layer, for inference
         for m, name in heads.items():
             m.forward = partial(_attention, m, name)  # type: ignore[method-assign]
         yield
@@ -81,12 +83,13 @@ def _projected(
 ) -> tuple[Tensor, ...]:
     """Queries, keys and values; a weight for all three is applied whole, and the parts not meant left out."""
     e = m.embed_dim
-    if m.in_proj_weight is None:
+    if not m._qkv_same_embed_dim:
         separate = (m.q_proj_weight, m.k_proj_weight, m.v_proj_weight)
         projected = [F.linear(x, w) for x, w in zip((query, key, value), separate, strict=True)]
-        if m.in_proj_bias is None:
-            return tuple(projected)
-        return tuple(x + b for x, b in zip(projected, m.in_proj_bias.chunk(3), strict=True))
+        if isinstance(m.in_proj_bias, Tensor):
+            biases = m.in_proj_bias.chunk(3)
+            projected = [x + b for x, b in zip(projected, biases, strict=True)]
+        return tuple(projected)
     sources = {id(x): x for x in (query, key, value)}
     whole = {n: F.linear(x, m.in_proj_weight, m.in_proj_bias) for n, x in sources.items()}
     return tuple(whole[id(x)][..., i * e : (i + 1) * e] for i, x in enumerate((query, key, value)))

@@ -1,8 +1,8 @@
 """Products of two activations as matrices, and attention, which is made of them.
 
-Whatever it is written as, a product of two activations becomes one node ``Y_b = A_b B_b`` over pairs of matrices
-of every sample: dimensions that both have and the result has too are paired, those that the result lacks are
-summed over.
+Whatever it is written as, a product of two activations becomes one node ``Y_b = A_b B_b`` over pairs of
+matrices of every sample: dimensions that both have and the result has too are paired, those that the result
+lacks are summed over.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ from ..graph.nodes import Select
 from ..graph.softmax import Softmax
 from .fx_nodes import label_of, op_name, origin_of
 from .importer import Importer
-from .values import Activation, Args, Condition, Constant, Shape, activations_in, values_in
+from .values import Activation, Args, Condition, Constant, Shape, activations_in
 
 
-def product(
-    importer: Importer, node: fx.Node, name: str, args: Args, shape: Shape
-) -> Activation:
+def product(importer: Importer, node: fx.Node, name: str, args: Args, shape: Shape) -> Activation:
     """``matmul``, ``bmm`` or ``einsum`` of two activations."""
     if name == "einsum":
         return _einsum(importer, node, args, shape)
@@ -49,7 +47,8 @@ def matrices(
     if rows is not None:
         b, transposed = rows, True
     columns = b.shape[-2] if transposed else b.shape[-1]
-    op = Bilinear(math.prod(batch), *a.shape[-2:], columns, transposed)
+    rows_of_a, inner = a.shape[-2:]
+    op = Bilinear(math.prod(batch), rows_of_a, inner, columns, transposed)
     return importer.builder.add(label_of(node, op_name(node)), op, [a, b], shape, origin_of(node))
 
 
@@ -72,10 +71,10 @@ def _einsum(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Acti
     equation = args["equation"].replace(" ", "")
     sides, _, result = equation.partition("->")
     names = sides.split(",")
-    found = list(values_in(args["tensors"]))
+    found = activations_in(args["tensors"])
     words = (*names, result)
     plain = "->" in equation and all(w.isalpha() and len(set(w)) == len(w) for w in words)
-    if not plain or len(names) != 2 or not all(isinstance(v, Activation) for v in found):
+    if not plain or len(names) != 2 or len(found) != len(args["tensors"]):
         importer.refuse(
             node,
             f"the einsum {equation!r} of activations",
@@ -95,15 +94,18 @@ def _einsum(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Acti
     paired = [c for c in a[1:] if c in b and c in result]
     summed = [c for c in a[1:] if c in b and c not in result]
     rows, columns = ([c for c in w[1:] if c not in other] for w, other in ((a, b), (b, a)))
-    sizes = {c: s for w, x in zip(names, found, strict=True) for c, s in zip(w[1:], x.shape, strict=True)}
+    sizes = {
+        c: s for w, x in zip(names, found, strict=True) for c, s in zip(w[1:], x.shape, strict=True)
+    }
 
     def matrix(x: Activation, letters: str, *order: list[str]) -> Activation:
         moved = _permuted(importer, node, x, letters[1:], "".join(map("".join, order)))
-        return Activation(
-            moved.name, tuple(math.prod(sizes[c] for c in group) for group in order)
-        )
+        return Activation(moved.name, tuple(math.prod(sizes[c] for c in group) for group in order))
 
-    left, right = matrix(found[0], a, paired, rows, summed), matrix(found[1], b, paired, summed, columns)
+    left, right = (
+        matrix(found[0], a, paired, rows, summed),
+        matrix(found[1], b, paired, summed, columns),
+    )
     made = [*paired, *rows, *columns]
     y = matrices(importer, node, left, right, tuple(sizes[c] for c in made))
     return _permuted(importer, node, y, "".join(made), result[1:])

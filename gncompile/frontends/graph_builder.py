@@ -79,7 +79,12 @@ class GraphBuilder:
         self._nodes[y.name] = Node(y.name, op, node.inputs, node.shape, node.origin)
 
     def add(
-        self, label: str, op: Op, inputs: Sequence[Activation], shape: tuple[int, ...], origin: Origin
+        self,
+        label: str,
+        op: Op,
+        inputs: Sequence[Activation],
+        shape: tuple[int, ...],
+        origin: Origin,
     ) -> Activation:
         """A node of any kind without tensors of its own."""
         return self._add(label, op, tuple(x.name for x in inputs), shape, origin)

@@ -15,7 +15,7 @@ from ..functions.primitives import select
 from ..graph.nodes import Op
 from ..graph.normalise import Centre, Normalise
 from ..graph.softmax import Softmax
-from .fx_nodes import label_of, op_name, origin_of
+from .fx_nodes import bind, label_of, op_name, origin_of
 from .importer import Importer
 from .special import per_channel
 from .structural import along
@@ -89,28 +89,25 @@ def vector_norm(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> 
 
 def unit_length(importer: Importer, node: fx.Node, args: Args) -> Activation | None:
     """``x / max(|x|, eps)`` as ``torch.nn.functional.normalize`` writes it, else ``None``."""
-    x, expanded = args["self"], node.args[1]
-    bound = _reads(expanded, "expand", "expand_as")
-    norm = _reads(bound, "clamp_min")
-    source = _reads(norm, "linalg_vector_norm")
-    if source is None or importer.values[source] != x or bound is None or norm is None:
+    x = args["self"]
+    expanded = _bound(node.args[1], "expand", "expand_as")
+    clamped = _bound(expanded.get("self"), "clamp_min")
+    norm = _bound(clamped.get("self"), "linalg_vector_norm")
+    if not norm or importer.values[norm["self"]] != x or not isinstance(x, Activation):
         return None
-    order, dims, keep, *_ = (*norm.args[1:], *(None,) * 3)
-    eps = bound.args[1]
-    if order != 2 or not keep or not isinstance(dims, list) or len(dims) != 1:
+    eps = clamped["min"]
+    if norm["ord"] != 2 or not norm["keepdim"] or len(norm["dim"] or ()) != 1:
         return None
-    if not isinstance(eps, int | float) or not isinstance(x, Activation):
+    if not isinstance(eps, int | float):
         return None
-    axis = sample_axis(importer, node, x, dims[0])
+    axis = sample_axis(importer, node, x, norm["dim"][0])
     return _along_last(importer, node, x, axis, lambda p: Normalise(p, float(eps), length=True))
 
 
-def _reads(node: Any, *names: str) -> fx.Node | None:
-    """The first argument of a node that is one of these operators."""
-    if not isinstance(node, fx.Node) or node.op != "call_function" or op_name(node) not in names:
-        return None
-    source = node.args[0]
-    return source if isinstance(source, fx.Node) else None
+def _bound(node: Any, *names: str) -> dict[str, Any]:
+    """The arguments of a node that is one of these operators, else none."""
+    called = isinstance(node, fx.Node) and node.op == "call_function"
+    return bind(node) if called and op_name(node) in names else {}
 
 
 def sample_axis(importer: Importer, node: fx.Node, x: Activation, dim: int) -> int:
@@ -145,9 +142,7 @@ def _add(importer: Importer, node: fx.Node, op: Op, x: Activation) -> Activation
     return importer.builder.add(label, op, [x], x.shape, origin_of(node))
 
 
-def _affine(
-    importer: Importer, node: fx.Node, y: Activation, weight: Any, bias: Any
-) -> Activation:
+def _affine(importer: Importer, node: fx.Node, y: Activation, weight: Any, bias: Any) -> Activation:
     """``weight y + bias``, of which either may be absent."""
     if weight is None and bias is None:
         return y

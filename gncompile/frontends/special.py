@@ -126,9 +126,9 @@ def prelu(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activa
 def masked_fill(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activation:
     """A number where a mask is true; an infinite one, where the mask is a constant, as a summand."""
     value, mask = args["value"], args["mask"]
-    number = getattr(value, "literal", value)
-    infinite = isinstance(number, float) and math.isinf(number)
-    if not (infinite and isinstance(mask, Constant) and isinstance(args["self"], Activation)):
+    number = value.literal if isinstance(value, Constant) else value
+    constant = isinstance(mask, Constant) and isinstance(args["self"], Activation)
+    if not constant or number is None or math.isfinite(number):
         return importer.pointwise(node, "masked_fill", args, shape)
     kept = (~mask.tensor).to(importer.builder.dtype)
     added = torch.zeros_like(kept).masked_fill(mask.tensor, number)

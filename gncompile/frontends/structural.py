@@ -101,7 +101,9 @@ def along(
     label, sizes = label_of(node, op_name(node)), list(x.shape)
     for start in sorted(a for a in axes if a - 1 not in axes):
         stop = next(a for a in range(start, len(sizes) + 1) if a not in axes)
-        before, size, after = (math.prod(s) for s in (sizes[:start], sizes[start:stop], sizes[stop:]))
+        before, size, after = (
+            math.prod(s) for s in (sizes[:start], sizes[start:stop], sizes[stop:])
+        )
         sizes[start:stop] = [1] * (stop - start)
         x = importer.builder.fixed_linear(
             label, x, matrix(size), tuple(sizes), origin_of(node), before=before, after=after

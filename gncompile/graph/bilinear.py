@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Bilinear(Op):
-    """``Y_b = A_b B_b`` for ``batch`` pairs of matrices a sample, ``A_b: [rows, inner]``, ``B_b: [inner, columns]``.
+    """``Y_b = A_b B_b`` for ``batch`` pairs of matrices a sample.
 
-    ``transposed``: the second input holds ``B_bᵀ: [columns, inner]``.
+    ``A_b: [rows, inner]``, ``B_b: [inner, columns]``; with ``transposed`` the second input holds ``B_bᵀ``.
     """
 
     batch: int

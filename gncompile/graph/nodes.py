@@ -37,7 +37,7 @@ class Op:
     """What a node computes; a kind of node is a subclass, and a rule in ``derivation/forward``."""
 
     curved: ClassVar[tuple[tuple[int, int], ...]] = ()
-    """Pairs of inputs in which the node has second derivatives; a pointwise node's follow from its expression."""
+    """Pairs of inputs in which there are second derivatives; a pointwise node's are in its expression."""
 
     def fits(self, size: int, sizes: list[int]) -> bool:
         """Whether inputs of so many features give a node of ``size`` features."""
@@ -85,7 +85,7 @@ class Select(Op):
 
 @dataclass(frozen=True)
 class FixedLinear(Op):
-    """``y = x (I ⊗ A ⊗ I)ᵀ`` with the constant ``matrix`` A: [out, in] (average pooling, means over features).
+    """``y = x (I ⊗ A ⊗ I)ᵀ`` with the constant ``matrix`` A: [out, in] (average pooling, means, sums).
 
     Features are ``[before, in, after]``, and A maps the dimension in the middle: a mean over tokens
     ``[T, E]`` has a matrix ``[1, T]`` and ``after = E``.

@@ -1,4 +1,4 @@
-"""Softmax and its logarithm of every sample on its own, at places of features that stand one after another."""
+"""Softmax and its logarithm of every sample on its own, at places of neighbouring features."""
 
 from __future__ import annotations
 

@@ -29,7 +29,17 @@ from typing import Literal
 
 import sympy
 
-from .specs import Dim, Spec, Structure
+from .specs import Dim, Spec
+from .views import VIEWS as VIEWS
+from .views import AsMatrix as AsMatrix
+from .views import Element as Element
+from .views import Flatten as Flatten
+from .views import Part as Part
+from .views import Permute as Permute
+from .views import SampleMatrix as SampleMatrix
+from .views import Share as Share
+from .views import Transpose as Transpose
+from .views import Unflatten as Unflatten
 
 LeafKind = Literal["input", "target", "parameter", "constant", "state", "scalar"]
 
@@ -151,11 +161,6 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class Transpose:
-    """A view with the last two dimensions exchanged."""
-
-
-@dataclass(frozen=True)
 class BroadcastRows:
     """A scalar or row repeated to the shape of the second input."""
 
@@ -163,62 +168,6 @@ class BroadcastRows:
 @dataclass(frozen=True)
 class PlusTranspose:
     """``A + Aᵀ``, symmetric."""
-
-
-@dataclass(frozen=True)
-class AsMatrix:
-    """A stored scalar or vector read as a scaled identity or diagonal matrix, or a full one as symmetric."""
-
-    structure: Structure
-    size: int
-
-
-@dataclass(frozen=True)
-class Part:
-    """A view of the weight or the bias inside ``W̄ = [W, b]``."""
-
-    which: Literal["weight", "bias"]
-
-
-@dataclass(frozen=True)
-class Element:
-    """A view of one element of a vector, a scalar."""
-
-    index: int
-
-
-@dataclass(frozen=True)
-class Share:
-    """A view of a share of the batch: its last F samples, or its first Q or L.
-
-    Shares of one half or less have no sample in common: on the samples that made a step's factors, the
-    quadratic model would find less curvature along it than there is.
-    """
-
-    rows: Dim
-
-
-@dataclass(frozen=True)
-class Unflatten:
-    """A view of a dimension, the last, as several: features as places and what is at a place, say."""
-
-    sizes: tuple[int, ...]
-    axis: int = -1
-
-
-@dataclass(frozen=True)
-class Flatten:
-    """A view of ``count`` dimensions, the last, as one; the inverse of :class:`Unflatten`."""
-
-    count: int = 2
-    axis: int = -1
-
-
-@dataclass(frozen=True)
-class Permute:
-    """A view with the last dimensions in another order: ``order[i]`` stands at place ``i`` of them."""
-
-    order: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -292,13 +241,6 @@ class SampleDiagonal:
 @dataclass(frozen=True)
 class SampleOuter:
     """``a_n b_nᵀ`` for every sample: ``[N, d], [N, e] → [N, d, e]``."""
-
-
-@dataclass(frozen=True)
-class SampleMatrix:
-    """A view of rows ``[N, d²]`` as a matrix for every sample, row by row: ``[N, d, d]``."""
-
-    size: int
 
 
 @dataclass(frozen=True)
@@ -384,18 +326,15 @@ class StepSizes:
 
 
 Op = (
-    Leaf | Affine | MatMul | Pointwise | Gather | Scatter | Moment | PlaceMoments | Mean | Total | RowSum | Dot | Multiply
-    | SymmetricProduct | Hadamard | AddDiagonal | Densify | Trace | PlusTranspose | BroadcastRows
-    | Repeat | PlaceBlocks | Transpose | AsMatrix | Part | Element | Share | Unflatten | Flatten | Permute
-    | Stack | Zeros | Softmax
+    Leaf | Affine | MatMul | Pointwise | Gather | Scatter | Moment | PlaceMoments | Mean | Total | RowSum
+    | Dot | Multiply | SymmetricProduct | Hadamard | AddDiagonal | Densify | Trace | PlusTranspose
+    | BroadcastRows | Repeat | PlaceBlocks | Transpose | AsMatrix | Part | Element | Share | Unflatten
+    | Flatten | Permute | Stack | Zeros | Softmax
     | LogSumExp | SampleCategorical | Random | Columns | SampleDiagonal | SampleOuter | SampleMatrix
     | SampleRoot | SampleMultiply
     | ScaleSides | Decay | Average | DampedInverse
     | Eigen | Precondition | PreconditionEigen | StepSizes
 )  # fmt: skip
-
-VIEWS = (Transpose, AsMatrix, Part, Element, Share, SampleMatrix, Unflatten, Flatten, Permute)
-"""Operations whose result shares memory with their input."""
 
 
 def describe(op: Op) -> str:

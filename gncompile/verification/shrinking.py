@@ -103,7 +103,10 @@ def _agree(node: Node, graph: ModelGraph, kept: Kept) -> None:
             if source:
                 kept[source[0]].add(source[1])
     elif not isinstance(node.op, Input | Affine | FixedLinear):
-        for name in (node.name, *node.inputs):  # what mixes features by their places needs all of them
+        for name in (
+            node.name,
+            *node.inputs,
+        ):  # what mixes features by their places needs all of them
             kept[name] = set(range(graph[name].size))
 
 

@@ -1,4 +1,4 @@
-"""Maps of every sample that mix features, at places: against torch's own, autograd, and brute force over samples."""
+"""Maps of every sample that mix features: against torch's own, autograd, and brute force over samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import gncompile
-import gncompile.derivation.node_rules  # noqa: F401  # declares the rules
+import gncompile.derivation.node_rules  # declares the rules
 from gncompile.derivation.forward import Forward
 from gncompile.errors import CompileError
 from gncompile.frontends import trace
@@ -90,7 +90,7 @@ def executed(
     return {name: step.result(name).clone() for name in asked}
 
 
-@pytest.mark.parametrize("places, width", PLACES)
+@pytest.mark.parametrize(("places", "width"), PLACES)
 @pytest.mark.parametrize("name", MAPS)
 def test_maps_against_their_jacobians(name: str, places: int, width: int, backend: str) -> None:
     """Value, tangent, vectors, and means over the batch, by the Jacobian of every sample."""
@@ -125,7 +125,9 @@ def test_maps_against_their_jacobians(name: str, places: int, width: int, backen
             found[f"{key} half"] = jacobian.half(m, key)
         return found
 
-    found = executed(backend, graph_of(op, size), (x, r, each), ask, {**matrices, "general": general})
+    found = executed(
+        backend, graph_of(op, size), (x, r, each), ask, {**matrices, "general": general}
+    )
     J = per_sample_jacobian(op.plain, x)
     expected = {
         "value": op.plain(x),
@@ -143,7 +145,9 @@ def test_maps_against_their_jacobians(name: str, places: int, width: int, backen
         expected[key] = congruence(J, m).mean(0)
         expected[f"{key} half"] = J.mean(0).T @ m
     for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, rtol=1e-12, atol=1e-12, msg=lambda m, k=key: f"{k}: {m}")
+        torch.testing.assert_close(
+            found[key], value, rtol=1e-12, atol=1e-12, msg=lambda m, k=key: f"{k}: {m}"
+        )
 
 
 # --- whole networks -------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Norms, softmax, products of two activations and attention as users write them.
 
-``trace`` compares the graph with the module on random numbers, so a graph of the expected kinds is a right one;
-what is compiled from it is tested in ``tests/derivation/test_maps.py``.
+``trace`` compares the graph with the module on random numbers, so a graph of the expected kinds is a right
+one; what is compiled from it is tested in ``tests/derivation/test_maps.py``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gncompile.errors import CompileError, TraceError
+from gncompile.errors import TraceError
 from gncompile.frontends import trace
 from gncompile.graph.nodes import FixedLinear
 
@@ -71,7 +71,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "attention, causal": (lambda x: twice(x, is_causal=True), "Bilinear Softmax Bilinear"),
     "attention, masked": (lambda x: twice(x, attn_mask=CAUSAL), "Bilinear Softmax Bilinear"),
     "attention, added mask": (lambda x: twice(x, attn_mask=ADDED.double()), "Bilinear Softmax Bilinear"),
-    "attention, a query that sees nothing": (lambda x: twice(x, attn_mask=BLIND), "Bilinear Softmax Bilinear"),
+    "attention, a blind query": (lambda x: twice(x, attn_mask=BLIND), "Bilinear Softmax Bilinear"),
     "attention by hand": (
         lambda x: (x @ x.mT).masked_fill(~CAUSAL, -torch.inf).softmax(-1) @ x,
         "Bilinear Softmax Bilinear",
