@@ -10,6 +10,8 @@ parameter      ``p``               ``v``                    —
 pointwise      ``φ(x_1, …)``       ``Σ b_i ⊙ r_i``          ``g ⊙ b_i`` to input i
 select         ``x[index]``        ``r[index]``             adds back to its source
 fixed linear   ``x Aᵀ``            ``r Aᵀ``                 ``g A``
+norm, softmax  their formula       ``d ⊙ (r − c (bᵀr) a)``  the same transposed         (``rank_one``)
+bilinear       ``A B``             ``R B + A S``            ``G Bᵀ``, ``Aᵀ G``          (``bilinear``)
 =============  ==================  =======================  ==========================
 
 A kind of node is an :class:`~gncompile.graph.nodes.Op` and its rule, declared with :func:`node_rule`,

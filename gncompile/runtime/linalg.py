@@ -343,7 +343,7 @@ Loops = tuple[int, ...]
 def strided_copy(
     x: Tensor, sizes: Loops, to: Loops, strides: Loops, first_to: int, first: int, out: Tensor
 ) -> None:
-    """``out[first_to + Σ i_k to_k] = x[first + Σ i_k strides_k]`` in the last dimension, all ``i_k < sizes_k``."""
+    """``out[first_to + Σ i_k to_k] = x[first + Σ i_k strides_k]`` for all ``i_k < sizes_k``, by features."""
     _strided(out, sizes, to, first_to).copy_(_strided(x, sizes, strides, first))
 
 
