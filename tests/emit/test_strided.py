@@ -39,8 +39,9 @@ def test_permutations_are_copied(shape: tuple[int, ...], order: tuple[int, ...])
     assert torch.equal(out, x[..., index])
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize(
+    ("shape", "axis"), [(s, axis) for s in SHAPES for axis in range(3) if s[axis] > 1]
+)
 def test_broadcasts_are_summed(shape: tuple[int, ...], axis: int) -> None:
     rest = tuple(n for k, n in enumerate(shape) if k != axis)
     size = int(np.prod(rest))
