@@ -10,6 +10,8 @@ parameter      ``p``               ``v``                    —
 pointwise      ``φ(x_1, …)``       ``Σ b_i ⊙ r_i``          ``g ⊙ b_i`` to input i
 select         ``x[index]``        ``r[index]``             adds back to its source
 fixed linear   ``x Aᵀ``            ``r Aᵀ``                 ``g A``
+norm, softmax  their formula       ``d ⊙ (r − c (bᵀr) a)``  the same transposed         (``rank_one``)
+bilinear       ``A B``             ``R B + A S``            ``G Bᵀ``, ``Aᵀ G``          (``bilinear``)
 =============  ==================  =======================  ==========================
 
 A kind of node is an :class:`~gncompile.graph.nodes.Op` and its rule, declared with :func:`node_rule`,
@@ -35,7 +37,7 @@ from ..graph.zero_slopes import is_flat
 from ..program import operations as ir
 from ..program import specs
 from ..program.builder import Factor, ProgramBuilder, Value
-from .jacobians import Jacobian, Picked, Scaled, Weighted
+from .jacobians import Jacobian, Picked, Scaled, Weighted, WeightedAlong
 
 Kind = TypeVar("Kind", bound=Op)
 
@@ -272,8 +274,13 @@ class FixedLinearRule(LinearRule[FixedLinear]):
 
     def jacobian(self, position: int) -> Jacobian:
         (source,) = self.node.inputs
-        shape = (self.node.size, self.forward.graph[source].size)
-        return Weighted(self.builder, self.builder.leaf("constant", self.op.matrix, shape))
+        shape = tuple(
+            size // self.op.copies for size in (self.node.size, self.forward.graph[source].size)
+        )
+        weight = self.builder.leaf("constant", self.op.matrix, shape)
+        if self.op.copies == 1:
+            return Weighted(self.builder, weight)
+        return WeightedAlong(self.builder, weight, self.op.before, self.op.after)
 
 
 @node_rule(Select)

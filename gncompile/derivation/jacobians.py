@@ -122,6 +122,27 @@ class Weighted(Fixed):
 
 
 @dataclass(frozen=True)
+class WeightedAlong(Fixed):
+    """``y = x (I ⊗ W ⊗ I)ᵀ``: W along the middle one of the features' dimensions ``[before, in, after]``."""
+
+    weight: Value
+    before: int
+    after: int
+
+    def push(self, r: Value, name: str) -> Value:
+        return self._along(r, name, transpose=False)
+
+    def pull(self, g: Value, name: str) -> Value:
+        return self._along(g, name, transpose=True)
+
+    def _along(self, x: Value, name: str, transpose: bool) -> Value:
+        size = x.width // (self.before * self.after)
+        view = self.builder.emit(ir.Unflatten((self.before, size, self.after)), x)
+        product = self.builder.emit(ir.MatMul(transpose_a=transpose), self.weight, view, name=name)
+        return self.builder.emit(ir.Flatten(3), product)
+
+
+@dataclass(frozen=True)
 class Picked(Jacobian):
     """``y_j = x_{index_j}`` from ``size`` features, 0 where the index is -1: zeros and ones."""
 

@@ -1,5 +1,5 @@
 """The kinds of node with a file of their own: importing this declares their rules."""
 
-from . import dropout, embedding, layer_rules
+from . import bilinear, dropout, embedding, layer_rules, normalise, softmax
 
-__all__ = ["dropout", "embedding", "layer_rules"]
+__all__ = ["bilinear", "dropout", "embedding", "layer_rules", "normalise", "softmax"]

@@ -9,7 +9,7 @@ import sympy
 from ..functions.derive import PointwiseRule, pointwise_rule
 from ..functions.primitives import select
 from ..graph.model_graph import ModelGraph
-from ..graph.nodes import Node, Pointwise
+from ..graph.nodes import Node, Pointwise, describe
 from ..losses.vocabulary import Loss, SoftmaxCrossEntropy
 from ..program.builder import ProgramBuilder
 from .forward import Forward
@@ -55,7 +55,7 @@ def _curved_pairs(graph: ModelGraph, name: str, moving: Collection[str]) -> list
     """Pairs of moving inputs in which a node is curved: ``∂²φ/∂x_i∂x_j`` is not zero."""
     node = graph[name]
     if not isinstance(node.op, Pointwise):
-        return []
+        return [pair for pair in node.op.curved if all(node.inputs[i] in moving for i in pair)]
     seconds = rule_of(node).seconds
     return [
         (i, j)
@@ -107,6 +107,8 @@ def _loss_doubts(loss: Loss) -> str:
 
 
 def _curved_text(node: Node, i: int, j: int) -> str:
+    if not isinstance(node.op, Pointwise):
+        return f"{describe(node)}   ({node.origin})"
     rule, names = rule_of(node), node.inputs
     where = f"∂²/∂{names[i]}²" if i == j else f"∂²/∂{names[i]}∂{names[j]}"
     return f"{rule.value}, {where} = {rule.seconds[i, j]}   ({node.origin})"

@@ -11,10 +11,12 @@ from typing import Any
 
 from ..errors import InternalError
 from ..graph.layers import Layer
-from ..graph.nodes import Node
+from ..graph.nodes import Node, Select
+from ..program import operations as ir
 from ..program.builder import Value
 from . import node_rules  # noqa: F401  # declares the rules
 from .forward import Forward
+from .jacobians import Picked
 from .layer_rules import LayerRule
 
 
@@ -24,10 +26,15 @@ def pull_back(forward: Forward, seed: Value, prefix: str = "g") -> dict[str, Val
     ``seed`` is ``[N, K]`` or ``[S, N, K]`` (S columns); the results have the same leading dimensions.
     Contributions add at a fork, which is exact for vectors.
     """
-    graph = forward.graph
+    graph, apart = forward.graph, _apart(forward)
     terms: dict[str, list[Value]] = {graph.output.inputs[0]: [seed]}
+    parts: dict[str, list[tuple[Picked, Value]]] = {}
     result: dict[str, Value] = {}
     for node in reversed(list(graph)):
+        if node.name in parts:
+            with forward.work_for(node.name):
+                joined = _joined(forward, parts[node.name], f"{prefix}_{node.name}")
+            terms.setdefault(node.name, []).append(joined)
         if node.name not in terms or node.name not in forward.active:
             continue
         g = terms[node.name][0]
@@ -37,10 +44,37 @@ def pull_back(forward: Forward, seed: Value, prefix: str = "g") -> dict[str, Val
         result[node.name] = g
         for i, source in enumerate(node.inputs):
             if source in forward.active and (jacobian := forward.jacobian(node, i)):
+                if source in apart and isinstance(jacobian, Picked):
+                    parts.setdefault(source, []).append((jacobian, g))
+                    continue
                 with forward.work_for(source):
                     term = jacobian.pull(g, f"{prefix}_{source}")
                 terms.setdefault(source, []).append(term)
     return result
+
+
+def _apart(forward: Forward) -> set[str]:
+    """The nodes of which several selections take parts, no feature twice: queries, keys and values, say."""
+    taken: dict[str, list[int]] = {}
+    for node in forward.graph:
+        if isinstance(node.op, Select) and len(node.inputs) == 1 and node.name in forward.active:
+            taken.setdefault(node.inputs[0], []).extend(node.op.index)
+    readers = {name: forward.graph.consumers(name) for name in taken}
+    return {
+        name
+        for name, index in taken.items()
+        if len(set(index)) == len(index)
+        and -1 not in index
+        and sum(isinstance(reader.op, Select) for reader in readers[name]) > 1
+    }
+
+
+def _joined(forward: Forward, parts: list[tuple[Picked, Value]], name: str) -> Value:
+    """What selections without a common feature pass back, gathered at once."""
+    places = [-1] * parts[0][0].size
+    for position, feature in enumerate(k for picked, _ in parts for k in picked.index):
+        places[feature] = position
+    return forward.builder.emit(ir.Gather(tuple(places)), *(g for _, g in parts), name=name)
 
 
 def weight_gradients(forward: Forward, vectors: Mapping[str, Value]) -> dict[str, Value]:

@@ -48,7 +48,9 @@ WRITERS: dict[type, Writer] = {}
 """How each operation but :class:`~gncompile.program.step_program.Pointwise` is written."""
 
 
-def _writes(*ops: type) -> Callable[[Writer], Writer]:
+def writes(*ops: type) -> Callable[[Writer], Writer]:
+    """Declare how operations are written, as a decorator."""
+
     def register(writer: Writer) -> Writer:
         for op in ops:
             WRITERS[op] = writer
@@ -57,7 +59,7 @@ def _writes(*ops: type) -> Callable[[Writer], Writer]:
     return register
 
 
-@_writes(ir.Affine)
+@writes(ir.Affine)
 def _affine(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     bias = len(v) % 2 == 1
     if len(specs[0].shape) > 2:
@@ -72,7 +74,7 @@ def _affine(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) 
     return lines + ([f"{out}.addmm_({v[2]}, {v[3]}.T)"] if len(v) >= 4 else [])
 
 
-@_writes(ir.MatMul)
+@writes(ir.MatMul)
 def _matmul(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.MatMul)
     a = f"{v[0]}.mT" if i.op.transpose_a else v[0]
@@ -81,70 +83,7 @@ def _matmul(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) 
     return [f"torch.{'mm' if plain else 'matmul'}({a}, {b}, out={out})"]
 
 
-@_writes(ir.Gather)
-def _gather(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
-    """Runs of consecutive features become slice copies."""
-    assert isinstance(i.op, ir.Gather)
-    index, lines, start = i.op.index, [], 0
-    sizes = [int(s.shape[-1]) for s in specs]
-    runs = _runs(index, sizes)
-    if len(runs) <= 16:
-        for source, first, count in runs:
-            part = f"{out}[..., {start}:{start + count}]"
-            if source < 0:
-                lines.append(f"{part}.fill_({literal(i.op.fill)})")
-            else:
-                lines.append(f"{part}.copy_({v[source]}[..., {first}:{first + count}])")
-            start += count
-        return lines
-    offset = 0
-    if -1 in index:
-        lines.append(f"{out}.fill_({literal(i.op.fill)})")
-    for number, (name, size) in enumerate(zip(v, sizes, strict=True)):
-        here = [(j, k - offset) for j, k in enumerate(index) if offset <= k < offset + size]
-        offset += size
-        if here:
-            to = w.index(i.name, f"to{number}", [j for j, _ in here])
-            picked = w.index(i.name, f"from{number}", [k for _, k in here])
-            lines.append(f"{out}.index_copy_(-1, {to}, {name}.index_select(-1, {picked}))")
-    return lines
-
-
-def _runs(index: tuple[int, ...], sizes: list[int]) -> list[tuple[int, int, int]]:
-    """``(input, first, count)`` for maximal runs of consecutive features; input -1 for the fill."""
-    places = []
-    starts = [sum(sizes[:n]) for n in range(len(sizes))]
-    for k in index:
-        number = max((n for n, s in enumerate(starts) if s <= k), default=-1)
-        places.append((number, k - starts[number] if number >= 0 else 0))
-    runs: list[tuple[int, int, int]] = []
-    for number, place in places:
-        if runs and runs[-1][0] == number and (number < 0 or runs[-1][1] + runs[-1][2] == place):
-            runs[-1] = (number, runs[-1][1], runs[-1][2] + 1)
-        else:
-            runs.append((number, place, 1))
-    return runs
-
-
-@_writes(ir.Scatter)
-def _scatter(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
-    op = i.op
-    assert isinstance(op, ir.Scatter)
-    kept = [j for j, place in enumerate(op.index) if place >= 0]
-    places = [op.index[j] for j in kept]
-    if len(kept) == op.size and places == list(range(op.size)) and compact(kept)[0] == "r":
-        picks = {-1: "...", 0: "", -2: "..."}[op.axis]
-        span = f"{kept[0]}:{kept[0] + len(kept)}"
-        view = {"...": f"[..., {span}]" if op.axis == -1 else f"[..., {span}, :]", "": f"[{span}]"}[
-            picks
-        ]
-        return [f"{out}.copy_({v[0]}{view})"]
-    to = w.index(i.name, "to", places)
-    source = w.index(i.name, "from", kept)
-    return [f"linalg.scatter({v[0]}, {to}, {source}, {literal(op.axis)}, out={out})"]
-
-
-@_writes(ir.Moment)
+@writes(ir.Moment)
 def _moment(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.Moment)
     name = "second_moment" if len(v) == 1 else "cross_moment"
@@ -156,24 +95,30 @@ def _moment(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) 
     return [f"linalg.{name}({', '.join(v)}, {literal(i.op.homogeneous)}, out={out}{words})"]
 
 
-@_writes(ir.Mean)
+@writes(ir.PlaceMoments)
+def _place_moments(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+    samples = dimension(specs[0].samples)
+    return [f"torch.bmm({v[0]}.mT, {v[1]}, out={out})", f"{out}.div_({samples})"]
+
+
+@writes(ir.Mean)
 def _mean(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"torch.mean({v[0]}, dim=0, out={out})"]
 
 
-@_writes(ir.Total)
+@writes(ir.Total)
 def _total(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.Total)
     lines = [f"torch.sum({v[0]}, dim=None, out={out})"]
     return lines + ([f"{out}.div_({dimension(specs[0].shape[0])})"] if i.op.mean else [])
 
 
-@_writes(ir.RowSum)
+@writes(ir.RowSum)
 def _row_sum(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"torch.sum({v[0]}, dim=-1, keepdim=True, out={out})"]
 
 
-@_writes(ir.Dot)
+@writes(ir.Dot)
 def _dot(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.Dot)
     if not i.op.mean and all(w.owned(name) for name in i.inputs):
@@ -181,49 +126,49 @@ def _dot(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> 
     return [f"linalg.dot({v[0]}, {v[1]}, {literal(i.op.mean)}, out={out})"]
 
 
-@_writes(ir.Softmax)
+@writes(ir.Softmax)
 def _softmax(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"torch.softmax({v[0]}, dim=-1, out={out})"]
 
 
-@_writes(ir.LogSumExp)
+@writes(ir.LogSumExp)
 def _log_sum_exp(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"torch.logsumexp({v[0]}, dim=-1, keepdim=True, out={out})"]
 
 
-@_writes(ir.SampleCategorical)
+@writes(ir.SampleCategorical)
 def _sample(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"linalg.sample_categorical({v[0]}, {v[1]}, out={out})"]
 
 
-@_writes(ir.Random)
+@writes(ir.Random)
 def _random(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.Random)
     return [f"memory.random({quoted(i.op.kind)}, {out})"]
 
 
-@_writes(ir.Columns)
+@writes(ir.Columns)
 def _columns(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     p = v[1] if len(v) > 1 else "None"
     return [f"linalg.root_columns({v[0]}, {p}, start, out={out})"]
 
 
-@_writes(ir.Stack)
+@writes(ir.Stack)
 def _stack(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return filled("torch.stack([", v, f"], out={out})", WIDTH - 8)
 
 
-@_writes(ir.Zeros)
+@writes(ir.Zeros)
 def _zeros(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"{out}.zero_()"]
 
 
-@_writes(ir.BroadcastRows)
+@writes(ir.BroadcastRows)
 def _broadcast(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"{out}.copy_({v[0]})"]
 
 
-@_writes(lookups.Lookup, lookups.LookupGradient, lookups.Counts, lookups.OneHot)
+@writes(lookups.Lookup, lookups.LookupGradient, lookups.Counts, lookups.OneHot)
 def _lookup(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     match i.op:
         case lookups.LookupGradient(_, padding):
@@ -234,41 +179,41 @@ def _lookup(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) 
     return [f"lookups.{name}({', '.join(v)}, out={out})"]
 
 
-@_writes(ir.Repeat)
+@writes(ir.Repeat)
 def _repeat(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"{out}.copy_({v[0]})"]
 
 
-@_writes(ir.PlaceBlocks)
+@writes(ir.PlaceBlocks)
 def _place_blocks(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.PlaceBlocks)
     how = f"{literal(i.op.places)}, {literal(i.op.last)}"
     return [f"linalg.place_blocks({v[0]}, {how}, out={out})"]
 
 
-@_writes(ir.SampleDiagonal)
+@writes(ir.SampleDiagonal)
 def _diagonal(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"{out}.zero_()", f"{out}.diagonal(dim1=-2, dim2=-1).copy_({v[0]})"]
 
 
-@_writes(ir.SampleOuter)
+@writes(ir.SampleOuter)
 def _outer(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"torch.mul({v[0]}[:, :, None], {v[1]}[:, None, :], out={out})"]
 
 
-@_writes(ir.SampleRoot)
+@writes(ir.SampleRoot)
 def _sample_root(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"linalg.sample_roots({v[0]}, out={out})"]
 
 
-@_writes(ir.SampleMultiply)
+@writes(ir.SampleMultiply)
 def _sample_multiply(
     w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]
 ) -> list[str]:
     return [f"torch.bmm({v[0]}, {v[1]}.unsqueeze(-1), out={out}.unsqueeze(-1))"]
 
 
-@_writes(ir.ScaleSides)
+@writes(ir.ScaleSides)
 def _scale_sides(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.ScaleSides)
     if not i.op.left:
@@ -277,7 +222,7 @@ def _scale_sides(w: File, i: Instruction, out: str, v: list[str], specs: list[Sp
     return lines + ([f"{out}.mul_({v[2]}[:, None, :])"] if i.op.right else [])
 
 
-@_writes(ir.Multiply)
+@writes(ir.Multiply)
 def _multiply(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     match specs[0].structure:
         case Structure.SCALED_IDENTITY:
@@ -287,27 +232,27 @@ def _multiply(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]
     return [f"torch.mm({v[0]}, {v[1]}, out={out})"]
 
 
-@_writes(ir.SymmetricProduct)
+@writes(ir.SymmetricProduct)
 def _symmetric(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"linalg.symmetric_product({v[0]}, {v[1]}, out={out}{_keywords(w.options(i))})"]
 
 
-@_writes(ir.Hadamard)
+@writes(ir.Hadamard)
 def _hadamard(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"torch.mul({v[0]}, {v[1]}, out={out})"]
 
 
-@_writes(ir.AddDiagonal)
+@writes(ir.AddDiagonal)
 def _add_diagonal(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"{out}.copy_({v[0]})", f"{out}.diagonal().add_({v[1]})"]
 
 
-@_writes(ir.Densify)
+@writes(ir.Densify)
 def _densify(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"{out}.zero_()", f"{out}.diagonal().copy_({v[0]})"]
 
 
-@_writes(ir.Trace)
+@writes(ir.Trace)
 def _trace(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     match specs[0].structure:
         case Structure.SCALED_IDENTITY:
@@ -317,14 +262,14 @@ def _trace(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -
     return [f"torch.sum({v[0]}.diagonal(), dim=None, out={out})"]
 
 
-@_writes(ir.PlusTranspose)
+@writes(ir.PlusTranspose)
 def _plus_transpose(
     w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]
 ) -> list[str]:
     return [f"torch.add({v[0]}, {v[0]}.mT, out={out})"]
 
 
-@_writes(ir.Decay)
+@writes(ir.Decay)
 def _decay(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.Decay)
     lines = [f"{out}.copy_({v[0]})"]
@@ -337,37 +282,37 @@ def _decay(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -
     )
 
 
-@_writes(ir.Average)
+@writes(ir.Average)
 def _average(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"torch.lerp({v[1]}, {v[0]}, {v[2]}, out={out})"]
 
 
-@_writes(ir.DampedInverse)
+@writes(ir.DampedInverse)
 def _damped_inverse(
     w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]
 ) -> list[str]:
     return [f"linalg.damped_inverse({v[0]}, {v[1]}, out={out}{_keywords(w.options(i))})"]
 
 
-@_writes(ir.Eigen)
+@writes(ir.Eigen)
 def _eigen(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"linalg.eigen({v[0]}, out={out})"]
 
 
-@_writes(ir.Precondition)
+@writes(ir.Precondition)
 def _precondition(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     scratch = w.scratch_name(0, i.spec.shape)
     return [f"linalg.precondition({', '.join(v)}, {scratch}, out={out})"]
 
 
-@_writes(ir.PreconditionEigen)
+@writes(ir.PreconditionEigen)
 def _precondition_eigen(
     w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]
 ) -> list[str]:
     return [f"linalg.precondition_eigen({', '.join(v)}, out={out})"]
 
 
-@_writes(ir.StepSizes)
+@writes(ir.StepSizes)
 def _step_sizes(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.StepSizes)
     return step_sizes("linalg", i.op, v, out)

@@ -19,6 +19,7 @@ from ..program.operations import Leaf, Op
 from ..program.program_check import check_types
 from ..program.specs import Dim, Spec
 from ..program.step_program import Instruction, StepProgram
+from . import torch_selections  # noqa: F401  # declares how they are written
 from .layout import WIDTH, Statement, filled
 from .literals import comment, dimension, docstring, literal, plain_name, quoted
 from .scalar_source import cells, is_float, scalar_lines
@@ -198,10 +199,14 @@ class TorchWriter:
                 return f"{source}[..., {part}{after}]"
             case ir.SampleMatrix(size):
                 return f"{source}.unflatten(-1, ({literal(size)}, {literal(size)}))"
-            case ir.Unflatten(sizes):
-                return f"{source}.unflatten(-1, {literal(sizes)})"
-            case ir.Flatten(count):
-                return f"{source}.flatten({literal(-count)})"
+            case ir.Unflatten(sizes, axis):
+                return f"{source}.unflatten({literal(axis)}, {literal(sizes)})"
+            case ir.Flatten(count, axis):
+                return f"{source}.flatten({literal(axis - count + 1)}, {literal(axis)})"
+            case ir.Permute(order):
+                kept = len(spec.shape) - len(order)
+                dims = (*range(kept), *(kept + i for i in order))
+                return f"{source}.permute({literal(dims)})"
         return source
 
     @staticmethod

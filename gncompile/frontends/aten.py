@@ -7,6 +7,8 @@ Every operator the frontend understands is in exactly one table:
 * :data:`ALIASES`: the same features in the same order, so no node at all,
 * :data:`SELECTING`: every output feature is one input feature, or a fill value,
 * :data:`LINEAR`: linear in its one activation, given by a constant matrix,
+* :data:`BILINEAR`: products of two activations as matrices; of one and a constant they are linear,
+* :data:`COUPLING`: neither linear nor elementwise in a sample's features, with a rule of its own,
 * :data:`CREATORS`: constants,
 * :data:`REFUSED`: understood, and impossible or not supported yet, with the reason.
 
@@ -223,6 +225,10 @@ SYNONYMS: Mapping[str, str] = {
     "_prelu_kernel": "prelu",
     "_native_batch_norm_legit_no_training": "batch_norm",
     "cudnn_batch_norm": "batch_norm",
+    "native_layer_norm": "layer_norm",
+    "native_group_norm": "group_norm",
+    "_softmax": "softmax",
+    "_log_softmax": "log_softmax",
     "concat": "cat",
     "concatenate": "cat",
 }
@@ -265,6 +271,13 @@ LINEAR = _words(
     "sum tril triu upsample_bilinear2d upsample_linear1d"
 )
 
+BILINEAR = _words("matmul mm bmm einsum")
+
+COUPLING = _words(
+    "layer_norm group_norm instance_norm rms_norm softmax log_softmax linalg_vector_norm linalg_norm norm "
+    "scaled_dot_product_attention"
+)
+
 CREATORS = _words(
     "empty empty_like full full_like new_empty new_full new_ones new_zeros ones ones_like scalar_tensor "
     "zeros zeros_like"
@@ -279,8 +292,7 @@ SIZES = _words("sym_numel sym_size")
 # asserts that torch.export adds about shapes and values; they compute nothing
 ASSERTS = _words("_assert_async _assert_scalar _assert_tensor_metadata sym_constrain_range")
 
-_ATTENTION = "softmax couples all features of a sample, so it is neither linear nor elementwise"
-_NORM = "its statistics couple all features of a sample, so it is neither linear nor elementwise"
+_COUPLED = "it couples features of a sample, so it is neither linear nor elementwise"
 _CONVOLUTION = "convolutions are not supported yet"
 _RECURRENT = "recurrent layers share weights over time steps, which is not supported yet"
 _POOLING = "a maximum over features is neither linear nor elementwise"
@@ -292,18 +304,7 @@ _ROUNDING = "its slope is zero wherever it is defined, so nothing below it would
 REFUSED: Mapping[str, str] = {
     "detach": _DETACH,
     "detach_": _DETACH,
-    "softmax": _ATTENTION,
-    "_softmax": _ATTENTION,
-    "log_softmax": _ATTENTION,
-    "_log_softmax": _ATTENTION,
-    "logsumexp": _ATTENTION,
-    "scaled_dot_product_attention": "attention multiplies two activations as matrices",
-    "layer_norm": _NORM,
-    "native_layer_norm": _NORM,
-    "group_norm": _NORM,
-    "native_group_norm": _NORM,
-    "instance_norm": _NORM,
-    "rms_norm": _NORM,
+    "logsumexp": _COUPLED,
     **dict.fromkeys(
         _words(
             "conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d "
@@ -362,8 +363,9 @@ def is_known(name: str) -> bool:
     elementwise = name in POINTWISE or name in COMPARISONS
     moving = name in ALIASES or name in CASTS or name in SELECTING or name in DROPOUTS
     linear = name in PRODUCTS or name in LINEAR or name in (DECLARED, MASKS, FEATURES)
+    coupled = name in BILINEAR or name in COUPLING
     made = name in CREATORS | SIZES | ASSERTS or name in LOOKUPS
-    return elementwise or moving or linear or made or name in REFUSED
+    return elementwise or moving or linear or coupled or made or name in REFUSED
 
 
 def is_random(operator: Any, args: Mapping[str, Any]) -> bool:

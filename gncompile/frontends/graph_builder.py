@@ -111,6 +111,17 @@ class GraphBuilder:
         op = replace(node.op, bias=bias.name, bias_trainable=bias.trainable)
         self._nodes[y.name] = Node(y.name, op, node.inputs, node.shape, node.origin)
 
+    def add(
+        self,
+        label: str,
+        op: Op,
+        inputs: Sequence[Activation],
+        shape: tuple[int, ...],
+        origin: Origin,
+    ) -> Activation:
+        """A node of any kind without tensors of its own."""
+        return self._add(label, op, tuple(x.name for x in inputs), shape, origin)
+
     def select(
         self,
         label: str,
@@ -128,11 +139,24 @@ class GraphBuilder:
         inputs, index = _without_unused(inputs, index)
         if len(inputs) == 1 and np.array_equal(index, np.arange(math.prod(inputs[0].shape))):
             return Activation(inputs[0].name, shape)
+        if len(inputs) == 1:
+            inputs, index = self._composed(inputs[0], index)
         op = Select(tuple(index.tolist()), fill if (index < 0).any() else 0.0)
         key = (op, tuple(x.name for x in inputs))
         if key not in self._selects:
             self._selects[key] = self._nodes[self._add(label, op, key[1], shape, origin).name]
         return Activation(self._selects[key].name, shape)
+
+    def _composed(self, x: Activation, index: np.ndarray) -> tuple[list[Activation], np.ndarray]:
+        """A selection from a selection, in which no feature is twice, as one from its source."""
+        node = self._nodes[x.name]
+        if not isinstance(node.op, Select) or len(node.inputs) > 1:
+            return [x], index
+        inner = np.array(node.op.index)
+        if (inner < 0).any() or len(np.unique(inner)) < len(inner):
+            return [x], index
+        source = self._nodes[node.inputs[0]]
+        return [Activation(source.name, source.shape)], np.where(index < 0, -1, inner[index])
 
     def fixed_linear(
         self,
@@ -142,10 +166,13 @@ class GraphBuilder:
         shape: tuple[int, ...],
         origin: Origin,
         matrix_name: str | None = None,
+        before: int = 1,
+        after: int = 1,
     ) -> Activation:
-        """``y = x Aᵀ`` with the constant ``matrix`` A: [out, in]."""
+        """``y = x (I ⊗ A ⊗ I)ᵀ`` with the constant ``matrix`` A: [out, in] along ``[before, in, after]``."""
         name = self.constant(matrix_name or f"{self._unique(identifier(label))}_matrix", matrix)
-        return self._add(label, FixedLinear(name), (x.name,), shape, origin)
+        op = FixedLinear(name, before, after)
+        return self._add(label, op, (x.name,), shape, origin)
 
     def pointwise(
         self,

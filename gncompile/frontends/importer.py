@@ -191,7 +191,7 @@ class Importer:
             if isinstance(value, Weight) and value.trainable:
                 value = self.shared(node, value)
             if isinstance(value, Activation | Shared):
-                x = self._broadcast(node, value, shape)
+                x = self.broadcast(node, value, shape)
                 return arguments.setdefault(x.name, (_symbol(x.name), x))[0]
             if isinstance(value, Condition):
                 margin = symbolic(value.margin)
@@ -229,7 +229,7 @@ class Importer:
         args = {"self": zeros, "other": value, "alpha": 1}
         return self.pointwise(node, "add", args, shape)
 
-    def _broadcast(self, node: fx.Node, x: Activation | Shared, shape: Shape) -> Activation:
+    def broadcast(self, node: fx.Node, x: Activation | Shared, shape: Shape) -> Activation:
         """Repeat the features of ``x`` until they have ``shape``; no node when they already do."""
         own = x.shape
         if isinstance(x, Shared) and len(own) == len(shape) + 1 and own[0] == 1:

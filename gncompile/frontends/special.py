@@ -24,14 +24,14 @@ def batch_norm(importer: Importer, node: fx.Node, args: Args) -> Any:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` in evaluation mode."""
     check_batch_norm(importer, node, args)
     shape = args["input"].shape
-    weight = 1 if args["weight"] is None else _per_channel(importer, node, args["weight"], shape)
-    bias = 0 if args["bias"] is None else _per_channel(importer, node, args["bias"], shape)
+    weight = 1 if args["weight"] is None else per_channel(importer, node, args["weight"], shape)
+    bias = 0 if args["bias"] is None else per_channel(importer, node, args["bias"], shape)
     prepared = {
         **args,
         "weight": weight,
         "bias": bias,
-        "running_mean": _per_channel(importer, node, args["running_mean"], shape),
-        "running_var": _per_channel(importer, node, args["running_var"], shape),
+        "running_mean": per_channel(importer, node, args["running_mean"], shape),
+        "running_var": per_channel(importer, node, args["running_var"], shape),
     }
     y = importer.pointwise(node, "batch_norm", prepared, shape)
     return y if isinstance(node.meta["val"], torch.Tensor) else [y, None, None]
@@ -115,7 +115,7 @@ def check_rrelu(importer: Importer, node: fx.Node, args: Args) -> None:
 
 def prelu(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activation:
     """``x`` where positive, else ``x`` times a slope, one for all or one a channel."""
-    weight = _per_channel(importer, node, args["weight"], shape)
+    weight = per_channel(importer, node, args["weight"], shape)
     return importer.pointwise(node, "prelu", {**args, "weight": weight}, shape)
 
 
@@ -155,6 +155,25 @@ def one_hot(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Acti
     return importer.builder.one_hot(label_of(node, "one_hot"), x, classes, shape, origin_of(node))
 
 
+def masked_fill(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activation:
+    """A number where a mask is true; an infinite one, where the mask is a constant, as a summand."""
+    value, mask = args["value"], args["mask"]
+    number = value.literal if isinstance(value, Constant) else value
+    constant = isinstance(mask, Constant) and isinstance(args["self"], Activation)
+    if not constant or number is None or math.isfinite(number):
+        return importer.pointwise(node, "masked_fill", args, shape)
+    kept = (~mask.tensor).to(importer.builder.dtype)
+    added = torch.zeros_like(kept).masked_fill(mask.tensor, number)
+    given = {
+        "self": args["self"],
+        "kept": Constant(f"{mask.name}_kept", kept, batched=mask.batched),
+        "added": Constant(f"{mask.name}_added", added, batched=mask.batched),
+    }
+    return importer.pointwise(
+        node, "masked_fill", given, shape, lambda self, kept, added: self * kept + added
+    )
+
+
 def logical_not(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Any:
     """The opposite comparison, or one minus a mask."""
     x = args["self"]
@@ -175,7 +194,7 @@ def require_masks(importer: Importer, node: fx.Node) -> None:
         )
 
 
-def _per_channel(importer: Importer, node: fx.Node, value: Any, shape: Shape) -> Constant | Shared:
+def per_channel(importer: Importer, node: fx.Node, value: Any, shape: Shape) -> Constant | Shared:
     """A vector ``[C]`` as ``[C, 1, …]``, to broadcast over the positions of ``[C, …]``."""
     if isinstance(value, Shared) or (isinstance(value, Weight) and value.trainable):
         vector = importer.shared(node, value)
@@ -195,6 +214,7 @@ RULES: Mapping[str, Handler] = {
     "embedding": embedding,
     "glu": glu,
     "one_hot": one_hot,
+    "masked_fill": masked_fill,
     "prelu": prelu,
     "rrelu": rrelu,
     "logical_not": logical_not,

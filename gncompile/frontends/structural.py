@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -26,6 +26,10 @@ from .values import (
 
 _JOINING = ("cat", "hstack", "stack", "vstack")
 _MATRIX_PARTS = ("tril", "triu")
+_REDUCTIONS: Mapping[str, Callable[[int], torch.Tensor]] = {
+    "mean": lambda size: torch.full((1, size), 1 / size, dtype=torch.float64),
+    "sum": lambda size: torch.ones(1, size, dtype=torch.float64),
+}
 
 
 def selection(importer: Importer, node: fx.Node, name: str, args: Args, shapes: list[Shape]) -> Any:
@@ -73,11 +77,38 @@ def linear_operator(
         importer.refuse_mixing(node)  # the batch would be a dimension of the matrix
     if "dtype" in args:
         args = {**args, "dtype": None}
+    if name in _REDUCTIONS and args.get("dim") and math.prod(shape) > 1:
+        return along(importer, node, found[0], args["dim"], _REDUCTIONS[name], shape)
 
     def apply(x: torch.Tensor) -> torch.Tensor:
         return _run_with(importer, node, args, [x])
 
     return linear_by(importer, node, found[0], apply, shape)
+
+
+def along(
+    importer: Importer,
+    node: fx.Node,
+    x: Activation,
+    dims: list[int],
+    matrix: Callable[[int], torch.Tensor],
+    shape: Shape,
+) -> Activation:
+    """What ``matrix(size)``, ``[1, size]``, makes of the features along ``dims``; neighbours go together."""
+    axes = {dim % (len(x.shape) + 1) - 1 for dim in dims}
+    if -1 in axes:
+        importer.refuse_mixing(node)
+    label, sizes = label_of(node, op_name(node)), list(x.shape)
+    for start in sorted(a for a in axes if a - 1 not in axes):
+        stop = next(a for a in range(start, len(sizes) + 1) if a not in axes)
+        before, size, after = (
+            math.prod(s) for s in (sizes[:start], sizes[start:stop], sizes[stop:])
+        )
+        sizes[start:stop] = [1] * (stop - start)
+        x = importer.builder.fixed_linear(
+            label, x, matrix(size), tuple(sizes), origin_of(node), before=before, after=after
+        )
+    return Activation(x.name, shape)
 
 
 def linear_by(

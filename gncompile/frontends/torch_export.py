@@ -19,6 +19,7 @@ from ..errors import GncompileError, TraceError
 from ..graph.model_graph import ModelGraph, TracedModel
 from .agreement import check_agreement, computed_in
 from .aten import CREATORS, SIZES, is_known
+from .attention import batch_first_attention
 from .decompositions import decomposed
 from .dropout import expose_masks
 from .example_inputs import checked_examples
@@ -126,7 +127,12 @@ def _export(module: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
     """Export with one symbolic batch size shared by all inputs."""
     batches = several(examples)
     shapes = tuple({0: Dim("batch")} for _ in batches)
-    with torch.enable_grad(), warnings.catch_warnings(), without_graph_dumps():
+    with (
+        torch.enable_grad(),
+        warnings.catch_warnings(),
+        without_graph_dumps(),
+        batch_first_attention(module),
+    ):
         warnings.simplefilter("ignore", FutureWarning)
         program = torch.export.export(
             module, batches, dynamic_shapes=_by_name(module, shapes), strict=False

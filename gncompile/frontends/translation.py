@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from ..errors import TraceError
-from . import affine, aten, special, structural
+from . import affine, aten, bilinear, normalising, special, structural
 from .constants import is_batch_size, on_constants, symbolic_numbers
 from .fx_nodes import bind, label_of, op_name
 from .importer import Importer
@@ -24,6 +24,7 @@ from .values import (
     Shared,
     Varying,
     Weight,
+    activations_in,
     reshaped,
     values_in,
 )  # fmt: skip
@@ -129,6 +130,14 @@ def _on_activations(importer: Importer, node: fx.Node, name: str, args: Args) ->
     _check_dtype(importer, node, args)
     if name in aten.LOGICAL:
         special.require_masks(importer, node)
+    if name in aten.BILINEAR and len(activations_in(args)) > 1:
+        return bilinear.product(importer, node, name, args, shapes[0])
+    if name == "scaled_dot_product_attention":
+        return bilinear.attention(importer, node, args, shapes[0])
+    if name in normalising.RULES:
+        return normalising.RULES[name](importer, node, args, shapes[0])
+    if name == "div" and (unit := normalising.unit_length(importer, node, args)) is not None:
+        return unit
     if name in aten.PRODUCTS:
         return affine.product(importer, node, name, args, shapes[0])
     if name == "add" and (whole := affine.with_trailing_bias(importer, node, args)) is not None:

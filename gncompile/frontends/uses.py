@@ -81,7 +81,8 @@ class Uses:
         for y, b in (node.all_input_nodes, node.all_input_nodes[::-1]):
             bias = self._parameter(b)
             product = self._product(y) if y.op == "call_function" and _is_operator(y) else None
-            if bias is not None and product is not None and len(y.users) == 1:
+            own = product is not None and product[2] is None and len(y.users) == 1
+            if bias is not None and product is not None and own:
                 self._biases[product[0]].add(bias[0])
                 self._weights[bias[0]].add(product[0])
                 return True

@@ -6,9 +6,13 @@ Grammar (one :class:`Node` is ``name = op(inputs) : shape``), open to more kinds
           |  Affine(layer, weight, bias, places)   y_s = x_s Wᵀ + b         one input
           |  Parameter(layer, weight)              a row that all samples share; no input
           |  Select(index, fill)                   y_j = [x_1|x_2|…]_index[j], or ``fill`` where index = -1
-          |  FixedLinear(matrix)                   y = x Aᵀ, A a constant   one input
+          |  FixedLinear(matrix, before, after)    y = x (I ⊗ A ⊗ I)ᵀ, A a constant   one input
           |  Pointwise(expression, arguments,      y = φ(x_1, …, x_k; c_1, …), elementwise
                        constants)
+          |  Centre(places)                        y_s = x_s − mean(x_s)
+          |  Normalise(places, eps)                y_s = x_s / √(mean(x_s²) + eps), or by its length
+          |  Softmax(places, log)                  softmax of x_s, or its logarithm
+          |  Bilinear(batch, rows, inner, …)       Y_b = A_b B_b            two inputs
           |  Output()                              marks the network output z; one input
 
 Every tensor is a batch of flat feature vectors ``[N, size]``; ``shape`` keeps the user's per-sample shape

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import sympy
 
@@ -36,9 +36,16 @@ class Origin:
 class Op:
     """What a node computes; a kind of node is a subclass, and a rule in ``derivation/forward``."""
 
+    curved: ClassVar[tuple[tuple[int, int], ...]] = ()
+    """Pairs of inputs in which there are second derivatives; a pointwise node's are in its expression."""
+
     def fits(self, size: int, sizes: list[int]) -> bool:
         """Whether inputs of so many features give a node of ``size`` features."""
         return len(sizes) == 1
+
+    def is_constant(self, size: int) -> bool:
+        """Whether a node of ``size`` features is the same whatever its inputs are."""
+        return False
 
     def describe(self, inputs: tuple[str, ...]) -> str:
         """The operation in one short phrase."""
@@ -79,12 +86,27 @@ class Select(Op):
 
 @dataclass(frozen=True)
 class FixedLinear(Op):
-    """``y = x Aᵀ`` with the constant ``matrix`` A: [out, in] (average pooling, means over features)."""
+    """``y = x (I ⊗ A ⊗ I)ᵀ`` with the constant ``matrix`` A: [out, in] (average pooling, means, sums).
+
+    Features are ``[before, in, after]``, and A maps the dimension in the middle: a mean over tokens
+    ``[T, E]`` has a matrix ``[1, T]`` and ``after = E``.
+    """
 
     matrix: str
+    before: int = 1
+    after: int = 1
+
+    @property
+    def copies(self) -> int:
+        """How many times the matrix is applied to a sample."""
+        return self.before * self.after
+
+    def fits(self, size: int, sizes: list[int]) -> bool:
+        return len(sizes) == 1 and size % self.copies == 0 == sizes[0] % self.copies
 
     def describe(self, inputs: tuple[str, ...]) -> str:
-        return f"fixed[{self.matrix}]({inputs[0]})"
+        along = f" along [{self.before}, ·, {self.after}]" if self.copies > 1 else ""
+        return f"fixed[{self.matrix}]({inputs[0]}){along}"
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,10 @@ class Network:
                     parameters[weight], None if bias is None else parameters[bias], *x
                 )
                 return h.expand(len(inputs[0]), -1)
-            case FixedLinear(matrix):
-                return x[0] @ constants[matrix].T
+            case FixedLinear(matrix, before, after):
+                a = constants[matrix]
+                places = x[0].reshape(-1, before, a.shape[1], after)
+                return (a @ places).flatten(1)
             case Select(index, fill):
                 padded = torch.cat([*x, x[0].new_full((x[0].shape[0], 1), fill)], dim=1)
                 return padded[:, list(index)]

@@ -19,7 +19,7 @@ def is_flat(node: Node, position: int) -> bool:
     So is a constant whose square, which curvatures hold, is zero in floating point: of ``1e-200 x``.
     """
     if not isinstance(node.op, Pointwise):
-        return False
+        return node.op.is_constant(node.size)
     slope = stable(differentiate(stable(node.op.expression), node.op.arguments[position]))
     return bool(slope == 0 or (slope.is_number and float(slope.evalf(30)) ** 2 == 0))
 

@@ -147,6 +147,8 @@ class CostModel:
                 return 2 * out * sizes[0][-2 if transpose_a else -1]
             case ir.Moment(homogeneous):
                 return _moment(sizes, homogeneous)
+            case ir.PlaceMoments():
+                return 2 * out * sizes[0][1]
             case ir.SymmetricProduct():
                 rows, d = sizes[0]
                 return rows * d * (d + 1)

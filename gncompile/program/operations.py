@@ -7,12 +7,13 @@ op ::= Leaf(kind, key)             input, target, parameter, constant, state or 
     |  Gather(index, fill)         features picked from the concatenated inputs
     |  Scatter(index, size, axis)  its adjoint for one input
     |  Moment(homogeneous)         E[a bᵀ] = (1/N) aᵀ b; with one input E[a aᵀ]
+    |  PlaceMoments()              E[a bᵀ] of every place: [P, N, d], [P, N, e] -> [P, d, e]
     |  Mean() | Total() | RowSum() | Dot(mean)                                     reductions
     |  Multiply()                  M b for a structured M
     |  SymmetricProduct()          aᵀ b, known to be symmetric
     |  AddDiagonal() | Densify() | Trace() | PlusTranspose() | BroadcastRows()
     |  Transpose() | AsMatrix(structure) | Part(which) | Element(index) | Share(rows)  views
-    |  Unflatten(sizes) | Flatten(count)                                             views
+    |  Unflatten(sizes, axis) | Flatten(count, axis) | Permute(order)                views
     |  Lookup() | LookupGradient(classes) | Counts(classes) | OneHot(classes)          by whole numbers
     |  Repeat(rows, size) | PlaceBlocks(places, last)
     |  Stack() | Zeros(spec) | Softmax() | LogSumExp() | SampleCategorical() | Random(kind) | Columns()
@@ -30,7 +31,17 @@ from typing import Literal
 import sympy
 
 from . import lookups
-from .specs import Dim, Spec, Structure
+from .specs import Dim, Spec
+from .views import VIEWS as VIEWS
+from .views import AsMatrix as AsMatrix
+from .views import Element as Element
+from .views import Flatten as Flatten
+from .views import Part as Part
+from .views import Permute as Permute
+from .views import SampleMatrix as SampleMatrix
+from .views import Share as Share
+from .views import Transpose as Transpose
+from .views import Unflatten as Unflatten
 
 LeafKind = Literal["input", "target", "parameter", "constant", "state", "scalar"]
 
@@ -91,6 +102,11 @@ class Moment:
 
 
 @dataclass(frozen=True)
+class PlaceMoments:
+    """``(1/N) Σ_n a_n b_nᵀ`` of every place: ``[P, N, d], [P, N, e] → [P, d, e]``."""
+
+
+@dataclass(frozen=True)
 class Mean:
     """Mean over the first dimension, the samples; of a symmetric ``matrix`` a sample, symmetric."""
 
@@ -147,11 +163,6 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class Transpose:
-    """A view with the last two dimensions exchanged."""
-
-
-@dataclass(frozen=True)
 class BroadcastRows:
     """A scalar or row repeated to the shape of the second input."""
 
@@ -159,53 +170,6 @@ class BroadcastRows:
 @dataclass(frozen=True)
 class PlusTranspose:
     """``A + Aᵀ``, symmetric."""
-
-
-@dataclass(frozen=True)
-class AsMatrix:
-    """A stored scalar or vector read as a scaled identity or diagonal matrix, or a full one as symmetric."""
-
-    structure: Structure
-    size: int
-
-
-@dataclass(frozen=True)
-class Part:
-    """A view of the weight or the bias inside ``W̄ = [W, b]``."""
-
-    which: Literal["weight", "bias"]
-
-
-@dataclass(frozen=True)
-class Element:
-    """A view of one element of a vector, a scalar."""
-
-    index: int
-
-
-@dataclass(frozen=True)
-class Share:
-    """A view of a share of the batch: its last F samples, or its first Q or L.
-
-    Shares of one half or less have no sample in common: on the samples that made a step's factors, the
-    quadratic model would find less curvature along it than there is.
-    """
-
-    rows: Dim
-
-
-@dataclass(frozen=True)
-class Unflatten:
-    """A view of the last dimension as several: features as places and what is at a place, say."""
-
-    sizes: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Flatten:
-    """A view of the last ``count`` dimensions as one; the inverse of :class:`Unflatten`."""
-
-    count: int = 2
 
 
 @dataclass(frozen=True)
@@ -283,13 +247,6 @@ class SampleDiagonal:
 @dataclass(frozen=True)
 class SampleOuter:
     """``a_n b_nᵀ`` for every sample: ``[N, d], [N, e] → [N, d, e]``."""
-
-
-@dataclass(frozen=True)
-class SampleMatrix:
-    """A view of rows ``[N, d²]`` as a matrix for every sample, row by row: ``[N, d, d]``."""
-
-    size: int
 
 
 @dataclass(frozen=True)
@@ -375,19 +332,16 @@ class StepSizes:
 
 
 Op = (
-    Leaf | Affine | MatMul | Pointwise | Gather | Scatter | Moment | Mean | Total | RowSum | Dot | Multiply
-    | SymmetricProduct | Hadamard | AddDiagonal | Densify | Trace | PlusTranspose | BroadcastRows
-    | Repeat | PlaceBlocks | Transpose | AsMatrix | Part | Element | Share | Unflatten | Flatten | Stack
-    | Zeros | Softmax
+    Leaf | Affine | MatMul | Pointwise | Gather | Scatter | Moment | PlaceMoments | Mean | Total | RowSum
+    | Dot | Multiply | SymmetricProduct | Hadamard | AddDiagonal | Densify | Trace | PlusTranspose
+    | BroadcastRows | Repeat | PlaceBlocks | Transpose | AsMatrix | Part | Element | Share | Unflatten
+    | Flatten | Permute | Stack | Zeros | Softmax
     | LogSumExp | SampleCategorical | Random | Columns | SampleDiagonal | SampleOuter | SampleMatrix
     | SampleRoot | SampleMultiply
     | ScaleSides | Decay | Average | DampedInverse
     | lookups.Lookup | lookups.LookupGradient | lookups.Counts | lookups.OneHot
     | Eigen | Precondition | PreconditionEigen | StepSizes
 )  # fmt: skip
-
-VIEWS = (Transpose, AsMatrix, Part, Element, Share, SampleMatrix, Unflatten, Flatten)
-"""Operations whose result shares memory with their input."""
 
 
 def describe(op: Op) -> str:

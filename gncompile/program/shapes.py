@@ -30,7 +30,9 @@ from .operations import (
     Multiply,
     Op,
     Part,
+    Permute,
     PlaceBlocks,
+    PlaceMoments,
     PlusTranspose,
     Pointwise,
     Precondition,
@@ -85,6 +87,8 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
             if len(inputs) == 1:
                 return matrix(Structure.SYMMETRIC, _int(shapes[0][-1]) + extra)
             return Spec((shapes[0][-1], _int(shapes[1][-1]) + extra))
+        case PlaceMoments():
+            return Spec((shapes[0][0], shapes[0][-1], shapes[1][-1]))
         case Mean(whole):
             if whole:
                 return matrix(Structure.SYMMETRIC, _int(shapes[0][-1]))
@@ -138,12 +142,18 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
             return spec
         case Share(rows):
             return Spec(tuple(rows if dim in SAMPLES else dim for dim in shapes[0]))
-        case Unflatten(sizes):
-            if math.prod(sizes) != shapes[0][-1]:
-                raise InternalError(f"{inputs[0]} cannot be read as [..., {sizes}]")
-            return Spec((*shapes[0][:-1], *sizes))
-        case Flatten(count):
-            return Spec((*shapes[0][:-count], math.prod(map(_int, shapes[0][-count:]))))
+        case Unflatten(sizes, axis):
+            at = len(shapes[0]) + axis
+            if math.prod(sizes) != shapes[0][at]:
+                raise InternalError(f"dimension {axis} of {inputs[0]} cannot be read as {sizes}")
+            return Spec((*shapes[0][:at], *sizes, *shapes[0][at + 1 :]))
+        case Flatten(count, axis):
+            end = len(shapes[0]) + axis + 1
+            merged = math.prod(map(_int, shapes[0][end - count : end]))
+            return Spec((*shapes[0][: end - count], merged, *shapes[0][end:]))
+        case Permute(order):
+            kept = len(shapes[0]) - len(order)
+            return Spec((*shapes[0][:kept], *(shapes[0][kept + i] for i in order)))
         case Softmax() | SampleCategorical():
             return Spec(shapes[0])
         case Random(_, shape):

@@ -335,3 +335,30 @@ def root_columns(r: Tensor, p: Tensor | None, start: int, out: Tensor) -> None:
 def scatter(x: Tensor, places: Tensor, kept: Tensor, axis: int, out: Tensor) -> None:
     """``out[places] += x[kept]`` along ``axis``, from zero."""
     out.zero_().index_add_(axis, places, x.index_select(axis, kept))
+
+
+Loops = tuple[int, ...]
+
+
+def strided_copy(
+    x: Tensor, sizes: Loops, to: Loops, strides: Loops, first_to: int, first: int, out: Tensor
+) -> None:
+    """``out[first_to + Σ i_k to_k] = x[first + Σ i_k strides_k]`` for all ``i_k < sizes_k``, by features."""
+    _strided(out, sizes, to, first_to).copy_(_strided(x, sizes, strides, first))
+
+
+def strided_sum(
+    x: Tensor, sizes: Loops, to: Loops, strides: Loops, first_to: int, first: int, out: Tensor
+) -> None:
+    """The same with a sum over the ``i_k`` that stay at one place, ``to_k = 0``."""
+    dims = [k - len(to) for k, step in enumerate(to) if not step]
+    moving = [k for k, step in enumerate(to) if step]
+    target = _strided(out, tuple(sizes[k] for k in moving), tuple(to[k] for k in moving), first_to)
+    torch.sum(_strided(x, sizes, strides, first), dim=dims, out=target)
+
+
+def _strided(x: Tensor, sizes: Loops, strides: Loops, first: int) -> Tensor:
+    step = x.stride(-1)
+    inner = tuple(step * stride for stride in strides)
+    shape, outer = (*x.shape[:-1], *sizes), (*x.stride()[:-1], *inner)
+    return x.as_strided(shape, outer, x.storage_offset() + step * first)

@@ -162,10 +162,14 @@ def apply(op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
             return v[0][:, :, None] * v[1][:, None, :]
         case ir.SampleMatrix(size):
             return v[0].reshape(-1, size, size)
-        case ir.Unflatten(sizes):
-            return v[0].unflatten(-1, sizes)
-        case ir.Flatten(count):
-            return v[0].flatten(-count)
+        case ir.PlaceMoments():
+            return v[0].mT @ v[1] / v[0].shape[1]
+        case ir.Unflatten(sizes, axis):
+            return v[0].unflatten(axis, sizes)
+        case ir.Flatten(count, axis):
+            return v[0].flatten(axis - count + 1, axis)
+        case ir.Permute(order):
+            return v[0].permute(permuted(order, v[0].dim()))
         case ir.SampleRoot():
             finite = v[0].isfinite().flatten(1).all(dim=1)[:, None, None]
             values, vectors = eigenvalues(torch.where(finite, v[0], 0.0))
@@ -240,6 +244,12 @@ def apply_matrix(op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
         case ir.StepSizes():
             return step_sizes(op, torch.stack(v).double()).to(v[0])
     raise InternalError(f"the reference backend does not know {op}")
+
+
+def permuted(order: tuple[int, ...], rank: int) -> list[int]:
+    """The dimensions of a tensor of ``rank`` with the last ones in ``order``."""
+    kept = rank - len(order)
+    return [*range(kept), *(kept + i for i in order)]
 
 
 def eigenvalues(m: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,10 +49,10 @@ METHODS = frozenset(
         *("T", "mT", "device", "state", "draws"),
         *("buffer", "parameter", "constant", "scalar", "flat", "random", "precision"),
         *("add_", "sub_", "mul_", "div_", "addmm_", "copy_", "fill_", "zero_", "neg_", "clamp_"),
-        *("diagonal", "flatten", "unflatten", "unsqueeze", "squeeze", "unbind", "expand"),
+        *("diagonal", "flatten", "unflatten", "permute", "unsqueeze", "squeeze", "unbind"),
         *("numbers", "sum", "item"),
         *("index_copy_", "index_select", "index_add_", "masked_fill_", "lerp_", "addcmul_"),
-        "launches",
+        *("expand", "launches"),
     }
 )
 """Attributes of tensors, of ``memory``, and of what is none of the modules below."""

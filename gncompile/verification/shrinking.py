@@ -103,6 +103,12 @@ def _agree(node: Node, graph: ModelGraph, kept: Kept) -> None:
             source = _source(node.op.index[j], node, graph)
             if source:
                 kept[source[0]].add(source[1])
+    elif not isinstance(node.op, Input | Affine | FixedLinear):
+        for name in (
+            node.name,
+            *node.inputs,
+        ):  # what mixes features by their places needs all of them
+            kept[name] = set(range(graph[name].size))
 
 
 def _source(index: int, node: Node, graph: ModelGraph) -> tuple[str, int] | None:
@@ -135,7 +141,7 @@ def _shrunken(
     elif isinstance(op, FixedLinear):
         name = f"{op.matrix}.{node.name}"
         matrix = traced.constants[op.matrix].double()
-        constants[name] = matrix[mine][:, order[node.inputs[0]]]
+        constants[name] = _entries(op, matrix, mine, order[node.inputs[0]])
         op = FixedLinear(name)
     elif isinstance(op, Pointwise):
         for _, name in op.constants:
@@ -150,6 +156,16 @@ def _shrunken(
         sources = [_source(op.index[j], node, graph) for j in mine]
         op = Select(tuple(places[s] if s else -1 for s in sources), op.fill)
     return Node(node.name, op, node.inputs, (len(mine),), node.origin)
+
+
+def _entries(op: FixedLinear, matrix: Tensor, rows: list[int], columns: list[int]) -> Tensor:
+    """Rows and columns of ``I ⊗ A ⊗ I``."""
+    (b, i, a), (c, j, d) = (
+        torch.unravel_index(torch.tensor(kept), (op.before, size, op.after))
+        for kept, size in zip((rows, columns), matrix.shape, strict=True)
+    )
+    same = (b[:, None] == c) & (a[:, None] == d)
+    return matrix[i][:, j] * same
 
 
 def normal(generator: torch.Generator, *shape: int) -> Tensor:

@@ -63,7 +63,9 @@ def _value(
         )
         return (x if bias is None else x + bias).reshape(len(args[0]), -1)
     if isinstance(op, FixedLinear):
-        return args[0] @ model.constants[op.matrix].double().T
+        matrix = model.constants[op.matrix].double()
+        x = args[0].reshape(-1, op.before, matrix.shape[1], op.after)
+        return torch.einsum("oi,nbia->nboa", matrix, x).flatten(1)
     if isinstance(op, Select):
         index = torch.tensor(op.index)
         taken = torch.cat(args, 1)[:, index.clamp(min=0)]
@@ -72,8 +74,7 @@ def _value(
         symbols = dict(zip(op.arguments, args, strict=True))
         symbols |= {symbol: model.constants[name].double() for symbol, name in op.constants}
         return value_of(op.expression, symbols).expand_as(args[0])
-    assert isinstance(op, Output)
-    return args[0]
+    return args[0] if isinstance(op, Output) else op.plain(*args)
 
 
 def operations(graph: ModelGraph) -> list[str]:
