@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from ..base.options import Count, checked
 from ..base.settings import CURVATURE_METHODS
 from ..errors import CompileError, require_known
-from ..graph.model_graph import ModelGraph, TracedModel
+from ..graph.model_graph import ModelGraph, Output, TracedModel
 from ..losses.vocabulary import Loss, resolve_loss
+from ..losses.weighting import bind_loss
 from ..pipeline import factor_program, prepare
 from ..program.costs import column_bytes
 from ..runtime.executable import BACKENDS, Executable
@@ -92,8 +93,9 @@ def understand(
         model = copy.deepcopy(model).to(dtype)
     examples = checked_examples(model, x, dtype)
     traced = trace(model, examples, name=type(model).__name__, passes=prepare)
-    declared = resolve_loss(loss)
-    declared.check_output(traced.graph.output.shape)
+    output = traced.graph.output
+    assert isinstance(output.op, Output)
+    declared = bind_loss(resolve_loss(loss), output.shape, output.op.outputs)
     return traced, declared, BatchReader(traced.graph, declared, dtype, device)
 
 

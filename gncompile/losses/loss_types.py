@@ -1,31 +1,41 @@
 """Losses as mathematics: value, gradient, output Hessian, its square root, and a sampler.
 
-The objective is ``Ē = (1/N) Σ_n E_n`` over a batch of ``N`` samples with ``K`` outputs each. Three
+The objective is ``Ē = (1/N) Σ_n E_n`` over a batch of ``N`` samples with ``K`` outputs each. Four
 kinds of per-sample loss ``E_n(z_n, y_n)`` are known, all convex in the network output ``z``::
 
-    SeparableLoss        E_n = c Σ_j e(z_j, y_j)                    𝓗 = c diag e''
+    SeparableLoss        E_n = c Σ_j w_j e(z_j, y_j)                𝓗 = c diag(w e'')
     SoftmaxCrossEntropy  E_n = -c Σ_k ŷ_k log softmax(z)_k          𝓗 = c m (diag p - p pᵀ)
-    CoupledLoss          E_n = c e(z_1, …, z_K, y_1, …, y_T)        𝓗 = c ∂²e/∂z², K small
+    CoupledLoss          E_n = c w e(z_1, …, z_K, y_1, …, y_T)      𝓗 = c w ∂²e/∂z², K small
+    SumLoss              E_n = Σ_i α_i E_n,i(z_i, y_i)              𝓗 block-diagonal
 
-``c`` is the :class:`Scale`, part of the declaration. A separable loss is one sympy expression in
+``c`` is the :class:`Scale`, part of the declaration; the weights ``w`` are 1 unless a batch brings them
+(:func:`gncompile.losses.weighted`). A separable loss is one sympy expression in
 :data:`OUTPUT` and :data:`TARGET`; its slope, curvature and the verdict on its convexity are
 derived.
+
+What a program reads of a target are rows ``[N, …]``; ``layout`` names their columns.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import sympy
 
 from ..errors import LossError
 from ..functions.convexity import Convexity, convexity, is_nonnegative
-from ..functions.primitives import select, sigmoid
+from ..functions.primitives import number, select, sigmoid
+from ..functions.stable_forms import stable
 from .coupled_loss import CoupledLoss
+from .cross_entropy import SoftmaxCrossEntropy
 from .loss_scale import PER_SAMPLE, Scale
+from .per_output import PerOutput
+from .sum_loss import SumLoss
+from .targets import check_elementwise_target, element_weights, rows_of, taken_apart, within
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +56,10 @@ class SeparableLoss:
     ``root`` and ``sampled_slope`` by ``√c``. ``slope_form`` and ``curvature_form`` replace sympy's
     derivatives by equal forms that lose fewer digits. ``targets`` bounds the targets for which
     ``e`` is declared convex.
+
+    ``e`` may have more symbols, numbers at every output: ``constants`` of the loss, and what a batch brings
+    beside the target (``extras``, positive). ``weights`` multiply ``e``, and with ``weighted`` so do those
+    that come last in a batch's target ``(y, …, w)``.
     """
 
     name: str
@@ -55,9 +69,13 @@ class SeparableLoss:
     slope_form: sympy.Expr | None = field(default=None, repr=False)
     curvature_form: sympy.Expr | None = field(default=None, repr=False)
     targets: tuple[float, float] = (-math.inf, math.inf)
+    weights: PerOutput | None = None
+    constants: tuple[tuple[str, PerOutput], ...] = ()
+    extras: tuple[str, ...] = ()
+    weighted: bool = False
 
     def __post_init__(self) -> None:
-        others = self.expression.free_symbols - {OUTPUT, TARGET}
+        others = self.expression.free_symbols - {OUTPUT, TARGET, *self.parameters}
         if others:
             names = ", ".join(sorted(str(symbol) for symbol in others))
             raise LossError(
@@ -67,6 +85,27 @@ class SeparableLoss:
             )
         if self.sampler:
             _check_sampler(self)
+
+    @property
+    def parameters(self) -> dict[sympy.Symbol, tuple[float, ...]]:
+        """The symbols of ``e`` besides z and y, and values at which it is looked at."""
+        values = {name: (min(each.values), max(each.values)) for name, each in self.constants}
+        values |= dict.fromkeys(self.extras, (0.25, 1.0, 4.0))
+        return {sympy.Symbol(name, positive=True): found for name, found in values.items()}
+
+    @property
+    def instances(self) -> list[SeparableLoss]:
+        """The loss at those values, as losses in z and y alone."""
+        if not self.parameters:
+            return [self]
+        table = [
+            dict(zip(self.parameters, map(number, values), strict=True))
+            for values in itertools.product(*self.parameters.values())
+        ]
+        return [
+            SeparableLoss(self.name, stable(self.expression.subs(values)), targets=self.targets)
+            for values in table
+        ]
 
     @cached_property
     def slope(self) -> sympy.Expr:
@@ -114,90 +153,96 @@ class SeparableLoss:
     @cached_property
     def convexity(self) -> Convexity:
         """The verdict on ``e'' ≥ 0`` over all outputs and the declared targets."""
-        return convexity(self.expression, OUTPUT, TARGET, self.slope, self.curvature, self.targets)
+        found = [
+            convexity(e.expression, OUTPUT, TARGET, e.slope, e.curvature, e.targets)
+            for e in self.instances
+        ]
+        worst = ("not convex", "unproved", "convex")
+        return min(found, key=lambda each: worst.index(each.verdict))
+
+    @property
+    def structured(self) -> bool:
+        """Whether a batch's target is a tuple, ``(y, …)``."""
+        return self.weighted or bool(self.extras)
+
+    def bound(self, shape: tuple[int, ...]) -> SeparableLoss:
+        """The loss of outputs of this per-sample ``shape``; any will do that the weights fit."""
+        self.check_output(shape)
+        return replace(
+            self,
+            weights=self.weights and self.weights.broadcast(shape, f"the weight of {self.name}"),
+            constants=tuple(
+                (name, each.broadcast(shape, f"the {name} of {self.name}"))
+                for name, each in self.constants
+            ),
+        )
 
     def check_output(self, shape: tuple[int, ...]) -> None:
         """Any per-sample output ``shape`` will do."""
 
-    def check_target(
-        self, z_shape: tuple[int, ...], z_dtype: torch.dtype, target: torch.Tensor
-    ) -> None:
+    def layout(self, outputs: int) -> dict[str, int]:
+        """The columns of a target's row: as many as outputs of the target, of each extra, of weights; the d."""
+        names = ("y", *self.extras, *(("weight",) if self.weighted else ()))
+        return dict.fromkeys(names, outputs) | ({"divisor": 1} if self.scale.of_batch else {})
+
+    def _apart(self, target: Any) -> tuple[torch.Tensor, ...]:
+        """Target, extras and weights."""
+        return taken_apart(self.name, target, ("y", *self.extras, *(("w",) if self.weighted else ())))
+
+    def check_target(self, z_shape: tuple[int, ...], z_dtype: torch.dtype, target: Any) -> None:
         """Raise :class:`BatchError` unless ``target`` has the output's shape and dtype."""
-        from .targets import check_elementwise_target
+        y, *others = self._apart(target)
+        if self.weighted:
+            used = element_weights(self.name, z_shape, z_dtype, others.pop())
+            y = y.masked_fill(used == 0, self._harmless) if y.shape == used.shape else y
+        check_elementwise_target(self.name, z_shape, z_dtype, y, self.targets)
+        for name, extra in zip(self.extras, others, strict=True):
+            check_elementwise_target(f"{self.name}, {name}", z_shape, z_dtype, extra, POSITIVE)
 
-        check_elementwise_target(self.name, z_shape, z_dtype, target, self.targets)
+    @property
+    def _harmless(self) -> float:
+        """A target that the loss accepts, in place of one whose weight is zero."""
+        return min(max(0.0, self.targets[0]), self.targets[1])
 
-    def describe(self) -> str:
-        """One line: value, gradient, output Hessian, scale."""
-        return (
-            f"{self.name}: e = {self.expression}, e' = {self.slope}, 𝓗 = c diag({self.curvature}), "
-            f"{self.scale}"
-        )
-
-
-@dataclass(frozen=True)
-class SoftmaxCrossEntropy:
-    """``E_n = -c Σ_k ŷ_k log p_k`` with ``p = softmax(z)`` and ``ŷ = (1-ε) y + ε/K``.
-
-    ``y`` is a class index (its one-hot row) or a row of soft targets. As in torch such a row need
-    not sum to one: with the mass ``m = Σ_k ŷ_k``, which is 1 for indices and for probabilities,
-
-        g = m p - ŷ,   𝓗 = m (diag p - p pᵀ),   C = √m (diag √p - p √pᵀ),   C Cᵀ = 𝓗,
-        g̃ = √m (p - onehot(ỹ)),  ỹ ~ Categorical(p),   E[g̃ g̃ᵀ] = 𝓗
-
-    multiplied by ``c`` (``g``, ``𝓗``) or ``√c`` (``C``, ``g̃``). ``ε`` is ``label_smoothing``.
-    """
-
-    name: str = "cross_entropy"
-    label_smoothing: float = 0.0
-    scale: Scale = PER_SAMPLE
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing <= 1:
-            raise LossError(f"label_smoothing must lie between 0 and 1, got {self.label_smoothing}")
-        if self.scale.over == "elements":
-            raise LossError(
-                "a softmax cross-entropy cannot be averaged over its classes",
-                instead='use Scale(over="samples") or Scale(over="sum")',
+    def rows(self, target: Any, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """The target as rows, see :meth:`layout`; what the weight 0 hides is replaced by a number."""
+        y, *others = self._apart(target)
+        z_shape = (len(y), *shape)
+        bounds = [self.targets, *[POSITIVE] * len(self.extras)]
+        if not self.weighted:
+            return rows_of(map(within, (y, *others), bounds), dtype)
+        weights = element_weights(self.name, z_shape, dtype, others.pop())
+        used = [
+            within(each.masked_fill(weights == 0, hidden), bound)
+            for each, hidden, bound in zip(
+                (y, *others), (self._harmless, *[1.0] * len(others)), bounds, strict=True
             )
-
-    def target_mass(self, total: torch.Tensor) -> torch.Tensor:
-        """``m = (1-ε) Σ_k y_k + ε`` from the row sums ``total`` of soft targets."""
-        return (1 - self.label_smoothing) * total + self.label_smoothing
-
-    def check_output(self, shape: tuple[int, ...]) -> None:
-        """Raise :class:`LossError` unless the per-sample output is a row of two or more logits."""
-        if len(shape) == 1 and shape[0] >= 2:
-            return
-        batch = ", ".join(["N", *map(str, shape)])
-        raise LossError(
-            f"{self.name!r} needs a network output [N, K] with K ≥ 2 classes, got [{batch}]",
-            where="the model's output",
-            instead="use 'bce_with_logits' for one logit"
-            if shape == (1,)
-            else "return one row of logits a sample; per-pixel classes are not supported",
-        )
-
-    def check_target(
-        self, z_shape: tuple[int, ...], z_dtype: torch.dtype, target: torch.Tensor
-    ) -> None:
-        """Raise :class:`BatchError` unless ``target`` has int64 indices [N] or soft rows [N, K]."""
-        from .targets import check_class_target
-
-        self.check_output(z_shape[1:])
-        check_class_target(self.name, z_shape, z_dtype, target)
+        ]
+        divisor = weights.flatten(1).sum(dim=1)
+        if self.scale.over == "sample weights":
+            divisor = divisor / weights[0].numel()
+        return rows_of([*used, weights, *self.scale.of_batch * [divisor]], dtype)
 
     def describe(self) -> str:
         """One line: value, gradient, output Hessian, scale."""
-        smooth = f", ŷ = (1 - {self.label_smoothing:g}) y + {self.label_smoothing:g}/K"
-        target = "ŷ" if self.label_smoothing else "y"
-        return (
-            f"{self.name}: E = -c Σ {target} log softmax(z), g = c (p - {target}), "
-            f"𝓗 = c (diag p - p pᵀ){smooth if self.label_smoothing else ''}, {self.scale}"
-        )
+        facts = [f"{self.name}: e = {self.expression}, e' = {self.slope}"]
+        facts += [f"𝓗 = c diag({self.curvature}), {self.scale}"]
+        facts += [f"{name} = {_shortly(each)}" for name, each in self.constants]
+        facts += [f"weights {_shortly(self.weights)}"] if self.weights else []
+        facts += ["times the weights of the batch"] if self.weighted else []
+        return ", ".join(facts)
 
 
-Loss = SeparableLoss | SoftmaxCrossEntropy | CoupledLoss
+Loss = SeparableLoss | SoftmaxCrossEntropy | CoupledLoss | SumLoss
+
+POSITIVE = (5e-324, math.inf)
+"""The bounds of what may be no target, but a variance."""
+
+
+def _shortly(each: PerOutput) -> str:
+    values = sorted(set(each.values))
+    return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} … {values[-1]:g}"
+
 
 _SIMPLIFIED_OPERATIONS = 60
 

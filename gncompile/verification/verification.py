@@ -21,9 +21,12 @@ from torch.func import grad, hessian, jacrev, jvp
 
 from ..base.settings import Settings
 from ..frontends.torch_export import trace
-from ..graph.model_graph import Affine, ModelGraph, Node, TracedModel
-from ..graph.torch_network import Network, objective
-from ..losses.vocabulary import CoupledLoss, Loss, SoftmaxCrossEntropy, resolve_loss
+from ..graph.model_graph import Affine, ModelGraph, Node, Output, TracedModel
+from ..graph.torch_network import Network, flat_output, objective
+from ..losses.examples import example_target
+from ..losses.targets import mapped
+from ..losses.vocabulary import CoupledLoss, Loss, LossSpec, resolve_loss
+from ..losses.weighting import bind_loss, needs_all_outputs, output_shape
 from ..pipeline import (
     factor_program,
     prepare,
@@ -44,7 +47,7 @@ FULL_SAMPLES = 8
 
 def verify(
     model: nn.Module,
-    loss: str | Loss | nn.Module,
+    loss: LossSpec,
     example_inputs: Tensor | tuple[Tensor, ...],
     *,
     seed: int = 0,
@@ -61,15 +64,16 @@ def verify(
     examples = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     inputs = tuple(normal(generator, FULL_SAMPLES, *x.shape[1:]) for x in examples)
     traced = trace(full, inputs, name=type(model).__name__)
-    declared = resolve_loss(loss)
-    declared.check_output(traced.graph.output.shape)
+    output = traced.graph.output
+    assert isinstance(output.op, Output)
+    declared = bind_loss(resolve_loss(loss), output.shape, output.op.outputs)
     checks = [_forward_check(full, traced, inputs)]
     traced = traced.with_graph(prepare(traced.graph))
     checks.append(_forward_check(full, traced, inputs, "after the passes"))
     loss_module = loss if isinstance(loss, nn.Module) else None
     if all(check.ok for check in checks):  # else the gradients are those of another network
         checks += Problem(traced, declared, loss_module, generator).against_module(full, inputs)
-    small = shrink(traced, generator, whole_output=isinstance(declared, CoupledLoss))
+    small = shrink(traced, generator, whole_output=needs_all_outputs(declared))
     problem = Problem(small, declared, loss_module, generator)
     checks += [
         *problem.first_order(),
@@ -91,7 +95,7 @@ def _forward_check(
     module: nn.Module, traced: TracedModel, inputs: tuple[Tensor, ...], stage: str = "as traced"
 ) -> Check:
     with torch.no_grad():
-        expected = module(*inputs).reshape(inputs[0].shape[0], -1)
+        expected = flat_output(module(*inputs))
         found = Network(traced)({}, tuple(x.flatten(start_dim=1) for x in inputs))
     return Check("", f"graph's output, {stage}", "the module, full size", _error(found, expected))
 
@@ -110,22 +114,15 @@ class Problem:
         self.graph = self.traced.graph
         self.objective = objective(self.loss, self.loss_module)
 
-    def batch(self, samples: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    def batch(self, samples: int) -> tuple[tuple[Tensor, ...], Any]:
         """Normal inputs and targets that the loss accepts."""
         inputs = tuple(normal(self.generator, samples, n.size) for n in self.graph.inputs)
         return inputs, self.targets(samples)
 
-    def targets(self, samples: int) -> Tensor:
+    def targets(self, samples: int) -> Any:
         """Random targets that the loss accepts."""
-        outputs = self.graph.output.size
-        if isinstance(self.loss, SoftmaxCrossEntropy):
-            return torch.randint(outputs, (samples,), generator=self.generator)
-        low, high = self.loss.targets
-        low = max(low, 0.0) if high > 0 else high - 1.0
-        if isinstance(self.loss, CoupledLoss):
-            outputs = self.loss.targets_count
-        unit = torch.rand(samples, outputs, generator=self.generator, dtype=torch.float64)
-        return low + (min(high, low + 1.0) - low) * unit
+        shape = output_shape(self.loss, self.graph.output.size)
+        return example_target(self.loss, samples, shape, self.generator, torch.float64)
 
     def against_module(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> list[Check]:
         """The compiled gradient in float64 and float32, against autograd through the user's module.
@@ -139,7 +136,7 @@ class Problem:
                 parameter.copy_(normal(self.generator, *parameter.shape) * scale)
         flat = tuple(x.flatten(start_dim=1) for x in inputs)
         trained = self._trained()
-        value = self.objective(module(*inputs).reshape(len(y), -1), y)
+        value = self.objective(flat_output(module(*inputs)), y)
         names = list(trained)
         wanted = dict(
             zip(names, torch.autograd.grad(value, [trained[n] for n in names]), strict=True)
@@ -196,13 +193,13 @@ class Problem:
             program = factor_program(self.graph, self.loss, method)
             executable = self._run(program, inputs, y, *program.phases)
             blocks = self.gauss_newton(inputs, y)
-            moments = self._input_moments(inputs) if method == "kflr" and len(y) > 1 else {}
+            moments = self._input_moments(inputs) if method == "kflr" and len(inputs[0]) > 1 else {}
             for layer in self.graph.layers:
                 if layer in moments:
                     q = _dense(executable, f"Q.{layer}")
                     checks.append(Check(layer, "Q", "E[ā āᵀ]", _error(q, moments[layer])))
                 g = _dense(executable, f"G.{layer}")
-                what = f"Ḡ of {method.upper()}, N = {len(y)}"
+                what = f"Ḡ of {method.upper()}, N = {len(inputs[0])}"
                 checks.append(Check(layer, what, "exact GGN by jacrev", _error(g, blocks[layer])))
         return checks
 
@@ -230,7 +227,7 @@ class Problem:
         self._load(executable, inputs, y, "gradient", "quadratic")
         r, curvature = self._tangent(inputs, direction), self._output_hessians(inputs, y)
         norm = sum(float(d.square().sum()) for d in direction.values())
-        m = torch.einsum("nk,nkl,nl->", r, curvature, r) / len(y) + settings.damping * norm
+        m = torch.einsum("nk,nkl,nl->", r, curvature, r) / len(inputs[0]) + settings.damping * norm
         slope = jvp(lambda p: self._value(p, inputs, y), (self._trained(),), (direction,))[1]
         return [
             Check(
@@ -251,11 +248,11 @@ class Problem:
         return jvp(lambda p: self.network(p, inputs), (self._trained(),), (dict(direction),))[1]
 
     def _value(
-        self, parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...], y: Tensor
+        self, parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...], y: Any
     ) -> Tensor:
         return self.objective(self.network(parameters, inputs), y)
 
-    def _output_hessians(self, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
+    def _output_hessians(self, inputs: tuple[Tensor, ...], y: Any) -> Tensor:
         """``𝓗_n``, without negative eigenvalues where the loss says so: ``[N, K, K]``."""
         z = self.network({}, inputs)
         whole = hessian(lambda u: self.objective(u, y))(z) * len(z)
@@ -265,7 +262,7 @@ class Problem:
         values, vectors = torch.linalg.eigh(exact)
         return (vectors * values.clamp(min=0)[:, None, :]) @ vectors.mT
 
-    def gauss_newton(self, inputs: tuple[Tensor, ...], y: Tensor) -> dict[str, Tensor]:
+    def gauss_newton(self, inputs: tuple[Tensor, ...], y: Any) -> dict[str, Tensor]:
         """``(1/N) Σ_n J_nᵀ 𝓗_n J_n`` at every layer's pre-activation, ``J_n`` and ``𝓗_n`` by torch.func."""
         curvature = self._output_hessians(inputs, y)
         blocks = {}
@@ -317,17 +314,17 @@ class Problem:
         return Executable(program, self.traced, self.loss, dtype=dtype, device=torch.device("cpu"))
 
     def _run(
-        self, program: StepProgram, inputs: tuple[Tensor, ...], y: Tensor, *phases: str
+        self, program: StepProgram, inputs: tuple[Tensor, ...], y: Any, *phases: str
     ) -> Executable:
         executable = self._executable(program)
         self._load(executable, inputs, y, *phases)
         return executable
 
     def _load(
-        self, executable: Executable, inputs: tuple[Tensor, ...], y: Tensor, *phases: str
+        self, executable: Executable, inputs: tuple[Tensor, ...], y: Any, *phases: str
     ) -> None:
-        rows = nn.functional.one_hot(y, self.graph.output.size) if y.dim() == 1 else y
-        executable.load(inputs, rows.to(executable.memory.dtype))
+        shape = output_shape(self.loss, self.graph.output.size)
+        executable.load(inputs, self.loss.rows(y, shape, executable.memory.dtype))
         executable.run(*phases)
 
 
@@ -343,8 +340,8 @@ def _dense(executable: Executable, role: str) -> Tensor:
     return dense(executable.step.value(name), executable.program[name].spec)
 
 
-def _float32(y: Tensor) -> Tensor:
-    return y.float() if y.is_floating_point() else y
+def _float32(y: Any) -> Any:
+    return mapped(lambda each: each.float() if each.is_floating_point() else each, y)
 
 
 def _error(found: Tensor, expected: Tensor) -> float:
