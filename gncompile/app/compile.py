@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..base.settings import Settings
 from ..errors import CompileError, expected_got
 from ..frontends.agreement import agrees
-from ..losses.vocabulary import Loss, resolve_loss
+from ..losses.vocabulary import LossSpec
 from ..pipeline import step_program
 from ..runtime.executable import Executable
 from ..solvers.kronecker import Kronecker
@@ -25,12 +25,12 @@ from ..training.model_identity import ModelIdentity
 from ..training.trainer import Trainer
 from ..tuning.problem import Variants
 from ..tuning.tuner import Tune, tunable, variants_for
-from .api import understand
+from .api import loss_of, understand
 
 
 def compile(
     model: nn.Module,
-    loss: str | Loss | nn.Module,
+    loss: LossSpec,
     example_inputs: Tensor | tuple[Tensor, ...],
     method: str | Mapping[str, str] = "kfra",
     *,
@@ -78,7 +78,7 @@ def compile(
 def compile_into(
     trainer: Trainer,
     model: nn.Module,
-    loss: str | Loss | nn.Module,
+    loss: LossSpec,
     example_inputs: Tensor | tuple[Tensor, ...],
     method: str | Mapping[str, str],
     *,
@@ -140,7 +140,7 @@ def compile_into(
         traced,
         again=lambda: understand(model, loss, examples)[0],
         agrees=lambda traced: agrees(model, traced, examples),
-        same_loss=lambda: resolve_loss(loss).describe() == declared.describe(),
+        same_loss=lambda: loss_of(loss, traced).describe() == declared.describe(),
     )
     compiled = Compiled(model, traced, declared, reader, settings, executable, identity)
     trainer.__init__(compiled)  # type: ignore[misc]

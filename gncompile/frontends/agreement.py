@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from ..errors import InternalError, TraceError
 from ..graph.model_graph import TracedModel
-from ..graph.torch_network import Network
+from ..graph.torch_network import Network, flat_output
 from .own_gradients import HOOKS, Observer, own_functions, places_of
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -90,14 +90,14 @@ class Agreement:
         """The module's output as rows; inputs are copies, for ``forward`` may write into them."""
         inputs = tuple(x.clone() for x in sample.inputs)
         try:
-            z: Tensor = functional_call(self.module, sample.parameters, inputs)
+            z = functional_call(self.module, sample.parameters, inputs)
         except Exception as error:
             raise TraceError(
                 f"{self.name} fails on a random batch of {inputs[0].shape[0]} samples, where it could be "
                 f"traced: {type(error).__name__}: {error}",
                 instead="let forward take any batch [N, ...] of finite numbers",
             ) from error
-        return z.reshape(inputs[0].shape[0], -1)
+        return flat_output(z)
 
     def graph_at(self, sample: Sample) -> Tensor:
         """The graph's output as rows."""

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from ..errors import BatchError, expected_got
-from ..graph.model_graph import ModelGraph
-from ..losses.targets import mapped
+from ..graph.model_graph import ModelGraph, Node, Output
+from ..losses.targets import mapped, tensors_of
 from ..losses.vocabulary import Loss
 
 Target = Any
 """Targets as the loss takes them: a tensor, ``(y, w)``, or a dict or tuple of those of several outputs."""
+
+Returned = Any
+"""An output as the model returns it: one tensor, or a tuple or dict of them."""
 
 
 @dataclass(frozen=True)
@@ -150,3 +153,30 @@ def require_floating(tensor: Tensor, what: str, dtype: torch.dtype) -> None:
             "floating point numbers",
             instead=f"pass x.to({dtype}); scale images of bytes to about 0 to 1 as well",
         )
+
+
+def first_tensor(y: Target) -> Tensor:
+    """The first tensor of a target, which tells the number of samples and the device."""
+    tensors = tensors_of(y)
+    return require_real(tensors[0] if tensors else y, "the target")
+
+
+def samples_of(y: Target) -> int:
+    """The number of samples of a target."""
+    return len(first_tensor(y))
+
+
+def part_of(y: Target, rows: slice | Tensor) -> Target:
+    """The target of some of the samples."""
+    return mapped(lambda each: require_real(each, "the target")[rows], y)
+
+
+def as_returned(output: Node, z: Tensor) -> Returned:
+    """Rows ``[N, K]`` in the form in which the model returns its output."""
+    assert isinstance(output.op, Output)
+    if not output.op.outputs:
+        return z.reshape(-1, *output.shape)
+    names, shapes = zip(*output.op.outputs, strict=True)
+    parts = z.split([math.prod(shape) for shape in shapes], dim=1)
+    shaped = [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+    return dict(zip(names, shaped, strict=True)) if output.op.named else tuple(shaped)
