@@ -46,7 +46,11 @@ class SumLoss:
 
     terms: tuple[Term, ...]
     named: bool = True
-    name: str = "sum"
+
+    @property
+    def name(self) -> str:
+        """The losses and their outputs."""
+        return " + ".join(f"{term.loss.name} of {term.key}" for term in self.terms)
 
     @property
     def scale(self) -> Scale:
