@@ -119,14 +119,15 @@ class Batches:
         seed: int = 0,
         drop_last: bool = False,
     ) -> None:
-        for name, tensor in (("x", x), *(("y", each) for each in tensors_of(y) or [y])):
+        targets = [each if isinstance(each, torch.Tensor) else y for each in tensors_of(y)]
+        for name, tensor in (("x", x), *(("y", each) for each in targets)):
             if not isinstance(tensor, torch.Tensor) or tensor.dim() == 0:
                 raise DataError(
                     f"{name} is no tensor of samples but a {type(tensor).__name__}",
                     where="Batches(x, y)",
                     instead="pass tensors [N, ...]; torch.from_numpy makes one of an array",
                 )
-        for each in tensors_of(y):
+        for each in targets:
             if len(x) != len(each):
                 found = f"{len(x)} samples, but {len(each)} targets"
                 raise DataError(found, where="Batches(x, y)")

@@ -93,5 +93,7 @@ class CoupledRules:
 
     def projected_gradient(self) -> Value:
         """``C v`` with random signs v: ``[N, K]``."""
-        signs = self.builder.emit(ir.Random("sign", self.z.spec.shape, self.target.number), name="signs")
+        signs = self.builder.emit(
+            ir.Random("sign", self.z.spec.shape, self.target.number), name="signs"
+        )
         return self.builder.emit(ir.SampleMultiply(), self._roots(), signs, name="g_projected")

@@ -143,7 +143,9 @@ class CrossEntropyRules:
         """A chunk of columns ``√(c m p_k) (e_k − p)``: ``[S, N, K]``."""
         m, p = sympy.symbols("m p", real=True)
         root = self._at(sympy.sqrt(self.c * m * p), "root", m=self.mass, p=self.p)
-        columns = self.builder.emit(ir.Columns(self.target.first), root, self.p, name="root_columns_places")
+        columns = self.builder.emit(
+            ir.Columns(self.target.first), root, self.p, name="root_columns_places"
+        )
         return self._flat(columns, "root_columns")
 
     def sampled_gradient(self) -> Value:
@@ -160,7 +162,9 @@ class CrossEntropyRules:
     def projected_gradient(self) -> Value:
         """``√(c m) (√p ⊙ v − p (√pᵀ v))`` with random signs v: ``[N, K]``."""
         m, p, v, s = sympy.symbols("m p v s", real=True)
-        signs = self.builder.emit(ir.Random("sign", self.z.spec.shape, self.target.number), name="signs")
+        signs = self.builder.emit(
+            ir.Random("sign", self.z.spec.shape, self.target.number), name="signs"
+        )
         rooted = self._at(sympy.sqrt(p) * v, "signed_root", p=self.p, v=signs)
         total = self.builder.emit(ir.RowSum(), rooted, name="signed_root_sum")
         g = self._at(sympy.sqrt(self.c * m) * (v - p * s), "g_projected_places",

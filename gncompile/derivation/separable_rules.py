@@ -78,10 +78,14 @@ class SeparableRules:
 
     def sampled_gradient(self) -> Value:
         """``√c g̃`` with targets drawn from the loss's model: ``[N, K]``."""
-        noise = self.builder.emit(ir.Random(self.loss.noise, self.z.spec.shape, self.target.number), name="noise")
+        noise = self.builder.emit(
+            ir.Random(self.loss.noise, self.z.spec.shape, self.target.number), name="noise"
+        )
         return self._at(sympy.sqrt(self.c) * self.loss.sampled_slope, "g_sampled", noise)
 
     def projected_gradient(self) -> Value:
         """``√c √e'' v`` with random signs v: ``[N, K]``."""
-        noise = self.builder.emit(ir.Random("sign", self.z.spec.shape, self.target.number), name="signs")
+        noise = self.builder.emit(
+            ir.Random("sign", self.z.spec.shape, self.target.number), name="signs"
+        )
         return self._at(sympy.sqrt(self.c) * self.loss.projected_slope, "g_projected", noise)

@@ -5,6 +5,7 @@ Nothing here uses a derived rule or the compiler's evaluator; that is what makes
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -95,7 +96,10 @@ class Network:
 
 def flat_output(z: Any) -> Tensor:
     """What a module returns as ``[N, K]``: one tensor, or a tuple, list or dict of them side by side."""
-    return torch.cat([each.flatten(start_dim=1) if each.dim() > 1 else each[:, None] for each in tensors_of(z)], dim=1)
+    return torch.cat(
+        [each.flatten(start_dim=1) if each.dim() > 1 else each[:, None] for each in tensors_of(z)],
+        dim=1,
+    )
 
 
 def objective(loss: Loss, module: nn.Module | None) -> Callable[[Tensor, Any], Tensor]:
@@ -105,7 +109,10 @@ def objective(loss: Loss, module: nn.Module | None) -> Callable[[Tensor, Any], T
         return output_shape(loss, z.shape[1])
 
     if module is not None:
-        return lambda z, y: module(
+        modules = {
+            dtype: copy.deepcopy(module).to(dtype) for dtype in (torch.float32, torch.float64)
+        }
+        return lambda z, y: modules[z.dtype](
             z.reshape(-1, *shape(z)), *(y if isinstance(y, tuple) else (y,))
         )
 
@@ -127,17 +134,23 @@ def loss_of_rows(loss: Loss, z: Tensor, rows: Tensor) -> Tensor:
     if isinstance(loss, SumLoss):
         outputs = z.split([term.size for term in loss.terms], dim=1)
         pairs = zip(loss.terms, outputs, strict=True)
-        return sum((loss_of_rows(t.loss, part, columns[t.key]) for t, part in pairs), z.new_zeros(()))
+        return sum(
+            (loss_of_rows(t.loss, part, columns[t.key]) for t, part in pairs), z.new_zeros(())
+        )
     y, elements = columns["y"], 1
     if isinstance(loss, SeparableLoss):
         values = {OUTPUT: z, TARGET: y}
         for symbol in loss.parameters:
             own = dict(loss.constants).get(symbol.name)
             values[symbol] = z.new_tensor(own.values) if own else columns[symbol.name]
-        each = plain(loss.expression, values) * z.new_tensor(loss.weights.values if loss.weights else 1.0)
+        each = plain(loss.expression, values) * z.new_tensor(
+            loss.weights.values if loss.weights else 1.0
+        )
         elements = z.shape[1]
     elif isinstance(loss, CoupledLoss):
-        each = plain(loss.expression, dict(zip((*loss.z, *loss.y), (*z.T, *y.T), strict=True)))[:, None]
+        each = plain(loss.expression, dict(zip((*loss.z, *loss.y), (*z.T, *y.T), strict=True)))[
+            :, None
+        ]
     else:
         elements, classes = loss.count, z.shape[1] // loss.count
         smoothing = loss.label_smoothing

@@ -52,9 +52,9 @@ class CoupledLoss:
     """``E_n = c e(z, y)``, ``e`` an ``expression`` in :func:`output_symbols` and :func:`target_symbols`.
 
     The network has ``outputs`` = K outputs, a batch of targets is ``[N, T]`` with T = ``targets_count``,
-    and all targets lie in ``targets``; with ``weighted`` it is ``(y, w)``, a weight a sample. Where ``e`` is not convex, ``negative_curvature="clip"`` lets the
-    curvature methods use ``𝓗₊``, the output Hessian with its negative eigenvalues set to zero, sample by
-    sample.
+    and all targets lie in ``targets``; with ``weighted`` it is ``(y, w)``, a weight a sample. Where ``e`` is
+    not convex, ``negative_curvature="clip"`` lets the curvature methods use ``𝓗₊``, the output Hessian with
+    its negative eigenvalues set to zero, sample by sample.
     """
 
     name: str

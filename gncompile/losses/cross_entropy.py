@@ -138,7 +138,8 @@ class SoftmaxCrossEntropy:
             return
         batch = ", ".join(["N", *map(str, shape)])
         raise LossError(
-            f"{self.name!r} needs a network output [N, K] or [N, K, places] with K ≥ 2 classes, got [{batch}]",
+            f"{self.name!r} needs a network output [N, K] or [N, K, places] with K ≥ 2 classes, got "
+            f"[{batch}]",
             where="the model's output",
             instead="use 'bce_with_logits' for one logit"
             if shape == (1,)
@@ -187,7 +188,7 @@ class SoftmaxCrossEntropy:
         rows = class_rows(y, classes, dtype) if indexed else y.movedim(1, -1)
         if not indexed:
             rows = of_mass(rows)
-        columns = [rows] + ([used] if self.masked else [])
+        columns = [rows] + ([used] if used is not None and self.masked else [])
         if self.scale.of_batch:
             counted = torch.ones(places, dtype=dtype, device=y.device) if used is None else used
             if self.scale.over != "targets":

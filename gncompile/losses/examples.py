@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .loss_types import CoupledLoss, Loss, SeparableLoss, SoftmaxCrossEntropy
-from .sum_loss import SumLoss
+from .loss_types import CoupledLoss, Loss, SeparableLoss, SoftmaxCrossEntropy, SumLoss
 
 
 def example_target(

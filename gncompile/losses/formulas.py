@@ -5,7 +5,7 @@ from __future__ import annotations
 import sympy
 
 from ..functions.primitives import maximum, number, select, softplus
-from .loss_types import OUTPUT, TARGET
+from .separable import OUTPUT, TARGET
 
 
 def half_squared_error() -> sympy.Expr:

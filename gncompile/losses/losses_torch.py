@@ -17,34 +17,39 @@ from .loss_scale import Scale
 from .loss_types import Loss, SeparableLoss, SoftmaxCrossEntropy
 from .per_output import PerOutput
 
-_FLAT = "it is linear in the output between its kinks: a zero output Hessian, so a Gauss-Newton method has "\
+_FLAT = (
+    "it is linear in the output between its kinks: a zero output Hessian, so a Gauss-Newton method has "
     "nothing to use"
-_PAIRS = "it compares several outputs of a sample and is not convex in them; write what is convex as an "\
+)
+_PAIRS = (
+    "it compares several outputs of a sample and is not convex in them; write what is convex as an "
     "expression in z1, z2, … with gncompile.register_loss"
+)
+_OWN = "put a linear layer into the model and use nn.CrossEntropyLoss: the loss has parameters of its own"
 
 _ADVICE: dict[type, str] = {
     nn.BCELoss: "drop the model's final sigmoid and use nn.BCEWithLogitsLoss",
     nn.NLLLoss: "drop the model's final log-softmax and use nn.CrossEntropyLoss",
-    nn.KLDivLoss: "drop the model's final log-softmax and use nn.CrossEntropyLoss with probabilities as targets "
-    "(log_target=True: their exponential), which differs by the entropy of the targets, a constant",
+    nn.KLDivLoss: "drop the model's final log-softmax and use nn.CrossEntropyLoss with probabilities as "
+    "targets (log_target=True: their exponential), which differs by a constant, the targets' entropy",
     nn.L1Loss: "use nn.HuberLoss or nn.SmoothL1Loss: the absolute error has a zero output Hessian, "
     "so a Gauss-Newton method has nothing to use",
     nn.HingeEmbeddingLoss: f"use nn.SoftMarginLoss: {_FLAT}",
     nn.MultiMarginLoss: "use nn.CrossEntropyLoss: with p=1 it has a zero output Hessian, so a Gauss-Newton "
     "method has nothing to use, and p=2 has no rule",
     nn.MultiLabelMarginLoss: f"use nn.MultiLabelSoftMarginLoss: {_FLAT}",
-    nn.MarginRankingLoss: "return the difference of the two scores and use nn.SoftMarginLoss: " + _FLAT,
+    nn.MarginRankingLoss: f"return the difference of the two scores and use nn.SoftMarginLoss: {_FLAT}",
     nn.CosineEmbeddingLoss: _PAIRS,
     nn.TripletMarginLoss: _PAIRS,
     nn.TripletMarginWithDistanceLoss: _PAIRS,
-    nn.CTCLoss: "use nn.CrossEntropyLoss on aligned targets: a sum over alignments is not convex in the output",
-    nn.AdaptiveLogSoftmaxWithLoss: "put a linear layer into the model and use nn.CrossEntropyLoss: the loss has "
-    "parameters of its own",
+    nn.CTCLoss: "use nn.CrossEntropyLoss on aligned targets: a sum over alignments is not convex in the "
+    "output",
+    nn.AdaptiveLogSoftmaxWithLoss: _OWN,
 }
 """What to use in place of a loss that has no Gauss-Newton matrix to use, and why it has none."""
 
 if hasattr(nn, "LinearCrossEntropyLoss"):  # not in every torch that is supported
-    _ADVICE[nn.LinearCrossEntropyLoss] = _ADVICE[nn.AdaptiveLogSoftmaxWithLoss]
+    _ADVICE[nn.LinearCrossEntropyLoss] = _OWN
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 """Where torch keeps what runs besides ``forward``; none of it would run in a compiled step."""
@@ -117,7 +122,10 @@ def _described(module: object) -> tuple[str, str]:
 
 
 def _scale(
-    module: Any, factor: float = 1.0, *, mean: Literal["samples", "elements", "targets"] = "elements"
+    module: Any,
+    factor: float = 1.0,
+    *,
+    mean: Literal["samples", "elements", "targets"] = "elements",
 ) -> Scale:
     """The module's reduction; ``mean`` says what this kind of loss averages over."""
     if module.reduction == "mean":

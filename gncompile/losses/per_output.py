@@ -19,7 +19,7 @@ class PerOutput:
 
     @classmethod
     def of(cls, tensor: torch.Tensor, what: str) -> PerOutput:
-        """The numbers of a tensor; :class:`LossError` naming ``what`` unless all are finite and none negative."""
+        """The numbers of a tensor; :class:`LossError` naming ``what`` unless finite and not negative."""
         values = tuple(map(float, tensor.detach().reshape(-1).tolist()))
         bad = [value for value in values if not 0 <= value < math.inf]
         if bad:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ..errors import BatchError, LossError
 from ..functions.convexity import Convexity
+from .coupled_loss import CoupledLoss
+from .cross_entropy import SoftmaxCrossEntropy
 from .loss_scale import PER_SAMPLE, Scale
+from .separable import SeparableLoss
 from .targets import rows_of
 
-if TYPE_CHECKING:
-    from .loss_types import Loss
+Single = SeparableLoss | SoftmaxCrossEntropy | CoupledLoss
+"""A loss of one output."""
 
 Shape = tuple[int, ...]
 Outputs = tuple[tuple[str, Shape], ...]
@@ -24,10 +27,10 @@ Outputs = tuple[tuple[str, Shape], ...]
 
 @dataclass(frozen=True)
 class Term:
-    """``α E_n(z, y)`` of the output ``key``; ``α`` is in the loss's scale. Its ``shape`` is known once bound."""
+    """``α E_n(z, y)`` of the output ``key``, α in the loss's scale; the ``shape`` is known once bound."""
 
     key: str
-    loss: Loss
+    loss: Single
     shape: Shape = ()
 
     @property
@@ -77,16 +80,14 @@ class SumLoss:
         """The loss of a network with these outputs; :class:`LossError` unless each has one term."""
         given, expected = {term.key: term for term in self.terms}, [key for key, _ in outputs]
         if sorted(given) != sorted(expected):
+            returned = ", ".join(expected) or "one tensor"
             raise LossError(
-                f"the losses are for the outputs {', '.join(given)}; the network returns "
-                f"{', '.join(expected) or 'one tensor'}",
+                f"the losses are for the outputs {', '.join(given)}; the network returns {returned}",
                 where="the loss",
                 instead="give one loss an output: a dict with the keys of the dict that forward returns, or a "
                 "list in the order of its tuple",
             )
-        bound = (
-            Term(key, given[key].loss.bound(shape), shape) for key, shape in outputs
-        )
+        bound = (Term(key, given[key].loss.bound(shape), shape) for key, shape in outputs)
         return replace(self, terms=tuple(bound))
 
     def layout(self, outputs: int) -> dict[str, int]:
@@ -113,8 +114,12 @@ class SumLoss:
         else:
             fits = isinstance(target, tuple | list) and len(target) == len(keys)
         if not fits:
-            found = type(target).__name__ + (f" of {len(target)}" if not isinstance(target, torch.Tensor) else "")
-            form = f"a dict with the keys {', '.join(keys)}" if self.named else f"{len(keys)} targets"
+            found = type(target).__name__ + (
+                f" of {len(target)}" if not isinstance(target, torch.Tensor) else ""
+            )
+            form = (
+                f"a dict with the keys {', '.join(keys)}" if self.named else f"{len(keys)} targets"
+            )
             raise BatchError(
                 f"the losses of several outputs take {form}, got a {found}",
                 where="the target",
@@ -151,11 +156,13 @@ def summed(losses: Mapping[str, Any] | list[Any] | tuple[Any, ...], resolve: Any
             )
         terms.append(Term(str(key), scaled(loss, factor)))
     if not terms:
-        raise LossError("no losses are given", where="the loss", instead="give one for every output")
+        raise LossError(
+            "no losses are given", where="the loss", instead="give one for every output"
+        )
     return SumLoss(tuple(terms), named)
 
 
-def scaled(loss: Loss, factor: Any) -> Loss:
+def scaled(loss: Single, factor: Any) -> Single:
     """``α`` times the loss."""
     if not isinstance(factor, int | float):
         raise LossError(

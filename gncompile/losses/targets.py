@@ -18,7 +18,9 @@ def taken_apart(name: str, target: Any, parts: Sequence[str]) -> tuple[Tensor, .
     form = f"({', '.join(parts)})" if len(parts) > 1 else "one tensor"
     fits = isinstance(given, tuple | list) and len(given) == len(parts)
     if not fits or not all(isinstance(each, Tensor) for each in given):
-        found = type(target).__name__ + (f" of {len(target)}" if isinstance(target, tuple | list) else "")
+        found = type(target).__name__ + (
+            f" of {len(target)}" if isinstance(target, tuple | list) else ""
+        )
         raise BatchError(
             f"the loss {name!r} takes targets {form}, got a {found}",
             where="the target",

@@ -20,8 +20,8 @@ from ..errors import (
     message,
     require_whole,
 )
-from .batches import Target, samples_of
 from .ahead import DeferredStats
+from .batches import Target, samples_of
 from .gather import Gathering, Gathers, Pair, Rows
 from .place import Place
 from .progress import display

@@ -97,7 +97,8 @@ class Questions:
         mean = None
         if divisors(loss, outputs):  # what a weighted mean divides by is that of the whole data set
             rows = (reader.target(samples_of(each), each) for each in targets)
-            mean = sum(divisor_sums(loss, outputs, each) for each in rows) / count
+            sums = [divisor_sums(loss, outputs, each) for each in rows]
+            mean = torch.stack(sums).sum(dim=0) / count
         with self.parameters(averaged):
             for start in starts:
                 part = slice(start, start + batch_size)
@@ -128,9 +129,7 @@ class Questions:
         )
         executable.load(self._compiled.reader.inputs(x))
         executable.run("gradient", "quadratic")
-        return as_returned(
-            self._compiled.traced.graph.output, executable.result("tangent").clone()
-        )
+        return as_returned(self._compiled.traced.graph.output, executable.result("tangent").clone())
 
     def quadratic(
         self,

@@ -88,10 +88,12 @@ def loss_from_data(data: Mapping[str, Any]) -> Loss:
     if scale.over not in get_args(hints(Scale)["over"]):
         raise TypeError(f"scale over {scale.over!r}")
     if "terms" in data:
-        terms = [
-            Term(_of(str, key), loss_from_data(_of(dict, each)), _sizes(shape))
-            for key, each, shape in _of(list, data["terms"])
-        ]
+        terms = []
+        for key, each, shape in _of(list, data["terms"]):
+            loss = loss_from_data(_of(dict, each))
+            if isinstance(loss, SumLoss):
+                raise TypeError("a sum within a sum")
+            terms.append(Term(_of(str, key), loss, _sizes(shape)))
         return SumLoss(tuple(terms), _of(bool, data["named"]))
     weighted = _of(bool, data.get("weighted", False))
     if "label_smoothing" in data:

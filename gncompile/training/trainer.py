@@ -20,9 +20,9 @@ from ..base.handed_down import handed_down
 from ..data.data_sets import Batches
 from ..errors import GncompileError, visible
 from ..graph.model_graph import TracedModel
-from .batches import Returned, Target
 from . import checkpoint as checkpoints
 from .ahead import DeferredStats
+from .batches import Returned, Target
 from .compiled import Compiled
 from .counters import Counters
 from .factors import KroneckerFactors

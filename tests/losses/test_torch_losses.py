@@ -5,19 +5,17 @@ The oracle is the module itself under ``torch.func`` in float64, sample by sampl
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from loss_programs import check_against
 from torch import Tensor, nn
 
-import gncompile
-from gncompile.errors import BatchError, LossError
-from gncompile.losses import Loss, losses_torch, resolve_loss, weighted
+from gncompile.errors import LossError
+from gncompile.losses import losses_torch, resolve_loss
 from gncompile.losses.weighting import bind_loss
-from loss_programs import LossProgram, check_against
 
 NAN = float("nan")
 generator = torch.Generator().manual_seed(0)

@@ -15,6 +15,8 @@ from gncompile.program.builder import ProgramBuilder
 from gncompile.program.phases import Phase, Repeat
 from gncompile.runtime.executable import Executable
 
+DRAWN = {"sampled", "projected"}
+
 
 class LossProgram:
     """Everything that a loss's rules give at an output ``[N, K]``, without a network."""
@@ -58,18 +60,13 @@ class LossProgram:
         c = got.pop("columns").permute(1, 2, 0)
         return got | {"root": c @ c.mT}
 
-    def second_moments(self, z: Tensor, y: Any, draws: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """Mean and standard error of ``g gᵀ`` over draws, for sampled and projected gradients."""
+    def second_moments(self, z: Tensor, y: Any) -> dict[str, tuple[Tensor, Tensor]]:
+        """Mean and standard error of ``g gᵀ`` over the draws of a batch of equal samples."""
         self.load(z, y)
-        found: dict[str, list[Tensor]] = {}
-        for _ in range(draws):
-            self.run.run("gradient")
-            for role in ("sampled", "projected"):
-                if role in self.run.program.results:
-                    g = self.run.result(role)
-                    found.setdefault(role, []).append(g[:, :, None] * g[:, None, :])
-        tables = {role: torch.stack(each) for role, each in found.items()}
-        return {role: (t.mean(0), t.std(0) / draws**0.5) for role, t in tables.items()}
+        self.run.run("gradient")
+        found = {r: self.run.result(r) for r in self.run.program.results.keys() & DRAWN}
+        squares = {role: g[:, :, None] * g[:, None, :] for role, g in found.items()}
+        return {role: (s.mean(0), s.std(0) / len(z) ** 0.5) for role, s in squares.items()}
 
 
 def expected(objective: Callable[[Tensor], Tensor], z: Tensor) -> dict[str, Tensor]:
