@@ -82,7 +82,7 @@ class SumLoss:
         if sorted(given) != sorted(expected):
             returned = ", ".join(expected) or "one tensor"
             raise LossError(
-                f"the losses are for the outputs {', '.join(given)}; the network returns {returned}",
+                f"losses are given for the outputs {', '.join(given)}; the network returns {returned}",
                 where="the loss",
                 instead="give one loss an output: a dict with the keys of the dict that forward returns, or a "
                 "list in the order of its tuple",
