@@ -103,20 +103,6 @@ def _described(module: object) -> tuple[str, str]:
         return own, (
             f"a subclass may compute anything; pass nn.{parent.__name__} itself, or an expression"
         )
-    if callable(module) and not isinstance(module, nn.Module):
-        name = getattr(module, "__name__", kind.__name__)
-        of_torch = _FUNCTIONS.get(name) if module is getattr(functional, name, None) else None
-        if of_torch is None:
-            return f"the function {name}", (
-                "declare it in sympy's terms, so that its derivatives can be derived: "
-                "@gncompile.loss_function above def name(z, y); or use an expression in z and y, or one "
-                f"of {supported}"
-            )
-        if of_torch in _READERS:
-            advice = f"use nn.{of_torch.__name__}(), or a name such as 'mse'"
-        else:
-            advice = _ADVICE[of_torch]
-        return f"torch.nn.functional.{name}", advice
     default = f"use one of {supported}, a name such as 'mse', or an expression in z and y"
     return own, _ADVICE.get(kind, default)
 
@@ -253,7 +239,7 @@ _READERS: dict[type, Callable[[Any], Loss]] = {
     nn.GaussianNLLLoss: _gaussian,
 }
 
-_FUNCTIONS: dict[str, type] = {
+FUNCTIONS_OF_TORCH: dict[str, type] = {
     "mse_loss": nn.MSELoss,
     "binary_cross_entropy_with_logits": nn.BCEWithLogitsLoss,
     "binary_cross_entropy": nn.BCELoss,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 import sympy
+import torch
 
 from ..base.plugins import LOSSES, load_plugins
 from ..errors import LossError, RegistrationError, nearest
@@ -273,6 +274,9 @@ def resolve_loss(spec: LossSpec) -> Loss:
     of losses of several outputs: ``{"class": nn.CrossEntropyLoss(), "box": ("huber", 0.5)}``, the number
     being the weight of one.
 
+    A function of tensors ``(z, y)``, torch's own (``F.mse_loss``, also by ``functools.partial``) or one that
+    ends in a mean or sum over everything, is called with symbols (:mod:`gncompile.losses.lifted`).
+
     Raises :class:`LossError` for an unknown name, an unsupported module or one that has no
     Gauss-Newton matrix, and a loss that is not convex in ``z``; :class:`ExpressionError` for
     malformed or unsafe text.
@@ -292,6 +296,10 @@ def _resolved(spec: object) -> Loss:
         return _named(spec)
     if isinstance(spec, str | sympy.Expr):
         return define_loss(shortened(str(spec)), spec)
+    if callable(spec) and not isinstance(spec, type | torch.nn.Module):
+        from .lifted import loss_from_function
+
+        return loss_from_function(spec)
     from .losses_torch import loss_from_module
 
     return loss_from_module(spec)
