@@ -46,8 +46,8 @@ def compile(
     ``loss`` is a name (``"mse"``, ``"bce_with_logits"``, ``"cross_entropy"``, …: summed over outputs,
     averaged over samples), an expression in ``z`` and ``y``, a ``torch.nn`` loss (exactly what torch
     computes), a function of tensors ``(z, y)``, one of these :func:`~gncompile.losses.weighted`, or a dict or
-    list of them for the outputs of a model that returns several
-    (:func:`~gncompile.losses.resolve_loss`). ``example_inputs`` ``[N, …]`` give shapes only; N is the batch size that ``tune`` looks at.
+    list of them for a model that returns several outputs (:func:`~gncompile.losses.resolve_loss`).
+    ``example_inputs`` ``[N, …]`` give shapes only; N is the batch size that ``tune`` looks at.
     ``method`` is ``"kfra"``, ``"kflr"``, ``"kfac"``, ``"kfac_rp"``, ``"empirical"``, or a baseline,
     ``"adam"`` or ``"sgd"``; ``"auto"`` chooses for every layer by cost
     (:mod:`gncompile.derivation.method_choice`), and a mapping of layer patterns chooses by name, ``{"*":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import sympy
 
@@ -91,6 +92,7 @@ class CrossEntropyRules:
         y, lse, z = sympy.symbols("y lse z", real=True)
         log_sum = self.builder.emit(ir.LogSumExp(), self.z, name="lse")
         each = self._at(self.c * y * (lse - z), "loss_elements", y=self.y, lse=log_sum, z=self.z)
+        each = self.builder.emit(ir.Flatten(), each, name="loss_rows") if self.places else each
         return self.builder.emit(ir.Total(mean=True), each, name="loss")
 
     def gradient(self) -> Value:
@@ -148,11 +150,16 @@ class CrossEntropyRules:
         )
         return self._flat(columns, "root_columns")
 
+    def _drawn(self, kind: Literal["uniform", "sign"], width: int, name: str) -> Value:
+        """Random numbers ``[N, P, width]``, drawn as rows."""
+        shape = (self.z.spec.shape[0], self.loss.count * width)
+        rows = self.builder.emit(ir.Random(kind, shape, self.target.number), name=name)
+        return self._at_places(rows, width)
+
     def sampled_gradient(self) -> Value:
         """``√(c m) (p − onehot(ỹ))``, ỹ drawn from p: ``[N, K]``."""
         m, p, y = sympy.symbols("m p y", real=True)
-        shape = (*self.z.spec.shape[:-1], 1)
-        uniform = self.builder.emit(ir.Random("uniform", shape, self.target.number), name="noise")
+        uniform = self._drawn("uniform", 1, "noise")
         sampled = self.builder.emit(ir.SampleCategorical(), self.p, uniform, name="y_sampled")
         g = self._at(
             sympy.sqrt(self.c * m) * (p - y), "g_sampled_places", m=self.mass, p=self.p, y=sampled
@@ -162,9 +169,7 @@ class CrossEntropyRules:
     def projected_gradient(self) -> Value:
         """``√(c m) (√p ⊙ v − p (√pᵀ v))`` with random signs v: ``[N, K]``."""
         m, p, v, s = sympy.symbols("m p v s", real=True)
-        signs = self.builder.emit(
-            ir.Random("sign", self.z.spec.shape, self.target.number), name="signs"
-        )
+        signs = self._drawn("sign", self.classes, "signs")
         rooted = self._at(sympy.sqrt(p) * v, "signed_root", p=self.p, v=signs)
         total = self.builder.emit(ir.RowSum(), rooted, name="signed_root_sum")
         g = self._at(sympy.sqrt(self.c * m) * (v - p * s), "g_projected_places",

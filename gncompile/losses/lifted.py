@@ -1,7 +1,7 @@
-"""A Python function of output and target, written for tensors, as a loss: it is called with symbols once.
+"""A Python function of output and target, written for tensors, as a loss: called with symbols once.
 
-What comes back is compared with the function itself on tensors: a branch that looked at values, or state, would
-have been seen by one of the two only.
+What comes back is compared with the function itself on tensors: a branch that looked at values, or state,
+would have been seen by one of the two only.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def _of_torch(function: Any, z: Any, y: Any, **options: Any) -> Any:
 
 
 def loss_from_function(function: Any) -> Loss:
-    """The loss that a function ``(z, y)`` of tensors computes: torch's own, also by ``partial``, or one's own.
+    """The loss that a function ``(z, y)`` of tensors computes: torch's own, also by ``partial``, or another.
 
     Raises :class:`LossError` where it does what has no counterpart, and where samples mix.
     """

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import sympy
 from torch import nn
-from torch.nn import functional
 
 from ..errors import LossError
 from . import formulas

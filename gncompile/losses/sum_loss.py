@@ -82,10 +82,10 @@ class SumLoss:
         if sorted(given) != sorted(expected):
             returned = ", ".join(expected) or "one tensor"
             raise LossError(
-                f"losses are given for the outputs {', '.join(given)}; the network returns {returned}",
+                f"losses are for the outputs {', '.join(given)}, the network returns {returned}",
                 where="the loss",
-                instead="give one loss an output: a dict with the keys of the dict that forward returns, or a "
-                "list in the order of its tuple",
+                instead="give one loss an output: a dict with the keys of the dict that forward returns, or "
+                "a list in the order of its tuple",
             )
         bound = (Term(key, given[key].loss.bound(shape), shape) for key, shape in outputs)
         return replace(self, terms=tuple(bound))

@@ -297,8 +297,8 @@ def test_a_network_with_several_outputs_trains(named: bool) -> None:
 @pytest.mark.parametrize(
     ("specs", "text"),
     [
-        ({"class": "cross_entropy"}, r"losses are given for the outputs class; .* class, box, map"),
-        (["mse", "mse", "mse"], r"for the outputs 0, 1, 2; the network returns class, box, map"),
+        ({"class": "cross_entropy"}, r"losses are for the outputs class, .* class, box, map"),
+        (["mse", "mse", "mse"], r"for the outputs 0, 1, 2, the network returns class, box, map"),
         ("mse", r"the network returns 3 outputs, the loss 'mse' is for one"),
         ({**LOSSES, "box": ("mse", "half")}, r"the weight of the loss 'mse' is 'half'"),
         ({**LOSSES, "box": ("mse", 0.0)}, r"scale must be positive and finite, got 0"),
