@@ -12,13 +12,16 @@ from ..base.settings import CURVATURE_METHODS
 from ..errors import CompileError, require_known
 from ..graph.dropout import without_dropout
 from ..graph.model_graph import ModelGraph, TracedModel
-from ..losses.vocabulary import Loss, resolve_loss
+from ..graph.nodes import Output
+from ..losses.rows import as_parts
+from ..losses.vocabulary import Loss, LossSpec, resolve_loss
+from ..losses.weighting import bind_loss
 from ..pipeline import factor_program, prepare
 from ..program.costs import column_bytes
 from ..runtime.executable import BACKENDS, Executable
 from ..runtime.memory import dense
 from ..training.arguments import checked_seed, require_dtype
-from ..training.batches import BatchReader
+from ..training.batches import BatchReader, Target
 from ..training.factors import KroneckerFactors
 from ..training.model_identity import require_no_gradient_hooks
 
@@ -27,9 +30,9 @@ METHODS = (*CURVATURE_METHODS, "ggn", "hessian")
 
 def curvature(
     model: nn.Module,
-    loss: str | Loss | nn.Module,
+    loss: LossSpec,
     x: Tensor | tuple[Tensor, ...],
-    y: Tensor,
+    y: Target,
     method: str = "kfra",
     dtype: torch.dtype | None = None,
     *,
@@ -80,7 +83,7 @@ def curvature(
 
 def understand(
     model: nn.Module,
-    loss: str | Loss | nn.Module,
+    loss: LossSpec,
     x: Tensor | tuple[Tensor, ...],
     dtype: torch.dtype | None = None,
 ) -> tuple[TracedModel, Loss, BatchReader]:
@@ -94,9 +97,15 @@ def understand(
         model = copy.deepcopy(model).to(dtype)
     examples = checked_examples(model, x, dtype)
     traced = trace(model, examples, name=type(model).__name__, passes=prepare)
-    declared = resolve_loss(loss)
-    declared.check_output(traced.graph.output.shape)
+    declared = loss_of(loss, traced)
     return traced, declared, BatchReader(traced.graph, declared, dtype, device, traced.inputs)
+
+
+def loss_of(loss: LossSpec, traced: TracedModel) -> Loss:
+    """What is understood as a loss, for the outputs of this model."""
+    output = traced.graph.output
+    assert isinstance(output.op, Output)
+    return bind_loss(resolve_loss(loss), output.shape, output.op.outputs)
 
 
 def _computed_in(model: nn.Module, dtype: torch.dtype | None) -> tuple[torch.dtype, torch.device]:
@@ -136,7 +145,7 @@ def _run(
     target: Tensor,
     rows: int,
 ) -> dict[str, KroneckerFactors]:
-    batch = target.shape[0]
+    batch, target = target.shape[0], as_parts(executable.loss, graph.output.size, target)
     sums: dict[str, Tensor] = {}
     for start in range(0, batch, rows):
         part = slice(start, start + rows)

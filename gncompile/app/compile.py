@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..base.settings import AUTO, Settings
 from ..errors import CompileError, MethodWarning, expected_got, warn
 from ..frontends.agreement import agrees
-from ..losses.vocabulary import Loss, resolve_loss
+from ..losses.vocabulary import LossSpec
 from ..pipeline import step_program
 from ..runtime.executable import Executable
 from ..solvers.kronecker import Kronecker
@@ -25,12 +25,12 @@ from ..training.model_identity import ModelIdentity
 from ..training.trainer import Trainer
 from ..tuning.problem import Variants
 from ..tuning.tuner import Tune, tunable, variants_for
-from .api import understand
+from .api import loss_of, understand
 
 
 def compile(
     model: nn.Module,
-    loss: str | Loss | nn.Module,
+    loss: LossSpec,
     example_inputs: Tensor | tuple[Tensor, ...],
     method: str | Mapping[str, str] = "kfra",
     *,
@@ -44,8 +44,10 @@ def compile(
     """Compile a feedforward module and a loss into a :class:`Trainer`.
 
     ``loss`` is a name (``"mse"``, ``"bce_with_logits"``, ``"cross_entropy"``, …: summed over outputs,
-    averaged over samples), an expression in ``z`` and ``y``, or a ``torch.nn`` loss (exactly what torch
-    computes). ``example_inputs`` ``[N, …]`` give shapes only; N is the batch size that ``tune`` looks at.
+    averaged over samples), an expression in ``z`` and ``y``, a ``torch.nn`` loss (exactly what torch
+    computes), a function of tensors ``(z, y)``, one of these :func:`~gncompile.losses.weighted`, or a dict or
+    list of them for a model that returns several outputs (:func:`~gncompile.losses.resolve_loss`).
+    ``example_inputs`` ``[N, …]`` give shapes only; N is the batch size that ``tune`` looks at.
     ``method`` is ``"kfra"``, ``"kflr"``, ``"kfac"``, ``"kfac_rp"``, ``"empirical"``, or a baseline,
     ``"adam"`` or ``"sgd"``; ``"auto"`` chooses for every layer by cost
     (:mod:`gncompile.derivation.method_choice`), and a mapping of layer patterns chooses by name, ``{"*":
@@ -78,7 +80,7 @@ def compile(
 def compile_into(
     trainer: Trainer,
     model: nn.Module,
-    loss: str | Loss | nn.Module,
+    loss: LossSpec,
     example_inputs: Tensor | tuple[Tensor, ...],
     method: str | Mapping[str, str],
     *,
@@ -146,7 +148,7 @@ def compile_into(
         traced,
         again=lambda: understand(model, loss, examples)[0],
         agrees=lambda traced: agrees(model, traced, examples),
-        same_loss=lambda: resolve_loss(loss).describe() == declared.describe(),
+        same_loss=lambda: loss_of(loss, traced).describe() == declared.describe(),
     )
     compiled = Compiled(model, traced, declared, reader, settings, executable, identity)
     trainer.__init__(compiled)  # type: ignore[misc]

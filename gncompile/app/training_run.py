@@ -30,6 +30,7 @@ from ..errors import (
 from ..frontends.model_file import ModelFile, load_model_file
 from ..frontends.model_schema import Seed
 from ..losses.vocabulary import resolve_loss
+from ..losses.weighting import bind_loss
 from .output_bias import set_output_bias
 from .run_folder import RunFolder
 
@@ -321,7 +322,7 @@ def load_data(file: ModelFile) -> DataSplit:
             instead="change the first of layers, or input_size, in [network]",
         )
     loss, outputs = resolve_loss(file.loss), file.sizes[file.sections.network.node[-1].name]
-    loss.check_output((outputs,))
+    loss = bind_loss(loss, (outputs,))
     for part, y in (("training", data.train_y), ("validation", data.validation_y)):
         try:
             loss.check_target((len(y), outputs), file.dtype, y)

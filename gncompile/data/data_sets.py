@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..base.memory_budget import require_memory
 from ..base.untrusted import shown
 from ..errors import CheckpointError, DataError, expected_got, nearest
+from ..losses.targets import mapped, tensors_of
 from .curves import SIDE, curves
 from .data_files import ARCHIVES
 from .data_spec import DataSpec, DataSplit
@@ -102,6 +104,8 @@ READERS = (*ARCHIVES, ".csv")
 class Batches:
     """Shuffled minibatches ``(x, y)`` in an order that depends on ``(seed, epoch)`` only.
 
+    ``y`` is a tensor ``[N, …]``, or a tuple or dict of some where the loss takes such a target.
+
     ``for x, y in batches`` goes to the end of the present epoch and starts the next one's count;
     :meth:`forever` goes on without end. ``state_dict`` read after a batch names the batch that follows, so
     a loader that loads it continues with exactly the same batches.
@@ -110,20 +114,23 @@ class Batches:
     def __init__(
         self,
         x: torch.Tensor,
-        y: torch.Tensor,
+        y: Any,
         batch_size: int,
         seed: int = 0,
         drop_last: bool = False,
     ) -> None:
-        for name, tensor in (("x", x), ("y", y)):
+        targets = [each if isinstance(each, torch.Tensor) else y for each in tensors_of(y)]
+        for name, tensor in (("x", x), *(("y", each) for each in targets)):
             if not isinstance(tensor, torch.Tensor) or tensor.dim() == 0:
                 raise DataError(
                     f"{name} is no tensor of samples but a {type(tensor).__name__}",
                     where="Batches(x, y)",
                     instead="pass tensors [N, ...]; torch.from_numpy makes one of an array",
                 )
-        if len(x) != len(y):
-            raise DataError(f"{len(x)} samples, but {len(y)} targets", where="Batches(x, y)")
+        for each in targets:
+            if len(x) != len(each):
+                found = f"{len(x)} samples, but {len(each)} targets"
+                raise DataError(found, where="Batches(x, y)")
         for name, number in (("batch_size", batch_size), ("seed", seed)):
             if not isinstance(number, int) or isinstance(number, bool):
                 raise DataError(
@@ -158,23 +165,23 @@ class Batches:
         """Batches of this epoch taken so far."""
         return self._place[1]
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, Any]]:
         epoch = self.epoch
         while self.epoch == epoch:
             yield self.next()
 
-    def forever(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def forever(self) -> Iterator[tuple[torch.Tensor, Any]]:
         """Batches of this epoch, the next, and so on."""
         while True:
             yield self.next()
 
-    def next(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def next(self) -> tuple[torch.Tensor, Any]:
         """The next batch, moving on to a new epoch where one ends."""
         epoch, position = self._place
         start = position * self.batch_size
         rows = self._permutation()[start : start + self.batch_size]
         x = self.x[rows]
-        batch = x, x if self.y is self.x else self.y[rows]
+        batch = x, x if self.y is self.x else mapped(lambda each: each[rows], self.y)
         last = position + 1 == len(self)
         self._place = (epoch + 1, 0) if last else (epoch, position + 1)
         return batch

@@ -13,7 +13,6 @@ from ..errors import CompileError
 from ..functions.primitives import select
 from ..graph.nodes import Node
 from ..graph.zero_slopes import no_gradient
-from ..losses.vocabulary import SoftmaxCrossEntropy
 from ..program import operations as ir
 from ..program import specs
 from ..program.builder import Value
@@ -176,7 +175,7 @@ class Factors:
             return self.sampled_rules.root_columns()
         if method == "kfac_rp":
             return self.sampled_rules.projected_gradient()
-        if not isinstance(self.batch.loss, SoftmaxCrossEntropy) and self.batch.loss.sampler is None:
+        if self.batch.loss.sampler is None:
             raise CompileError(
                 f"method 'kfac' needs a model to sample targets from; the loss {self.batch.loss.name!r} "
                 "declares none",

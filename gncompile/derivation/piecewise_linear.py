@@ -10,7 +10,7 @@ from ..functions.derive import PointwiseRule, pointwise_rule
 from ..functions.primitives import select
 from ..graph.model_graph import ModelGraph
 from ..graph.nodes import Node, Pointwise, describe
-from ..losses.vocabulary import Loss, SoftmaxCrossEntropy
+from ..losses.vocabulary import Loss, SoftmaxCrossEntropy, SumLoss
 from ..program.builder import ProgramBuilder
 from .forward import Forward
 
@@ -97,10 +97,12 @@ def _has_flat_part(node: Node) -> bool:
 
 
 def _loss_doubts(loss: Loss) -> str:
-    if isinstance(loss, SoftmaxCrossEntropy):
-        return ""
+    if isinstance(loss, SumLoss):
+        return " ".join(filter(None, (_loss_doubts(term.loss) for term in loss.terms)))
     if loss.convexity.verdict != "convex":
         return f"convexity of {loss.name} is {loss.convexity.verdict} ({loss.convexity.reason})."
+    if isinstance(loss, SoftmaxCrossEntropy):
+        return ""
     if loss.expression.has(select, sympy.Abs, sympy.sign):
         return f"{loss.name} is written in pieces, and twice differentiable only away from their borders."
     return ""

@@ -149,8 +149,10 @@ def _random(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) 
 
 @writes(ir.Columns)
 def _columns(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+    assert isinstance(i.op, ir.Columns)
     p = v[1] if len(v) > 1 else "None"
-    return [f"linalg.root_columns({v[0]}, {p}, start, out={out})"]
+    start = f"start - {i.op.first}" if i.op.first else "start"
+    return [f"linalg.root_columns({v[0]}, {p}, {start}, out={out})"]
 
 
 @writes(ir.Stack)

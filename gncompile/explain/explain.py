@@ -18,7 +18,7 @@ from ..emit.step_source import StepSource, emit_step
 from ..errors import CompileError, nearest
 from ..graph.model_graph import ModelGraph, TracedModel
 from ..graph.nodes import Node
-from ..losses.vocabulary import CoupledLoss, Loss, SeparableLoss
+from ..losses.vocabulary import CoupledLoss, Loss, SeparableLoss, SumLoss
 from ..program.operations import Leaf
 from ..program.schedule import Schedule
 from ..program.step_program import StepProgram
@@ -115,24 +115,7 @@ class _Derivation:
 
     def _loss_text(self) -> str:
         loss = self.read.loss
-        lines = [f"scale     {loss.scale}"]
-        if isinstance(loss, SeparableLoss):
-            lines = [
-                f"value     E_n = c Σ_j e(z_j, y_j),  e = {loss.expression}",
-                f"gradient  c e',  e' = {loss.slope}",
-                f"Hessian   c diag(e''),  e'' = {loss.curvature}",
-                f"root      √c diag({loss.root})",
-                f"convex    {loss.convexity.verdict}: {loss.convexity.reason}",
-                *lines,
-            ]
-        elif isinstance(loss, CoupledLoss):
-            lines = [
-                f"value     E_n = c e(z, y),  e = {loss.expression}",
-                *_coupled_lines(loss),
-                *lines,
-            ]
-        else:
-            lines = [f"formulas  {loss.describe()}", "root      √(c m) (diag √p - p √pᵀ)", *lines]
+        lines = _loss_lines(loss)
         mean = self.read.last_layer_hessian()
         return "\n".join(
             [*lines, *([f"E[𝓗]      {mean}"] if mean else []), "", *self._lines("", "loss")]
@@ -192,6 +175,28 @@ class _Derivation:
             phase = statement.phase
             lines.append(f"{statement.number:>5}  {statement.text}")
         return ["Emitted statements\n" + "\n".join(lines)] if lines else []
+
+
+def _loss_lines(loss: Loss) -> list[str]:
+    """Value, gradient, Hessian, root and convexity of a loss; of a sum, those of every term."""
+    if isinstance(loss, SumLoss):
+        terms = (["", f"Of the output {t.key}", *_loss_lines(t.loss)] for t in loss.terms)
+        return ["value     E_n = Σ_i E_n,i(z_i, y_i)", *(line for lines in terms for line in lines)]
+    lines = [f"scale     {loss.scale}"]
+    lines += ["          c is times the weights of the batch"] if loss.weighted else []
+    if isinstance(loss, SeparableLoss):
+        return [
+            f"value     E_n = c Σ_j e(z_j, y_j),  e = {loss.expression}",
+            f"gradient  c e',  e' = {loss.slope}",
+            f"Hessian   c diag(e''),  e'' = {loss.curvature}",
+            f"root      √c diag({loss.root})",
+            f"convex    {loss.convexity.verdict}: {loss.convexity.reason}",
+            *lines,
+        ]
+    if isinstance(loss, CoupledLoss):
+        value = f"value     E_n = c e(z, y),  e = {loss.expression}"
+        return [value, *_coupled_lines(loss), *lines]
+    return [f"formulas  {loss.describe()}", "root      √(c m) (diag √p - p √pᵀ)", *lines]
 
 
 def _coupled_lines(loss: CoupledLoss) -> list[str]:

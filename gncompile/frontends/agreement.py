@@ -20,7 +20,7 @@ from torch.func import functional_call
 from ..errors import InternalError, TraceError
 from ..graph.dropout import without_dropout
 from ..graph.model_graph import TracedModel
-from ..graph.torch_network import Network
+from ..graph.torch_network import Network, flat_output
 from .dropout import WithoutDropout
 from .own_gradients import HOOKS, Observer, own_functions, places_of
 
@@ -105,14 +105,14 @@ class Agreement:
         inputs = tuple(x.clone() for x in sample.inputs)
         try:
             with WithoutDropout():
-                z: Tensor = functional_call(self.module, sample.parameters, inputs)
+                z = functional_call(self.module, sample.parameters, inputs)
         except Exception as error:
             raise TraceError(
                 f"{self.name} fails on a random batch of {inputs[0].shape[0]} samples, where it could be "
                 f"traced: {type(error).__name__}: {error}",
                 instead="let forward take any batch [N, ...] of finite numbers",
             ) from error
-        return z.reshape(inputs[0].shape[0], -1)
+        return flat_output(z)
 
     def graph_at(self, sample: Sample) -> Tensor:
         """The graph's output as rows."""

@@ -207,9 +207,9 @@ class GraphBuilder:
         self.constants[candidate] = tensor
         return candidate
 
-    def finish(self, output: Activation, name: str) -> TracedModel:
+    def finish(self, output: Activation, op: Output, name: str) -> TracedModel:
         """Add the output, drop what it does not depend on, and check the result."""
-        self._add("output", Output(), (output.name,), output.shape, Origin())
+        self._add("output", op, (output.name,), output.shape, Origin())
         graph = remove_dead_nodes(ModelGraph(list(self._nodes.values())))
         graph.check()
         ops = [node.op for node in graph]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import Dim, ExportedProgram
-from torch.export.graph_signature import InputKind, OutputKind
+from torch.export.graph_signature import InputKind
 
 from ..errors import GncompileError, TraceError
 from ..graph.model_graph import ModelGraph, TracedModel
@@ -28,11 +28,12 @@ from .fx_nodes import bind, op_name
 from .graph_builder import GraphBuilder
 from .importer import Importer
 from .obstacles import Obstacles
+from .outputs import network_output
 from .special import check_batch_norm, check_rrelu
 from .translation import stand_in, translate
 from .trunk import cut_trunk
 from .uses import Uses
-from .values import Activation, Constant, Weight
+from .values import Constant, Weight
 
 
 def trace(
@@ -118,7 +119,7 @@ def _imported(
         if not obstacles:
             raise
     obstacles.raise_all(name)
-    traced = importer.builder.finish(_output(program, importer), name)
+    traced = importer.builder.finish(*network_output(program, importer), name)
     _check_all_used(module, traced.parameters)
     return traced
 
@@ -297,24 +298,6 @@ def _input_names(module: nn.Module) -> list[str]:
     if isinstance(module, nn.Sequential):
         return ["x"]
     return [p.name for p in parameters if p.kind in named]
-
-
-def _output(program: ExportedProgram, importer: Importer) -> Activation:
-    """The one activation the module returns."""
-    outputs = [s for s in program.graph_signature.output_specs if s.kind is OutputKind.USER_OUTPUT]
-    if len(outputs) != 1 or program.call_spec.out_spec.num_nodes != 1:
-        raise TraceError(
-            f"forward returns a structure of {len(outputs)} outputs",
-            instead="return one tensor [N, ...], for example torch.cat of the outputs",
-        )
-    named = (v for node, v in importer.values.items() if node.name == outputs[0].arg.name)
-    value = next(named, None)
-    if not isinstance(value, Activation):
-        raise TraceError(
-            "the network's output is no function of its input, or is not a real number",
-            instead="return the logits or the regression output",
-        )
-    return value
 
 
 def _check_all_used(module: nn.Module, used: Mapping[str, Tensor]) -> None:

@@ -135,7 +135,14 @@ class Pointwise(Op):
 
 @dataclass(frozen=True)
 class Output(Op):
-    """The network output ``z``, in the order the loss sees it."""
+    """The network output ``z``, in the order the loss sees it.
+
+    Where the model returns several ``outputs`` these are side by side in it: their names, or numbers as text,
+    with their per-sample shapes; ``named`` where the model returns a dict.
+    """
+
+    outputs: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    named: bool = False
 
     def fits(self, size: int, sizes: list[int]) -> bool:
         return sizes == [size]

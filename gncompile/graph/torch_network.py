@@ -5,14 +5,26 @@ Nothing here uses a derived rule or the compiler's evaluator; that is what makes
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..functions.plain_torch import plain
-from ..losses.vocabulary import OUTPUT, TARGET, CoupledLoss, Loss, SeparableLoss
+from ..losses.targets import tensors_of
+from ..losses.vocabulary import (
+    OUTPUT,
+    TARGET,
+    CoupledLoss,
+    Loss,
+    SeparableLoss,
+    SoftmaxCrossEntropy,
+    SumLoss,
+)
+from ..losses.weighting import output_shape
 from .layers import LayerOp
 from .model_graph import TracedModel
 from .nodes import FixedLinear, Input, Node, Output, Pointwise, Select
@@ -81,20 +93,72 @@ class Network:
         return node.op.plain(*x)
 
 
-def objective(loss: Loss, module: nn.Module | None) -> Callable[[Tensor, Tensor], Tensor]:
-    """``Ē(z, y)``: by the user's own loss module, or else by the loss's value alone."""
-    if module is not None:
-        return lambda z, y: module(z, y)
+def flat_output(z: Any) -> Tensor:
+    """What a module returns as ``[N, K]``: one tensor, or a tuple, list or dict of them side by side."""
+    return torch.cat(
+        [each.flatten(start_dim=1) if each.dim() > 1 else each[:, None] for each in tensors_of(z)],
+        dim=1,
+    )
 
-    def value(z: Tensor, y: Tensor) -> Tensor:
-        scale = loss.scale.value(*z.shape) / z.shape[0]
-        if isinstance(loss, SeparableLoss):
-            return scale * plain(loss.expression, {OUTPUT: z, TARGET: y}).sum()
-        if isinstance(loss, CoupledLoss):
-            columns = dict(zip((*loss.z, *loss.y), (*z.T, *y.T), strict=True))
-            return scale * plain(loss.expression, columns).sum()
-        smoothing = loss.label_smoothing
-        entropy = nn.CrossEntropyLoss(reduction="sum", label_smoothing=smoothing)
-        return scale * entropy(z, y)
+
+def objective(loss: Loss, module: nn.Module | None) -> Callable[[Tensor, Any], Tensor]:
+    """``Ē(z, y)`` of outputs ``[N, K]``: by the user's own loss module, or else by the loss's value alone."""
+
+    def shape(z: Tensor) -> tuple[int, ...]:
+        return output_shape(loss, z.shape[1])
+
+    if module is not None:
+        modules = {
+            dtype: copy.deepcopy(module).to(dtype) for dtype in (torch.float32, torch.float64)
+        }
+        return lambda z, y: modules[z.dtype](
+            z.reshape(-1, *shape(z)), *(y if isinstance(y, tuple) else (y,))
+        )
+
+    def value(z: Tensor, y: Any) -> Tensor:
+        if type(loss) is SoftmaxCrossEntropy and loss == SoftmaxCrossEntropy(
+            loss.name, loss.label_smoothing, loss.scale, classes=loss.classes
+        ):
+            entropy = nn.CrossEntropyLoss(reduction="sum", label_smoothing=loss.label_smoothing)
+            return loss.scale.value(*z.shape) / z.shape[0] * entropy(z, y)
+        return loss_of_rows(loss, z, loss.rows(y, shape(z), z.dtype))
 
     return value
+
+
+def loss_of_rows(loss: Loss, z: Tensor, rows: Tensor) -> Tensor:
+    """``Ē`` of outputs ``[N, K]`` and a target's rows."""
+    widths = loss.layout(z.shape[1])
+    columns = dict(zip(widths, rows.split(list(widths.values()), dim=1), strict=True))
+    if isinstance(loss, SumLoss):
+        outputs = z.split([term.size for term in loss.terms], dim=1)
+        pairs = zip(loss.terms, outputs, strict=True)
+        return sum(
+            (loss_of_rows(t.loss, part, columns[t.key]) for t, part in pairs), z.new_zeros(())
+        )
+    y, elements = columns["y"], 1
+    if isinstance(loss, SeparableLoss):
+        values = {OUTPUT: z, TARGET: y}
+        for symbol in loss.parameters:
+            own = dict(loss.constants).get(symbol.name)
+            values[symbol] = z.new_tensor(own.values) if own else columns[symbol.name]
+        each = plain(loss.expression, values) * z.new_tensor(
+            loss.weights.values if loss.weights else 1.0
+        )
+        elements = z.shape[1]
+    elif isinstance(loss, CoupledLoss):
+        each = plain(loss.expression, dict(zip((*loss.z, *loss.y), (*z.T, *y.T), strict=True)))[
+            :, None
+        ]
+    else:
+        elements, classes = loss.count, z.shape[1] // loss.count
+        smoothing = loss.label_smoothing
+        smooth = (1 - smoothing) * y.reshape(len(y), elements, classes) + smoothing / classes
+        if loss.class_weights:
+            smooth = smooth * z.new_tensor(loss.class_weights.values)
+        log_p = z.reshape(len(z), classes, elements).log_softmax(dim=1)
+        each = -(smooth * log_p.mT).sum(dim=2)
+    each = each * columns.get("weight", 1.0)
+    if loss.scale.of_batch:
+        return loss.scale.factor * each.sum() / columns["divisor"].sum()
+    return loss.scale.value(len(z), elements) * each.sum() / len(z)

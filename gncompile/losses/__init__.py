@@ -9,12 +9,14 @@ from .vocabulary import (
     Loss,
     SeparableLoss,
     SoftmaxCrossEntropy,
+    SumLoss,
     define_loss,
     loss_function,
     loss_names,
     register_loss,
     resolve_loss,
 )
+from .weighting import bind_loss, weighted
 
 __all__ = [
     "NOISE",
@@ -25,9 +27,12 @@ __all__ = [
     "Scale",
     "SeparableLoss",
     "SoftmaxCrossEntropy",
+    "SumLoss",
+    "bind_loss",
     "define_loss",
     "loss_function",
     "loss_names",
     "register_loss",
     "resolve_loss",
+    "weighted",
 ]

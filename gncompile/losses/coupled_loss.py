@@ -16,7 +16,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import mpmath
 import sympy
@@ -28,6 +28,7 @@ from ..functions.derive import differentiate
 from ..functions.precise import Number, precise_function, real_value
 from ..functions.stable_forms import stable
 from .loss_scale import PER_SAMPLE, Scale
+from .targets import check_elementwise_target, element_weights, rows_of, taken_apart, within
 
 if TYPE_CHECKING:
     import torch
@@ -51,9 +52,9 @@ class CoupledLoss:
     """``E_n = c e(z, y)``, ``e`` an ``expression`` in :func:`output_symbols` and :func:`target_symbols`.
 
     The network has ``outputs`` = K outputs, a batch of targets is ``[N, T]`` with T = ``targets_count``,
-    and all targets lie in ``targets``. Where ``e`` is not convex, ``negative_curvature="clip"`` lets the
-    curvature methods use ``𝓗₊``, the output Hessian with its negative eigenvalues set to zero, sample by
-    sample.
+    and all targets lie in ``targets``; with ``weighted`` it is ``(y, w)``, a weight a sample. Where ``e`` is
+    not convex, ``negative_curvature="clip"`` lets the curvature methods use ``𝓗₊``, the output Hessian with
+    its negative eigenvalues set to zero, sample by sample.
     """
 
     name: str
@@ -63,6 +64,12 @@ class CoupledLoss:
     scale: Scale = PER_SAMPLE
     targets: tuple[float, float] = (-math.inf, math.inf)
     negative_curvature: NegativeCurvature = "refuse"
+    weighted: bool = False
+
+    @property
+    def structured(self) -> bool:
+        """Whether a batch's target is a tuple, ``(y, w)``."""
+        return self.weighted
 
     @property
     def sampler(self) -> None:
@@ -123,20 +130,51 @@ class CoupledLoss:
                 instead=f"return [N, {self.outputs}]",
             )
 
-    def check_target(
-        self, z_shape: tuple[int, ...], z_dtype: torch.dtype, target: torch.Tensor
-    ) -> None:
-        """Raise :class:`BatchError` unless ``target`` is ``[N, T]``, of the output's dtype and in bounds."""
-        from .targets import check_elementwise_target
+    def bound(self, shape: tuple[int, ...]) -> CoupledLoss:
+        """The loss itself, for outputs of this per-sample ``shape``."""
+        self.check_output(shape)
+        return self
 
+    def layout(self, outputs: int) -> dict[str, int]:
+        """The columns of a target's row: the T targets, the weight, the d of the scale."""
+        columns = {"y": self.targets_count, **({"weight": 1} if self.weighted else {})}
+        return columns | ({"divisor": 1} if self.scale.of_batch else {})
+
+    def check_target(self, z_shape: tuple[int, ...], z_dtype: torch.dtype, target: Any) -> None:
+        """Raise :class:`BatchError` unless ``target`` is ``[N, T]``, of the output's dtype and in bounds."""
+        y, weights = self._apart(target, z_dtype)
+        if weights is not None and len(y) == len(weights):
+            y = self._shown(y, weights)
         shape = (z_shape[0], self.targets_count)
-        check_elementwise_target(self.name, shape, z_dtype, target, self.targets)
+        check_elementwise_target(self.name, shape, z_dtype, y, self.targets)
+
+    def _apart(self, target: Any, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Target and weights ``[N]``."""
+        if not self.weighted:
+            return (*taken_apart(self.name, target, ("y",)), None)  # type: ignore[return-value]
+        y, weights = taken_apart(self.name, target, ("y", "w"))
+        return y, element_weights(self.name, tuple(y.shape[:1]), dtype, weights)
+
+    def _shown(self, y: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Targets, with a number that the loss accepts in place of those whose weight is zero."""
+        harmless = min(max(0.0, self.targets[0]), self.targets[1])
+        return y.masked_fill((weights == 0).reshape(-1, *[1] * (y.dim() - 1)), harmless)
+
+    def rows(self, target: Any, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """The target as rows, see :meth:`layout`."""
+        y, weights = self._apart(target, dtype)
+        if weights is None:
+            return rows_of([within(y, self.targets)], dtype)
+        columns = [within(self._shown(y, weights), self.targets), weights]
+        return rows_of([*columns, *self.scale.of_batch * [weights]], dtype)
 
     def describe(self) -> str:
         """One line: value, Hessian, scale."""
         clipped = ", negative eigenvalues set to zero" if self.negative_curvature == "clip" else ""
         hessian = f"𝓗 = ∂²e/∂z² [{self.outputs}, {self.outputs}]{clipped}"
-        return f"{self.name}: e = {self.expression}, {hessian}, {self.scale}"
+        return f"{self.name}: e = {self.expression}, {hessian}, {self.scale}" + (
+            ", times the weights of the batch" if self.weighted else ""
+        )
 
 
 def coupled_loss(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sympy
 
-from ..functions.primitives import number, select, softplus
-from .loss_types import OUTPUT, TARGET
+from ..functions.primitives import maximum, number, select, softplus
+from .separable import OUTPUT, TARGET
 
 
 def half_squared_error() -> sympy.Expr:
@@ -13,14 +13,24 @@ def half_squared_error() -> sympy.Expr:
     return (OUTPUT - TARGET) ** 2 / 2
 
 
-def bernoulli_nll() -> sympy.Expr:
-    """``-log Bernoulli(y; σ(z)) = softplus(z) - y z``."""
-    return softplus(OUTPUT) - TARGET * OUTPUT
+def bernoulli_nll(positive: sympy.Expr | None = None) -> sympy.Expr:
+    """``-log Bernoulli(y; σ(z)) = softplus(z) - y z``; with positive targets' terms times ``positive``."""
+    if positive is None:
+        return softplus(OUTPUT) - TARGET * OUTPUT
+    return (1 - TARGET) * OUTPUT + (1 + (positive - 1) * TARGET) * softplus(-OUTPUT)
 
 
-def poisson_nll() -> sympy.Expr:
-    """``-log Poisson(y; e^z) = e^z - y z`` up to a term in ``y``."""
-    return sympy.exp(OUTPUT) - TARGET * OUTPUT
+def poisson_nll(full: bool = False) -> sympy.Expr:
+    """``-log Poisson(y; e^z) = e^z - y z`` up to a term in ``y``; by Stirling for ``y > 1`` if ``full``."""
+    stirling = TARGET * sympy.log(TARGET) - TARGET + sympy.log(2 * sympy.pi * TARGET) / 2
+    nll = sympy.exp(OUTPUT) - TARGET * OUTPUT
+    return nll + select(TARGET - 1, stirling, sympy.Integer(0)) if full else nll
+
+
+def gaussian_nll(least: float, full: bool) -> sympy.Expr:
+    """``½ (log v + (z - y)²/v)`` for a variance ``v``, at least ``least``; ``½ log 2π`` more if ``full``."""
+    v = maximum(sympy.Symbol("variance", positive=True), number(least))
+    return (sympy.log(v) + (OUTPUT - TARGET) ** 2 / v + int(full) * sympy.log(2 * sympy.pi)) / 2
 
 
 def soft_margin() -> sympy.Expr:

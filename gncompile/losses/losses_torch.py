@@ -3,23 +3,52 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from typing import Any, Literal
 
+import sympy
 from torch import nn
-from torch.nn import functional
 
 from ..errors import LossError
 from . import formulas
+from .cross_entropy import UNMARKED
 from .loss_scale import Scale
 from .loss_types import Loss, SeparableLoss, SoftmaxCrossEntropy
+from .per_output import PerOutput
+
+_FLAT = (
+    "it is linear in the output between its kinks: a zero output Hessian, so a Gauss-Newton method has "
+    "nothing to use"
+)
+_PAIRS = (
+    "it compares several outputs of a sample and is not convex in them; write what is convex as an "
+    "expression in z1, z2, … with gncompile.register_loss"
+)
+_OWN = "put a linear layer into the model and use nn.CrossEntropyLoss: the loss has parameters of its own"
 
 _ADVICE: dict[type, str] = {
     nn.BCELoss: "drop the model's final sigmoid and use nn.BCEWithLogitsLoss",
     nn.NLLLoss: "drop the model's final log-softmax and use nn.CrossEntropyLoss",
+    nn.KLDivLoss: "drop the model's final log-softmax and use nn.CrossEntropyLoss with probabilities as "
+    "targets (log_target=True: their exponential), which differs by a constant, the targets' entropy",
     nn.L1Loss: "use nn.HuberLoss or nn.SmoothL1Loss: the absolute error has a zero output Hessian, "
     "so a Gauss-Newton method has nothing to use",
+    nn.HingeEmbeddingLoss: f"use nn.SoftMarginLoss: {_FLAT}",
+    nn.MultiMarginLoss: "use nn.CrossEntropyLoss: with p=1 it has a zero output Hessian, so a Gauss-Newton "
+    "method has nothing to use, and p=2 has no rule",
+    nn.MultiLabelMarginLoss: f"use nn.MultiLabelSoftMarginLoss: {_FLAT}",
+    nn.MarginRankingLoss: f"return the difference of the two scores and use nn.SoftMarginLoss: {_FLAT}",
+    nn.CosineEmbeddingLoss: _PAIRS,
+    nn.TripletMarginLoss: _PAIRS,
+    nn.TripletMarginWithDistanceLoss: _PAIRS,
+    nn.CTCLoss: "use nn.CrossEntropyLoss on aligned targets: a sum over alignments is not convex in the "
+    "output",
+    nn.AdaptiveLogSoftmaxWithLoss: _OWN,
 }
+"""What to use in place of a loss that has no Gauss-Newton matrix to use, and why it has none."""
+
+if hasattr(nn, "LinearCrossEntropyLoss"):  # not in every torch that is supported
+    _ADVICE[nn.LinearCrossEntropyLoss] = _OWN
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 """Where torch keeps what runs besides ``forward``; none of it would run in a compiled step."""
@@ -48,6 +77,11 @@ def supported_modules() -> Set[type]:
     return _READERS.keys()
 
 
+def refused_modules() -> Mapping[type, str]:
+    """The other ``torch.nn`` losses, and what to do instead and why."""
+    return _ADVICE
+
+
 def _unsupported(module: object) -> LossError:
     found, advice = _described(module)
     return LossError(f"{found} is not a supported loss", where="the loss", instead=advice)
@@ -68,35 +102,15 @@ def _described(module: object) -> tuple[str, str]:
         return own, (
             f"a subclass may compute anything; pass nn.{parent.__name__} itself, or an expression"
         )
-    if callable(module) and not isinstance(module, nn.Module):
-        name = getattr(module, "__name__", kind.__name__)
-        of_torch = _FUNCTIONS.get(name) if module is getattr(functional, name, None) else None
-        if of_torch is None:
-            return f"the function {name}", (
-                "declare it in sympy's terms, so that its derivatives can be derived: "
-                "@gncompile.loss_function above def name(z, y); or use an expression in z and y, or one "
-                f"of {supported}"
-            )
-        if of_torch in _READERS:
-            advice = f"use nn.{of_torch.__name__}(), or a name such as 'mse'"
-        else:
-            advice = _ADVICE[of_torch]
-        return f"torch.nn.functional.{name}", advice
     default = f"use one of {supported}, a name such as 'mse', or an expression in z and y"
     return own, _ADVICE.get(kind, default)
 
 
-def _refuse(module: nn.Module, option: str, instead: str) -> None:
-    """Raise unless ``option`` is unset."""
-    if getattr(module, option) is not None:
-        name = type(module).__name__
-        raise LossError(
-            f"nn.{name} with {option} is not supported", where="the loss", instead=instead
-        )
-
-
 def _scale(
-    module: Any, factor: float = 1.0, *, mean: Literal["samples", "elements"] = "elements"
+    module: Any,
+    factor: float = 1.0,
+    *,
+    mean: Literal["samples", "elements", "targets"] = "elements",
 ) -> Scale:
     """The module's reduction; ``mean`` says what this kind of loss averages over."""
     if module.reduction == "mean":
@@ -117,27 +131,46 @@ def _mse(module: nn.MSELoss) -> Loss:
 
 
 def _bce(module: nn.BCEWithLogitsLoss) -> Loss:
-    instead = "leave it out, or put the weights into the targets or an expression in z and y"
-    _refuse(module, "weight", instead)
-    _refuse(module, "pos_weight", instead)
+    name, positive = "BCEWithLogitsLoss", module.pos_weight
+    scale, weights = _scale(module), _weights(module)
+    if positive is None:
+        nll = formulas.bernoulli_nll()
+        return SeparableLoss(name, nll, sampler="bernoulli", scale=scale, weights=weights)
+    given = PerOutput.of(positive, f"the pos_weight of nn.{name}")
+    return SeparableLoss(
+        name,
+        formulas.bernoulli_nll(sympy.Symbol("pos_weight", positive=True)),
+        scale=scale,
+        targets=(0.0, 1.0),
+        weights=weights,
+        constants=(("pos_weight", given),),
+    )
+
+
+def _multi_label(module: nn.MultiLabelSoftMarginLoss) -> Loss:
+    scale = _scale(module)
+    scale = Scale(over="outputs") if scale.over == "sum" else scale
     nll = formulas.bernoulli_nll()
-    return SeparableLoss("BCEWithLogitsLoss", nll, sampler="bernoulli", scale=_scale(module))
+    name = "MultiLabelSoftMarginLoss"
+    return SeparableLoss(name, nll, sampler="bernoulli", scale=scale, weights=_weights(module))
+
+
+def _weights(module: Any) -> PerOutput | None:
+    """The module's ``weight``, of outputs or classes."""
+    if module.weight is None:
+        return None
+    return PerOutput.of(module.weight, f"the weight of nn.{type(module).__name__}")
 
 
 def _cross_entropy(module: nn.CrossEntropyLoss) -> Loss:
-    _refuse(module, "weight", "leave the class weights out, or balance the batches instead")
-    # A negative index is out of range for every target that check_target lets through.
-    if module.ignore_index >= 0:
-        raise LossError(
-            f"nn.CrossEntropyLoss with ignore_index={module.ignore_index} is not supported: "
-            "samples of that class would change the batch size",
-            where="the loss",
-            instead="leave those samples out of the batches",
-        )
     if not 0 <= module.label_smoothing <= 1:
         raise _meaningless(module, "label_smoothing", "use a number between 0 and 1")
-    scale = _scale(module, mean="samples")
-    return SoftmaxCrossEntropy("CrossEntropyLoss", module.label_smoothing, scale)
+    weights = _weights(module)
+    plain = weights is None and module.ignore_index == UNMARKED
+    scale = _scale(module, mean="samples" if plain else "targets")
+    return SoftmaxCrossEntropy(
+        "CrossEntropyLoss", module.label_smoothing, scale, weights, module.ignore_index
+    )
 
 
 def _meaningless(module: nn.Module, option: str, instead: str) -> LossError:
@@ -172,14 +205,21 @@ def _smooth_l1(module: nn.SmoothL1Loss) -> Loss:
 
 
 def _poisson(module: nn.PoissonNLLLoss) -> Loss:
-    if not module.log_input or module.full:
+    if not module.log_input:
         raise LossError(
-            f"nn.PoissonNLLLoss with log_input={module.log_input}, full={module.full} "
-            "is not supported",
+            f"nn.PoissonNLLLoss with log_input={module.log_input} is not supported: it is not defined for "
+            "every output",
             where="the loss",
-            instead="use log_input=True, full=False, with a model that returns the log rate",
+            instead="use log_input=True, with a model that returns the log rate",
         )
-    return SeparableLoss("PoissonNLLLoss", formulas.poisson_nll(), scale=_scale(module))
+    return SeparableLoss(
+        "PoissonNLLLoss", formulas.poisson_nll(full=module.full), scale=_scale(module)
+    )
+
+
+def _gaussian(module: nn.GaussianNLLLoss) -> Loss:
+    nll = formulas.gaussian_nll(module.eps, module.full)
+    return SeparableLoss("GaussianNLLLoss", nll, scale=_scale(module), extras=("variance",))
 
 
 def _soft_margin(module: nn.SoftMarginLoss) -> Loss:
@@ -194,9 +234,11 @@ _READERS: dict[type, Callable[[Any], Loss]] = {
     nn.SmoothL1Loss: _smooth_l1,
     nn.PoissonNLLLoss: _poisson,
     nn.SoftMarginLoss: _soft_margin,
+    nn.MultiLabelSoftMarginLoss: _multi_label,
+    nn.GaussianNLLLoss: _gaussian,
 }
 
-_FUNCTIONS: dict[str, type] = {
+FUNCTIONS_OF_TORCH: dict[str, type] = {
     "mse_loss": nn.MSELoss,
     "binary_cross_entropy_with_logits": nn.BCEWithLogitsLoss,
     "binary_cross_entropy": nn.BCELoss,
@@ -207,5 +249,8 @@ _FUNCTIONS: dict[str, type] = {
     "smooth_l1_loss": nn.SmoothL1Loss,
     "poisson_nll_loss": nn.PoissonNLLLoss,
     "soft_margin_loss": nn.SoftMarginLoss,
+    "multilabel_soft_margin_loss": nn.MultiLabelSoftMarginLoss,
+    "gaussian_nll_loss": nn.GaussianNLLLoss,
+    "kl_div": nn.KLDivLoss,
 }
 """The loss module that computes the same as a function of ``torch.nn.functional``."""

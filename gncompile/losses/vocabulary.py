@@ -8,10 +8,11 @@ loss *is* stands in :mod:`gncompile.losses.loss_types`, whose names are repeated
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
 
 import sympy
+import torch
 
 from ..base.plugins import LOSSES, load_plugins
 from ..errors import LossError, RegistrationError, nearest
@@ -58,9 +59,7 @@ from .loss_types import (
     SeparableLoss,
     SoftmaxCrossEntropy,
 )
-
-if TYPE_CHECKING:
-    from torch import nn
+from .sum_loss import SumLoss, summed
 
 __all__ = [
     "NOISE",
@@ -71,6 +70,7 @@ __all__ = [
     "Scale",
     "SeparableLoss",
     "SoftmaxCrossEntropy",
+    "SumLoss",
     "loss_function",
     "loss_names",
     "register_loss",
@@ -263,13 +263,26 @@ def _require_free(name: str, override: bool) -> None:
         )
 
 
-def resolve_loss(spec: str | sympy.Expr | Loss | nn.Module) -> Loss:
+LossSpec = Any
+"""What is understood as a loss: see :func:`resolve_loss`."""
+
+
+def resolve_loss(spec: LossSpec) -> Loss:
     """The :class:`Loss` meant by a name, an expression in ``z`` and ``y``, or a torch.nn loss.
+
+    A dict, by the keys of the dict that ``forward`` returns, or a list, in the order of its tuple, is the sum
+    of losses of several outputs: ``{"class": nn.CrossEntropyLoss(), "box": ("huber", 0.5)}``, the number
+    being the weight of one.
+
+    A function of tensors ``(z, y)``, torch's own (``F.mse_loss``, also by ``functools.partial``) or one that
+    ends in a mean or sum over everything, is called with symbols (:mod:`gncompile.losses.lifted`).
 
     Raises :class:`LossError` for an unknown name, an unsupported module or one that has no
     Gauss-Newton matrix, and a loss that is not convex in ``z``; :class:`ExpressionError` for
     malformed or unsafe text.
     """
+    if isinstance(spec, Mapping | list):
+        return summed(spec, resolve_loss)
     loss = _resolved(spec)
     if isinstance(loss, SeparableLoss):  # also one that the caller made; the verdict is kept
         _require_convex(loss)
@@ -277,12 +290,16 @@ def resolve_loss(spec: str | sympy.Expr | Loss | nn.Module) -> Loss:
 
 
 def _resolved(spec: object) -> Loss:
-    if isinstance(spec, SeparableLoss | SoftmaxCrossEntropy | CoupledLoss):
+    if isinstance(spec, Loss):
         return spec
     if isinstance(spec, str) and spec.isidentifier() and spec not in _SYMBOLS:
         return _named(spec)
     if isinstance(spec, str | sympy.Expr):
         return define_loss(shortened(str(spec)), spec)
+    if callable(spec) and not isinstance(spec, type | torch.nn.Module):
+        from .lifted import loss_from_function
+
+        return loss_from_function(spec)
     from .losses_torch import loss_from_module
 
     return loss_from_module(spec)
@@ -336,8 +353,10 @@ def _require_convex(loss: SeparableLoss | CoupledLoss) -> None:
         )
     if isinstance(loss, CoupledLoss):
         return
-    point = unstable_point((loss.slope, loss.curvature), OUTPUT, TARGET, loss.targets)
-    if point:
+    points = (
+        unstable_point((e.slope, e.curvature), OUTPUT, TARGET, e.targets) for e in loss.instances
+    )
+    if point := next(filter(None, points), None):
         raise LossError(
             f"the loss {loss.name!r} overflows where its value is finite: {point}",
             where=where,

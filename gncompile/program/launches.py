@@ -228,7 +228,7 @@ def kind_of(program: StepProgram, members: list[Instruction]) -> Kind:
             return Kind.REDUCTION
         case ir.Softmax() | ir.LogSumExp() if matrices[0]:
             return Kind.SOFTMAX
-        case ir.SampleCategorical():
+        case ir.SampleCategorical() if matrices[0]:
             return Kind.CATEGORICAL
         case ir.Decay():
             return Kind.DECAY

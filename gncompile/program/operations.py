@@ -234,9 +234,12 @@ class Random:
 class Columns:
     """Columns k = start … start + S − 1 of the square root of 𝓗_L: ``r_k (e_k − p)``, ``[S, N, K]``.
 
-    Inputs r ``[N, K]`` and, optionally, p; or the roots C ``[N, K, K]`` themselves. The runtime gives
-    ``start``; columns beyond K are zero.
+    Inputs r ``[N, K]`` and, optionally, p; or the roots C ``[N, K, K]`` themselves; or r and p at places,
+    ``[N, P, K]``, where column ``k`` of place ``q`` is the one numbered ``q K + k``. The runtime gives
+    ``start``; columns before ``first``, and beyond the last, are zero.
     """
+
+    first: int = 0
 
 
 @dataclass(frozen=True)

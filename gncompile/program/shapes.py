@@ -159,7 +159,7 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
         case Random(_, shape):
             return Spec(shape)
         case Columns():
-            return Spec((COLUMNS, *shapes[0][:2]))
+            return Spec((COLUMNS, *(shapes[0] if len(shapes) > 1 else shapes[0][:2])))
         case SampleDiagonal():
             return Spec((*shapes[0], shapes[0][-1]))
         case SampleOuter():

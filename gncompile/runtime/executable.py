@@ -18,6 +18,7 @@ from ..emit.step_source import StepSource, emit_step
 from ..emit.torch_operations import Options
 from ..errors import CompileError
 from ..graph.model_graph import TracedModel
+from ..losses.constants import constants_of
 from ..losses.vocabulary import Loss
 from ..program.buffers import plan_buffers
 from ..program.costs import columns_within, samples_within
@@ -119,7 +120,8 @@ class Executable:
         self.memory_budget = memory_budget
         self._buffers = plan_buffers(program)  # at most: a backend may need fewer
         require_states(program, self._buffers, dtype, device)
-        tensors = traced.parameters, traced.constants
+        self._own = constants_of(loss, {leaf.op.key for leaf in program.leaves("constant")})  # type: ignore
+        tensors = traced.parameters, {**traced.constants, **self._own}
         draws = (PhiloxDraws if backend == "triton" else TorchDraws)(seed, device)
         self.memory = Memory(program, *tensors, dtype, device, draws, precision)
         self._about = f"A training step of {traced.name}.", traced.graph.to_text()
@@ -133,7 +135,7 @@ class Executable:
 
     def rebind(self, traced: TracedModel) -> None:
         """Go on with other tensors of the same names and shapes; captured graphs go with what was bound."""
-        self.memory.rebind(traced.parameters, traced.constants)
+        self.memory.rebind(traced.parameters, {**traced.constants, **self._own})
         self._trunk = traced.trunk
         self._bound.clear()
         self._step = None

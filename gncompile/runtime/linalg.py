@@ -312,24 +312,34 @@ def sample_roots(m: Tensor, out: Tensor) -> None:
 
 
 def root_columns(r: Tensor, p: Tensor | None, start: int, out: Tensor) -> None:
-    """``out[s] ← r_k (e_k − p)``, or ``r[:, :, k]``, for columns k = start + s; zero beyond the last."""
-    if r.dim() == 3:
-        part = r[:, :, start : start + out.shape[0]].permute(2, 0, 1)
-        out[: len(part)] = part
-        out[len(part) :] = 0
+    """``out[s] ← r_k (e_k − p)`` for columns k = start + s; zero for those that there are not.
+
+    A root ``r [N, K, K]`` without p has its own columns; with p, r is ``[N, P, K]``, and a column is zero at
+    all places but its own.
+    """
+    whole = p is None and r.dim() == 3
+    count = r.shape[-1] if whole else r[0].numel()
+    low, high = max(-start, 0), max(min(count - start, out.shape[0]), 0)
+    out[:low].zero_()
+    out[max(low, high) :].zero_()
+    if low >= high:
         return
-    if p is None:
-        out.zero_()
+    if whole:
+        out[low:high] = r[:, :, start + low : start + high].permute(2, 0, 1)
+        return
+    placed = r.dim() == 3
+    if p is None or placed:
+        out[low:high].zero_()
     else:
-        torch.mul(p, -1, out=out[0])
-        out[1:] = out[0]
-    for s in range(out.shape[0]):
-        k = start + s
-        if k >= r.shape[-1]:
-            out[s:].zero_()
-            return
-        out[s, :, k] += 1
-        out[s].mul_(r[:, k : k + 1])
+        torch.mul(p, -1, out=out[low])
+        out[low + 1 : high] = out[low]
+    for s in range(low, high):
+        place, k = divmod(start + s, r.shape[-1])
+        own, weight = (out[s, :, place], r[:, place]) if placed else (out[s], r)
+        if placed and p is not None:
+            torch.neg(p[:, place], out=own)
+        own[:, k] += 1
+        own.mul_(weight[:, k : k + 1])
 
 
 def scatter(x: Tensor, places: Tensor, kept: Tensor, axis: int, out: Tensor) -> None:

@@ -92,8 +92,8 @@ class ReferenceStep:
                 return v[0].narrow(specs[0].samples_axis, first, self.dims[str(rows)])
             case ir.Repeat(rows, size):
                 return v[0].expand(self.dims[str(rows)], size).clone()
-            case ir.Columns():
-                return columns(v, self.column_start, self.dims["S"])
+            case ir.Columns(first):
+                return columns(v, self.column_start - first, self.dims["S"])
             case ir.Moment():
                 return moment(op, v, self.dims[str(specs[0].samples)])
         return apply(op, v, specs)
@@ -104,17 +104,19 @@ class ReferenceStep:
 
 def columns(v: list[Tensor], start: int, count: int) -> Tensor:
     """``r_k (e_k − p)`` for k = start … start + count − 1, zero beyond the last; or columns of a root."""
-    r, k_total = v[0], v[0].shape[-1]
-    if r.dim() == 3:
+    r, chosen = v[0], range(start, start + count)
+    if r.dim() == 3 and len(v) == 1:
         zero = torch.zeros_like(r[:, :, 0])
-        chosen = range(start, start + count)
-        return torch.stack([r[:, :, k] if k < k_total else zero for k in chosen])
-    identity = torch.eye(k_total, dtype=r.dtype, device=r.device)
+        return torch.stack([r[:, :, k] if 0 <= k < r.shape[-1] else zero for k in chosen])
+    identity = torch.eye(r.shape[-1], dtype=r.dtype, device=r.device)
+    p = v[1] if len(v) > 1 else torch.zeros_like(r)
+    r, p = (x.reshape(len(x), -1, x.shape[-1]) for x in (r, p))
     result = r.new_zeros(count, *r.shape)
-    for s, k in enumerate(range(start, min(start + count, k_total))):
-        minus = v[1] if len(v) > 1 else 0.0
-        result[s] = r[:, k : k + 1] * (identity[k] - minus)
-    return result
+    for s, column in enumerate(chosen):
+        place, k = divmod(column, r.shape[-1])
+        if 0 <= place < r.shape[1]:
+            result[s, :, place] = r[:, place, k : k + 1] * (identity[k] - p[:, place])
+    return result.reshape(count, *v[0].shape)
 
 
 def moment(op: ir.Moment, v: list[Tensor], samples: int) -> Tensor:

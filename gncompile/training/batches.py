@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +13,15 @@ from torch import Tensor
 from ..errors import BatchError, expected_got
 from ..graph.embedding import classes_of, is_whole
 from ..graph.model_graph import ModelGraph
-from ..graph.nodes import Node
-from ..losses.vocabulary import Loss, SoftmaxCrossEntropy
+from ..graph.nodes import Node, Output
+from ..losses.targets import mapped, tensors_of
+from ..losses.vocabulary import Loss
+
+Target = Any
+"""Targets as the loss takes them: a tensor, ``(y, w)``, or a dict or tuple of those of several outputs."""
+
+Returned = Any
+"""An output as the model returns it: one tensor, or a tuple or dict of them."""
 
 
 @dataclass(frozen=True)
@@ -93,25 +101,24 @@ class BatchReader:
         ahead = self.device.type != "cpu"
         return tensor.to(device=self.device, dtype=dtype, non_blocking=ahead)
 
-    def target(self, batch: int, y: Tensor) -> Tensor:
-        """Targets as rows ``[N, K]``: class indices become one-hot rows.
+    def target(self, batch: int, y: Target) -> Tensor:
+        """Targets as the rows that a program reads, see :mod:`gncompile.losses.loss_types`.
 
         Targets out of the loss's range raise :class:`BatchError`; on a device, where looking at them
         would wait, they become NaN instead, and the step leaves the batch out.
         """
         output = self.graph.output
+        y = mapped(self._read, y) if self.loss.structured else self._read(y)
+        self.loss.check_target((batch, *output.shape), self.dtype, y)
+        y = mapped(lambda each: self._placed(each, each.dtype), y)
+        return self.loss.rows(y, output.shape, self.dtype)
+
+    def _read(self, y: object) -> Tensor:
         y = require_real(y, "the target").detach()
         self._require_values(y, "the target")
-        if y.is_floating_point():
-            y = y.to(self.dtype)
-        self.loss.check_target((batch, *output.shape), self.dtype, y)
-        y = self._placed(y, y.dtype)
-        if not y.is_floating_point() and isinstance(self.loss, SoftmaxCrossEntropy):
-            return one_hot(y, output.size, self.dtype)
-        rows = y.to(self.dtype).reshape(batch, -1)
-        return in_range(rows, self.loss) if y.device.type != "cpu" else rows
+        return y.to(self.dtype) if y.is_floating_point() else y
 
-    def pair(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    def pair(self, x: Tensor | tuple[Tensor, ...], y: Target) -> tuple[tuple[Tensor, ...], Tensor]:
         """:meth:`inputs` and :meth:`target` of one batch, or of a whole data set."""
         inputs = self.inputs(x)
         return inputs, self.target(inputs[0].shape[0], y)
@@ -184,20 +191,28 @@ def require_floating(tensor: Tensor, what: str, dtype: torch.dtype) -> None:
         )
 
 
-def one_hot(indices: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
-    """Rows ``[N, classes]`` with a one each; NaN for an index out of range.
-
-    Not ``torch.nn.functional.one_hot``, which on a CUDA device ends the process for such an index.
-    """
-    rows = (indices[:, None] == torch.arange(classes, device=indices.device)).to(dtype)
-    return rows.masked_fill(((indices < 0) | (indices >= classes))[:, None], float("nan"))
+def first_tensor(y: Target) -> Tensor:
+    """The first tensor of a target, which tells the number of samples and the device."""
+    tensors = tensors_of(y)
+    return require_real(tensors[0] if tensors else y, "the target")
 
 
-def in_range(target: Tensor, loss: Loss) -> Tensor:
-    """``target`` with NaN where the loss cannot take it: beyond its bounds, or rows of negative mass."""
-    if isinstance(loss, SoftmaxCrossEntropy):
-        return target.masked_fill(~(target.sum(dim=1, keepdim=True) >= 0), float("nan"))
-    low, high = loss.targets
-    if (low, high) == (-math.inf, math.inf):
-        return target
-    return target.masked_fill(~((target >= low) & (target <= high)), float("nan"))
+def samples_of(y: Target) -> int:
+    """The number of samples of a target."""
+    return len(first_tensor(y))
+
+
+def part_of(y: Target, rows: slice | Tensor) -> Target:
+    """The target of some of the samples."""
+    return mapped(lambda each: require_real(each, "the target")[rows], y)
+
+
+def as_returned(output: Node, z: Tensor) -> Returned:
+    """Rows ``[N, K]`` in the form in which the model returns its output."""
+    assert isinstance(output.op, Output)
+    if not output.op.outputs:
+        return z.reshape(-1, *output.shape)
+    names, shapes = zip(*output.op.outputs, strict=True)
+    parts = z.split([math.prod(shape) for shape in shapes], dim=1)
+    shaped = [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+    return dict(zip(names, shaped, strict=True)) if output.op.named else tuple(shaped)

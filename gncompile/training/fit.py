@@ -21,6 +21,7 @@ from ..errors import (
     require_whole,
 )
 from .ahead import DeferredStats
+from .batches import Target, samples_of
 from .gather import Gathering, Gathers, Pair, Rows
 from .place import Place
 from .progress import display
@@ -47,13 +48,13 @@ class Trains(Gathers, Protocol):
     def updates(self) -> int:
         """Steps taken so far."""
 
-    def step(self, x: Rows, y: Tensor) -> StepStats | DeferredStats:
+    def step(self, x: Rows, y: Target) -> StepStats | DeferredStats:
         """Take one step."""
 
-    def settle(self, x: Rows, y: Tensor) -> None:
+    def settle(self, x: Rows, y: Target) -> None:
         """Undo the last update if the loss of ``(x, y)`` is not finite after it."""
 
-    def evaluate(self, x: Rows, y: Tensor) -> float:
+    def evaluate(self, x: Rows, y: Target) -> float:
         """The loss of a whole data set."""
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -72,14 +73,14 @@ class Started:
         self._samples: list[int] = []
         self._begun = 0.0
 
-    def step(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> None:
+    def step(self, x: Tensor | tuple[Tensor, ...], y: Target) -> None:
         """Start one more step."""
         begun = time.perf_counter()
         stats = self._trainer.step(x, y)
         if not self._stats:
             self._begun = begun
         self._stats.append(stats)
-        self._samples.append(len(y))
+        self._samples.append(samples_of(y))
 
     @property
     def should_be_read(self) -> bool:

@@ -11,7 +11,7 @@ import itertools
 import operator
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -21,8 +21,9 @@ from torch import Tensor
 
 from ..data.data_sets import Batches
 from ..errors import BatchError, DataError, SmallBatchWarning, message
+from ..losses.targets import mapped, tensors_of
 from ..program.timetable import MEASURED
-from .batches import input_tensors, require_real
+from .batches import Target, first_tensor, input_tensors, samples_of
 from .compiled import Compiled
 from .counters import Counters
 from .reported import version
@@ -31,7 +32,7 @@ FEW = 32
 """Samples of a batch below which there is a warning of noise."""
 
 Rows = Tensor | tuple[Tensor, ...]
-Pair = tuple[Rows, Tensor]
+Pair = tuple[Rows, Target]
 
 
 class Gathers(Protocol):
@@ -43,7 +44,7 @@ class Gathers(Protocol):
     def samples_wanted(self) -> int:
         """The samples that the next step should be taken on."""
 
-    def check_batch(self, x: Rows, y: Tensor) -> None:
+    def check_batch(self, x: Rows, y: Target) -> None:
         """Raise :class:`~gncompile.errors.BatchError` if no step can be taken on ``(x, y)``."""
 
 
@@ -148,7 +149,7 @@ class Gathering:
             self._parts[:0] = [self._last] if self._last and intact else []
             yield self._joined()
 
-    def _adds(self, x: Rows, y: Tensor) -> bool:
+    def _adds(self, x: Rows, y: Target) -> bool:
         """Keep one more batch, and whether a step is due; the same one again, a full batch, adds nothing."""
         before, self._given = self._given, Written.of(x, y)
         again = before is not None and self._given.is_still(before)
@@ -156,12 +157,12 @@ class Gathering:
             return True
         wanted = self._trainer.samples_wanted
         try:
-            if self._parts or len(y) < wanted:  # a bad batch would spoil the others
+            if self._parts or samples_of(y) < wanted:  # a bad batch would spoil the others
                 self._trainer.check_batch(x, y)
         except BatchError as error:
             self._refused(error)
             return False
-        due = again or sum(len(y) for _, y in self._parts) + len(y) >= wanted
+        due = again or sum(samples_of(y) for _, y in self._parts) + samples_of(y) >= wanted
         # What waits for others may be overwritten by whoever gave it.
         self._parts.append((x, y) if due else _copied(x, y))
         return due
@@ -183,9 +184,9 @@ class Written:
     versions: tuple[int, ...]
 
     @classmethod
-    def of(cls, x: Rows, y: Tensor) -> Written:
+    def of(cls, x: Rows, y: Target) -> Written:
         """A batch as it is now."""
-        tensors = (*input_tensors(x), y)
+        tensors = (*input_tensors(x), *tensors_of(y))
         return cls(tensors, tuple(map(version, tensors)))
 
     @property
@@ -210,22 +211,29 @@ def _pair(batch: object) -> Pair:
             instead="pass gncompile.data.Batches(x, y, batch_size), a DataLoader, or pairs",
         )
     input_tensors(batch[0])
-    return batch[0], require_real(batch[1], "the target")
+    first_tensor(batch[1])
+    return batch[0], batch[1]
 
 
-def _copied(x: Rows, y: Tensor) -> Pair:
+def _copied(x: Rows, y: Target) -> Pair:
     """A batch in memory of its own; inputs that are their own targets stay so."""
-    own = y.detach().clone()
+    own = mapped(lambda each: each.detach().clone(), y)
     if isinstance(x, Tensor):
         return own if x is y else x.detach().clone(), own
     return tuple(part.detach().clone() for part in x), own
+
+
+def joined_targets(targets: Sequence[Target]) -> Target:
+    """The targets of several batches as those of one."""
+    joined = iter([torch.cat(each) for each in zip(*map(tensors_of, targets), strict=True)])
+    return mapped(lambda _: next(joined), targets[0])
 
 
 def _joined(parts: list[Pair]) -> Pair:
     """One batch; inputs that are their own targets stay so."""
     if len(parts) == 1:
         return parts[0]
-    y = torch.cat([y for _, y in parts])
+    y = joined_targets([y for _, y in parts])
     if all(x is y for x, y in parts):
         return y, y
     if isinstance(parts[0][0], Tensor):

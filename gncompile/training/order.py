@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..base.settings import Settings
+from .batches import Target, part_of, samples_of
 from .compiled import Compiled
 
 
@@ -44,11 +45,11 @@ class Reads(Protocol):
         """Steps taken so far."""
 
 
-def as_read(trainer: Reads, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def as_read(trainer: Reads, x: Tensor, y: Target) -> tuple[Tensor, Target]:
     """A batch with its rows in the order in which the trainer's next step reads them, to compare with."""
     memory, settings = trainer.compiled.executable.memory, trainer.compiled.settings
-    rows = reading_order(settings, len(y), trainer.updates, memory.draws.seed, memory.device)
-    return (x, y) if rows is None else (x[rows], y[rows])
+    rows = reading_order(settings, samples_of(y), trainer.updates, memory.draws.seed, memory.device)
+    return (x, y) if rows is None else (x[rows], part_of(y, rows))
 
 
 def mixed(seed: int, number: int) -> int:

@@ -11,11 +11,20 @@ from torch import Tensor
 
 from ..errors import BatchError, require_whole
 from ..graph.dropout import without_dropout
+from ..losses.rows import as_parts, divisor_sums, divisors
 from ..pipeline import quadratic_program, tangent_program
 from ..program.step_program import StepProgram
 from ..runtime.executable import Executable
 from ..runtime.memory import dense
-from .batches import input_tensors, require_real
+from .batches import (
+    Returned,
+    Target,
+    as_returned,
+    first_tensor,
+    input_tensors,
+    part_of,
+    samples_of,
+)
 from .compiled import Compiled
 from .factors import KroneckerFactors
 from .reported import Reported
@@ -35,9 +44,9 @@ class Questions:
         """See :meth:`Trainer.averaged_parameters`."""
         return self._reported.shown(self._reported.better if averaged is None else averaged)
 
-    def check_batch(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> None:
+    def check_batch(self, x: Tensor | tuple[Tensor, ...], y: Target) -> None:
         """See :meth:`Trainer.check_batch`."""
-        device = require_real(y, "the target").device
+        device = first_tensor(y).device
         valueless = device.type == "meta"
         reader = (
             self._compiled.reader if valueless else replace(self._compiled.reader, device=device)
@@ -46,31 +55,31 @@ class Questions:
         if device.type == "cpu":
             reader.require_finite(inputs, target)
 
-    def gradients(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> dict[str, Tensor]:
+    def gradients(self, x: Tensor | tuple[Tensor, ...], y: Target) -> dict[str, Tensor]:
         """See :meth:`Trainer.gradients`."""
         self._load(x, y)
         self._run("gradient")
         return {name: value.clone() for name, value in self._compiled.gradient_views().items()}
 
-    def loss(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> Tensor:
+    def loss(self, x: Tensor | tuple[Tensor, ...], y: Target) -> Tensor:
         """See :meth:`Trainer.loss`."""
         self._load(x, y)
         self._run("predict", "evaluate")
         return self._executable.result("evaluated_loss").clone()
 
-    def predict(self, x: Tensor | tuple[Tensor, ...], averaged: bool | None = None) -> Tensor:
+    def predict(self, x: Tensor | tuple[Tensor, ...], averaged: bool | None = None) -> Returned:
         """See :meth:`Trainer.predict`."""
         inputs = self._compiled.reader.inputs(x)
         with self.parameters(averaged):
             self._executable.load(inputs)
             self._run("predict")
             output = self._executable.result("output")
-            return output.clone().reshape(-1, *self._compiled.traced.graph.output.shape)
+            return as_returned(self._compiled.traced.graph.output, output.clone())
 
     def evaluate(
         self,
         x: Tensor | tuple[Tensor, ...],
-        y: Tensor,
+        y: Target,
         batch_size: int = 1000,
         averaged: bool | None = None,
     ) -> float:
@@ -78,22 +87,30 @@ class Questions:
         require_whole("batch_size", batch_size)
         given = input_tensors(x)
         count = len(given[0])
-        sizes = [*map(len, given), len(require_real(y, "the target"))]
+        sizes = [*map(len, given), samples_of(y)]
         if count == 0 or len(set(sizes)) > 1:
             raise BatchError(
                 f"{' and '.join(map(str, sizes[:-1]))} inputs, and {sizes[-1]} targets",
                 where="evaluate",
                 instead="pass one row a sample in each, and one sample at least",
             )
-        sums = self._compiled.loss.scale.over == "sum"
-        total = 0.0
+        reader, loss = self._compiled.reader, self._compiled.loss
+        outputs, total = self._compiled.traced.graph.output.size, 0.0
+        starts = range(0, count, batch_size)
+        targets = (part_of(y, slice(start, start + batch_size)) for start in starts)
+        mean = None
+        if divisors(loss, outputs):  # what a weighted mean divides by is that of the whole data set
+            rows = (reader.target(samples_of(each), each) for each in targets)
+            sums = [divisor_sums(loss, outputs, each) for each in rows]
+            mean = torch.stack(sums).sum(dim=0) / count
         with self.parameters(averaged):
-            for start in range(0, count, batch_size):
+            for start in starts:
                 part = slice(start, start + batch_size)
-                inputs, target = self._compiled.reader.pair(tuple(t[part] for t in given), y[part])
-                self._compiled.reader.all_finite(inputs, target)
-                share = 1.0 if sums else len(target) / count
-                self._executable.load(inputs, target)
+                inputs, target = reader.pair(tuple(t[part] for t in given), part_of(y, part))
+                reader.all_finite(inputs, target)
+                share = len(target) / count
+                target = as_parts(loss, outputs, target, mean)
+                self._executable.load(inputs, target, whole=count)
                 self._run("predict", "evaluate")
                 total += float(self._executable.result("evaluated_loss")) * share
         return total
@@ -109,23 +126,19 @@ class Questions:
                 found[layer] = KroneckerFactors(layer, q, g)
         return found
 
-    def rop(self, x: Tensor | tuple[Tensor, ...], direction: Mapping[str, Tensor]) -> Tensor:
+    def rop(self, x: Tensor | tuple[Tensor, ...], direction: Mapping[str, Tensor]) -> Returned:
         """See :meth:`Trainer.rop`."""
         executable = self._with_directions(
             tangent_program(without_dropout(self._compiled.traced.graph)), [direction]
         )
         executable.load(self._compiled.reader.inputs(x))
         executable.run("gradient", "quadratic")
-        return (
-            executable.result("tangent")
-            .clone()
-            .reshape(-1, *self._compiled.traced.graph.output.shape)
-        )
+        return as_returned(self._compiled.traced.graph.output, executable.result("tangent").clone())
 
     def quadratic(
         self,
         x: Tensor | tuple[Tensor, ...],
-        y: Tensor,
+        y: Target,
         directions: list[Mapping[str, Tensor]],
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Trainer.quadratic`."""
@@ -159,5 +172,5 @@ class Questions:
         """Phases of a step, which read whatever masks there are, without dropout."""
         self._executable.run(*self._compiled.masks(drops=False), *phases)
 
-    def _load(self, x: Tensor | tuple[Tensor, ...], y: Tensor) -> None:
+    def _load(self, x: Tensor | tuple[Tensor, ...], y: Target) -> None:
         self._executable.load(*self._compiled.reader.pair(x, y))

@@ -22,6 +22,7 @@ from ..errors import GncompileError, visible
 from ..graph.model_graph import TracedModel
 from . import checkpoint as checkpoints
 from .ahead import DeferredStats
+from .batches import Returned, Target
 from .compiled import Compiled
 from .counters import Counters
 from .factors import KroneckerFactors
@@ -90,7 +91,7 @@ class Trainer:
 
     # --- one step -------------------------------------------------------------------------------------
 
-    def step(self, x: Inputs, y: Tensor) -> StepStats | DeferredStats:
+    def step(self, x: Inputs, y: Target) -> StepStats | DeferredStats:
         """Update the model's parameters on the batch ``x: [N, …]``, ``y`` (as the loss takes it).
 
         Curvature is taken from parts of the batch. Each step reads its rows in a random order of its own, so
@@ -117,7 +118,7 @@ class Trainer:
         """
         self._steps.ready()
 
-    def settle(self, x: Inputs, y: Tensor) -> None:
+    def settle(self, x: Inputs, y: Target) -> None:
         """Undo the last update if the loss of ``(x, y)`` is not finite after it, as the next step would."""
         self.ready()
         self._reported.hide()
@@ -202,24 +203,24 @@ class Trainer:
 
     # --- questions ------------------------------------------------------------------------------------
 
-    def check_batch(self, x: Inputs, y: Tensor) -> None:
+    def check_batch(self, x: Inputs, y: Target) -> None:
         """Raise :class:`~gncompile.errors.BatchError` if no step can be taken on ``(x, y)``.
 
         Values are looked at only where this does not mean to wait for a device.
         """
         self._questions.check_batch(x, y)
 
-    def gradients(self, x: Inputs, y: Tensor) -> dict[str, Tensor]:
+    def gradients(self, x: Inputs, y: Target) -> dict[str, Tensor]:
         """``∂Ē/∂θ`` of the objective (L2 included) by parameter name, as autograd would give it."""
         self.ready()
         return self._questions.gradients(x, y)
 
-    def loss(self, x: Inputs, y: Tensor) -> Tensor:
+    def loss(self, x: Inputs, y: Target) -> Tensor:
         """The data loss of one batch at the parameters that the model holds, a scalar tensor."""
         self.ready()
         return self._questions.loss(x, y)
 
-    def predict(self, x: Inputs, averaged: bool | None = None) -> Tensor:
+    def predict(self, x: Inputs, averaged: bool | None = None) -> Returned:
         """The network output ``[N, …]`` by the compiled forward pass, at the parameters of :meth:`evaluate`.
 
         ``averaged`` is as there. Raises :class:`~gncompile.errors.BatchError` for no samples.
@@ -228,7 +229,7 @@ class Trainer:
         return self._questions.predict(x, averaged)
 
     def evaluate(
-        self, x: Inputs, y: Tensor, batch_size: int = 1000, averaged: bool | None = None
+        self, x: Inputs, y: Target, batch_size: int = 1000, averaged: bool | None = None
     ) -> float:
         """The data loss of a whole data set at the reported parameters, in batches.
 
@@ -257,13 +258,13 @@ class Trainer:
         self.ready()
         return self._questions.factors() if self.updates else {}
 
-    def rop(self, x: Inputs, direction: Mapping[str, Tensor]) -> Tensor:
+    def rop(self, x: Inputs, direction: Mapping[str, Tensor]) -> Returned:
         """R-operator: ``(∂z/∂θ) direction`` for one direction by parameter name: ``[N, …]``."""
         self.ready()
         return self._questions.rop(x, direction)
 
     def quadratic(
-        self, x: Inputs, y: Tensor, directions: list[Mapping[str, Tensor]]
+        self, x: Inputs, y: Target, directions: list[Mapping[str, Tensor]]
     ) -> tuple[Tensor, Tensor]:
         """``M_ij = d_iᵀ(G + κI)d_j`` and ``b_i = d_iᵀ∇`` of the full Gauss-Newton quadratic [MG §7]."""
         self.ready()

@@ -7,12 +7,12 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..losses.coupled_loss import CoupledLoss
-from ..losses.vocabulary import SoftmaxCrossEntropy
+from ..losses.examples import example_target
+from ..losses.targets import mapped
 
 if TYPE_CHECKING:
     from ..training.trainer import Trainer
@@ -118,27 +118,20 @@ def _compared(times: Sequence[tuple[float, float]], difference: float) -> StepCo
     return StepComparison(default, tuned, math.exp(middle), error, difference)
 
 
-def random_batch(trainer: Trainer, samples: int) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+def random_batch(trainer: Trainer, samples: int) -> tuple[tuple[torch.Tensor, ...], Any]:
     """Normal inputs and targets that the loss accepts, where the trainer computes."""
     x, y = _random_batch(trainer, samples)
-    return tuple(each.to(trainer.device) for each in x), y.to(trainer.device)
+    return tuple(each.to(trainer.device) for each in x), mapped(lambda t: t.to(trainer.device), y)
 
 
-def _random_batch(trainer: Trainer, samples: int) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+def _random_batch(trainer: Trainer, samples: int) -> tuple[tuple[torch.Tensor, ...], Any]:
     generator = torch.Generator().manual_seed(0)
     graph, loss, dtype = trainer.traced.graph, trainer.loss_function, trainer.dtype
     inputs = tuple(
         torch.randn(samples, *node.shape, generator=generator, dtype=dtype)
         for node in trainer.traced.inputs
     )
-    output = graph.output
-    if isinstance(loss, SoftmaxCrossEntropy):
-        return inputs, torch.randint(output.size, (samples,), generator=generator)
-    low, high = loss.targets
-    low = max(low, 0.0) if high > 0 else high - 1.0
-    shape = (loss.targets_count,) if isinstance(loss, CoupledLoss) else output.shape
-    unit = torch.rand(samples, *shape, generator=generator, dtype=dtype)
-    return inputs, low + (min(high, low + 1.0) - low) * unit
+    return inputs, example_target(loss, samples, graph.output.shape, generator, dtype)
 
 
 def _parameters(trainer: Trainer) -> torch.Tensor:

@@ -14,6 +14,7 @@ import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +28,12 @@ from ..graph.dropout import without_dropout
 from ..graph.embedding import classes_of, is_whole
 from ..graph.layers import Layer, LayerOp
 from ..graph.model_graph import ModelGraph, TracedModel
-from ..graph.nodes import Node
-from ..graph.torch_network import Network, objective
-from ..losses.vocabulary import CoupledLoss, Loss, SoftmaxCrossEntropy, resolve_loss
+from ..graph.nodes import Node, Output
+from ..graph.torch_network import Network, flat_output, objective
+from ..losses.examples import example_target
+from ..losses.targets import mapped
+from ..losses.vocabulary import CoupledLoss, Loss, LossSpec, resolve_loss
+from ..losses.weighting import bind_loss, needs_all_outputs, output_shape
 from ..pipeline import (
     factor_program,
     prepare,
@@ -50,7 +54,7 @@ FULL_SAMPLES = 8
 
 def verify(
     model: nn.Module,
-    loss: str | Loss | nn.Module,
+    loss: LossSpec,
     example_inputs: Tensor | tuple[Tensor, ...],
     *,
     seed: int = 0,
@@ -74,15 +78,16 @@ def verify(
     )
     traced = trace(full, inputs, name=type(model).__name__)
     traced = traced.with_graph(without_dropout(traced.graph))
-    declared = resolve_loss(loss)
-    declared.check_output(traced.graph.output.shape)
+    output = traced.graph.output
+    assert isinstance(output.op, Output)
+    declared = bind_loss(resolve_loss(loss), output.shape, output.op.outputs)
     checks = [_forward_check(full, traced, inputs)]
     traced = traced.with_graph(prepare(traced.graph))
     checks.append(_forward_check(full, traced, inputs, "after the passes"))
     loss_module = loss if isinstance(loss, nn.Module) else None
     if all(check.ok for check in checks):  # else the gradients are those of another network
         checks += Problem(traced, declared, loss_module, generator).against_module(full, inputs)
-    small = shrink(traced, generator, whole_output=isinstance(declared, CoupledLoss))
+    small = shrink(traced, generator, whole_output=needs_all_outputs(declared))
     problem = Problem(small, declared, loss_module, generator)
     checks += [
         *problem.first_order(),
@@ -105,7 +110,7 @@ def _forward_check(
     module: nn.Module, traced: TracedModel, inputs: tuple[Tensor, ...], stage: str = "as traced"
 ) -> Check:
     with torch.no_grad(), WithoutDropout():
-        expected = module(*inputs).reshape(inputs[0].shape[0], -1)
+        expected = flat_output(module(*inputs))
         flat = tuple(x.flatten(start_dim=1).double() for x in inputs)
         found = Network(traced)({}, flat)
     return Check("", f"graph's output, {stage}", "the module, full size", _error(found, expected))
@@ -125,7 +130,7 @@ class Problem:
         self.graph = self.traced.graph
         self.objective = objective(self.loss, self.loss_module)
 
-    def batch(self, samples: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    def batch(self, samples: int) -> tuple[tuple[Tensor, ...], Any]:
         """Normal inputs and targets that the loss accepts."""
         return tuple(self._input(node, samples) for node in self.graph.inputs), self.targets(
             samples
@@ -139,17 +144,10 @@ class Problem:
         shape = samples, node.size
         return torch.randint(classes, shape, generator=self.generator).double()
 
-    def targets(self, samples: int) -> Tensor:
+    def targets(self, samples: int) -> Any:
         """Random targets that the loss accepts."""
-        outputs = self.graph.output.size
-        if isinstance(self.loss, SoftmaxCrossEntropy):
-            return torch.randint(outputs, (samples,), generator=self.generator)
-        low, high = self.loss.targets
-        low = max(low, 0.0) if high > 0 else high - 1.0
-        if isinstance(self.loss, CoupledLoss):
-            outputs = self.loss.targets_count
-        unit = torch.rand(samples, outputs, generator=self.generator, dtype=torch.float64)
-        return low + (min(high, low + 1.0) - low) * unit
+        shape = output_shape(self.loss, self.graph.output.size)
+        return example_target(self.loss, samples, shape, self.generator, torch.float64)
 
     def against_module(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> list[Check]:
         """The compiled gradient in float64 and float32, against autograd through the user's module.
@@ -164,7 +162,7 @@ class Problem:
         flat = tuple(x.flatten(start_dim=1).double() for x in inputs)
         trained = self._trained()
         with WithoutDropout():
-            value = self.objective(module(*inputs).reshape(len(y), -1), y)
+            value = self.objective(flat_output(module(*inputs)), y)
         names = list(trained)
         wanted = dict(
             zip(names, torch.autograd.grad(value, [trained[n] for n in names]), strict=True)
@@ -221,13 +219,13 @@ class Problem:
             program = factor_program(self.graph, self.loss, method)
             executable = self._run(program, inputs, y, *program.phases)
             blocks = self.gauss_newton(inputs, y)
-            moments = self._input_moments(inputs) if method == "kflr" and len(y) > 1 else {}
+            moments = self._input_moments(inputs) if method == "kflr" and len(inputs[0]) > 1 else {}
             for layer in self.graph.layers:
                 if layer in moments:
                     q = _dense(executable, f"Q.{layer}")
                     checks.append(Check(layer, "Q", "E[ā āᵀ]", _error(q, moments[layer])))
                 g = _dense(executable, f"G.{layer}")
-                what = f"Ḡ of {method.upper()}, N = {len(y)}"
+                what = f"Ḡ of {method.upper()}, N = {len(inputs[0])}"
                 checks.append(Check(layer, what, "exact GGN by jacrev", _error(g, blocks[layer])))
         return checks
 
@@ -255,7 +253,7 @@ class Problem:
         self._load(executable, inputs, y, "gradient", "quadratic")
         r, curvature = self._tangent(inputs, direction), self._output_hessians(inputs, y)
         norm = sum(float(d.square().sum()) for d in direction.values())
-        m = torch.einsum("nk,nkl,nl->", r, curvature, r) / len(y) + settings.damping * norm
+        m = torch.einsum("nk,nkl,nl->", r, curvature, r) / len(inputs[0]) + settings.damping * norm
         slope = jvp(lambda p: self._value(p, inputs, y), (self._trained(),), (direction,))[1]
         return [
             Check(
@@ -276,11 +274,11 @@ class Problem:
         return jvp(lambda p: self.network(p, inputs), (self._trained(),), (dict(direction),))[1]
 
     def _value(
-        self, parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...], y: Tensor
+        self, parameters: Mapping[str, Tensor], inputs: tuple[Tensor, ...], y: Any
     ) -> Tensor:
         return self.objective(self.network(parameters, inputs), y)
 
-    def _output_hessians(self, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
+    def _output_hessians(self, inputs: tuple[Tensor, ...], y: Any) -> Tensor:
         """``𝓗_n``, without negative eigenvalues where the loss says so: ``[N, K, K]``."""
         z = self.network({}, inputs)
         whole = hessian(lambda u: self.objective(u, y))(z) * len(z)
@@ -290,7 +288,7 @@ class Problem:
         values, vectors = torch.linalg.eigh(exact)
         return (vectors * values.clamp(min=0)[:, None, :]) @ vectors.mT
 
-    def gauss_newton(self, inputs: tuple[Tensor, ...], y: Tensor) -> dict[str, Tensor]:
+    def gauss_newton(self, inputs: tuple[Tensor, ...], y: Any) -> dict[str, Tensor]:
         """``(1/(N S)) Σ_n Σ_s J_nsᵀ 𝓗_n J_ns`` at the S places of every layer, by torch.func."""
         curvature = self._output_hessians(inputs, y)
         blocks = {}
@@ -353,17 +351,17 @@ class Problem:
         return Executable(program, self.traced, self.loss, dtype=dtype, device=torch.device("cpu"))
 
     def _run(
-        self, program: StepProgram, inputs: tuple[Tensor, ...], y: Tensor, *phases: str
+        self, program: StepProgram, inputs: tuple[Tensor, ...], y: Any, *phases: str
     ) -> Executable:
         executable = self._executable(program)
         self._load(executable, inputs, y, *phases)
         return executable
 
     def _load(
-        self, executable: Executable, inputs: tuple[Tensor, ...], y: Tensor, *phases: str
+        self, executable: Executable, inputs: tuple[Tensor, ...], y: Any, *phases: str
     ) -> None:
-        rows = nn.functional.one_hot(y, self.graph.output.size) if y.dim() == 1 else y
-        executable.load(inputs, rows.to(executable.memory.dtype))
+        shape = output_shape(self.loss, self.graph.output.size)
+        executable.load(inputs, self.loss.rows(y, shape, executable.memory.dtype))
         executable.run(*phases)
 
 
@@ -374,8 +372,8 @@ def _dense(executable: Executable, role: str) -> Tensor:
     return dense(executable.step.value(name), executable.program[name].spec)
 
 
-def _float32(y: Tensor) -> Tensor:
-    return y.float() if y.is_floating_point() else y
+def _float32(y: Any) -> Any:
+    return mapped(lambda each: each.float() if each.is_floating_point() else each, y)
 
 
 def _error(found: Tensor, expected: Tensor) -> float:

@@ -20,7 +20,8 @@ from training import NETWORKS, OUTPUTS, WIDTH, plain
 import gncompile
 from gncompile.app.api import understand
 from gncompile.base.settings import Settings
-from gncompile.losses import define_loss, resolve_loss
+from gncompile.losses import resolve_loss
+from gncompile.losses.targets import class_rows, of_mass, within
 from gncompile.pipeline import factor_program, step_program
 from gncompile.program.phases import plan
 from gncompile.program.timetable import due
@@ -30,7 +31,6 @@ from gncompile.runtime.executable import Executable
 from gncompile.runtime.graphs import Graphs, uncaptured_phases
 from gncompile.runtime.memory import Memory
 from gncompile.training.ahead import AheadOfHost
-from gncompile.training.batches import in_range, one_hot
 
 META = torch.device("meta")
 
@@ -121,17 +121,17 @@ def test_meta_tensors_would_notice() -> None:
 
 
 def test_indices_out_of_range_become_nan_and_others_one_hot_rows() -> None:
-    rows = one_hot(torch.tensor([2, -100, 0, 3]), 3, torch.float32)
+    rows = class_rows(torch.tensor([2, -100, 0, 3]), 3, torch.float32)
     assert torch.equal(rows[[0, 2]], torch.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]))
     assert bool(rows[[1, 3]].isnan().all())
 
 
 def test_targets_out_of_bounds_become_nan() -> None:
     y = torch.tensor([[0.0, 1.0], [-0.1, 1.1], [math.inf, math.nan]])
-    marked = in_range(y, define_loss("bounded", "exp(z) - y*z", targets=(0, 1)))
+    marked = within(y, (0, 1))
     assert torch.equal(marked.isnan(), torch.tensor([[False] * 2, [True] * 2, [True] * 2]))
-    assert in_range(y, resolve_loss("mse")) is y
-    soft = in_range(torch.tensor([[0.5, 0.5], [-1.0, 0.5]]), resolve_loss("cross_entropy"))
+    assert within(y, resolve_loss("mse").targets) is y
+    soft = of_mass(torch.tensor([[0.5, 0.5], [-1.0, 0.5]]))
     assert soft.isnan().tolist() == [[False, False], [True, True]]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import sympy
 
 from ...losses.coupled_loss import CoupledLoss
-from ...losses.vocabulary import Loss, SeparableLoss, SoftmaxCrossEntropy
+from ...losses.vocabulary import Loss, SeparableLoss, SoftmaxCrossEntropy, SumLoss
 from ..notation import (
     Call,
     Elementwise,
@@ -33,6 +35,9 @@ def loss_rules(loss: Loss) -> list[Line]:
             return _softmax()
         case CoupledLoss():
             return _coupled(loss)
+        case SumLoss():
+            pairs = ((term, line) for term in loss.terms for line in loss_rules(term.loss))
+            return [replace(line, label=f"{term.key}: {line.label}") for term, line in pairs]
 
 
 NOISE = {
