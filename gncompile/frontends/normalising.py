@@ -73,9 +73,12 @@ def softmax(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Acti
 def vector_norm(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activation:
     """``√(Σ x²)``, whose slope is 0 where all x are 0, as torch's is."""
     order = args["ord"] if "ord" in args else args["p"]
-    if order not in (None, 2, 2.0) or not args["dim"]:
+    spectral = op_name(node) == "linalg_norm" and order is not None and len(args["dim"] or ()) > 1
+    if order not in (None, 2, 2.0) or not args["dim"] or spectral:
         importer.refuse(
-            node, f"a norm of order {order} or over all dimensions", "give it ord=2 and a dim"
+            node,
+            f"a norm of order {order} over {args['dim'] or 'all dimensions'}",
+            "use torch.linalg.vector_norm with ord=2 and a dim",
         )
     x = args["self"]
     square = importer.pointwise(node, "square", {"self": x}, x.shape)
