@@ -73,8 +73,7 @@ def softmax(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Acti
 def vector_norm(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activation:
     """``√(Σ x²)``, whose slope is 0 where all x are 0, as torch's is."""
     order = args["ord"] if "ord" in args else args["p"]
-    spectral = op_name(node) == "linalg_norm" and order is not None and len(args["dim"] or ()) > 1
-    if order not in (None, 2, 2.0) or not args["dim"] or spectral:
+    if order not in (None, 2, 2.0) or not args["dim"]:
         importer.refuse(
             node,
             f"a norm of order {order} over {args['dim'] or 'all dimensions'}",

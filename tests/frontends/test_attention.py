@@ -233,11 +233,6 @@ REFUSED: dict[str, tuple[nn.Module, str, str]] = {
         "a norm of order inf",
         "ord=2",
     ),
-    "spectral norm": (
-        Functions(lambda x: x[:, :, 0] * torch.linalg.norm(x, ord=2, dim=(1, 2))[:, None]),
-        "a norm of order 2 over [1, 2]",
-        "vector_norm",
-    ),
     "running statistics": (
         nn.Sequential(nn.InstanceNorm1d(T, track_running_stats=True)).double().eval(),
         "running statistics",
