@@ -75,7 +75,9 @@ def vector_norm(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> 
     order = args["ord"] if "ord" in args else args["p"]
     if order not in (None, 2, 2.0) or not args["dim"]:
         importer.refuse(
-            node, f"a norm of order {order} or over all dimensions", "give it ord=2 and a dim"
+            node,
+            f"a norm of order {order} over {args['dim'] or 'all dimensions'}",
+            "use torch.linalg.vector_norm with ord=2 and a dim",
         )
     x = args["self"]
     square = importer.pointwise(node, "square", {"self": x}, x.shape)
