@@ -17,6 +17,7 @@ from torch import fx
 from ..graph.bilinear import Bilinear
 from ..graph.nodes import Select
 from ..graph.softmax import Softmax
+from .dropout import masks
 from .fx_nodes import label_of, op_name, origin_of
 from .importer import Importer
 from .values import Activation, Args, Condition, Constant, Shape, activations_in
@@ -130,12 +131,6 @@ def attention(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Ac
             "attention with queries, keys or values that do not depend on the network's input",
             "write it out: torch.softmax(q @ k.transpose(-2, -1) / d**0.5, -1) @ v",
         )
-    if args["dropout_p"]:
-        importer.refuse(
-            node,
-            "attention with dropout draws new random numbers at every call",
-            "call .eval() on it (or on the model) before compiling, or set dropout_p=0",
-        )
     if args["enable_gqa"]:
         k, v = (_repeated(importer, node, x, q.shape[-3] // x.shape[-3]) for x in (k, v))
     batch = np.broadcast_shapes(*(x.shape[:-2] for x in (q, k, v)))
@@ -152,6 +147,10 @@ def attention(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Ac
     p = builder.add(label_of(node, "softmax"), op, [scaled], scores, origin)
     if seen is not None:
         p = importer.pointwise(node, "mul", {"self": p, "other": seen}, scores)
+    if args["dropout_p"]:
+        how = {"p": args["dropout_p"], "alpha": False, "feature": False}
+        kept, _ = masks(importer, node, how, scores)
+        p = importer.pointwise(node, "mul", {"self": p, "other": kept}, scores)
     return matrices(importer, node, p, v, shape)
 
 

@@ -76,7 +76,7 @@ def _operator(importer: Importer, node: fx.Node, name: str, args: Args) -> Any:
         return None
     if any(isinstance(value, Refused) for value in values):
         return Refused()
-    if aten.is_random(node.target, args):
+    if aten.is_random(node.target, args) and name != "scaled_dot_product_attention":
         importer.refuse_known(node, name)
         importer.refuse(node, f"{name} cannot be compiled: {aten.RANDOM}", "draw them outside")
     active = any(isinstance(value, Activation | Condition) for value in values)

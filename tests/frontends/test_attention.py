@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import gncompile
 from gncompile.errors import TraceError
 from gncompile.frontends import trace
 from gncompile.graph.nodes import FixedLinear
@@ -208,11 +209,6 @@ REFUSED: dict[str, tuple[nn.Module, str, str]] = {
         "three dimensions",
         "[T, S]",
     ),
-    "dropout": (
-        Attending(lambda m, x: m(x, x, x, need_weights=False)[0], options=[{"dropout": 0.1}]),
-        "draws new random numbers",
-        ".eval()",
-    ),
     "a mask from the input": (
         Functions(lambda x: twice(x, attn_mask=(x @ x.mT) > 0)),
         "computed from the network's input",
@@ -239,6 +235,20 @@ REFUSED: dict[str, tuple[nn.Module, str, str]] = {
         "track_running_stats=False",
     ),
 }
+
+
+def test_an_encoder_layer_trains_with_its_dropout() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(E, 2, 5, batch_first=True).double()
+    x = torch.randn(6, T, E).double()
+    report = gncompile.verify(layer, "mse", x)
+    assert report.ok, [check for check in report.checks if not check.ok]
+    trainer = gncompile.compile(layer, "mse", x)
+    y = torch.randn(6, T, E).double()
+    before = float(trainer.loss(x, y))
+    for _ in range(6):
+        trainer.step(x, y)
+    assert float(trainer.loss(x, y)) < before
 
 
 @pytest.mark.parametrize("name", REFUSED)
