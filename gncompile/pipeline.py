@@ -200,11 +200,17 @@ def _judgement(batch: BatchGradient, optimiser: Optimiser, objective: Value, aft
             guard_change(optimiser)
 
 
-def factor_program(graph: ModelGraph, loss: Loss, method: str, samples: int = 1) -> StepProgram:
-    """Gradient and curvature factors of one batch, without an optimiser."""
+def factor_program(
+    graph: ModelGraph, loss: Loss, method: str, samples: int = 1, partly: bool = False
+) -> StepProgram:
+    """Gradient and curvature factors of one batch, without an optimiser.
+
+    ``partly`` leaves out the layers that KFRA does not reach, which are refused otherwise.
+    """
     builder = ProgramBuilder(step_phases(PHASES))
     factors = Factors(BatchGradient(builder, graph, loss), samples=samples)
-    factors.emit(dict.fromkeys(graph.layers, method))
+    ended = factors.obstacles if partly and method == "kfra" else {}
+    factors.emit({layer: method for layer in graph.layers if layer not in ended})
     return builder.finish()
 
 
