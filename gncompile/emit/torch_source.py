@@ -21,6 +21,7 @@ from ..program.step_program import Instruction, StepProgram
 from .layout import WIDTH, Statement, filled
 from .literals import comment, dimension, docstring, literal, plain_name, quoted
 from .scalar_source import cells, is_float, scalar_lines
+from .torch_convolutions import write_windowed
 from .torch_operations import WRITERS, Options, compact, reduced, step_sizes
 from .torch_slopes import PRODUCTS
 from .torch_statements import torch_statements
@@ -118,7 +119,9 @@ class TorchWriter:
 
     def _imports(self) -> str:
         """The imports that not every file needs."""
-        return ", scalars" if self._floats else ""
+        scalars = ", scalars" if self._floats else ""
+        windowed = any(isinstance(i.op, ir.Windowed) for i in self.program)
+        return (", convolutions" if windowed else "") + scalars
 
     def _leaves(self) -> list[str]:
         lines = ["# The network's inputs, parameters and constants, and the optimiser's state."]
@@ -197,6 +200,8 @@ class TorchWriter:
                 return f"{source}.unflatten(-1, {literal(sizes)})"
             case ir.Flatten(count):
                 return f"{source}.flatten({literal(-count)})"
+            case ir.FeaturesLast():
+                return f"{source}.movedim(0, -1)"
         return source
 
     @staticmethod
@@ -239,6 +244,8 @@ class TorchWriter:
         specs = [self.program[name].spec for name in i.inputs]
         if isinstance(i.op, ir.Pointwise):
             return self._pointwise(i, out, operands, specs)
+        if isinstance(i.op, ir.Windowed):
+            return write_windowed(self, i, out, operands)
         writer = WRITERS.get(type(i.op))
         if writer is None:
             raise InternalError(f"the torch backend does not know {i.op}")
@@ -309,6 +316,19 @@ class TorchWriter:
         if flat not in self.declared:
             self.constants[flat] = f"memory.flat({name})"
         return flat
+
+    def buffered(self, name: str) -> bool:
+        """Whether memory waits for a value; else what computes it brings its own."""
+        return name in self.buffers or self.program[name].into is not None
+
+    def constant(self, role: str, text: str) -> str:
+        """The name, after its role, of what ``text`` makes."""
+        if (role, text) not in self._own:
+            self._own[role, text] = self._names.fresh(role)
+        name = self._own[role, text]
+        if name not in self.declared:
+            self.constants[name] = text
+        return name
 
     def index(self, value: str, role: str, values: list[int]) -> str:
         """A constant index tensor of a value, given by ranges where it has them."""

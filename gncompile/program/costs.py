@@ -144,6 +144,8 @@ class CostModel:
             case ir.SymmetricProduct():
                 rows, d = sizes[0]
                 return rows * d * (d + 1)
+            case ir.Windowed():
+                return i.op.flops(sizes, out)
             case ir.Multiply():
                 return out if inputs[0].is_thin else 2 * out * inputs[0].size
         return self._flops_of_matrix(i, inputs, sizes, out)

@@ -18,6 +18,7 @@ op ::= Leaf(kind, key)             input, target, parameter, constant, state or 
     |  SampleMatrix(size) | SampleRoot() | SampleMultiply()      read from rows, their roots, M_n v_n
     |  Decay(weight, bias)         ∇W̄ + [η_W W, η_b b]
     |  Average() | DampedInverse() | Eigen() | Precondition() | PreconditionEigen() | StepSizes(groups, …)
+    |  Convolve(geometry) | Patches(geometry) | MaxPool(window) | …    on grids: program/convolutions
 """
 
 from __future__ import annotations
@@ -27,6 +28,20 @@ from typing import Literal
 
 import sympy
 
+from .convolutions import (
+    Convolve,
+    ConvolveAdjoint,
+    ConvolveGradient,
+    FeaturesLast,
+    MaxPool,
+    OneHot,
+    Patches,
+    Pick,
+    Spread,
+    SumPool,
+    Windowed,
+    Winners,
+)
 from .specs import Dim, Spec, Structure
 
 LeafKind = Literal["input", "target", "parameter", "constant", "state", "scalar"]
@@ -356,9 +371,11 @@ Op = (
     | SampleRoot | SampleMultiply
     | ScaleSides | Decay | Average | DampedInverse
     | Eigen | Precondition | PreconditionEigen | StepSizes
+    | Convolve | ConvolveAdjoint | ConvolveGradient | Patches | FeaturesLast
+    | MaxPool | SumPool | Winners | Pick | Spread | OneHot
 )  # fmt: skip
 
-VIEWS = (Transpose, AsMatrix, Part, Element, Share, SampleMatrix, Unflatten, Flatten)
+VIEWS = (Transpose, AsMatrix, Part, Element, Share, SampleMatrix, Unflatten, Flatten, FeaturesLast)
 """Operations whose result shares memory with their input."""
 
 

@@ -19,6 +19,7 @@ from .operations import (
     Dot,
     Eigen,
     Element,
+    FeaturesLast,
     Flatten,
     Gather,
     Hadamard,
@@ -52,6 +53,7 @@ from .operations import (
     Trace,
     Transpose,
     Unflatten,
+    Windowed,
     Zeros,
 )
 from .specs import COLUMNS, SAMPLES, Dim, Spec, Structure, matrix
@@ -150,6 +152,10 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
         case Eigen():
             size = inputs[0].size
             return inputs[0] if inputs[0].is_thin else Spec((size + 1, size))
+        case FeaturesLast():
+            return Spec((*shapes[0][1:], shapes[0][0]))
+        case Windowed():
+            return op.result(inputs)
         case StepSizes(groups):
             return Spec((len(groups) + 4,))
     raise InternalError(f"no shape rule for {op}")

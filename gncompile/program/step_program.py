@@ -14,7 +14,17 @@ from functools import cached_property
 from typing import Literal
 
 from ..errors import InternalError
-from .operations import VIEWS, Flatten, Leaf, LeafKind, Op, Unflatten, describe
+from .operations import (
+    VIEWS,
+    FeaturesLast,
+    Flatten,
+    Leaf,
+    LeafKind,
+    Op,
+    Unflatten,
+    Windowed,
+    describe,
+)
 from .phases import Phase, Repeat
 from .specs import Spec
 
@@ -114,8 +124,9 @@ class StepProgram:
     @cached_property
     def packed(self) -> frozenset[str]:
         """The tensors of :attr:`storage` that are viewed in another shape: nothing may pad their rows."""
-        reshaped = (i for i in self if isinstance(i.op, Unflatten | Flatten))
-        return frozenset(self.storage[i.name] for i in reshaped)
+        reshaped = (i for i in self if isinstance(i.op, Unflatten | Flatten | FeaturesLast | Windowed))
+        grids = (name for i in reshaped for name in (i.name, *i.inputs))
+        return frozenset(self.storage[name] for name in grids)
 
     @cached_property
     def overwritten(self) -> frozenset[str]:

@@ -19,6 +19,7 @@ from ..program.specs import Spec
 from ..program.step_program import Instruction, StepProgram
 from . import scalars
 from .memory import Memory, bind_shape, dense
+from .reference_convolutions import windowed
 
 
 class ReferenceStep:
@@ -163,6 +164,10 @@ def apply(op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
             return v[0].unflatten(-1, sizes)
         case ir.Flatten(count):
             return v[0].flatten(-count)
+        case ir.FeaturesLast():
+            return v[0].movedim(0, -1)
+        case ir.Windowed():
+            return windowed(op, v)
         case ir.SampleRoot():
             finite = v[0].isfinite().flatten(1).all(dim=1)[:, None, None]
             values, vectors = eigenvalues(torch.where(finite, v[0], 0.0))

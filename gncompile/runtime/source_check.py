@@ -72,6 +72,8 @@ TRITON_LANGUAGE = frozenset(
     }
 )
 BUILTINS = frozenset({"range", "float", "abs"})
+RUNTIME = ("linalg", "convolutions", "scalars")
+"""Modules beside this one that a step may call the functions of."""
 
 _CONSTANTS = frozenset({bool, int, float, str, type(None), type(...)})
 _LIBRARY = "gncompile.triton_kernels"
@@ -80,8 +82,7 @@ _IMPORTS = frozenset(
         "import torch",
         "import triton",
         "import triton.language as tl",
-        "from gncompile.runtime import linalg",
-        "from gncompile.runtime import scalars",
+        *(f"from gncompile.runtime import {module}" for module in RUNTIME),
         f"from {_LIBRARY} import accurate",
         *(f"from {_LIBRARY} import {module} as {name}" for name, module in MODULES.items()),
         *(f"from {_LIBRARY}.{m} import {name}" for m, names in IMPORTS.items() for name in names),
@@ -299,7 +300,7 @@ def _members(root: str) -> Callable[[str], bool]:
         return {"jit"}.__contains__
     if root == "tl":
         return TRITON_LANGUAGE.__contains__
-    if root in ("linalg", "scalars"):
+    if root in RUNTIME:
         module = import_module(f"..{root}", __name__)
         return _functions(inspect.getsource(module)).__contains__
     if root == "accurate":

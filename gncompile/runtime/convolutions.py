@@ -1,0 +1,190 @@
+"""Convolutions and pooling on flat grids ``[.., C·P]``, for emitted steps.
+
+Convolutions are torch's own kernels. Pooling is not: on a CPU torch's goes point by point, and the maximum of
+whole slices of the grid, one a tap, is many times faster; a dimension after the other for the value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import chain
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..graph.windows import Geometry, Window
+
+
+def window(
+    size: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...] = (),
+    padding: tuple[int, ...] = (),
+    dilation: tuple[int, ...] = (),
+    ceil: bool = False,
+) -> Window:
+    """A window on a grid; a stride and dilation of 1 and no padding are left out."""
+    ones, none = (1,) * len(size), (0,) * len(size)
+    return Window(size, kernel, stride or ones, padding or none, dilation or ones, ceil)
+
+
+def convolution(of: Window, inputs: int, outputs: int, groups: int = 1) -> Geometry:
+    """A convolution between so many channels."""
+    return Geometry(of, inputs, outputs, groups)
+
+
+# --- convolutions -------------------------------------------------------------------------------------
+
+
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, g: Geometry, out: Tensor | None = None
+) -> Tensor:
+    """``W ⋆ x + b``, a tensor of its own or in ``out``."""
+    w = g.window
+    result = torch.convolution(
+        _grids(x, w.size).flatten(end_dim=-2 - len(w.size)), _kernels(weight, g), bias,
+        w.stride, w.padding, w.dilation, False, (0,) * len(w.size), g.groups,
+    )  # fmt: skip
+    return _kept(result, x, out)
+
+
+def adjoint(g: Tensor, weight: Tensor, of: Geometry, out: Tensor | None = None) -> Tensor:
+    """``W ∗ g``: vectors at the places back to the grid."""
+    w = of.window
+    beyond = tuple(p - over for over, p in zip(w.overhang, w.padding, strict=True))
+    result = torch.convolution(
+        _grids(g, w.places).flatten(end_dim=-2 - len(w.size)), _kernels(weight, of), None,
+        w.stride, w.padding, w.dilation, True, beyond, of.groups,
+    )  # fmt: skip
+    return _kept(result, g, out)
+
+
+def gradient(g: Tensor, x: Tensor, of: Geometry, homogeneous: bool, out: Tensor) -> None:
+    """``(1/N) Σ g ⋆ x`` over samples and places, with the bias's column where homogeneous."""
+    w, samples = of.window, x.shape[-2]
+    _, weights, biases = torch.ops.aten.convolution_backward(
+        _grids(g, w.places), _grids(x, w.size), x.new_empty(_shape(of)), [of.outputs],
+        w.stride, w.padding, w.dilation, False, (0,) * len(w.size), of.groups,
+        (False, True, homogeneous),
+    )  # fmt: skip
+    torch.div(weights.reshape(of.outputs, -1), samples, out=out[:, : of.columns])
+    if homogeneous:
+        torch.div(biases, samples, out=out[:, -1])
+
+
+def patches(x: Tensor, g: Geometry, out: Tensor) -> None:
+    """``[columns, .., groups·T]``, a column's places copied at once."""
+    w = g.window
+    grid = _padded(_grids(x, w.size).unflatten(-1 - len(w.size), (g.groups, -1)), w, 0.0)
+    grid = grid.movedim(-1 - len(w.size), 0)  # a group's channels
+    columns = out.unflatten(-1, (g.groups, *w.places)).unflatten(0, (-1, *w.kernel))
+    for tap in w.taps:
+        columns[(slice(None), *tap)].copy_(_slice(grid, w, tap))
+
+
+def _kept(result: Tensor, like: Tensor, out: Tensor | None) -> Tensor:
+    if out is None:
+        return result.reshape(*like.shape[:-1], -1)
+    return out.copy_(result.reshape(out.shape))
+
+
+def _kernels(weight: Tensor, g: Geometry) -> Tensor:
+    return weight.reshape(_shape(g))
+
+
+def _shape(g: Geometry) -> tuple[int, ...]:
+    return (g.outputs, g.inputs // g.groups, *g.window.kernel)
+
+
+# --- pooling ------------------------------------------------------------------------------------------
+
+
+def max_pool(x: Tensor, w: Window, out: Tensor) -> None:
+    """The maximum of every window."""
+    _pool(torch.maximum, _padded(_grids(x, w.size), w, -math.inf), w, out)
+
+
+def sum_pool(x: Tensor, w: Window, out: Tensor) -> None:
+    """The sum of every window."""
+    _pool(torch.add, _padded(_grids(x, w.size), w, 0.0), w, out)
+
+
+def _pool(join: Callable[..., Tensor], grid: Tensor, w: Window, out: Tensor) -> None:
+    for axis in reversed(range(len(w.size))):
+        first, *others = (_along(grid, w, axis, tap) for tap in range(w.kernel[axis]))
+        grid = first
+        for number, other in enumerate(others):
+            grid = join(grid, other) if number == 0 else join(grid, other, out=grid)
+    out.copy_(grid.reshape(out.shape))
+
+
+def winners(x: Tensor, maxima: Tensor, w: Window, out: Tensor) -> None:
+    """The number of the first tap that holds the maximum; 0 where it is no number."""
+    grid, most, found = _padded(_grids(x, w.size), w, -math.inf), _grids(maxima, w.places), out.zero_()
+    found = _grids(found, w.places)
+    for number, tap in reversed(list(enumerate(w.taps))):
+        found.masked_fill_(_slice(grid, w, tap) == most, number)
+
+
+def pick(r: Tensor, chosen: Tensor, w: Window, out: Tensor) -> None:
+    """``r`` at the winners."""
+    grid, chosen, result = _padded(_grids(r, w.size), w, 0.0), _grids(chosen, w.places), _grids(out, w.places)
+    for number, tap in enumerate(w.taps):
+        torch.where(chosen == number, _slice(grid, w, tap), result, out=result)
+
+
+def spread(g: Tensor, chosen: Tensor | None, w: Window, out: Tensor) -> None:
+    """``g`` at the winners, or without them at every tap; what several windows give a point adds up."""
+    given, grid = _grids(g, w.places), _grids(out, w.size)
+    whole = _padded(grid, w, 0.0).zero_()
+    chosen = None if chosen is None else _grids(chosen, w.places)
+    for number, tap in enumerate(w.taps):
+        point = _slice(whole, w, tap)
+        part = given if chosen is None else given * (chosen == number)
+        if w.disjoint:
+            point.copy_(part)
+        else:
+            point.add_(part)
+    if whole is not grid:
+        inner = (slice(p, p + n) for p, n in zip(w.padding, w.size, strict=True))
+        grid.copy_(whole[(..., *inner)])
+
+
+def one_hot(numbers: Tensor, count: int, out: Tensor) -> None:
+    """1 at the place that each number gives, 0 at the others."""
+    places = torch.arange(count, device=numbers.device)
+    out.unflatten(-1, (-1, count)).copy_(numbers[..., None] == places)
+
+
+# --- grids --------------------------------------------------------------------------------------------
+
+
+def _grids(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    """``[.., C, *size]``, a view."""
+    return x.unflatten(-1, (-1, *size))
+
+
+def _padded(grid: Tensor, w: Window, value: float) -> Tensor:
+    """The grid as far as windows reach; itself where they stay inside."""
+    if not any(w.padding) and all(over <= 0 for over in w.overhang):
+        return grid
+    ends = zip(w.padding, w.overhang, strict=True)
+    both = chain.from_iterable((before, max(0, after)) for before, after in reversed(list(ends)))
+    return functional.pad(grid, tuple(both), value=value)
+
+
+def _slice(grid: Tensor, w: Window, tap: tuple[int, ...]) -> Tensor:
+    """Of a padded grid the points behind one tap of every window."""
+    for axis, number in enumerate(tap):
+        grid = _along(grid, w, axis, number)
+    return grid
+
+
+def _along(grid: Tensor, w: Window, axis: int, tap: int) -> Tensor:
+    """The same for one dimension."""
+    first, last = tap * w.dilation[axis], (w.places[axis] - 1) * w.stride[axis]
+    points = slice(first, first + last + 1, w.stride[axis])
+    after = (slice(None),) * (len(w.size) - 1 - axis)
+    return grid[(..., points, *after)]
