@@ -69,6 +69,18 @@ class Jacobian:
 
 
 @dataclass(frozen=True)
+class Fixed(Jacobian):
+    """One that all samples share: ``E[J]ᵀ M = J_nᵀ M = (Mᵀ J)ᵀ``, the columns of M passed back like vectors."""
+
+    def half(self, m: Value, name: str) -> Value:
+        return self.each(self.builder.dense(m), name)
+
+    def each(self, m: Value, name: str) -> Value:
+        columns = m if m.is_square else self.builder.emit(ir.Transpose(), m)
+        return self.builder.emit(ir.Transpose(), self.pull(columns, f"{name}_T"))
+
+
+@dataclass(frozen=True)
 class Weighted(Jacobian):
     """``y = x Wᵀ``: Jacobian W."""
 

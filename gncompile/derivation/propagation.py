@@ -12,6 +12,7 @@ from ..errors import InternalError
 from ..graph.model_graph import Affine
 from ..program import operations as ir
 from ..program.builder import Value
+from . import node_rules  # noqa: F401
 from .forward import Forward
 
 

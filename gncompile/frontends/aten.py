@@ -7,6 +7,7 @@ Every operator the frontend understands is in exactly one table:
 * :data:`ALIASES`: the same features in the same order, so no node at all,
 * :data:`SELECTING`: every output feature is one input feature, or a fill value,
 * :data:`LINEAR`: linear in its one activation, given by a constant matrix,
+* :data:`POOLS`: the maximum or average of windows,
 * :data:`CREATORS`: constants,
 * :data:`REFUSED`: understood, and impossible or not supported yet, with the reason.
 
@@ -246,19 +247,31 @@ CASTS = _words("to type_as _to_copy float double")
 SELECTING = _words(
     "broadcast_to cat channel_shuffle chunk constant_pad_nd diagonal expand expand_as expand_copy "
     "flip fliplr flipud getitem hstack index index_select mT movedim moveaxis narrow numpy_T pad "
-    "permute permute_copy pixel_shuffle pixel_unshuffle reflection_pad1d reflection_pad2d repeat "
-    "repeat_interleave replication_pad1d replication_pad2d roll rot90 select select_copy slice "
+    "permute permute_copy pixel_shuffle pixel_unshuffle reflection_pad1d reflection_pad2d reflection_pad3d "
+    "repeat repeat_interleave replication_pad1d replication_pad2d replication_pad3d roll rot90 select select_copy slice "
     "slice_copy split split_copy split_with_sizes stack swapaxes swapdims t t_copy tensor_split "
-    "tile transpose transpose_copy unbind unfold upsample_nearest1d upsample_nearest2d vstack"
+    "tile transpose transpose_copy unbind unfold upsample_nearest1d upsample_nearest2d "
+    "upsample_nearest3d vstack"
 )
 
 PRODUCTS = _words("linear addmm matmul mm")
 
 LINEAR = _words(
-    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d "
-    "_adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d bmm cumsum einsum mean mv "
-    "sum tril triu upsample_bilinear2d upsample_linear1d"
+    "bmm cumsum einsum mean mv sum tril triu upsample_bilinear2d upsample_linear1d "
+    "upsample_trilinear3d"
 )
+
+MAX_POOLS = _words(
+    "max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices "
+    "max_pool3d_with_indices"
+)
+ADAPTIVE_MAX_POOLS = _words("adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d")
+AVERAGE_POOLS = _words("avg_pool1d avg_pool2d avg_pool3d")
+ADAPTIVE_AVERAGE_POOLS = _words(
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d "
+    "_adaptive_avg_pool3d"
+)
+POOLS = MAX_POOLS | ADAPTIVE_MAX_POOLS | AVERAGE_POOLS | ADAPTIVE_AVERAGE_POOLS
 
 CREATORS = _words(
     "empty empty_like full full_like new_empty new_full new_ones new_zeros ones ones_like scalar_tensor "
@@ -309,8 +322,8 @@ REFUSED: Mapping[str, str] = {
     **dict.fromkeys(_words("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell"), _RECURRENT),
     **dict.fromkeys(
         _words(
-            "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d max min amax amin "
-            "max_pool2d_with_indices median sort topk argmax argmin"
+            "max min amax amin median sort topk argmax argmin fractional_max_pool2d "
+            "fractional_max_pool3d"
         ),
         _POOLING,
     ),
@@ -356,7 +369,7 @@ def is_known(name: str) -> bool:
     """Whether a canonical name is in one of the tables, the refused ones included."""
     elementwise = name in POINTWISE or name in COMPARISONS
     moving = name in ALIASES or name in CASTS or name in SELECTING or name in DROPOUTS
-    linear = name in PRODUCTS or name in LINEAR or name == DECLARED
+    linear = name in PRODUCTS or name in LINEAR or name in POOLS or name == DECLARED
     return elementwise or moving or linear or name in CREATORS | SIZES | ASSERTS or name in REFUSED
 
 
@@ -375,8 +388,9 @@ def supported() -> str:
     """The supported operators in the words of an error text."""
     shown = sorted(name for name in POINTWISE if not name.startswith("_"))
     linear = sorted(name for name in LINEAR | PRODUCTS if not name.startswith("_"))
+    windows = sorted(name for name in POOLS if not name.startswith("_"))
     selecting = sorted(name for name in SELECTING if not name.startswith("_"))
     return (
         f"elementwise: {', '.join(shown)}; linear: {', '.join(linear)}; "
-        f"moving features: {', '.join(selecting)}"
+        f"of windows: {', '.join(windows)}; moving features: {', '.join(selecting)}"
     )

@@ -112,6 +112,12 @@ class GraphBuilder:
         name = self.constant(matrix_name or f"{self._unique(identifier(label))}_matrix", matrix)
         return self._add(label, FixedLinear(name), (x.name,), shape, origin)
 
+    def apply(
+        self, label: str, op: Op, x: Activation, shape: tuple[int, ...], origin: Origin
+    ) -> Activation:
+        """``y = op(x)``, of a kind that has neither parameters nor constants."""
+        return self._add(label, op, (x.name,), shape, origin)
+
     def pointwise(
         self,
         label: str,
