@@ -42,7 +42,7 @@ from .derivation.propagation import push_forward
 from .derivation.steps import model, quadratic, update
 from .errors import CompileError
 from .graph.fuse_pointwise import fuse_pointwise
-from .graph.model_graph import Affine, ModelGraph
+from .graph.model_graph import ModelGraph
 from .graph.zero_slopes import require_slopes
 from .losses.vocabulary import Loss
 from .program import specs
@@ -71,9 +71,9 @@ def prepare(graph: ModelGraph) -> ModelGraph:
     dump("graph.dot", graph.to_dot())
     if not graph.layers:
         raise CompileError(
-            "the network has no trainable affine layer",
+            "the network has no trainable parameter",
             where=f"graph of {len(graph)} nodes",
-            instead="use nn.Linear layers with requires_grad=True",
+            instead="use layers whose parameters have requires_grad=True",
         )
     require_slopes(graph, traced)
     return graph
@@ -240,10 +240,6 @@ def tangent_program(graph: ModelGraph) -> StepProgram:
 def _direction(builder: ProgramBuilder, graph: ModelGraph, number: int) -> dict[str, Value]:
     """A direction given from outside, ``ΔW̄`` by layer, as states."""
     direction = {}
-    for layer, node in graph.layers.items():
-        assert isinstance(node.op, Affine)
-        inputs = graph[node.inputs[0]].size + int(node.op.homogeneous)
-        direction[layer] = builder.state(
-            f"direction{number}.{layer}", specs.Spec((node.size, inputs))
-        )
+    for name, layer in graph.layers.items():
+        direction[name] = builder.state(f"direction{number}.{name}", specs.Spec(layer.shape))
     return direction

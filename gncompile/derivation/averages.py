@@ -10,7 +10,6 @@ from __future__ import annotations
 import sympy
 
 from ..functions.primitives import as_float, minimum, select
-from ..graph.model_graph import Affine, Node
 from ..program.builder import ProgramBuilder, Value
 from .forward import Forward
 from .optimiser import Optimiser
@@ -49,18 +48,12 @@ def average_parameters(optimiser: Optimiser) -> None:
 class AveragedForward(Forward):
     """The forward pass at the averaged parameters."""
 
-    def weight(self, node: Node) -> Value:
-        weight = super().weight(node)
-        if not isinstance(node.op, Affine):
-            return weight
-        return parameter_average(self.builder, weight)
-
-    def bias(self, node: Node) -> Value | None:
-        bias = super().bias(node)
-        assert isinstance(node.op, Affine)
-        if bias is None or not node.op.homogeneous:
-            return bias
-        return parameter_average(self.builder, bias)
+    def parameter(self, name: str, shape: tuple[int, ...]) -> Value:
+        parameter = super().parameter(name, shape)
+        trained = (each.parameters for each in self.graph.layers.values())
+        if not any(name in names for names in trained):
+            return parameter
+        return parameter_average(self.builder, parameter)
 
 
 def compare_average(optimiser: Optimiser, loss: Value, averaged_loss: Value) -> Value:

@@ -95,7 +95,7 @@ def _step_noticed(optimiser: Optimiser, layer: str) -> Value:
     square = parts[0] if len(parts) == 1 else builder.add(*parts, name="squares")
     step = optimiser.last_step(layer)
     norms = [
-        builder.pointwise(sympy.sqrt(a), {a: v}, name=f"norm_{optimiser.layers[layer].name}")
+        builder.pointwise(sympy.sqrt(a), {a: v}, name=f"norm_{optimiser.layers[layer].node.name}")
         for v in (square, builder.emit(ir.Dot(), step, step, name="step_square"))
     ]
     return _noticed(optimiser, *norms)

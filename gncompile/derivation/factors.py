@@ -132,19 +132,20 @@ class Factors:
         vectors = self._passed_back("kfac_rp")
         exact, averaged, g = sympy.symbols("exact averaged g", real=True)
         corrected = dict(outputs)
-        for layer, node in self.builder.layerwise(self.batch.graph.layers):
+        for layer, record in self.builder.layerwise(self.batch.graph.layers):
             if layer not in outputs or not outputs[layer].is_full:
                 continue  # a structured Ḡ is at the output, where nothing has been averaged yet
+            at = [vectors[node.name] for node in record.uses if node.name in vectors]
+            dots = [self.builder.emit(ir.Dot(mean=True), v, v, name="exact_trace") for v in at]
             trace = {
-                exact: self.builder.emit(
-                    ir.Dot(mean=True), *[vectors[node.name]] * 2, name="exact_trace"
-                ),
+                exact: dots[0] if len(dots) == 1 else self.builder.add(*dots),
                 averaged: self.builder.emit(ir.Trace(), outputs[layer], name="averaged_trace"),
             }
-            positive = select(averaged, exact / averaged, sympy.Integer(1))
+            mean = exact / record.places
+            positive = select(averaged, mean / averaged, sympy.Integer(1))
             ratio = self.builder.pointwise(positive, trace, name="trace_ratio")
             corrected[layer] = self.builder.pointwise(
-                exact * g, {exact: ratio, g: outputs[layer]}, name=f"G_{node.name}_scaled"
+                exact * g, {exact: ratio, g: outputs[layer]}, name=f"G_{record.node.name}_scaled"
             )
         return corrected
 
@@ -171,8 +172,8 @@ class Factors:
         """Ḡ as a sum over the runs of ``columns``: chunks of KFLR's columns, or draws of KFAC."""
         builder, states = self.builder, {}
         for layer in layers:
-            node = self.batch.graph.layers[layer]
-            spec = specs.matrix(specs.Structure.SYMMETRIC, node.size)
+            size = self.batch.graph.layers[layer].rows
+            spec = specs.matrix(specs.Structure.SYMMETRIC, size)
             states[layer] = builder.state(f"G_sum.{layer}", spec)
         with builder.phase("columns_begin"):
             for _, state in builder.layerwise(states):

@@ -5,13 +5,14 @@ What a node does is said by the :class:`NodeRule` of its kind, with ``b_i = ∂�
 =============  ==================  =======================  ==========================
 node           value               tangent (R-operator)     vector passed backwards
 =============  ==================  =======================  ==========================
-affine         ``x Wᵀ + b``        ``r Wᵀ + x Vᵀ + v``      ``g W``
+affine         ``x Wᵀ + b``        ``r Wᵀ + x Vᵀ + v``      ``g W``                     (``layer_rules``)
+parameter      ``p``               ``v``                    —
 pointwise      ``φ(x_1, …)``       ``Σ b_i ⊙ r_i``          ``g ⊙ b_i`` to input i
 select         ``x[index]``        ``r[index]``             adds back to its source
 fixed linear   ``x Aᵀ``            ``r Aᵀ``                 ``g A``
 =============  ==================  =======================  ==========================
 
-A kind of node is an :class:`~gncompile.graph.model_graph.Op` and its rule, declared with :func:`node_rule`,
+A kind of node is an :class:`~gncompile.graph.nodes.Op` and its rule, declared with :func:`node_rule`,
 also from outside the package.
 """
 
@@ -27,17 +28,9 @@ import sympy
 
 from ..errors import CompileError
 from ..functions.derive import PointwiseRule, pointwise_rule
-from ..graph.model_graph import (
-    Affine,
-    FixedLinear,
-    Input,
-    ModelGraph,
-    Node,
-    Op,
-    Output,
-    Pointwise,
-    Select,
-)
+from ..graph.layers import Layer, LayerOp
+from ..graph.model_graph import ModelGraph
+from ..graph.nodes import FixedLinear, Input, Node, Op, Output, Pointwise, Select
 from ..graph.zero_slopes import is_flat
 from ..program import operations as ir
 from ..program import specs
@@ -88,21 +81,25 @@ class Forward:
         """The network output z."""
         return self.values[self.graph.output.name]
 
-    def weight(self, node: Node) -> Value:
-        """The weight ``[out, in]`` of an affine node, or the matrix of a fixed linear one."""
-        (source,) = node.inputs
-        shape = (node.size, self.graph[source].size)
-        if isinstance(node.op, Affine):
-            return self.builder.leaf("parameter", node.op.weight, shape)
-        assert isinstance(node.op, FixedLinear)
-        return self.builder.leaf("constant", node.op.matrix, shape)
+    def parameter(self, name: str, shape: tuple[int, ...]) -> Value:
+        """A parameter of the network, seen in that shape."""
+        return self.builder.leaf("parameter", name, shape)
 
-    def bias(self, node: Node) -> Value | None:
-        """The bias ``[out]`` of an affine node, if it has one."""
-        assert isinstance(node.op, Affine)
-        if node.op.bias is None:
-            return None
-        return self.builder.leaf("parameter", node.op.bias, (node.size,))
+    def weight(self, layer: Layer) -> Value:
+        """The weight of a layer as it lies in memory; ``[columns, rows]`` where that is flipped."""
+        shape = layer.rows, layer.columns
+        return self.parameter(layer.weight, shape[::-1] if layer.flipped else shape)
+
+    def bias(self, layer: Layer) -> Value | None:
+        """The trained bias ``[rows]`` of a layer, if it has one."""
+        return None if layer.bias is None else self.parameter(layer.bias, (layer.rows,))
+
+    def rows_of(self, value: Value) -> Value:
+        """A value with a row for every sample: what all samples share is repeated."""
+        if value.spec.samples:
+            return value
+        repeat = ir.Repeat(self.rows, value.width)
+        return self.builder.emit(repeat, value, name=f"{value.name}_rows")
 
     def rule(self, node: Node) -> NodeRule:
         """The rule of a node in this pass."""
@@ -145,7 +142,7 @@ class Forward:
         above: dict[str, frozenset[str]] = {}
         for node in self.graph:
             above[node.name] = frozenset().union(*(above[name] for name in node.inputs))
-            if isinstance(node.op, Affine) and node.op.trainable:
+            if isinstance(node.op, LayerOp) and node.op.trainable:
                 above[node.name] |= {node.op.layer}
         return above
 
@@ -154,7 +151,7 @@ class Forward:
         """Names of nodes that move with a trainable parameter: a slope other than zero leads to them."""
         found: set[str] = set()
         for node in self.graph:
-            trainable = isinstance(node.op, Affine) and node.op.trainable
+            trainable = isinstance(node.op, LayerOp) and node.op.trainable
             moved = (i for i, name in enumerate(node.inputs) if name in found)
             if trainable or any(not is_flat(node, i) for i in moved):
                 found.add(node.name)
@@ -188,7 +185,8 @@ class NodeRule(Generic[Kind]):
         self, incoming: list[Value | None], direction: Mapping[str, Value], name: str
     ) -> Value | None:
         """``Σ_i r_i J_iᵀ`` over the inputs that move, and what the ``direction`` of a layer adds."""
-        moving = [(i, r) for i, r in enumerate(incoming) if r is not None]
+        as_rows = (lambda r: r) if self.elementwise else self.forward.rows_of
+        moving = [(i, as_rows(r)) for i, r in enumerate(incoming) if r is not None]
         terms = [j.push(r, name) for i, r in moving if (j := self.forward.jacobian(self.node, i))]
         if len(terms) < 2:
             return terms[0] if terms else None
@@ -258,48 +256,17 @@ class OutputRule(LinearRule[Output]):
         return incoming[0]
 
 
-@node_rule(Affine)
-class AffineRule(LinearRule[Affine]):
-    """``y = x Wᵀ + b``."""
-
-    def value(self, inputs: list[Value]) -> Value:
-        bias = self.forward.bias(self.node)
-        operands = [inputs[0], self.forward.weight(self.node), *([bias] if bias else [])]
-        comment = f"pre-activation of {self.op.layer}"
-        return self.builder.emit(
-            ir.Affine(), *operands, name=f"h_{self.node.name}", comment=comment
-        )
-
-    def jacobian(self, position: int) -> Jacobian:
-        return Weighted(self.builder, self.forward.weight(self.node))
-
-    def tangent(
-        self, incoming: list[Value | None], direction: Mapping[str, Value], name: str
-    ) -> Value | None:
-        """``r Wᵀ + x Vᵀ + v`` with ``[V, v] = ΔW̄``; either half may be absent."""
-        builder, (r,), delta = self.builder, incoming, direction.get(self.op.layer)
-        operands = [r, self.forward.weight(self.node)] if r is not None else []
-        if delta is not None:
-            operands.append(self.forward.values[self.node.inputs[0]])
-            if self.op.homogeneous:
-                operands += [
-                    builder.emit(ir.Part("weight"), delta, name=f"{delta.name}_W"),
-                    builder.emit(ir.Part("bias"), delta, name=f"{delta.name}_b"),
-                ]
-            else:
-                operands.append(delta)
-        return builder.emit(ir.Affine(), *operands, name=name) if operands else None
-
-
 @node_rule(FixedLinear)
 class FixedLinearRule(LinearRule[FixedLinear]):
     """``y = x Aᵀ``."""
 
     def value(self, inputs: list[Value]) -> Value:
-        return self.jacobian(0).push(inputs[0], f"x_{self.node.name}")
+        return self.jacobian(0).push(self.forward.rows_of(inputs[0]), f"x_{self.node.name}")
 
     def jacobian(self, position: int) -> Jacobian:
-        return Weighted(self.builder, self.forward.weight(self.node))
+        (source,) = self.node.inputs
+        shape = (self.node.size, self.forward.graph[source].size)
+        return Weighted(self.builder, self.builder.leaf("constant", self.op.matrix, shape))
 
 
 @node_rule(Select)
@@ -308,7 +275,13 @@ class SelectRule(LinearRule[Select]):
 
     def value(self, inputs: list[Value]) -> Value:
         gather = ir.Gather(self.op.index, self.op.fill)
-        return self.builder.emit(gather, *inputs, name=f"x_{self.node.name}")
+        return self.builder.emit(gather, *self._alike(inputs), name=f"x_{self.node.name}")
+
+    def _alike(self, values: list[Value]) -> list[Value]:
+        """Rows that all samples share are repeated where they stand beside others."""
+        if any(value.spec.samples for value in values):
+            return [self.forward.rows_of(value) for value in values]
+        return values
 
     def jacobian(self, position: int) -> Jacobian:
         before, size = sum(self._sizes[:position]), self._sizes[position]
@@ -327,7 +300,9 @@ class SelectRule(LinearRule[Select]):
         ]
         place = list(accumulate(moves, initial=0))
         index = tuple(place[i] if i >= 0 and moves[i] else -1 for i in self.op.index)
-        return self.builder.emit(ir.Gather(index), *present, name=name) if present else None
+        if not present:
+            return None
+        return self.builder.emit(ir.Gather(index), *self._alike(present), name=name)
 
     @property
     def _sizes(self) -> list[int]:
@@ -350,7 +325,9 @@ class ElementwiseRule(NodeRule[Pointwise]):
         result = self.builder.pointwise(
             self.derived.value, self._symbols(), name=name, comment=self.node.origin.module
         )
-        return self._in_rows(result, inputs[0], name)
+        if not any(x.spec.samples for x in inputs) and result.spec.shape:
+            return result  # of parameters alone: a row that all samples share
+        return self._in_rows(result, name)
 
     def jacobian(self, position: int) -> Jacobian | None:
         name = self.node.name
@@ -384,10 +361,10 @@ class ElementwiseRule(NodeRule[Pointwise]):
         symbols = {**self._symbols(), self.derived.output: result}
         name += self.forward.suffix
         value = self.builder.pointwise(expression, symbols, name=name, comment=comment)
-        return self._in_rows(value, result, name)
+        return self._in_rows(value, name)
 
-    def _in_rows(self, value: Value, like: Value, name: str) -> Value:
+    def _in_rows(self, value: Value, name: str) -> Value:
         """``value [N, d]``: what follows from constants alone is one row, or a number, and is repeated."""
         if value.spec.samples:
             return value
-        return self.builder.emit(ir.BroadcastRows(), value, like, name=name)
+        return self.builder.emit(ir.Repeat(self.forward.rows, self.node.size), value, name=name)

@@ -70,40 +70,49 @@ class Jacobian:
 
 @dataclass(frozen=True)
 class Fixed(Jacobian):
-    """One that all samples share: ``E[J]ᵀ M = J_nᵀ M = (Mᵀ J)ᵀ``, the columns of M passed back like vectors."""
+    """A Jacobian that all samples share: its products with blocks are pulls of their columns."""
 
     def half(self, m: Value, name: str) -> Value:
         return self.each(self.builder.dense(m), name)
 
     def each(self, m: Value, name: str) -> Value:
-        columns = m if m.is_square else self.builder.emit(ir.Transpose(), m)
-        return self.builder.emit(ir.Transpose(), self.pull(columns, f"{name}_T"))
+        transpose = self.builder.transpose
+        return transpose(self.pull(transpose(m), name))
 
 
 @dataclass(frozen=True)
-class Weighted(Jacobian):
-    """``y = x Wᵀ``: Jacobian W."""
+class Weighted(Fixed):
+    """``y_s = x_s Wᵀ`` at each of ``places``."""
 
     weight: Value
+    places: int = 1
 
     def push(self, r: Value, name: str) -> Value:
-        return self.builder.emit(ir.MatMul(transpose_b=True), r, self.weight, name=name)
+        return self._at_places(ir.MatMul(transpose_b=True), r, name)
 
     def pull(self, g: Value, name: str) -> Value:
-        return self.builder.emit(ir.MatMul(), g, self.weight, name=name)
+        return self._at_places(ir.MatMul(), g, name)
+
+    def _at_places(self, op: ir.MatMul, rows: Value, name: str) -> Value:
+        result = self.builder.emit(
+            op, self.builder.unflatten(rows, self.places), self.weight, name=name
+        )
+        return result if self.places == 1 else self.builder.emit(ir.Flatten(), result)
 
     def half(self, m: Value, name: str) -> Value:
-        if m.is_square:  # (M W)ᵀ shares its product with WᵀMW
+        if m.is_square and self.places == 1:  # (M W)ᵀ shares its product with WᵀMW
             return self.builder.transpose(self.builder.multiply(m, self.weight))
-        return self.each(m, name)
+        return super().half(m, name)
 
     def average(self, m: Value, other: Jacobian, name: str) -> Value:
-        if isinstance(other, Weighted):
+        if isinstance(other, Weighted) and self.places == other.places == 1:
             return self.builder.congruence(self.weight, m, other.weight, name)
         return super().average(m, other, name)
 
     def each(self, m: Value, name: str) -> Value:
-        return self.builder.emit(ir.MatMul(transpose_a=True), self.weight, m, name=name)
+        if self.places == 1:
+            return self.builder.emit(ir.MatMul(transpose_a=True), self.weight, m, name=name)
+        return super().each(m, name)
 
 
 @dataclass(frozen=True)

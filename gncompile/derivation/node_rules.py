@@ -1,3 +1,3 @@
 """The rules of the kinds of node that have a file of their own: importing them declares them."""
 
-from . import pooling  # noqa: F401
+from . import layer_rules, pooling  # noqa: F401

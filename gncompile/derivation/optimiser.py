@@ -15,7 +15,7 @@ import sympy
 
 from ..base.settings import Settings
 from ..functions.primitives import as_float, select
-from ..graph.model_graph import Affine, Node
+from ..graph.layers import Layer
 from ..program import operations as ir
 from ..program.builder import ProgramBuilder, Value
 from ..program.specs import Spec
@@ -39,7 +39,7 @@ class Optimiser:
     settings: Settings
 
     def __post_init__(self) -> None:
-        self.layers: dict[str, Node] = self.forward.graph.layers
+        self.layers: dict[str, Layer] = self.forward.graph.layers
         self.damping = self.scalar("damping", self.settings.damping)
         gamma = FACTORS * math.sqrt(self.settings.damping)
         self.factor_damping = self.scalar("factor_damping", gamma)
@@ -89,17 +89,13 @@ class Optimiser:
 
     def last_step(self, layer: str) -> Value:
         """δ of the last step, shaped like W̄."""
-        node = self.layers[layer]
-        assert isinstance(node.op, Affine)
-        inputs = self.forward.graph[node.inputs[0]].size + int(node.op.homogeneous)
-        return self.builder.state(f"step.{layer}", Spec((node.size, inputs)))
+        return self.builder.state(f"step.{layer}", Spec(self.layers[layer].shape))
 
     def etas(self, layer: str) -> tuple[float, float]:
         """L2 coefficients of a layer's weight and bias."""
-        op = self.layers[layer].op
-        assert isinstance(op, Affine)
-        bias = self.settings.l2_of(op.bias) if op.homogeneous and op.bias else 0.0
-        return self.settings.l2_of(op.weight), bias
+        record = self.layers[layer]
+        bias = self.settings.l2_of(record.bias) if record.bias else 0.0
+        return self.settings.l2_of(record.weight), bias
 
     def kappa(self, layer: str) -> Value:
         """κ = γ² + η, the damping of a layer's factors, with the weight's η."""
@@ -111,8 +107,8 @@ class Optimiser:
     def penalty(self, loss: Value, name: str) -> Value:
         """``Ē = loss + ½ Σ η ‖θ‖²``."""
         total = loss
-        for layer, node in self.layers.items():
-            parts = [self.forward.weight(node), self.forward.bias(node)]
+        for layer, record in self.layers.items():
+            parts = [self.forward.weight(record), self.forward.bias(record)]
             for eta, part in zip(self.etas(layer), parts, strict=True):
                 if eta and part is not None:
                     norm = self.builder.emit(ir.Dot(), part, part, name=f"norm_{part.name}")
@@ -126,9 +122,9 @@ class Optimiser:
         result = {}
         for layer, gradient in self.builder.layerwise(gradients):
             weight, bias = self.etas(layer)
-            node = self.layers[layer]
-            parts = [self.forward.weight(node), self.forward.bias(node) if bias else None]
             if weight or bias:
+                record = self.layers[layer]
+                parts = [self.weight(record), self.forward.bias(record) if bias else None]
                 gradient = self.builder.emit(
                     ir.Decay(weight, bias),
                     gradient,
@@ -139,9 +135,7 @@ class Optimiser:
         return result
 
     def part(self, which: str, layer: str, value: Value) -> Value:
-        op = self.layers[layer].op
-        assert isinstance(op, Affine)
-        if not op.homogeneous:
+        if not self.layers[layer].homogeneous:
             return value
         return self.builder.emit(ir.Part(which), value, name=f"{value.name}_{which[0]}")  # type: ignore
 
@@ -152,14 +146,19 @@ class Optimiser:
 
     def pairs(self, layer: str, value: Value) -> list[tuple[Value, Value]]:
         """The parameters of a layer with their parts of a W̄-shaped value."""
-        node = self.layers[layer]
-        assert isinstance(node.op, Affine)
-        pairs = [(self.forward.weight(node), self.part("weight", layer, value))]
-        if node.op.homogeneous:
-            bias = self.forward.bias(node)
-            assert bias is not None
+        record = self.layers[layer]
+        weight = self.part("weight", layer, value)
+        if record.flipped:
+            weight = self.builder.transpose(weight)
+        pairs = [(self.forward.weight(record), weight)]
+        if (bias := self.forward.bias(record)) is not None:
             pairs.append((bias, self.part("bias", layer, value)))
         return pairs
+
+    def weight(self, record: Layer) -> Value:
+        """The weight of a layer as it stands in W̄: ``[rows, columns]``."""
+        weight = self.forward.weight(record)
+        return self.builder.transpose(weight) if record.flipped else weight
 
     def parameters(self) -> Iterator[Value]:
         """Every trained parameter; what is emitted meanwhile is work for its layer."""

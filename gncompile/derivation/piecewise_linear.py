@@ -8,7 +8,8 @@ import sympy
 
 from ..functions.derive import PointwiseRule, pointwise_rule
 from ..functions.primitives import select
-from ..graph.model_graph import ModelGraph, Node, Pointwise
+from ..graph.model_graph import ModelGraph
+from ..graph.nodes import Node, Pointwise
 from ..losses.vocabulary import Loss, SoftmaxCrossEntropy
 from ..program.builder import ProgramBuilder
 from .forward import Forward

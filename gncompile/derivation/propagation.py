@@ -7,13 +7,15 @@ optimiser asked, nor what kinds of nodes there are.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from ..errors import InternalError
-from ..graph.model_graph import Affine
-from ..program import operations as ir
+from ..graph.layers import Layer
+from ..graph.nodes import Node
 from ..program.builder import Value
-from . import node_rules  # noqa: F401
+from . import node_rules  # noqa: F401  # declares the rules
 from .forward import Forward
+from .layer_rules import LayerRule
 
 
 def pull_back(forward: Forward, seed: Value, prefix: str = "g") -> dict[str, Value]:
@@ -42,18 +44,39 @@ def pull_back(forward: Forward, seed: Value, prefix: str = "g") -> dict[str, Val
 
 
 def weight_gradients(forward: Forward, vectors: Mapping[str, Value]) -> dict[str, Value]:
-    """``∇W̄ = (1/N) gᵀ [a, 1]`` for every trainable layer."""
+    """``∇W̄ = (1/N) Σ_uses gᵀ [a, c]`` for every trainable layer."""
     gradients = {}
-    for layer, node in forward.graph.layers.items():
-        if node.name not in vectors:
-            continue
-        assert isinstance(node.op, Affine)
-        with forward.work_for(node.name):
-            gradients[layer] = forward.builder.emit(
-                ir.Moment(node.op.homogeneous), vectors[node.name], forward.values[node.inputs[0]],
-                name=f"grad_{node.name}", comment=f"gradient of {layer}",
-            )  # fmt: skip
+    for layer in forward.graph.layers.values():
+        parts = []
+        for node, rule in uses(forward, layer):
+            if node.name in vectors:
+                with forward.work_for(node.name):
+                    x = forward.values[node.inputs[0]] if node.inputs else None
+                    g = vectors[node.name]
+                    parts.append(rule.gradient(g, x, layer, f"grad_{node.name}"))
+        if parts:
+            gradients[layer.name] = total(forward, layer, parts, f"grad_{layer.node.name}")
     return gradients
+
+
+def uses(forward: Forward, layer: Layer) -> list[tuple[Node, LayerRule[Any]]]:
+    """The uses of a layer with their rules."""
+    found = []
+    for node in layer.uses:
+        rule = forward.rule(node)
+        assert isinstance(rule, LayerRule)
+        found.append((node, rule))
+    return found
+
+
+def total(
+    forward: Forward, layer: Layer, parts: list[Value], name: str, into: Value | None = None
+) -> Value:
+    """The sum of what the uses of a layer give."""
+    if len(parts) == 1 and into is None:
+        return parts[0]
+    with forward.work_for(layer.node.name):
+        return forward.builder.add(*parts, name=name, into=into)
 
 
 def push_forward(forward: Forward, direction: Mapping[str, Value], prefix: str) -> Value:
@@ -70,4 +93,4 @@ def push_forward(forward: Forward, direction: Mapping[str, Value], prefix: str) 
     moved = tangents[forward.graph.output.name]
     if moved is None:
         raise InternalError("the output does not move along a direction")
-    return moved
+    return forward.rows_of(moved)

@@ -20,11 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from ..graph.model_graph import Affine, Node
-from ..program import operations as ir
+from ..graph.layers import Layer, LayerOp
+from ..graph.nodes import Node
 from ..program.builder import Factor, Value
 from .forward import Forward
 from .jacobians import Jacobian, Scaled
+from .layer_rules import LayerRule
+from .propagation import total, uses
 from .representations import Representation
 
 
@@ -35,35 +37,49 @@ def input_moments(forward: Forward, into: Mapping[str, Value] | None = None) -> 
     """
     moments: dict[str, Value] = {}
     written: dict[Value, Value] = {}
-    for layer, node in forward.graph.layers.items():
-        assert isinstance(node.op, Affine)
-        target = into[layer] if into else None
+    for name, layer in forward.graph.layers.items():
+        target = into[name] if into else None
         if target in written:
-            moments[layer] = written[target]
+            moments[name] = written[target]
             continue
-        with forward.work_for(node.name):
-            moments[layer] = forward.builder.emit(
-                ir.Moment(node.op.homogeneous), forward.values[node.inputs[0]],
-                name=f"Q_{node.name}", comment=f"input second moment of {layer}", into=target,
-            )  # fmt: skip
+        parts, alone = [], len(layer.uses) == 1
+        for node, rule in uses(forward, layer):
+            with forward.work_for(node.name):
+                x = forward.values[node.inputs[0]] if node.inputs else None
+                only = target if alone else None
+                parts.append(rule.input_moment(x, layer, f"Q_{node.name}", only))
+        summed = None if alone else target
+        moments[name] = total(forward, layer, parts, f"Q_{layer.node.name}", summed)
         if target:
-            written[target] = moments[layer]
+            written[target] = moments[name]
     return moments
 
 
 def column_moments(
     forward: Forward, columns: Mapping[str, Value], layers: Collection[str]
 ) -> dict[str, Value]:
-    """``Ḡ = (1/N) Σ_s C_sᵀ C_s`` for those of ``layers`` that the columns reach."""
+    """``Ḡ = (1/(N S)) Σ_s C_sᵀ C_s`` over S places for those of ``layers`` that the columns reach."""
     moments: dict[str, Value] = {}
-    for layer, node in forward.graph.layers.items():
-        if layer in layers and node.name in columns:
-            with forward.work_for(node.name):
-                moments[layer] = forward.builder.emit(
-                    ir.Moment(), columns[node.name],
-                    name=f"G_{node.name}", comment=f"output factor of {layer}",
-                )  # fmt: skip
+    for name, layer in forward.graph.layers.items():
+        parts = []
+        for node, rule in uses(forward, layer):
+            if name in layers and node.name in columns:
+                with forward.work_for(node.name):
+                    c = columns[node.name]
+                    parts.append(rule.column_moment(c, layer, f"G_{node.name}"))
+        if parts:
+            moments[name] = mean_over_places(forward, layer, parts)
     return moments
+
+
+def mean_over_places(forward: Forward, layer: Layer, parts: list[Value]) -> Value:
+    """``Ḡ`` from the sums over places of all uses."""
+    name = f"G_{layer.node.name}"
+    with forward.work_for(layer.node.name):
+        summed = parts[0] if len(parts) == 1 else forward.builder.add_blocks(parts, name)
+        if layer.places == 1:
+            return summed
+        return forward.builder.scaled(summed, 1 / layer.places, f"{name}_mean")
 
 
 class Frontier:
@@ -161,16 +177,27 @@ def pull_back_matrices(
     graph = forward.graph
     output = graph.output.name
     blocks = Blocks(representation, frontier.place, {(output, output): seed})
-    factors: dict[str, Value] = {}
-    while blocks.tensors:
+    wanted = {node.name for name in layers for node in graph.layers[name].uses}
+    parts: dict[str, list[Value]] = {}
+    while blocks.tensors and wanted:
         leaving = _ready(frontier, blocks.tensors)
         for node in leaving:
-            if isinstance(node.op, Affine) and node.op.trainable and node.op.layer in layers:
-                factors[node.op.layer] = representation.output_factor(blocks[node.name, node.name])
-        if len(factors) == len(layers):
-            break
-        blocks = blocks.without(leaving, frontier, vectors or {})
-    return {layer: factors[layer] for layer in graph.layers if layer in factors}
+            if node.name in wanted:
+                wanted.remove(node.name)
+                rule = forward.rule(node)
+                assert isinstance(node.op, LayerOp)
+                assert isinstance(rule, LayerRule)
+                with forward.work_for(node.name):
+                    block = representation.output_factor(blocks[node.name, node.name])
+                    part = rule.block(block, f"G_{node.name}_places")
+                parts.setdefault(node.op.layer, []).append(part)
+        if wanted:
+            blocks = blocks.without(leaving, frontier, vectors or {})
+    return {
+        name: mean_over_places(forward, layer, parts[name])
+        for name, layer in graph.layers.items()
+        if name in parts
+    }
 
 
 def _ready(frontier: Frontier, live: set[str]) -> list[Node]:

@@ -228,6 +228,18 @@ def _broadcast(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec
     return [f"{out}.copy_({v[0]})"]
 
 
+@_writes(ir.Repeat)
+def _repeat(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+    return [f"{out}.copy_({v[0]})"]
+
+
+@_writes(ir.PlaceBlocks)
+def _place_blocks(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+    assert isinstance(i.op, ir.PlaceBlocks)
+    how = f"{literal(i.op.places)}, {literal(i.op.last)}"
+    return [f"linalg.place_blocks({v[0]}, {how}, out={out})"]
+
+
 @_writes(ir.SampleDiagonal)
 def _diagonal(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"{out}.zero_()", f"{out}.diagonal(dim1=-2, dim2=-1).copy_({v[0]})"]

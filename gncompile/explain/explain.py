@@ -16,7 +16,8 @@ from ..base.tables import indent, table
 from ..derivation.piecewise_linear import theorem
 from ..emit.step_source import StepSource, emit_step
 from ..errors import CompileError, nearest
-from ..graph.model_graph import ModelGraph, Node, TracedModel
+from ..graph.model_graph import ModelGraph, TracedModel
+from ..graph.nodes import Node
 from ..losses.vocabulary import CoupledLoss, Loss, SeparableLoss
 from ..program.operations import Leaf
 from ..program.schedule import Schedule
@@ -136,8 +137,8 @@ class _Derivation:
         )
 
     def layer(self, layer: str, heading: str = "#") -> list[str]:
-        node = self.graph.layers[layer]
-        row = self.read.row(layer, node)
+        record = self.graph.layers[layer]
+        node, row = record.node, self.read.row(record)
         facts = [
             f"in your model  {node.origin}",
             f"computes       {row[1]}, {row[7]} parameters",

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import sympy
 
-from ..graph.model_graph import Affine, ModelGraph
+from ..graph.layers import Affine
+from ..graph.model_graph import ModelGraph
 from ..program import operations as ir
 from ..program import specs
 from ..program.step_program import Instruction, StepProgram

@@ -7,6 +7,7 @@ instructions, so what is reported is what runs.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -19,7 +20,9 @@ from ..derivation.forward import Forward
 from ..derivation.piecewise_linear import rule_of
 from ..functions.gates import GATES, Gate
 from ..functions.transfer import TransferFunction, transfer, transfer_names
-from ..graph.model_graph import Affine, ModelGraph, Node, Pointwise, TracedModel
+from ..graph.layers import Layer, LayerOp
+from ..graph.model_graph import ModelGraph, TracedModel
+from ..graph.nodes import Node, Pointwise
 from ..losses.vocabulary import Loss
 from ..program.buffers import plan_buffers
 from ..program.builder import ProgramBuilder
@@ -94,7 +97,7 @@ class Readback:
     @property
     def parameter_count(self) -> int:
         """Trained parameters of all layers."""
-        return sum(self.parameters(node) for node in self.graph.layers.values())
+        return sum(self.parameters(layer) for layer in self.graph.layers.values())
 
     def head(self) -> list[str]:
         """Model, loss, method and what the costs refer to, a sentence each."""
@@ -146,29 +149,38 @@ class Readback:
         ]
         return [
             names,
-            *(self.row(layer, node) for layer, node in layers.items()),
+            *(self.row(layer) for layer in layers.values()),
             ["(loss, step size)", *[""] * 7, *in_units(shared)],
             ["total", *[""] * 6, f"{self.parameter_count:,}", *in_units(everything)],
         ]
 
-    def row(self, layer: str, node: Node) -> list[str]:
-        source = self.graph[node.inputs[0]]
-        assert isinstance(node.op, Affine)
-        bias = "" if node.op.bias is None else " + b" if node.op.homogeneous else " + frozen b"
+    def row(self, layer: Layer) -> list[str]:
+        name, after = layer.name, self.pointwise_after(layer.node)
         return [
-            layer,
-            f"{source.size} → {node.size}{bias}",
-            ", ".join(function_text(n) for n in self.pointwise_after(node)) or "-",
-            self.method(layer),
-            *(self.factor_text(kind, layer) for kind in "QG"),
-            self.kept_text(self.pointwise_after(node)),
-            f"{self.parameters(node):,}",
-            *in_units(self.mean_cost(layer)),
+            name,
+            self.layer_text(layer),
+            ", ".join(map(function_text, after)) or "-",
+            self.method(name),
+            *(self.factor_text(kind, name) for kind in "QG"),
+            self.kept_text(after),
+            f"{self.parameters(layer):,}",
+            *in_units(self.mean_cost(name)),
         ]
 
-    def parameters(self, node: Node) -> int:
-        assert isinstance(node.op, Affine)
-        return node.size * (self.graph[node.inputs[0]].size + int(node.op.homogeneous))
+    @staticmethod
+    def layer_text(layer: Layer) -> str:
+        """What a layer's weight does: ``784 → 100 + b``, or the length of a trainable vector."""
+        if layer.vector:
+            return f"vector of {layer.rows}"
+        assert isinstance(layer.node.op, LayerOp)
+        frozen = layer.bias is None and layer.node.op.bias is not None
+        bias = " + b" if layer.homogeneous else " + frozen b" if frozen else ""
+        return f"{layer.columns} → {layer.rows}{bias}"
+
+    @staticmethod
+    def parameters(layer: Layer) -> int:
+        """How many numbers W̄ holds."""
+        return math.prod(layer.shape)
 
     def factor_text(self, kind: str, layer: str) -> str:
         name = self.program.results.get(f"{kind}.{layer}")
@@ -308,7 +320,7 @@ class Readback:
         """The stored form of the mean output Hessian where it is the last layer's Ḡ, else nothing."""
         last = list(self.graph.layers)[-1]
         mean = self.program.results.get(f"G.{last}")
-        if mean is None or self.graph.output.inputs[0] != self.graph.layers[last].name:
+        if mean is None or self.graph.output.inputs[0] != self.graph.layers[last].node.name:
             return ""
         return f"{self.program[mean].spec}, as the output factor of the last layer"
 

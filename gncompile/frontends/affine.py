@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from ..graph.model_graph import Affine
+from ..graph.layers import Affine
 from . import aten
 from .fx_nodes import label_of, op_name, origin_of
 from .importer import Importer

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..graph.model_graph import Origin
+from ..graph.nodes import Origin
 from .aten import canonical
 
 _TORCH = str(Path(torch.__file__).parent)

@@ -11,19 +11,9 @@ import torch
 
 from ..functions.primitives import number
 from ..graph.dead_nodes import remove_dead_nodes
-from ..graph.model_graph import (
-    Affine,
-    FixedLinear,
-    Input,
-    ModelGraph,
-    Node,
-    Op,
-    Origin,
-    Output,
-    Pointwise,
-    Select,
-    TracedModel,
-)
+from ..graph.layers import Affine
+from ..graph.model_graph import ModelGraph, TracedModel
+from ..graph.nodes import FixedLinear, Input, Node, Op, Origin, Output, Pointwise, Select
 from .fx_nodes import identifier
 from .values import Activation, Weight
 

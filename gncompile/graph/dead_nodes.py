@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .model_graph import Input, ModelGraph
+from .model_graph import ModelGraph
+from .nodes import Input
 
 
 def remove_dead_nodes(graph: ModelGraph) -> ModelGraph:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sympy
 
 from .dead_nodes import remove_dead_nodes
-from .model_graph import ModelGraph, Node, Op, Pointwise
+from .model_graph import ModelGraph
+from .nodes import Node, Op, Pointwise
 
 
 def fuse_pointwise(graph: ModelGraph) -> ModelGraph:

@@ -3,7 +3,8 @@
 Grammar (one :class:`Node` is ``name = op(inputs) : shape``), open to more kinds of :class:`Op`::
 
     op  ::=  Input(position)                       the network's inputs
-          |  Affine(layer, weight, bias)           y = x Wᵀ + b             one input
+          |  Affine(layer, weight, bias, places)   y_s = x_s Wᵀ + b         one input
+          |  Parameter(layer, weight)              a row that all samples share; no input
           |  Select(index, fill)                   y_j = [x_1|x_2|…]_index[j], or ``fill`` where index = -1
           |  FixedLinear(matrix)                   y = x Aᵀ, A a constant   one input
           |  Pointwise(expression, arguments,      y = φ(x_1, …, x_k; c_1, …), elementwise
@@ -20,157 +21,19 @@ The graph holds names, never tensors: :class:`TracedModel` pairs it with the ten
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import networkx as nx
-import sympy
 
 from ..errors import InternalError
+from .layers import Layer, layers_of
+from .nodes import Input, Node, Output, Pointwise, describe
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a node comes from in the user's model: module path, ``file:line``, and the line's text."""
-
-    module: str = ""
-    location: str = ""
-    code: str = ""
-
-    def __str__(self) -> str:
-        parts = [f"module {self.module!r}" if self.module else "", self.location, self.code]
-        return ", ".join(part for part in parts if part) or "unknown place"
-
-
-@dataclass(frozen=True)
-class Op:
-    """What a node computes; a kind of node is a subclass, and a rule in ``derivation/forward``."""
-
-    def fits(self, size: int, sizes: list[int]) -> bool:
-        """Whether inputs of so many features give a node of ``size`` features."""
-        return len(sizes) == 1
-
-    def describe(self, inputs: tuple[str, ...]) -> str:
-        """The operation in one short phrase."""
-        return f"{type(self).__name__.lower()}({', '.join(inputs)})"
-
-    def plain(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """The same in plain torch, for ``torch.func`` to differentiate; for kinds from outside."""
-        raise InternalError(f"{type(self).__name__} has no plain function")
-
-
-@dataclass(frozen=True)
-class Input(Op):
-    """The network's input number ``position``."""
-
-    position: int = 0
-
-    def fits(self, size: int, sizes: list[int]) -> bool:
-        return not sizes
-
-    def describe(self, inputs: tuple[str, ...]) -> str:
-        return f"input {self.position}"
-
-
-@dataclass(frozen=True)
-class Affine(Op):
-    """``y = x Wᵀ + b`` with ``W: [out, in]``, ``b: [out]``; ``layer`` is the module path (``"encoder.0"``).
-
-    ``trainable`` is False for a frozen layer: curvature passes through it, but it has no factors.
-    ``bias_trainable`` decides whether the layer's factors use the homogeneous coordinate ``[x, 1]``.
-    """
-
-    layer: str
-    weight: str
-    bias: str | None = None
-    trainable: bool = True
-    bias_trainable: bool = True
-
-    @property
-    def homogeneous(self) -> bool:
-        """Whether the bias is trained together with the weight as ``W̄ = [W, b]``."""
-        return self.bias is not None and self.trainable and self.bias_trainable
-
-    def describe(self, inputs: tuple[str, ...]) -> str:
-        return f"affine[{self.layer}]({inputs[0]})" + ("" if self.bias else " without bias")
-
-
-@dataclass(frozen=True)
-class Select(Op):
-    """``y_j = v[index_j]`` where ``v`` is the concatenation of the inputs; ``-1`` selects ``fill``."""
-
-    index: tuple[int, ...]
-    fill: float = 0.0
-
-    def fits(self, size: int, sizes: list[int]) -> bool:
-        return len(self.index) == size and all(-1 <= i < sum(sizes) for i in self.index)
-
-    def describe(self, inputs: tuple[str, ...]) -> str:
-        return f"select[{len(self.index)} features]({', '.join(inputs)})"
-
-
-@dataclass(frozen=True)
-class FixedLinear(Op):
-    """``y = x Aᵀ`` with the constant ``matrix`` A: [out, in] (average pooling, means over features)."""
-
-    matrix: str
-
-    def describe(self, inputs: tuple[str, ...]) -> str:
-        return f"fixed[{self.matrix}]({inputs[0]})"
-
-
-@dataclass(frozen=True)
-class Pointwise(Op):
-    """``y = φ(x_1..x_k; c_1..c_m)`` elementwise.
-
-    ``arguments[i]`` is the symbol of input ``i``. ``constants`` pairs further symbols with the names of
-    constant per-feature vectors ``[size]``, broadcast over the batch.
-    """
-
-    expression: sympy.Expr
-    arguments: tuple[sympy.Symbol, ...]
-    constants: tuple[tuple[sympy.Symbol, str], ...] = ()
-
-    def fits(self, size: int, sizes: list[int]) -> bool:
-        known = {*self.arguments, *(symbol for symbol, _ in self.constants)}
-        alike = len(self.arguments) == len(sizes) and all(each == size for each in sizes)
-        return alike and self.expression.free_symbols <= known
-
-    def describe(self, inputs: tuple[str, ...]) -> str:
-        shown = [*zip(self.arguments, inputs, strict=True), *self.constants]
-        # Of symbols that might be complex, sympy expands real and imaginary parts of all that is nested.
-        names = {symbol: sympy.Symbol(name, real=True) for symbol, name in shown}
-        return str(self.expression.xreplace(names))
-
-
-@dataclass(frozen=True)
-class Output(Op):
-    """The network output ``z``, in the order the loss sees it."""
-
-    def fits(self, size: int, sizes: list[int]) -> bool:
-        return sizes == [size]
-
-
-@dataclass(frozen=True)
-class Node:
-    """One immutable node: a name, an operation, its inputs' names, and its per-sample shape."""
-
-    name: str
-    op: Op
-    inputs: tuple[str, ...]
-    shape: tuple[int, ...]
-    origin: Origin = field(default=Origin(), compare=False)
-
-    @property
-    def size(self) -> int:
-        """Number of features per sample: the product of ``shape``."""
-        return math.prod(self.shape)
 
 
 class ModelGraph:
@@ -231,13 +94,9 @@ class ModelGraph:
         return [found[position] for position in sorted(found)]
 
     @cached_property
-    def layers(self) -> dict[str, Node]:
-        """Trainable affine nodes by layer name, in topological order."""
-        return {
-            node.op.layer: node
-            for node in self
-            if isinstance(node.op, Affine) and node.op.trainable
-        }
+    def layers(self) -> dict[str, Layer]:
+        """Trainable layers by name, in the topological order of their first uses."""
+        return layers_of(self, {node.name: node.size for node in self})
 
     def consumers(self, name: str) -> list[Node]:
         """Nodes that read ``name``, in topological order, each once."""
@@ -286,11 +145,6 @@ class ModelGraph:
         for node in self:
             lines.extend(f'  "{source}" -> "{node.name}";' for source in node.inputs)
         return "\n".join([*lines, "}"])
-
-
-def describe(node: Node) -> str:
-    """The operation of a node in one short phrase, with its inputs' names."""
-    return node.op.describe(node.inputs)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .model_graph import Op
+from .nodes import Op
 from .windows import Window
 
 if TYPE_CHECKING:

@@ -13,16 +13,9 @@ from torch import Tensor, nn
 
 from ..functions.plain_torch import plain
 from ..losses.vocabulary import OUTPUT, TARGET, CoupledLoss, Loss, SeparableLoss
-from .model_graph import (
-    Affine,
-    FixedLinear,
-    Input,
-    Node,
-    Output,
-    Pointwise,
-    Select,
-    TracedModel,
-)
+from .layers import LayerOp
+from .model_graph import TracedModel
+from .nodes import FixedLinear, Input, Node, Output, Pointwise, Select
 
 
 @dataclass(frozen=True)
@@ -65,9 +58,11 @@ class Network:
         match node.op:
             case Input(position):
                 return inputs[position]
-            case Affine(_, weight, bias):
-                h = x[0] @ parameters[weight].T
-                return h if bias is None else h + parameters[bias]
+            case LayerOp(_, weight, bias):
+                h = node.op.apply(
+                    parameters[weight], None if bias is None else parameters[bias], *x
+                )
+                return h.expand(len(inputs[0]), -1)
             case FixedLinear(matrix):
                 return x[0] @ constants[matrix].T
             case Select(index, fill):

@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterator
 from ..errors import CompileError
 from ..functions.derive import differentiate
 from ..functions.stable_forms import stable
-from .model_graph import Affine, ModelGraph, Node, Pointwise, describe
+from .model_graph import ModelGraph
+from .nodes import Node, Pointwise, describe
 
 SHOWN = 5
 
@@ -36,7 +37,11 @@ def require_slopes(graph: ModelGraph, traced: ModelGraph | None = None) -> None:
     for node in reversed(list(graph)):
         if node.name in reached:
             reached.update(x for i, x in enumerate(node.inputs) if not is_flat(node, i))
-    dead = [layer for layer, node in graph.layers.items() if node.name not in reached]
+    dead = [
+        name
+        for name, layer in graph.layers.items()
+        if not any(node.name in reached for node in layer.uses)
+    ]
     if dead:
         raise no_gradient(graph, dead)
 
@@ -46,11 +51,9 @@ def no_gradient(graph: ModelGraph, layers: Collection[str]) -> CompileError:
     parameters: list[str] = []
     cuts: dict[str, Node] = {}
     for layer in layers:
-        start = graph.layers[layer]
-        assert isinstance(start.op, Affine)
-        biased = start.op.bias is not None and start.op.bias_trainable
-        parameters += [start.op.weight, *([start.op.bias] if biased and start.op.bias else [])]
-        cuts |= {node.name: node for node in _cuts(graph, start)}
+        parameters += graph.layers[layer].parameters
+        for use in graph.layers[layer].uses:
+            cuts |= {node.name: node for node in _cuts(graph, use)}
     shown = [f"{describe(node)}, at {node.origin}" for node in cuts.values()]
     rest = len(shown) - SHOWN
     lines = [*shown[:SHOWN], *([f"and {rest} more"] if rest > 0 else [])]

@@ -243,6 +243,13 @@ class ProgramBuilder:
             return self.emit(ir.Multiply(), m, b, name=name)
         return self.emit(ir.MatMul(), m, b, name=name)
 
+    def unflatten(self, value: Value, places: int) -> Value:
+        """``[.., P·d]`` seen as ``[.., P, d]``; as it is where there is one place."""
+        if places == 1:
+            return value
+        sizes = places, value.width // places
+        return self.emit(ir.Unflatten(sizes), value, name=f"{value.name}_at")
+
     def transpose(self, m: Value) -> Value:
         """``Mᵀ``; a structured block is its own transpose."""
         return m if m.is_square else self.emit(ir.Transpose(), m, name=f"{m.name}_T")

@@ -13,6 +13,7 @@ op ::= Leaf(kind, key)             input, target, parameter, constant, state or 
     |  AddDiagonal() | Densify() | Trace() | PlusTranspose() | BroadcastRows()
     |  Transpose() | AsMatrix(structure) | Part(which) | Element(index) | Share(rows)  views
     |  Unflatten(sizes) | Flatten(count)                                             views
+    |  Repeat(rows, size) | PlaceBlocks(places, last)
     |  Stack() | Zeros(spec) | Softmax() | LogSumExp() | SampleCategorical() | Random(kind) | Columns()
     |  SampleDiagonal() | SampleOuter() | ScaleSides()           per-sample matrices [N, d, d]
     |  SampleMatrix(size) | SampleRoot() | SampleMultiply()      read from rows, their roots, M_n v_n
@@ -221,6 +222,25 @@ class Flatten:
 
 
 @dataclass(frozen=True)
+class Repeat:
+    """A number or row, the same for all samples, as a matrix ``[rows, size]``."""
+
+    rows: Dim
+    size: int
+
+
+@dataclass(frozen=True)
+class PlaceBlocks:
+    """``Σ_s M[s, s]`` of a square M over features at ``places``: ``[P·d, P·d] → [d, d]``; thin stays thin.
+
+    Features of a place are neighbours, or ``last`` the places of a feature.
+    """
+
+    places: int
+    last: bool = False
+
+
+@dataclass(frozen=True)
 class Zeros:
     """Zeros of a given shape."""
 
@@ -366,7 +386,8 @@ class StepSizes:
 Op = (
     Leaf | Affine | MatMul | Pointwise | Gather | Scatter | Moment | Mean | Total | RowSum | Dot | Multiply
     | SymmetricProduct | Hadamard | AddDiagonal | Densify | Trace | PlusTranspose | BroadcastRows
-    | Transpose | AsMatrix | Part | Element | Share | Unflatten | Flatten | Stack | Zeros | Softmax
+    | Repeat | PlaceBlocks | Transpose | AsMatrix | Part | Element | Share | Unflatten | Flatten | Stack
+    | Zeros | Softmax
     | LogSumExp | SampleCategorical | Random | Columns | SampleDiagonal | SampleOuter | SampleMatrix
     | SampleRoot | SampleMultiply
     | ScaleSides | Decay | Average | DampedInverse

@@ -30,11 +30,13 @@ from .operations import (
     Multiply,
     Op,
     Part,
+    PlaceBlocks,
     PlusTranspose,
     Pointwise,
     Precondition,
     PreconditionEigen,
     Random,
+    Repeat,
     RowSum,
     SampleCategorical,
     SampleDiagonal,
@@ -107,6 +109,10 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
             return Spec((*shapes[0][:-2], shapes[0][-1], shapes[0][-2]))
         case BroadcastRows():
             return Spec(shapes[1])
+        case Repeat(rows, size):
+            return Spec((rows, size))
+        case PlaceBlocks(places):
+            return matrix(inputs[0].structure, inputs[0].size // places)
         case PlusTranspose():
             return matrix(Structure.SYMMETRIC, _int(shapes[0][-1]))
         case AsMatrix(structure, size):

@@ -256,6 +256,22 @@ def cross_moment(
             out[:, -1].mul_(coordinate)
 
 
+def place_blocks(m: Tensor, places: int, last: bool, out: Tensor) -> None:
+    """``out ← Σ_s M[s, s]`` over ``places``, neighbours of one feature where ``last``; M as it is stored."""
+    if m.dim() == 0:
+        torch.mul(m, places, out=out)
+        return
+    features = len(m) // places
+    split = m.unflatten(0, (features, places) if last else (places, features))
+    place = 1 if last else 0
+    if m.dim() == 1:
+        torch.sum(split, dim=place, out=out)
+        return
+    split = split.unflatten(-1, (features, places) if last else (places, features))
+    blocks = split.diagonal(dim1=place, dim2=place + 2)  # the places become the last dimension
+    torch.sum(blocks, dim=-1, out=out)
+
+
 def dot(a: Tensor, b: Tensor, mean: bool, out: Tensor) -> None:
     """``out ← Σ a ⊙ b``, divided by the number of rows if ``mean``."""
     if a.is_contiguous() and b.is_contiguous():

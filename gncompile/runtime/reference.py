@@ -90,6 +90,8 @@ class ReferenceStep:
             case ir.Share(rows):
                 first = self.dims["N"] - self.dims["F"] if rows == "F" else 0
                 return v[0].narrow(specs[0].samples_axis, first, self.dims[str(rows)])
+            case ir.Repeat(rows, size):
+                return v[0].expand(self.dims[str(rows)], size).clone()
             case ir.Columns():
                 return columns(v, self.column_start, self.dims["S"])
             case ir.Moment():
@@ -178,6 +180,8 @@ def apply(op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
         case ir.ScaleSides(left, right):
             m = v[0] * v[1][:, :, None] if left else v[0]
             return m * v[-1][:, None, :] if right else m
+        case ir.PlaceBlocks():
+            return place_blocks(op, v[0])
         case ir.BroadcastRows():
             return v[0].expand(v[1].shape).clone()
     return apply_matrix(op, v, specs)
@@ -321,6 +325,17 @@ def scatter(x: Tensor, index: tuple[int, ...], size: int, axis: int) -> Tensor:
     shape = list(x.shape)
     shape[axis] = size
     return x.new_zeros(shape).index_add_(axis, places, x.index_select(axis, source))
+
+
+def place_blocks(op: ir.PlaceBlocks, m: Tensor) -> Tensor:
+    """``Σ_s M[s, s]``; of a number times the identity, a diagonal, or a full matrix."""
+    if m.dim() == 0:
+        return m * op.places
+    size = len(m) // op.places
+    shape = (size, op.places) if op.last else (op.places, size)
+    at = torch.arange(len(m), device=m.device).reshape(shape)
+    places = at.T if op.last else at
+    return sum((m[s] if m.dim() == 1 else m[s][:, s] for s in places), start=m.new_zeros(()))
 
 
 def sample_categorical(p: Tensor, u: Tensor) -> Tensor:

@@ -87,6 +87,9 @@ class Kronecker(Solver):
                 self._decompose("Q", layer, q)
                 self._decompose("G", layer, g)
                 continue
+            if self.optimiser.layers[layer].vector:
+                self._invert_vector(layer, g)
+                continue
             root = self.builder.pointwise(
                 sympy.sqrt(k), {k: self.optimiser.kappa(layer)}, name="root_kappa"
             )
@@ -104,6 +107,13 @@ class Kronecker(Solver):
                     into=inverse,
                     name=f"{kind}_inverse_{layer}",
                 )
+
+    def _invert_vector(self, layer: str, g: Value) -> None:
+        """``(Ḡ + κ I)⁻¹``: the block of a trainable vector is no product, and Q stays 1."""
+        kappa = self.optimiser.kappa(layer)
+        inverse = self._inverse("G", layer, g.spec)
+        op = ir.DampedInverse(self.settings.inverse == "newton_schulz" and len(g.spec.shape) == 2)
+        self.builder.emit(op, g, kappa, into=inverse, name=f"G_inverse_{layer}")
 
     def _inverse(self, kind: str, layer: str, spec: Spec) -> Value:
         return self.builder.state(f"{kind}_inverse.{layer}", spec, "identity")
@@ -131,7 +141,7 @@ class Kronecker(Solver):
         inputs, outputs = self.factors.inputs, self.factors.outputs
         result = {}
         for layer, gradient in self.builder.layerwise(gradients):
-            name = f"delta_{self.optimiser.layers[layer].name}"
+            name = f"delta_{self.optimiser.layers[layer].node.name}"
             specs = inputs[layer].spec, outputs[layer].spec
             if self.settings.inverse == "eigen":
                 q, g = (self._eigen(kind, layer, s) for kind, s in zip("QG", specs, strict=True))

@@ -13,7 +13,7 @@ from ..base.settings import Settings
 from ..derivation.damping import JUDGED
 from ..derivation.optimiser import CHOSEN
 from ..errors import BatchError, expected_got
-from ..graph.model_graph import Affine, TracedModel
+from ..graph.model_graph import TracedModel
 from ..losses.vocabulary import Loss
 from ..program.step_program import StepProgram
 from ..runtime.executable import Executable
@@ -40,25 +40,18 @@ class Compiled:
 
     def trained(self) -> dict[str, Tensor]:
         """The parameters that are updated, by name, in graph order."""
-        trained: dict[str, Tensor] = {}
-        for node in self.traced.graph.layers.values():
-            assert isinstance(node.op, Affine)
-            names = [node.op.weight] + (
-                [node.op.bias] if node.op.homogeneous and node.op.bias else []
-            )
-            trained |= {name: self.traced.parameters[name].detach() for name in names}
-        return trained
+        layers = self.traced.graph.layers.values()
+        names = [name for layer in layers for name in layer.parameters]
+        return {name: self.traced.parameters[name].detach() for name in names}
 
     def split(self, by_layer: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Values shaped like ``W̄ = [W, b]`` by layer as views by parameter name."""
-        views = {}
-        for layer, value in by_layer.items():
-            op = self.traced.graph.layers[layer].op
-            assert isinstance(op, Affine)
-            views[op.weight] = value[:, :-1] if op.homogeneous else value
-            if op.homogeneous and op.bias:
-                views[op.bias] = value[:, -1]
-        return views
+        """Values shaped like ``W̄ = [W, b]`` by layer, in the parameters' shapes by their names."""
+        layers = self.traced.graph.layers
+        parts: dict[str, Tensor] = {}
+        for name, value in by_layer.items():
+            parts |= layers[name].split(value)
+        shapes = {name: self.traced.parameters[name].shape for name in parts}
+        return {name: part.reshape(shapes[name]) for name, part in parts.items()}
 
     def join(self, by_parameter: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inverse of :meth:`split`; missing parameters count as zero.
@@ -74,17 +67,9 @@ class Compiled:
                     f"the direction has {name!r}\n{expected_got(wanted, found)}",
                     instead=f"give tensors shaped like {', '.join(trained)}",
                 )
-        joined, memory = {}, self.executable.memory
-        for layer, node in self.traced.graph.layers.items():
-            assert isinstance(node.op, Affine)
-            columns = self.traced.graph[node.inputs[0]].size + int(node.op.homogeneous)
-            joined[layer] = torch.zeros(
-                node.size, columns, dtype=memory.dtype, device=memory.device
-            )
-            for name, view in self.split({layer: joined[layer]}).items():
-                if name in by_parameter:
-                    view.copy_(by_parameter[name])
-        return joined
+        zeros = {name: torch.zeros_like(p) for name, p in trained.items()}
+        given = {**zeros, **by_parameter}
+        return {name: x.joined(given) for name, x in self.traced.graph.layers.items()}
 
     # --- What the last phases found -------------------------------------------------------------------
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import expected_got
-from ..graph.model_graph import ModelGraph, Select, describe
+from ..graph.model_graph import ModelGraph
+from ..graph.nodes import Select, describe
 
 Fingerprint = dict[str, Any]
 

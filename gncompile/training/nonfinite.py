@@ -16,7 +16,9 @@ from torch import Tensor
 
 from ..errors import BatchError
 from ..functions.expressions import evaluate
-from ..graph.model_graph import Affine, FixedLinear, Node, Pointwise, TracedModel
+from ..graph.layers import LayerOp
+from ..graph.model_graph import TracedModel
+from ..graph.nodes import FixedLinear, Node, Pointwise
 from ..graph.torch_network import Network
 from ..losses.vocabulary import Loss
 
@@ -71,13 +73,13 @@ def first_cause(
 
 
 def _remedy(node: Node) -> str:
-    if isinstance(node.op, Affine | FixedLinear):
+    if isinstance(node.op, LayerOp | FixedLinear):
         return "check the scale of the inputs and initial weights"
     return "keep the function's argument in its domain, by softplus or a clamp say, or scale the inputs"
 
 
 def _explain(node: Node, given: list[Tensor], value: Tensor, traced: TracedModel) -> str:
-    if isinstance(node.op, Affine):
+    if isinstance(node.op, LayerOp):
         for name in (node.op.weight, node.op.bias):
             if name and not torch.isfinite(traced.parameters[name]).all():
                 return f"the parameter {name!r} is {_count(traced.parameters[name])}"

@@ -14,16 +14,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..graph.model_graph import (
-    Affine,
-    FixedLinear,
-    ModelGraph,
-    Node,
-    Output,
-    Pointwise,
-    Select,
-    TracedModel,
-)
+from ..graph.layers import Affine
+from ..graph.model_graph import ModelGraph, TracedModel
+from ..graph.nodes import FixedLinear, Input, Node, Output, Pointwise, Select
 
 Kept = dict[str, set[int]]
 
@@ -36,6 +29,8 @@ def shrink(
     Constants keep their values at the features that stay. Where selections need more features than that,
     more are kept; ``whole_output`` keeps every output, for a loss that couples them.
     """
+    if not all(_can_shrink(node) for node in traced.graph):
+        return _redrawn(traced, generator)
     kept = features(traced.graph, whole_output)
     order = {name: sorted(indices) for name, indices in kept.items()}
     parameters: dict[str, Tensor] = {}
@@ -44,6 +39,27 @@ def shrink(
         _shrunken(node, traced, order, parameters, constants, generator) for node in traced.graph
     ]
     return replace(traced, graph=ModelGraph(nodes), parameters=parameters, constants=constants)
+
+
+def _can_shrink(node: Node) -> bool:
+    """Whether the node's features can be left out one by one: not of a layer at several places."""
+    alone = type(node.op) is Affine and node.op.places == 1 and not node.op.transposed
+    return alone or isinstance(node.op, Input | Select | FixedLinear | Pointwise | Output)
+
+
+def _redrawn(traced: TracedModel, generator: torch.Generator) -> TracedModel:
+    """The same network in float64 with parameters drawn anew."""
+
+    def drawn(tensor: Tensor) -> Tensor:
+        scale = tensor[0].numel() ** -0.5 if tensor.dim() > 1 else 0.5
+        return normal(generator, *tensor.shape) * scale
+
+    parameters = {name: drawn(tensor) for name, tensor in traced.parameters.items()}
+    constants = {
+        name: tensor.double() if tensor.is_floating_point() else tensor
+        for name, tensor in traced.constants.items()
+    }
+    return replace(traced, parameters=parameters, constants=constants)
 
 
 def features(graph: ModelGraph, whole_output: bool = False) -> Kept:

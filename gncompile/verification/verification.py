@@ -21,7 +21,9 @@ from torch.func import grad, hessian, jacrev, jvp
 
 from ..base.settings import Settings
 from ..frontends.torch_export import trace
-from ..graph.model_graph import Affine, ModelGraph, Node, TracedModel
+from ..graph.layers import Layer, LayerOp
+from ..graph.model_graph import ModelGraph, TracedModel
+from ..graph.nodes import Node
 from ..graph.torch_network import Network, objective
 from ..losses.vocabulary import CoupledLoss, Loss, SoftmaxCrossEntropy, resolve_loss
 from ..pipeline import (
@@ -83,7 +85,8 @@ def verify(
 
 
 def _sizes(full: ModelGraph, small: ModelGraph) -> tuple[tuple[str, int, int], ...]:
-    shown = [*full.inputs, *full.layers.values(), full.output]
+    uses = [layer.node for layer in full.layers.values()]
+    shown = [*full.inputs, *uses, full.output]
     return tuple((node.name, node.size, small[node.name].size) for node in shown)
 
 
@@ -151,11 +154,11 @@ class Problem:
         plain = grad(lambda p: single._value(p, tuple(x.float() for x in flat), _float32(y)))
         by_torch = plain(single._trained())
         checks = []
-        for layer, node in self.graph.layers.items():
-            expected = self._joined(node, wanted)
+        for layer, record in self.graph.layers.items():
+            expected = record.joined(wanted)
             found = _error(executable.result(f"grad.{layer}"), expected)
             checks.append(Check(layer, "gradient, full size", "the module under autograd", found))
-            reached = _error(self._joined(node, by_torch).double(), expected)
+            reached = _error(record.joined(by_torch).double(), expected)
             rounding = max(FLOAT32_TOLERANCE, FLOAT32_FACTOR * reached)
             found = _error(small.result(f"grad.{layer}").double(), expected)
             beyond = 0.0 if found <= rounding else found
@@ -182,8 +185,8 @@ class Problem:
         slopes = grad(lambda parameters: self._value(parameters, inputs, y))(trained)
         reference = "its torch module" if self.loss_module else "its formula in torch"
         checks = [Check("", "loss", reference, _error(executable.result("loss"), expected))]
-        for layer, node in self.graph.layers.items():
-            found, wanted = executable.result(f"grad.{layer}"), self._joined(node, slopes)
+        for layer, record in self.graph.layers.items():
+            found, wanted = executable.result(f"grad.{layer}"), record.joined(slopes)
             checks.append(Check(layer, "gradient", "torch.func.grad", _error(found, wanted)))
         return checks
 
@@ -211,8 +214,8 @@ class Problem:
         inputs, y = self.batch(SAMPLES)
         executable = self._executable(tangent_program(self.graph))
         checks = []
-        for layer, node in self.graph.layers.items():
-            direction = self._direction(node)
+        for layer, record in self.graph.layers.items():
+            direction = self._direction(record)
             self._set_direction(executable, direction)
             self._load(executable, inputs, y, "gradient", "quadratic")
             found = executable.result("tangent")
@@ -266,49 +269,60 @@ class Problem:
         return (vectors * values.clamp(min=0)[:, None, :]) @ vectors.mT
 
     def gauss_newton(self, inputs: tuple[Tensor, ...], y: Tensor) -> dict[str, Tensor]:
-        """``(1/N) Σ_n J_nᵀ 𝓗_n J_n`` at every layer's pre-activation, ``J_n`` and ``𝓗_n`` by torch.func."""
+        """``(1/(N S)) Σ_n Σ_s J_nsᵀ 𝓗_n J_ns`` at the S places of every layer, by torch.func."""
         curvature = self._output_hessians(inputs, y)
         blocks = {}
-        for layer, node in self.graph.layers.items():
-            zero = curvature.new_zeros(len(curvature), node.size)
-            name = node.name
-            # samples do not meet, so a sum over them holds each one's own Jacobian
-            columns = jacrev(lambda e: self.network({}, inputs, {name: e}).sum(dim=0))(zero)  # noqa: B023
-            jacobian = columns.transpose(0, 1)
-            blocks[layer] = (jacobian.mT @ curvature @ jacobian).mean(dim=0)
+        for name, layer in self.graph.layers.items():
+            uses = [self._at_places(node, inputs, curvature) for node in layer.uses]
+            blocks[name] = torch.stack(uses).sum(dim=0) / layer.places
         return blocks
+
+    def _at_places(self, node: Node, inputs: tuple[Tensor, ...], curvature: Tensor) -> Tensor:
+        """``(1/N) Σ_n Σ_s J_nsᵀ 𝓗_n J_ns`` of one use."""
+        zero = curvature.new_zeros(len(curvature), node.size)
+        # samples do not meet, so a sum over them holds each one's own Jacobian
+        columns = jacrev(lambda e: self.network({}, inputs, {node.name: e}).sum(dim=0))(zero)
+        assert isinstance(node.op, LayerOp)
+        places = node.op.places_in(node.size, [self.graph[x].size for x in node.inputs])
+        last = node.op.places_last
+        jacobian = columns.transpose(0, 1).unflatten(-1, (-1, places) if last else (places, -1))
+        spelled = "nkds,nkl,nles->de" if last else "nksd,nkl,nlse->de"
+        return torch.einsum(spelled, jacobian, curvature, jacobian) / len(curvature)
 
     def _input_moments(self, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
         values = self.network.values({}, inputs, {})
         moments = {}
-        for layer, node in self.graph.layers.items():
-            a = values[node.inputs[0]]
-            assert isinstance(node.op, Affine)
-            a = torch.cat([a, a.new_ones(len(a), 1)], dim=1) if node.op.homogeneous else a
-            moments[layer] = a.T @ a / len(a)
+        for name, layer in self.graph.layers.items():
+            if layer.vector:
+                moments[name] = torch.ones(1, 1, dtype=inputs[0].dtype)
+                continue
+            rows = []
+            for node in layer.uses:
+                assert isinstance(node.op, LayerOp)
+                a = node.op.input_rows(*(values[x] for x in node.inputs))
+                coordinate = float(node.op.homogeneous)
+                last = a.new_full((*a.shape[:-1], int(layer.homogeneous)), coordinate)
+                rows.append(torch.cat([a, last], dim=-1).flatten(0, 1))
+            whole = torch.cat(rows)
+            moments[name] = whole.T @ whole / len(inputs[0])
         return moments
 
     # --- parameters by name and by layer --------------------------------------------------------------
 
     def _trained(self) -> dict[str, Tensor]:
-        names = [name for node in self.graph.layers.values() for name in _parameter_names(node)]
+        names = [name for layer in self.graph.layers.values() for name in layer.parameters]
         return {name: self.traced.parameters[name] for name in names}
 
-    def _joined(self, node: Node, by_name: Mapping[str, Tensor]) -> Tensor:
-        """``[W, b]`` of a layer."""
-        weight, *bias = (by_name[name] for name in _parameter_names(node))
-        return torch.cat([weight, bias[0][:, None]], dim=1) if bias else weight
-
-    def _direction(self, *nodes: Node) -> dict[str, Tensor]:
-        """Random changes of these nodes' parameters, zero for all others."""
+    def _direction(self, *layers: Layer) -> dict[str, Tensor]:
+        """Random changes of these layers' parameters, zero for all others."""
         direction = {name: torch.zeros_like(p) for name, p in self._trained().items()}
-        for name in [name for node in nodes for name in _parameter_names(node)]:
+        for name in [name for layer in layers for name in layer.parameters]:
             direction[name] = normal(self.generator, *direction[name].shape)
         return direction
 
     def _set_direction(self, executable: Executable, direction: Mapping[str, Tensor]) -> None:
-        for layer, node in self.graph.layers.items():
-            executable.memory.states[f"direction0.{layer}"].copy_(self._joined(node, direction))
+        for name, layer in self.graph.layers.items():
+            executable.memory.states[f"direction0.{name}"].copy_(layer.joined(direction))
 
     # --- compiled programs ----------------------------------------------------------------------------
 
@@ -329,11 +343,6 @@ class Problem:
         rows = nn.functional.one_hot(y, self.graph.output.size) if y.dim() == 1 else y
         executable.load(inputs, rows.to(executable.memory.dtype))
         executable.run(*phases)
-
-
-def _parameter_names(node: Node) -> list[str]:
-    assert isinstance(node.op, Affine)
-    return [node.op.weight] + ([node.op.bias] if node.op.homogeneous and node.op.bias else [])
 
 
 def _dense(executable: Executable, role: str) -> Tensor:

@@ -20,7 +20,9 @@ from gncompile.derivation.forward import NodeRule, node_rule
 from gncompile.derivation.jacobians import Jacobian
 from gncompile.derivation.method_choice import candidate_program
 from gncompile.errors import CompileError
-from gncompile.graph.model_graph import Affine, Input, ModelGraph, Node, Op, Output, TracedModel
+from gncompile.graph.layers import Affine
+from gncompile.graph.model_graph import ModelGraph, TracedModel
+from gncompile.graph.nodes import Input, Node, Op, Output
 from gncompile.graph.torch_network import Network, objective
 from gncompile.losses import resolve_loss
 from gncompile.pipeline import factor_program, tangent_program

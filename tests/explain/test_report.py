@@ -54,7 +54,9 @@ from gncompile.explain.report.views import Views
 from gncompile.frontends.torch_export import trace
 from gncompile.functions import Primitive
 from gncompile.functions.transfer import transfer, transfer_names
-from gncompile.graph.model_graph import Affine, ModelGraph, Node, Pointwise
+from gncompile.graph.layers import Affine
+from gncompile.graph.model_graph import ModelGraph
+from gncompile.graph.nodes import Node, Pointwise
 from gncompile.losses import SeparableLoss, resolve_loss
 from gncompile.pipeline import prepare, step_program
 from gncompile.program import operations as ir

@@ -21,7 +21,7 @@ from gncompile.functions.transfer import (
     TransferFunction,
     define_transfer,
 )
-from gncompile.graph.model_graph import Pointwise
+from gncompile.graph.nodes import Pointwise
 
 POINTS = torch.linspace(-3.1, 2.9, 13, dtype=torch.float64)[:, None]
 TEXTS = (

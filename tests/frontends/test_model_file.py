@@ -15,7 +15,9 @@ from gncompile.errors import ExpressionError, GncompileError, ModelFileError
 from gncompile.frontends import trace
 from gncompile.frontends.model_file import ModelFile, load_model_file
 from gncompile.graph.fuse_pointwise import fuse_pointwise
-from gncompile.graph.model_graph import Affine, ModelGraph, Pointwise
+from gncompile.graph.layers import Affine
+from gncompile.graph.model_graph import ModelGraph
+from gncompile.graph.nodes import Pointwise
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -24,7 +24,8 @@ from gncompile.frontends.aten import COMPARISONS, POINTWISE
 from gncompile.frontends.torch_export import trace
 from gncompile.functions import number
 from gncompile.functions.derive import pointwise_rule
-from gncompile.graph.model_graph import Node, Pointwise, TracedModel
+from gncompile.graph.model_graph import TracedModel
+from gncompile.graph.nodes import Node, Pointwise
 from gncompile.pipeline import prepare
 from gncompile.verification.accuracy import run_torch_statements
 

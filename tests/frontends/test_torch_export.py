@@ -17,7 +17,9 @@ from torch.nn import functional
 
 from gncompile.frontends import torch_export, trace
 from gncompile.graph.fuse_pointwise import fuse_pointwise
-from gncompile.graph.model_graph import Affine, FixedLinear, Pointwise, Select, TracedModel
+from gncompile.graph.layers import Affine
+from gncompile.graph.model_graph import TracedModel
+from gncompile.graph.nodes import FixedLinear, Pointwise, Select
 
 
 class Function(nn.Module):

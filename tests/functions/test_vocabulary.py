@@ -33,16 +33,9 @@ from gncompile.functions.transfer import (
     transfer_names,
 )
 from gncompile.graph.fuse_pointwise import fuse_pointwise
-from gncompile.graph.model_graph import (
-    Affine,
-    Input,
-    ModelGraph,
-    Node,
-    Output,
-    Pointwise,
-    Select,
-    TracedModel,
-)
+from gncompile.graph.layers import Affine
+from gncompile.graph.model_graph import ModelGraph, TracedModel
+from gncompile.graph.nodes import Input, Node, Output, Pointwise, Select
 from gncompile.losses import resolve_loss
 from gncompile.pipeline import factor_program
 from gncompile.runtime.executable import Executable

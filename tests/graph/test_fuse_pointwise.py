@@ -7,16 +7,9 @@ import sympy
 from gncompile.functions import sigmoid
 from gncompile.graph.dead_nodes import remove_dead_nodes
 from gncompile.graph.fuse_pointwise import MAX_OPERATIONS, fuse_pointwise
-from gncompile.graph.model_graph import (
-    Affine,
-    Input,
-    ModelGraph,
-    Node,
-    Op,
-    Output,
-    Pointwise,
-    Select,
-)
+from gncompile.graph.layers import Affine
+from gncompile.graph.model_graph import ModelGraph
+from gncompile.graph.nodes import Input, Node, Op, Output, Pointwise, Select
 
 A, B, C = sympy.symbols("a b c", real=True)
 

@@ -19,7 +19,8 @@ from gncompile.functions.derive import pointwise_rule
 from gncompile.functions.expressions import evaluate
 from gncompile.functions.transfer import ARGUMENT, transfer
 from gncompile.graph.fuse_pointwise import fuse_pointwise
-from gncompile.graph.model_graph import Input, Node, Output, Pointwise, Select, TracedModel
+from gncompile.graph.model_graph import TracedModel
+from gncompile.graph.nodes import Input, Node, Output, Pointwise, Select
 
 WIDTH, BATCH = 3, 40
 NAMES = {"torch": torch, "F": functional}

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 import gncompile
 from gncompile.derivation.loss_rules import loss_rules
 from gncompile.errors import LossError
-from gncompile.graph.model_graph import Input, ModelGraph, Node, Output, TracedModel
+from gncompile.graph.model_graph import ModelGraph, TracedModel
+from gncompile.graph.nodes import Input, Node, Output
 from gncompile.losses import Loss, losses_torch, resolve_loss
 from gncompile.losses import vocabulary as losses
 from gncompile.program.builder import ProgramBuilder

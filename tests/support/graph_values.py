@@ -9,17 +9,9 @@ import sympy
 import torch
 from torch import Tensor
 
-from gncompile.graph.model_graph import (
-    Affine,
-    FixedLinear,
-    Input,
-    ModelGraph,
-    Node,
-    Output,
-    Pointwise,
-    Select,
-    TracedModel,
-)
+from gncompile.graph.layers import Affine
+from gncompile.graph.model_graph import ModelGraph, TracedModel
+from gncompile.graph.nodes import FixedLinear, Input, Node, Output, Pointwise, Select
 
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "sigmoid": torch.sigmoid,

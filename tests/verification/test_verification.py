@@ -19,7 +19,7 @@ from gncompile.derivation import forward, loss_rules
 from gncompile.errors import LossError
 from gncompile.frontends.torch_export import trace
 from gncompile.functions import derive, expressions, stable_forms
-from gncompile.graph.model_graph import FixedLinear, Select
+from gncompile.graph.nodes import FixedLinear, Select
 from gncompile.graph.torch_network import Network
 from gncompile.pipeline import prepare
 from gncompile.verification import verification

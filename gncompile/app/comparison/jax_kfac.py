@@ -18,15 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.dlpack import from_dlpack
 
-from ...graph.model_graph import (
-    Affine,
-    FixedLinear,
-    Input,
-    ModelGraph,
-    Output,
-    Pointwise,
-    Select,
-)
+from ...graph.layers import Affine
+from ...graph.model_graph import ModelGraph
+from ...graph.nodes import FixedLinear, Input, Output, Pointwise, Select
 from ..api import understand
 from .task import Pair, Task
 

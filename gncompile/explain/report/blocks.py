@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...emit.layout import Statement
-from ...graph.model_graph import Node
+from ...graph.nodes import Node
 from ..notation import Math
 
 

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from ...base.tables import count
 from ...derivation.piecewise_linear import rule_of, theorem
-from ...graph.model_graph import Affine, Input, ModelGraph, Node, Output, Pointwise, Select
+from ...graph.layers import LayerOp
+from ...graph.model_graph import ModelGraph
+from ...graph.nodes import Input, Node, Output, Pointwise, Select
 from ...losses.loss_types import SoftmaxCrossEntropy
 from ..formulas import Equation
 from ..readback import METHODS
@@ -92,7 +94,7 @@ def _node_rows(views: Views) -> Iterator[list[Cell]]:
 def _layer_rows(views: Views) -> Iterator[list[Cell]]:
     layers = views.read.graph.layers
     for row in views.read.layer_rows():
-        first = Link(row[0], layers[row[0]]) if row[0] in layers else row[0]
+        first = Link(row[0], layers[row[0]].node) if row[0] in layers else row[0]
         yield [first, *row[1:]]
 
 
@@ -117,7 +119,7 @@ def node_page(views: Views, node: Node) -> Page:
     """Facts, rules, plot, formulas of the program, cost and source lines of one node."""
     read = views.read
     name = node.name
-    layer = node.op.layer if isinstance(node.op, Affine) and node.op.trainable else None
+    layer = node.op.layer if isinstance(node.op, LayerOp) and node.op.trainable else None
     methods = read.methods if layer is None else [read.method(layer)]
     derived = tuple(rules(node, methods))
     sections = [Section("", (Picture(node), Facts(tuple(_facts(views, node)))))]
@@ -151,7 +153,7 @@ def _facts(views: Views, node: Node) -> Iterator[tuple[str, Cell]]:
     shape = ", ".join(map(str, ("N", *node.shape)))
     flat = f", as flat features [N, {node.size}]" if len(node.shape) != 1 else ""
     yield "shape", f"[{shape}]{flat}"
-    if isinstance(node.op, Affine):
+    if isinstance(node.op, LayerOp):
         yield from _layer_facts(views, node)
     if isinstance(node.op, Select):
         yield "index", _index_text(node.op)
@@ -171,11 +173,11 @@ def _facts(views: Views, node: Node) -> Iterator[tuple[str, Cell]]:
 
 def _layer_facts(views: Views, node: Node) -> Iterator[tuple[str, Cell]]:
     read = views.read
-    assert isinstance(node.op, Affine)
+    assert isinstance(node.op, LayerOp)
     if node.op.layer not in read.graph.layers:
         yield "training", "frozen: curvature passes through, there are no factors"
         return
-    row = read.row(node.op.layer, node)
+    row = read.row(read.graph.layers[node.op.layer])
     yield "computes", f"{row[1]}, {row[7]} parameters"
     yield "factors", f"Q {row[4]}, Ḡ {row[5]}, by {row[3]}"
     yield (

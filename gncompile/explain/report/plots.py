@@ -17,7 +17,8 @@ import sympy
 from ...base.untrusted import in_picture
 from ...derivation.piecewise_linear import rule_of
 from ...functions.transfer import transfer, transfer_names
-from ...graph.model_graph import Node, Pointwise, TracedModel
+from ...graph.model_graph import TracedModel
+from ...graph.nodes import Node, Pointwise
 from .elements import parsed_svg
 
 if TYPE_CHECKING:

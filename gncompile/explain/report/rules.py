@@ -12,7 +12,8 @@ import sympy
 
 from ...derivation.piecewise_linear import rule_of
 from ...functions.derive import PointwiseRule
-from ...graph.model_graph import Affine, FixedLinear, Node, Output, Pointwise, Select
+from ...graph.layers import Affine
+from ...graph.nodes import FixedLinear, Node, Output, Pointwise, Select
 from ..notation import (
     Bracket,
     Call,

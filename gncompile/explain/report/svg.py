@@ -7,7 +7,8 @@ from xml.etree.ElementTree import Element
 
 import networkx as nx
 
-from ...graph.model_graph import ModelGraph, Node
+from ...graph.model_graph import ModelGraph
+from ...graph.nodes import Node
 from .elements import element
 from .layout import Layout, layered
 from .views import caption, kind

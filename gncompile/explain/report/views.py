@@ -14,7 +14,8 @@ from functools import cached_property
 from ...base.untrusted import slug
 from ...emit.layout import Statement
 from ...emit.step_source import StepSource
-from ...graph.model_graph import Affine, FixedLinear, Input, Node, Pointwise, Select
+from ...graph.layers import Affine, Parameter
+from ...graph.nodes import FixedLinear, Input, Node, Pointwise, Select
 from ...program import operations as ir
 from ...program.costs import Cost, total
 from ..formulas import Equation
@@ -59,7 +60,7 @@ class Views:
     @cached_property
     def owners(self) -> dict[str, str]:
         """For every instruction the node it is shown with; ``""`` for what the nodes share."""
-        layers = {layer: node.name for layer, node in self.read.graph.layers.items()}
+        layers = {name: layer.node.name for name, layer in self.read.graph.layers.items()}
         work = (i for i in self.read.program if not isinstance(i.op, ir.Leaf))
         return {i.name: i.origin.node or layers.get(i.origin.layer, "") for i in work}
 
@@ -130,6 +131,8 @@ def caption(node: Node) -> str:
             return f"input {position}"
         case Affine(bias=bias, trainable=trainable):
             return ("x Wᵀ + b" if bias else "x Wᵀ") + ("" if trainable else ", frozen")
+        case Parameter(weight=weight):
+            return weight
         case Select(index):
             return f"select {len(index)}"
         case FixedLinear(matrix):
