@@ -18,8 +18,9 @@ def write_windowed(w: File, i: Instruction, out: str, v: list[str]) -> list[str]
             return [_computed(w, i, out, f"convolve({operands}, {_convolution(w, g)}")]
         case ir.ConvolveAdjoint(g):
             return [_computed(w, i, out, f"adjoint({v[0]}, {v[1]}, {_convolution(w, g)}")]
-        case ir.ConvolveGradient(g, homogeneous):
+        case ir.ConvolveGradient(g, homogeneous, coordinate):
             call = f"gradient({v[0]}, {v[1]}, {_convolution(w, g)}, {literal(homogeneous)}"
+            call += "" if coordinate == 1.0 else f", coordinate={literal(coordinate)}"
         case ir.Patches(g):
             call = f"patches({v[0]}, {_convolution(w, g)}"
         case ir.MaxPool(window):
@@ -32,6 +33,8 @@ def write_windowed(w: File, i: Instruction, out: str, v: list[str]) -> list[str]
             call = f"pick({v[0]}, {v[1]}, {_window(w, window)}"
         case ir.Spread(window):
             call = f"spread({v[0]}, {v[1] if len(v) > 1 else None}, {_window(w, window)}"
+        case ir.BlockDiagonal(blocks):
+            call = f"block_diagonal({v[0]}, {literal(blocks)}"
         case ir.OneHot(count):
             call = f"one_hot({v[0]}, {literal(count)}"
         case _:

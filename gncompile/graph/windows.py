@@ -46,6 +46,11 @@ class Window:
         return tuple((t - 1) * s + r - p - n for t, s, r, p, n in axes)
 
     @property
+    def beyond(self) -> tuple[int, ...]:
+        """How many points of the padded grid no window reaches at its end."""
+        return tuple(p - over for p, over in zip(self.padding, self.overhang, strict=True))
+
+    @property
     def disjoint(self) -> bool:
         """Whether no two windows meet."""
         return all(s >= r for s, r in zip(self.stride, self.reach, strict=True))

@@ -7,7 +7,7 @@ op ::= Convolve(geometry)                     W ⋆ x [+ b]
     |  MaxPool(window) | SumPool(window)      of the taps of every window
     |  Winners(window)                        which tap is the maximum
     |  Pick(window) | Spread(window)          from and to the winners; Spread also to all taps
-    |  OneHot(count)
+    |  OneHot(count) | BlockDiagonal(blocks)
 
 A batch of grids is a value ``[.., N, C·P]`` of C channels of P points, or the same for columns and rows of
 matrices: whatever stands before the features is one batch.
@@ -31,6 +31,10 @@ class Windowed:
         """The spec of the result."""
         raise NotImplementedError
 
+    def grids(self, inputs: tuple[str, ...], result: str) -> tuple[str, ...]:
+        """Which of its operands and result are grids, read and written as such: nothing may pad them."""
+        return (*inputs, result)
+
     def flops(self, sizes: Sequence[Sequence[int]], out: int) -> int:
         """Operations for operands of these ``sizes`` and ``out`` elements of the result."""
         return 0
@@ -45,6 +49,9 @@ class Convolve(Windowed):
     def result(self, inputs: Sequence[Spec]) -> Spec:
         return _with_features(inputs[0], self.geometry.outputs * self.geometry.places)
 
+    def grids(self, inputs: tuple[str, ...], result: str) -> tuple[str, ...]:
+        return (inputs[0], result)
+
     def flops(self, sizes: Sequence[Sequence[int]], out: int) -> int:
         return out * (2 * self.geometry.columns + len(sizes) - 2)
 
@@ -58,6 +65,9 @@ class ConvolveAdjoint(Windowed):
     def result(self, inputs: Sequence[Spec]) -> Spec:
         return _with_features(inputs[0], self.geometry.size)
 
+    def grids(self, inputs: tuple[str, ...], result: str) -> tuple[str, ...]:
+        return (inputs[0], result)
+
     def flops(self, sizes: Sequence[Sequence[int]], out: int) -> int:
         return 2 * math.prod(sizes[0]) * self.geometry.columns
 
@@ -65,13 +75,17 @@ class ConvolveAdjoint(Windowed):
 @dataclass(frozen=True)
 class ConvolveGradient(Windowed):
     """``(1/N) Σ g ⋆ x`` (inputs g, x) over samples and places: ``[out, columns]``, and with ``homogeneous``
-    the bias's column behind it."""
+    the bias's column behind it, times ``coordinate``: 0 for a use of a layer without its bias."""
 
     geometry: Geometry
     homogeneous: bool
+    coordinate: float = 1.0
 
     def result(self, inputs: Sequence[Spec]) -> Spec:
         return Spec((self.geometry.outputs, self.geometry.columns + int(self.homogeneous)))
+
+    def grids(self, inputs: tuple[str, ...], result: str) -> tuple[str, ...]:
+        return inputs
 
     def flops(self, sizes: Sequence[Sequence[int]], out: int) -> int:
         return 2 * math.prod(sizes[0]) * self.geometry.columns
@@ -167,6 +181,19 @@ class OneHot(Windowed):
 
     def result(self, inputs: Sequence[Spec]) -> Spec:
         return _with_features(inputs[0], _features(inputs[0]) * self.count)
+
+
+@dataclass(frozen=True)
+class BlockDiagonal(Windowed):
+    """A symmetric M within its diagonal blocks, else zero."""
+
+    blocks: int
+
+    def result(self, inputs: Sequence[Spec]) -> Spec:
+        return inputs[0]
+
+    def grids(self, inputs: tuple[str, ...], result: str) -> tuple[str, ...]:
+        return ()
 
 
 def _features(spec: Spec) -> int:

@@ -30,6 +30,7 @@ from typing import Literal
 import sympy
 
 from .convolutions import (
+    BlockDiagonal,
     Convolve,
     ConvolveAdjoint,
     ConvolveGradient,
@@ -393,7 +394,7 @@ Op = (
     | ScaleSides | Decay | Average | DampedInverse
     | Eigen | Precondition | PreconditionEigen | StepSizes
     | Convolve | ConvolveAdjoint | ConvolveGradient | Patches | FeaturesLast
-    | MaxPool | SumPool | Winners | Pick | Spread | OneHot
+    | MaxPool | SumPool | Winners | Pick | Spread | OneHot | BlockDiagonal
 )  # fmt: skip
 
 VIEWS = (Transpose, AsMatrix, Part, Element, Share, SampleMatrix, Unflatten, Flatten, FeaturesLast)

@@ -124,9 +124,10 @@ class StepProgram:
     @cached_property
     def packed(self) -> frozenset[str]:
         """The tensors of :attr:`storage` that are viewed in another shape: nothing may pad their rows."""
-        reshaped = (i for i in self if isinstance(i.op, Unflatten | Flatten | FeaturesLast | Windowed))
-        grids = (name for i in reshaped for name in (i.name, *i.inputs))
-        return frozenset(self.storage[name] for name in grids)
+        reshaped = (i.name for i in self if isinstance(i.op, Unflatten | Flatten | FeaturesLast))
+        operations = ((i, i.op) for i in self if isinstance(i.op, Windowed))
+        grids = (name for i, op in operations for name in op.grids(i.inputs, i.name))
+        return frozenset(self.storage[name] for name in (*reshaped, *grids))
 
     @cached_property
     def overwritten(self) -> frozenset[str]:

@@ -53,15 +53,16 @@ def convolve(
 def adjoint(g: Tensor, weight: Tensor, of: Geometry, out: Tensor | None = None) -> Tensor:
     """``W ∗ g``: vectors at the places back to the grid."""
     w = of.window
-    beyond = tuple(p - over for over, p in zip(w.overhang, w.padding, strict=True))
     result = torch.convolution(
         _grids(g, w.places).flatten(end_dim=-2 - len(w.size)), _kernels(weight, of), None,
-        w.stride, w.padding, w.dilation, True, beyond, of.groups,
+        w.stride, w.padding, w.dilation, True, w.beyond, of.groups,
     )  # fmt: skip
     return _kept(result, g, out)
 
 
-def gradient(g: Tensor, x: Tensor, of: Geometry, homogeneous: bool, out: Tensor) -> None:
+def gradient(
+    g: Tensor, x: Tensor, of: Geometry, homogeneous: bool, out: Tensor, coordinate: float = 1.0
+) -> None:
     """``(1/N) Σ g ⋆ x`` over samples and places, with the bias's column where homogeneous."""
     w, samples = of.window, x.shape[-2]
     _, weights, biases = torch.ops.aten.convolution_backward(
@@ -71,7 +72,7 @@ def gradient(g: Tensor, x: Tensor, of: Geometry, homogeneous: bool, out: Tensor)
     )  # fmt: skip
     torch.div(weights.reshape(of.outputs, -1), samples, out=out[:, : of.columns])
     if homogeneous:
-        torch.div(biases, samples, out=out[:, -1])
+        torch.mul(biases, coordinate / samples, out=out[:, -1])
 
 
 def patches(x: Tensor, g: Geometry, out: Tensor) -> None:
@@ -82,6 +83,12 @@ def patches(x: Tensor, g: Geometry, out: Tensor) -> None:
     columns = out.unflatten(-1, (g.groups, *w.places)).unflatten(0, (-1, *w.kernel))
     for tap in w.taps:
         columns[(slice(None), *tap)].copy_(_slice(grid, w, tap))
+
+
+def block_diagonal(m: Tensor, blocks: int, out: Tensor) -> None:
+    """M within its diagonal blocks, else zero."""
+    inner, outer = (t.unflatten(1, (blocks, -1)).unflatten(0, (blocks, -1)) for t in (m, out.zero_()))
+    outer.diagonal(dim1=0, dim2=2).copy_(inner.diagonal(dim1=0, dim2=2))
 
 
 def _kept(result: Tensor, like: Tensor, out: Tensor | None) -> Tensor:

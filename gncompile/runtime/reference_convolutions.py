@@ -23,10 +23,10 @@ def windowed(op: ir.Windowed, v: list[Tensor]) -> Tensor:
             taps = torch.einsum("goc,...got->...gct", _by_group(v[1], g), vectors)
             taps = taps.unflatten(-2, (-1, len(g.window.taps))).transpose(-1, -2)
             return _summed(taps.flatten(-4, -3), g.window).flatten(-2)
-        case ir.ConvolveGradient(g, homogeneous):
+        case ir.ConvolveGradient(g, homogeneous, coordinate):
             vectors = v[0].unflatten(-1, (g.groups, -1, g.places))
             gradient = torch.einsum("ngot,ntgc->goc", vectors, _patches(v[1], g)).flatten(0, 1)
-            bias = vectors.sum(dim=(0, -1)).reshape(-1, 1)
+            bias = coordinate * vectors.sum(dim=(0, -1)).reshape(-1, 1)
             whole = torch.cat([gradient, bias], dim=1) if homogeneous else gradient
             return whole / v[0].shape[0]
         case ir.Patches(g):
@@ -47,6 +47,9 @@ def windowed(op: ir.Windowed, v: list[Tensor]) -> Tensor:
             vectors = v[0].unflatten(-1, (-1, math.prod(w.places)))[..., None]
             kept = _chosen(v[1], w) if len(v) > 1 else torch.ones(len(w.taps)).to(v[0])
             return _summed(vectors * kept, w).flatten(-2)
+        case ir.BlockDiagonal(blocks):
+            group = torch.arange(blocks, device=v[0].device).repeat_interleave(len(v[0]) // blocks)
+            return torch.where(group[:, None] == group, v[0], 0.0)
         case ir.OneHot(count):
             return torch.nn.functional.one_hot(v[0].long(), count).to(v[0]).flatten(-2)
     raise InternalError(f"the reference backend does not know {op}")
