@@ -49,7 +49,7 @@ def draw_graph(path: Path) -> None:
     axes = figure.add_subplot()
     boxes = {}
     for node in graph:
-        layer = next((name for name, n in graph.layers.items() if n.name == node.name), None)
+        layer = next((name for name, x in graph.layers.items() if node in x.uses), None)
         specs = [program[program.results[f"{kind}.{layer}"]].spec for kind in "QG"] if layer else []
         factors = [spec.size for spec in specs]
         at = places[node.name]

@@ -135,7 +135,7 @@ class Factors:
         for layer, record in self.builder.layerwise(self.batch.graph.layers):
             if layer not in outputs or not outputs[layer].is_full:
                 continue  # a structured Ḡ is at the output, where nothing has been averaged yet
-            at = [vectors[node.name] for node in record.uses if node.name in vectors]
+            at = [vectors[node.name] for node in record.straight if node.name in vectors]
             dots = [self.builder.emit(ir.Dot(mean=True), v, v, name="exact_trace") for v in at]
             trace = {
                 exact: dots[0] if len(dots) == 1 else self.builder.add(*dots),

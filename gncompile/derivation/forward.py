@@ -71,10 +71,13 @@ class Forward:
         """The same pass seen on a share of the batch: views, nothing is computed again."""
         views: dict[str, Value] = {}
         for name, value in self.values.items():
+            if not value.spec.samples:
+                views[name] = value
+                continue
             with self.work_for(name):
                 view = self.builder.emit(ir.Share(rows), value, name=f"{value.name}_{rows}")
             views[name] = view
-        return Forward(self.builder, self.graph, views, f"_{rows}")
+        return Forward(self.builder, self.graph, views, f"_{rows}", rows)
 
     @property
     def output(self) -> Value:

@@ -48,8 +48,9 @@ class LayerRule(LinearRule[Kind]):
         """The bias ``[rows]`` that this use adds."""
         if self._op.bias is None:
             return None
-        rows, _ = self._op.matrix(self.node.size, self.sizes)
-        return self.forward.parameter(self._op.bias, (rows,))
+        rows, columns = self._op.matrix(self.node.size, self.sizes)
+        size = columns if self._op.reversed else rows
+        return self.forward.parameter(self._op.bias, (size,))
 
     def delta(self, direction: Mapping[str, Value]) -> tuple[Value | None, Value | None]:
         """The parts of a direction ``ΔW̄`` of the layer: V as the weight lies in memory, and v."""

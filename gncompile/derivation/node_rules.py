@@ -1,3 +1,3 @@
-"""The rules of the kinds of node that have a file of their own: importing them declares them."""
+"""The rules of all kinds of nodes, declared by importing the files they are in."""
 
-from . import layer_rules, pooling  # noqa: F401
+from . import convolution, layer_rules, pooling  # noqa: F401

@@ -6,7 +6,7 @@ optimiser asked, nor what kinds of nodes there are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import InternalError
@@ -48,7 +48,7 @@ def weight_gradients(forward: Forward, vectors: Mapping[str, Value]) -> dict[str
     gradients = {}
     for layer in forward.graph.layers.values():
         parts = []
-        for node, rule in uses(forward, layer):
+        for node, rule in uses(forward, layer.uses):
             if node.name in vectors:
                 with forward.work_for(node.name):
                     x = forward.values[node.inputs[0]] if node.inputs else None
@@ -59,10 +59,10 @@ def weight_gradients(forward: Forward, vectors: Mapping[str, Value]) -> dict[str
     return gradients
 
 
-def uses(forward: Forward, layer: Layer) -> list[tuple[Node, LayerRule[Any]]]:
+def uses(forward: Forward, nodes: Iterable[Node]) -> list[tuple[Node, LayerRule[Any]]]:
     """The uses of a layer with their rules."""
     found = []
-    for node in layer.uses:
+    for node in nodes:
         rule = forward.rule(node)
         assert isinstance(rule, LayerRule)
         found.append((node, rule))

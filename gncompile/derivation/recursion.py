@@ -42,8 +42,8 @@ def input_moments(forward: Forward, into: Mapping[str, Value] | None = None) -> 
         if target in written:
             moments[name] = written[target]
             continue
-        parts, alone = [], len(layer.uses) == 1
-        for node, rule in uses(forward, layer):
+        parts, alone = [], len(layer.straight) == 1
+        for node, rule in uses(forward, layer.straight):
             with forward.work_for(node.name):
                 x = forward.values[node.inputs[0]] if node.inputs else None
                 only = target if alone else None
@@ -62,7 +62,7 @@ def column_moments(
     moments: dict[str, Value] = {}
     for name, layer in forward.graph.layers.items():
         parts = []
-        for node, rule in uses(forward, layer):
+        for node, rule in uses(forward, layer.straight):
             if name in layers and node.name in columns:
                 with forward.work_for(node.name):
                     c = columns[node.name]
@@ -177,7 +177,7 @@ def pull_back_matrices(
     graph = forward.graph
     output = graph.output.name
     blocks = Blocks(representation, frontier.place, {(output, output): seed})
-    wanted = {node.name for name in layers for node in graph.layers[name].uses}
+    wanted = {node.name for name in layers for node in graph.layers[name].straight}
     parts: dict[str, list[Value]] = {}
     while blocks.tensors and wanted:
         leaving = _ready(frontier, blocks.tensors)

@@ -1,4 +1,4 @@
-"""Affine layers ``y = x Wᵀ + b``, and the one use a trainable parameter may have."""
+"""Affine layers ``y_s = x_s Wᵀ + b`` at one or several places of a sample."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from . import aten
 from .fx_nodes import label_of, op_name, origin_of
 from .importer import Importer
 from .structural import linear_by, linear_operator
+from .uses import TRANSPOSITIONS
 from .values import Activation, Args, Constant, Shape, Weight
-
-TRANSPOSITIONS = ("t", "transpose", "permute", "numpy_T", "mT", "swapaxes", "swapdims", "movedim")
 
 
 def view_of_weight(weight: Weight, name: str, result: torch.Tensor) -> Weight | None:
@@ -35,20 +34,9 @@ def product(importer: Importer, node: fx.Node, name: str, args: Args, shape: Sha
     x, weight, bias = _operands(importer, node, name, args)
     if not isinstance(x, Activation) or not _is_matrix(weight):
         return linear_operator(importer, node, name, args, shape)
-    positions = math.prod(x.shape[:-1])
-    if (
-        isinstance(weight, Weight)
-        and not weight.transposed
-        and (weight.trainable or positions == 1)
-    ):
+    if isinstance(weight, Weight):
         return _affine(importer, node, x, weight, bias, shape)
-    if isinstance(weight, Weight) and weight.trainable:
-        _use(importer, node, weight)  # tied weights are refused as such
-        importer.refuse(
-            node,
-            f"the trainable parameter {weight.name!r} of shape [in, out] is multiplied from the right",
-            "store it as [out, in] and write torch.nn.functional.linear(x, weight)",
-        )
+    positions = math.prod(x.shape[:-1])
     if positions == 1:
         label = label_of(node, op_name(node))
         y = importer.builder.fixed_linear(
@@ -84,20 +72,20 @@ def _is_matrix(value: Any) -> bool:
 def _affine(
     importer: Importer, node: fx.Node, x: Activation, weight: Weight, bias: Any, shape: Shape
 ) -> Activation:
-    positions = math.prod(x.shape[:-1])
-    if positions > 1:
-        importer.refuse(
-            node,
-            f"the weight {weight.name!r} is applied at {positions} positions of a sample of shape "
-            f"{list(x.shape)}; weights shared over positions are not supported yet",
-            "flatten the input first, or give every position its own layer",
-        )
-    _use(importer, node, weight)
+    importer.use(node, weight, "a layer's weight")
+    if bias is None or _joins(importer, weight, bias):
+        return importer.builder.affine(x, weight, bias, shape, origin_of(node))
+    y = importer.builder.affine(x, weight, None, shape, origin_of(node))
+    return _plus(importer, node, y, bias)
+
+
+def _joins(importer: Importer, weight: Weight, bias: Any) -> bool:
+    """Whether a bias belongs to the layer of the weight: trained with it, or frozen."""
     if not isinstance(bias, Weight):
-        y = importer.builder.affine(x, weight, None, shape, origin_of(node))
-        return y if bias is None else _plus(importer, node, y, bias)
-    _use_bias(importer, node, weight.trainable, bias)
-    return importer.builder.affine(x, weight, bias, shape, origin_of(node))
+        return False
+    if not bias.trainable:
+        return True
+    return weight.trainable and importer.uses.homogeneous(weight.parameter, bias.parameter)
 
 
 def with_trailing_bias(importer: Importer, node: fx.Node, args: Args) -> Activation | None:
@@ -111,31 +99,14 @@ def with_trailing_bias(importer: Importer, node: fx.Node, args: Args) -> Activat
         return None
     affine = importer.builder[y.name].op
     own = op_name(source) in aten.PRODUCTS and len(source.users) == 1
-    fits = isinstance(affine, Affine) and affine.bias is None and bias.tensor.shape == y.shape
+    fits = isinstance(affine, Affine) and affine.bias is None and bias.tensor.shape == y.shape[-1:]
     if not (own and fits and isinstance(affine, Affine)):
         return None
-    _use_bias(importer, node, affine.trainable, bias)
+    own_weight = importer.builder.parameters[affine.weight]
+    if not _joins(importer, Weight(affine.weight, own_weight), bias):
+        return None
     importer.builder.attach_bias(y, bias)
     return y
-
-
-def _use_bias(importer: Importer, node: fx.Node, weight_trainable: bool, bias: Weight) -> None:
-    if bias.trainable and not weight_trainable:
-        importer.refuse(
-            node,
-            f"the bias {bias.name!r} is trainable while its layer's weight is frozen",
-            "freeze the bias with requires_grad_(False), or unfreeze the weight",
-        )
-    _use(importer, node, bias)
-
-
-def _use(importer: Importer, node: fx.Node, weight: Weight) -> None:
-    """Record the one use a trainable parameter may have."""
-    if not weight.trainable:
-        return
-    _, first = importer.uses.setdefault(id(weight.parameter), (weight.name, node))
-    if first is not node:
-        importer.refuse_tied(node, weight)
 
 
 def _plus(importer: Importer, node: fx.Node, y: Activation, bias: Any) -> Activation:

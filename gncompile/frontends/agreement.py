@@ -73,7 +73,7 @@ class Agreement:
         """Normal inputs, and parameters moved by a tenth of their size; their absolute values if need be."""
 
         def normal(like: Tensor, *shape: int) -> Tensor:
-            drawn = torch.randn(*shape, generator=self.generator)
+            drawn = torch.randn(shape, generator=self.generator)
             return (drawn.abs() + 0.1 if positive else drawn).to(like)
 
         inputs = tuple(scale * normal(x, samples, *x.shape[1:]) for x in self.examples)

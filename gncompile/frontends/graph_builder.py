@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import sympy
@@ -11,7 +12,7 @@ import torch
 
 from ..functions.primitives import number
 from ..graph.dead_nodes import remove_dead_nodes
-from ..graph.layers import Affine
+from ..graph.layers import Affine, LayerOp, Parameter
 from ..graph.model_graph import ModelGraph, TracedModel
 from ..graph.nodes import FixedLinear, Input, Node, Op, Origin, Output, Pointwise, Select
 from .fx_nodes import identifier
@@ -28,6 +29,7 @@ class GraphBuilder:
         self.parameters: dict[str, torch.Tensor] = {}
         self.constants: dict[str, torch.Tensor] = {}
         self._nodes: dict[str, Node] = {}
+        self._vectors: dict[str, Activation] = {}
         self._selects: dict[tuple[Select, tuple[str, ...]], Node] = {}
 
     def __getitem__(self, name: str) -> Node:
@@ -55,15 +57,25 @@ class GraphBuilder:
             bias.name if bias else None,
             trainable=weight.trainable,
             bias_trainable=bias is None or bias.trainable,
+            places=math.prod(shape[:-1]),
+            transposed=weight.transposed,
         )
         return self._add(layer, op, (x.name,), shape, origin)
+
+    def parameter(self, weight: Weight, origin: Origin) -> Activation:
+        """A trainable vector, one node for all that read it; named after the parameter."""
+        name, size = weight.name, weight.parameter.numel()
+        if name not in self._vectors:
+            self.parameters[name] = weight.parameter
+            self._vectors[name] = self._add(name, Parameter(name, name), (), (size,), origin)
+        return self._vectors[name]
 
     def attach_bias(self, y: Activation, bias: Weight) -> None:
         """Turn the bias-less ``y = x Wᵀ`` into ``y = x Wᵀ + b``."""
         node = self._nodes[y.name]
         assert isinstance(node.op, Affine)
         self.parameters[bias.name] = bias.parameter
-        op = Affine(node.op.layer, node.op.weight, bias.name, node.op.trainable, bias.trainable)
+        op = replace(node.op, bias=bias.name, bias_trainable=bias.trainable)
         self._nodes[y.name] = Node(y.name, op, node.inputs, node.shape, node.origin)
 
     def select(
@@ -147,8 +159,8 @@ class GraphBuilder:
         graph = remove_dead_nodes(ModelGraph(list(self._nodes.values())))
         graph.check()
         ops = [node.op for node in graph]
-        affine = [op for op in ops if isinstance(op, Affine)]
-        parameters = {n for op in affine for n in (op.weight, op.bias)}
+        uses = [op for op in ops if isinstance(op, LayerOp)]
+        parameters = {n for op in uses for n in (op.weight, op.bias)}
         constants = {op.matrix for op in ops if isinstance(op, FixedLinear)}
         constants |= {n for op in ops if isinstance(op, Pointwise) for _, n in op.constants}
         return TracedModel(

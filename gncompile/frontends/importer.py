@@ -15,6 +15,7 @@ from ..functions.primitives import number, select
 from . import aten
 from .fx_nodes import label_of, op_name, origin_of
 from .graph_builder import GraphBuilder
+from .uses import Uses
 from .values import (
     VALUES,
     Activation,
@@ -22,6 +23,7 @@ from .values import (
     Condition,
     Constant,
     Shape,
+    Shared,
     Varying,
     Weight,
 )
@@ -30,15 +32,19 @@ from .values import (
 class Importer:
     """One FX graph on its way; ``values`` holds what every FX node has become.
 
-    ``batch`` is the symbol of the batch size. Sizes that depend on it are made concrete when needed.
+    ``uses`` tells how its parameters meet. ``batch`` is the symbol of the batch size; sizes that depend on
+    it are made concrete when needed.
     """
 
-    def __init__(self, builder: GraphBuilder, batch: sympy.Expr, device: torch.device) -> None:
+    def __init__(
+        self, builder: GraphBuilder, batch: sympy.Expr, device: torch.device, uses: Uses
+    ) -> None:
         self.builder = builder
         self.batch = batch
         self.device = device
         self.values: dict[fx.Node, Any] = {}
-        self.uses: dict[int, tuple[str, fx.Node]] = {}
+        self.uses = uses
+        self._first: dict[int, tuple[str, fx.Node]] = {}
 
     # errors
 
@@ -56,10 +62,7 @@ class Importer:
         )
 
     def refuse_parameter(self, node: fx.Node, weight: Weight) -> NoReturn:
-        """A trainable parameter outside an affine layer."""
-        used = self.uses.get(id(weight.parameter))
-        if used is not None and used[1] is not node:
-            self.refuse_tied(node, weight)
+        """A trainable parameter in an operator that has no rule for it."""
         others = {
             value.name
             for value in (self.values.get(source) for source in node.all_input_nodes)
@@ -81,15 +84,30 @@ class Importer:
             "freeze it with requires_grad_(False), or use it as an affine layer's weight [out, in]",
         )
 
-    def refuse_tied(self, node: fx.Node, weight: Weight) -> NoReturn:
-        """A trainable parameter with a second use."""
-        name, first = self.uses[id(weight.parameter)]
-        names = repr(name) if name == weight.name else f"{name!r} = {weight.name!r}"
-        self.refuse(
-            node,
-            f"the parameter {names} is used twice (weight tying), first at: {origin_of(first)}",
-            "give each use its own parameter; tied weights are not supported yet",
-        )
+    def use(self, node: fx.Node, weight: Weight, how: str) -> None:
+        """Note how a trainable parameter is used: as a layer's weight, say; it is always the same."""
+        if not weight.trainable:
+            return
+        known, first = self._first.setdefault(id(weight.parameter), (how, node))
+        if known != how:
+            self.refuse(
+                node,
+                f"the parameter {weight.name!r} is used as {how}, and as {known} at: {origin_of(first)}",
+                "use it in one way, or give each use its own parameter",
+            )
+
+    def shared(self, node: fx.Node, value: Weight | Shared) -> Shared:
+        """A trainable parameter as a vector that all samples share."""
+        if isinstance(value, Shared):
+            return value
+        self.use(node, value, "a vector")
+        y, shape = self.builder.parameter(value, origin_of(node)), tuple(value.parameter.shape)
+        if not value.transposed:
+            return Shared(y.name, shape)
+        index = np.arange(math.prod(shape)).reshape(shape).swapaxes(-1, -2)
+        label = f"{y.name}_transposed"
+        moved = self.builder.select(label, [y], index.reshape(-1), index.shape, origin_of(node))
+        return Shared(moved.name, index.shape)
 
     def refuse_known(self, node: fx.Node, name: str) -> None:
         """Refuse the operators listed in :data:`aten.REFUSED`."""
@@ -164,7 +182,9 @@ class Importer:
         def symbolic(value: Any) -> Any:
             if isinstance(value, list):
                 return [symbolic(item) for item in value]
-            if isinstance(value, Activation):
+            if isinstance(value, Weight) and value.trainable:
+                value = self.shared(node, value)
+            if isinstance(value, Activation | Shared):
                 x = self._broadcast(node, value, shape)
                 return arguments.setdefault(x.name, (_symbol(x.name), x))[0]
             if isinstance(value, Condition):
@@ -192,12 +212,16 @@ class Importer:
             origin_of(node),
         )
 
-    def _broadcast(self, node: fx.Node, x: Activation, shape: Shape) -> Activation:
+    def _broadcast(self, node: fx.Node, x: Activation | Shared, shape: Shape) -> Activation:
         """Repeat the features of ``x`` until they have ``shape``; no node when they already do."""
-        if len(x.shape) != len(shape):
+        own = x.shape
+        if isinstance(x, Shared) and len(own) == len(shape) + 1 and own[0] == 1:
+            own = own[1:]  # its first dimension meets the batch
+        if len(own) > len(shape) or (isinstance(x, Activation) and len(own) != len(shape)):
             self.refuse_mixing(node)
-        index = np.broadcast_to(np.arange(math.prod(x.shape)).reshape(x.shape), shape).reshape(-1)
-        return self.builder.select(f"{x.name}_expanded", [x], index, shape, origin_of(node))
+        index = np.broadcast_to(np.arange(math.prod(own)).reshape(own), shape).reshape(-1)
+        row = Activation(x.name, own)
+        return self.builder.select(f"{x.name}_expanded", [row], index, shape, origin_of(node))
 
     def _number(self, node: fx.Node, value: Any) -> Any:
         if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):

@@ -16,7 +16,7 @@ from ..functions.applied import exported
 from . import aten
 from .fx_nodes import label_of, op_name, origin_of
 from .importer import Importer
-from .values import Activation, Args, Condition, Constant, Shape, Weight, values_in
+from .values import Activation, Args, Condition, Constant, Shape, Shared, Weight, values_in
 
 
 def batch_norm(importer: Importer, node: fx.Node, args: Args) -> Any:
@@ -118,18 +118,7 @@ def check_rrelu(importer: Importer, node: fx.Node, args: Args) -> None:
 
 
 def prelu(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activation:
-    """``x`` where positive, else ``x`` times a constant slope, one for all or one a channel.
-
-    A slope is no weight of an affine layer, so it has no Kronecker factors and cannot be trained here.
-    """
-    slope = args["weight"]
-    if isinstance(slope, Weight) and slope.trainable:
-        importer.refuse(
-            node,
-            f"the slope {slope.name!r} of prelu is trainable; only weights and biases of affine layers can "
-            "be trained",
-            "freeze it with requires_grad_(False), which keeps its value as a constant, or use nn.LeakyReLU",
-        )
+    """``x`` where positive, else ``x`` times a slope, one for all or one a channel."""
     weight = _per_channel(importer, node, args["weight"], shape)
     return importer.pointwise(node, "prelu", {**args, "weight": weight}, shape)
 
@@ -154,10 +143,12 @@ def require_masks(importer: Importer, node: fx.Node) -> None:
         )
 
 
-def _per_channel(importer: Importer, node: fx.Node, value: Any, shape: Shape) -> Constant:
+def _per_channel(importer: Importer, node: fx.Node, value: Any, shape: Shape) -> Constant | Shared:
     """A vector ``[C]`` as ``[C, 1, …]``, to broadcast over the positions of ``[C, …]``."""
-    if isinstance(value, Weight) and value.trainable:
-        importer.refuse_parameter(node, value)
+    if isinstance(value, Shared) or (isinstance(value, Weight) and value.trainable):
+        vector = importer.shared(node, value)
+        ones = [1] * (len(shape) - 1)
+        return replace(vector, shape=(math.prod(vector.shape), *ones))
     tensor: torch.Tensor = value.tensor
     if tensor.ndim == 1 and tensor.numel() > 1:
         tensor = tensor.reshape(-1, *[1] * (len(shape) - 1))

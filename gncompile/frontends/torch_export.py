@@ -28,6 +28,7 @@ from .importer import Importer
 from .obstacles import Obstacles
 from .special import check_batch_norm, check_rrelu, dropout
 from .translation import stand_in, translate
+from .uses import Uses
 from .values import Activation, Constant, Weight
 
 
@@ -76,12 +77,12 @@ _ONE_AT_A_TIME = threading.RLock()
 def _translated(module: nn.Module, examples: tuple[Tensor, ...], name: str) -> TracedModel:
     program = _export(module, examples)
     obstacles = Obstacles()
-    importer = _new_importer(program, examples)
+    importer = _new_importer(program, module, examples)
     _bind_placeholders(program, module, importer)
     _check_modes(program, importer, obstacles)
     try:
         program = _functional(program)
-        importer = _new_importer(program, examples)
+        importer = _new_importer(program, module, examples)
         _bind_placeholders(program, module, importer)
         if not obstacles:
             with obstacles.collected():
@@ -140,11 +141,16 @@ def _is_operator(node: fx.Node) -> bool:
     return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
 
 
-def _new_importer(program: ExportedProgram, examples: tuple[Tensor, ...]) -> Importer:
+def _new_importer(
+    program: ExportedProgram, module: nn.Module, examples: tuple[Tensor, ...]
+) -> Importer:
     inputs = set(program.graph_signature.user_inputs)
     first = next(n for n in program.graph.nodes if n.op == "placeholder" and n.name in inputs)
     batch: sympy.Expr = first.meta["val"].shape[0].node.expr
-    return Importer(GraphBuilder(examples[0].dtype), batch, examples[0].device)
+    names = program.graph_signature.inputs_to_parameters
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    uses = Uses(program.graph, {node: parameters[target] for node, target in names.items()})
+    return Importer(GraphBuilder(examples[0].dtype), batch, examples[0].device, uses)
 
 
 def _check_modes(program: ExportedProgram, importer: Importer, obstacles: Obstacles) -> None:
@@ -222,6 +228,9 @@ def _bind_placeholders(program: ExportedProgram, module: nn.Module, importer: Im
     """Give parameters, buffers, constants and inputs their values."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
     buffers = dict(module.named_buffers(remove_duplicate=False))
+    first: dict[int, str] = {}  # of several names of one parameter
+    for name, parameter in parameters.items():
+        first.setdefault(id(parameter), name)
     names = _input_names(module)
     nodes = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
     position = 0
@@ -233,7 +242,7 @@ def _bind_placeholders(program: ExportedProgram, module: nn.Module, importer: Im
             importer.values[node] = importer.builder.input(label, position, shape)
             position += 1
         elif target in parameters:
-            importer.values[node] = Weight(target, parameters[target])
+            importer.values[node] = Weight(first[id(parameters[target])], parameters[target])
         elif target in buffers:
             importer.values[node] = Constant(target, buffers[target])
         elif target is not None:

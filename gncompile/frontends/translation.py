@@ -14,12 +14,14 @@ from . import affine, aten, pooling, special, structural
 from .constants import is_batch_size, on_constants, symbolic_numbers
 from .fx_nodes import bind, label_of, op_name
 from .importer import Importer
+from .shared import on_shared
 from .values import (
     Activation,
     Args,
     Condition,
     Constant,
     Refused,
+    Shared,
     Varying,
     Weight,
     reshaped,
@@ -90,9 +92,8 @@ def _operator(importer: Importer, node: fx.Node, name: str, args: Args) -> Any:
         view = affine.view_of_weight(values[0], name, result.tensor) if known else None
         if view is not None:
             return view
-    for value in values:
-        if isinstance(value, Weight) and value.trainable:
-            importer.refuse_parameter(node, value)
+    if any(isinstance(v, Shared) or (isinstance(v, Weight) and v.trainable) for v in values):
+        return on_shared(importer, node, name, args)
     return _on_constants(importer, node, name, args)
 
 

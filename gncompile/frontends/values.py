@@ -46,6 +46,14 @@ class Weight:
 
 
 @dataclass(frozen=True)
+class Shared:
+    """A graph node's result that all samples share, made of parameters alone; ``shape`` has no batch."""
+
+    name: str
+    shape: Shape
+
+
+@dataclass(frozen=True)
 class Constant:
     """A tensor that does not depend on the input, nor on the batch.
 
@@ -91,7 +99,7 @@ class Refused:
     """The result of an operator that was refused: what reads it is not looked at any more."""
 
 
-Value = Activation | Weight | Constant | Condition | Varying | Refused
+Value = Activation | Weight | Shared | Constant | Condition | Varying | Refused
 
 
 def values_in(args: Any) -> Iterator[Value]:

@@ -148,6 +148,14 @@ class Layer:
         return self.rows, self.columns + int(self.homogeneous)
 
     @property
+    def straight(self) -> tuple[Node, ...]:
+        """The uses that the factors are made of: the input meets the columns of W̄."""
+        found = ((node, node.op) for node in self.uses)
+        return tuple(
+            n for n, op in found if isinstance(op, LayerOp) and op.reversed == self.flipped
+        )
+
+    @property
     def vector(self) -> bool:
         """Whether this is a trainable vector, whose Gauss-Newton block has no second factor."""
         return isinstance(self.uses[0].op, Parameter)
@@ -203,6 +211,10 @@ def _layer(name: str, uses: tuple[Node, ...], sizes: dict[str, int]) -> Layer:
     flipped = all(op.reversed for op in ops)
     if flipped:
         rows, columns = columns, rows
-    places = sum(op.places_in(n.size, s) for op, n, s in zip(ops, uses, into, strict=True))
+    places = sum(
+        op.places_in(n.size, s)
+        for op, n, s in zip(ops, uses, into, strict=True)
+        if op.reversed == flipped
+    )
     bias = next(iter(biases), None)
     return Layer(name, ops[0].weight, bias, rows, columns, places, flipped, uses)

@@ -29,7 +29,8 @@ def shrink(
     Constants keep their values at the features that stay. Where selections need more features than that,
     more are kept; ``whole_output`` keeps every output, for a loss that couples them.
     """
-    if not all(_can_shrink(node) for node in traced.graph):
+    several = any(len(layer.uses) > 1 for layer in traced.graph.layers.values())
+    if several or not all(_can_shrink(node) for node in traced.graph):
         return _redrawn(traced, generator)
     kept = features(traced.graph, whole_output)
     order = {name: sorted(indices) for name, indices in kept.items()}
@@ -151,4 +152,4 @@ def _shrunken(
 
 
 def normal(generator: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)

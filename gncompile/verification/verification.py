@@ -273,7 +273,7 @@ class Problem:
         curvature = self._output_hessians(inputs, y)
         blocks = {}
         for name, layer in self.graph.layers.items():
-            uses = [self._at_places(node, inputs, curvature) for node in layer.uses]
+            uses = [self._at_places(node, inputs, curvature) for node in layer.straight]
             blocks[name] = torch.stack(uses).sum(dim=0) / layer.places
         return blocks
 
@@ -297,7 +297,7 @@ class Problem:
                 moments[name] = torch.ones(1, 1, dtype=inputs[0].dtype)
                 continue
             rows = []
-            for node in layer.uses:
+            for node in layer.straight:
                 assert isinstance(node.op, LayerOp)
                 a = node.op.input_rows(*(values[x] for x in node.inputs))
                 coordinate = float(node.op.homogeneous)

@@ -198,13 +198,13 @@ def test_dtype_and_the_same_start_in_both(tmp_path: Path) -> None:
 def test_examples(name: str) -> None:
     file = load_model_file(EXAMPLES / f"{name}.toml")
     graph = trace(file.build(), torch.zeros(2, file.input_size)).graph
-    sizes = [784, *(node.size for node in graph.layers.values())]
+    sizes = [784, *(layer.rows for layer in graph.layers.values())]
     assert tuple(sizes) == file.sections.network.layers  # type: ignore[union-attr]
     pointwise = [node for node in graph if isinstance(node.op, Pointwise)]
     assert len(pointwise) == len(sizes) - 3  # neither after the code nor after the output
     assert file.loss == "bce_with_logits"
     assert file.data.target == "input"
-    code = graph[min(graph.layers.values(), key=lambda node: node.size).name]
+    code = min(graph.layers.values(), key=lambda layer: layer.rows).node
     assert all(isinstance(node.op, Affine) for node in graph.consumers(code.name))
 
 

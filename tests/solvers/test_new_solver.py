@@ -35,10 +35,10 @@ class Rows(Solver):
         """E[g²] of the batch, and its damped inverse as a state."""
         builder, found = self.builder, {}
         with builder.phase("squares"):
-            for layer, node in self.batch.graph.layers.items():
-                g = self.batch.vectors[node.name]
+            for layer, record in self.batch.graph.layers.items():
+                g = self.batch.vectors[record.node.name]
                 square = builder.emit(ir.Mean(), builder.times(g, g))
-                found[layer] = builder.as_matrix(square, Structure.DIAGONAL, node.size)
+                found[layer] = builder.as_matrix(square, Structure.DIAGONAL, record.rows)
         with builder.phase("invert"):
             for layer, squares in found.items():
                 inverse = self._inverse(layer)
@@ -46,7 +46,7 @@ class Rows(Solver):
                 builder.emit(ir.DampedInverse(False), squares, kappa, into=inverse)
 
     def _inverse(self, layer: str) -> Value:
-        spec = matrix(Structure.DIAGONAL, self.batch.graph.layers[layer].size)
+        spec = matrix(Structure.DIAGONAL, self.batch.graph.layers[layer].rows)
         return self.builder.state(f"rows_inverse.{layer}", spec, "one")
 
     def directions(self, gradients: Mapping[str, Value]) -> dict[str, Value]:
@@ -56,7 +56,7 @@ class Rows(Solver):
             one = self.builder.state(f"one.{layer}", columns, "one")
             operands = gradient, self._inverse(layer), one
             result[layer] = self.builder.emit(
-                ir.Precondition(), *operands, name=f"delta_{self.batch.graph.layers[layer].name}"
+                ir.Precondition(), *operands, name=f"delta_{self.batch.graph.layers[layer].node.name}"
             )
             self.builder.results.setdefault(f"delta.{layer}", result[layer].name)
         return result
