@@ -7,6 +7,7 @@ Every operator the frontend understands is in exactly one table:
 * :data:`ALIASES`: the same features in the same order, so no node at all,
 * :data:`SELECTING`: every output feature is one input feature, or a fill value,
 * :data:`LINEAR`: linear in its one activation, given by a constant matrix,
+* :data:`CONVOLUTIONS`: a weight at every place of a grid,
 * :data:`POOLS`: the maximum or average of windows,
 * :data:`CREATORS`: constants,
 * :data:`REFUSED`: understood, and impossible or not supported yet, with the reason.
@@ -261,6 +262,10 @@ LINEAR = _words(
     "upsample_trilinear3d"
 )
 
+CONVOLUTIONS = _words(
+    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution _convolution"
+)
+
 MAX_POOLS = _words(
     "max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices "
     "max_pool3d_with_indices"
@@ -289,7 +294,6 @@ ASSERTS = _words("_assert_async _assert_scalar _assert_tensor_metadata sym_const
 
 _ATTENTION = "softmax couples all features of a sample, so it is neither linear nor elementwise"
 _NORM = "its statistics couple all features of a sample, so it is neither linear nor elementwise"
-_CONVOLUTION = "convolutions are not supported yet"
 _RECURRENT = "recurrent layers share weights over time steps, which is not supported yet"
 _POOLING = "a maximum over features is neither linear nor elementwise"
 RANDOM = "random numbers inside the network make the loss a different function at every call"
@@ -312,13 +316,6 @@ REFUSED: Mapping[str, str] = {
     "native_group_norm": _NORM,
     "instance_norm": _NORM,
     "rms_norm": _NORM,
-    **dict.fromkeys(
-        _words(
-            "conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d "
-            "_convolution"
-        ),
-        _CONVOLUTION,
-    ),
     **dict.fromkeys(_words("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell"), _RECURRENT),
     **dict.fromkeys(
         _words(
@@ -346,8 +343,6 @@ REFUSED: Mapping[str, str] = {
 
 
 INSTEAD: Mapping[str, str] = {
-    _CONVOLUTION: "compute the features of a frozen convolutional trunk once, outside the network under "
-    "torch.no_grad(), pass them as its inputs [N, features], and compile the layers above",
     REFUSED[
         "embedding"
     ]: "pass one-hot rows to an nn.Linear without bias, or the rows of a frozen embedding",
@@ -369,8 +364,9 @@ def is_known(name: str) -> bool:
     """Whether a canonical name is in one of the tables, the refused ones included."""
     elementwise = name in POINTWISE or name in COMPARISONS
     moving = name in ALIASES or name in CASTS or name in SELECTING or name in DROPOUTS
-    linear = name in PRODUCTS or name in LINEAR or name in POOLS or name == DECLARED
-    return elementwise or moving or linear or name in CREATORS | SIZES | ASSERTS or name in REFUSED
+    linear = name in PRODUCTS or name in LINEAR or name == DECLARED
+    windowed = name in CONVOLUTIONS or name in POOLS
+    return elementwise or moving or linear or windowed or name in CREATORS | SIZES | ASSERTS or name in REFUSED
 
 
 def is_random(operator: Any) -> bool:
@@ -388,7 +384,7 @@ def supported() -> str:
     """The supported operators in the words of an error text."""
     shown = sorted(name for name in POINTWISE if not name.startswith("_"))
     linear = sorted(name for name in LINEAR | PRODUCTS if not name.startswith("_"))
-    windows = sorted(name for name in POOLS if not name.startswith("_"))
+    windows = sorted(name for name in CONVOLUTIONS | POOLS if not name.startswith("_"))
     selecting = sorted(name for name in SELECTING if not name.startswith("_"))
     return (
         f"elementwise: {', '.join(shown)}; linear: {', '.join(linear)}; "

@@ -23,14 +23,14 @@ def batch_norm(importer: Importer, node: fx.Node, args: Args) -> Any:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` in evaluation mode."""
     check_batch_norm(importer, node, args)
     shape = args["input"].shape
-    weight = 1 if args["weight"] is None else _per_channel(importer, node, args["weight"], shape)
-    bias = 0 if args["bias"] is None else _per_channel(importer, node, args["bias"], shape)
+    weight = 1 if args["weight"] is None else per_channel(importer, node, args["weight"], shape)
+    bias = 0 if args["bias"] is None else per_channel(importer, node, args["bias"], shape)
     prepared = {
         **args,
         "weight": weight,
         "bias": bias,
-        "running_mean": _per_channel(importer, node, args["running_mean"], shape),
-        "running_var": _per_channel(importer, node, args["running_var"], shape),
+        "running_mean": per_channel(importer, node, args["running_mean"], shape),
+        "running_var": per_channel(importer, node, args["running_var"], shape),
     }
     y = importer.pointwise(node, "batch_norm", prepared, shape)
     return y if isinstance(node.meta["val"], torch.Tensor) else [y, None, None]
@@ -119,7 +119,7 @@ def check_rrelu(importer: Importer, node: fx.Node, args: Args) -> None:
 
 def prelu(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activation:
     """``x`` where positive, else ``x`` times a slope, one for all or one a channel."""
-    weight = _per_channel(importer, node, args["weight"], shape)
+    weight = per_channel(importer, node, args["weight"], shape)
     return importer.pointwise(node, "prelu", {**args, "weight": weight}, shape)
 
 
@@ -143,7 +143,7 @@ def require_masks(importer: Importer, node: fx.Node) -> None:
         )
 
 
-def _per_channel(importer: Importer, node: fx.Node, value: Any, shape: Shape) -> Constant | Shared:
+def per_channel(importer: Importer, node: fx.Node, value: Any, shape: Shape) -> Constant | Shared:
     """A vector ``[C]`` as ``[C, 1, …]``, to broadcast over the positions of ``[C, …]``."""
     if isinstance(value, Shared) or (isinstance(value, Weight) and value.trainable):
         vector = importer.shared(node, value)

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from ..errors import TraceError
-from . import affine, aten, pooling, special, structural
+from . import affine, aten, convolution, pooling, special, structural
 from .constants import is_batch_size, on_constants, symbolic_numbers
 from .fx_nodes import bind, label_of, op_name
 from .importer import Importer
@@ -29,7 +29,7 @@ from .values import (
 )  # fmt: skip
 
 
-RULES = {**special.RULES, **pooling.RULES}
+RULES = {**special.RULES, **convolution.RULES, **pooling.RULES}
 """Operators whose rules are functions of their own."""
 
 
