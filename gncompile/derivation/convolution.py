@@ -12,7 +12,8 @@ from ..graph.convolution import Convolution, ConvolutionTransposed
 from ..graph.layers import Layer
 from ..graph.windows import Geometry
 from ..program import operations as ir
-from ..program.builder import ProgramBuilder, Value
+from ..program.builder import Value
+from ..program.specs import Structure
 from .forward import Kind, node_rule
 from .jacobians import Fixed, Jacobian
 from .layer_rules import LayerRule
@@ -73,6 +74,14 @@ class ConvolvedRule(LayerRule[Kind]):
         return self.builder.emit(ir.Transpose(), whole, name=f"{places.name}_places")
 
 
+    def by_group(self, m: Value, name: str, into: Value | None = None) -> Value:
+        """A factor of channels between those of a group; others see none of each other's patches."""
+        if self.geometry.groups == 1 or not m.is_full:
+            return m
+        op = ir.BlockDiagonal(self.geometry.groups)
+        return self.builder.emit(op, m, name=f"{name}_groups", into=into)
+
+
 @node_rule(Convolution)
 class ConvolutionRule(ConvolvedRule[Convolution]):
     """``h = W ⋆ x + b``."""
@@ -104,20 +113,12 @@ class ConvolutionRule(ConvolvedRule[Convolution]):
         return self.builder.emit(op, g, x, name=name, comment=comment)
 
     def column_moment(self, columns: Value, layer: Layer, name: str) -> Value:
-        return self._by_group(super().column_moment(columns, layer, name), name)
+        return self.by_group(super().column_moment(columns, layer, name), name)
 
     def block(self, m: Value, name: str) -> Value:
         """``Σ_t M[t, t]``, between the channels of a group."""
         places = ir.PlaceBlocks(self.geometry.places, last=True)
-        return self._by_group(self.builder.emit(places, m, name=name), name)
-
-    def _by_group(self, m: Value, name: str) -> Value:
-        if self.geometry.groups == 1 or not m.is_full:
-            return m
-        return self.builder.emit(
-            ir.BlockDiagonal(self.geometry.groups), m, name=f"{name}_groups"
-        )
-
+        return self.by_group(self.builder.emit(places, m, name=name), name)
 
 @node_rule(ConvolutionTransposed)
 class ConvolutionTransposedRule(ConvolvedRule[ConvolutionTransposed]):
@@ -149,3 +150,17 @@ class ConvolutionTransposedRule(ConvolvedRule[ConvolutionTransposed]):
         x, comment = self.forward.rows_of(x), f"gradient of {layer.name}"
         whole = self.builder.emit(op, x, g, name=name, comment=comment)
         return self.builder.transpose(whole) if layer.flipped else whole
+
+    def input_moment(
+        self, x: Value | None, layer: Layer, name: str, into: Value | None = None
+    ) -> Value:
+        moment = super().input_moment(x, layer, name, into if self.geometry.groups == 1 else None)
+        return self.by_group(moment, name, into)
+
+    def block(self, m: Value, name: str) -> Value:
+        """The blocks at all places, whose patches overlap, one after the other."""
+        index = ir.Gather(self.geometry.patches)
+        rows = self.builder.emit(index, self.builder.dense(m))
+        both = self.builder.emit(index, self.builder.emit(ir.Transpose(), rows))
+        places = self.builder.as_matrix(both, Structure.SYMMETRIC, both.width)
+        return self.builder.emit(ir.PlaceBlocks(self.places), places, name=name)

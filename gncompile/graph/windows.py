@@ -109,6 +109,18 @@ class Geometry:
         """Input features of a sample."""
         return self.inputs * math.prod(self.window.size)
 
+    @property
+    def patches(self) -> tuple[int, ...]:
+        """The feature behind every column at every place, group by group; -1 outside the grid."""
+        points, per_group = math.prod(self.window.size), self.inputs // self.groups
+        return tuple(
+            channel * points + source if source >= 0 else -1
+            for group in range(self.groups)
+            for sources in self.window.sources
+            for channel in range(group * per_group, (group + 1) * per_group)
+            for source in sources
+        )
+
     def __str__(self) -> str:
         groups = f" in {self.groups} groups" if self.groups > 1 else ""
         return f"{self.inputs}→{self.outputs} {self.window}{groups}"

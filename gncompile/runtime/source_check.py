@@ -49,7 +49,7 @@ METHODS = frozenset(
         *("T", "mT", "device", "state", "draws"),
         *("buffer", "parameter", "constant", "scalar", "flat", "random", "precision"),
         *("add_", "sub_", "mul_", "div_", "addmm_", "copy_", "fill_", "zero_", "neg_", "clamp_"),
-        *("diagonal", "flatten", "unflatten", "unsqueeze", "squeeze", "unbind", "expand"),
+        *("diagonal", "flatten", "unflatten", "unsqueeze", "squeeze", "unbind", "expand", "movedim"),
         *("numbers", "sum", "item"),
         *("index_copy_", "index_select", "index_add_", "masked_fill_", "lerp_", "addcmul_"),
         "launches",
