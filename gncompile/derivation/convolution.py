@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ..graph.convolution import Convolution, ConvolutionTransposed
 from ..graph.layers import Layer
 from ..graph.windows import Geometry
+from ..program import convolutions as grids
 from ..program import operations as ir
 from ..program.builder import Value
 from ..program.specs import Structure
@@ -34,14 +35,18 @@ class Convolved(Fixed):
         return self._through(g, name, back=not self.transposed)
 
     def _through(self, value: Value, name: str, back: bool) -> Value:
-        op = ir.ConvolveAdjoint(self.geometry) if back else ir.Convolve(self.geometry)
+        op = grids.ConvolveAdjoint(self.geometry) if back else grids.Convolve(self.geometry)
         return self.builder.emit(op, value, self.weight, name=name)
 
 
 class ConvolvedRule(LayerRule[Kind]):
     """What both ways share: ``op`` has a ``geometry`` of G groups and T places."""
 
-    geometry: Geometry
+    @property
+    def geometry(self) -> Geometry:
+        """What the convolution, or the one it is the adjoint of, looks like."""
+        assert isinstance(self.op, Convolution | ConvolutionTransposed)
+        return self.op.geometry
 
     def jacobian(self, position: int) -> Jacobian:
         return Convolved(self.builder, self.geometry, self.weight, self._op.reversed)
@@ -64,8 +69,8 @@ class ConvolvedRule(LayerRule[Kind]):
     def patches(self, grid: Value) -> Value:
         """``[.., N, G·T, columns]``, rows of what the weight meets or gives."""
         name = f"patches_{self.node.name}{self.forward.suffix}"
-        patches = self.builder.emit(ir.Patches(self.geometry), grid, name=name)
-        return self.builder.emit(ir.FeaturesLast(), patches, name=f"{name}_rows")
+        patches = self.builder.emit(grids.Patches(self.geometry), grid, name=name)
+        return self.builder.emit(grids.FeaturesLast(), patches, name=f"{name}_rows")
 
     def channels(self, places: Value) -> Value:
         """``[.., N, T, outputs]``."""
@@ -73,22 +78,17 @@ class ConvolvedRule(LayerRule[Kind]):
         whole = self.builder.emit(ir.Unflatten(sizes), places, name=f"{places.name}_channels")
         return self.builder.emit(ir.Transpose(), whole, name=f"{places.name}_places")
 
-
     def by_group(self, m: Value, name: str, into: Value | None = None) -> Value:
         """A factor of channels between those of a group; others see none of each other's patches."""
         if self.geometry.groups == 1 or not m.is_full:
             return m
-        op = ir.BlockDiagonal(self.geometry.groups)
+        op = grids.BlockDiagonal(self.geometry.groups)
         return self.builder.emit(op, m, name=f"{name}_groups", into=into)
 
 
 @node_rule(Convolution)
 class ConvolutionRule(ConvolvedRule[Convolution]):
     """``h = W ⋆ x + b``."""
-
-    @property
-    def geometry(self) -> Geometry:
-        return self.op.geometry
 
     def value(self, inputs: list[Value]) -> Value:
         x, name = self.forward.rows_of(inputs[0]), f"h_{self.node.name}"
@@ -97,7 +97,9 @@ class ConvolutionRule(ConvolvedRule[Convolution]):
     def applied(self, x: Value, weight: Value, bias: Value | None, name: str) -> Value:
         operands = [x, weight, *([bias] if bias else [])]
         comment = f"pre-activation of {self.op.layer}"
-        return self.builder.emit(ir.Convolve(self.geometry), *operands, name=name, comment=comment)
+        return self.builder.emit(
+            grids.Convolve(self.geometry), *operands, name=name, comment=comment
+        )
 
     def left(self, g: Value) -> Value:
         return self.channels(g)
@@ -108,7 +110,7 @@ class ConvolutionRule(ConvolvedRule[Convolution]):
     def gradient(self, g: Value, x: Value | None, layer: Layer, name: str) -> Value:
         """``(1/N) Σ g ⋆ x``."""
         assert x is not None
-        op = ir.ConvolveGradient(self.geometry, layer.homogeneous, self.coordinate(layer))
+        op = grids.ConvolveGradient(self.geometry, layer.homogeneous, self.coordinate(layer))
         x, comment = self.forward.rows_of(x), f"gradient of {layer.name}"
         return self.builder.emit(op, g, x, name=name, comment=comment)
 
@@ -120,13 +122,10 @@ class ConvolutionRule(ConvolvedRule[Convolution]):
         places = ir.PlaceBlocks(self.geometry.places, last=True)
         return self.by_group(self.builder.emit(places, m, name=name), name)
 
+
 @node_rule(ConvolutionTransposed)
 class ConvolutionTransposedRule(ConvolvedRule[ConvolutionTransposed]):
     """``y = W ∗ x``: x meets the rows of W, and the vectors its columns."""
-
-    @property
-    def geometry(self) -> Geometry:
-        return self.op.geometry
 
     def value(self, inputs: list[Value]) -> Value:
         x, name = self.forward.rows_of(inputs[0]), f"h_{self.node.name}"
@@ -134,7 +133,7 @@ class ConvolutionTransposedRule(ConvolvedRule[ConvolutionTransposed]):
 
     def applied(self, x: Value, weight: Value, bias: Value | None, name: str) -> Value:
         comment = f"pre-activation of {self.op.layer}"
-        op = ir.ConvolveAdjoint(self.geometry)
+        op = grids.ConvolveAdjoint(self.geometry)
         return self.builder.emit(op, x, weight, name=name, comment=comment)
 
     def left(self, g: Value) -> Value:
@@ -146,7 +145,7 @@ class ConvolutionTransposedRule(ConvolvedRule[ConvolutionTransposed]):
     def gradient(self, g: Value, x: Value | None, layer: Layer, name: str) -> Value:
         """``(1/N) Σ x ⋆ g``, as the weight lies in memory or flipped as its layer is."""
         assert x is not None
-        op = ir.ConvolveGradient(self.geometry, False)
+        op = grids.ConvolveGradient(self.geometry, False)
         x, comment = self.forward.rows_of(x), f"gradient of {layer.name}"
         whole = self.builder.emit(op, x, g, name=name, comment=comment)
         return self.builder.transpose(whole) if layer.flipped else whole

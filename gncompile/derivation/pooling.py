@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from ..graph.pooling import MaxPool, SumPool
 from ..graph.windows import Window
+from ..program import convolutions as grids
 from ..program import operations as ir
 from ..program import specs
 from ..program.builder import Value
@@ -39,14 +40,14 @@ class MaxPoolRule(LinearRule[MaxPool]):
 
     def value(self, inputs: list[Value]) -> Value:
         return self.builder.emit(
-            ir.MaxPool(self.op.window), *inputs, name=f"a_{self.node.name}",
+            grids.MaxPool(self.op.window), *inputs, name=f"a_{self.node.name}",
             comment=self.node.origin.module,
         )  # fmt: skip
 
     def jacobian(self, position: int) -> Jacobian:
         x, y = (self.forward.values[n] for n in (self.node.inputs[0], self.node.name))
         name = f"winners_{self.node.name}{self.forward.suffix}"
-        winners = self.builder.emit(ir.Winners(self.op.window), x, y, name=name)
+        winners = self.builder.emit(grids.Winners(self.op.window), x, y, name=name)
         return Won(self.builder, self.op.window, x.width, winners)
 
 
@@ -57,10 +58,10 @@ class Summed(Fixed):
     window: Window
 
     def push(self, r: Value, name: str) -> Value:
-        return self.builder.emit(ir.SumPool(self.window), r, name=name)
+        return self.builder.emit(grids.SumPool(self.window), r, name=name)
 
     def pull(self, g: Value, name: str) -> Value:
-        return self.builder.emit(ir.Spread(self.window), g, name=name)
+        return self.builder.emit(grids.Spread(self.window), g, name=name)
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,16 @@ class Won(Jacobian):
     winners: Value
 
     def push(self, r: Value, name: str) -> Value:
-        return self.builder.emit(ir.Pick(self.window), r, self.winners, name=name)
+        return self.builder.emit(grids.Pick(self.window), r, self.winners, name=name)
 
     def pull(self, g: Value, name: str) -> Value:
-        return self.builder.emit(ir.Spread(self.window), g, self.winners, name=name)
+        return self.builder.emit(grids.Spread(self.window), g, self.winners, name=name)
 
     def each(self, m: Value, name: str) -> Value:
         """The winners of a sample are those of all its columns."""
         winners = self.builder.emit(ir.Unflatten((1, self.winners.width)), self.winners)
         columns = self.builder.emit(ir.Transpose(), m)
-        back = self.builder.emit(ir.Spread(self.window), columns, winners, name=name)
+        back = self.builder.emit(grids.Spread(self.window), columns, winners, name=name)
         return self.builder.emit(ir.Transpose(), back)
 
     def half(self, m: Value, name: str) -> Value:
@@ -105,7 +106,7 @@ class Won(Jacobian):
 
     def _indicators(self) -> Value:
         """``1_a`` of all taps side by side: ``[N, T·k]``."""
-        return self.builder.emit(ir.OneHot(len(self.window.taps)), self.winners)
+        return self.builder.emit(grids.OneHot(len(self.window.taps)), self.winners)
 
     def _by_taps(self, m: Value) -> Value:
         """A window's column for each of its taps."""

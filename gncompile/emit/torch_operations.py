@@ -41,12 +41,6 @@ class File(Protocol):
     def index(self, value: str, role: str, values: list[int]) -> str:
         """A constant index tensor of a value."""
 
-    def buffered(self, name: str) -> bool:
-        """Whether memory waits for a value; else what computes it brings its own."""
-
-    def constant(self, role: str, text: str) -> str:
-        """The name, after its role, of what ``text`` makes."""
-
 
 Writer = Callable[[File, Instruction, str, list[str], list[Spec]], list[str]]
 WRITERS: dict[type, Writer] = {}

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from ..base.names import RESERVED, Names
 from ..errors import InternalError
+from ..program import convolutions as grids
 from ..program import operations as ir
 from ..program.operations import Leaf, Op
 from ..program.program_check import check_types
@@ -120,7 +121,7 @@ class TorchWriter:
     def _imports(self) -> str:
         """The imports that not every file needs."""
         scalars = ", scalars" if self._floats else ""
-        windowed = any(isinstance(i.op, ir.Windowed) for i in self.program)
+        windowed = any(isinstance(i.op, grids.Windowed) for i in self.program)
         return (", convolutions" if windowed else "") + scalars
 
     def _leaves(self) -> list[str]:
@@ -200,7 +201,7 @@ class TorchWriter:
                 return f"{source}.unflatten(-1, {literal(sizes)})"
             case ir.Flatten(count):
                 return f"{source}.flatten({literal(-count)})"
-            case ir.FeaturesLast():
+            case grids.FeaturesLast():
                 return f"{source}.movedim(0, -1)"
         return source
 
@@ -244,7 +245,7 @@ class TorchWriter:
         specs = [self.program[name].spec for name in i.inputs]
         if isinstance(i.op, ir.Pointwise):
             return self._pointwise(i, out, operands, specs)
-        if isinstance(i.op, ir.Windowed):
+        if isinstance(i.op, grids.Windowed):
             return write_windowed(self, i, out, operands)
         writer = WRITERS.get(type(i.op))
         if writer is None:

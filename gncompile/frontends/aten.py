@@ -248,8 +248,9 @@ CASTS = _words("to type_as _to_copy float double")
 SELECTING = _words(
     "broadcast_to cat channel_shuffle chunk constant_pad_nd diagonal expand expand_as expand_copy "
     "flip fliplr flipud getitem hstack index index_select mT movedim moveaxis narrow numpy_T pad "
-    "permute permute_copy pixel_shuffle pixel_unshuffle reflection_pad1d reflection_pad2d reflection_pad3d "
-    "repeat repeat_interleave replication_pad1d replication_pad2d replication_pad3d roll rot90 select select_copy slice "
+    "permute permute_copy pixel_shuffle pixel_unshuffle reflection_pad1d reflection_pad2d "
+    "reflection_pad3d repeat repeat_interleave replication_pad1d replication_pad2d "
+    "replication_pad3d roll rot90 select select_copy slice "
     "slice_copy split split_copy split_with_sizes stack swapaxes swapdims t t_copy tensor_split "
     "tile transpose transpose_copy unbind unfold upsample_nearest1d upsample_nearest2d "
     "upsample_nearest3d vstack"
@@ -366,7 +367,8 @@ def is_known(name: str) -> bool:
     moving = name in ALIASES or name in CASTS or name in SELECTING or name in DROPOUTS
     linear = name in PRODUCTS or name in LINEAR or name == DECLARED
     windowed = name in CONVOLUTIONS or name in POOLS
-    return elementwise or moving or linear or windowed or name in CREATORS | SIZES | ASSERTS or name in REFUSED
+    computed = elementwise or moving or linear or windowed
+    return computed or name in CREATORS | SIZES | ASSERTS or name in REFUSED
 
 
 def is_random(operator: Any) -> bool:

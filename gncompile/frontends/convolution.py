@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -61,9 +60,7 @@ def _weight(importer: Importer, node: fx.Node, value: Any) -> Weight:
     return value
 
 
-def _geometry(
-    before: Shape, after: Shape, weight: Weight, args: Args, padding: Any
-) -> Geometry:
+def _geometry(before: Shape, after: Shape, weight: Weight, args: Args, padding: Any) -> Geometry:
     """Of the convolution from samples ``before`` to ``after``."""
     kernel = weight.tensor.shape[2:]
     of = window(before, len(kernel), tuple(kernel), args["stride"], padding, args["dilation"])

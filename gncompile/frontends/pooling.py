@@ -105,11 +105,18 @@ def rank_of(node: fx.Node) -> int:
 
 
 def window(
-    shape: Shape, rank: int, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool = False
+    shape: Shape,
+    rank: int,
+    kernel: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    ceil: bool = False,
 ) -> Window:
     """On the last ``rank`` dimensions of a sample, each number for one dimension or for all."""
-    numbers = [_for_each(value, rank) for value in (kernel, stride, padding, dilation)]
-    return Window(tuple(shape[len(shape) - rank :]), *numbers, bool(ceil))
+    size = shape[len(shape) - rank :]
+    k, s, p, d = (_for_each(value, rank) for value in (kernel, stride, padding, dilation))
+    return Window(size, k, s, p, d, bool(ceil))
 
 
 def _for_each(value: Any, rank: int) -> tuple[int, ...]:

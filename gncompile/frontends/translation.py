@@ -28,7 +28,6 @@ from .values import (
     values_in,
 )  # fmt: skip
 
-
 RULES = {**special.RULES, **convolution.RULES, **pooling.RULES}
 """Operators whose rules are functions of their own."""
 

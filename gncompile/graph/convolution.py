@@ -1,7 +1,9 @@
 """Convolutions: one weight at every place of a grid.
 
 A sample is ``[C · P]``, its channels one after the other. At each of T places the weight ``[outputs,
-columns]`` meets a patch of its input, so the layer is affine at T places (docs/mathematics.md#one-weight-many-uses).
+columns]`` meets a patch of its input, so the layer is affine at T places
+(docs/mathematics.md#one-weight-many-uses).
+
 In ``groups`` every group of channels is a use of its own rows of the weight: its places are counted for each
 group, the groups share the input factor Q, their mean, and Ḡ has a block for each.
 """
@@ -35,7 +37,9 @@ class Convolution(LayerOp):
     places_last: ClassVar[bool] = True
 
     def fits(self, size: int, sizes: list[int]) -> bool:
-        return sizes == [self.geometry.size] and size == self.geometry.outputs * self.geometry.places
+        return (
+            sizes == [self.geometry.size] and size == self.geometry.outputs * self.geometry.places
+        )
 
     def matrix(self, size: int, sizes: list[int]) -> tuple[int, int]:
         return self.geometry.outputs, self.geometry.columns
@@ -69,7 +73,9 @@ class ConvolutionTransposed(LayerOp):
     geometry: Geometry = field(kw_only=True)
 
     def fits(self, size: int, sizes: list[int]) -> bool:
-        return size == self.geometry.size and sizes == [self.geometry.outputs * self.geometry.places]
+        return size == self.geometry.size and sizes == [
+            self.geometry.outputs * self.geometry.places
+        ]
 
     def matrix(self, size: int, sizes: list[int]) -> tuple[int, int]:
         return self.geometry.outputs, self.geometry.columns

@@ -9,9 +9,9 @@ from itertools import product
 
 @dataclass(frozen=True)
 class Window:
-    """``kernel`` taps, ``dilation`` apart, that move by ``stride`` over a grid of ``size``, one number a dimension.
+    """``kernel`` taps, ``dilation`` apart, that move by ``stride`` over a grid of ``size``.
 
-    The grid goes on by ``padding`` at both of its ends; with ``ceil`` a last window may hang over, if it
+    One number for each dimension. The grid goes on by ``padding`` at both of its ends; with ``ceil`` a last window may hang over, if it
     begins before the padding at the end. Places and taps are counted row by row, as torch counts them.
     """
 
@@ -78,7 +78,9 @@ class Window:
         return point
 
     def __str__(self) -> str:
-        return " ".join(f"{name}{_times(getattr(self, name))}" for name in ("size", "kernel", "stride"))
+        return " ".join(
+            f"{name}{_times(getattr(self, name))}" for name in ("size", "kernel", "stride")
+        )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from . import convolutions as grids
 from . import operations as ir
 from .operations import Leaf
 from .schedule import Schedule
@@ -70,7 +71,7 @@ def _phase_local(program: StepProgram, home: dict[str, str]) -> set[str]:
 
 def _brought(program: StepProgram, local: set[str]) -> list[str]:
     """Those of the phase's own values that are computed into memory of their own."""
-    fresh = [n for n in local if isinstance(program[n].op, ir.Convolve | ir.ConvolveAdjoint)]
+    fresh = [n for n in local if isinstance(program[n].op, grids.Convolve | grids.ConvolveAdjoint)]
     return [n for n in fresh if not any(isinstance(r.op, ir.VIEWS) for r in program.readers[n])]
 
 

@@ -196,6 +196,12 @@ class BlockDiagonal(Windowed):
         return ()
 
 
+GridOp = (
+    Convolve | ConvolveAdjoint | ConvolveGradient | Patches | FeaturesLast | MaxPool | SumPool | Winners
+    | Pick | Spread | OneHot | BlockDiagonal
+)  # fmt: skip
+
+
 def _features(spec: Spec) -> int:
     return int(spec.shape[-1])
 

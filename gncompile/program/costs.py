@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from . import convolutions as grids
 from . import operations as ir
 from . import specs
 from .specs import Spec
@@ -144,7 +145,7 @@ class CostModel:
             case ir.SymmetricProduct():
                 rows, d = sizes[0]
                 return rows * d * (d + 1)
-            case ir.Windowed():
+            case grids.Windowed():
                 return i.op.flops(sizes, out)
             case ir.Multiply():
                 return out if inputs[0].is_thin else 2 * out * inputs[0].size

@@ -29,21 +29,7 @@ from typing import Literal
 
 import sympy
 
-from .convolutions import (
-    BlockDiagonal,
-    Convolve,
-    ConvolveAdjoint,
-    ConvolveGradient,
-    FeaturesLast,
-    MaxPool,
-    OneHot,
-    Patches,
-    Pick,
-    Spread,
-    SumPool,
-    Windowed,
-    Winners,
-)
+from .convolutions import FeaturesLast, GridOp
 from .specs import Dim, Spec, Structure
 
 LeafKind = Literal["input", "target", "parameter", "constant", "state", "scalar"]
@@ -393,8 +379,7 @@ Op = (
     | SampleRoot | SampleMultiply
     | ScaleSides | Decay | Average | DampedInverse
     | Eigen | Precondition | PreconditionEigen | StepSizes
-    | Convolve | ConvolveAdjoint | ConvolveGradient | Patches | FeaturesLast
-    | MaxPool | SumPool | Winners | Pick | Spread | OneHot | BlockDiagonal
+    | GridOp
 )  # fmt: skip
 
 VIEWS = (Transpose, AsMatrix, Part, Element, Share, SampleMatrix, Unflatten, Flatten, FeaturesLast)

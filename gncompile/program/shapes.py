@@ -6,6 +6,7 @@ import math
 from functools import reduce
 
 from ..errors import InternalError
+from .convolutions import FeaturesLast, Windowed
 from .operations import (
     AddDiagonal,
     Affine,
@@ -19,7 +20,6 @@ from .operations import (
     Dot,
     Eigen,
     Element,
-    FeaturesLast,
     Flatten,
     Gather,
     Hadamard,
@@ -55,7 +55,6 @@ from .operations import (
     Trace,
     Transpose,
     Unflatten,
-    Windowed,
     Zeros,
 )
 from .specs import COLUMNS, SAMPLES, Dim, Spec, Structure, matrix

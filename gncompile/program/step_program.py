@@ -14,17 +14,8 @@ from functools import cached_property
 from typing import Literal
 
 from ..errors import InternalError
-from .operations import (
-    VIEWS,
-    FeaturesLast,
-    Flatten,
-    Leaf,
-    LeafKind,
-    Op,
-    Unflatten,
-    Windowed,
-    describe,
-)
+from .convolutions import FeaturesLast, Windowed
+from .operations import VIEWS, Flatten, Leaf, LeafKind, Op, Unflatten, describe
 from .phases import Phase, Repeat
 from .specs import Spec
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,7 +88,9 @@ def patches(x: Tensor, g: Geometry, out: Tensor) -> None:
 
 def block_diagonal(m: Tensor, blocks: int, out: Tensor) -> None:
     """M within its diagonal blocks, else zero."""
-    inner, outer = (t.unflatten(1, (blocks, -1)).unflatten(0, (blocks, -1)) for t in (m, out.zero_()))
+    inner, outer = (
+        t.unflatten(1, (blocks, -1)).unflatten(0, (blocks, -1)) for t in (m, out.zero_())
+    )
     outer.diagonal(dim1=0, dim2=2).copy_(inner.diagonal(dim1=0, dim2=2))
 
 
@@ -129,7 +132,11 @@ def _pool(join: Callable[..., Tensor], grid: Tensor, w: Window, out: Tensor) -> 
 
 def winners(x: Tensor, maxima: Tensor, w: Window, out: Tensor) -> None:
     """The number of the first tap that holds the maximum; 0 where it is no number."""
-    grid, most, found = _padded(_grids(x, w.size), w, -math.inf), _grids(maxima, w.places), out.zero_()
+    grid, most, found = (
+        _padded(_grids(x, w.size), w, -math.inf),
+        _grids(maxima, w.places),
+        out.zero_(),
+    )
     found = _grids(found, w.places)
     for number, tap in reversed(list(enumerate(w.taps))):
         found.masked_fill_(_slice(grid, w, tap) == most, number)
@@ -137,7 +144,11 @@ def winners(x: Tensor, maxima: Tensor, w: Window, out: Tensor) -> None:
 
 def pick(r: Tensor, chosen: Tensor, w: Window, out: Tensor) -> None:
     """``r`` at the winners."""
-    grid, chosen, result = _padded(_grids(r, w.size), w, 0.0), _grids(chosen, w.places), _grids(out, w.places)
+    grid, chosen, result = (
+        _padded(_grids(r, w.size), w, 0.0),
+        _grids(chosen, w.places),
+        _grids(out, w.places),
+    )
     for number, tap in enumerate(w.taps):
         torch.where(chosen == number, _slice(grid, w, tap), result, out=result)
 
@@ -155,8 +166,9 @@ def spread(g: Tensor, chosen: Tensor | None, w: Window, out: Tensor) -> None:
         else:
             point.add_(part)
     if whole is not grid:
-        inner = (slice(p, p + n) for p, n in zip(w.padding, w.size, strict=True))
-        grid.copy_(whole[(..., *inner)])
+        for axis, (before, size) in enumerate(zip(w.padding, w.size, strict=True)):
+            whole = whole.narrow(axis - len(w.size), before, size)
+        grid.copy_(whole)
 
 
 def one_hot(numbers: Tensor, count: int, out: Tensor) -> None:
@@ -192,6 +204,6 @@ def _slice(grid: Tensor, w: Window, tap: tuple[int, ...]) -> Tensor:
 def _along(grid: Tensor, w: Window, axis: int, tap: int) -> Tensor:
     """The same for one dimension."""
     first, last = tap * w.dilation[axis], (w.places[axis] - 1) * w.stride[axis]
-    points = slice(first, first + last + 1, w.stride[axis])
-    after = (slice(None),) * (len(w.size) - 1 - axis)
-    return grid[(..., points, *after)]
+    whole: list[Any] = [...] + [slice(None)] * len(w.size)
+    whole[1 + axis] = slice(first, first + last + 1, w.stride[axis])
+    return grid[tuple(whole)]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import InternalError
 from ..functions.expressions import evaluate
+from ..program import convolutions as grids
 from ..program import operations as ir
 from ..program.operations import Op
 from ..program.specs import Spec
@@ -166,9 +167,9 @@ def apply(op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
             return v[0].unflatten(-1, sizes)
         case ir.Flatten(count):
             return v[0].flatten(-count)
-        case ir.FeaturesLast():
+        case grids.FeaturesLast():
             return v[0].movedim(0, -1)
-        case ir.Windowed():
+        case grids.Windowed():
             return windowed(op, v)
         case ir.SampleRoot():
             finite = v[0].isfinite().flatten(1).all(dim=1)[:, None, None]

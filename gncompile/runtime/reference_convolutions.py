@@ -9,48 +9,50 @@ from torch import Tensor
 
 from ..errors import InternalError
 from ..graph.windows import Geometry, Window
-from ..program import operations as ir
+from ..program import convolutions as grids
 
 
-def windowed(op: ir.Windowed, v: list[Tensor]) -> Tensor:
+def windowed(op: grids.Windowed, v: list[Tensor]) -> Tensor:
     """``op(v)``."""
     match op:
-        case ir.Convolve(g):
-            h = torch.einsum("goc,...tgc->...got", _by_group(v[1], g), _patches(v[0], g)).flatten(-3)
+        case grids.Convolve(g):
+            h = torch.einsum("goc,...tgc->...got", _by_group(v[1], g), _patches(v[0], g)).flatten(
+                -3
+            )
             return h if len(v) < 3 else h + v[2].repeat_interleave(g.places)
-        case ir.ConvolveAdjoint(g):
+        case grids.ConvolveAdjoint(g):
             vectors = v[0].unflatten(-1, (g.groups, -1, g.places))
             taps = torch.einsum("goc,...got->...gct", _by_group(v[1], g), vectors)
             taps = taps.unflatten(-2, (-1, len(g.window.taps))).transpose(-1, -2)
             return _summed(taps.flatten(-4, -3), g.window).flatten(-2)
-        case ir.ConvolveGradient(g, homogeneous, coordinate):
+        case grids.ConvolveGradient(g, homogeneous, coordinate):
             vectors = v[0].unflatten(-1, (g.groups, -1, g.places))
             gradient = torch.einsum("ngot,ntgc->goc", vectors, _patches(v[1], g)).flatten(0, 1)
             bias = coordinate * vectors.sum(dim=(0, -1)).reshape(-1, 1)
             whole = torch.cat([gradient, bias], dim=1) if homogeneous else gradient
             return whole / v[0].shape[0]
-        case ir.Patches(g):
+        case grids.Patches(g):
             rows = _patches(v[0], g).transpose(-2, -3).flatten(-3, -2)
             return rows.movedim(-1, 0)
-        case ir.MaxPool(w):
+        case grids.MaxPool(w):
             return _taps(v[0], w, -math.inf).amax(dim=-1).flatten(-2)
-        case ir.SumPool(w):
+        case grids.SumPool(w):
             return _taps(v[0], w, 0.0).sum(dim=-1).flatten(-2)
-        case ir.Winners(w):
+        case grids.Winners(w):
             taps = _taps(v[0], w, -math.inf)
             most = taps.amax(dim=-1, keepdim=True)
             return (taps == most).to(v[0].dtype).argmax(dim=-1).flatten(-2).to(v[0])
-        case ir.Pick(w):
+        case grids.Pick(w):
             taps = _taps(v[0], w, 0.0)
             return (taps * _chosen(v[1], w)).sum(dim=-1).flatten(-2)
-        case ir.Spread(w):
+        case grids.Spread(w):
             vectors = v[0].unflatten(-1, (-1, math.prod(w.places)))[..., None]
             kept = _chosen(v[1], w) if len(v) > 1 else torch.ones(len(w.taps)).to(v[0])
             return _summed(vectors * kept, w).flatten(-2)
-        case ir.BlockDiagonal(blocks):
+        case grids.BlockDiagonal(blocks):
             group = torch.arange(blocks, device=v[0].device).repeat_interleave(len(v[0]) // blocks)
             return torch.where(group[:, None] == group, v[0], 0.0)
-        case ir.OneHot(count):
+        case grids.OneHot(count):
             return torch.nn.functional.one_hot(v[0].long(), count).to(v[0]).flatten(-2)
     raise InternalError(f"the reference backend does not know {op}")
 

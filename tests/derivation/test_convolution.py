@@ -1,6 +1,6 @@
-"""Networks of convolutions and pooling against ``torch.func``: gradient, tangent, factors by every method.
+"""Networks of convolutions and pooling against ``torch.func``: gradient, tangent, factors by all methods.
 
-Ḡ and Q are written out from their definition [SPEC of *expand*]: sums over samples and places, of vectors from
+Ḡ and Q are written out from their definition (*expand*): sums over samples and places, of vectors from
 Jacobians of the module itself, and of patches by ``torch.nn.functional.unfold``.
 """
 
@@ -107,7 +107,10 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
         ),
         (2, 2, 3),
     ),
-    "one point": lambda: (nn.Sequential(nn.Conv2d(2, 3, 1), nn.Tanh(), nn.Flatten(), nn.Linear(3, K)), (2, 1, 1)),
+    "one point": lambda: (
+        nn.Sequential(nn.Conv2d(2, 3, 1), nn.Tanh(), nn.Flatten(), nn.Linear(3, K)),
+        (2, 1, 1),
+    ),
     "reused": lambda: (Reused(), (2, 3, 3)),
 }  # fmt: skip
 
@@ -121,7 +124,11 @@ def network(name: str, samples: int = N) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def executed(
-    program: Callable[[TracedModel], StepProgram], module: nn.Module, x: Tensor, y: Tensor, backend: str
+    program: Callable[[TracedModel], StepProgram],
+    module: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    backend: str,
 ) -> tuple[TracedModel, Executable]:
     traced = trace(module, x, passes=prepare)
     step = Executable(
@@ -193,7 +200,9 @@ def expected(module: nn.Module, x: Tensor, y: Tensor) -> dict[str, tuple[Tensor,
         hook.remove()
         inputs, outputs = seen["x"].detach(), seen["y"].detach()
 
-        def shifted(e: Tensor, layer: nn.Module = layer, shape: torch.Size = outputs.shape) -> Tensor:
+        def shifted(
+            e: Tensor, layer: nn.Module = layer, shape: torch.Size = outputs.shape
+        ) -> Tensor:
             with perturbed(layer, e.reshape(shape)):
                 return module(x)  # type: ignore[no-any-return]
 
@@ -232,7 +241,9 @@ def _direct(layer: nn.Conv2d, inputs: Tensor, columns: Tensor) -> tuple[Tensor, 
     return torch.where(group[:, None] == group, block, 0.0), q
 
 
-def _transposed(layer: nn.ConvTranspose2d, inputs: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+def _transposed(
+    layer: nn.ConvTranspose2d, inputs: Tensor, columns: Tensor
+) -> tuple[Tensor, Tensor]:
     g, n = layer.groups, len(inputs)
     rows = inputs.flatten(2)
     q = torch.einsum("nit,njt->ij", rows, rows) / n
@@ -316,9 +327,7 @@ def test_the_average_at_a_maximum_is_exact() -> None:
     _, step = executed(program, module, x, y, "torch")
     head, h = module[-1].weight.detach(), module[0](x).detach()
     above = congruence(head, output_hessian(LOSS, module(x), y).mean(dim=0))
-    jacobian = per_sample_jacobian(
-        lambda u: pool(u.reshape(h.shape)).flatten(1), h.flatten(1)
-    )
+    jacobian = per_sample_jacobian(lambda u: pool(u.reshape(h.shape)).flatten(1), h.flatten(1))
     block = congruence(jacobian, above).mean(dim=0)
     by_place = block.unflatten(0, (2, -1)).unflatten(2, (2, -1))
     assert_close(step.result("G.0"), torch.einsum("itjt->ij", by_place) / h[0, 0].numel())

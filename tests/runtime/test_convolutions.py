@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gncompile.graph.windows import Geometry, Window
-from gncompile.program import operations as ir
+from gncompile.program import convolutions as grids
 from gncompile.program.specs import Spec
 from gncompile.runtime import convolutions
 from gncompile.runtime.reference_convolutions import windowed
@@ -51,26 +51,26 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def results(op: ir.Windowed, *v: Tensor) -> list[Tensor]:
+def results(op: grids.Windowed, *v: Tensor) -> list[Tensor]:
     """By the reference, and as emitted steps compute it into a buffer of NaN; the shape is the rule's."""
     shape = op.result([Spec(tuple(x.shape)) for x in v]).shape
     out = torch.full([int(d) for d in shape], torch.nan, dtype=v[0].dtype)
     match op:
-        case ir.Convolve(g):
+        case grids.Convolve(g):
             convolutions.convolve(*v[:2], v[2] if len(v) > 2 else None, g, out=out)
             assert_close(convolutions.convolve(*v[:2], v[2] if len(v) > 2 else None, g), out)
-        case ir.ConvolveAdjoint(g):
+        case grids.ConvolveAdjoint(g):
             convolutions.adjoint(*v, g, out=out)
-        case ir.ConvolveGradient(g, homogeneous):
+        case grids.ConvolveGradient(g, homogeneous):
             convolutions.gradient(*v, g, homogeneous, out=out)
-        case ir.Patches(g):
+        case grids.Patches(g):
             convolutions.patches(*v, g, out=out)
-        case ir.Spread(window):
+        case grids.Spread(window):
             convolutions.spread(v[0], v[1] if len(v) > 1 else None, window, out=out)
-        case ir.OneHot(count):
+        case grids.OneHot(count):
             convolutions.one_hot(*v, count, out=out)
-        case ir.MaxPool() | ir.SumPool() | ir.Winners() | ir.Pick():
-            names = {ir.MaxPool: "max_pool", ir.SumPool: "sum_pool"}
+        case grids.MaxPool() | grids.SumPool() | grids.Winners() | grids.Pick():
+            names = {grids.MaxPool: "max_pool", grids.SumPool: "sum_pool"}
             name = names.get(type(op), type(op).__name__.lower())
             getattr(convolutions, name)(*v, op.window, out=out)
     found = windowed(op, list(v))
@@ -78,12 +78,12 @@ def results(op: ir.Windowed, *v: Tensor) -> list[Tensor]:
     return [found, out]
 
 
-def check(expected: Tensor, op: ir.Windowed, *v: Tensor) -> None:
+def check(expected: Tensor, op: grids.Windowed, *v: Tensor) -> None:
     for got in results(op, *v):
         assert_close(got.reshape(expected.shape), expected, what=type(op).__name__)
 
 
-def grids(x: Tensor, size: tuple[int, ...]) -> Tensor:
+def shaped(x: Tensor, size: tuple[int, ...]) -> Tensor:
     return x.unflatten(-1, (-1, *size))
 
 
@@ -96,31 +96,31 @@ def test_convolutions_are_those_of_torch(g: Geometry, biased: bool) -> None:
     bias = random(g.outputs, seed=2).requires_grad_()
     shaped = weight.view(g.outputs, -1, *w.kernel)
     shared = (bias if biased else None, w.stride, w.padding, w.dilation, g.groups)
-    y = CONVOLVE[rank](grids(x, w.size), shaped, *shared).flatten(1)
+    y = CONVOLVE[rank](shaped(x, w.size), shaped, *shared).flatten(1)
     assert y.shape[1] == g.outputs * g.places
     vectors = random(*y.shape, seed=3)
     back, slope = torch.autograd.grad(y, (x, weight), vectors, retain_graph=True)
     operands = [x.detach(), weight.detach(), *([bias.detach()] if biased else [])]
-    check(y.detach(), ir.Convolve(g), *operands)
-    check(back, ir.ConvolveAdjoint(g), vectors, weight.detach())
+    check(y.detach(), grids.Convolve(g), *operands)
+    check(back, grids.ConvolveAdjoint(g), vectors, weight.detach())
     if biased:
         (column,) = torch.autograd.grad(y, bias, vectors)
         slope = torch.cat([slope, column[:, None]], dim=1)
-    check(slope / N, ir.ConvolveGradient(g, biased), vectors, x.detach())
+    check(slope / N, grids.ConvolveGradient(g, biased), vectors, x.detach())
     # What a weight sees at every place: the same product written out.
-    for patches in results(ir.Patches(g), x.detach()):
+    for patches in results(grids.Patches(g), x.detach()):
         by_group = patches.unflatten(-1, (g.groups, g.places))
         rows = weight.detach().unflatten(0, (g.groups, -1))
         written = torch.einsum("goc,cngt->ngot", rows, by_group).reshape(N, -1)
-        plain = CONVOLVE[rank](grids(x, w.size), shaped, None, *shared[1:]).flatten(1)
+        plain = CONVOLVE[rank](shaped(x, w.size), shaped, None, *shared[1:]).flatten(1)
         assert_close(written, plain.detach())
 
 
 def test_columns_go_through_like_samples() -> None:
     g = Geometry(Window((5, 4), (3, 2), (2, 1), (1, 0), (1, 1)), 2, 3)
     weight, stack = random(3, g.columns), random(6, N, g.size)
-    for got in results(ir.Convolve(g), stack[:, 1:], weight):
-        each = [windowed(ir.Convolve(g), [x, weight]) for x in stack[:, 1:]]
+    for got in results(grids.Convolve(g), stack[:, 1:], weight):
+        each = [windowed(grids.Convolve(g), [x, weight]) for x in stack[:, 1:]]
         assert_close(got, torch.stack(each))
 
 
@@ -136,18 +136,18 @@ def test_maxima_and_their_winners_are_those_of_torch(w: Window, tied: bool) -> N
     points = math.prod(w.size)
     x = random(N, 2 * points)
     x = (x.round() if tied else x).requires_grad_()  # of equal maxima the first wins
-    y = max_pool(grids(x, w.size), w)
-    check(y.detach(), ir.MaxPool(w), x.detach())
+    y = max_pool(shaped(x, w.size), w)
+    check(y.detach(), grids.MaxPool(w), x.detach())
     vectors, r = random(*y.shape, seed=1), random(N, 2 * points, seed=2)
     (back,) = torch.autograd.grad(y, x, vectors)
-    for chosen in results(ir.Winners(w), x.detach(), y.detach()):
-        check(back, ir.Spread(w), vectors, chosen)
+    for chosen in results(grids.Winners(w), x.detach(), y.detach()):
+        check(back, grids.Spread(w), vectors, chosen)
         # Spread is linear in its vectors: Pick is its adjoint.
-        for picked in results(ir.Pick(w), r, chosen):
+        for picked in results(grids.Pick(w), r, chosen):
             assert_close((picked * vectors).sum(), (r * back).sum())
         columns = random(4, *y.shape, seed=3)
-        for got in results(ir.Spread(w), columns, chosen):
-            each = [windowed(ir.Spread(w), [c, chosen]) for c in columns]
+        for got in results(grids.Spread(w), columns, chosen):
+            each = [windowed(grids.Spread(w), [c, chosen]) for c in columns]
             assert_close(got, torch.stack(each))
 
 
@@ -156,22 +156,26 @@ def test_maxima_and_their_winners_are_those_of_torch(w: Window, tied: bool) -> N
 def test_sums_are_convolutions_with_ones(w: Window) -> None:
     assume(not w.ceil)
     x = random(N, 2 * math.prod(w.size)).requires_grad_()
-    channels = grids(x, w.size).flatten(0, 1)[:, None]
+    channels = shaped(x, w.size).flatten(0, 1)[:, None]
     ones = torch.ones(1, 1, *w.kernel).double()
     y = CONVOLVE[len(w.size)](channels, ones, None, w.stride, w.padding, w.dilation).reshape(N, -1)
-    check(y.detach(), ir.SumPool(w), x.detach())
+    check(y.detach(), grids.SumPool(w), x.detach())
     vectors = random(*y.shape, seed=1)
     (back,) = torch.autograd.grad(y, x, vectors)
-    check(back, ir.Spread(w), vectors)
+    check(back, grids.Spread(w), vectors)
 
 
 def test_numbers_become_ones_at_their_places() -> None:
-    check(torch.tensor([[0.0, 0, 1, 1, 0, 0]]).double(), ir.OneHot(3), torch.tensor([[2.0, 0.0]]).double())
+    check(
+        torch.tensor([[0.0, 0, 1, 1, 0, 0]]).double(),
+        grids.OneHot(3),
+        torch.tensor([[2.0, 0.0]]).double(),
+    )
 
 
 @pytest.mark.parametrize("value", [torch.inf, torch.nan, 1e300])
 def test_a_maximum_is_found_among_all_numbers(value: float) -> None:
     w = Window((4,), (2,), (2,), (0,), (1,))
     x = torch.tensor([[0.0, value, -1e300, -1e300]]).double()
-    for y in results(ir.MaxPool(w), x):
+    for y in results(grids.MaxPool(w), x):
         torch.testing.assert_close(y, max_pool(x[:, None], w), equal_nan=True)
