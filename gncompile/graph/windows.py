@@ -11,8 +11,9 @@ from itertools import product
 class Window:
     """``kernel`` taps, ``dilation`` apart, that move by ``stride`` over a grid of ``size``.
 
-    One number for each dimension. The grid goes on by ``padding`` at both of its ends; with ``ceil`` a last window may hang over, if it
-    begins before the padding at the end. Places and taps are counted row by row, as torch counts them.
+    One number for each dimension. The grid goes on by ``padding`` at both of its ends; with ``ceil`` a last
+    window may hang over, if it begins before the padding at the end. Places and taps are counted row by row,
+    as torch counts them.
     """
 
     size: tuple[int, ...]

@@ -67,10 +67,6 @@ OPERATORS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[str, ...]]] = {
     "softmax": (lambda h: h.softmax(-1), ("softmax cannot be compiled", "couples all features")),
     "log_softmax": (lambda h: h.log_softmax(-1), ("log_softmax cannot be compiled",)),
     "layer_norm": (lambda h: functional.layer_norm(h, (4,)), ("layer_norm cannot be compiled",)),
-    "conv": (
-        lambda h: functional.conv1d(h[:, None], torch.ones(1, 1, 3)),
-        ("convolutions are not supported yet",),
-    ),
     "max": (lambda h: h.amax(-1, keepdim=True), ("neither linear nor elementwise",)),
     "matmul": (
         lambda h: (h.view(-1, 2, 2) @ h.view(-1, 2, 2)).flatten(1),
@@ -394,15 +390,6 @@ def test_recurrence_from_zeros() -> None:
 
     text = refused(Recurrence(), "on what does not depend on the network's input", shape=(2, 3))
     assert "'step.weight' is used twice" in text
-
-
-def test_frozen_trunk() -> None:
-    refused(
-        nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten(), nn.Linear(9, 1)),
-        "convolutions are not supported yet",
-        "features of a frozen convolutional trunk once",
-        shape=(2, 5),
-    )
 
 
 def test_selection_by_a_mask() -> None:

@@ -83,7 +83,7 @@ def check(expected: Tensor, op: grids.Windowed, *v: Tensor) -> None:
         assert_close(got.reshape(expected.shape), expected, what=type(op).__name__)
 
 
-def shaped(x: Tensor, size: tuple[int, ...]) -> Tensor:
+def on_grid(x: Tensor, size: tuple[int, ...]) -> Tensor:
     return x.unflatten(-1, (-1, *size))
 
 
@@ -96,7 +96,7 @@ def test_convolutions_are_those_of_torch(g: Geometry, biased: bool) -> None:
     bias = random(g.outputs, seed=2).requires_grad_()
     shaped = weight.view(g.outputs, -1, *w.kernel)
     shared = (bias if biased else None, w.stride, w.padding, w.dilation, g.groups)
-    y = CONVOLVE[rank](shaped(x, w.size), shaped, *shared).flatten(1)
+    y = CONVOLVE[rank](on_grid(x, w.size), shaped, *shared).flatten(1)
     assert y.shape[1] == g.outputs * g.places
     vectors = random(*y.shape, seed=3)
     back, slope = torch.autograd.grad(y, (x, weight), vectors, retain_graph=True)
@@ -112,7 +112,7 @@ def test_convolutions_are_those_of_torch(g: Geometry, biased: bool) -> None:
         by_group = patches.unflatten(-1, (g.groups, g.places))
         rows = weight.detach().unflatten(0, (g.groups, -1))
         written = torch.einsum("goc,cngt->ngot", rows, by_group).reshape(N, -1)
-        plain = CONVOLVE[rank](shaped(x, w.size), shaped, None, *shared[1:]).flatten(1)
+        plain = CONVOLVE[rank](on_grid(x, w.size), shaped, None, *shared[1:]).flatten(1)
         assert_close(written, plain.detach())
 
 
@@ -136,7 +136,7 @@ def test_maxima_and_their_winners_are_those_of_torch(w: Window, tied: bool) -> N
     points = math.prod(w.size)
     x = random(N, 2 * points)
     x = (x.round() if tied else x).requires_grad_()  # of equal maxima the first wins
-    y = max_pool(shaped(x, w.size), w)
+    y = max_pool(on_grid(x, w.size), w)
     check(y.detach(), grids.MaxPool(w), x.detach())
     vectors, r = random(*y.shape, seed=1), random(N, 2 * points, seed=2)
     (back,) = torch.autograd.grad(y, x, vectors)
@@ -156,7 +156,7 @@ def test_maxima_and_their_winners_are_those_of_torch(w: Window, tied: bool) -> N
 def test_sums_are_convolutions_with_ones(w: Window) -> None:
     assume(not w.ceil)
     x = random(N, 2 * math.prod(w.size)).requires_grad_()
-    channels = shaped(x, w.size).flatten(0, 1)[:, None]
+    channels = on_grid(x, w.size).flatten(0, 1)[:, None]
     ones = torch.ones(1, 1, *w.kernel).double()
     y = CONVOLVE[len(w.size)](channels, ones, None, w.stride, w.padding, w.dilation).reshape(N, -1)
     check(y.detach(), grids.SumPool(w), x.detach())
