@@ -108,7 +108,8 @@ class TritonWriter(TorchWriter):
         drawn = {"advance", "run"} if STATE in self.declared else set()
         planned = {"run"} if self.plans else set()
         every = tuple(each for plan in self.plans.values() for each in plan.calls)
-        return "".join(f"\n{line}" for line in imports(drawn | planned | functions(every)))
+        lines = imports(drawn | planned | functions(every))
+        return super()._imports() + "".join(f"\n{line}" for line in lines)
 
     def _sections(self) -> list[Section]:
         """Buffers of all phases first, for launches are planned over them; then the phases."""

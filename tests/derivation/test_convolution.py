@@ -6,6 +6,7 @@ Jacobians of the module itself, and of patches by ``torch.nn.functional.unfold``
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -14,7 +15,7 @@ from comparison import assert_close
 from oracles import (
     congruence,
     directional_output,
-    gradient,
+    mean_loss,
     output_hessian,
     per_sample_jacobian,
     perturbed,
@@ -22,16 +23,18 @@ from oracles import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gncompile.base.settings import Settings
-from gncompile.derivation.method_choice import candidate_program
+from gncompile.derivation.batch_gradient import BatchGradient
 from gncompile.frontends.torch_export import trace
 from gncompile.graph.model_graph import TracedModel
 from gncompile.losses import resolve_loss
 from gncompile.pipeline import factor_program, prepare, tangent_program
+from gncompile.program.builder import ProgramBuilder
+from gncompile.program.phases import step_phases
 from gncompile.program.step_program import StepProgram
 from gncompile.runtime.executable import Executable
 
-LOSS = "bce_with_logits"
+NAME = "bce_with_logits"
+LOSS = resolve_loss(NAME)
 N, K = 3, 2
 
 
@@ -115,64 +118,58 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
 }  # fmt: skip
 
 
-def network(name: str, samples: int = N) -> tuple[nn.Module, Tensor, Tensor]:
+@functools.cache
+def network(name: str, samples: int = N) -> tuple[nn.Module, TracedModel, Tensor, Tensor]:
     torch.manual_seed(0)
     module, shape = NETWORKS[name]()
     x, y = torch.randn(samples, *shape), torch.rand(samples, K)
     module(x)  # lazy layers take their size
-    return module.double(), x.double(), y.double()
+    module, x, y = module.double(), x.double(), y.double()
+    return module, trace(module, x, passes=prepare), x, y
 
 
 def executed(
-    program: Callable[[TracedModel], StepProgram],
-    module: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    backend: str,
-) -> tuple[TracedModel, Executable]:
-    traced = trace(module, x, passes=prepare)
+    program: StepProgram, traced: TracedModel, x: Tensor, y: Tensor, backend: str = "torch"
+) -> Executable:
     step = Executable(
-        program(traced), traced, resolve_loss(LOSS), dtype=torch.float64,
-        device=torch.device("cpu"), backend=backend,
-    )  # fmt: skip
+        program, traced, LOSS, dtype=torch.float64, device=torch.device("cpu"), backend=backend
+    )
     for key in step.memory.states:
         if key.startswith("direction0."):
             step.memory.states[key].copy_(direction(step.memory.states[key].shape))
     step.load((x.flatten(1),), y)
     step.run(*step.program.phases)
-    return traced, step
+    return step
 
 
 def direction(shape: torch.Size) -> Tensor:
     return torch.sin(torch.arange(shape.numel()).double()).reshape(shape)
 
 
-@pytest.mark.parametrize("backend", ["torch", "reference"])
-@pytest.mark.parametrize("name", NETWORKS)
+BACKENDS = [
+    *(pytest.param(name, "torch", id=name) for name in NETWORKS),
+    *(pytest.param(name, "reference", id=f"{name}, reference") for name in ("lenet", "transposed")),
+]
+
+
+@pytest.mark.parametrize(("name", "backend"), BACKENDS)
 def test_the_gradient_is_that_of_autograd(name: str, backend: str) -> None:
-    module, x, y = network(name)
-    loss = resolve_loss(LOSS)
-
-    def program(traced: TracedModel) -> StepProgram:
-        return candidate_program(traced.graph, loss, Settings(), ("kflr",))
-
-    for p in module.parameters():
-        if not p.requires_grad:
-            p.requires_grad_(True)
-            p.frozen = True  # type: ignore[attr-defined]
-    exact = gradient(module, LOSS, x, y)
-    for p in module.parameters():
-        p.requires_grad_(not hasattr(p, "frozen"))
-    traced, step = executed(program, module, x, y, backend)
+    module, traced, x, y = network(name)
+    trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(mean_loss(module, NAME, x, y), list(trained.values()))
+    exact = dict(zip(trained, found, strict=True))
+    builder = ProgramBuilder(step_phases())
+    gradients = BatchGradient(builder, traced.graph, LOSS).gradients
+    builder.results |= {layer: value.name for layer, value in gradients.items()}
+    step = executed(builder.finish(), traced, x, y, backend)
     for layer, record in traced.graph.layers.items():
-        assert_close(step.result(f"grad.{layer}"), record.joined(exact), what=layer)
+        assert_close(step.result(layer), record.joined(exact), what=layer)
 
 
-@pytest.mark.parametrize("backend", ["torch", "reference"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "backend"), BACKENDS)
 def test_the_tangent_is_that_of_torch(name: str, backend: str) -> None:
-    module, x, y = network(name)
-    traced, step = executed(lambda t: tangent_program(t.graph), module, x, y, backend)
+    module, traced, x, y = network(name)
+    step = executed(tangent_program(traced.graph), traced, x, y, backend)
     shapes = dict(module.named_parameters())
     along: dict[str, Tensor] = {}
     for record in traced.graph.layers.values():
@@ -181,15 +178,9 @@ def test_the_tangent_is_that_of_torch(name: str, backend: str) -> None:
     assert_close(step.result("tangent"), directional_output(module, x, along))
 
 
-def places(layer: nn.Module, values: Tensor) -> Tensor:
-    """Of channels first ``[.., C, *grid]`` the rows of all places: ``[.., T, C]``."""
-    rank = 1 if isinstance(layer, nn.Conv1d) else 3 if isinstance(layer, nn.Conv3d) else 2
-    return values.flatten(-rank).mT
-
-
 def expected(module: nn.Module, x: Tensor, y: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """Ḡ and Q of every convolution that is trained, from their definition."""
-    top = output_hessian(LOSS, module(x), y)
+    top = output_hessian(NAME, module(x), y)
     found = {}
     for name, layer in module.named_modules():
         if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) or not layer.weight.requires_grad:
@@ -253,18 +244,13 @@ def _transposed(
     return block, torch.where(group[:, None] == group, q, 0.0)
 
 
-PLANE = [n for n in NETWORKS if n not in ("a line", "a volume", "reused")]
+PLANE = [each for each in BACKENDS if each.values[0] not in ("a line", "a volume", "reused")]
 
 
-@pytest.mark.parametrize("backend", ["torch", "reference"])
-@pytest.mark.parametrize("name", PLANE)
+@pytest.mark.parametrize(("name", "backend"), PLANE)
 def test_factors_of_columns_are_their_definition(name: str, backend: str) -> None:
-    module, x, y = network(name)
-
-    def program(traced: TracedModel) -> StepProgram:
-        return factor_program(traced.graph, resolve_loss(LOSS), "kflr")
-
-    _, step = executed(program, module, x, y, backend)
+    module, traced, x, y = network(name)
+    step = executed(factor_program(traced.graph, LOSS, "kflr"), traced, x, y, backend)
     for layer, (g, q) in expected(module, x, y).items():
         assert_close(step.result(f"G.{layer}"), g, what=f"G of {layer}")
         assert_close(step.result(f"Q.{layer}"), q, what=f"Q of {layer}")
@@ -272,23 +258,22 @@ def test_factors_of_columns_are_their_definition(name: str, backend: str) -> Non
 
 @pytest.mark.parametrize("method", ["kfra", "ggn"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_of_one_sample_all_methods_agree(name: str, method: str) -> None:
+def test_what_is_exact_is_what_columns_give(name: str, method: str) -> None:
     """KFRA is exact at N = 1; blocks of every sample always are."""
-    module, x, y = network(name, samples=1 if method == "kfra" else N)
-    results = {}
-    for each in (method, "kflr"):
+    _, traced, x, y = network(name)
+    count = 1 if method == "kfra" else N
+    assert_as_columns(traced, x[:count], y[:count], method)
 
-        def program(traced: TracedModel, each: str = each) -> StepProgram:
-            return factor_program(traced.graph, resolve_loss(LOSS), each)
 
-        traced, results[each] = executed(program, module, x, y, "torch")
+def assert_as_columns(traced: TracedModel, x: Tensor, y: Tensor, method: str) -> None:
+    got, exact = (
+        executed(factor_program(traced.graph, LOSS, each), traced, x, y)
+        for each in (method, "kflr")
+    )
     for layer in traced.graph.layers:
-        got, exact = (results[each].result(f"G.{layer}") for each in (method, "kflr"))
-        assert_close(dense(got, exact), exact, what=layer)
-
-
-def dense(m: Tensor, like: Tensor) -> Tensor:
-    return m if m.shape == like.shape else torch.diag(m.expand(len(like)))
+        g, expected = got.result(f"G.{layer}"), exact.result(f"G.{layer}")
+        full = g if g.shape == expected.shape else torch.diag(g.expand(len(expected)))
+        assert_close(full, expected, what=layer)
 
 
 def test_convolutions_alone_average_exactly() -> None:
@@ -296,37 +281,22 @@ def test_convolutions_alone_average_exactly() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(
         nn.Conv2d(1, 2, 2), nn.AvgPool2d(2, stride=1), nn.ConvTranspose2d(2, 2, 2), nn.Flatten(),
-        nn.LazyLinear(K),
-    )  # fmt: skip
-    x, y = torch.randn(N, 1, 4, 4), torch.rand(N, K).double()
-    module(x)
-    factors = []
-    for method in ("kfra", "kflr"):
-
-        def program(traced: TracedModel, method: str = method) -> StepProgram:
-            return factor_program(traced.graph, resolve_loss(LOSS), method)
-
-        traced, step = executed(program, module.double(), x.double(), y, "torch")
-        factors.append({layer: step.result(f"G.{layer}") for layer in traced.graph.layers})
-    for layer, exact in factors[1].items():
-        assert_close(dense(factors[0][layer], exact), exact, what=layer)
+        nn.Linear(18, K),
+    ).double()  # fmt: skip
+    x, y = torch.randn(N, 1, 4, 4).double(), torch.rand(N, K).double()
+    assert_as_columns(trace(module, x, passes=prepare), x, y, "kfra")
 
 
 def test_the_average_at_a_maximum_is_exact() -> None:
     """``E[J_nᵀ M J_n]`` over samples whose windows are won by different taps, ties among them."""
     torch.manual_seed(0)
     pool = nn.MaxPool2d((2, 3), stride=(2, 1), padding=(1, 0))
-    module = nn.Sequential(nn.Conv2d(1, 2, 2), pool, nn.Flatten(), nn.LazyLinear(K))
+    module = nn.Sequential(nn.Conv2d(1, 2, 2), pool, nn.Flatten(), nn.Linear(8, K)).double()
     x, y = torch.randn(5, 1, 4, 5).double().round(), torch.rand(5, K).double()
-    module(x.float())
-    module.double()
-
-    def program(traced: TracedModel) -> StepProgram:
-        return factor_program(traced.graph, resolve_loss(LOSS), "kfra")
-
-    _, step = executed(program, module, x, y, "torch")
+    traced = trace(module, x, passes=prepare)
+    step = executed(factor_program(traced.graph, LOSS, "kfra"), traced, x, y)
     head, h = module[-1].weight.detach(), module[0](x).detach()
-    above = congruence(head, output_hessian(LOSS, module(x), y).mean(dim=0))
+    above = congruence(head, output_hessian(NAME, module(x), y).mean(dim=0))
     jacobian = per_sample_jacobian(lambda u: pool(u.reshape(h.shape)).flatten(1), h.flatten(1))
     block = congruence(jacobian, above).mean(dim=0)
     by_place = block.unflatten(0, (2, -1)).unflatten(2, (2, -1))

@@ -1,4 +1,4 @@
-"""Convolutions and pooling in the frontend: the graph computes what the module does, or a text says why not."""
+"""Convolutions and pooling in the frontend: the graph computes what the module does, or is refused."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from ...base.untrusted import slug
 from ...emit.layout import Statement
 from ...emit.step_source import StepSource
 from ...graph.layers import Affine, Parameter
-from ...graph.nodes import FixedLinear, Input, Node, Pointwise, Select
+from ...graph.nodes import FixedLinear, Input, Node, Output, Pointwise, Select
 from ...program import operations as ir
 from ...program.costs import Cost, total
 from ..formulas import Equation
@@ -139,4 +139,6 @@ def caption(node: Node) -> str:
             return f"x Aᵀ, {matrix}"
         case Pointwise():
             return function_text(node)
-    return "output z"
+        case Output():
+            return "output z"
+    return kind(node).lower()
