@@ -261,15 +261,17 @@ class OutputRule(LinearRule[Output]):
 
 @node_rule(FixedLinear)
 class FixedLinearRule(LinearRule[FixedLinear]):
-    """``y = x Aᵀ``."""
+    """``y_s = x_s Aᵀ``."""
 
     def value(self, inputs: list[Value]) -> Value:
         return self.jacobian(0).push(self.forward.rows_of(inputs[0]), f"x_{self.node.name}")
 
     def jacobian(self, position: int) -> Jacobian:
         (source,) = self.node.inputs
-        shape = (self.node.size, self.forward.graph[source].size)
-        return Weighted(self.builder, self.builder.leaf("constant", self.op.matrix, shape))
+        sizes = self.node.size, self.forward.graph[source].size
+        shape = tuple(size // self.op.places for size in sizes)
+        matrix = self.builder.leaf("constant", self.op.matrix, shape)
+        return Weighted(self.builder, matrix, self.op.places)
 
 
 @node_rule(Select)

@@ -122,10 +122,11 @@ class GraphBuilder:
         shape: tuple[int, ...],
         origin: Origin,
         matrix_name: str | None = None,
+        places: int = 1,
     ) -> Activation:
-        """``y = x Aᵀ`` with the constant ``matrix`` A: [out, in]."""
+        """``y_s = x_s Aᵀ`` with the constant ``matrix`` A: [out, in]."""
         name = self.constant(matrix_name or f"{self._unique(identifier(label))}_matrix", matrix)
-        return self._add(label, FixedLinear(name), (x.name,), shape, origin)
+        return self._add(label, FixedLinear(name, places), (x.name,), shape, origin)
 
     def apply(
         self, label: str, op: Op, x: Activation, shape: tuple[int, ...], origin: Origin

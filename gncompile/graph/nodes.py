@@ -78,12 +78,17 @@ class Select(Op):
 
 @dataclass(frozen=True)
 class FixedLinear(Op):
-    """``y = x Aᵀ`` with the constant ``matrix`` A: [out, in] (average pooling, means over features)."""
+    """``y_s = x_s Aᵀ`` with the constant ``matrix`` A: [out, in], at each of ``places`` (means, interpolation)."""
 
     matrix: str
+    places: int = 1
+
+    def fits(self, size: int, sizes: list[int]) -> bool:
+        return len(sizes) == 1 and size % self.places == 0 and sizes[0] % self.places == 0
 
     def describe(self, inputs: tuple[str, ...]) -> str:
-        return f"fixed[{self.matrix}]({inputs[0]})"
+        at = f" at {self.places} places" if self.places > 1 else ""
+        return f"fixed[{self.matrix}]({inputs[0]}){at}"
 
 
 @dataclass(frozen=True)

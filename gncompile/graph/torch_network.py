@@ -63,8 +63,8 @@ class Network:
                     parameters[weight], None if bias is None else parameters[bias], *x
                 )
                 return h.expand(len(inputs[0]), -1)
-            case FixedLinear(matrix):
-                return x[0] @ constants[matrix].T
+            case FixedLinear(matrix, places):
+                return (x[0].unflatten(-1, (places, -1)) @ constants[matrix].T).flatten(-2)
             case Select(index, fill):
                 padded = torch.cat([*x, x[0].new_full((x[0].shape[0], 1), fill)], dim=1)
                 return padded[:, list(index)]
