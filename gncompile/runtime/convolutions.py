@@ -131,24 +131,19 @@ def _pool(join: Callable[..., Tensor], grid: Tensor, w: Window, out: Tensor) -> 
 
 
 def winners(x: Tensor, maxima: Tensor, w: Window, out: Tensor) -> None:
-    """The number of the first tap that holds the maximum; 0 where it is no number."""
-    grid, most, found = (
-        _padded(_grids(x, w.size), w, -math.inf),
-        _grids(maxima, w.places),
-        out.zero_(),
-    )
-    found = _grids(found, w.places)
-    for number, tap in reversed(list(enumerate(w.taps))):
-        found.masked_fill_(_slice(grid, w, tap) == most, number)
+    """How many taps come before the first that holds the maximum: ``Σ_a Π_{b ≤ a} [x_b ≠ y]``."""
+    grid, most = _padded(_grids(x, w.size), w, -math.inf), _grids(maxima, w.places)
+    found = _grids(out.zero_(), w.places)
+    before = torch.ones_like(most, dtype=torch.bool)
+    for tap in w.taps[:-1]:
+        before &= _slice(grid, w, tap) != most
+        found += before
 
 
 def pick(r: Tensor, chosen: Tensor, w: Window, out: Tensor) -> None:
     """``r`` at the winners."""
-    grid, chosen, result = (
-        _padded(_grids(r, w.size), w, 0.0),
-        _grids(chosen, w.places),
-        _grids(out, w.places),
-    )
+    grid, result = _padded(_grids(r, w.size), w, 0.0), _grids(out, w.places)
+    chosen = _grids(chosen, w.places)
     for number, tap in enumerate(w.taps):
         torch.where(chosen == number, _slice(grid, w, tap), result, out=result)
 
@@ -159,12 +154,9 @@ def spread(g: Tensor, chosen: Tensor | None, w: Window, out: Tensor) -> None:
     whole = _padded(grid, w, 0.0).zero_()
     chosen = None if chosen is None else _grids(chosen, w.places)
     for number, tap in enumerate(w.taps):
-        point = _slice(whole, w, tap)
         part = given if chosen is None else given * (chosen == number)
-        if w.disjoint:
-            point.copy_(part)
-        else:
-            point.add_(part)
+        point = _slice(whole, w, tap)
+        (point.copy_ if w.disjoint else point.add_)(part)
     if whole is not grid:
         for axis, (before, size) in enumerate(zip(w.padding, w.size, strict=True)):
             whole = whole.narrow(axis - len(w.size), before, size)
