@@ -31,6 +31,7 @@ class Compiled:
         precision: str = "highest",
     ) -> None:
         traced, declared, reader = understand(model, loss, x)
+        self.traced = traced
         # As the peers do: plain KFRA, without the trainer's trace correction, on the whole batch.
         settings = Settings.from_options(method=method, trace_correction=False, factor_share=1.0)
         self.program = step_program(traced.graph, declared, settings)

@@ -267,7 +267,7 @@ class OutputRule(LinearRule[Output]):
 
 @node_rule(FixedLinear)
 class FixedLinearRule(LinearRule[FixedLinear]):
-    """``y = x Aᵀ``."""
+    """``y_s = x_s Aᵀ``."""
 
     def value(self, inputs: list[Value]) -> Value:
         return self.jacobian(0).push(self.forward.rows_of(inputs[0]), f"x_{self.node.name}")

@@ -1,5 +1,12 @@
 """The kinds of node with a file of their own: importing this declares their rules."""
 
-from . import bilinear, dropout, embedding, layer_rules, normalise, softmax
-
-__all__ = ["bilinear", "dropout", "embedding", "layer_rules", "normalise", "softmax"]
+from . import (  # noqa: F401
+    bilinear,
+    convolution,
+    dropout,
+    embedding,
+    layer_rules,
+    normalise,
+    pooling,
+    softmax,
+)  # fmt: skip

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from ..base.names import RESERVED, Names
 from ..errors import InternalError
+from ..program import convolutions as grids
 from ..program import lookups
 from ..program import operations as ir
 from ..program.operations import Leaf, Op
@@ -23,6 +24,7 @@ from . import torch_selections  # noqa: F401  # declares how they are written
 from .layout import WIDTH, Statement, filled
 from .literals import comment, dimension, docstring, literal, plain_name, quoted
 from .scalar_source import cells, is_float, scalar_lines
+from .torch_convolutions import write_windowed
 from .torch_operations import WRITERS, Options, compact, reduced, step_sizes
 from .torch_slopes import PRODUCTS
 from .torch_statements import torch_statements
@@ -124,7 +126,9 @@ class TorchWriter:
 
     def _runtime(self) -> str:
         """The modules of the runtime that not every program needs."""
-        return ", lookups" if any(isinstance(i.op, lookups.Indexed) for i in self.program) else ""
+        asked = {"convolutions": grids.Windowed, "lookups": lookups.Indexed}
+        used = [m for m, kind in asked.items() if any(isinstance(i.op, kind) for i in self.program)]
+        return "".join(f", {module}" for module in used)
 
     def _leaves(self) -> list[str]:
         lines = ["# The network's inputs, parameters and constants, and the optimiser's state."]
@@ -207,6 +211,8 @@ class TorchWriter:
                 kept = len(spec.shape) - len(order)
                 dims = (*range(kept), *(kept + i for i in order))
                 return f"{source}.permute({literal(dims)})"
+            case grids.FeaturesLast():
+                return f"{source}.movedim(0, -1)"
         return source
 
     @staticmethod
@@ -249,6 +255,8 @@ class TorchWriter:
         specs = [self.program[name].spec for name in i.inputs]
         if isinstance(i.op, ir.Pointwise):
             return self._pointwise(i, out, operands, specs)
+        if isinstance(i.op, grids.Windowed):
+            return write_windowed(self, i, out, operands)
         writer = WRITERS.get(type(i.op))
         if writer is None:
             raise InternalError(f"the torch backend does not know {i.op}")
@@ -319,6 +327,19 @@ class TorchWriter:
         if flat not in self.declared:
             self.constants[flat] = f"memory.flat({name})"
         return flat
+
+    def buffered(self, name: str) -> bool:
+        """Whether memory waits for a value; else what computes it brings its own."""
+        return name in self.buffers or self.program[name].into is not None
+
+    def constant(self, role: str, text: str) -> str:
+        """The name, after its role, of what ``text`` makes."""
+        if (role, text) not in self._own:
+            self._own[role, text] = self._names.fresh(role)
+        name = self._own[role, text]
+        if name not in self.declared:
+            self.constants[name] = text
+        return name
 
     def index(self, value: str, role: str, values: list[int]) -> str:
         """A constant index tensor of a value, given by ranges where it has them."""

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 
 import sympy
 
+from ..graph.convolution import Convolution, ConvolutionTransposed
 from ..graph.layers import Affine
 from ..graph.model_graph import ModelGraph
+from ..program import convolutions as grids
 from ..program import operations as ir
 from ..program import specs
 from ..program.step_program import Instruction, StepProgram
@@ -75,7 +77,7 @@ class Formulas:
         """The formulas of a graph's program."""
         parameters = {}
         for node in graph:
-            if isinstance(node.op, Affine):
+            if isinstance(node.op, Affine | Convolution | ConvolutionTransposed):
                 parameters[node.op.weight] = f"W[{node.op.layer}]"
                 if node.op.bias:
                     parameters[node.op.bias] = f"b[{node.op.layer}]"
@@ -157,6 +159,8 @@ class Formulas:
                 return Infix("⊙", tuple(v))
             case ir.Moment(homogeneous):
                 return _moment(v, homogeneous)
+            case grids.Convolve():
+                return _plus(Infix("⋆", (v[1], v[0])), *v[2:])
             case ir.AddDiagonal():
                 return _plus(v[0], Call("diag", (v[1],)))
             case ir.Decay(weight, bias):
@@ -185,6 +189,8 @@ class Formulas:
             case ir.Part(which):
                 return Component(self._operand(instruction.inputs[0], inlined), which)
             case ir.AsMatrix() | ir.Share() | ir.SampleMatrix() | ir.Unflatten() | ir.Flatten():
+                return self._operand(instruction.inputs[0], inlined)
+            case grids.FeaturesLast():
                 return self._operand(instruction.inputs[0], inlined)
         if instruction.into:
             return Name(self.names[instruction.into])
@@ -250,6 +256,16 @@ _CALLS: Mapping[type, Callable[[list[Math]], Math]] = {
     ir.Eigen: lambda v: Call("eigen", (v[0],)),
     ir.Densify: lambda v: Call("full", (v[0],)),
     ir.Zeros: lambda v: Number("0"),
+    grids.ConvolveAdjoint: lambda v: Infix("∗", (v[1], v[0])),
+    grids.ConvolveGradient: lambda v: _mean(Infix("⋆", tuple(v))),
+    grids.Patches: lambda v: Call("patches", (v[0],)),
+    grids.MaxPool: lambda v: Call("max", (v[0],)),
+    grids.SumPool: lambda v: Call("sum", (v[0],)),
+    grids.Winners: lambda v: Call("winners", (v[0],)),
+    grids.Pick: lambda v: Call("pick", tuple(v)),
+    grids.Spread: lambda v: Call("spread", tuple(v)),
+    grids.OneHot: lambda v: Call("indicators", (v[0],)),
+    grids.BlockDiagonal: lambda v: Call("blocks", (v[0],)),
 }
 
 

@@ -73,13 +73,13 @@ def _affine(
     importer: Importer, node: fx.Node, x: Activation, weight: Weight, bias: Any, shape: Shape
 ) -> Activation:
     importer.use(node, weight, "a layer's weight")
-    if bias is None or _joins(importer, weight, bias):
+    if bias is None or joins(importer, weight, bias):
         return importer.builder.affine(x, weight, bias, shape, origin_of(node))
     y = importer.builder.affine(x, weight, None, shape, origin_of(node))
     return _plus(importer, node, y, bias)
 
 
-def _joins(importer: Importer, weight: Weight, bias: Any) -> bool:
+def joins(importer: Importer, weight: Weight, bias: Any) -> bool:
     """Whether a bias belongs to the layer of the weight: trained with it, or frozen."""
     if not isinstance(bias, Weight):
         return False
@@ -103,7 +103,7 @@ def with_trailing_bias(importer: Importer, node: fx.Node, args: Args) -> Activat
     if not (own and fits and isinstance(affine, Affine)):
         return None
     own_weight = importer.builder.parameters[affine.weight]
-    if not _joins(importer, Weight(affine.weight, own_weight), bias):
+    if not joins(importer, Weight(affine.weight, own_weight), bias):
         return None
     importer.builder.attach_bias(y, bias)
     return y

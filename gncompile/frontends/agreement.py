@@ -116,7 +116,7 @@ class Agreement:
 
     def graph_at(self, sample: Sample) -> Tensor:
         """The graph's output as rows."""
-        flat = tuple(x.flatten(start_dim=1).to(self.dtype) for x in sample.inputs)
+        flat = tuple(x.reshape(len(x), -1).to(self.dtype) for x in sample.inputs)
         return self.network(sample.copies, flat)
 
     # comparisons

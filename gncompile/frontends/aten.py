@@ -9,6 +9,8 @@ Every operator the frontend understands is in exactly one table:
 * :data:`LINEAR`: linear in its one activation, given by a constant matrix,
 * :data:`BILINEAR`: products of two activations as matrices; of one and a constant they are linear,
 * :data:`COUPLING`: neither linear nor elementwise in a sample's features, with a rule of its own,
+* :data:`CONVOLUTIONS`: a weight at every place of a grid,
+* :data:`POOLS`: the maximum or average of windows,
 * :data:`CREATORS`: constants,
 * :data:`REFUSED`: understood, and impossible or not supported yet, with the reason.
 
@@ -18,7 +20,7 @@ A rule takes the operator's arguments under aten's own names; tensors arrive as 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import sympy
@@ -235,6 +237,9 @@ SYNONYMS: Mapping[str, str] = {
 
 LOGICAL = _words("logical_not logical_and logical_or")
 
+FEATURES = "features"
+"""The operator that stands for an output of a frozen trunk; see ``trunk.py``."""
+
 DECLARED = "applied"
 """The operator that a declared function is exported as; see :mod:`~gncompile.functions.applied`."""
 
@@ -255,10 +260,12 @@ CASTS = _words("to type_as _to_copy float double")
 SELECTING = _words(
     "broadcast_to cat channel_shuffle chunk constant_pad_nd diagonal expand expand_as expand_copy "
     "flip fliplr flipud getitem hstack index index_select mT movedim moveaxis narrow numpy_T pad "
-    "permute permute_copy pixel_shuffle pixel_unshuffle reflection_pad1d reflection_pad2d repeat "
-    "repeat_interleave replication_pad1d replication_pad2d roll rot90 select select_copy slice "
+    "permute permute_copy pixel_shuffle pixel_unshuffle reflection_pad1d reflection_pad2d "
+    "reflection_pad3d repeat repeat_interleave replication_pad1d replication_pad2d "
+    "replication_pad3d roll rot90 select select_copy slice "
     "slice_copy split split_copy split_with_sizes stack swapaxes swapdims t t_copy tensor_split "
-    "tile transpose transpose_copy unbind unfold upsample_nearest1d upsample_nearest2d vstack"
+    "tile transpose transpose_copy unbind unfold upsample_nearest1d upsample_nearest2d "
+    "upsample_nearest3d vstack"
 )
 
 PRODUCTS = _words("linear addmm matmul mm")
@@ -266,9 +273,8 @@ PRODUCTS = _words("linear addmm matmul mm")
 LOOKUPS = _words("embedding one_hot")
 
 LINEAR = _words(
-    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d "
-    "_adaptive_avg_pool3d avg_pool1d avg_pool2d avg_pool3d bmm cumsum einsum mean mv "
-    "sum tril triu upsample_bilinear2d upsample_linear1d"
+    "bmm cumsum einsum mean mv sum tril triu upsample_bilinear2d upsample_linear1d "
+    "upsample_trilinear3d"
 )
 
 BILINEAR = _words("matmul mm bmm einsum")
@@ -277,6 +283,22 @@ COUPLING = _words(
     "layer_norm group_norm instance_norm rms_norm softmax log_softmax linalg_vector_norm linalg_norm norm "
     "scaled_dot_product_attention"
 )
+
+CONVOLUTIONS = _words(
+    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution _convolution"
+)
+
+MAX_POOLS = _words(
+    "max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices "
+    "max_pool3d_with_indices"
+)
+ADAPTIVE_MAX_POOLS = _words("adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d")
+AVERAGE_POOLS = _words("avg_pool1d avg_pool2d avg_pool3d")
+ADAPTIVE_AVERAGE_POOLS = _words(
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d "
+    "_adaptive_avg_pool3d"
+)
+POOLS = MAX_POOLS | ADAPTIVE_MAX_POOLS | AVERAGE_POOLS | ADAPTIVE_AVERAGE_POOLS
 
 CREATORS = _words(
     "empty empty_like full full_like new_empty new_full new_ones new_zeros ones ones_like scalar_tensor "
@@ -293,7 +315,6 @@ SIZES = _words("sym_numel sym_size")
 ASSERTS = _words("_assert_async _assert_scalar _assert_tensor_metadata sym_constrain_range")
 
 _COUPLED = "it couples features of a sample, so it is neither linear nor elementwise"
-_CONVOLUTION = "convolutions are not supported yet"
 _RECURRENT = "recurrent layers share weights over time steps, which is not supported yet"
 _POOLING = "a maximum over features is neither linear nor elementwise"
 RANDOM = "random numbers inside the network make the loss a different function at every call"
@@ -302,21 +323,12 @@ _ASSIGNMENT = "a value is assigned to a part of a tensor"
 _ROUNDING = "its slope is zero wherever it is defined, so nothing below it would learn"
 
 REFUSED: Mapping[str, str] = {
-    "detach": _DETACH,
-    "detach_": _DETACH,
+    **dict.fromkeys(_words("detach detach_"), _DETACH),
     "logsumexp": _COUPLED,
-    **dict.fromkeys(
-        _words(
-            "conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d "
-            "_convolution"
-        ),
-        _CONVOLUTION,
-    ),
     **dict.fromkeys(_words("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell"), _RECURRENT),
     **dict.fromkeys(
         _words(
-            "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d max min amax amin "
-            "max_pool2d_with_indices median sort topk argmax argmin"
+            "max min amax amin median sort topk argmax argmin fractional_max_pool2d fractional_max_pool3d"
         ),
         _POOLING,
     ),
@@ -338,17 +350,11 @@ REFUSED: Mapping[str, str] = {
 
 
 INSTEAD: Mapping[str, str] = {
-    _CONVOLUTION: "compute the features of a frozen convolutional trunk once, outside the network under "
-    "torch.no_grad(), pass them as its inputs [N, features], and compile the layers above",
     _DETACH: "leave it out; buffers and frozen parameters (requires_grad_(False)) are constants without it",
     _ASSIGNMENT: "build the result of its parts by torch.cat or torch.stack, or choose by torch.where",
     RANDOM: "call .eval() where a module draws them, or draw them outside and pass them as an input",
 }
 """What to do instead, for the reasons that have more to tell than the general advice."""
-
-
-FEATURES = "features"
-"""The operator that stands for an output of a frozen trunk; see ``trunk.py``."""
 
 
 def canonical(name: str) -> str:
@@ -360,23 +366,22 @@ def canonical(name: str) -> str:
 
 def is_known(name: str) -> bool:
     """Whether a canonical name is in one of the tables, the refused ones included."""
-    elementwise = name in POINTWISE or name in COMPARISONS
-    moving = name in ALIASES or name in CASTS or name in SELECTING or name in DROPOUTS
-    linear = name in PRODUCTS or name in LINEAR or name in (DECLARED, MASKS, FEATURES)
-    coupled = name in BILINEAR or name in COUPLING
-    made = name in CREATORS | SIZES | ASSERTS or name in LOOKUPS
-    return elementwise or moving or linear or coupled or made or name in REFUSED
+    return any(name in table for table in _TABLES)
+
+
+_TABLES: tuple[Container[str], ...] = (
+    POINTWISE, COMPARISONS, ALIASES, CASTS, SELECTING, DROPOUTS, PRODUCTS, LINEAR, BILINEAR, COUPLING,
+    CONVOLUTIONS, POOLS, LOOKUPS, CREATORS, SIZES, ASSERTS, REFUSED, (DECLARED, MASKS, FEATURES),
+)  # fmt: skip
 
 
 def is_random(operator: Any, args: Mapping[str, Any]) -> bool:
     """Whether the operator draws random numbers: torch marks it so, and no argument makes it drop nothing."""
     marked = torch.Tag.nondeterministic_seeded in getattr(operator, "tags", ())
-    off = (key in args and args[key] in (0, False) for key in _OFF)
+    off = (
+        args.get(key, 1) in (0, False) for key in ("train", "training", "p", "dropout", "dropout_p")
+    )
     return marked and not any(off)
-
-
-_OFF = ("train", "training", "p", "dropout", "dropout_p")
-"""Arguments of operators that draw nothing where one of these is 0 or False."""
 
 
 def expression_of(rule: Rule, arguments: Mapping[str, Any]) -> Expr:
@@ -389,8 +394,9 @@ def supported() -> str:
     """The supported operators in the words of an error text."""
     shown = sorted(name for name in POINTWISE if not name.startswith("_"))
     linear = sorted(name for name in LINEAR | PRODUCTS if not name.startswith("_"))
+    windows = sorted(name for name in CONVOLUTIONS | POOLS if not name.startswith("_"))
     selecting = sorted(name for name in SELECTING if not name.startswith("_"))
     return (
         f"elementwise: {', '.join(shown)}; linear: {', '.join(linear)}; "
-        f"moving features: {', '.join(selecting)}"
+        f"of windows: {', '.join(windows)}; moving features: {', '.join(selecting)}"
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import sympy
@@ -79,19 +80,31 @@ class GraphBuilder:
         shape: tuple[int, ...],
         origin: Origin,
     ) -> Activation:
-        """``y = x Wᵀ + b``; the layer is named after the weight's module, or the weight itself."""
+        """``y = x Wᵀ + b`` at every place."""
+        places = math.prod(shape[:-1])
+        kind = partial(Affine, places=places, transposed=weight.transposed)
+        return self.layer(kind, x, weight, bias, shape, origin)
+
+    def layer(
+        self,
+        kind: Callable[..., LayerOp],
+        x: Activation,
+        weight: Weight,
+        bias: Weight | None,
+        shape: tuple[int, ...],
+        origin: Origin,
+    ) -> Activation:
+        """A use of a weight; the layer is named after the weight's module, or the weight itself."""
         layer = weight.name.removesuffix(".weight")
         for used in (weight, bias):
             if used is not None:
                 self.parameters[used.name] = used.parameter
-        op = Affine(
+        op = kind(
             layer,
             weight.name,
             bias.name if bias else None,
             trainable=weight.trainable,
             bias_trainable=bias is None or bias.trainable,
-            places=math.prod(shape[:-1]),
-            transposed=weight.transposed,
         )
         return self._add(layer, op, (x.name,), shape, origin)
 

@@ -15,6 +15,8 @@ import torch
 
 ROWS = 5
 LARGEST_MATRIX = 64 * 2**20
+LARGE_MATRIX = 2**20
+"""From so many entries on it is worth asking whether all channels have the same matrix."""
 _BLOCK = 2**22
 
 
@@ -78,3 +80,30 @@ def linear_matrix(
     if not torch.allclose(found, x @ matrix.mT, atol=1e-9):
         raise MixesSamplesError
     return matrix
+
+
+def channel_matrix(
+    apply: Callable[[torch.Tensor], torch.Tensor],
+    shape: tuple[int, ...],
+    outputs: int,
+    device: torch.device,
+) -> torch.Tensor | None:
+    """The matrix of one channel of ``[C, ...]`` where ``apply`` maps every channel by it, else None."""
+    channels, points = shape[0], math.prod(shape[1:])
+    if points * (outputs // channels) > LARGEST_MATRIX:
+        return None
+
+    def one(x: torch.Tensor) -> torch.Tensor:
+        samples = x.new_zeros(len(x), *shape)
+        samples[:, 0] = x
+        return apply(samples).reshape(len(x), channels, -1)[:, 0]
+
+    try:
+        matrix = linear_matrix(one, shape[1:], outputs // channels, device)
+    except MixesSamplesError:
+        return None
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(ROWS, *shape, dtype=torch.float64, generator=generator).to(device)
+    found = apply(x).reshape(ROWS, channels, -1)
+    expected = x.reshape(ROWS, channels, points) @ matrix.mT
+    return matrix if torch.allclose(found, expected, atol=1e-9) else None

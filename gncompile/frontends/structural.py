@@ -12,7 +12,14 @@ from torch import fx
 from .constants import concrete, run
 from .fx_nodes import label_of, op_name, origin_of
 from .importer import Importer
-from .probing import LARGEST_MATRIX, MixesSamplesError, linear_matrix, select_index
+from .probing import (
+    LARGE_MATRIX,
+    LARGEST_MATRIX,
+    MixesSamplesError,
+    channel_matrix,
+    linear_matrix,
+    select_index,
+)
 from .values import (
     Activation,
     Args,
@@ -120,6 +127,12 @@ def linear_by(
 ) -> Activation:
     """``y = apply(x)`` for a linear ``apply`` on ``[N, *x.shape]``."""
     inputs, outputs = math.prod(x.shape), math.prod(shape)
+    label = label_of(node, op_name(node))
+    if inputs * outputs > LARGE_MATRIX and x.shape[0] == shape[0]:
+        channel = channel_matrix(apply, x.shape, outputs, importer.device)
+        if channel is not None:
+            origin = origin_of(node)
+            return importer.builder.fixed_linear(label, x, channel, shape, origin, before=shape[0])
     if inputs * outputs > LARGEST_MATRIX:
         importer.refuse(
             node,
@@ -131,7 +144,6 @@ def linear_by(
         matrix = linear_matrix(apply, x.shape, outputs, importer.device)
     except MixesSamplesError:
         importer.refuse_mixing(node)
-    label = label_of(node, op_name(node))
     return importer.builder.fixed_linear(label, x, matrix, shape, origin_of(node))
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from ..errors import TraceError
-from . import affine, aten, bilinear, normalising, special, structural
+from . import affine, aten, bilinear, convolution, normalising, pooling, special, structural
 from .constants import is_batch_size, on_constants, symbolic_numbers
 from .fx_nodes import bind, label_of, op_name
 from .importer import Importer
@@ -28,6 +28,9 @@ from .values import (
     reshaped,
     values_in,
 )  # fmt: skip
+
+RULES = {**special.RULES, **convolution.RULES, **pooling.RULES}
+"""Operators whose rules are functions of their own."""
 
 
 def translate(importer: Importer, node: fx.Node) -> None:
@@ -125,8 +128,8 @@ def _on_activations(importer: Importer, node: fx.Node, name: str, args: Args) ->
         return Condition(importer.pointwise(node, name, args, shapes[0], rule), positive)
     if name in aten.ALIASES:
         return reshaped(next(values_in(args)), shapes[0])
-    if name in special.RULES:
-        return special.RULES[name](importer, node, args, shapes[0])
+    if name in RULES:
+        return RULES[name](importer, node, args, shapes[0])
     _check_dtype(importer, node, args)
     if name in aten.LOGICAL:
         special.require_masks(importer, node)

@@ -23,6 +23,7 @@ _WEIGHTS = {
     "addmm": ("mat2", "self", True),
     "mm": ("mat2", None, True),
     "matmul": ("other", None, True),
+    **{name: ("weight", "bias", name.startswith("conv_transpose")) for name in aten.CONVOLUTIONS},
 }
 """Of each product the arguments of weight and bias, and whether the weight stands there transposed."""
 
@@ -72,6 +73,7 @@ class Uses:
         if weight is None:
             return None
         bias = self._parameter(args[bias_name]) if bias_name else None
+        transposed = args.get("transposed", transposed)
         return weight[0], weight[1] != transposed, None if bias is None else bias[0]
 
     def _trailing(self, node: fx.Node) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from . import convolutions as grids
 from . import operations as ir
 from .operations import Leaf
 from .schedule import Schedule
@@ -25,7 +26,9 @@ def plan_buffers(
     A buffer passes on after the last use of its value, and to the next phase at a phase's end. Values that
     another phase reads, results, and what is kept in a state or parameter are never moved, for phases run in
     any number and order. ``order`` gives the launches to follow instead of the program's own order; what
-    stays inside a kernel needs no buffer, nor do the values ``without``::
+    stays inside a kernel needs no buffer, nor do the values ``without``. Without an order, a convolution's
+    result that never leaves its phase, nor is viewed, has none either: torch's kernel brings memory of its
+    own, and to copy that costs a pass over it::
 
         r1 = x V      r1
         r2 = f(r1)    r2
@@ -36,6 +39,10 @@ def plan_buffers(
     reach = (i.name for i in program if _has_buffer(i) and (not stored or i.name in stored))
     plan = {name: name for name in reach if name not in without}
     local = _phase_local(program, home) & set(plan)
+    if order is None:
+        for name in _brought(program, local):
+            local.remove(name)
+            del plan[name]
     pool: Pool = {}
     for phase in program.phases:
         if order is None:
@@ -60,6 +67,12 @@ def _phase_local(program: StepProgram, home: dict[str, str]) -> set[str]:
             if local.get(home[name], i.phase) != i.phase:
                 del local[home[name]]
     return set(local)
+
+
+def _brought(program: StepProgram, local: set[str]) -> list[str]:
+    """Those of the phase's own values that are computed into memory of their own."""
+    fresh = [n for n in local if isinstance(program[n].op, grids.Convolve | grids.ConvolveAdjoint)]
+    return [n for n in fresh if not any(isinstance(r.op, ir.VIEWS) for r in program.readers[n])]
 
 
 def _share(

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from . import convolutions as grids
 from . import operations as ir
 from . import specs
 from .buffers import plan_buffers
@@ -152,6 +153,8 @@ class CostModel:
             case ir.SymmetricProduct():
                 rows, d = sizes[0]
                 return rows * d * (d + 1)
+            case grids.Windowed():
+                return i.op.flops(sizes, out)
             case ir.Multiply():
                 return out if inputs[0].is_thin else 2 * out * inputs[0].size
         return self._flops_of_matrix(i, inputs, sizes, out)

@@ -21,6 +21,7 @@ op ::= Leaf(kind, key)             input, target, parameter, constant, state or 
     |  SampleMatrix(size) | SampleRoot() | SampleMultiply()      read from rows, their roots, M_n v_n
     |  Decay(weight, bias)         ∇W̄ + [η_W W, η_b b]
     |  Average() | DampedInverse() | Eigen() | Precondition() | PreconditionEigen() | StepSizes(groups, …)
+    |  Convolve(geometry) | Patches(geometry) | MaxPool(window) | …    on grids: program/convolutions
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ from typing import Literal
 import sympy
 
 from . import lookups
+from .convolutions import GridOp
 from .specs import Dim, Spec
 from .views import VIEWS as VIEWS
 from .views import AsMatrix as AsMatrix
 from .views import Element as Element
+from .views import FeaturesLast as FeaturesLast
 from .views import Flatten as Flatten
 from .views import Part as Part
 from .views import Permute as Permute
@@ -344,6 +347,7 @@ Op = (
     | ScaleSides | Decay | Average | DampedInverse
     | lookups.Lookup | lookups.LookupGradient | lookups.Counts | lookups.OneHot
     | Eigen | Precondition | PreconditionEigen | StepSizes
+    | GridOp | FeaturesLast
 )  # fmt: skip
 
 

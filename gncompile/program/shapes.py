@@ -7,6 +7,7 @@ from functools import reduce
 
 from ..errors import InternalError
 from . import lookups
+from .convolutions import FeaturesLast, Windowed
 from .operations import (
     AddDiagonal,
     Affine,
@@ -175,6 +176,10 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
         case Eigen():
             size = inputs[0].size
             return inputs[0] if inputs[0].is_thin else Spec((size + 1, size))
+        case FeaturesLast():
+            return Spec((*shapes[0][1:], shapes[0][0]))
+        case Windowed():
+            return op.result(inputs)
         case StepSizes(groups):
             return Spec((len(groups) + 4,))
     raise InternalError(f"no shape rule for {op}")

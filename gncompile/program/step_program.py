@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Literal
 
 from ..errors import InternalError
+from .convolutions import FeaturesLast, Windowed
 from .operations import VIEWS, Flatten, Leaf, LeafKind, Op, Unflatten, describe
 from .phases import Phase, Repeat
 from .specs import Spec
@@ -114,8 +115,10 @@ class StepProgram:
     @cached_property
     def packed(self) -> frozenset[str]:
         """The tensors of :attr:`storage` that are viewed in another shape: nothing may pad their rows."""
-        reshaped = (i for i in self if isinstance(i.op, Unflatten | Flatten))
-        return frozenset(self.storage[i.name] for i in reshaped)
+        reshaped = (i.name for i in self if isinstance(i.op, Unflatten | Flatten | FeaturesLast))
+        operations = ((i, i.op) for i in self if isinstance(i.op, Windowed))
+        grids = (name for i, op in operations for name in op.grids(i.inputs, i.name))
+        return frozenset(self.storage[name] for name in (*reshaped, *grids))
 
     @cached_property
     def overwritten(self) -> frozenset[str]:

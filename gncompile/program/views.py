@@ -76,5 +76,12 @@ class SampleMatrix:
     size: int
 
 
-VIEWS = (Transpose, AsMatrix, Part, Element, Share, SampleMatrix, Unflatten, Flatten, Permute)
+@dataclass(frozen=True)
+class FeaturesLast:
+    """A view with the first dimension moved to the end."""
+
+
+VIEWS = (
+    Transpose, AsMatrix, Part, Element, Share, SampleMatrix, Unflatten, Flatten, Permute, FeaturesLast,
+)  # fmt: skip
 """Operations whose result shares memory with their input."""

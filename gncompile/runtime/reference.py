@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import InternalError
 from ..functions.expressions import evaluate
+from ..program import convolutions as grids
 from ..program import lookups
 from ..program import operations as ir
 from ..program.operations import Op
@@ -20,6 +21,7 @@ from ..program.specs import Spec
 from ..program.step_program import Instruction, StepProgram
 from . import scalars
 from .memory import Memory, bind_shape, dense
+from .reference_convolutions import windowed
 
 
 class ReferenceStep:
@@ -172,6 +174,10 @@ def apply(op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
             return v[0].flatten(axis - count + 1, axis)
         case ir.Permute(order):
             return v[0].permute(permuted(order, v[0].dim()))
+        case grids.FeaturesLast():
+            return v[0].movedim(0, -1)
+        case grids.Windowed():
+            return windowed(op, v)
         case ir.SampleRoot():
             finite = v[0].isfinite().flatten(1).all(dim=1)[:, None, None]
             values, vectors = eigenvalues(torch.where(finite, v[0], 0.0))

@@ -49,7 +49,16 @@ METHODS = frozenset(
         *("T", "mT", "device", "state", "draws"),
         *("buffer", "parameter", "constant", "scalar", "flat", "random", "precision"),
         *("add_", "sub_", "mul_", "div_", "addmm_", "copy_", "fill_", "zero_", "neg_", "clamp_"),
-        *("diagonal", "flatten", "unflatten", "permute", "unsqueeze", "squeeze", "unbind"),
+        *(
+            "diagonal",
+            "flatten",
+            "unflatten",
+            "permute",
+            "unsqueeze",
+            "squeeze",
+            "unbind",
+            "movedim",
+        ),
         *("numbers", "sum", "item"),
         *("index_copy_", "index_select", "index_add_", "masked_fill_", "lerp_", "addcmul_"),
         *("expand", "launches"),
@@ -72,6 +81,8 @@ TRITON_LANGUAGE = frozenset(
     }
 )
 BUILTINS = frozenset({"range", "float", "abs"})
+RUNTIME = ("linalg", "convolutions", "lookups", "scalars")
+"""Modules beside this one that a step may call the functions of."""
 
 _CONSTANTS = frozenset({bool, int, float, str, type(None), type(...)})
 _LIBRARY = "gncompile.triton_kernels"
@@ -80,9 +91,7 @@ _IMPORTS = frozenset(
         "import torch",
         "import triton",
         "import triton.language as tl",
-        "from gncompile.runtime import linalg",
-        "from gncompile.runtime import lookups",
-        "from gncompile.runtime import scalars",
+        *(f"from gncompile.runtime import {module}" for module in RUNTIME),
         f"from {_LIBRARY} import accurate",
         *(f"from {_LIBRARY} import {module} as {name}" for name, module in MODULES.items()),
         *(f"from {_LIBRARY}.{m} import {name}" for m, names in IMPORTS.items() for name in names),
@@ -300,7 +309,7 @@ def _members(root: str) -> Callable[[str], bool]:
         return {"jit"}.__contains__
     if root == "tl":
         return TRITON_LANGUAGE.__contains__
-    if root in ("linalg", "lookups", "scalars"):
+    if root in RUNTIME:
         module = import_module(f"..{root}", __name__)
         return _functions(inspect.getsource(module)).__contains__
     if root == "accurate":

@@ -111,7 +111,7 @@ def _forward_check(
 ) -> Check:
     with torch.no_grad(), WithoutDropout():
         expected = flat_output(module(*inputs))
-        flat = tuple(x.flatten(start_dim=1).double() for x in inputs)
+        flat = tuple(x.reshape(len(x), -1).double() for x in inputs)
         found = Network(traced)({}, flat)
     return Check("", f"graph's output, {stage}", "the module, full size", _error(found, expected))
 
@@ -159,7 +159,7 @@ class Problem:
             for parameter in self._trained().values():
                 scale = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.5
                 parameter.copy_(normal(self.generator, *parameter.shape) * scale)
-        flat = tuple(x.flatten(start_dim=1).double() for x in inputs)
+        flat = tuple(x.reshape(len(x), -1).double() for x in inputs)
         trained = self._trained()
         with WithoutDropout():
             value = self.objective(flat_output(module(*inputs)), y)

@@ -41,6 +41,17 @@ class Columns(nn.Module):
         return self.out(torch.cat([x, first, second], dim=1))
 
 
+class Table(nn.Module):
+    """A number and one category a sample, ``[N]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.out = nn.Embedding(7, 4), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor, category: Tensor) -> Tensor:
+        return self.out(torch.cat([x, self.table(category)], dim=1))
+
+
 class Alone(nn.Module):
     """Whole numbers are the only input, of two columns of one table."""
 
@@ -61,12 +72,14 @@ def made(name: str, samples: int) -> tuple[nn.Module, tuple[Tensor, ...], Tensor
         model, x = Text().double(), (torch.randint(7, (samples, 4)), real)
     elif name == "columns":
         model, x = Columns().double(), (real, torch.randint(4, (samples, 2)))
+    elif name == "table":
+        model, x = Table().double(), (real, torch.randint(7, (samples,)))
     else:
         model, x = Alone().double(), (torch.randint(4, (samples, 2)),)
     return model, x, torch.randn_like(model(*x))
 
 
-@pytest.mark.parametrize("name", ["text", "columns", "alone"])
+@pytest.mark.parametrize("name", ["text", "columns", "table", "alone"])
 def test_everything_is_what_torch_func_says(name: str) -> None:
     model, x, _ = made(name, 6)
     report = gncompile.verify(model, nn.MSELoss(), x)
@@ -74,7 +87,7 @@ def test_everything_is_what_torch_func_says(name: str) -> None:
     assert "table" in {check.layer for check in report.checks}
 
 
-@pytest.mark.parametrize("name", ["text", "columns", "alone"])
+@pytest.mark.parametrize("name", ["text", "columns", "table", "alone"])
 def test_backends_agree_and_steps_learn(name: str) -> None:
     losses = []
     for backend in ("torch", "reference"):

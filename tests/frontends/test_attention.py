@@ -230,7 +230,9 @@ REFUSED: dict[str, tuple[nn.Module, str, str]] = {
         "ord=2",
     ),
     "running statistics": (
-        nn.Sequential(nn.InstanceNorm1d(T, track_running_stats=True)).double().eval(),
+        nn.Sequential(nn.Linear(E, E), nn.InstanceNorm1d(T, track_running_stats=True))
+        .double()
+        .eval(),
         "running statistics",
         "track_running_stats=False",
     ),

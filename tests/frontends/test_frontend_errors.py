@@ -71,10 +71,6 @@ def test_mixing_samples(function: Callable[[Tensor], Tensor]) -> None:
 
 OPERATORS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[str, ...]]] = {
     "logsumexp": (lambda h: h.logsumexp(-1), ("logsumexp cannot be compiled", "couples features")),
-    "conv": (
-        lambda h: functional.conv1d(h[:, None], torch.ones(1, 1, 3)),
-        ("convolutions are not supported yet",),
-    ),
     "max": (lambda h: h.amax(-1, keepdim=True), ("neither linear nor elementwise",)),
     "random": (lambda h: h + torch.randn_like(h), ("random numbers",)),
     "detach": (lambda h: h * h.detach(), ("detach cannot be compiled", "cuts the gradient")),
@@ -264,28 +260,6 @@ def test_matrix_too_large() -> None:
     )
 
 
-class Table(nn.Module):
-    """A number and a category: works on integers, as they are."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table, self.head = nn.Embedding(7, 4), nn.Linear(7, 2)
-
-    def forward(self, x: Tensor, category: Tensor) -> Tensor:
-        return self.head(torch.cat([x, self.table(category)], dim=1))
-
-
-def test_whole_numbers_the_model_needs() -> None:
-    inputs = torch.randn(5, 3), torch.randint(7, (5,))
-    with pytest.raises(TraceError) as caught:
-        gncompile.compile(Table(), "mse", inputs)
-    text = str(caught.value)
-    assert "example input 1 holds whole numbers (torch.int64)" in text
-    assert "nn.Embedding: 'table'" in text
-    assert "one_hot" in text
-    assert "fails" not in text
-
-
 def test_whole_numbers_are_no_inputs_of_a_network_of_real_ones() -> None:
     with pytest.raises(BatchError, match="holds uint8, and the network computes with floating"):
         gncompile.compile(nn.Linear(3, 2), "mse", torch.ones(2, 3, dtype=torch.uint8), tune="off")
@@ -311,15 +285,6 @@ def test_all_obstacles_at_once() -> None:
     module.requires_grad_(False)
     module[0].requires_grad_(True)
     trace(module, torch.randn(3, 4))
-
-
-def test_frozen_trunk() -> None:
-    refused(
-        nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten(), nn.Linear(9, 1)),
-        "convolutions are not supported yet",
-        "features of a frozen convolutional trunk once",
-        shape=(2, 5),
-    )
 
 
 def test_selection_by_a_mask() -> None:

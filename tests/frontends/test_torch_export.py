@@ -312,8 +312,6 @@ def test_select_indices() -> None:
 # fixed linear maps
 
 LINEAR: dict[str, tuple[tuple[int, ...], nn.Module]] = {
-    "avg_pool1d": ((2, 6), nn.AvgPool1d(2)),
-    "avg_pool2d": ((2, 5, 4), nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False)),
     "adaptive": ((2, 5, 4), nn.AdaptiveAvgPool2d((2, 1))),
     "means": ((3, 4), Function(lambda x: x.mean((1, 2)).unsqueeze(1) + x.mean(-1))),
     "sums": ((3, 4), Function(lambda x: x.sum(1) / x.exp().sum(dim=(1, 2), keepdim=True)[:, 0])),

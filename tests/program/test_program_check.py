@@ -38,6 +38,8 @@ def right(hint: Any) -> Any:
         return specs.Spec((1, "N"))
     if hint in (sympy.Expr, sympy.Symbol):
         return sympy.Symbol("u", real=True)
+    if dataclasses.is_dataclass(hint):
+        return hint(**{name: right(inner) for name, inner in hints(hint).items()})  # type: ignore[operator]
     if args and args[-1] is ...:
         return (right(args[0]),)
     return args[0] if isinstance(args[0], str) else right(args[0])

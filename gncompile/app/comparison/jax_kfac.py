@@ -147,8 +147,10 @@ def jax_network(
                     joined = jnp.concatenate(inputs, axis=-1)
                     taken = joined[..., jnp.maximum(jnp.array(index), 0)]
                     result = jnp.where(jnp.array(index) < 0, fill, taken)
-                case FixedLinear(matrix=matrix):
-                    result = inputs[0] @ constants[matrix].T
+                case FixedLinear(matrix=matrix, before=before, after=after):
+                    along = inputs[0].reshape(*inputs[0].shape[:-1], before, -1, after)
+                    result = constants[matrix] @ along
+                    result = result.reshape(*result.shape[:-3], -1)
                 case Output():
                     result = inputs[0]
             values[node.name] = result

@@ -33,6 +33,7 @@ SYMBOLS = {
     "𝓗": r"\mathcal{H}", "Ḡ": r"\bar G", "W̄": r"\bar W", "ŷ": r"\hat y", "ỹ": r"\tilde y", "g̃": r"\tilde g",
     "′": "'", "″": "''", "½": r"\tfrac12 ", "ᵀ": r"^{\top}", "≥": r"\geq ", "≤": r"\leq ", "→": r"\to ",
     "×": r"\times ", "±": r"\pm ", "…": r"\dots ", "∈": r"\in ", "²": "^2", "⁻¹": "^{-1}", "∞": r"\infty ",
+    "⋆": r"\star ", "∗": r"\ast ",
     "ā": r"\bar a", "θ": r"\theta ", "Ē": r"\bar E", "‖": r"\|", "∝": r"\propto ", "x̄": r"\bar x",
     **{digit: f"_{i}" for i, digit in enumerate("₀₁₂₃₄₅₆₇₈₉")},
 }  # fmt: skip

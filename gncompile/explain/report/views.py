@@ -15,7 +15,7 @@ from ...base.untrusted import slug
 from ...emit.layout import Statement
 from ...emit.step_source import StepSource
 from ...graph.layers import Affine, Parameter
-from ...graph.nodes import FixedLinear, Input, Node, Output, Pointwise, Select, describe
+from ...graph.nodes import FixedLinear, Input, Node, Output, Pointwise, Select
 from ...program import operations as ir
 from ...program.costs import Cost, total
 from ..formulas import Equation
@@ -141,4 +141,4 @@ def caption(node: Node) -> str:
             return function_text(node)
         case Output():
             return "output z"
-    return describe(node)
+    return kind(node).lower()
