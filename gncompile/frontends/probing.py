@@ -88,7 +88,7 @@ def channel_matrix(
     outputs: int,
     device: torch.device,
 ) -> torch.Tensor | None:
-    """The matrix of one channel of samples ``[C, ...]`` where ``apply`` maps every channel by it, else None."""
+    """The matrix by which ``apply`` maps every channel of samples ``[C, ...]``; None where it does not."""
     channels, points = shape[0], math.prod(shape[1:])
     if points * (outputs // channels) > LARGEST_MATRIX:
         return None
