@@ -78,7 +78,7 @@ class Select(Op):
 
 @dataclass(frozen=True)
 class FixedLinear(Op):
-    """``y_s = x_s Aᵀ`` with the constant ``matrix`` A: [out, in] at each of ``places``: means, interpolation."""
+    """``y_s = x_s Aᵀ`` with the constant ``matrix`` A: [out, in] at each of ``places``: means, say."""
 
     matrix: str
     places: int = 1
