@@ -63,6 +63,10 @@ class CrossEntropyRules:
         )
         return self.builder.emit(ir.Gather(order), value, name=f"{value.name}_classes_last")
 
+    def _name(self, name: str) -> str:
+        """What a value is called where its classes stand last, at places."""
+        return f"{name}_places" if self.places else name
+
     def _flat(self, value: Value, name: str) -> Value:
         """``[…, P, K]`` in the order of the output, ``[…, K·P]``."""
         if not self.places:
@@ -98,7 +102,7 @@ class CrossEntropyRules:
     def gradient(self) -> Value:
         """``c (m p − ŷ)``: ``[N, K]``."""
         m, p, y = sympy.symbols("m p y", real=True)
-        g = self._at(self.c * (m * p - y), "g_places", m=self.mass, p=self.p, y=self.y)
+        g = self._at(self.c * (m * p - y), self._name("g_output"), m=self.mass, p=self.p, y=self.y)
         return self._flat(g, "g_output")
 
     def _weighted_p(self) -> Value:
@@ -137,7 +141,12 @@ class CrossEntropyRules:
         pr = builder.pointwise(p * t, {p: self.p, t: r}, name="p_times_r")
         total = builder.emit(ir.RowSum(), pr, name="p_dot_r")
         product = self._at(
-            self.c * m * (t - p * s), "hessian_times_places", m=self.mass, p=self.p, s=total, t=pr
+            self.c * m * (t - p * s),
+            self._name("hessian_times_r"),
+            m=self.mass,
+            p=self.p,
+            s=total,
+            t=pr,
         )
         return self._flat(product, "hessian_times_r")
 
@@ -146,7 +155,7 @@ class CrossEntropyRules:
         m, p = sympy.symbols("m p", real=True)
         root = self._at(sympy.sqrt(self.c * m * p), "root", m=self.mass, p=self.p)
         columns = self.builder.emit(
-            ir.Columns(self.target.first), root, self.p, name="root_columns_places"
+            ir.Columns(self.target.first), root, self.p, name=self._name("root_columns")
         )
         return self._flat(columns, "root_columns")
 
@@ -162,7 +171,11 @@ class CrossEntropyRules:
         uniform = self._drawn("uniform", 1, "noise")
         sampled = self.builder.emit(ir.SampleCategorical(), self.p, uniform, name="y_sampled")
         g = self._at(
-            sympy.sqrt(self.c * m) * (p - y), "g_sampled_places", m=self.mass, p=self.p, y=sampled
+            sympy.sqrt(self.c * m) * (p - y),
+            self._name("g_sampled"),
+            m=self.mass,
+            p=self.p,
+            y=sampled,
         )
         return self._flat(g, "g_sampled")
 
@@ -172,6 +185,6 @@ class CrossEntropyRules:
         signs = self._drawn("sign", self.classes, "signs")
         rooted = self._at(sympy.sqrt(p) * v, "signed_root", p=self.p, v=signs)
         total = self.builder.emit(ir.RowSum(), rooted, name="signed_root_sum")
-        g = self._at(sympy.sqrt(self.c * m) * (v - p * s), "g_projected_places",
+        g = self._at(sympy.sqrt(self.c * m) * (v - p * s), self._name("g_projected"),
                      m=self.mass, p=self.p, v=rooted, s=total)  # fmt: skip
         return self._flat(g, "g_projected")
