@@ -262,10 +262,9 @@ SELECTING = _words(
     "flip fliplr flipud getitem hstack index index_select mT movedim moveaxis narrow numpy_T pad "
     "permute permute_copy pixel_shuffle pixel_unshuffle reflection_pad1d reflection_pad2d "
     "reflection_pad3d repeat repeat_interleave replication_pad1d replication_pad2d "
-    "replication_pad3d roll rot90 select select_copy slice "
-    "slice_copy split split_copy split_with_sizes stack swapaxes swapdims t t_copy tensor_split "
-    "tile transpose transpose_copy unbind unfold upsample_nearest1d upsample_nearest2d "
-    "upsample_nearest3d vstack"
+    "replication_pad3d roll rot90 select select_copy slice slice_copy split split_copy split_with_sizes "
+    "stack swapaxes swapdims t t_copy tensor_split tile transpose transpose_copy unbind unfold "
+    "upsample_nearest1d upsample_nearest2d upsample_nearest3d vstack"
 )
 
 PRODUCTS = _words("linear addmm matmul mm")
@@ -273,8 +272,7 @@ PRODUCTS = _words("linear addmm matmul mm")
 LOOKUPS = _words("embedding one_hot")
 
 LINEAR = _words(
-    "bmm cumsum einsum mean mv sum tril triu upsample_bilinear2d upsample_linear1d "
-    "upsample_trilinear3d"
+    "bmm cumsum einsum mean mv sum tril triu upsample_bilinear2d upsample_linear1d upsample_trilinear3d"
 )
 
 BILINEAR = _words("matmul mm bmm einsum")

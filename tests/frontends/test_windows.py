@@ -125,8 +125,13 @@ def by_itself(x: Tensor) -> Tensor:
 REFUSED: dict[str, tuple[nn.Module, tuple[int, ...], str, str]] = {
     "channels last": (last(nn.Conv2d(2, 3, 3)), (2, 4, 4), "channels last", "contiguous_format"),
     "no channels": (nn.Conv1d(4, 3, 3), (5,), "fixes the batch size", "batch dimension"),
-    "uneven maxima": (nn.AdaptiveMaxPool2d(2), (2, 5, 4), "windows differ in size", "divides"),
-    "indices": (Function(by_itself), (2, 4, 4), "whole numbers", "use the maxima alone"),
+    "uneven maxima": (
+        nn.Sequential(nn.Linear(4, 4), nn.AdaptiveMaxPool2d(2)), (2, 5, 4), "windows differ in size", "divides",
+    ),
+    "indices": (
+        nn.Sequential(nn.Linear(4, 4), Function(by_itself)), (2, 4, 4),
+        "whole numbers", "use the maxima alone",
+    ),
     "a computed weight": (
         nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 3, 3)), (2, 4, 4), "conv2d", "parameter",
     ),
