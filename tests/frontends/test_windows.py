@@ -126,7 +126,8 @@ REFUSED: dict[str, tuple[nn.Module, tuple[int, ...], str, str]] = {
     "channels last": (last(nn.Conv2d(2, 3, 3)), (2, 4, 4), "channels last", "contiguous_format"),
     "no channels": (nn.Conv1d(4, 3, 3), (5,), "fixes the batch size", "batch dimension"),
     "uneven maxima": (
-        nn.Sequential(nn.Linear(4, 4), nn.AdaptiveMaxPool2d(2)), (2, 5, 4), "windows differ in size", "divides",
+        nn.Sequential(nn.Linear(4, 4), nn.AdaptiveMaxPool2d(2)), (2, 5, 4),
+        "windows differ in size", "divides",
     ),
     "indices": (
         nn.Sequential(nn.Linear(4, 4), Function(by_itself)), (2, 4, 4),
