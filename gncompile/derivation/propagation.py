@@ -44,7 +44,8 @@ def pull_back(forward: Forward, seed: Value, prefix: str = "g") -> dict[str, Val
         result[node.name] = g
         for i, source in enumerate(node.inputs):
             if source in forward.active and (jacobian := forward.jacobian(node, i)):
-                if source in apart and isinstance(jacobian, Picked):
+                alone = source in apart and len(node.inputs) == 1
+                if alone and isinstance(jacobian, Picked):
                     parts.setdefault(source, []).append((jacobian, g))
                     continue
                 with forward.work_for(source):
