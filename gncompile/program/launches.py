@@ -238,7 +238,8 @@ def kind_of(program: StepProgram, members: list[Instruction]) -> Kind:
             return Kind.GEMM
         case ir.Multiply() if matrices[0]:
             return Kind.GEMM
-        case ir.Moment() if len(program[root.inputs[0]].spec.shape) < 4:  # no columns at places
+        # The template knows neither columns at places nor a coordinate other than 1.
+        case ir.Moment(_, 1.0) if len(program[root.inputs[0]].spec.shape) < 4:
             return Kind.SECOND_MOMENT if len(matrices) == 1 else Kind.CROSS_MOMENT
         case ir.Precondition() if matrices[2]:
             return Kind.PRECONDITION
