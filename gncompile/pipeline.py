@@ -39,6 +39,7 @@ from .derivation.loss_rules import loss_rules
 from .derivation.noise import measure_noise
 from .derivation.optimiser import Optimiser
 from .derivation.propagation import push_forward
+from .derivation.sharing import sharing_of
 from .derivation.steps import model, quadratic, update
 from .errors import CompileError
 from .graph.fuse_pointwise import fuse_pointwise
@@ -200,10 +201,13 @@ def _judgement(batch: BatchGradient, optimiser: Optimiser, objective: Value, aft
             guard_change(optimiser)
 
 
-def factor_program(graph: ModelGraph, loss: Loss, method: str, samples: int = 1) -> StepProgram:
-    """Gradient and curvature factors of one batch, without an optimiser."""
-    builder = ProgramBuilder(step_phases(PHASES))
-    factors = Factors(BatchGradient(builder, graph, loss), samples=samples)
+def factor_program(
+    graph: ModelGraph, loss: Loss, method: str, settings: Settings | None = None
+) -> StepProgram:
+    """Gradient and curvature factors of one batch, without an optimiser, as ``settings`` share and sample."""
+    builder, settings = ProgramBuilder(step_phases(PHASES)), settings or Settings()
+    sharing = sharing_of(graph, settings)
+    factors = Factors(BatchGradient(builder, graph, loss), "N", sharing, settings.samples)
     factors.emit(dict.fromkeys(graph.layers, method))
     return builder.finish()
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from ..base.options import Count, checked
-from ..base.settings import CURVATURE_METHODS
+from ..base.settings import CURVATURE_METHODS, Settings
 from ..errors import CompileError, require_known
 from ..graph.model_graph import ModelGraph, TracedModel
 from ..losses.vocabulary import Loss, resolve_loss
@@ -32,6 +33,7 @@ def curvature(
     method: str = "kfra",
     dtype: torch.dtype | None = None,
     *,
+    sharing: str | Mapping[str, str] = "expand",
     samples: int = 1,
     seed: int = 0,
     backend: str = "torch",
@@ -43,6 +45,9 @@ def curvature(
     ``"kfac"`` and ``"kfac_rp"`` (``samples`` random vectors drawn with ``seed``: model-sampled targets, ±1
     projections), ``"empirical"`` (training gradients), and two oracles with ``[N, d, d]`` memory per layer:
     ``"ggn"`` (exact, any loss) and ``"hessian"`` (with second-derivative terms).
+
+    ``sharing`` says how the places of a weight that is used at several make one pair of factors: ``"expand"``,
+    ``"reduce"`` or ``"nearest"`` (docs/mathematics.md#one-weight-many-uses), or a mapping from layer patterns.
 
     ``x: [N, …]``, ``y`` as the loss takes it. ``dtype`` (float32 or float64) defaults to the parameters';
     with another one the model is copied. ``memory_budget`` bounds the bytes of KFLR's columns: they go
@@ -65,7 +70,8 @@ def curvature(
     traced, declared, reader = understand(model, loss, x, dtype)
     inputs, target = reader.pair(x, y)
     reader.require_finite(inputs, target)
-    program = factor_program(traced.graph, declared, method, samples)
+    settings = Settings.from_options(sharing=sharing, samples=samples, memory_budget=memory_budget)
+    program = factor_program(traced.graph, declared, method, settings)
     executable = Executable(
         program, traced, declared,
         backend=backend, dtype=reader.dtype, device=reader.device, seed=seed, memory_budget=memory_budget,
@@ -73,6 +79,12 @@ def curvature(
     rows = _rows_within(
         memory_budget, column_bytes(program, 1, reader.dtype.itemsize), inputs[0].shape[0]
     )
+    if rows < len(target) and "pair" in program.phases:  # whose result is no mean over samples
+        raise CompileError(
+            f"{len(target)} samples do not fit into memory_budget at once, and Q and Ḡ of a layer depend on each "
+            "other",
+            instead='use a smaller batch, a greater memory_budget, or method="kfra" with sharing="expand"',
+        )
     return _run(executable, traced.graph, inputs, target, rows)
 
 

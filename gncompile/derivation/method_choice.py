@@ -22,11 +22,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
+from ..base.options import by_pattern
 from ..base.settings import AUTO, Settings
 from ..base.tables import binary_size, engineering
-from ..errors import CompileError, nearest
+from ..errors import CompileError
 from ..graph.model_graph import ModelGraph
 from ..losses.vocabulary import Loss
 from ..program.buffers import plan_buffers
@@ -36,6 +36,7 @@ from ..program.phases import Stage, step_phases
 from ..program.step_program import StepProgram
 from .batch_gradient import BatchGradient
 from .factors import PHASES, Factors
+from .sharing import sharing_of
 
 EXACT, AVERAGED, SAMPLED = "kflr", "kfra", "kfac_rp"
 
@@ -72,12 +73,18 @@ def candidate_program(
     builder = ProgramBuilder(step_phases(PHASES))
     batch = BatchGradient(builder, graph, loss)
     builder.results |= {f"grad.{layer}": value.name for layer, value in batch.gradients.items()}
-    factors = Factors(batch, settings.factor_dim, settings.samples, settings.trace_correction)
-    factors.input_factors()
-    builder.results |= {f"Q.{layer}": value.name for layer, value in factors.inputs.items()}
+    factors = Factors(
+        batch,
+        settings.factor_dim,
+        sharing_of(graph, settings),
+        settings.samples,
+        settings.trace_correction,
+    )
+    factors.input_moments()
     for method in methods:
-        outputs = factors.output_factors(method, list(graph.layers))
-        builder.results |= {f"{method}.{layer}": value.name for layer, value in outputs.items()}
+        pairs = factors.pairs(factors.output_moments(method, list(graph.layers)))
+        for layer, (q, g) in pairs.items():
+            builder.results |= {f"Q.{layer}": q.name, f"{method}.{layer}": g.name}
     return builder.finish()
 
 
@@ -89,24 +96,13 @@ def given(method: str | Mapping[str, str], layers: list[str]) -> Choice:
     """
     if isinstance(method, str):
         return Choice(dict.fromkeys(layers, method))
-    for pattern in method:
-        if not any(fnmatchcase(layer, pattern) for layer in layers):
-            raise CompileError(
-                f"no layer matches the pattern {pattern!r} of method. "
-                f"{nearest(pattern, layers)}".rstrip(),
-                instead=f"the layers are {', '.join(layers)}",
-            )
-    found = {
-        layer: [chosen for pattern, chosen in method.items() if fnmatchcase(layer, pattern)]
-        for layer in layers
-    }
-    missing = [layer for layer, matches in found.items() if not matches]
-    if missing:
+    found = by_pattern("method", method, layers)
+    if missing := [layer for layer in layers if layer not in found]:
         raise CompileError(
             f"method gives none for {', '.join(missing)}",
             instead='begin the mapping with a method for the other layers: {"*": "kfra", …}',
         )
-    return Choice({layer: matches[-1] for layer, matches in found.items()})
+    return Choice(found)
 
 
 @dataclass(frozen=True)

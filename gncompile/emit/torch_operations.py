@@ -230,8 +230,15 @@ def _repeat(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) 
 @_writes(ir.PlaceBlocks)
 def _place_blocks(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.PlaceBlocks)
+    if len(v) > 1:
+        return [f"linalg.weighted_blocks({v[0]}, {v[1]}, out={out})"]
     how = f"{literal(i.op.places)}, {literal(i.op.last)}"
     return [f"linalg.place_blocks({v[0]}, {how}, out={out})"]
+
+
+@_writes(ir.PlaceDots)
+def _place_dots(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+    return [f"linalg.place_dots({v[0]}, {v[1]}, out={out})"]
 
 
 @_writes(ir.SampleDiagonal)

@@ -13,7 +13,8 @@ op ::= Leaf(kind, key)             input, target, parameter, constant, state or 
     |  AddDiagonal() | Densify() | Trace() | PlusTranspose() | BroadcastRows()
     |  Transpose() | AsMatrix(structure) | Part(which) | Element(index) | Share(rows)  views
     |  Unflatten(sizes) | Flatten(count)                                             views
-    |  Repeat(rows, size) | PlaceBlocks(places, last)
+    |  Repeat(rows, size)
+    |  PlaceBlocks(places, last) | PlaceDots(places)          sums over pairs of places
     |  Stack() | Zeros(spec) | Softmax() | LogSumExp() | SampleCategorical() | Random(kind) | Columns()
     |  SampleDiagonal() | SampleOuter() | ScaleSides()           per-sample matrices [N, d, d]
     |  SampleMatrix(size) | SampleRoot() | SampleMultiply()      read from rows, their roots, M_n v_n
@@ -218,11 +219,19 @@ class Repeat:
 class PlaceBlocks:
     """``Σ_s M[s, s]`` of a square M over features at ``places``: ``[P·d, P·d] → [d, d]``; thin stays thin.
 
-    Features of a place are neighbours, or ``last`` the places of a feature.
+    Features of a place are neighbours, or ``last`` the places of a feature. With weights w ``[P, P]`` as a
+    second input, symmetric and positive semidefinite, ``Σ_st w_st M[s, t]`` of a full M.
     """
 
     places: int
     last: bool = False
+
+
+@dataclass(frozen=True)
+class PlaceDots:
+    """``w_st = Σ_ij M[s, t]_ij V_ij`` of M ``[P·d, P·d]`` and V ``[d, d]``: ``[P, P]``, adjoint to PlaceBlocks."""
+
+    places: int
 
 
 @dataclass(frozen=True)
@@ -371,7 +380,7 @@ class StepSizes:
 Op = (
     Leaf | Affine | MatMul | Pointwise | Gather | Scatter | Moment | Mean | Total | RowSum | Dot | Multiply
     | SymmetricProduct | Hadamard | AddDiagonal | Densify | Trace | PlusTranspose | BroadcastRows
-    | Repeat | PlaceBlocks | Transpose | AsMatrix | Part | Element | Share | Unflatten | Flatten | Stack
+    | Repeat | PlaceBlocks | PlaceDots | Transpose | AsMatrix | Part | Element | Share | Unflatten | Flatten | Stack
     | Zeros | Softmax
     | LogSumExp | SampleCategorical | Random | Columns | SampleDiagonal | SampleOuter | SampleMatrix
     | SampleRoot | SampleMultiply
