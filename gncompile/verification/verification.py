@@ -198,15 +198,13 @@ class Problem:
         for method, (inputs, y) in cases:
             program = factor_program(self.graph, self.loss, method)
             executable = self._run(program, inputs, y, *program.phases)
-            blocks = self.gauss_newton(inputs, y)
-            moments = self._input_moments(inputs) if method == "kflr" and len(y) > 1 else {}
-            for layer in self.graph.layers:
-                if layer in moments:
+            for layer, (moment, block) in self._factors(inputs, y).items():
+                if method == "kflr" and len(y) > 1:
                     q = _dense(executable, f"Q.{layer}")
-                    checks.append(Check(layer, "Q", "E[ā āᵀ]", _error(q, moments[layer])))
+                    checks.append(Check(layer, "Q", "E[ā āᵀ]", _error(q, moment)))
                 g = _dense(executable, f"G.{layer}")
                 what = f"Ḡ of {method.upper()}, N = {len(y)}"
-                checks.append(Check(layer, what, "exact GGN by jacrev", _error(g, blocks[layer])))
+                checks.append(Check(layer, what, "exact GGN by jacrev", _error(g, block)))
         return checks
 
     def tangents(self) -> list[Check]:
@@ -268,14 +266,35 @@ class Problem:
         values, vectors = torch.linalg.eigh(exact)
         return (vectors * values.clamp(min=0)[:, None, :]) @ vectors.mT
 
+    def _factors(
+        self, inputs: tuple[Tensor, ...], y: Tensor
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Q and Ḡ of every layer, exact, and of tied weights the marginals of both sides."""
+        moments, blocks = self._input_moments(inputs), self.gauss_newton(inputs, y)
+        found = {}
+        for name, layer in self.graph.layers.items():
+            q, g = moments[name], blocks[name]
+            if layer.mirror is not None:
+                g_tied, q_tied = moments[layer.mirror.name], blocks[layer.mirror.name]
+                q_tied = nn.functional.pad(q_tied, [0, len(q) - len(q_tied)] * 2)
+                both = torch.kron(g, q) + torch.kron(g_tied, q_tied)
+                both = both.unflatten(1, (len(g), len(q))).unflatten(0, (len(g), len(q)))
+                g = torch.einsum("iaja->ij", both)
+                q = torch.einsum("iaib->ab", both) / g.trace()
+            found[name] = q, g
+        return found
+
     def gauss_newton(self, inputs: tuple[Tensor, ...], y: Tensor) -> dict[str, Tensor]:
-        """``(1/(N S)) Σ_n Σ_s J_nsᵀ 𝓗_n J_ns`` at the S places of every layer, by torch.func."""
+        """``(1/(N S)) Σ_n Σ_s J_nsᵀ 𝓗_n J_ns`` at the S places of every side of a layer, by torch.func."""
         curvature = self._output_hessians(inputs, y)
         blocks = {}
-        for name, layer in self.graph.layers.items():
-            uses = [self._at_places(node, inputs, curvature) for node in layer.straight]
-            blocks[name] = torch.stack(uses).sum(dim=0) / layer.places
+        for side in self._sides():
+            uses = [self._at_places(node, inputs, curvature) for node in side.straight]
+            blocks[side.name] = torch.stack(uses).sum(dim=0) / side.places
         return blocks
+
+    def _sides(self) -> list[Layer]:
+        return [side for layer in self.graph.layers.values() for side in layer.sides]
 
     def _at_places(self, node: Node, inputs: tuple[Tensor, ...], curvature: Tensor) -> Tensor:
         """``(1/N) Σ_n Σ_s J_nsᵀ 𝓗_n J_ns`` of one use."""
@@ -292,9 +311,9 @@ class Problem:
     def _input_moments(self, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
         values = self.network.values({}, inputs, {})
         moments = {}
-        for name, layer in self.graph.layers.items():
+        for layer in self._sides():
             if layer.vector:
-                moments[name] = torch.ones(1, 1, dtype=inputs[0].dtype)
+                moments[layer.name] = torch.ones(1, 1, dtype=inputs[0].dtype)
                 continue
             rows = []
             for node in layer.straight:
@@ -304,7 +323,7 @@ class Problem:
                 last = a.new_full((*a.shape[:-1], int(layer.homogeneous)), coordinate)
                 rows.append(torch.cat([a, last], dim=-1).flatten(0, 1))
             whole = torch.cat(rows)
-            moments[name] = whole.T @ whole / len(inputs[0])
+            moments[layer.name] = whole.T @ whole / len(inputs[0])
         return moments
 
     # --- parameters by name and by layer --------------------------------------------------------------
