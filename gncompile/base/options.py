@@ -41,7 +41,9 @@ def by_pattern(name: str, given: Mapping[str, T], keys: Collection[str]) -> dict
                 f"{nearest(pattern, keys)}".rstrip(),
                 instead=f"the layers are {', '.join(keys)}",
             )
-    matches = ((key, said) for pattern, said in given.items() for key in keys if fnmatchcase(key, pattern))
+    matches = (
+        (key, said) for pattern, said in given.items() for key in keys if fnmatchcase(key, pattern)
+    )
     found = dict(matches)
     return {key: found[key] for key in keys if key in found}
 

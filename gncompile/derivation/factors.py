@@ -120,7 +120,9 @@ class Factors:
             with self.builder.phase("whole_inputs"):
                 written: set[Value] = set()
                 for name, side in self.sides.items():
-                    if (target := self.moments[name]) not in written:  # once where layers share their input
+                    if (
+                        target := self.moments[name]
+                    ) not in written:  # once where layers share their input
                         self.sharing[name].input_moment(self.batch.forward, side, target)
                         written.add(target)
 
@@ -162,7 +164,12 @@ class Factors:
                     hessians = self.batch.rules.sample_hessians(exact=method == "hessian")
                 per_sample = PerSample(self.builder, curved=method == "hessian")
                 return pull_back_matrices(
-                    self.batch.forward, hessians, per_sample, sides, self.sharing, self.batch.vectors
+                    self.batch.forward,
+                    hessians,
+                    per_sample,
+                    sides,
+                    self.sharing,
+                    self.batch.vectors,
                 )
             if method == "empirical":
                 columns = self.batch.share(self.batch.vectors, self.rows)

@@ -140,14 +140,17 @@ def pull_back_matrices(
             with forward.work_for(use):
                 for other, m in blocks.with_use(use, owner).items():
                     mean = representation.output_factor(m, other == use)
-                    block = sharing[name].block(layer_rule(forward, other), layer_rule(forward, use), mean)
+                    block = sharing[name].block(
+                        layer_rule(forward, other), layer_rule(forward, use), mean
+                    )
                     kept.setdefault(name, {})[other, use] = block
         pending = {owner[use] for use in wanted if sharing[owner[use]].across}
         follow = [use for use in (*blocks.rows, *reached) if owner[use] in pending]
         if wanted:
             blocks = blocks.without(leaving, frontier, vectors or {}, follow)
     return {
-        name: sharing[name].block_moment(forward, layers[name], found) for name, found in kept.items()
+        name: sharing[name].block_moment(forward, layers[name], found)
+        for name, found in kept.items()
     }
 
 
@@ -200,7 +203,9 @@ class Blocks:
 
     def with_use(self, use: str, owner: Mapping[str, str]) -> dict[str, Value]:
         """``M[u, use]`` for the use of a layer itself, and for those u of the same owner that have left."""
-        left = {u: row[use] for u, row in self.rows.items() if owner[u] == owner[use] and use in row}
+        left = {
+            u: row[use] for u, row in self.rows.items() if owner[u] == owner[use] and use in row
+        }
         return {use: self._blocks[use, use], **left}
 
     def without(

@@ -125,7 +125,9 @@ class Joined(Expand):
         """What rows ``[.., P, d]``, one a place, give to the row of their sample."""
         raise NotImplementedError
 
-    def joined(self, forward: Forward, layer: Layer, found: Mapping[str, Value], name: str) -> Value:
+    def joined(
+        self, forward: Forward, layer: Layer, found: Mapping[str, Value], name: str
+    ) -> Value:
         """The row of a sample, of what the uses give; nothing from those that are missing."""
         raise NotImplementedError
 
@@ -166,7 +168,9 @@ class Reduce(Joined):
         builder = use.builder
         return builder.emit(ir.Flatten(), builder.emit(ir.RowSum(), builder.transpose(rows)))
 
-    def joined(self, forward: Forward, layer: Layer, found: Mapping[str, Value], name: str) -> Value:
+    def joined(
+        self, forward: Forward, layer: Layer, found: Mapping[str, Value], name: str
+    ) -> Value:
         with forward.work_for(layer.node.name):
             rows = list(found.values())
             return rows[0] if len(rows) == 1 else forward.builder.add(*rows, name=name)
@@ -208,7 +212,9 @@ class Nearest(Joined):
     def of_use(self, use: Use, rows: Value) -> Value:
         return rows if use.places == 1 else use.builder.flatten(rows)
 
-    def joined(self, forward: Forward, layer: Layer, found: Mapping[str, Value], name: str) -> Value:
+    def joined(
+        self, forward: Forward, layer: Layer, found: Mapping[str, Value], name: str
+    ) -> Value:
         places = {node.name: rule.places for node, rule in uses(forward, layer.straight)}
         size = next(row.width // places[use] for use, row in found.items())
         index, start = [], 0
@@ -288,7 +294,9 @@ def sharing_of(graph: ModelGraph, settings: Settings) -> dict[str, Expand]:
     for name, layer in graph.layers.items():
         several = not layer.vector and any(side.places > 1 for side in layer.sides)
         found[name] = MODES[chosen.get(name, Expand.name) if several else Expand.name]
-        needed = sum(ITEMSIZE * side.places**2 * (side.rows**2 + side.shape[1] ** 2) for side in layer.sides)
+        needed = sum(
+            ITEMSIZE * side.places**2 * (side.rows**2 + side.shape[1] ** 2) for side in layer.sides
+        )
         if found[name].paired and needed > settings.memory_budget:
             raise CompileError(
                 f"sharing 'nearest' of layer {name!r} takes {binary_size(needed)} for what is between its "

@@ -266,9 +266,7 @@ class Problem:
         values, vectors = torch.linalg.eigh(exact)
         return (vectors * values.clamp(min=0)[:, None, :]) @ vectors.mT
 
-    def _factors(
-        self, inputs: tuple[Tensor, ...], y: Tensor
-    ) -> dict[str, tuple[Tensor, Tensor]]:
+    def _factors(self, inputs: tuple[Tensor, ...], y: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Q and Ḡ of every layer, exact, and of tied weights the marginals of both sides."""
         moments, blocks = self._input_moments(inputs), self.gauss_newton(inputs, y)
         found = {}
