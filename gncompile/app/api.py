@@ -46,8 +46,8 @@ def curvature(
     projections), ``"empirical"`` (training gradients), and two oracles with ``[N, d, d]`` memory per layer:
     ``"ggn"`` (exact, any loss) and ``"hessian"`` (with second-derivative terms).
 
-    ``sharing`` says how the places of a weight that is used at several make one pair of factors: ``"expand"``,
-    ``"reduce"`` or ``"nearest"`` (docs/mathematics.md#one-weight-many-uses), or a mapping from layer patterns.
+    ``sharing`` is how the places of a weight that is used at several make one pair of factors: ``"expand"``,
+    ``"reduce"`` or ``"nearest"`` (docs/mathematics.md#one-weight-many-uses), or a mapping of layer patterns.
 
     ``x: [N, …]``, ``y`` as the loss takes it. ``dtype`` (float32 or float64) defaults to the parameters';
     with another one the model is copied. ``memory_budget`` bounds the bytes of KFLR's columns: they go
@@ -81,9 +81,9 @@ def curvature(
     )
     if rows < len(target) and "pair" in program.phases:  # whose result is no mean over samples
         raise CompileError(
-            f"{len(target)} samples do not fit into memory_budget at once, and Q and Ḡ of a layer depend on each "
-            "other",
-            instead='use a smaller batch, a greater memory_budget, or method="kfra" with sharing="expand"',
+            f"a column of {len(target)} samples does not fit into memory_budget, and Q and Ḡ of a layer "
+            "depend on each other",
+            instead='use a smaller batch, a greater memory_budget, or method="kfra"',
         )
     return _run(executable, traced.graph, inputs, target, rows)
 

@@ -22,7 +22,7 @@ from .batch_gradient import BatchGradient
 from .propagation import pull_back
 from .recursion import pull_back_matrices
 from .representations import Averaged, PerSample
-from .sharing import Expand, exchanged, united
+from .sharing import Sharing, exchanged, united
 
 
 def refreshed(now: Due) -> bool:
@@ -56,8 +56,8 @@ PHASES = (
     ),
 )
 """What a step runs for new factors. Input factors are made together with the output's, in ``curvature``,
-or, of a share of the batch or of all of it, by one of two phases of their own. Where Q and Ḡ of a layer depend
-on each other, ``pair`` makes them, of what the others have measured."""
+or, of a share of the batch or of all of it, by one of two phases of their own. Where Q and Ḡ of a layer
+depend on each other, ``pair`` makes them of what the others have measured."""
 
 
 class Factors:
@@ -72,7 +72,7 @@ class Factors:
         self,
         batch: BatchGradient,
         rows: specs.Dim,
-        sharing: Mapping[str, Expand],
+        sharing: Mapping[str, Sharing],
         samples: int = 1,
         trace_correction: bool = False,
     ) -> None:
@@ -118,13 +118,11 @@ class Factors:
             }
         if whole_inputs:
             with self.builder.phase("whole_inputs"):
-                written: set[Value] = set()
-                for name, side in self.sides.items():
-                    if (
-                        target := self.moments[name]
-                    ) not in written:  # once where layers share their input
-                        self.sharing[name].input_moment(self.batch.forward, side, target)
-                        written.add(target)
+                distinct = {self.moments[name]: name for name in reversed(self.sides)}
+                for target, name in reversed(
+                    distinct.items()
+                ):  # once where layers share their input
+                    self.sharing[name].input_moment(self.batch.forward, self.sides[name], target)
 
     def pairs(self, outputs: Mapping[str, Value]) -> dict[str, tuple[Value, Value]]:
         """Q and Ḡ of the layers of which there are ``outputs``, moments by side."""
@@ -243,8 +241,7 @@ class Factors:
             spec = specs.matrix(specs.Structure.SYMMETRIC, self.sharing[name].width(side))
             states[name] = builder.state(f"G_sum.{name}", spec)
         with builder.phase("columns_begin"):
-            for name, side in sides.items():
-                state = states[name]
+            for name, state in states.items():
                 with builder.origin(layer=self.owner[name]):
                     builder.emit(ir.Zeros(state.spec), into=state, name=f"{state.name}_zero")
         builder.columns = self.batch.graph.output.size if method == "kflr" else self.samples

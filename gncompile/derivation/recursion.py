@@ -28,7 +28,7 @@ from .forward import Forward
 from .jacobians import Jacobian, Scaled
 from .propagation import layer_rule
 from .representations import Representation
-from .sharing import Expand
+from .sharing import Sharing
 
 
 class Frontier:
@@ -113,10 +113,10 @@ def pull_back_matrices(
     seed: Value,
     representation: Representation,
     layers: Mapping[str, Layer],
-    sharing: Mapping[str, Expand],
+    sharing: Mapping[str, Sharing],
     vectors: Mapping[str, Value] | None = None,
 ) -> dict[str, Value]:
-    """Pass the output Hessian ``seed`` back to the trainable ``layers``; returns the moment of each one's outputs.
+    """Pass the output Hessian ``seed`` back to the trainable ``layers``; returns moments of their outputs.
 
     A cut of live tensors moves from the output to the inputs. A node leaves it once everything that reads
     it has left: linear nodes first, and all pointwise nodes that are ready together, so that a layer of
@@ -173,8 +173,7 @@ def _ready(frontier: Frontier, live: set[str]) -> list[Node]:
 class Blocks:
     """The joint matrix over the live tensors, one block per pair, stored for pairs in graph order.
 
-    ``rows`` are those of uses of layers that have left, ``M[u, t]`` with every live t. A tensor that is followed
-    so would stay live for ever, had the recursion to carry it on.
+    ``rows`` are blocks ``M[u, t]`` of uses u of layers that have left the cut, with every live t.
     """
 
     def __init__(

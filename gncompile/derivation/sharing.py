@@ -1,18 +1,18 @@
 """One pair of Kronecker factors of a weight that is used at many places: how they share it.
 
-At place s the weight meets ``x̄_s = [x_s, c_s]`` and yields the pre-activation h_s; ``M[s, t]`` is the block of
-curvature between two of the S places, ``X[s, t] = E[x̄_s x̄_tᵀ]``, and the block of W̄ about ``Σ_st M[s, t] ⊗ X[s, t]``:
+At place s of S the weight meets ``x̄_s = [x_s, c_s]`` and yields the pre-activation h_s. With ``M[s, t]`` the
+block of curvature between h_s and h_t, ``X[s, t] = E[x̄_s x̄_tᵀ]``, that of W̄ is ``Σ_st M[s, t] ⊗ X[s, t]``:
 
-===========  ==============================  ======================  =========================================
-mode         Q                               Ḡ                       exact for
-===========  ==============================  ======================  =========================================
-``expand``   ``Σ_s X[s, s]``                 ``(1/S) Σ_s M[s, s]``   places that the loss sees apart
-``reduce``   ``(1/S²) Σ_st X[s, t]``         ``Σ_st M[s, t]``        a sum over the places before the loss
-``nearest``  ``Σ_st X[s, t] ⟨M[s, t], Ḡ⟩``   ``Σ_st M[s, t] ⟨X[s, t], Q⟩``   a sum that is one product
-===========  ==============================  ======================  =========================================
+===========  =============================  =============================  ===================================
+mode         Q                              Ḡ                              exact for
+===========  =============================  =============================  ===================================
+``expand``   ``Σ_s X[s, s]``                ``(1/S) Σ_s M[s, s]``          places that the loss sees apart
+``reduce``   ``(1/S²) Σ_st X[s, t]``        ``Σ_st M[s, t]``               places summed before the loss
+``nearest``  ``∝ Σ_st X[s, t]⟨M[s, t], Ḡ⟩``  ``∝ Σ_st M[s, t]⟨X[s, t], Q⟩``  a sum that is one product
+===========  =============================  =============================  ===================================
 
-``nearest`` (up to factors) is the product nearest to the sum in the Frobenius norm. *expand* and *reduce* are those of Eschenhagen et
-al., Kronecker-Factored Approximate Curvature for Modern Neural Network Architectures, 2023; see
+*expand* and *reduce* are those of Eschenhagen et al., Kronecker-Factored Approximate Curvature for Modern
+Neural Network Architectures, 2023; *nearest* is the product nearest to the sum in the Frobenius norm. See
 docs/mathematics.md#one-weight-many-uses.
 
 A mode makes a *moment* of the inputs, and one of the outputs by columns or by blocks, in the phases that
@@ -45,29 +45,71 @@ from .propagation import total, uses
 ITERATIONS = 4
 """Power iterations of ``nearest``."""
 ITEMSIZE = 4
-
 """Bytes of a number, where memory is counted before anything is allocated."""
 
 Use = LayerRule[Any]
 Blocks = Mapping[tuple[str, str], Value]
 """Blocks between the uses of a layer, each pair once."""
 Factors = tuple[Value, Value]
-"""Q and Ḡ."""
+"""Q and Ḡ, or the moments that they are made of."""
 
 a, b, c, d, k = sympy.symbols("a b c d k", real=True)
 
 
-class Expand:
-    """Places are as samples: ``Q = Σ_s X[s, s]``, ``Ḡ = (1/S) Σ_s M[s, s]``."""
+class Sharing:
+    """A mode, for one side of a layer at a time: the layer, or its mirror."""
 
-    name: ClassVar[str] = "expand"
+    name: ClassVar[str]
     across: ClassVar[bool] = False
     """Whether blocks between different uses are wanted."""
     paired: ClassVar[bool] = False
-    """Whether the factors are made of both moments together, and not the moments themselves."""
+    """Whether the moments are not yet the factors."""
 
     def input_moment(self, forward: Forward, layer: Layer, into: Value | None = None) -> Value:
         """The moment of the inputs at all uses; ``into``: the value of an earlier phase to overwrite."""
+        raise NotImplementedError
+
+    def rows(self, forward: Forward, layer: Layer, columns: Mapping[str, Value]) -> list[Value]:
+        """The rows whose second moments add up to that of the outputs, times :meth:`over`."""
+        raise NotImplementedError
+
+    def column_moment(self, forward: Forward, layer: Layer, columns: Mapping[str, Value]) -> Value:
+        """The moment of the outputs from columns at the uses."""
+        raise NotImplementedError
+
+    def block(self, use: Use, other: Use, m: Value) -> Value:
+        """What is needed of the block between two uses, as soon as it is known."""
+        raise NotImplementedError
+
+    def block_moment(self, forward: Forward, layer: Layer, blocks: Blocks) -> Value:
+        """The moment of the outputs from what is needed of the blocks."""
+        return self._mean(forward, layer, list(blocks.values()))
+
+    def over(self, layer: Layer) -> int:
+        """What a sum over the places is divided by."""
+        return 1
+
+    def width(self, layer: Layer) -> int:
+        """The size of the moment of the outputs."""
+        return layer.rows
+
+    def pair(self, builder: ProgramBuilder, layer: Layer, moments: Factors) -> Factors:
+        """Q and Ḡ, from the moments of inputs and outputs."""
+        return moments
+
+    def _mean(self, forward: Forward, layer: Layer, parts: list[Value]) -> Value:
+        name, over = f"G_{layer.node.name}", self.over(layer)
+        with forward.work_for(layer.node.name):
+            summed = parts[0] if len(parts) == 1 else forward.builder.add_blocks(parts, name)
+            return summed if over == 1 else forward.builder.scaled(summed, 1 / over, f"{name}_mean")
+
+
+class Expand(Sharing):
+    """Places are as samples: ``Q = Σ_s X[s, s]``, ``Ḡ = (1/S) Σ_s M[s, s]``."""
+
+    name = "expand"
+
+    def input_moment(self, forward: Forward, layer: Layer, into: Value | None = None) -> Value:
         parts, only = [], into if len(layer.straight) == 1 else None
         for node, rule in uses(forward, layer.straight):
             with forward.work_for(node.name):
@@ -76,47 +118,25 @@ class Expand:
         return total(forward, layer, parts, f"Q_{layer.node.name}", None if only else into)
 
     def rows(self, forward: Forward, layer: Layer, columns: Mapping[str, Value]) -> list[Value]:
-        """The rows whose second moments add up to that of the outputs, but for :meth:`over`."""
         return [columns[node.name] for node in layer.straight if node.name in columns]
 
-    def over(self, layer: Layer) -> int:
-        """What the sum of moments is divided by."""
-        return layer.places
-
-    def width(self, layer: Layer) -> int:
-        """The size of the moment of the outputs."""
-        return layer.rows
-
     def column_moment(self, forward: Forward, layer: Layer, columns: Mapping[str, Value]) -> Value:
-        """The moment of the outputs from columns at the uses."""
         parts = []
         for node, rule in uses(forward, layer.straight):
             if node.name in columns:
                 with forward.work_for(node.name):
                     part = rule.column_moment(columns[node.name], layer, f"G_{node.name}")
                 parts.append(part)
-        return self._weighted(forward, layer, parts)
+        return self._mean(forward, layer, parts)
 
     def block(self, use: Use, other: Use, m: Value) -> Value:
-        """What is needed of the block between two uses, as soon as it is known."""
         return use.block(m, f"G_{use.node.name}_places")
 
-    def block_moment(self, forward: Forward, layer: Layer, blocks: Blocks) -> Value:
-        """The moment of the outputs from the blocks between uses."""
-        return self._weighted(forward, layer, list(blocks.values()))
-
-    def _weighted(self, forward: Forward, layer: Layer, parts: list[Value]) -> Value:
-        name, over = f"G_{layer.node.name}", self.over(layer)
-        with forward.work_for(layer.node.name):
-            summed = parts[0] if len(parts) == 1 else forward.builder.add_blocks(parts, name)
-            return summed if over == 1 else forward.builder.scaled(summed, 1 / over, f"{name}_mean")
-
-    def pair(self, builder: ProgramBuilder, layer: Layer, moments: Factors) -> Factors:
-        """Q and Ḡ, from the moments of inputs and outputs."""
-        return moments
+    def over(self, layer: Layer) -> int:
+        return layer.places
 
 
-class Joined(Expand):
+class Joined(Sharing):
     """The places of a sample make one row, whose second moment is wanted."""
 
     across = True
@@ -138,9 +158,6 @@ class Joined(Expand):
                 with forward.work_for(node.name):
                     found[node.name] = self.of_use(rule, rule.left(columns[node.name]))
         return [self.joined(forward, layer, found, f"c_{layer.node.name}_joined")]
-
-    def over(self, layer: Layer) -> int:
-        return 1
 
     def column_moment(self, forward: Forward, layer: Layer, columns: Mapping[str, Value]) -> Value:
         (row,) = self.rows(forward, layer, columns)
@@ -202,9 +219,9 @@ class Nearest(Joined):
 
         Ḡ ← Σ_st M[s, t] ⟨X[s, t], Q⟩        Q ← Σ_st X[s, t] ⟨M[s, t], Ḡ⟩
 
-    is the best for the other, up to a factor, so the pair is never further than *expand*'s. Both stay positive
-    semidefinite, since so is the matrix of the ⟨X[s, t], Q⟩ (Van Loan and Pitsianos, Approximation with
-    Kronecker Products, 1993).
+    is the best for the other, up to a factor, so the pair is never further than *expand*'s. Both stay
+    positive semidefinite, since so is the matrix of the ⟨X[s, t], Q⟩ (Van Loan and Pitsianos, Approximation
+    with Kronecker Products, 1993).
     """
 
     name, paired = "nearest", True
@@ -217,7 +234,8 @@ class Nearest(Joined):
     ) -> Value:
         places = {node.name: rule.places for node, rule in uses(forward, layer.straight)}
         size = next(row.width // places[use] for use, row in found.items())
-        index, start = [], 0
+        index: list[int] = []
+        start = 0
         for use, count in places.items():
             stop = start + count * size
             index += range(start, stop) if use in found else [-1] * (stop - start)
@@ -278,10 +296,10 @@ class Nearest(Joined):
         return q, builder.pointwise(select(k, a / k, a), {k: square, a: g}, name=f"G_{called}")
 
 
-MODES: Mapping[str, Expand] = {mode.name: mode for mode in (Expand(), Reduce(), Nearest())}
+MODES: Mapping[str, Sharing] = {mode.name: mode for mode in (Expand(), Reduce(), Nearest())}
 
 
-def sharing_of(graph: ModelGraph, settings: Settings) -> dict[str, Expand]:
+def sharing_of(graph: ModelGraph, settings: Settings) -> dict[str, Sharing]:
     """The mode of every layer; that of a layer with one place, or of a trainable vector, is *expand*.
 
     Raises :class:`~gncompile.errors.CompileError` for a pattern that matches no layer, and where the moments

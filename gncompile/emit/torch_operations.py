@@ -217,12 +217,7 @@ def _zeros(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -
     return [f"{out}.zero_()"]
 
 
-@_writes(ir.BroadcastRows)
-def _broadcast(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
-    return [f"{out}.copy_({v[0]})"]
-
-
-@_writes(ir.Repeat)
+@_writes(ir.BroadcastRows, ir.Repeat)
 def _repeat(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"{out}.copy_({v[0]})"]
 
@@ -232,8 +227,7 @@ def _place_blocks(w: File, i: Instruction, out: str, v: list[str], specs: list[S
     assert isinstance(i.op, ir.PlaceBlocks)
     if len(v) > 1:
         return [f"linalg.weighted_blocks({v[0]}, {v[1]}, out={out})"]
-    how = f"{literal(i.op.places)}, {literal(i.op.last)}"
-    return [f"linalg.place_blocks({v[0]}, {how}, out={out})"]
+    return [f"linalg.place_blocks({v[0]}, {literal(i.op.places)}, {literal(i.op.last)}, out={out})"]
 
 
 @_writes(ir.PlaceDots)

@@ -18,6 +18,7 @@ from ..base.settings import Settings
 from ..base.tables import binary_size, count, engineering
 from ..derivation.forward import Forward
 from ..derivation.piecewise_linear import rule_of
+from ..derivation.sharing import sharing_of
 from ..functions.gates import GATES, Gate
 from ..functions.transfer import TransferFunction, transfer, transfer_names
 from ..graph.layers import Layer, LayerOp
@@ -119,6 +120,14 @@ class Readback:
         else:
             layers = {m: ", ".join(x for x, method in chosen.items() if method == m) for m in used}
             lines = [("method", f"{m} of {layers[m]}: {METHODS[m]}") for m in used]
+        modes = {
+            n: mode.name for n, mode in sharing_of(self.graph, self.settings).items() if n in chosen
+        }
+        shared = {n: mode for n, mode in modes.items() if self.graph.layers[n].places > 1}
+        lines += [
+            ("sharing", f"{mode} of {', '.join(n for n in shared if shared[n] == mode)}")
+            for mode in dict.fromkeys(shared.values())
+        ]
         return [*lines, *(("auto", reason) for reason in self.program.reasons)]
 
     @property

@@ -13,8 +13,7 @@ op ::= Leaf(kind, key)             input, target, parameter, constant, state or 
     |  AddDiagonal() | Densify() | Trace() | PlusTranspose() | BroadcastRows()
     |  Transpose() | AsMatrix(structure) | Part(which) | Element(index) | Share(rows)  views
     |  Unflatten(sizes) | Flatten(count)                                             views
-    |  Repeat(rows, size)
-    |  PlaceBlocks(places, last) | PlaceDots(places)          sums over pairs of places
+    |  Repeat(rows, size) | PlaceBlocks(places, last) | PlaceDots(places)
     |  Stack() | Zeros(spec) | Softmax() | LogSumExp() | SampleCategorical() | Random(kind) | Columns()
     |  SampleDiagonal() | SampleOuter() | ScaleSides()           per-sample matrices [N, d, d]
     |  SampleMatrix(size) | SampleRoot() | SampleMultiply()      read from rows, their roots, M_n v_n
@@ -186,8 +185,7 @@ class Element:
 class Share:
     """A view of a share of the batch: its last F samples, or its first Q or L.
 
-    Shares of one half or less have no sample in common: on the samples that made a step's factors, the
-    quadratic model would find less curvature along it than there is.
+    Shares of one half or less have no sample in common, or the quadratic model would see too little curvature.
     """
 
     rows: Dim
@@ -219,9 +217,8 @@ class Repeat:
 class PlaceBlocks:
     """``Σ_s M[s, s]`` of a square M over features at ``places``: ``[P·d, P·d] → [d, d]``; thin stays thin.
 
-    Features of a place are neighbours, or ``last`` the places of a feature. With weights w ``[P, P]`` as a
-    second input, symmetric and positive semidefinite, ``Σ_st w_st M[s, t]`` of a full M.
-    """
+    Neighbours are features of a place, or ``last`` places of a feature. Symmetric weights w ``[P, P]`` as a
+    second input: ``Σ_st w_st M[s, t]`` of a full M."""
 
     places: int
     last: bool = False
@@ -229,7 +226,7 @@ class PlaceBlocks:
 
 @dataclass(frozen=True)
 class PlaceDots:
-    """``w_st = Σ_ij M[s, t]_ij V_ij`` of M ``[P·d, P·d]`` and V ``[d, d]``: ``[P, P]``, adjoint to PlaceBlocks."""
+    """``w_st = ⟨M[s, t], V⟩`` of M ``[P·d, P·d]`` and V ``[d, d]``: ``[P, P]``, adjoint to PlaceBlocks."""
 
     places: int
 
@@ -378,14 +375,12 @@ class StepSizes:
 
 
 Op = (
-    Leaf | Affine | MatMul | Pointwise | Gather | Scatter | Moment | Mean | Total | RowSum | Dot | Multiply
-    | SymmetricProduct | Hadamard | AddDiagonal | Densify | Trace | PlusTranspose | BroadcastRows
-    | Repeat | PlaceBlocks | PlaceDots | Transpose | AsMatrix | Part | Element | Share | Unflatten | Flatten | Stack
-    | Zeros | Softmax
-    | LogSumExp | SampleCategorical | Random | Columns | SampleDiagonal | SampleOuter | SampleMatrix
-    | SampleRoot | SampleMultiply
-    | ScaleSides | Decay | Average | DampedInverse
-    | Eigen | Precondition | PreconditionEigen | StepSizes
+    Leaf | Affine | MatMul | Pointwise | Gather | Scatter | Moment | Mean | Total | RowSum | Dot
+    | Multiply | SymmetricProduct | Hadamard | AddDiagonal | Densify | Trace | PlusTranspose | BroadcastRows
+    | Repeat | PlaceBlocks | PlaceDots | Transpose | AsMatrix | Part | Element | Share | Unflatten | Flatten
+    | Stack | Zeros | Softmax | LogSumExp | SampleCategorical | Random | Columns | SampleDiagonal
+    | SampleOuter | SampleMatrix | SampleRoot | SampleMultiply | ScaleSides | Decay | Average
+    | DampedInverse | Eigen | Precondition | PreconditionEigen | StepSizes
 )  # fmt: skip
 
 VIEWS = (Transpose, AsMatrix, Part, Element, Share, SampleMatrix, Unflatten, Flatten)

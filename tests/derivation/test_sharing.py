@@ -1,7 +1,7 @@
 """One pair of factors for many places, against all pairs of places by torch.func, in float64.
 
 The oracle shifts the output of every product with the weight in question and sees its input: from the
-Jacobians and these come the blocks ``M[s, t]`` and ``X[s, t]`` between all places, and what each mode makes of them.
+Jacobians and these come the blocks ``M[s, t]`` and ``X[s, t]`` between all places.
 """
 
 from __future__ import annotations
