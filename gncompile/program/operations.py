@@ -185,7 +185,7 @@ class Element:
 class Share:
     """A view of a share of the batch: its last F samples, or its first Q or L.
 
-    Shares of one half or less have no sample in common, or the quadratic model would see too little curvature.
+    Shares of one half or less have no sample in common, or the quadratic model would see too little.
     """
 
     rows: Dim
