@@ -1,8 +1,8 @@
 """How places should share a pair of factors: ``python -m benchmarks.sharing``; see README.md.
 
-For each layer with several places, at the start of a training and in its course: the cosine between the exact
-damped update of its block, ``-(G_bb + λI)⁻¹ ∇_b`` with G_bb from Jacobians of ``torch.func``, and the update by
-each mode's factors, ``-(Ḡ ⊗ Q + λI)⁻¹ ∇_b``. Beside it the training loss that each mode comes to.
+For each layer with several places, at the start of a training and in its course: the cosine between the
+exact damped update of its block, ``-(G_bb + λI)⁻¹ ∇_b`` with G_bb from Jacobians of ``torch.func``, and the
+update by each mode's factors, ``-(Ḡ ⊗ Q + λI)⁻¹ ∇_b``. Beside it the training loss that each mode comes to.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def exact(problem: Problem, model: nn.Module, layer: str, x: Tensor) -> Tensor:
         changed = {f"{layer}.weight": w[:, :-1], f"{layer}.bias": w[:, -1]}
         return functional_call(model, changed, (x,))
 
-    jacobian = jacrev(outputs)(whole).flatten(2)
+    jacobian = jacrev(outputs)(whole).flatten(2).detach()
     z = model(x).detach()
     if problem.loss == "cross_entropy":
         p = z.softmax(dim=1)
@@ -146,7 +146,7 @@ def gradient(problem: Problem, model: nn.Module, layer: str, x: Tensor, y: Tenso
     at = model.get_submodule(layer)
     assert isinstance(at, nn.Linear)
     w, b = torch.autograd.grad(problem.objective(model(x), y), [at.weight, at.bias])
-    return torch.cat([w, b[:, None]], dim=1)
+    return torch.cat([w, b[:, None]], dim=1).detach()
 
 
 def aligned(
@@ -201,7 +201,7 @@ def measure(seeds: Sequence[int]) -> tuple[list[Found], list[Loss]]:
 
 def cosine_rows(found: Sequence[Found]) -> list[list[str]]:
     """Means over the seeds, with their range."""
-    cells: dict[tuple[str, ...], dict[str, list[float]]] = {}
+    cells: dict[tuple[str, str, str, str, str], dict[str, list[float]]] = {}
     for each in found:
         at = (each.problem, each.layer, str(each.updates), f"{each.damping:g}", each.method)
         cells.setdefault(at, {}).setdefault(each.mode, []).append(each.cosine)
