@@ -13,7 +13,7 @@ mode         Q                              Ḡ                              exa
 
 *expand* and *reduce* are those of Eschenhagen et al., Kronecker-Factored Approximate Curvature for Modern
 Neural Network Architectures, 2023; *nearest* is the product nearest to the sum in the Frobenius norm. See
-docs/mathematics.md#one-weight-many-uses.
+docs/mathematics.md#places-that-share-factors.
 
 A mode makes a *moment* of the inputs, and one of the outputs by columns or by blocks, in the phases that
 measure the batch, and the pair of factors of the two moments afterwards.

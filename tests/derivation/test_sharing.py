@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -431,3 +432,15 @@ def test_options_are_checked() -> None:
         gncompile.compile(model, "mse", x, sharing="nearst")
     with pytest.raises(CompileError, match="sharing 'nearest' of layer 'a' takes 1.1 KiB"):
         gncompile.compile(model, "mse", x, sharing="nearest", memory_budget=1000)
+
+
+def test_a_checkpoint_goes_on_with_its_sharing_and_the_summary_tells(tmp_path: Path) -> None:
+    model, x = copy.deepcopy(compiled(Tokens, (3, 3))[0]), batch((3, 3), 6)
+    y = torch.randn_like(model(x)).detach()
+    trainer = gncompile.compile(model, "mse", x, sharing={"*": "reduce", "a": "nearest"})
+    assert "sharing nearest of a\nsharing reduce of b\n" in trainer.summary()
+    trainer.step(x, y)
+    trainer.save(tmp_path / "a.safetensors")
+    resumed = gncompile.Trainer.resume(tmp_path / "a.safetensors", Tokens().double())
+    assert resumed.settings == trainer.settings
+    assert [trainer.step(x, y) for _ in range(3)] == [resumed.step(x, y) for _ in range(3)]
