@@ -47,7 +47,7 @@ def curvature(
     ``"ggn"`` (exact, any loss) and ``"hessian"`` (with second-derivative terms).
 
     ``sharing`` is how the places of a weight that is used at several make one pair of factors: ``"expand"``,
-    ``"reduce"``, ``"nearest"`` (docs/mathematics.md#places-that-share-factors), or a mapping of layer patterns.
+    ``"reduce"``, ``"nearest"`` (docs/mathematics.md#places-that-share-factors), or a mapping of patterns.
 
     ``x: [N, …]``, ``y`` as the loss takes it. ``dtype`` (float32 or float64) defaults to the parameters';
     with another one the model is copied. ``memory_budget`` bounds the bytes of KFLR's columns: they go

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+import sympy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,13 +26,17 @@ from torch.overrides import TorchFunctionMode
 import gncompile
 from gncompile.app.api import understand
 from gncompile.base.settings import Settings
+from gncompile.derivation.forward import node_rule
+from gncompile.derivation.layer_rules import LayerRule
 from gncompile.derivation.method_choice import candidate_program
 from gncompile.errors import CompileError
-from gncompile.graph.layers import Affine
+from gncompile.graph.layers import Affine, LayerOp
 from gncompile.graph.model_graph import ModelGraph, TracedModel
-from gncompile.graph.nodes import Input, Node, Output
+from gncompile.graph.nodes import Input, Node, Output, Pointwise
 from gncompile.losses import resolve_loss
 from gncompile.pipeline import factor_program
+from gncompile.program import operations as ir
+from gncompile.program.builder import Value
 from gncompile.runtime import memory
 from gncompile.runtime.executable import Executable
 from gncompile.training.factors import KroneckerFactors
@@ -444,3 +450,68 @@ def test_a_checkpoint_goes_on_with_its_sharing_and_the_summary_tells(tmp_path: P
     resumed = gncompile.Trainer.resume(tmp_path / "a.safetensors", Tokens().double())
     assert resumed.settings == trainer.settings
     assert [trainer.step(x, y) for _ in range(3)] == [resumed.step(x, y) for _ in range(3)]
+
+
+CHANNELS, TIMES, INTO = 3, 4, 2
+
+
+@dataclass(frozen=True)
+class ChannelsFirst(LayerOp):
+    """A convolution of one tap: ``[INTO, TIMES] → [CHANNELS, TIMES]``, places last."""
+
+    places_last: ClassVar[bool] = True
+
+    def matrix(self, size: int, sizes: list[int]) -> tuple[int, int]:
+        return CHANNELS, INTO
+
+    def places_in(self, size: int, sizes: list[int]) -> int:
+        return TIMES
+
+
+@node_rule(ChannelsFirst)
+class ChannelsFirstRule(LayerRule[ChannelsFirst]):
+    def value(self, inputs: list[Value]) -> Value:
+        bias = [self.bias] if self.bias else []
+        h = self.builder.emit(ir.Affine(), self.right(inputs[0]), self.weight, *bias)
+        index = tuple(t * CHANNELS + c for c in range(CHANNELS) for t in range(TIMES))
+        return self.builder.emit(ir.Gather(index), self.builder.emit(ir.Flatten(), h))
+
+    def left(self, g: Value) -> Value:
+        return self.builder.transpose(self.builder.unflatten(g, CHANNELS))
+
+    def right(self, x: Value) -> Value:
+        return self.builder.transpose(self.builder.unflatten(x, INTO))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("method", ["kfra", "kflr", "ggn"])
+def test_places_may_vary_faster_than_features(method: str, mode: str) -> None:
+    """Two uses with channels first, one without its bias, against the same network with channels last."""
+    x, u = sympy.symbols("x u", real=True)
+    size, order = TIMES * INTO, torch.arange(TIMES * INTO).reshape(INTO, TIMES).T.flatten()
+    out = torch.arange(TIMES * CHANNELS).reshape(CHANNELS, TIMES).T.flatten()
+    inputs = batch((size,), 3), batch((size,), 6)[3:]
+    values = {"W": batch((INTO,), CHANNELS), "b": batch((CHANNELS,), 1)[0]}
+    last = batch((TIMES * CHANNELS,), 2)
+    loss, found = resolve_loss("mse"), []
+    for first in (True, False):
+        made = ChannelsFirst if first else partial(Affine, places=TIMES)
+        graph = ModelGraph(
+            [
+                *(Node(f"x{i}", Input(i), (), (size,)) for i in (0, 1)),
+                Node("h0", made("conv", "W", "b"), ("x0",), (TIMES * CHANNELS,)),
+                Node("h1", made("conv", "W", None), ("x1",), (TIMES * CHANNELS,)),
+                Node("a", Pointwise(sympy.tanh(x) * u, (x, u)), ("h0", "h1"), (TIMES * CHANNELS,)),
+                Node("z", Affine("last", "V", None), ("a",), (2,)),
+                Node("output", Output(), ("z",), (2,)),
+            ]
+        )
+        parameters = {**values, "V": last if first else last[:, out]}
+        program = factor_program(graph, loss, method, Settings(sharing=mode))
+        traced = TracedModel(graph, parameters, {})
+        step = Executable(program, traced, loss, dtype=last.dtype, device=last.device)
+        step.load(inputs if first else tuple(x[:, order] for x in inputs), batch((2,), 3))
+        step.run(*program.phases)
+        found.append([step.result(f"{kind}.conv").clone() for kind in "QG"])
+    for ours, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-10, atol=1e-13)
