@@ -39,6 +39,7 @@ from .derivation.loss_rules import loss_rules
 from .derivation.noise import measure_noise
 from .derivation.optimiser import Optimiser
 from .derivation.propagation import push_forward
+from .derivation.sharing import sharing_of
 from .derivation.steps import model, quadratic, update
 from .errors import CompileError
 from .graph.fuse_pointwise import fuse_pointwise
@@ -201,14 +202,19 @@ def _judgement(batch: BatchGradient, optimiser: Optimiser, objective: Value, aft
 
 
 def factor_program(
-    graph: ModelGraph, loss: Loss, method: str, samples: int = 1, partly: bool = False
+    graph: ModelGraph,
+    loss: Loss,
+    method: str,
+    settings: Settings | None = None,
+    partly: bool = False,
 ) -> StepProgram:
-    """Gradient and curvature factors of one batch, without an optimiser.
+    """Gradient and curvature factors of one batch, without an optimiser, as ``settings`` share and sample.
 
     ``partly`` leaves out the layers that KFRA does not reach, which are refused otherwise.
     """
-    builder = ProgramBuilder(step_phases(PHASES))
-    factors = Factors(BatchGradient(builder, graph, loss), samples=samples)
+    builder, settings = ProgramBuilder(step_phases(PHASES)), settings or Settings()
+    sharing = sharing_of(graph, settings)
+    factors = Factors(BatchGradient(builder, graph, loss), "N", sharing, settings.samples)
     ended = factors.obstacles if partly and method == "kfra" else {}
     factors.emit({layer: method for layer in graph.layers if layer not in ended})
     return builder.finish()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from ..base.options import Count, checked
-from ..base.settings import CURVATURE_METHODS
+from ..base.settings import CURVATURE_METHODS, Settings
 from ..errors import CompileError, require_known
 from ..graph.dropout import without_dropout
 from ..graph.model_graph import ModelGraph, TracedModel
@@ -36,6 +37,7 @@ def curvature(
     method: str = "kfra",
     dtype: torch.dtype | None = None,
     *,
+    sharing: str | Mapping[str, str] = "expand",
     samples: int = 1,
     seed: int = 0,
     backend: str = "torch",
@@ -47,6 +49,9 @@ def curvature(
     ``"kfac"`` and ``"kfac_rp"`` (``samples`` random vectors drawn with ``seed``: model-sampled targets, ±1
     projections), ``"empirical"`` (training gradients), and two oracles with ``[N, d, d]`` memory per layer:
     ``"ggn"`` (exact, any loss) and ``"hessian"`` (with second-derivative terms).
+
+    ``sharing`` is how the places of a weight that is used at several make one pair of factors: ``"expand"``,
+    ``"reduce"``, ``"nearest"`` (docs/mathematics.md#places-that-share-factors), or a mapping of patterns.
 
     ``x: [N, …]``, ``y`` as the loss takes it. ``dtype`` (float32 or float64) defaults to the parameters';
     with another one the model is copied. ``memory_budget`` bounds the bytes of KFLR's columns: they go
@@ -70,7 +75,8 @@ def curvature(
     traced = traced.with_graph(without_dropout(traced.graph))
     inputs, target = reader.pair(x, y)
     reader.require_finite(inputs, target)
-    program = factor_program(traced.graph, declared, method, samples)
+    settings = Settings.from_options(sharing=sharing, samples=samples, memory_budget=memory_budget)
+    program = factor_program(traced.graph, declared, method, settings)
     executable = Executable(
         program, traced, declared,
         backend=backend, dtype=reader.dtype, device=reader.device, seed=seed, memory_budget=memory_budget,
@@ -78,6 +84,12 @@ def curvature(
     rows = _rows_within(
         memory_budget, column_bytes(program, 1, reader.dtype.itemsize), inputs[0].shape[0]
     )
+    if rows < len(target) and "pair" in program.phases:  # whose result is no mean over samples
+        raise CompileError(
+            f"a column of {len(target)} samples does not fit into memory_budget, and Q and Ḡ of a layer "
+            "depend on each other",
+            instead='use a smaller batch, a greater memory_budget, or method="kfra"',
+        )
     return _run(executable, traced.graph, inputs, target, rows)
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numbers
 import re
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Collection, Mapping
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from ..errors import CompileError, require_known
+from ..errors import CompileError, nearest, require_known
+
+T = TypeVar("T")
 
 WHOLE_BOUND = 1 << 63
 """No whole number is as large."""
@@ -24,6 +27,25 @@ BOUNDS = (
     "finite_number",
 )
 """What pydantic calls a value of the right type that is too small or too large."""
+
+
+def by_pattern(name: str, given: Mapping[str, T], keys: Collection[str]) -> dict[str, T]:
+    """For those of ``keys`` that a pattern matches, what the last such pattern of an option says.
+
+    Raises :class:`~gncompile.errors.CompileError` for a pattern that matches none.
+    """
+    for pattern in given:
+        if not any(fnmatchcase(key, pattern) for key in keys):
+            raise CompileError(
+                f"no layer matches the pattern {pattern!r} of {name}. "
+                f"{nearest(pattern, keys)}".rstrip(),
+                instead=f"the layers are {', '.join(keys)}",
+            )
+    matches = (
+        (key, said) for pattern, said in given.items() for key in keys if fnmatchcase(key, pattern)
+    )
+    found = dict(matches)
+    return {key: found[key] for key in keys if key in found}
 
 
 def checked(name: str, value: object, kind: Any, wanted: str) -> Any:

@@ -15,6 +15,7 @@ from ..errors import CompileError, OptionWarning, nearest, warn
 from .options import STRICT, Count, Steps, explained
 
 CurvatureMethod = Literal["kfra", "kflr", "kfac", "kfac_rp", "empirical"]
+Sharing = Literal["expand", "reduce", "nearest"]
 Method = Literal[CurvatureMethod, "adam", "sgd", "auto"]
 CURVATURE_METHODS = get_args(CurvatureMethod)
 SAMPLED_METHODS = ("kfac", "kfac_rp")
@@ -100,6 +101,14 @@ class Settings:
             description="a number or a mapping from patterns to numbers, finite and 0 or greater"
         ),
     ] = 0.0
+    sharing: Annotated[
+        Sharing | Mapping[str, Sharing],
+        Field(
+            description="a name: one of expand, reduce, nearest; or a mapping from layer patterns to names"
+        ),
+    ] = "expand"
+    """How the places of a weight that is used at several make one pair of factors; in a mapping the last
+    pattern that matches a layer decides, and layers that none matches have ``expand``."""
     samples: Count = 1
     """Sampled gradients a step for KFAC and its projections."""
     trace_correction: Switch = True

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..errors import CompileError
 from ..graph.layers import Affine, Layer, LayerOp, Parameter
 from ..program import operations as ir
 from ..program.builder import Value
@@ -71,7 +72,11 @@ class LayerRule(LinearRule[Kind]):
 
     def right(self, x: Value) -> Value:
         """The input as rows ``[N, S, in]``, one a place."""
-        raise NotImplementedError
+        raise CompileError(
+            f"the inputs of layer {self._op.layer!r} are no rows that its places could share",
+            where=str(self.node.origin),
+            instead=f'use sharing={{"{self._op.layer}": "expand"}}',
+        )
 
     def gradient(self, g: Value, x: Value | None, layer: Layer, name: str) -> Value:
         """This use's part of ``∇W̄``; a use that is reversed within its layer has its sides exchanged."""

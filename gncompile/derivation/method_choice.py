@@ -27,11 +27,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
+from ..base.options import by_pattern
 from ..base.settings import AUTO, Settings
 from ..base.tables import binary_size, engineering
-from ..errors import CompileError, nearest
+from ..errors import CompileError
 from ..graph.model_graph import ModelGraph
 from ..graph.nodes import describe
 from ..losses.vocabulary import Loss
@@ -73,24 +73,13 @@ def given(method: str | Mapping[str, str], layers: list[str]) -> dict[str, str]:
     """
     if isinstance(method, str):
         return dict.fromkeys(layers, method)
-    for pattern in method:
-        if not any(fnmatchcase(layer, pattern) for layer in layers):
-            raise CompileError(
-                f"no layer matches the pattern {pattern!r} of method. "
-                f"{nearest(pattern, layers)}".rstrip(),
-                instead=f"the layers are {', '.join(layers)}",
-            )
-    found = {
-        layer: [chosen for pattern, chosen in method.items() if fnmatchcase(layer, pattern)]
-        for layer in layers
-    }
-    missing = [layer for layer, matches in found.items() if not matches]
-    if missing:
+    found = by_pattern("method", method, layers)
+    if missing := [layer for layer in layers if layer not in found]:
         raise CompileError(
             f"method gives none for {', '.join(missing)}",
             instead='begin the mapping with a method for the other layers: {"*": "kfra", …}',
         )
-    return {layer: matches[-1] for layer, matches in found.items()}
+    return found
 
 
 def by_cost(prices: Prices, exact: Prices) -> Choice:

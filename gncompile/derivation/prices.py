@@ -19,6 +19,7 @@ from ..program.phases import Stage, step_phases
 from ..program.step_program import StepProgram
 from .batch_gradient import BatchGradient
 from .factors import PHASES, Factors
+from .sharing import sharing_of
 
 EXACT, AVERAGED, SAMPLED = "kflr", "kfra", "kfac_rp"
 
@@ -58,13 +59,19 @@ class Prices:
         builder = ProgramBuilder(step_phases(PHASES))
         batch = BatchGradient(builder, graph, loss)
         builder.results |= {f"grad.{layer}": value.name for layer, value in batch.gradients.items()}
-        factors = Factors(batch, settings.factor_dim, settings.samples, settings.trace_correction)
-        factors.input_factors()
-        builder.results |= {f"Q.{layer}": value.name for layer, value in factors.inputs.items()}
+        factors = Factors(
+            batch,
+            settings.factor_dim,
+            sharing_of(graph, settings),
+            settings.samples,
+            settings.trace_correction,
+        )
+        factors.input_moments()
         for method in methods:
             beyond = factors.obstacles if method == AVERAGED else ()
-            outputs = factors.output_factors(method, [x for x in graph.layers if x not in beyond])
-            builder.results |= {f"{method}.{layer}": value.name for layer, value in outputs.items()}
+            layers = [x for x in graph.layers if x not in beyond]
+            for layer, (q, g) in factors.pairs(factors.output_moments(method, layers)).items():
+                builder.results |= {f"Q.{layer}": q.name, f"{method}.{layer}": g.name}
         return cls(builder.finish(), graph, settings, factors.obstacles)
 
     @property

@@ -96,12 +96,14 @@ def weight_gradients(forward: Forward, vectors: Mapping[str, Value]) -> dict[str
 
 def uses(forward: Forward, nodes: Iterable[Node]) -> list[tuple[Node, LayerRule[Any]]]:
     """The uses of a layer with their rules."""
-    found = []
-    for node in nodes:
-        rule = forward.rule(node)
-        assert isinstance(rule, LayerRule)
-        found.append((node, rule))
-    return found
+    return [(node, layer_rule(forward, node.name)) for node in nodes]
+
+
+def layer_rule(forward: Forward, use: str) -> LayerRule[Any]:
+    """The rule of a node with a weight."""
+    rule = forward.rule(forward.graph[use])
+    assert isinstance(rule, LayerRule)
+    return rule
 
 
 def total(

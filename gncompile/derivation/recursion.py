@@ -13,12 +13,13 @@ three representations:
 * :func:`~gncompile.derivation.propagation.pull_back` on columns ``[S, N, K]`` with ``Σ_s c_s c_sᵀ = 𝓗_L``:
   exact (KFLR), sampled (KFAC), or the training gradient (empirical).
 
-A layer's output factor Ḡ is the block of its pre-activation with itself, or the columns' second moment.
+A layer's output factor Ḡ is the block of its pre-activation with itself, or the columns' second moment; what
+there is to several places and uses of one weight, ``sharing`` says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from ..errors import CompileError
 from ..graph.layers import Layer, LayerOp
@@ -26,61 +27,9 @@ from ..graph.nodes import Node, describe
 from ..program.builder import Factor, Value
 from .forward import Forward
 from .jacobians import Jacobian, Scaled
-from .layer_rules import LayerRule
-from .propagation import total, uses
+from .propagation import layer_rule
 from .representations import Representation
-
-
-def input_moments(forward: Forward, into: Mapping[str, Value] | None = None) -> dict[str, Value]:
-    """``Q = E[ā āᵀ]`` with ``ā = [a, 1]`` where the bias is trained, by trainable layer.
-
-    ``into``: values of an earlier phase to overwrite, once where layers share their input.
-    """
-    moments: dict[str, Value] = {}
-    written: dict[Value, Value] = {}
-    for name, layer in forward.graph.layers.items():
-        target = into[name] if into else None
-        if target in written:
-            moments[name] = written[target]
-            continue
-        parts, alone = [], len(layer.straight) == 1
-        for node, rule in uses(forward, layer.straight):
-            with forward.work_for(node.name):
-                x = forward.values[node.inputs[0]] if node.inputs else None
-                only = target if alone else None
-                parts.append(rule.input_moment(x, layer, f"Q_{node.name}", only))
-        summed = None if alone else target
-        moments[name] = total(forward, layer, parts, f"Q_{layer.node.name}", summed)
-        if target:
-            written[target] = moments[name]
-    return moments
-
-
-def column_moments(
-    forward: Forward, columns: Mapping[str, Value], layers: Collection[str]
-) -> dict[str, Value]:
-    """``Ḡ = (1/(N S)) Σ_s C_sᵀ C_s`` over S places for those of ``layers`` that the columns reach."""
-    moments: dict[str, Value] = {}
-    for name, layer in forward.graph.layers.items():
-        parts = []
-        for node, rule in uses(forward, layer.straight):
-            if name in layers and node.name in columns:
-                with forward.work_for(node.name):
-                    c = columns[node.name]
-                    parts.append(rule.column_moment(c, layer, f"G_{node.name}"))
-        if parts:
-            moments[name] = mean_over_places(forward, layer, parts)
-    return moments
-
-
-def mean_over_places(forward: Forward, layer: Layer, parts: list[Value]) -> Value:
-    """``Ḡ`` from the sums over places of all uses."""
-    name = f"G_{layer.node.name}"
-    with forward.work_for(layer.node.name):
-        summed = parts[0] if len(parts) == 1 else forward.builder.add_blocks(parts, name)
-        if layer.places == 1:
-            return summed
-        return forward.builder.scaled(summed, 1 / layer.places, f"{name}_mean")
+from .sharing import Sharing
 
 
 def obstacles(forward: Forward) -> dict[str, Node]:
@@ -198,40 +147,47 @@ def pull_back_matrices(
     forward: Forward,
     seed: Value,
     representation: Representation,
-    layers: Collection[str],
+    layers: Mapping[str, Layer],
+    sharing: Mapping[str, Sharing],
     vectors: Mapping[str, Value] | None = None,
 ) -> dict[str, Value]:
-    """Pass the output Hessian ``seed`` back to the trainable ``layers``; returns Ḡ by layer.
+    """Pass the output Hessian ``seed`` back to the trainable ``layers``; returns moments of their outputs.
 
     A cut of live tensors moves from the output to the inputs. A node leaves it once everything that reads
     it has left: linear nodes first, and all pointwise nodes that are ready together, so that a layer of
-    gates and sums is averaged once. It goes no further than the last of ``layers``. ``vectors`` are the
-    gradients that the Hessian's D terms need.
+    gates and sums is averaged once. It goes no further than the last use of ``layers``. Where ``sharing``
+    wants the blocks between uses of a layer, a use is followed after it has left, until all have.
+    ``vectors`` are the gradients that the Hessian's D terms need.
     """
-    frontier = Frontier(forward, representation.composes, layers)
+    uses = [node.op for layer in layers.values() for node in layer.uses]
+    names = {op.layer for op in uses if isinstance(op, LayerOp)}
+    frontier = Frontier(forward, representation.composes, names)
     graph = forward.graph
     output = graph.output.name
     blocks = Blocks(representation, frontier.place, {(output, output): seed})
-    wanted = {node.name for name in layers for node in graph.layers[name].straight}
-    parts: dict[str, list[Value]] = {}
+    owner = {node.name: name for name, layer in layers.items() for node in layer.straight}
+    wanted = set(owner)
+    kept: dict[str, dict[tuple[str, str], Value]] = {}
     while blocks.tensors and wanted:
         leaving = _ready(frontier, blocks.tensors)
-        for node in leaving:
-            if node.name in wanted:
-                wanted.remove(node.name)
-                rule = forward.rule(node)
-                assert isinstance(node.op, LayerOp)
-                assert isinstance(rule, LayerRule)
-                with forward.work_for(node.name):
-                    block = representation.output_factor(blocks[node.name, node.name])
-                    part = rule.block(block, f"G_{node.name}_places")
-                parts.setdefault(node.op.layer, []).append(part)
+        reached = [node.name for node in leaving if node.name in wanted]
+        for use in reached:
+            wanted.remove(use)
+            name = owner[use]
+            with forward.work_for(use):
+                for other, m in blocks.with_use(use, owner).items():
+                    mean = representation.output_factor(m, other == use)
+                    block = sharing[name].block(
+                        layer_rule(forward, other), layer_rule(forward, use), mean
+                    )
+                    kept.setdefault(name, {})[other, use] = block
+        pending = {owner[use] for use in wanted if sharing[owner[use]].across}
+        follow = [use for use in (*blocks.rows, *reached) if owner[use] in pending]
         if wanted:
-            blocks = blocks.without(leaving, frontier, vectors or {})
+            blocks = blocks.without(leaving, frontier, vectors or {}, follow)
     return {
-        name: mean_over_places(forward, layer, parts[name])
-        for name, layer in graph.layers.items()
-        if name in parts
+        name: sharing[name].block_moment(forward, layers[name], found)
+        for name, found in kept.items()
     }
 
 
@@ -252,17 +208,22 @@ def _ready(frontier: Frontier, live: set[str]) -> list[Node]:
 
 
 class Blocks:
-    """The joint matrix over the live tensors, one block per pair, stored for pairs in graph order."""
+    """The joint matrix over the live tensors, one block per pair, stored for pairs in graph order.
+
+    ``rows`` are blocks ``M[u, t]`` of uses u of layers that have left the cut, with every live t.
+    """
 
     def __init__(
         self,
         representation: Representation,
         place: Mapping[str, int],
         blocks: dict[tuple[str, str], Value],
+        rows: Mapping[str, Mapping[str, Value]] | None = None,
     ) -> None:
         self.representation = representation
         self.place = place
         self._blocks = blocks
+        self.rows = rows or {}
 
     @property
     def tensors(self) -> set[str]:
@@ -276,13 +237,24 @@ class Blocks:
         mirrored = self._blocks.get((t, s))
         return None if mirrored is None else self.representation.transpose(mirrored)
 
-    def __getitem__(self, pair: tuple[str, str]) -> Value:
-        return self._blocks[pair]
+    def with_use(self, use: str, owner: Mapping[str, str]) -> dict[str, Value]:
+        """``M[u, use]`` for the use of a layer itself, and for those u of the same owner that have left."""
+        left = {
+            u: row[use] for u, row in self.rows.items() if owner[u] == owner[use] and use in row
+        }
+        return {use: self._blocks[use, use], **left}
 
     def without(
-        self, leaving: list[Node], frontier: Frontier, vectors: Mapping[str, Value]
+        self,
+        leaving: list[Node],
+        frontier: Frontier,
+        vectors: Mapping[str, Value],
+        follow: Iterable[str] = (),
     ) -> Blocks:
-        """The cut after ``leaving`` nodes have passed their blocks on to what they read."""
+        """The cut after ``leaving`` nodes have passed their blocks on to what they read.
+
+        ``follow`` are uses of layers that leave now or have left, whose rows are kept.
+        """
         names = {node.name for node in leaving}
         jacobians = {node.name: frontier.jacobians(node) for node in leaving}
         entering = {source for js in jacobians.values() for source in js}
@@ -297,7 +269,28 @@ class Blocks:
                     if terms:
                         name = f"M_{s}_{t}" if s != t else f"G_{s}"
                         new[s, t] = self.representation.add(terms, name)
-        return Blocks(self.representation, self.place, new)
+        rows = {use: self._row(use, stay, jacobians, frontier.forward) for use in follow}
+        return Blocks(self.representation, self.place, new, rows)
+
+    def _row(
+        self,
+        use: str,
+        stay: list[str],
+        jacobians: Mapping[str, Mapping[str, Jacobian]],
+        forward: Forward,
+    ) -> dict[str, Value]:
+        """``M[u, t] + Σ_q M[u, q] J_qt`` over leaving q, for what stays."""
+        live = {t: m for t in self.tensors if (m := self.get(use, t)) is not None}
+        row, new = self.rows.get(use, live), {}
+        for t in stay:
+            name = f"M_{use}_{t}"
+            with forward.work_for(use, t):
+                terms = [row[t]] if t in row else []
+                reading = [(row[q], js[t]) for q, js in jacobians.items() if q in row and t in js]
+                terms += [self.representation.right(m, j, name) for m, j in reading]
+                if terms:
+                    new[t] = self.representation.add(terms, name)
+        return new
 
     def _terms(
         self, s: str, t: str, jacobians: Mapping[str, Mapping[str, Jacobian]]

@@ -50,8 +50,8 @@ class Averaged:
         """The second-derivative term, which Gauss-Newton drops."""
         return None
 
-    def output_factor(self, m: Value) -> Value:
-        """Ḡ of a layer from the block at its pre-activation."""
+    def output_factor(self, m: Value, symmetric: bool) -> Value:
+        """Ḡ of a layer from the block at its pre-activation, or what is between two uses of a layer."""
         return m
 
 
@@ -92,9 +92,9 @@ class PerSample:
         """``Σ_k g_k ∂²y_k/∂x_i∂x_j``, the term D of the Hessian recursion [BRB eq. 11]."""
         return rule.curve(g, i, j) if self.curved else None
 
-    def output_factor(self, m: Value) -> Value:
+    def output_factor(self, m: Value, symmetric: bool) -> Value:
         """The batch mean of the exact blocks."""
-        return self.builder.emit(ir.Mean(matrix=True), m)
+        return self.builder.emit(ir.Mean(matrix=symmetric), m)
 
 
 Representation = Averaged | PerSample

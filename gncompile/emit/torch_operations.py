@@ -165,11 +165,6 @@ def _zeros(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -
     return [f"{out}.zero_()"]
 
 
-@writes(ir.BroadcastRows)
-def _broadcast(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
-    return [f"{out}.copy_({v[0]})"]
-
-
 @writes(lookups.Lookup, lookups.LookupGradient, lookups.Counts, lookups.OneHot)
 def _lookup(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     match i.op:
@@ -181,7 +176,7 @@ def _lookup(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) 
     return [f"lookups.{name}({', '.join(v)}, out={out})"]
 
 
-@writes(ir.Repeat)
+@writes(ir.BroadcastRows, ir.Repeat)
 def _repeat(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"{out}.copy_({v[0]})"]
 
@@ -189,8 +184,14 @@ def _repeat(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) 
 @writes(ir.PlaceBlocks)
 def _place_blocks(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.PlaceBlocks)
-    how = f"{literal(i.op.places)}, {literal(i.op.last)}"
-    return [f"linalg.place_blocks({v[0]}, {how}, out={out})"]
+    if len(v) > 1:
+        return [f"linalg.weighted_blocks({v[0]}, {v[1]}, out={out})"]
+    return [f"linalg.place_blocks({v[0]}, {literal(i.op.places)}, {literal(i.op.last)}, out={out})"]
+
+
+@writes(ir.PlaceDots)
+def _place_dots(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+    return [f"linalg.place_dots({v[0]}, {v[1]}, out={out})"]
 
 
 @writes(ir.SampleDiagonal)

@@ -18,6 +18,7 @@ from ..base.settings import AUTO, Settings
 from ..base.tables import binary_size, count, engineering, shortened
 from ..derivation.forward import Forward
 from ..derivation.piecewise_linear import rule_of
+from ..derivation.sharing import shared_lines
 from ..functions.gates import GATES, Gate
 from ..functions.transfer import TransferFunction, transfer, transfer_names
 from ..graph.layers import Layer, LayerOp
@@ -97,10 +98,11 @@ class Readback:
 
     @cached_property
     def costs(self) -> CostModel:
-        program, settings = self.program, self.settings
-        columns = columns_within(program, self.batch, self.itemsize, settings.memory_budget)
-        rows = settings.rows(self.batch)
-        return CostModel(program, self.batch, self.itemsize, rows, columns)
+        budget, program = self.settings.memory_budget, self.program
+        columns = columns_within(program, self.batch, self.itemsize, budget)
+        return CostModel(
+            program, self.batch, self.itemsize, self.settings.rows(self.batch), columns
+        )
 
     @cached_property
     def formulas(self) -> Formulas:
@@ -131,15 +133,14 @@ class Readback:
 
     def method_lines(self) -> list[tuple[str, str]]:
         """The method, or each one with its layers, and why they were chosen: a name and a text each."""
-        chosen = self.program.methods
-        used = self.methods
-        if len(used) == 1:
-            lines = [("method", f"{used[0]}: {METHODS[used[0]]}")]
-        else:
-            layers = {m: ", ".join(x for x, method in chosen.items() if method == m) for m in used}
-            lines = [("method", f"{m} of {layers[m]}: {METHODS[m]}") for m in used]
+        chosen, used = self.program.methods, self.methods
+        lines = [("method", f"{used[0]}: {METHODS[used[0]]}")]
+        if len(used) > 1:
+            of = {m: ", ".join(x for x, method in chosen.items() if method == m) for m in used}
+            lines = [("method", f"{m} of {of[m]}: {METHODS[m]}") for m in used]
         why = "auto" if self.settings.method == AUTO else "because"
-        return [*lines, *((why, reason) for reason in self.program.reasons)]
+        shared = shared_lines(self.graph, self.settings, chosen)
+        return [*lines, *shared, *((why, reason) for reason in self.program.reasons)]
 
     @property
     def methods(self) -> list[str]:

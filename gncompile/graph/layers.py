@@ -7,6 +7,7 @@ weights. See docs/mathematics.md#one-weight-many-uses.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -126,6 +127,8 @@ class Layer:
 
     W̄ is ``[rows, columns]``, with a column for the bias where ``homogeneous``. Where all uses are
     ``reversed``, rows and columns are those of the transposed weight: the factor Q is always that of inputs.
+    Tied weights have uses of both kinds: ``mirror`` is the transposed weight as a layer, with the uses that
+    are not :attr:`straight`. The roles of its two factors are exchanged.
     """
 
     name: str
@@ -136,6 +139,7 @@ class Layer:
     places: int
     flipped: bool
     uses: tuple[Node, ...]
+    mirror: Layer | None = None
 
     @property
     def homogeneous(self) -> bool:
@@ -164,6 +168,11 @@ class Layer:
     def node(self) -> Node:
         """The first use."""
         return self.uses[0]
+
+    @property
+    def sides(self) -> tuple[Layer, ...]:
+        """The layer and its mirror: each has a pair of factors of its own uses."""
+        return (self,) if self.mirror is None else (self, self.mirror)
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -213,10 +222,13 @@ def _layer(name: str, uses: tuple[Node, ...], sizes: dict[str, int]) -> Layer:
     flipped = all(op.reversed for op in ops)
     if flipped:
         rows, columns = columns, rows
-    places = sum(
-        op.places_in(n.size, s)
-        for op, n, s in zip(ops, uses, into, strict=True)
-        if op.reversed == flipped
-    )
-    bias = next(iter(biases), None)
-    return Layer(name, ops[0].weight, bias, rows, columns, places, flipped, uses)
+    places = Counter[bool]()
+    for op, n, s in zip(ops, uses, into, strict=True):
+        places[op.reversed] += op.places_in(n.size, s)
+    bias, weight, mirror = next(iter(biases), None), ops[0].weight, None
+    if places[not flipped]:
+        called = f"{name} transposed"
+        others = tuple(n for op, n in zip(ops, uses, strict=True) if op.reversed != flipped)
+        count = places[not flipped]
+        mirror = Layer(called, weight, None, columns, rows, count, not flipped, others)
+    return Layer(name, weight, bias, rows, columns, places[flipped], flipped, uses, mirror)

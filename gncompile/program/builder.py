@@ -251,6 +251,16 @@ class ProgramBuilder:
         sizes = places, value.width // places
         return self.emit(ir.Unflatten(sizes), value, name=f"{value.name}_at")
 
+    def flatten(self, value: Value) -> Value:
+        """``[.., P, d]`` seen as ``[.., P·d]``; a copy of what is seen transposed."""
+        made = next(i for i in reversed(self._instructions) if i.name == value.name)
+        if isinstance(made.op, ir.Unflatten):
+            source = next(i for i in self._instructions if i.name == made.inputs[0])
+            return Value(source.name, source.spec)
+        if isinstance(made.op, ir.Transpose):
+            value = self.emit(ir.Gather(tuple(range(value.width))), value)
+        return self.emit(ir.Flatten(), value, name=f"{value.name}_flat")
+
     def transpose(self, m: Value) -> Value:
         """``Mᵀ``; a structured block is its own transpose."""
         return m if m.is_square else self.emit(ir.Transpose(), m, name=f"{m.name}_T")

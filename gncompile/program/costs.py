@@ -177,8 +177,11 @@ class CostModel:
                 return 1 if inputs[0].shape == () else inputs[0].size
             case ir.Mean() | ir.Total() | ir.RowSum():
                 return math.prod(sizes[0])
-            case ir.Dot():
+            case ir.Dot() | ir.PlaceDots():
                 return 2 * math.prod(sizes[0])
+            case ir.PlaceBlocks(places):
+                whole = math.prod(sizes[0])
+                return 2 * whole if len(inputs) > 1 else whole // (places if sizes[0][1:] else 1)
             case ir.Scatter():
                 return math.prod(sizes[0])
             case ir.SampleRoot():

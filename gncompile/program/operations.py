@@ -15,7 +15,7 @@ op ::= Leaf(kind, key)             input, target, parameter, constant, state or 
     |  Transpose() | AsMatrix(structure) | Part(which) | Element(index) | Share(rows)  views
     |  Unflatten(sizes, axis) | Flatten(count, axis) | Permute(order)                views
     |  Lookup() | LookupGradient(classes) | Counts(classes) | OneHot(classes)          by whole numbers
-    |  Repeat(rows, size) | PlaceBlocks(places, last)
+    |  Repeat(rows, size) | PlaceBlocks(places, last) | PlaceDots(places)
     |  Stack() | Zeros(spec) | Softmax() | LogSumExp() | SampleCategorical() | Random(kind) | Columns()
     |  SampleDiagonal() | SampleOuter() | ScaleSides()           per-sample matrices [N, d, d]
     |  SampleMatrix(size) | SampleRoot() | SampleMultiply()      read from rows, their roots, M_n v_n
@@ -187,11 +187,18 @@ class Repeat:
 class PlaceBlocks:
     """``Σ_s M[s, s]`` of a square M over features at ``places``: ``[P·d, P·d] → [d, d]``; thin stays thin.
 
-    Features of a place are neighbours, or ``last`` the places of a feature.
-    """
+    Neighbours are features of a place, or ``last`` places of a feature. Symmetric weights w ``[P, P]`` as a
+    second input: ``Σ_st w_st M[s, t]`` of a full M."""
 
     places: int
     last: bool = False
+
+
+@dataclass(frozen=True)
+class PlaceDots:
+    """``w_st = ⟨M[s, t], V⟩`` of M ``[P·d, P·d]`` and V ``[d, d]``: ``[P, P]``, adjoint to PlaceBlocks."""
+
+    places: int
 
 
 @dataclass(frozen=True)
@@ -340,7 +347,8 @@ class StepSizes:
 Op = (
     Leaf | Affine | MatMul | Pointwise | Gather | Scatter | Moment | PlaceMoments | Mean | Total | RowSum
     | Dot | Multiply | SymmetricProduct | Hadamard | AddDiagonal | Densify | Trace | PlusTranspose
-    | BroadcastRows | Repeat | PlaceBlocks | Transpose | AsMatrix | Part | Element | Share | Unflatten
+    | BroadcastRows | Repeat | PlaceBlocks | PlaceDots | Transpose | AsMatrix | Part | Element | Share
+    | Unflatten
     | Flatten | Permute | Stack | Zeros | Softmax
     | LogSumExp | SampleCategorical | Random | Columns | SampleDiagonal | SampleOuter | SampleMatrix
     | SampleRoot | SampleMultiply

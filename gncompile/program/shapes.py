@@ -33,6 +33,7 @@ from .operations import (
     Part,
     Permute,
     PlaceBlocks,
+    PlaceDots,
     PlaceMoments,
     PlusTranspose,
     Pointwise,
@@ -125,6 +126,8 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
             return Spec((rows, size))
         case PlaceBlocks(places):
             return matrix(inputs[0].structure, inputs[0].size // places)
+        case PlaceDots(places):
+            return matrix(Structure.SYMMETRIC, places)
         case PlusTranspose():
             return matrix(Structure.SYMMETRIC, _int(shapes[0][-1]))
         case AsMatrix(structure, size):

@@ -272,6 +272,21 @@ def place_blocks(m: Tensor, places: int, last: bool, out: Tensor) -> None:
     torch.sum(blocks, dim=-1, out=out)
 
 
+def weighted_blocks(m: Tensor, weights: Tensor, out: Tensor) -> None:
+    """``out ← Σ_st w_st M[s, t]`` for M ``[P·d, P·d]``, and symmetric to the bit."""
+    places, features = len(weights), len(m) // len(weights)
+    pairs = m.unflatten(1, (places, features)).unflatten(0, (places, features))
+    total = torch.einsum("sitj,st->ij", pairs, weights)
+    torch.add(total, total.T, out=out).mul_(0.5)
+
+
+def place_dots(m: Tensor, v: Tensor, out: Tensor) -> None:
+    """``out[s, t] ← Σ_ij M[s, t]_ij V_ij`` for M ``[P·d, P·d]`` and V ``[d, d]``."""
+    places, features = len(m) // len(v), len(v)
+    pairs = m.unflatten(1, (places, features)).unflatten(0, (places, features))
+    out.copy_(torch.einsum("sitj,ij->st", pairs, v))
+
+
 def dot(a: Tensor, b: Tensor, mean: bool, out: Tensor) -> None:
     """``out ← Σ a ⊙ b``, divided by the number of rows if ``mean``."""
     if a.is_contiguous() and b.is_contiguous():

@@ -198,7 +198,10 @@ def apply(op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
         case lookups.OneHot(classes):
             return one_hot(v[0], classes, None)
         case ir.PlaceBlocks():
-            return place_blocks(op, v[0])
+            return place_blocks(op, *v)
+        case ir.PlaceDots(places):
+            blocks = [row.chunk(places, dim=1) for row in v[0].chunk(places)]
+            return torch.stack([torch.stack([(m * v[1]).sum() for m in row]) for row in blocks])
         case ir.BroadcastRows():
             return v[0].expand(v[1].shape).clone()
     return apply_matrix(op, v, specs)
@@ -357,8 +360,12 @@ def one_hot(index: Tensor, classes: int, padding: int | None) -> Tensor:
     return hot if padding is None else hot * (places != padding)
 
 
-def place_blocks(op: ir.PlaceBlocks, m: Tensor) -> Tensor:
-    """``Σ_s M[s, s]``; of a number times the identity, a diagonal, or a full matrix."""
+def place_blocks(op: ir.PlaceBlocks, m: Tensor, weights: Tensor | None = None) -> Tensor:
+    """``Σ_s M[s, s]``; of a number times the identity, a diagonal, or a full matrix; or weighted pairs."""
+    if weights is not None:
+        blocks = [block for row in m.chunk(op.places) for block in row.chunk(op.places, dim=1)]
+        total = torch.stack([w * b for w, b in zip(weights.flatten(), blocks, strict=True)]).sum(0)
+        return (total + total.T) / 2
     if m.dim() == 0:
         return m * op.places
     size = len(m) // op.places

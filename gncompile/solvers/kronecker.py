@@ -14,6 +14,7 @@ from ..base.settings import Settings
 from ..derivation.factors import PHASES, Factors, refreshed
 from ..derivation.guards import guard_factors
 from ..derivation.method_choice import curvature_methods
+from ..derivation.sharing import sharing_of
 from ..functions.primitives import as_float, minimum, select
 from ..program import operations as ir
 from ..program.builder import Value
@@ -49,8 +50,9 @@ class Kronecker(Solver):
         settings, builder = self.settings, self.builder
         chosen = curvature_methods(self.batch.graph, self.batch.loss, settings)
         builder.methods, builder.reasons = chosen.methods, chosen.reasons
-        rows = settings.factor_dim
-        self.factors = Factors(self.batch, rows, settings.samples, settings.trace_correction)
+        rows, sharing = settings.factor_dim, sharing_of(self.batch.graph, settings)
+        draws, corrected = settings.samples, settings.trace_correction
+        self.factors = Factors(self.batch, rows, sharing, draws, corrected)
         self.factors.emit(chosen.methods, settings.whole_inputs > 0 and rows != "N")
         inputs, outputs = self.factors.inputs, self.factors.outputs
         with builder.phase("average"):

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, hessian, jacrev, jvp
+from torch.func import grad, hessian, jvp
 
 from ..base.settings import Settings
 from ..frontends.dropout import WithoutDropout
@@ -26,7 +26,7 @@ from ..frontends.example_inputs import checked_examples
 from ..frontends.torch_export import trace
 from ..graph.dropout import without_dropout
 from ..graph.embedding import classes_of, is_whole
-from ..graph.layers import Layer, LayerOp
+from ..graph.layers import Layer
 from ..graph.model_graph import ModelGraph, TracedModel
 from ..graph.nodes import Node, Output
 from ..graph.torch_network import Network, flat_output, objective
@@ -44,6 +44,7 @@ from ..pipeline import (
 from ..program.step_program import StepProgram
 from ..runtime.executable import Executable
 from .checks import Check, VerifyReport
+from .exact_factors import block_at_places, factor_pair, input_moment
 from .shrinking import normal, shrink
 
 FLOAT32_TOLERANCE, FLOAT32_FACTOR = 1e-4, 10
@@ -218,17 +219,15 @@ class Problem:
         for method, (inputs, y) in cases:
             program = factor_program(self.graph, self.loss, method, partly=True)
             executable = self._run(program, inputs, y, *program.phases)
-            blocks = self.gauss_newton(inputs, y)
-            moments = self._input_moments(inputs) if method == "kflr" and len(inputs[0]) > 1 else {}
-            for layer in self.graph.layers:
+            for layer, (moment, block) in self._factors(inputs, y).items():
                 if f"G.{layer}" not in program.results:
                     continue
-                if layer in moments:
+                if method == "kflr" and len(inputs[0]) > 1:
                     q = _dense(executable, f"Q.{layer}")
-                    checks.append(Check(layer, "Q", "E[ā āᵀ]", _error(q, moments[layer])))
+                    checks.append(Check(layer, "Q", "E[ā āᵀ]", _error(q, moment)))
                 g = _dense(executable, f"G.{layer}")
                 what = f"Ḡ of {method.upper()}, N = {len(inputs[0])}"
-                checks.append(Check(layer, what, "exact GGN by jacrev", _error(g, blocks[layer])))
+                checks.append(Check(layer, what, "exact GGN by jacrev", _error(g, block)))
         return checks
 
     def tangents(self) -> list[Check]:
@@ -290,44 +289,27 @@ class Problem:
         values, vectors = torch.linalg.eigh(exact)
         return (vectors * values.clamp(min=0)[:, None, :]) @ vectors.mT
 
+    def _factors(self, inputs: tuple[Tensor, ...], y: Any) -> dict[str, tuple[Tensor, Tensor]]:
+        """Q and Ḡ of every layer, exact, and of tied weights the marginals of both sides."""
+        values, blocks = self.network.values({}, inputs, {}), self.gauss_newton(inputs, y)
+        moments = {side.name: input_moment(side, values, len(inputs[0])) for side in self._sides()}
+        return {
+            name: factor_pair(layer, moments, blocks) for name, layer in self.graph.layers.items()
+        }
+
     def gauss_newton(self, inputs: tuple[Tensor, ...], y: Any) -> dict[str, Tensor]:
-        """``(1/(N S)) Σ_n Σ_s J_nsᵀ 𝓗_n J_ns`` at the S places of every layer, by torch.func."""
+        """``(1/(N S)) Σ_n Σ_s J_nsᵀ 𝓗_n J_ns`` at the S places of every side of a layer, by torch.func."""
         curvature = self._output_hessians(inputs, y)
         blocks = {}
-        for name, layer in self.graph.layers.items():
-            uses = [self._at_places(node, inputs, curvature) for node in layer.straight]
-            blocks[name] = torch.stack(uses).sum(dim=0) / layer.places
+        for side in self._sides():
+            uses = [
+                block_at_places(self.network, node, inputs, curvature) for node in side.straight
+            ]
+            blocks[side.name] = torch.stack(uses).sum(dim=0) / side.places
         return blocks
 
-    def _at_places(self, node: Node, inputs: tuple[Tensor, ...], curvature: Tensor) -> Tensor:
-        """``(1/N) Σ_n Σ_s J_nsᵀ 𝓗_n J_ns`` of one use."""
-        zero = curvature.new_zeros(len(curvature), node.size)
-        # samples do not meet, so a sum over them holds each one's own Jacobian
-        columns = jacrev(lambda e: self.network({}, inputs, {node.name: e}).sum(dim=0))(zero)
-        assert isinstance(node.op, LayerOp)
-        places = node.op.places_in(node.size, [self.graph[x].size for x in node.inputs])
-        last = node.op.places_last
-        jacobian = columns.transpose(0, 1).unflatten(-1, (-1, places) if last else (places, -1))
-        spelled = "nkds,nkl,nles->de" if last else "nksd,nkl,nlse->de"
-        return torch.einsum(spelled, jacobian, curvature, jacobian) / len(curvature)
-
-    def _input_moments(self, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        values = self.network.values({}, inputs, {})
-        moments = {}
-        for name, layer in self.graph.layers.items():
-            if layer.vector:
-                moments[name] = torch.ones(1, 1, dtype=inputs[0].dtype)
-                continue
-            rows = []
-            for node in layer.straight:
-                assert isinstance(node.op, LayerOp)
-                a = node.op.input_rows(*(values[x] for x in node.inputs))
-                coordinate = float(node.op.homogeneous)
-                last = a.new_full((*a.shape[:-1], int(layer.homogeneous)), coordinate)
-                rows.append(torch.cat([a, last], dim=-1).flatten(0, 1))
-            whole = torch.cat(rows)
-            moments[name] = whole.T @ whole / len(inputs[0])
-        return moments
+    def _sides(self) -> list[Layer]:
+        return [side for layer in self.graph.layers.values() for side in layer.sides]
 
     # --- parameters by name and by layer --------------------------------------------------------------
 
