@@ -12,7 +12,7 @@ import torch
 from gncompile.app.comparison.contest import Contest
 from gncompile.app.comparison.optimisers import OPTIMISERS, named
 from gncompile.app.comparison.report import write_report
-from gncompile.app.comparison.running import CLOCKS, Budget
+from gncompile.app.comparison.running import CLOCKS, POINTS, Budget
 from gncompile.app.comparison.store import Run
 from gncompile.errors import GncompileError, require_known
 
@@ -54,8 +54,9 @@ def compete(chosen: Sequence[Problem], options: argparse.Namespace) -> None:
     machine = {**environment(), "pytorch_optimizer": installed("pytorch_optimizer")}
     budget = Budget.parse(options.budget)
     contest = Contest(
-        kept(options), budget, options.seeds, options.clock, machine=machine, report=say
-    )
+        kept(options), budget, options.seeds, options.clock,
+        points=options.points, machine=machine, report=say,
+    )  # fmt: skip
     optimisers = named(options.optimisers or list(OPTIMISERS))
     runs: list[Run] = []
     tables = ""
@@ -135,6 +136,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget", default="60s", help="60s, 2m, or 100u for updates")
     parser.add_argument("--samples", type=int, help="only so many of each problem's data")
     parser.add_argument("--batch", type=int, default=500, help="batch of the alignment")
+    parser.add_argument("--points", type=int, default=POINTS, help="evaluations in a run")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--output", type=Path, default=Path("runs/convergence"))

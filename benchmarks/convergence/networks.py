@@ -96,3 +96,38 @@ def gated_mlp(inputs: int, width: int, inner: int, blocks: int, outputs: int) ->
     """An affine layer, gated blocks, and an affine output."""
     body = [Gated(width, inner) for _ in range(blocks)]
     return nn.Sequential(nn.Linear(inputs, width), *body, nn.Linear(width, outputs))
+
+
+def lenet(outputs: int) -> nn.Sequential:
+    """LeNet-5 on flat 28×28 images, with rectifiers and maxima; LeCun et al. (1998), figure 2."""
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 28, 28)),
+        nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, outputs),
+    )  # fmt: skip
+
+
+class RowTransformer(nn.Module):
+    """An encoder that reads an image row by row: embedding and position, blocks, mean, classes."""
+
+    def __init__(self, size: int, width: int, heads: int, blocks: int, outputs: int) -> None:
+        super().__init__()
+        self.size = size
+        self.embedding = nn.Linear(size, width)
+        self.position = nn.Parameter(0.02 * torch.randn(size, width))
+        layers = (
+            nn.TransformerEncoderLayer(
+                width, heads, 2 * width, dropout=0.0, activation="gelu", batch_first=True,
+                norm_first=True,
+            )
+            for _ in range(blocks)
+        )  # fmt: skip
+        self.blocks = nn.Sequential(*layers)
+        self.norm = nn.LayerNorm(width)
+        self.classes = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.unflatten(1, (self.size, self.size))
+        h = self.blocks(self.embedding(rows) + self.position)
+        return self.classes(self.norm(h).mean(1))

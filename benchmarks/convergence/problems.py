@@ -16,7 +16,16 @@ from gncompile.losses import Loss, define_loss
 
 from ..problems import WIDTHS, autoencoder, summed_bce
 from .faces import SIDE, faces, olivetti
-from .networks import Build, gated_mlp, mlp, residual_mlp, seeded, sine_network
+from .networks import (
+    Build,
+    RowTransformer,
+    gated_mlp,
+    lenet,
+    mlp,
+    residual_mlp,
+    seeded,
+    sine_network,
+)
 
 TorchLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -245,6 +254,24 @@ PROBLEMS: Mapping[str, Problem] = {
             "mse",
             half_squares,
             500,
+        ),
+        Problem(
+            "lenet",
+            "LeNet-5 on MNIST, ReLU, maxima, cross-entropy",
+            lambda: digits("label"),
+            seeded(lambda: lenet(10)),
+            "cross_entropy",
+            nn.functional.cross_entropy,
+            250,
+        ),
+        Problem(
+            "transformer",
+            "MNIST rows by an encoder of two blocks, width 32, four heads, cross-entropy",
+            lambda: digits("label"),
+            seeded(lambda: RowTransformer(28, 32, 4, 2, 10)),
+            "cross_entropy",
+            nn.functional.cross_entropy,
+            250,
         ),
     )
 }

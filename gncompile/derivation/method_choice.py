@@ -14,10 +14,12 @@ serves any network, and what is less random is preferred to it where its *surcha
    can exceed :data:`AFFORDABLE` gradients, or in work buffers :data:`ROOMY` times those of the gradient.
    Layers keep KFRA, from the output on, as long as all of them together stay within both.
 
-Two things end KFRA whatever it costs, and also where it was given: a node that has no average
-(:func:`~gncompile.derivation.recursion.obstacles`), and work buffers, mostly its blocks, that need more than
-``memory_budget``. The layers below are *handed over* to columns: to KFLR where that is as cheap as in 1, else
-to the projection. A layer that was given KFRA by its very name is refused. Nothing is allocated before.
+Three things end KFRA also where it was given: a node that has no average
+(:func:`~gncompile.derivation.recursion.obstacles`), work buffers, mostly its blocks, that need more than
+``memory_budget``, and, where it was given to all layers as the default is, blocks over all places of a grid or
+sequence, if their arithmetic costs more than :data:`AFFORDABLE` gradients. The layers below are *handed over* to columns: to KFLR
+where that is as cheap as in 1, else to the projection. A mapping to methods is kept whatever it costs, and a
+layer that was given KFRA by its very name and cannot have it is refused. Nothing is allocated before.
 
 Mixing is sound: Ḡ of a layer by KFRA depends only on what lies between it and the output, and one backward
 pass of columns serves every layer. It is the pass that ``trace_correction`` makes anyway.
@@ -116,7 +118,14 @@ def as_given(methods: Mapping[str, str], prices: Prices, exact: Callable[[], Pri
     """
     settings = prices.settings
     wanted = [layer for layer, method in methods.items() if method == AVERAGED]
-    kept = prices.averaged(wanted, lambda surcharge: surcharge.bytes <= settings.memory_budget)
+    at_places = any(layer.places > 1 for layer in prices.graph.layers.values())
+    free = isinstance(settings.method, Mapping) or not at_places
+
+    def affordable(surcharge: Expense) -> bool:
+        fits = surcharge.bytes <= settings.memory_budget
+        return fits and (free or _cheap(surcharge, prices.gradient))
+
+    kept = prices.averaged(wanted, affordable)
     left = [layer for layer, method in kept.items() if method != AVERAGED]
     if not left:
         return Choice(dict(methods))
@@ -154,9 +163,10 @@ def _needs(prices: Prices, wanted: Collection[str]) -> str:
     surcharge = prices.factors(prices.where_reached(wanted)) - prices.factors(
         dict.fromkeys(wanted, SAMPLED)
     )
+    gradients = surcharge.flops / prices.gradient.flops
     return (
-        f"{AVERAGED} would need {binary_size(surcharge.bytes)} of work buffers more than {SAMPLED}, "
-        f"and memory_budget is {binary_size(prices.settings.memory_budget)}"
+        f"{AVERAGED} would need {binary_size(surcharge.bytes)} of work buffers and {gradients:.2g} gradients "
+        f"more than {SAMPLED}, and memory_budget is {binary_size(prices.settings.memory_budget)}"
     )
 
 
