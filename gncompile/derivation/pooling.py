@@ -87,7 +87,8 @@ class Won(Jacobian):
 
     def half(self, m: Value, name: str) -> Value:
         shares = self.builder.emit(ir.Mean(), self._indicators())
-        taps = self.builder.times(self._by_taps(self.builder.dense(m)), shares)
+        columns = self.builder.transpose(self.builder.dense(m))
+        taps = self.builder.times(self._by_taps(columns), shares)
         assert isinstance(taps, Value)
         return self.builder.transpose(self._to_points(taps, name))
 

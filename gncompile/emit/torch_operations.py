@@ -27,8 +27,8 @@ class File(Protocol):
     def options(self, i: Instruction) -> Options:
         """How this instruction is to be computed."""
 
-    def owned(self, name: str) -> bool:
-        """Whether a value has a whole buffer or state to itself, padding included."""
+    def owned(self, names: tuple[str, ...]) -> bool:
+        """Whether these have whole buffers or states to themselves, all padded alike or none."""
 
     def shape(self, name: str) -> tuple[Dim, ...]:
         """The shape of a value."""
@@ -121,7 +121,7 @@ def _row_sum(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec])
 @writes(ir.Dot)
 def _dot(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.Dot)
-    if not i.op.mean and all(w.owned(name) for name in i.inputs):
+    if not i.op.mean and w.owned(i.inputs):
         return [f"torch.dot({w.flat(v[0])}, {w.flat(v[1])}, out={out})"]
     return [f"linalg.dot({v[0]}, {v[1]}, {literal(i.op.mean)}, out={out})"]
 
@@ -330,7 +330,7 @@ def step_sizes(module: str, op: ir.StepSizes, terms: list[str], out: str) -> lis
 def reduced(w: File, i: Instruction, v: list[str]) -> str:
     """A sum over tensors as a number of the host."""
     match i.op:
-        case ir.Dot() if all(w.owned(name) for name in i.inputs):
+        case ir.Dot() if w.owned(i.inputs):
             total = f"torch.dot({w.flat(v[0])}, {w.flat(v[1])}).item()"
         case ir.Dot():
             total = f"scalars.dot({v[0]}, {v[1]})"

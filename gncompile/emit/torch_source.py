@@ -312,10 +312,14 @@ class TorchWriter:
             self.scratch[name] = shape
         return name
 
-    def owned(self, name: str) -> bool:
-        """Whether a value has a whole buffer or state to itself, padding included."""
-        op = self.program[name].op
-        return not isinstance(op, ir.VIEWS) and not (isinstance(op, Leaf) and op.kind != "state")
+    def owned(self, names: tuple[str, ...]) -> bool:
+        """Whether these have whole buffers or states to themselves, all padded alike or none."""
+        leaves = (self.program[name].op for name in names)
+        waiting = all(
+            op.kind == "state" if isinstance(op, Leaf) else self.buffered(name)
+            for name, op in zip(names, leaves, strict=True)
+        )
+        return waiting and len({name in self.program.packed for name in names}) == 1
 
     def shape(self, name: str) -> tuple[Dim, ...]:
         """The shape of a value."""

@@ -105,7 +105,8 @@ class Agreement:
         inputs = tuple(x.clone() for x in sample.inputs)
         try:
             with WithoutDropout():
-                z = functional_call(self.module, sample.parameters, inputs)
+                values = _once(self.module, sample.parameters)
+                z = functional_call(self.module, values, inputs, tie_weights=False)
         except Exception as error:
             raise TraceError(
                 f"{self.name} fails on a random batch of {inputs[0].shape[0]} samples, where it could be "
@@ -193,6 +194,22 @@ class Agreement:
                     instead="remove what changes the gradient: hooks on tensors, and each "
                     "torch.autograd.Function whose backward is not the derivative of its forward",
                 )
+
+
+def _once(module: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The values of ``parameters``, one for each place where a module holds one of them.
+
+    torch's own ``tie_weights`` names a place twice where a module stands in two, and then leaves the module
+    with the values that it was called with.
+    """
+    named = module.named_parameters(remove_duplicate=False)
+    values = {p: parameters[name] for name, p in named if name in parameters}
+    return {
+        name: values[p]
+        for prefix, owner in module.named_modules()
+        for name, p in owner.named_parameters(prefix, recurse=False, remove_duplicate=False)
+        if p in values
+    }
 
 
 def _gradient(z: Tensor, parameters: Mapping[str, Tensor], cotangent: Tensor) -> list[Tensor]:

@@ -14,15 +14,19 @@ from ..graph.nodes import Select, describe
 Fingerprint = dict[str, Any]
 
 
-def graph_lines(graph: ModelGraph) -> list[str]:
-    """One line a node with its expression and shape, its name replaced by its number."""
+def graph_lines(graph: ModelGraph, flat: bool = False) -> list[str]:
+    """One line a node with its expression and shape, its name replaced by its number.
+
+    With ``flat`` the shape of the output alone: what is computed before is rows of features.
+    """
     numbers = {node.name: f"v{number}" for number, node in enumerate(graph)}
     lines = []
     for node in graph:
         text = describe(replace(node, inputs=tuple(numbers[name] for name in node.inputs)))
         if isinstance(node.op, Select):
             text += f" #{hashlib.sha256(repr(node.op).encode()).hexdigest()[:12]}"
-        lines.append(f"{numbers[node.name]} = {text} : {list(node.shape)}")
+        shape = [node.size] if flat and node is not graph.output else list(node.shape)
+        lines.append(f"{numbers[node.name]} = {text} : {shape}")
     return lines
 
 
@@ -40,7 +44,7 @@ def differences(expected: Fingerprint, got: Fingerprint) -> list[str]:
 
 def graph_differences(expected: ModelGraph, got: ModelGraph) -> list[str]:
     """The first line in which two graphs differ, if they do."""
-    return _line_differences(graph_lines(expected), graph_lines(got))
+    return _line_differences(graph_lines(expected, flat=True), graph_lines(got, flat=True))
 
 
 def shape_differences(expected: Mapping[str, object], got: Mapping[str, object]) -> list[str]:
