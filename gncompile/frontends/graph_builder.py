@@ -161,15 +161,19 @@ class GraphBuilder:
         return Activation(self._selects[key].name, shape)
 
     def _composed(self, x: Activation, index: np.ndarray) -> tuple[list[Activation], np.ndarray]:
-        """A selection from a selection, in which no feature is twice, as one from its source."""
+        """A selection from a selection, in which no feature is twice, as one from its source.
+
+        A selection from several is passed by where only one of these is wanted.
+        """
         node = self._nodes[x.name]
-        if not isinstance(node.op, Select) or len(node.inputs) > 1:
+        if not isinstance(node.op, Select):
             return [x], index
         inner = np.array(node.op.index)
         if (inner < 0).any() or len(np.unique(inner)) < len(inner):
             return [x], index
-        source = self._nodes[node.inputs[0]]
-        return [Activation(source.name, source.shape)], np.where(index < 0, -1, inner[index])
+        sources = [Activation(n, self._nodes[n].shape) for n in node.inputs]
+        wanted, moved = _without_unused(sources, np.where(index < 0, -1, inner[index]))
+        return (wanted, moved) if len(wanted) == 1 else ([x], index)
 
     def fixed_linear(
         self,

@@ -28,7 +28,7 @@ def written_out(module: nn.Module) -> Iterator[None]:
         m: (name, kind)
         for name, m in module.named_modules()
         for kind in FORWARDS
-        if isinstance(m, kind) and type(m).forward is kind.forward
+        if isinstance(m, kind) and type(m).forward is kind.forward and _compiled(m)
     }
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
@@ -42,3 +42,9 @@ def written_out(module: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
         for m in kinds:
             vars(m).pop("forward", None)
+
+
+def _compiled(m: nn.Module) -> bool:
+    """A frozen recurrence is left whole: it belongs to a trunk, which runs as it is."""
+    recurrent = isinstance(m, nn.RNNBase | nn.RNNCellBase)
+    return not recurrent or any(p.requires_grad for p in m.parameters())
