@@ -27,14 +27,17 @@ class Loops:
 
 
 def loops_of(to: Sequence[int], source: Sequence[int]) -> Loops | None:
-    """The pairs of places, in their order, as nested loops; None where there are too many."""
+    """The pairs of places, in their order, as nested loops; None where there are too many.
+
+    Nor where one goes backwards, which no view of a tensor does.
+    """
     points = np.stack([np.array(to), np.array(source)], axis=1)
     first, found = points[0], list[tuple[int, int, int]]()
     while len(points) > 1:
         steps = np.diff(points, axis=0)
         breaks = np.flatnonzero((steps != steps[0]).any(axis=1)) + 1
         size = math.gcd(len(points), *breaks.tolist())
-        if size == 1 or len(found) == MOST_LOOPS:
+        if size == 1 or len(found) == MOST_LOOPS or steps[0].min() < 0:
             return None
         found.append((size, *steps[0].tolist()))
         points = points[::size]

@@ -150,10 +150,10 @@ class GraphBuilder:
             x = self.select(label, inputs, np.zeros_like(index), shape, origin)
             return self.pointwise(label, number(fill), [(_FIRST, x)], [], shape, origin)
         inputs, index = _without_unused(inputs, index)
-        if len(inputs) == 1 and np.array_equal(index, np.arange(math.prod(inputs[0].shape))):
-            return Activation(inputs[0].name, shape)
-        if len(inputs) == 1:
+        if len(inputs) == 1 and not _is_identity(inputs[0], index):
             inputs, index = self._composed(inputs[0], index)
+        if len(inputs) == 1 and _is_identity(inputs[0], index):
+            return Activation(inputs[0].name, shape)
         op = Select(tuple(index.tolist()), fill if (index < 0).any() else 0.0)
         key = (op, tuple(x.name for x in inputs))
         if key not in self._selects:
@@ -273,6 +273,10 @@ def _without_unused(
             renumbered[here] = index[here] - start + kept[x.name][1]
         start += size
     return [x for x, _ in kept.values()], renumbered
+
+
+def _is_identity(x: Activation, index: np.ndarray) -> bool:
+    return np.array_equal(index, np.arange(math.prod(x.shape)))
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
