@@ -60,13 +60,17 @@ def _apart(forward: Forward) -> set[str]:
     for node in forward.graph:
         if isinstance(node.op, Select) and len(node.inputs) == 1 and node.name in forward.active:
             taken.setdefault(node.inputs[0], []).extend(node.op.index)
-    readers = {name: forward.graph.consumers(name) for name in taken}
+    selecting = {
+        name: [r for r in forward.graph.consumers(name) if isinstance(r.op, Select)]
+        for name in taken
+    }
     return {
         name
         for name, index in taken.items()
         if len(set(index)) == len(index)
         and -1 not in index
-        and sum(isinstance(reader.op, Select) for reader in readers[name]) > 1
+        and len(selecting[name]) > 1
+        and all(len(reader.inputs) == 1 for reader in selecting[name])
     }
 
 

@@ -64,12 +64,17 @@ def no_average(layers: Collection[str], node: Node) -> CompileError:
     )
 
 
+LONGEST = 4
+"""Pointwise nodes in a row that are composed. An LSTM's cells are a chain as long as time, and blocks are
+kept for every pair of tensors that such a chain reads."""
+
+
 class Frontier:
     """The dependence structure that the recursion walks: who reads whom, and with which Jacobians.
 
     With composed slopes the tensors of the recursion are the network's *roots* (values of linear nodes and
     inputs) and the pointwise results that a linear node or the loss reads; pointwise nodes in between are
-    composed by the chain rule, sample by sample, before anything is averaged. Only what moves with ``layers``
+    composed by the chain rule, sample by sample, before anything is averaged, :data:`LONGEST` in a row. Only what moves with ``layers``
     takes part: their factors need no other blocks.
     """
 
@@ -80,6 +85,7 @@ class Frontier:
         self.place = {node.name: i for i, node in enumerate(self.graph)}
         self._composes = composes
         self._jacobians: dict[str, dict[str, Jacobian]] = {}
+        self._ends = self._chain_ends()
         self.readers: dict[str, set[str]] = {}
         for node in self.graph:
             if self._is_tensor(node):
@@ -90,8 +96,16 @@ class Frontier:
         """Whether the node is a slope a sample: such nodes are composed, and leave the cut together."""
         return self.forward.rule(node).elementwise
 
+    def _chain_ends(self) -> set[str]:
+        """Pointwise nodes with :data:`LONGEST` others in a row before them: no slope goes on below."""
+        before: dict[str, int] = {}
+        for node in self.graph:
+            longest = max((before[source] % LONGEST + 1 for source in node.inputs), default=0)
+            before[node.name] = longest if self.elementwise(node) else 0
+        return {name for name, count in before.items() if count == LONGEST}
+
     def _is_tensor(self, node: Node) -> bool:
-        if not self.elementwise(node) or not self._composes:
+        if not self.elementwise(node) or not self._composes or node.name in self._ends:
             return True
         return any(not self.elementwise(reader) for reader in self.graph.consumers(node.name))
 
@@ -135,7 +149,7 @@ class Frontier:
         sum): nothing is averaged on that way, and all paths then share the one average at the source.
         """
         summed = isinstance(slope, float) and self._is_tensor(source)
-        return self.elementwise(source) and not summed
+        return self.elementwise(source) and source.name not in self._ends and not summed
 
     def _accumulate(self, into: dict[str, Factor], name: str, slope: Factor) -> None:
         if name in into:

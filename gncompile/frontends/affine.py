@@ -10,12 +10,15 @@ from torch import fx
 from torch.nn import functional
 
 from ..graph.layers import Affine
-from . import aten
+from . import aten, bilinear
 from .fx_nodes import label_of, op_name, origin_of
 from .importer import Importer
 from .structural import linear_by, linear_operator
 from .uses import TRANSPOSITIONS
-from .values import Activation, Args, Constant, Shape, Weight
+from .values import Activation, Args, Constant, Shape, Shared, Weight
+
+LARGEST_COMPUTED = 4096
+"""Entries of a weight that is computed of parameters."""
 
 
 def view_of_weight(weight: Weight, name: str, result: torch.Tensor) -> Weight | None:
@@ -32,6 +35,9 @@ def view_of_weight(weight: Weight, name: str, result: torch.Tensor) -> Weight | 
 def product(importer: Importer, node: fx.Node, name: str, args: Args, shape: Shape) -> Activation:
     """``linear``, ``addmm``, ``matmul`` or ``mm`` of an activation and a parameter or constant."""
     x, weight, bias = operands(importer, node, name, args)
+    if isinstance(x, Activation) and isinstance(weight, Shared):
+        y = _computed(importer, node, x, weight, name == "linear", shape)
+        return y if bias is None else _plus(importer, node, y, bias)
     if not isinstance(x, Activation) or not _is_matrix(weight):
         return linear_operator(importer, node, name, args, shape)
     if isinstance(weight, Weight):
@@ -46,6 +52,26 @@ def product(importer: Importer, node: fx.Node, name: str, args: Args, shape: Sha
         fixed = weight.tensor.double()
         y = linear_by(importer, node, x, lambda v: functional.linear(v, fixed), shape)
     return y if bias is None else _plus(importer, node, y, bias)
+
+
+def _computed(
+    importer: Importer, node: fx.Node, x: Activation, weight: Shared, transposed: bool, shape: Shape
+) -> Activation:
+    """A product with a weight that is computed of parameters, masked, say: a product of activations.
+
+    Every sample has a copy of the weight then, and vectors to it; the parameters are trainable vectors.
+    """
+    size = math.prod(weight.shape)
+    if len(weight.shape) != 2 or size > LARGEST_COMPUTED:
+        importer.refuse(
+            node,
+            f"{op_name(node)} with a weight {list(weight.shape)} that is computed of trainable parameters: "
+            "each sample would have one",
+            f"use a matrix of at most {LARGEST_COMPUTED:,} entries, or train the weight itself",
+        )
+    rows = Activation(x.name, (math.prod(x.shape[:-1]), x.shape[-1]))
+    matrix = Activation(weight.name, weight.shape)
+    return bilinear.matrices(importer, node, rows, matrix, shape, transposed)
 
 
 def operands(importer: Importer, node: fx.Node, name: str, args: Args) -> tuple[Any, Any, Any]:

@@ -7,10 +7,6 @@ for any module (``agreement``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,29 +14,7 @@ from torch import Tensor, nn
 from ..errors import TraceError
 
 
-@contextmanager
-def batch_first_attention(module: nn.Module) -> Iterator[None]:
-    """Inside, attention in ``module`` is traced as below, and encoder layers as they are trained."""
-    heads = {
-        m: name
-        for name, m in module.named_modules()
-        if isinstance(m, nn.MultiheadAttention) and type(m).forward is nn.MultiheadAttention.forward
-    }
-    fast = torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(
-            False
-        )  # one operator for a whole layer, for inference
-        for m, name in heads.items():
-            m.forward = partial(_attention, m, name)  # type: ignore[method-assign]
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for m in heads:
-            vars(m).pop("forward", None)
-
-
-def _attention(
+def attention(
     m: nn.MultiheadAttention,
     name: str,
     query: Tensor,

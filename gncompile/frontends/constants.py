@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from .fx_nodes import op_name
 from .importer import Importer
-from .values import VALUES, Activation, Args, Constant, Varying, Weight, values_in
+from .values import VALUES, Activation, Args, Constant, Turned, Varying, Weight, values_in
 
 SAMPLES = (2, 3, 5)
 _SIZES = ("size", "sizes", "shape", "length", "repeats", "end")
@@ -122,7 +122,7 @@ def _at(importer: Importer, node: fx.Node, args: Args, rows: int, several: bool)
 
 def _settled(
     importer: Importer, node: fx.Node, name: str, shape: tuple[Any, ...], found: list[Tensor]
-) -> Constant | Varying:
+) -> Constant | Turned | Varying:
     """What is the same for every sample of every batch; ``shape`` tells where the batch dimension is."""
     symbolic = [place for place, size in enumerate(shape) if isinstance(size, torch.SymInt)]
     if any(shape[place].node.expr.free_symbols - {importer.batch} for place in symbolic):
@@ -130,11 +130,14 @@ def _settled(
     if not symbolic:
         same = all(equal(tensor, found[0]) for tensor in found)
         return Constant(name, found[0]) if same else Varying(node, "the number of samples")
-    if symbolic != [0] or shape[0].node.expr != importer.batch:
+    dim = symbolic[0]
+    if len(symbolic) > 1 or shape[dim].node.expr != importer.batch:
         return Varying(node, "the number of samples")
+    found = [tensor.movedim(dim, 0) for tensor in found]
     row = found[0][:1]
     if all(equal(tensor, row.expand_as(tensor)) for tensor in found):
-        return Constant(name, row, batched=True)
+        constant = Constant(name, row, batched=True)
+        return Turned(constant, dim) if dim else constant
     return Varying(node, "a sample's position in the batch")
 
 
@@ -142,6 +145,9 @@ def concrete(importer: Importer, value: Any, rows: int, dtype: torch.dtype | Non
     """A leaf argument for running an operator on ``rows`` samples, floating tensors as ``dtype``."""
     if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
         return number_at(importer, value, rows)
+    if isinstance(value, Turned):
+        tensor = concrete(importer, value.value, rows, dtype)
+        return tensor.movedim(0, value.dim)
     if isinstance(value, Constant | Weight):
         tensor = value.rows(rows) if isinstance(value, Constant) else value.tensor
         return tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor

@@ -103,6 +103,8 @@ class WithoutDropout(TorchFunctionMode):
             return (x, torch.ones_like(x, dtype=torch.bool)) if func is torch.native_dropout else x
         if func is functional.multi_head_attention_forward:
             kwargs = {**kwargs, "training": False}
+        if func in _RECURRENT:  # (input, state, parameters, bias, layers, dropout, …)
+            args = (*args[:5], 0.0, *args[6:])
         if func is functional.scaled_dot_product_attention:
             last = args[5:]  # what follows the fifth argument, dropout_p, has names as well
             names = ("is_causal", "scale", "enable_gqa")[: len(last)]
@@ -111,6 +113,7 @@ class WithoutDropout(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+_RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 _DROPOUTS = frozenset(
     getattr(where, name + suffix)
     for where in (functional, torch)

@@ -150,10 +150,10 @@ class GraphBuilder:
             x = self.select(label, inputs, np.zeros_like(index), shape, origin)
             return self.pointwise(label, number(fill), [(_FIRST, x)], [], shape, origin)
         inputs, index = _without_unused(inputs, index)
-        if len(inputs) == 1 and np.array_equal(index, np.arange(math.prod(inputs[0].shape))):
-            return Activation(inputs[0].name, shape)
-        if len(inputs) == 1:
+        if len(inputs) == 1 and not _is_identity(inputs[0], index):
             inputs, index = self._composed(inputs[0], index)
+        if len(inputs) == 1 and _is_identity(inputs[0], index):
+            return Activation(inputs[0].name, shape)
         op = Select(tuple(index.tolist()), fill if (index < 0).any() else 0.0)
         key = (op, tuple(x.name for x in inputs))
         if key not in self._selects:
@@ -161,15 +161,19 @@ class GraphBuilder:
         return Activation(self._selects[key].name, shape)
 
     def _composed(self, x: Activation, index: np.ndarray) -> tuple[list[Activation], np.ndarray]:
-        """A selection from a selection, in which no feature is twice, as one from its source."""
+        """A selection from a selection, in which no feature is twice, as one from its source.
+
+        A selection from several is passed by where only one of these is wanted.
+        """
         node = self._nodes[x.name]
-        if not isinstance(node.op, Select) or len(node.inputs) > 1:
+        if not isinstance(node.op, Select):
             return [x], index
         inner = np.array(node.op.index)
         if (inner < 0).any() or len(np.unique(inner)) < len(inner):
             return [x], index
-        source = self._nodes[node.inputs[0]]
-        return [Activation(source.name, source.shape)], np.where(index < 0, -1, inner[index])
+        sources = [Activation(n, self._nodes[n].shape) for n in node.inputs]
+        wanted, moved = _without_unused(sources, np.where(index < 0, -1, inner[index]))
+        return (wanted, moved) if len(wanted) == 1 else ([x], index)
 
     def fixed_linear(
         self,
@@ -269,6 +273,10 @@ def _without_unused(
             renumbered[here] = index[here] - start + kept[x.name][1]
         start += size
     return [x for x, _ in kept.values()], renumbered
+
+
+def _is_identity(x: Activation, index: np.ndarray) -> bool:
+    return np.array_equal(index, np.arange(math.prod(x.shape)))
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:

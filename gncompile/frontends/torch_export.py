@@ -19,7 +19,6 @@ from ..errors import GncompileError, TraceError
 from ..graph.model_graph import ModelGraph, TracedModel
 from .agreement import check_agreement, computed_in
 from .aten import CREATORS, SIZES, is_known
-from .attention import batch_first_attention
 from .decompositions import decomposed
 from .dropout import expose_masks
 from .example_inputs import checked_examples
@@ -34,6 +33,7 @@ from .translation import stand_in, translate
 from .trunk import cut_trunk
 from .uses import Uses
 from .values import Constant, Weight
+from .written_out import written_out
 
 
 def trace(
@@ -132,9 +132,11 @@ def _export(module: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
         torch.enable_grad(),
         warnings.catch_warnings(),
         without_graph_dumps(),
-        batch_first_attention(module),
+        written_out(module),
     ):
         warnings.simplefilter("ignore", FutureWarning)
+        # recurrent modules keep a list of their parameters beside these
+        warnings.filterwarnings("ignore", "The tensor attributes", UserWarning)
         program = torch.export.export(
             module, batches, dynamic_shapes=_by_name(module, shapes), strict=False
         )

@@ -15,6 +15,7 @@ from .constants import is_batch_size, on_constants, symbolic_numbers
 from .fx_nodes import bind, label_of, op_name
 from .importer import Importer
 from .shared import on_shared
+from .turned import moved, turns
 from .values import (
     Activation,
     Args,
@@ -22,6 +23,7 @@ from .values import (
     Constant,
     Refused,
     Shared,
+    Turned,
     Varying,
     Weight,
     activations_in,
@@ -96,6 +98,12 @@ def _operator(importer: Importer, node: fx.Node, name: str, args: Args) -> Any:
     varying = next((value for value in values if isinstance(value, Varying)), None)
     if active and varying is not None:
         importer.refuse_varying(node, varying)
+    turned = [value for value in values if isinstance(value, Turned)]
+    if active or any(isinstance(value.value, Activation) for value in turned):
+        if turns(importer, node, name, args):
+            return moved(importer, node, args)
+        if turned:
+            importer.refuse_mixing(node)
     if active and not (name in aten.SHAPED_AS and isinstance(args["self"], Weight | Constant)):
         return _on_activations(importer, node, name, args)
     if len(values) == 1 and isinstance(values[0], Weight):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -80,6 +80,19 @@ class Constant:
 
 
 @dataclass(frozen=True)
+class Turned:
+    """An activation, or a batched constant, whose batch the user has at dimension ``dim``, not in front."""
+
+    value: Activation | Constant
+    dim: int
+    batched: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        return self.value.name
+
+
+@dataclass(frozen=True)
 class Varying:
     """A tensor of no input that is another one in another batch; ``node`` made it, ``on`` tells of what.
 
@@ -103,7 +116,7 @@ class Refused:
     """The result of an operator that was refused: what reads it is not looked at any more."""
 
 
-Value = Activation | Weight | Shared | Constant | Condition | Varying | Refused
+Value = Activation | Weight | Shared | Constant | Turned | Condition | Varying | Refused
 
 
 def values_in(args: Any) -> Iterator[Value]:

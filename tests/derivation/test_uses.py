@@ -94,6 +94,32 @@ class Vectors(nn.Module):
         return self.out(h * torch.sigmoid(self.power * h)) * self.scale[1:3]
 
 
+class Parts(nn.Module):
+    """Activations that are selected whole by one node, and beside others by another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.out = nn.Linear(3, 4), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.layer(x))
+        return self.out(torch.cat([h.flip(1).sin(), h], 1)) + self.out(torch.cat([h, h.cos()], 1))
+
+
+class Computed(nn.Module):
+    """Weights that are functions of parameters: masked, and scaled, at two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(4))
+        self.v, self.scale = nn.Parameter(torch.randn(4, 2)), nn.Parameter(torch.rand(2))
+        self.register_buffer("mask", (torch.arange(12) % 3 > 0).reshape(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(F.linear(x, self.w * self.mask, self.b))
+        return (h @ (self.v * F.softplus(self.scale))).flatten(1)
+
+
 class FromTheRight(nn.Module):
     """A weight stored as ``[in, out]``."""
 
@@ -113,6 +139,8 @@ NETS = {
     "tied": (Tied, (6,)),
     "borrowed": (Borrowed, (4,)),
     "vectors": (Vectors, (6,)),
+    "computed": (Computed, (2, 3)),
+    "parts": (Parts, (3,)),
     "from the right": (FromTheRight, (3,)),
 }
 

@@ -59,6 +59,7 @@ def ones(x: Tensor) -> Tensor:
 ALIKE: dict[str, Function] = {
     "ones, mean": lambda m, x, h: h / (ones(x).mean(0) + ones(x).mean()),
     "ones, cumsum over features": lambda m, x, h: h * ones(x).cumsum(1),
+    "as features": lambda m, x, h: h + 2 * torch.ones(4, len_(x)).t(),
     "zeros and full": lambda m, x, h: h + torch.zeros(len_(x), 1) + torch.full((len_(x), 4), 0.5),
     "empty, filled": lambda m, x, h: h + h.new_empty(len_(x), 4).fill_(2.0),
     "repeat": lambda m, x, h: h * m.v.repeat(len_(x), 1),
@@ -113,7 +114,6 @@ VARYING: dict[str, tuple[Function, str]] = {
     "eye": (lambda m, x, h: h * torch.eye(len_(x), dtype=h.dtype)[:, :1], "depends on"),
     "eye, summed": (lambda m, x, h: h * torch.eye(len_(x)).double().sum(1, True), "depends on"),
     "triangle": (lambda m, x, h: h * ones(x).tril(-9), "a sample's position in the batch"),
-    "as features": (lambda m, x, h: h + torch.ones(4, len_(x)).t(), "the number of samples"),
     "division": (lambda m, x, h: h / len_(x), "div computes with the batch size"),
     "root": (lambda m, x, h: h * len_(x) ** 0.5, "mul computes with the batch size"),
     "parity": (lambda m, x, h: h * (len_(x) % 2), "mul computes with the batch size"),

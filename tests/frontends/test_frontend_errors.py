@@ -49,7 +49,7 @@ SAMPLES: dict[str, Callable[[Tensor], Tensor]] = {
     "roll": lambda h: h.roll(5, 0),
     "cumsum": lambda h: h.cumsum(0),
     "select": lambda h: h[0] + h,
-    "transpose": lambda h: h.t(),
+    "transpose": lambda h: h.t() + 1,
     "view": lambda h: h.view(-1, 2),
     "glu": lambda h: functional.glu(torch.cat([h, h], dim=0), dim=0),
     "pairwise": lambda h: h[:, None] - h[None],
