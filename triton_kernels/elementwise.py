@@ -1,8 +1,9 @@
 """One launch for a chain of elementwise operations: a generated function applied tile by tile.
 
 ``outputs = f(inputs)`` for inputs that are broadcast to the outputs' shape ``[M, N]``: matrices, rows
-``[N]``, columns ``[M, 1]`` and scalars ``[]`` in device memory. Also ``[N]``, ``[]`` and batches
-``[B, M, N]``, whose inputs may leave out the batch dimension. Any strides; an output may be an input.
+``[N]``, columns ``[M, 1]`` and scalars ``[]`` in device memory. Also ``[N]``, ``[]`` and more dimensions,
+broadcast as in torch, where strides let them be read as matrices or as a batch of them (:mod:`.joining`). Any
+strides; an output may be an input.
 
 The grouped form runs many problems of different sizes in one launch: the updates of all parameters, say.
 Memory-bound in both forms: every element is read once and written once.
@@ -10,6 +11,7 @@ Memory-bound in both forms: every element is read once and written once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +23,7 @@ from gncompile.errors import InternalError, expected_got
 
 from .gemm import items
 from .language import tl, triton
-from .launches import TYPES, Input, Launch, Template, in_memory, kinds, matrix
+from .launches import TYPES, Input, Launch, Template, as_matrices, in_memory, kinds, matrix
 from .pointwise_groups import Group, Problem, group_matrices, group_tile, plan_group
 from .settings import bytes_of, wide_tile
 from .tiles import load_tiles, store_tile
@@ -117,8 +119,8 @@ def grouped_elementwise_kernel(
     )  # fmt: skip
 
 
-def shape_of(outputs: Sequence[Tensor]) -> tuple[int, int, int]:
-    """Batch, rows, columns of tensors with one common shape of up to three dimensions."""
+def require_one_shape(outputs: Sequence[Tensor]) -> None:
+    """Raise unless all outputs have the shape of the first."""
     first = outputs[0].shape
     for tensor in outputs[1:]:
         if tensor.shape != first:
@@ -126,10 +128,6 @@ def shape_of(outputs: Sequence[Tensor]) -> tuple[int, int, int]:
                 "outputs of one elementwise launch differ in shape",
                 where=expected_got(list(first), list(tensor.shape)),
             )
-    if len(first) > 3:
-        raise InternalError(f"an elementwise launch has at most 3 dimensions, not {list(first)}")
-    batch, rows, columns = (1,) * (3 - len(first)) + tuple(first)
-    return batch, rows, columns
 
 
 def arithmetic_type(inputs: Sequence[Input]) -> Any:
@@ -149,11 +147,16 @@ def _elementwise(
 
     Args:
         function: A ``@triton.jit`` function of as many tiles as there are inputs, to a tuple of tiles.
-        inputs: ``[M, N]``, ``[N]``, ``[M, 1]``, ``[]``, or with a leading batch dimension; draws ``[M, N]``.
+        inputs: What can be broadcast to the outputs; draws of their shape.
         outputs: One or more tensors of one shape; they receive the first results in order.
         settings: A tile, :func:`default_settings` by default.
     """
-    batch, rows, columns = shape_of(outputs)
+    require_one_shape(outputs)
+    shape = outputs[0].shape
+    every = as_matrices((*inputs, *outputs), shape)
+    inputs, outputs = every[: len(inputs)], in_memory(every[len(inputs) :])
+    *several, rows, columns = (1,) * (2 - len(shape)) + tuple(outputs[0].shape)
+    batch = math.prod(several)
     settings = settings or default_settings(rows, columns)
     if outputs[0].numel() == 0:
         return []

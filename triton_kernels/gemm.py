@@ -18,6 +18,8 @@ from .launches import (
     Launch,
     Template,
     arithmetic,
+    as_matrices,
+    in_memory,
     kinds,
     launch,
     matrix,
@@ -135,7 +137,8 @@ def gemm(
 
     Args:
         a, b: ``[M, K]`` and ``[K, N]`` after transposition, or ``[B, M, K]`` and ``[B, K, N]``; a 2-D
-            operand serves every item of a batch. Any strides.
+            operand serves every item of a batch. Any strides. If b is 2-D, what stands before K in a is
+            joined to rows, of one matrix or of several (:mod:`.joining`).
         out: ``[M, N]`` or ``[B, M, N]``; no alias of an operand.
         bias: a row ``[N]``.
         add: ``[M, N]``; may be ``out``.
@@ -146,11 +149,13 @@ def gemm(
     Sums are float32, float64 for float64 operands. Raises InternalError if shapes do not fit.
     """
     left, right = (a.mT if transpose_a else a), (b if transpose_b else b.mT)  # both [outer, K]
+    if out.dim() > 2 and left.shape[:-1] == out.shape[:-1] and right.dim() == 2:
+        left, out, add, epilogue_inputs, outputs = _joined(left, out, add, epilogue_inputs, outputs)
     (rows, inner), columns = left.shape[-2:], right.shape[-2]
     batch = out.shape[0] if out.dim() == 3 else 1
     require("b", right, columns, inner)
     require("out", out, rows, columns)
-    for name, tensor in (("a", a), ("b", b), ("bias", bias)):
+    for name, tensor in (("a", left), ("b", right), ("bias", bias)):
         if tensor is not None and tensor.dim() != 2:
             require(name, tensor, *((columns,) if name == "bias" else (batch, *tensor.shape[-2:])))
     if settings is None:
@@ -181,6 +186,28 @@ def gemm(
             **arithmetic([left, right], precision),
         )
     ]
+
+
+def _joined(
+    left: Tensor,
+    out: Tensor,
+    add: Tensor | None,
+    inputs: Sequence[Input],
+    outputs: Sequence[Tensor],
+) -> tuple[Tensor, Tensor, Tensor | None, list[Input], list[Tensor]]:
+    """The tensors of a product with one matrix, what stands before their last dimension joined in all."""
+    # Of the left operand only its rows count: beside them stand K elements, not N.
+    column = left[..., :1]
+    of_results = [out, *([] if add is None else [add]), *inputs, *outputs]
+    rows, *every = as_matrices((column, *of_results), out.shape, slice(-1, None))
+    assert isinstance(rows, Tensor)
+    sizes, strides = (*rows.shape[:-1], left.shape[-1]), (*rows.stride()[:-1], left.stride(-1))
+    first, *others = every
+    addend = others.pop(0) if add is not None else None
+    count = len(inputs)
+    (out,), results = in_memory([first]), in_memory(others[count:])
+    assert addend is None or isinstance(addend, Tensor)
+    return left.as_strided(sizes, strides), out, addend, others[:count], results
 
 
 def blocks(settings: Settings) -> dict[str, int]:

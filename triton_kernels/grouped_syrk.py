@@ -19,7 +19,16 @@ from .grouping import (
     tabulate,
 )
 from .language import tl, triton
-from .launches import Launch, Template, arithmetic, launch, matrix, padded_operand, require
+from .launches import (
+    Launch,
+    Template,
+    arithmetic,
+    launch,
+    matrix,
+    padded_operand,
+    require,
+    rows_of,
+)
 from .moments import finish_moment, moment_part, moment_position, sum_parts, workspace_tile
 from .settings import (
     MatrixSettings,
@@ -115,6 +124,9 @@ def plan_moments(
     Raises InternalError if shapes do not fit, if types or optional tensors differ between the moments, or if
     tiles of symmetric ones are not square.
     """
+    moments = [
+        Moment(rows_of(m.a), None if m.b is None else rows_of(m.b), m.out) for m in moments
+    ]
     require_alike(moments)
     symmetric = moments[0].b is None
     given = settings

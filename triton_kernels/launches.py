@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, ParamSpec, Protocol
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gncompile.errors import InternalError, expected_got
 
+from .joining import joined
 from .language import tl
 from .random import Draw
 from .settings import MatrixSettings, Precision, accumulator, input_precision
@@ -99,10 +100,65 @@ def in_memory(inputs: Sequence[Input]) -> list[Tensor]:
     return [each for each in inputs if isinstance(each, Tensor)]
 
 
+def rows_of(tensor: Tensor) -> Tensor:
+    """``[.., d]`` as rows ``[M, d]`` of the same memory; torch raises where no strides reach them."""
+    return tensor.view(-1, tensor.shape[-1]) if tensor.dim() > 2 else tensor
+
+
+def as_matrices(
+    tensors: Sequence[Input], shape: Sequence[int], kept: slice = slice(0, 0)
+) -> list[Input]:
+    """The tensors, broadcast to ``shape``, with their dimensions joined to two, or three, of a batch.
+
+    The dimensions ``kept`` of the shape are never joined with others. Shapes of up to two dimensions stay as
+    they are.
+    """
+    if len(shape) <= 2:
+        return list(tensors)
+    own = range(len(shape))[kept]
+    free = [d for d in range(len(shape)) if d not in own]
+    steps = [_strides(tensor, shape) for tensor in tensors]
+    sizes, found = joined([shape[d] for d in free], [[s[d] for d in free] for s in steps], 2 - len(own))
+    front = not own or own[0] > 0  # whether what is joined stands before what is kept
+    every = []
+    for tensor, stride, short in zip(tensors, steps, found, strict=True):
+        there = [shape[d] for d in own], [stride[d] for d in own]
+        here = sizes, short
+        (m, a), (n, b) = (here, there) if front else (there, here)
+        every.append(_seen(tensor, [*m, *n], [*a, *b]))
+    return every
+
+
+def _strides(tensor: Input, shape: Sequence[int]) -> Sequence[int]:
+    """The strides of a tensor broadcast to a shape, 0 along what is not its own; of a draw those of places."""
+    if isinstance(tensor, Draw):
+        require_draw(tensor, shape)
+        return torch.empty(tuple(shape), device="meta").stride()
+    return tensor.expand(tuple(shape)).stride()
+
+
+def _seen(tensor: Input, sizes: Sequence[int], strides: Sequence[int]) -> Input:
+    if isinstance(tensor, Draw):
+        return replace(tensor, shape=tuple(sizes))
+    return tensor.as_strided(sizes, strides)
+
+
+def require_draw(draw: Draw, shape: Sequence[int]) -> None:
+    """Raise unless a draw has this shape: its numbers are broadcast nowhere."""
+    if tuple(draw.shape) != tuple(shape):
+        raise InternalError(
+            "a draw has another shape", where=expected_got(list(shape), _sizes(draw))
+        )
+
+
 def matrix(tensor: Input) -> Matrix:
     """A tensor ``[M, N]`` or ``[B, M, N]`` as the kernels see it; fewer dimensions have strides of zero."""
     if isinstance(tensor, Draw):
+        if len(tensor.shape) != 2:
+            raise InternalError(f"random numbers are drawn as matrices, not {_sizes(tensor)}")
         return Matrix(tensor.state, tensor.shape[1], tensor.number, 0)
+    if tensor.dim() > 3:
+        raise InternalError(f"no kernel reads {tensor.dim()} dimensions: {_sizes(tensor)}")
     strides = [0] * (3 - tensor.dim()) + list(tensor.stride())
     return Matrix(tensor, strides[1], strides[2], strides[0])
 
@@ -133,6 +189,15 @@ def padded_empty(rows: int, columns: int, like: Tensor) -> Tensor:
     return like.new_empty(rows, -(-columns // 16) * 16)[:, :columns]
 
 
+KINDS = {
+    (False, False): "full",
+    (True, False): "row",
+    (False, True): "column",
+    (True, True): "scalar",
+}
+"""How a matrix is read that is broadcast along its rows, along its columns."""
+
+
 def kind(tensor: Input, rows: int, columns: int) -> str:
     """How an input is broadcast to a tile: ``scalar``, ``row``, ``column``, ``full``; of a draw its kind."""
     if isinstance(tensor, Draw):
@@ -143,7 +208,8 @@ def kind(tensor: Input, rows: int, columns: int) -> str:
     elif tensor.shape == (columns,):
         return "row"
     elif tensor.shape[-2:] == (rows, columns):
-        return "full"
+        once = [size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True)]
+        return KINDS[once[-2], once[-1]]
     elif tensor.shape[-2:] == (rows, 1):
         return "column"
     raise InternalError(

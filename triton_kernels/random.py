@@ -14,8 +14,6 @@ from typing import Literal
 
 from torch import Tensor
 
-from gncompile.errors import InternalError
-
 from . import accurate
 from .language import tl, triton
 
@@ -25,20 +23,16 @@ Distribution = Literal["uniform", "normal", "sign"]
 
 @dataclass(frozen=True)
 class Draw:
-    """A matrix of random numbers that is in no memory.
+    """Random numbers, one for every place of a shape, that are in no memory.
 
     ``state`` is ``[seed, counter]``, ``number`` says how many draws come before this one since the state
-    was last advanced. No item of a batch of matrices: every item would have the same numbers.
+    was last advanced. Kernels read it as a matrix, no item of a batch: every item would have equal numbers.
     """
 
     kind: Distribution
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     state: Tensor
     number: int = 0
-
-    def __post_init__(self) -> None:
-        if len(self.shape) != 2:
-            raise InternalError(f"random numbers are drawn as matrices, not {list(self.shape)}")
 
 
 @triton.jit

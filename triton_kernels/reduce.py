@@ -1,6 +1,7 @@
 """Sums of a generated function, in a fixed order: losses, dot products, row and column sums.
 
 ``out = alpha · Σ f(inputs)``, over all elements, over rows (``[M, N]`` to ``[N]``) or columns (to ``[M]``).
+Of more dimensions rows are the first, columns the last; the others are joined (:mod:`.joining`).
 The function's other results are stored elementwise, so that a loss and its gradient cost one pass.
 
 Every element is added in float64. That costs nothing here: the kernels wait for memory, and even devices with
@@ -21,13 +22,16 @@ from gncompile.errors import InternalError, expected_got
 
 from .elementwise import arithmetic_type
 from .language import tl, triton
-from .launches import Input, Launch, Template, in_memory, kinds, matrix
+from .launches import Input, Launch, Template, as_matrices, in_memory, kinds, matrix
 from .pointwise_groups import Group, Problem, group_matrices, group_tile, plan_group
 from .settings import PROCESSORS, bytes_of, wide_tile
 from .tiles import load_tiles, number, store_tile
 
 Over = Literal["all", "rows", "columns"]
 """The dimensions that are summed away."""
+
+KEPT = {"all": slice(0, 0), "rows": slice(0, 1), "columns": slice(-1, None)}
+"""The dimension of a sum over rows or columns that is no other's part."""
 
 
 @dataclass(frozen=True)
@@ -196,13 +200,16 @@ def _reduce(
 
     Args:
         function: A ``@triton.jit`` function of tiles to a tuple of tiles.
-        inputs: ``[M, N]`` (at least one tensor), ``[N]``, ``[M, 1]``, ``[]``.
-        out: ``[]``, or ``[N]`` over rows, or ``[M]`` or ``[M, 1]`` over columns.
+        inputs: ``[M, N]`` (at least one tensor), ``[N]``, ``[M, 1]``, ``[]``; or of more dimensions.
+        out: ``[]``, or ``[N]`` over rows, or ``[M]`` or ``[M, 1]`` over columns; contiguous beyond that.
         over: The dimensions that are summed away.
         outputs: Tensors ``[M, N]``.
         alpha: What the sum is multiplied with.
         settings: :func:`default_settings` by default.
     """
+    shape = _shape(inputs)
+    every = as_matrices((*inputs, *outputs), shape, KEPT[over])
+    inputs, outputs = every[: len(inputs)], in_memory(every[len(inputs) :])
     rows, columns = _size(inputs)
     settings = settings or default_settings(rows, columns)
     size = {"all": 1, "rows": columns, "columns": rows}[over]
@@ -210,6 +217,7 @@ def _reduce(
         raise InternalError(
             f"a sum over {over} has another size", where=expected_got(size, out.numel())
         )
+    out = out.view(-1) if len(shape) > 2 else out
     grid, steps = _shares(rows, columns, over, settings)
     parts = {"all": grid[0] * grid[1], "rows": grid[0], "columns": 1}[over]
     partial = torch.empty(parts * size, dtype=torch.float64, device=out.device)
@@ -236,8 +244,12 @@ def _reduce(
 reduce = Template(_reduce)
 
 
+def _shape(inputs: Sequence[Input]) -> torch.Size:
+    return max(in_memory(inputs), key=lambda tensor: (tensor.numel(), tensor.dim())).shape
+
+
 def _size(inputs: Sequence[Input]) -> tuple[int, int]:
-    shape = max(in_memory(inputs), key=lambda tensor: (tensor.numel(), tensor.dim())).shape
+    shape = _shape(inputs)
     if len(shape) > 2 or 0 in shape:
         raise InternalError(f"only matrices with elements are summed, not {list(shape)}")
     rows, columns = (1,) * (2 - len(shape)) + tuple(shape)

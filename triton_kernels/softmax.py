@@ -10,7 +10,7 @@ from gncompile.errors import InternalError
 from . import accurate
 from .elementwise import arithmetic_type
 from .language import tl, triton
-from .launches import Launch, Template, matrix
+from .launches import Launch, Template, matrix, rows_of
 from .reduce import ReduceSettings, default_settings
 from .tiles import load_tile, store_tile
 
@@ -54,17 +54,18 @@ def _softmax(
     log_sum: Tensor | None = None,
     settings: ReduceSettings | None = None,
 ) -> list[Launch]:
-    """``out = softmax(x)`` and ``log_sum = log Σ e^x`` by row of ``[M, N]``, either or both; stable.
+    """``out = softmax(x)`` and ``log_sum = log Σ e^x`` by row of ``[.., N]``, either or both; stable.
 
-    ``log_sum`` is ``[M]`` or ``[M, 1]``, contiguous. A row that is -inf throughout gives NaN and -inf.
+    ``log_sum`` is ``[..]`` or ``[.., 1]``, contiguous. A row that is -inf throughout gives NaN and -inf.
     """
+    x = rows_of(x)
     rows, columns = x.shape
     settings = settings or default_settings(rows, columns)
     if log_sum is not None and not log_sum.is_contiguous():
         raise InternalError("the logarithms of a softmax need contiguous memory")
     arguments = {
         "x": matrix(x),
-        "out": None if out is None else matrix(out),
+        "out": None if out is None else matrix(rows_of(out)),
         "log_sum": log_sum,
         "row_count": rows,
         "column_count": columns,

@@ -12,7 +12,16 @@ from torch import Tensor
 from gncompile.errors import InternalError
 
 from .language import tl, triton
-from .launches import Launch, Template, arithmetic, launch, matrix, padded_operand, require
+from .launches import (
+    Launch,
+    Template,
+    arithmetic,
+    launch,
+    matrix,
+    padded_operand,
+    require,
+    rows_of,
+)
 from .moments import finish_moment, moment_part, moment_position, sum_parts, workspace_tile
 from .settings import (
     MatrixSettings,
@@ -75,7 +84,7 @@ def syrk(
     """``out = α AᵀA``, symmetric bit by bit; ``1/N`` for α makes a mean.
 
     Args:
-        a: ``[N, d]``, any strides.
+        a: ``[N, d]``, any strides; of more dimensions all but the last are rows.
         out: ``[d, d]``, or ``[d+1, d+1]`` if ``homogeneous``: a 1 is then appended to every row of A.
 
     Raises InternalError if shapes or settings do not fit.
@@ -114,6 +123,7 @@ def moment_launches(
     settings: Settings | None,
 ) -> list[Launch]:
     """The launches of :func:`syrk` (b None) and :func:`cross_moment`; if split, the first makes the parts."""
+    a, b = rows_of(a), None if b is None else rows_of(b)
     symmetric, right = b is None, (a if b is None else b)
     samples = a.shape[0]
     rows, columns = a.shape[1] + (homogeneous and symmetric), right.shape[1] + homogeneous

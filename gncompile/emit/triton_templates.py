@@ -98,11 +98,6 @@ def _operands(w: File, kernel: Kernel, names: tuple[str, ...]) -> tuple[Expressi
     return tuple(_operand(w, kernel, name) for name in names)
 
 
-def _flattened(w: File, name: str) -> Tensor:
-    """A value with one row a sample and column."""
-    return Tensor(w.home[name], ".flatten(0, 1)" if len(w.program[name].spec.shape) == 3 else "")
-
-
 def _chosen(w: File, settings: str, name: str) -> Call | None:
     """The settings chosen for what writes ``name``; None for the defaults."""
     options = w.variants.get(name)
@@ -220,7 +215,7 @@ def _moment_words(w: File, kernels: Kernels) -> tuple[str, dict[str, Expression 
 @_plans(Kind.SECOND_MOMENT, Kind.CROSS_MOMENT)
 def _moment(w: File, kernel: Kernel, function: Function) -> list[Call]:
     name = "syrk" if kernel.kind is Kind.SECOND_MOMENT else "cross_moment"
-    operands = (_flattened(w, each) for each in kernel.root.inputs)
+    operands = _tensors(w, kernel.root.inputs)
     alpha, words = _moment_words(w, (kernel,))
     return [template(name, *operands, _tensor(w, kernel.root.name), alpha=alpha, **words)]
 
@@ -243,7 +238,7 @@ def _congruence(w: File, kernel: Kernel, function: Function) -> list[Call]:
     parts = {type(i.op): i for i in kernel.instructions}
     product, moment = parts[ir.Multiply], parts.get(ir.Moment)
     g, weight = _tensors(w, product.inputs)
-    slopes = "None" if moment is None else _flattened(w, moment.inputs[0])
+    slopes = "None" if moment is None else _tensor(w, moment.inputs[0])
     words: dict[str, Expression | None] = {}
     if len(w.program[product.inputs[0]].spec.shape) == 2:
         words["scratch"] = w.own_scratch(kernel.stores[0], product.spec.shape)

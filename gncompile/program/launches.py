@@ -24,8 +24,8 @@ from .schedule import (
     is_elementwise,
     used_outside,
 )
-from .specs import Spec
 from .step_program import Instruction, StepProgram
+from .strides import can_take
 
 MOST_OPERANDS = 12
 """Tensors, not scalars, an elementwise kernel reads and writes at most; beyond, registers run short."""
@@ -105,7 +105,10 @@ class _Fusion:
         users = self.program.readers[draw.name]
         groups = {self.group_of.get(i.name) for i in users}
         in_one = len(groups) == 1 and None not in groups
-        if in_one and all(self._takes_draw(i, draw) for i in users):
+        if not in_one or not all(self._takes_draw(i, draw) for i in users):
+            return
+        together = [draw, *self.members[self.group_of[users[0].name]]]
+        if kind_of(self.program, together) is not Kind.TORCH:
             self._contract(draw.name, users[0].name)
 
     @staticmethod
@@ -123,6 +126,8 @@ class _Fusion:
                 return
             parts = [product]
         elif not self._is_kfra_step(*parts):
+            return
+        if any(len(self.program[n].spec.shape) > 2 for part in parts for n in part.inputs):
             return
         names = {m.name for part in parts for m in self.members.get(part.name, [])}
         if len(names) < len(parts) or used_outside(self.program, [*names, i.name]) & names:
@@ -149,15 +154,15 @@ class _Fusion:
     def _fits(self, producer: str, i: Instruction) -> bool:
         members = self.members[producer]
         kind, shape = kind_of(self.program, members), members[-1].spec.shape
+        joined = [*members, i]
         reduces = not is_elementwise(i)
         if kind not in ((Kind.ELEMENTWISE,) if reduces else WITH_TILES):
             return False
         of = self.program[i.inputs[0]].spec.shape if reduces else i.spec.shape
         if of != shape or any(m.spec.shape != shape for m in members) or (reduces and not shape):
             return False
-        if isinstance(i.op, ir.Mean | ir.RowSum) and len(shape) != 2:
+        if kind_of(self.program, joined) is Kind.TORCH:
             return False
-        joined = [*members, i]
         operands = {name for m in joined for name in (*m.inputs, m.name)}
         return (len(operands) <= MOST_OPERANDS or not shape) and self._same_places(joined)
 
@@ -210,7 +215,12 @@ class _Fusion:
 
 
 def kind_of(program: StepProgram, members: list[Instruction]) -> Kind:
-    """The template that computes these instructions together."""
+    """The template that computes these instructions together; torch where it cannot take their tensors."""
+    kind = _template_of(program, members)
+    return kind if can_take(program, kind, members) else Kind.TORCH
+
+
+def _template_of(program: StepProgram, members: list[Instruction]) -> Kind:
     rooted = [m for m in members if not is_elementwise(m)]
     if not rooted:
         tiles = any(m.inputs or isinstance(m.op, ir.Random) for m in members)
@@ -218,41 +228,31 @@ def kind_of(program: StepProgram, members: list[Instruction]) -> Kind:
     if len(rooted) > 1:
         return Kind.CONGRUENCE
     root = rooted[0]
-    matrices = [_is_matrix(program[name].spec) for name in root.inputs]
+    shapes = [program[name].spec.shape for name in root.inputs]
     match root.op:
         case ir.Total() | ir.Dot():
             return Kind.REDUCTION
-        case ir.Mean() | ir.RowSum() if matrices[0]:
+        case ir.Mean(matrix=False) | ir.RowSum() if len(shapes[0]) > 1:
             return Kind.REDUCTION
-        case ir.Trace() if program[root.inputs[0]].spec.shape:
+        case ir.Trace() if shapes[0]:
             return Kind.REDUCTION
-        case ir.Softmax() | ir.LogSumExp() if matrices[0]:
+        case ir.Softmax() | ir.LogSumExp() if len(shapes[0]) > 1:
             return Kind.SOFTMAX
-        case ir.SampleCategorical() if matrices[0]:
+        case ir.SampleCategorical() if len(shapes[0]) == 2:
             return Kind.CATEGORICAL
         case ir.Decay():
             return Kind.DECAY
         case ir.DampedInverse(refined=True):
             return Kind.INVERSE
-        case ir.Affine() | ir.MatMul() if _is_product(program, root):
+        case ir.Affine() | ir.MatMul() if len(shapes[0]) > 1 and len(shapes[1]) == 2:
             return Kind.GEMM
-        case ir.Multiply() if matrices[0]:
+        case ir.Multiply() if len(shapes[0]) == len(shapes[1]) == 2:
             return Kind.GEMM
-        # The template knows neither columns at places nor a coordinate other than 1.
-        case ir.Moment(_, 1.0) if len(program[root.inputs[0]].spec.shape) < 4:
-            return Kind.SECOND_MOMENT if len(matrices) == 1 else Kind.CROSS_MOMENT
-        case ir.Precondition() if matrices[2]:
+        case ir.Moment(coordinate=1.0):
+            return Kind.SECOND_MOMENT if len(shapes) == 1 else Kind.CROSS_MOMENT
+        case ir.Precondition() if len(shapes[2]) == 2:
             return Kind.PRECONDITION
     return Kind.TORCH
-
-
-def _is_product(program: StepProgram, root: Instruction) -> bool:
-    """Whether the second factor is one matrix; the first may be a stack of them."""
-    return _is_matrix(program[root.inputs[1]].spec)
-
-
-def _is_matrix(spec: Spec) -> bool:
-    return len(spec.shape) == 2
 
 
 # --- grouping -----------------------------------------------------------------------------------------
@@ -328,6 +328,8 @@ def _can_share(program: StepProgram, kernel: Kernel) -> bool:
             return isinstance(kernel.root.op, ir.Zeros)
         case Kind.CONGRUENCE | Kind.SOFTMAX | Kind.CATEGORICAL:
             return False
+        case Kind.SECOND_MOMENT | Kind.CROSS_MOMENT:
+            return True  # of rows, whatever they are the rows of
         case Kind.REDUCTION:
             partial = isinstance(kernel.root.op, ir.Mean | ir.RowSum)
             if partial or len(kernel.stores) > 1:
@@ -336,10 +338,10 @@ def _can_share(program: StepProgram, kernel: Kernel) -> bool:
     return all(len(program[name].spec.shape) <= 2 for name in names)
 
 
-def _samples(program: StepProgram, kernel: Kernel) -> tuple[specs.Dim, ...]:
+def _samples(program: StepProgram, kernel: Kernel) -> specs.Dim:
     """The dimension that a moment is the mean over."""
     is_moment = isinstance(kernel.root.op, ir.Moment)
-    return program[kernel.root.inputs[0]].spec.shape[:1] if is_moment else ()
+    return program[kernel.root.inputs[0]].spec.samples if is_moment else ""
 
 
 def _place(program: StepProgram, name: str, kernel: Kernel) -> str:

@@ -140,6 +140,8 @@ def test_shapes_are_checked():
     with pytest.raises(InternalError, match="an output of a categorical sample"):
         categorical(torch.zeros(3, 4), torch.zeros(3, 1), torch.empty(4, 3))
     with pytest.raises(InternalError, match="drawn as matrices"):
-        Draw("sign", (2, 2, 2), state)
+        # A batch of matrices, for the transposed operand cannot be joined: its items would have equal draws.
+        operands = torch.zeros(2, 3, 4).mT, Draw("sign", (2, 4, 3), state)
+        elementwise(product, operands, (torch.empty(2, 4, 3),))
     with pytest.raises(InternalError, match="fits no tile"):
         elementwise(product, (torch.zeros(3, 4), Draw("sign", (3, 1), state)), (torch.empty(3, 4),))
