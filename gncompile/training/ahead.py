@@ -50,7 +50,8 @@ class AheadOfHost:
         for leaf in self._executable.program.leaves("parameter"):
             saved = memory.states.get(f"last_good.{leaf.name}")
             if saved is not None:
-                saved.copy_(memory.parameter(leaf.op.key))  # type: ignore[union-attr]
+                key, shape = leaf.op.key, tuple(saved.shape)  # type: ignore[union-attr]
+                saved.copy_(memory.parameter(key, shape))
 
     def step(self, updates: int, since_refresh: int, drops: bool) -> tuple[DeferredStats, Due]:
         """One step on the loaded batch; returns its statistics, to be read later, and what was due."""

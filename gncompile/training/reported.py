@@ -31,7 +31,11 @@ class Reported:
         leaves = executable.program.leaves("parameter")
         averaged = [leaf for leaf in leaves if f"average.{leaf.name}" in self._states]
         self._names = [leaf.op.key for leaf in averaged]  # type: ignore[union-attr]
-        self._averages = [self._states[f"average.{leaf.name}"] for leaf in averaged]
+        shapes = [parameter.shape for parameter in self._parameters()]
+        self._averages = [  # matrices in the program, here of the parameters' own shapes
+            self._states[f"average.{leaf.name}"].view(shape)
+            for leaf, shape in zip(averaged, shapes, strict=True)
+        ]
         self._latest: list[Tensor] = []
         self.surely: Callable[[Callable[[], None]], None] = lambda act: act()
         self.note()
