@@ -43,16 +43,14 @@ def translate(importer: Importer, node: fx.Node) -> None:
         source, position = node.args
         found = importer.values[source]  # type: ignore[index]
         whole = isinstance(found, Varying | Refused)
-        importer.values[node] = found if whole else found[position]
+        importer.values[node] = _typed(node, found if whole else found[position])
     elif isinstance(node.target, torch._ops.OpOverload) and op_name(node) == aten.FEATURES:
         _, shape, _, position = node.args
         label = label_of(node, aten.FEATURES)
         importer.values[node] = importer.builder.input(label, position, tuple(shape))  # type: ignore
     elif isinstance(node.target, torch._ops.OpOverload):
         result = _operator(importer, node, op_name(node), importer.values_of(bind(node)))
-        if isinstance(result, Activation):
-            result = replace(result, whole=_is_whole(node.meta["val"].dtype))
-        importer.values[node] = result
+        importer.values[node] = _typed(node, result)
     elif "functorch" in getattr(node.target, "__module__", ""):
         importer.refuse(
             node,
@@ -168,6 +166,13 @@ def _on_constants(importer: Importer, node: fx.Node, name: str, args: Args) -> A
     literal = getattr(values[0], "literal", None) if alias else None
     made = on_constants(importer, node, args, lambda i: label if i is None else f"{label}_{i}")
     return replace(made, literal=literal) if isinstance(made, Constant) else made
+
+
+def _typed(node: fx.Node, value: Any) -> Any:
+    """An activation with the mark that it is of whole numbers, or not."""
+    if not isinstance(value, Activation):
+        return value
+    return replace(value, whole=_is_whole(node.meta["val"].dtype))
 
 
 def _is_whole(dtype: torch.dtype) -> bool:

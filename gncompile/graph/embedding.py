@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,20 +71,25 @@ class OneHot(Op):
         return rows.to(inputs[0]).flatten(1)
 
 
-def classes_of(graph: ModelGraph, name: str) -> int | None:
-    """Below how many an input's whole numbers have to be; ``None`` where no table reads them.
+def classes_of(graph: ModelGraph, name: str) -> tuple[int, ...]:
+    """Below how many each of an input's whole numbers has to be; 0 where no table reads it.
 
     That is as far as they are seen to go: through selections, not through arithmetic.
     """
-    reading, found = {name}, []
+    size = graph[name].size
+    features: dict[str, Sequence[int | None]] = {name: range(size)}  # which of the input's they are
+    least: dict[int, int] = {}
     for node in graph:
-        if not reading.intersection(node.inputs):
+        if not features.keys() & set(node.inputs):
             continue
+        read = [i for n in node.inputs for i in features.get(n, [None] * graph[n].size)]
         if isinstance(node.op, Select):
-            reading.add(node.name)
+            features[node.name] = [None if i < 0 else read[i] for i in node.op.index]
         elif isinstance(node.op, Embedding | OneHot):
-            found.append(node.op.classes)
-    return min(found, default=None)
+            for i in read:
+                if i is not None:
+                    least[i] = min(least.get(i, node.op.classes), node.op.classes)
+    return tuple(least.get(i, 0) for i in range(size))
 
 
 def is_whole(op: Op) -> bool:

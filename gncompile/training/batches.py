@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -73,20 +74,26 @@ class BatchReader:
                 "the network looks up whole numbers",
                 instead="pass x.long()",
             )
-        classes = classes_of(self.graph, node.name)
-        if classes is None or tensor.numel() == 0:
-            return tensor
-        if tensor.device.type == "cpu":
-            low, high = map(int, tensor.aminmax())
-            if low < 0 or high >= classes:
-                raise BatchError(
-                    f"input {node.name!r} holds {low if low < 0 else high}, and the smallest table that it "
-                    f"looks up has {classes} rows",
-                    instead=f"number categories from 0 to {classes - 1}, or enlarge the table",
-                )
-            return tensor
-        outside = (tensor < 0) | (tensor >= classes)
-        return tensor.to(self.dtype).masked_fill(outside, float("nan"))
+        classes = self._classes[node.name].to(tensor.device)
+        outside = ((tensor < 0) | (tensor >= classes)) & (classes > 0)
+        if tensor.device.type != "cpu":
+            return tensor.to(self.dtype).masked_fill(outside, float("nan"))
+        if outside.any():
+            sample, *place = outside.nonzero()[0].tolist()
+            rows, number = int(classes[tuple(place)]), int(tensor[(sample, *place)])
+            at = f"[:, {', '.join(map(str, place))}]" if place else ""
+            raise BatchError(
+                f"input {node.name!r}{at} holds {number}, and the smallest table that it looks up has "
+                f"{rows} rows",
+                instead=f"number categories from 0 to {rows - 1}, or enlarge the table",
+            )
+        return tensor
+
+    @cached_property
+    def _classes(self) -> dict[str, Tensor]:
+        """:func:`classes_of` each input of whole numbers, in its shape."""
+        whole = [node for node in self.nodes if is_whole(node.op)]
+        return {n.name: torch.tensor(classes_of(self.graph, n.name)).view(n.shape) for n in whole}
 
     def _require_values(self, tensor: Tensor, what: str) -> None:
         if tensor.device.type == "meta" and self.device.type != "meta":

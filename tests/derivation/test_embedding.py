@@ -36,8 +36,9 @@ class Columns(nn.Module):
         self.table, self.out = nn.Embedding(5, 2), nn.Linear(7, 1)
 
     def forward(self, x: Tensor, categories: Tensor) -> Tensor:
-        first = self.table(categories[:, 0])
-        second = nn.functional.one_hot(categories[:, 1], 4).to(x.dtype)
+        first, second = categories.unbind(1)
+        first = self.table(first)
+        second = nn.functional.one_hot(second, 4).to(x.dtype)
         return self.out(torch.cat([x, first, second], dim=1))
 
 
@@ -109,9 +110,10 @@ def test_categories_out_of_range_are_refused_before_anything_is_done() -> None:
     model, (x, categories), y = made("columns", 6)
     trainer = gncompile.compile(model, nn.MSELoss(), (x, categories))
     before = copy.deepcopy(model.state_dict())
-    for bad in (categories - 1, categories + 4):
-        with pytest.raises(BatchError, match=r"the smallest table that it looks up has 4 rows"):
-            trainer.step((x, bad), y)
+    for bad, where, rows in (([-1, 0], 0, 5), ([5, 0], 0, 5), ([0, -1], 1, 4), ([4, 4], 1, 4)):
+        found = rf"'categories'\[:, {where}\] holds .*, and the smallest table .* has {rows} rows"
+        with pytest.raises(BatchError, match=found):
+            trainer.step((x, torch.tensor([[4, 3]] * 5 + [bad])), y)
     with pytest.raises(BatchError, match=r"pass x.long\(\)"):
         trainer.step((x, categories.double()), y)
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
