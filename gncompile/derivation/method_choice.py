@@ -15,11 +15,12 @@ serves any network, and what is less random is preferred to it where its *surcha
    Layers keep KFRA, from the output on, as long as all of them together stay within both.
 
 Three things end KFRA also where it was given: a node that has no average
-(:func:`~gncompile.derivation.recursion.obstacles`), work buffers, mostly its blocks, that need more than
-``memory_budget``, and, where it was given to all layers as the default is, blocks over all places of a grid or
-sequence, if their arithmetic costs more than :data:`AFFORDABLE` gradients. The layers below are *handed over* to columns: to KFLR
-where that is as cheap as in 1, else to the projection. A mapping to methods is kept whatever it costs, and a
-layer that was given KFRA by its very name and cannot have it is refused. Nothing is allocated before.
+(:func:`~gncompile.derivation.recursion.obstacles`); work buffers, mostly its blocks, that need more than
+``memory_budget``; and, where one method was given to all layers, as by default, blocks over all places of a
+grid or sequence whose arithmetic costs more than :data:`AFFORDABLE` gradients. The layers below are *handed
+over* to columns: to KFLR where that is as cheap as in 1, else to the projection. A mapping is kept whatever
+its arithmetic, and a layer that was given KFRA by its very name and cannot have it is refused. Nothing is
+allocated before.
 
 Mixing is sound: Ḡ of a layer by KFRA depends only on what lies between it and the output, and one backward
 pass of columns serves every layer. It is the pass that ``trace_correction`` makes anyway.

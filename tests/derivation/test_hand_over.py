@@ -287,3 +287,29 @@ def test_handed_over_layers_train_within_the_budget() -> None:
     shapes = {i.spec.shape for i in trainer.program}
     assert (500, 500) not in shapes
     assert trainer.step(x, y).loss < first
+
+
+class Pooled(nn.Module):
+    """Convolutions on a grid that is large beside the network's other work, and a dense layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 4, 3, padding=1), nn.Tanh(),
+            nn.AvgPool2d(8), nn.Flatten(), nn.Linear(16, OUTPUTS),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+def test_blocks_over_places_that_are_dear_are_handed_over_by_default() -> None:
+    traced, loss, _ = understand(Pooled(), "bce_with_logits", torch.rand(2, 1, 16, 16))
+
+    def methods(method: str | dict[str, str]) -> dict[str, str]:
+        return curvature_methods(traced.graph, loss, Settings.from_options(method=method)).methods
+
+    by_default = methods("kfra")
+    assert by_default["body.0"] != "kfra"
+    assert by_default["body.6"] == "kfra"
+    assert set(methods({"*": "kfra"}).values()) == {"kfra"}  # asked for layer by layer, it is kept
