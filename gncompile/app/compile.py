@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..base.settings import AUTO, Settings
+from ..base.settings import Settings
 from ..errors import CompileError, MethodWarning, expected_got, warn
 from ..frontends.agreement import agrees
 from ..losses.vocabulary import LossSpec
@@ -114,7 +114,7 @@ def compile_into(
             instead="use backend='triton', or inverse='cholesky'",
         )
     program = step_program(traced.graph, declared, settings, solver)
-    if settings.method != AUTO and program.reasons:
+    if isinstance(settings.method, Mapping) and program.reasons:
         warn(
             MethodWarning,
             "\n".join(program.reasons),

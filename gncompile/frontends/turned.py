@@ -43,7 +43,9 @@ def moved(importer: Importer, node: fx.Node, args: Args) -> Any:
     def leaf(value: Any) -> Any:
         if isinstance(value, Activation | Turned):
             _, x, start = next(remaining)
-            numbers = torch.arange(ROWS)[:, None] * starts[-1] + start + torch.arange(math.prod(x.shape))
+            numbers = (
+                torch.arange(ROWS)[:, None] * starts[-1] + start + torch.arange(math.prod(x.shape))
+            )
             dim = value.dim if isinstance(value, Turned) else 0
             return numbers.reshape(ROWS, *x.shape).movedim(0, dim).to(importer.device)
         result = concrete(importer, value, ROWS)
@@ -62,7 +64,12 @@ def moved(importer: Importer, node: fx.Node, args: Args) -> Any:
 
 
 def _selected(
-    importer: Importer, node: fx.Node, rows: list[Activation], table: Tensor, result: Tensor, name: str
+    importer: Importer,
+    node: fx.Node,
+    rows: list[Activation],
+    table: Tensor,
+    result: Tensor,
+    name: str,
 ) -> Activation | Turned:
     """The features that a table of moved numbers tells, if every sample's are its own."""
     dim, total = _batch_of(importer, result), sum(math.prod(x.shape) for x in rows)

@@ -20,7 +20,9 @@ from .schedule import Kind, is_elementwise
 from .specs import COLUMNS, SAMPLES, Dim
 from .step_program import Instruction, StepProgram
 
-STAND_INS = dict(zip((*SAMPLES, COLUMNS), (1_000_003, 500_009, 250_007, 125_003, 62_501), strict=True))
+STAND_INS = dict(
+    zip((*SAMPLES, COLUMNS), (1_000_003, 500_009, 250_007, 125_003, 62_501), strict=True)
+)
 """For N, F, Q, L and S."""
 
 Layout = tuple[tuple[int, ...], tuple[int, ...]]

@@ -135,7 +135,13 @@ def test_factors_are_those_of_each_method_alone(
     monkeypatch.delattr(Picked, "half")
     with pytest.warns(MethodWarning):
         trainer = gncompile.compile(
-            model(), "bce_with_logits", x, factor_share=1.0, trace_correction=False, inverse=inverse
+            model(),
+            "bce_with_logits",
+            x,
+            {"*": "kfra"},
+            factor_share=1.0,
+            trace_correction=False,
+            inverse=inverse,
         )
     trainer.step(x, y)  # the first running averages are this batch's
     for layer, factors in trainer.factors().items():
@@ -150,7 +156,9 @@ def test_a_trainer_trains_with_both(monkeypatch: pytest.MonkeyPatch) -> None:
     losses = []
     for backend in ("torch", "reference"):
         with pytest.warns(MethodWarning):
-            trainer = gncompile.compile(model(), "bce_with_logits", x, backend=backend)
+            trainer = gncompile.compile(
+                model(), "bce_with_logits", x, {"*": "kfra"}, backend=backend
+            )
         losses.append([trainer.step(x, y).loss for _ in range(6)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)
     assert losses[0][-1] < losses[0][0]
@@ -200,7 +208,9 @@ def test_one_use_below_hands_over_the_whole_layer(monkeypatch: pytest.MonkeyPatc
     methods = {"twice": "kflr", "low": "kflr", "high": "kfra", "out": "kfra"}
     assert choice("kfra", shared()).methods == methods
     with pytest.warns(MethodWarning):
-        trainer = gncompile.compile(shared(), "mse", x, factor_share=1.0, trace_correction=False)
+        trainer = gncompile.compile(
+            shared(), "mse", x, {"*": "kfra"}, factor_share=1.0, trace_correction=False
+        )
     trainer.step(x, y)
     for layer, factors in trainer.factors().items():
         expected = alone[methods[layer]][layer]
@@ -214,7 +224,7 @@ def test_one_use_below_hands_over_the_whole_layer(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.usefixtures("no_average")
 def test_the_user_is_told_once_at_his_line() -> None:
     with pytest.warns(MethodWarning, match="kfra ends at select") as caught:
-        trainer = gncompile.compile(model(), "bce_with_logits", batch()[0])
+        trainer = gncompile.compile(model(), "bce_with_logits", batch()[0], {"*": "kfra"})
     (found,) = [w for w in caught if w.category is MethodWarning]
     assert found.filename == __file__
     text = trainer.summary()
@@ -224,10 +234,12 @@ def test_the_user_is_told_once_at_his_line() -> None:
 
 
 @pytest.mark.usefixtures("no_average")
-def test_auto_is_silent() -> None:
+@pytest.mark.parametrize("method", ["auto", "kfra"])
+def test_a_method_for_all_layers_hands_over_silently(method: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", MethodWarning)
-        gncompile.compile(model(), "bce_with_logits", batch()[0], "auto")
+        trainer = gncompile.compile(model(), "bce_with_logits", batch()[0], method)
+    assert "kflr" in trainer.summary()
 
 
 # --- memory -------------------------------------------------------------------------------------------
@@ -282,7 +294,7 @@ def test_handed_over_layers_train_within_the_budget() -> None:
     x, y = batch()
     net = Wide(500).double()
     with pytest.warns(MethodWarning, match="kfra would need"):
-        trainer: Trainer = gncompile.compile(net, "mse", x, memory_budget=1 << 20)
+        trainer: Trainer = gncompile.compile(net, "mse", x, {"*": "kfra"}, memory_budget=1 << 20)
     first = trainer.step(x, y).loss
     shapes = {i.spec.shape for i in trainer.program}
     assert (500, 500) not in shapes

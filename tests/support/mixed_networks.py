@@ -158,7 +158,9 @@ def broadcast(draw: random.Random, shape: Shape) -> Shape:
 
 def anywhere(draw: random.Random, shape: Shape) -> nn.Module:
     """A part that takes values of any shape and keeps it."""
-    kind = draw.choice(("act", "prelu", "vector", "norm", "root mean square", "dropout", "softmax", "gate"))
+    kind = draw.choice(
+        ("act", "prelu", "vector", "norm", "root mean square", "dropout", "softmax", "gate")
+    )
     if kind == "prelu":
         return nn.PReLU(draw.choice((1, shape[0])))
     if kind == "vector":
@@ -199,7 +201,9 @@ def of_features(draw: random.Random, shape: Shape) -> nn.Module:
         return nn.Sequential(encoder, act(draw), Used(encoder, True, draw.random() < 0.5))
     if kind == "fork":
         join = draw.choice(("sum", "product", "cat") if len(shape) == 1 else ("sum", "product"))
-        return Joined(join, linear(draw, width, out), nn.Sequential(linear(draw, width, out), act(draw)))
+        return Joined(
+            join, linear(draw, width, out), nn.Sequential(linear(draw, width, out), act(draw))
+        )
     if kind == "attention":
         heads = draw.choice([h for h in (1, 2, 3) if width % h == 0])
         part = Attention(width, heads, draw.random() < 0.5, draw.random() < 0.5)
@@ -222,7 +226,18 @@ def turn() -> nn.Module:
 def of_grids(draw: random.Random, shape: Shape) -> nn.Module:
     """A part for ``[C, H]`` or ``[C, H, W]``."""
     channels, dims = shape[0], len(shape) - 1
-    kinds = ["conv", "conv", "transposed", "pool", "norm", "twice", "dense", "squeeze", "any", "upsample"]
+    kinds = [
+        "conv",
+        "conv",
+        "transposed",
+        "pool",
+        "norm",
+        "twice",
+        "dense",
+        "squeeze",
+        "any",
+        "upsample",
+    ]
     kind = draw.choice(kinds)
     if kind == "conv":
         return convolution(draw, shape)
@@ -237,7 +252,12 @@ def of_grids(draw: random.Random, shape: Shape) -> nn.Module:
         size = min(draw.randint(1, 3), *shape[1:])
         maximum, average = ((nn.MaxPool1d, nn.AvgPool1d), (nn.MaxPool2d, nn.AvgPool2d))[dims - 1]
         pool = maximum if draw.random() < 0.6 else average
-        return pool(size, draw.randint(1, 2), padding=draw.randint(0, size // 2), ceil_mode=draw.random() < 0.4)
+        return pool(
+            size,
+            draw.randint(1, 2),
+            padding=draw.randint(0, size // 2),
+            ceil_mode=draw.random() < 0.4,
+        )
     if kind == "norm":
         groups = draw.choice([g for g in (1, 2, 3) if channels % g == 0])
         if math.prod(shape) // groups >= 3 and draw.random() < 0.5:
@@ -269,7 +289,9 @@ def convolution(draw: random.Random, shape: Shape) -> nn.Module:
     fits = [(s + 2 * padding - 1) // dilation + 1 for s in shape[1:]]
     kernel = tuple(draw.randint(1, min(3, most)) for most in fits)
     least = min(shape[1:])
-    mode = draw.choice(("zeros", "circular", "replicate", "reflect")) if padding < least else "zeros"
+    mode = (
+        draw.choice(("zeros", "circular", "replicate", "reflect")) if padding < least else "zeros"
+    )
     return CONVOLUTIONS[len(kernel) - 1](
         channels, groups * draw.randint(1, 2), kernel, draw.randint(1, 2), padding, dilation, groups,
         bias=draw.random() < 0.6, padding_mode=mode,
