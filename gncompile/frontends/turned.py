@@ -43,7 +43,9 @@ def moved(importer: Importer, node: fx.Node, args: Args) -> Any:
     def leaf(value: Any) -> Any:
         if isinstance(value, Activation | Turned):
             _, x, start = next(remaining)
-            numbers = torch.arange(ROWS)[:, None] * starts[-1] + start + torch.arange(math.prod(x.shape))
+            numbers = (
+                torch.arange(ROWS)[:, None] * starts[-1] + start + torch.arange(math.prod(x.shape))
+            )
             dim = value.dim if isinstance(value, Turned) else 0
             return numbers.reshape(ROWS, *x.shape).movedim(0, dim).to(importer.device)
         result = concrete(importer, value, ROWS)
@@ -62,7 +64,12 @@ def moved(importer: Importer, node: fx.Node, args: Args) -> Any:
 
 
 def _selected(
-    importer: Importer, node: fx.Node, rows: list[Activation], table: Tensor, result: Tensor, name: str
+    importer: Importer,
+    node: fx.Node,
+    rows: list[Activation],
+    table: Tensor,
+    result: Tensor,
+    name: str,
 ) -> Activation | Turned:
     """The features that a table of moved numbers tells, if every sample's are its own."""
     dim, total = _batch_of(importer, result), sum(math.prod(x.shape) for x in rows)
@@ -85,6 +92,6 @@ def _in_front(importer: Importer, node: fx.Node, value: Activation | Turned) -> 
 
 def _batch_of(importer: Importer, result: Tensor) -> int | None:
     """The dimension that is the batch, if there is one and all others are numbers."""
-    sizes = [(i, s) for i, s in enumerate(result.shape) if isinstance(s, torch.SymInt)]
-    one = len(sizes) == 1 and sizes[0][1].node.expr == importer.batch
-    return sizes[0][0] if one else None
+    shape: tuple[Any, ...] = tuple(result.shape)
+    found = [dim for dim, size in enumerate(shape) if isinstance(size, torch.SymInt)]
+    return found[0] if len(found) == 1 and shape[found[0]].node.expr == importer.batch else None
