@@ -320,7 +320,7 @@ _POOLING = "a maximum over features is neither linear nor elementwise"
 RANDOM = "random numbers inside the network make the loss a different function at every call"
 _DETACH = "it cuts the gradient, and the compiled gradient would not be the one autograd gives"
 _ASSIGNMENT = "a value is assigned to a part of a tensor"
-_ROUNDING = "its slope is zero wherever it is defined, so nothing below it would learn"
+_STEPS = "its slope is zero wherever it is defined, so nothing below it would learn"
 
 REFUSED: Mapping[str, str] = {
     **dict.fromkeys(_words("detach detach_"), _DETACH),
@@ -336,9 +336,7 @@ REFUSED: Mapping[str, str] = {
         _words("rand rand_like randn randn_like randint bernoulli normal multinomial randperm"),
         RANDOM,
     ),
-    **dict.fromkeys(
-        _words("floor ceil round trunc fix floor_divide remainder fmod frac"), _ROUNDING
-    ),
+    **dict.fromkeys(_words("floor ceil round trunc fix floor_divide remainder fmod frac"), _STEPS),
     **dict.fromkeys(
         _words(
             "copy slice_scatter select_scatter index_put fill diagonal_scatter as_strided_scatter"
