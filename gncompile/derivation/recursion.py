@@ -74,8 +74,8 @@ class Frontier:
 
     With composed slopes the tensors of the recursion are the network's *roots* (values of linear nodes and
     inputs) and the pointwise results that a linear node or the loss reads; pointwise nodes in between are
-    composed by the chain rule, sample by sample, before anything is averaged, :data:`LONGEST` in a row. Only what moves with ``layers``
-    takes part: their factors need no other blocks.
+    composed by the chain rule, sample by sample, before anything is averaged, :data:`LONGEST` in a row.
+    Only what moves with ``layers`` takes part: their factors need no other blocks.
     """
 
     def __init__(self, forward: Forward, composes: bool, layers: Collection[str]) -> None:

@@ -313,12 +313,12 @@ SIZES = _words("sym_numel sym_size")
 ASSERTS = _words("_assert_async _assert_scalar _assert_tensor_metadata sym_constrain_range")
 
 _COUPLED = "it couples features of a sample, so it is neither linear nor elementwise"
-_RECURRENT = "a frozen recurrence, or one called as a function, is not unrolled"
+_RECURRENT = "it is unrolled only as a module with trainable parameters"
 _POOLING = "a maximum over features is neither linear nor elementwise"
 RANDOM = "random numbers inside the network make the loss a different function at every call"
 _DETACH = "it cuts the gradient, and the compiled gradient would not be the one autograd gives"
 _ASSIGNMENT = "a value is assigned to a part of a tensor"
-_ROUNDING = "its slope is zero wherever it is defined, so nothing below it would learn"
+_STEPS = "its slope is zero wherever it is defined, so nothing below it would learn"
 
 REFUSED: Mapping[str, str] = {
     **dict.fromkeys(_words("detach detach_"), _DETACH),
@@ -334,9 +334,7 @@ REFUSED: Mapping[str, str] = {
         _words("rand rand_like randn randn_like randint bernoulli normal multinomial randperm"),
         RANDOM,
     ),
-    **dict.fromkeys(
-        _words("floor ceil round trunc fix floor_divide remainder fmod frac"), _ROUNDING
-    ),
+    **dict.fromkeys(_words("floor ceil round trunc fix floor_divide remainder fmod frac"), _STEPS),
     **dict.fromkeys(
         _words(
             "copy slice_scatter select_scatter index_put fill diagonal_scatter as_strided_scatter"
@@ -346,12 +344,9 @@ REFUSED: Mapping[str, str] = {
     "bilinear": "a product of two activations through a weight is not an affine layer",
 }
 
-
 INSTEAD: Mapping[str, str] = {
     _DETACH: "leave it out; buffers and frozen parameters (requires_grad_(False)) are constants without it",
     _ASSIGNMENT: "build the result of its parts by torch.cat or torch.stack, or choose by torch.where",
-    _RECURRENT: "use nn.RNN, nn.GRU, nn.LSTM or their cells with trainable parameters; what is frozen must "
-    "come before all that is trained",
     RANDOM: "call .eval() where a module draws them, or draw them outside and pass them as an input",
 }
 """What to do instead, for the reasons that have more to tell than the general advice."""

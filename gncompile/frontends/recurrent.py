@@ -1,7 +1,7 @@
 """``nn.RNN``, ``nn.GRU``, ``nn.LSTM`` and their cells, unrolled, while a module is exported.
 
-A recurrence is a layer called at every step, ``W_hh`` once at each of T steps and ``W_ih`` at T places at once,
-as PyTorch defines it::
+A recurrence is a layer called at every step, ``W_hh`` once at each of T steps and ``W_ih`` at T places at
+once, as PyTorch defines it::
 
     rnn    h' = φ(W_ih x + b_ih + W_hh h + b_hh)
     gru    r, z = σ(…), n = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn)),  h' = (1 − z) ⊙ n + z ⊙ h
@@ -50,7 +50,7 @@ def recurrence(
     m: nn.RNNBase, name: str, x: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Any]:
     """What ``m(x, hx)`` returns: all outputs, and the last states ``[layers · directions, N, H]``."""
-    _check(m, name, x, getattr(x, "dim", int)() == 3)
+    _check(m, name, x, 3)
     x = x if m.batch_first else x.transpose(0, 1)
     directions = 2 if m.bidirectional else 1
     given = hx if isinstance(hx, tuple) else (hx,)
@@ -74,8 +74,8 @@ def cell(
     m: nn.RNNCellBase, name: str, x: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None = None
 ) -> Tensor | State:
     """What ``m(x, hx)`` returns: the next state."""
-    _check(m, name, x, x.dim() == 2)
-    mode = {nn.LSTMCell: "LSTM", nn.GRUCell: "GRU"}.get(type(m))  # type: ignore[call-overload]
+    _check(m, name, x, 2)
+    mode = {nn.LSTMCell: "LSTM", nn.GRUCell: "GRU"}.get(type(m))
     step = _STEPS[mode or f"RNN_{m.nonlinearity.upper()}"]  # type: ignore[operator, union-attr]
     zeros = x.new_zeros(x.shape[0], m.hidden_size)
     given = hx if isinstance(hx, tuple) else (hx,)
@@ -111,12 +111,12 @@ def _initial(m: nn.RNNBase, x: Tensor, given: State | None) -> State:
     return (h, x.new_zeros(x.shape[0], m.hidden_size)) if m.mode == "LSTM" else (h,)
 
 
-def _check(m: nn.Module, name: str, x: Tensor, batched: bool) -> None:
+def _check(m: nn.Module, name: str, x: Any, dimensions: int) -> None:
     """Raise :class:`TraceError` for an input that is no batch of sequences, or of steps, of one length."""
     found = instead = ""
     if not isinstance(x, Tensor):
         found, instead = "a packed sequence has lengths that differ", "give it [N, T, features]"
-    elif not batched:
+    elif x.dim() != dimensions:
         found = f"its input of {x.dim()} dimensions has no batch"
         instead = "give it a batch, [N, T, features], and its cell [N, features]"
     elif x.dim() == 3 and not isinstance(x.shape[1 if getattr(m, "batch_first", True) else 0], int):

@@ -28,13 +28,13 @@ def on_shared(importer: Importer, node: fx.Node, name: str, args: Args) -> Any:
     if name in aten.PRODUCTS and (state := _state(importer, node, name, args)) is not None:
         return state
     results = node.meta["val"]
-    if not isinstance(results, torch.Tensor):
+    if name in aten.ALIASES or name in aten.SELECTING:
+        if isinstance(results, torch.Tensor):
+            return _selected(importer, node, args, None, results)
         return [
             _selected(importer, node, args, number, result) for number, result in enumerate(results)
         ]
-    if name in aten.ALIASES or name in aten.SELECTING:
-        return _selected(importer, node, args, None, results)
-    shape = tuple(results.shape)
+    shape = tuple(results.shape) if isinstance(results, torch.Tensor) else ()
     if name not in aten.POINTWISE or not all(isinstance(size, int) for size in shape):
         importer.refuse(
             node,

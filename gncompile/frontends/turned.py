@@ -92,6 +92,6 @@ def _in_front(importer: Importer, node: fx.Node, value: Activation | Turned) -> 
 
 def _batch_of(importer: Importer, result: Tensor) -> int | None:
     """The dimension that is the batch, if there is one and all others are numbers."""
-    sizes = [(i, s) for i, s in enumerate(result.shape) if isinstance(s, torch.SymInt)]
-    one = len(sizes) == 1 and sizes[0][1].node.expr == importer.batch
-    return sizes[0][0] if one else None
+    shape: tuple[Any, ...] = tuple(result.shape)
+    found = [dim for dim, size in enumerate(shape) if isinstance(size, torch.SymInt)]
+    return found[0] if len(found) == 1 and shape[found[0]].node.expr == importer.batch else None

@@ -36,7 +36,7 @@ def written_out(module: nn.Module) -> Iterator[None]:
             False
         )  # one operator for a whole layer, for inference
         for m, (name, kind) in kinds.items():
-            m.forward = partial(FORWARDS[kind], m, name)  # type: ignore[method-assign]
+            m.forward = partial(FORWARDS[kind], m, name)
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -123,16 +123,19 @@ def test_detached_weight() -> None:
     refused(module, "detach cannot be compiled: it cuts the gradient")
 
 
-def test_recurrent_layer() -> None:
-    class Recurrent(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rnn = nn.LSTM(3, 2, batch_first=True)
+def test_recurrent_function() -> None:
+    class Recurrent(nn.LSTM):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x)[0].flatten(1)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.rnn(x)[0].flatten(1)
+    module = Recurrent(3, 2, batch_first=True)
+    refused(module, "lstm cannot be compiled: it is unrolled only as a module", shape=(5, 3))
 
-    refused(Recurrent(), "recurrent layers share weights over time steps", shape=(5, 3))
+
+def test_large_computed_weight() -> None:
+    module = Function(lambda self, h: functional.linear(h, self.w.sin()))  # type: ignore[operator]
+    module.w = nn.Parameter(torch.randn(2000, 4))
+    refused(module, "that is computed of trainable parameters", "at most 4,096 entries")
 
 
 # modes
@@ -161,7 +164,7 @@ class Tied(nn.Module):
 
 def test_reparametrised_weight() -> None:
     module = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
-    refused(module, "the trainable parameter 'parametrizations.weight.original", "is used in")
+    refused(module, "weight_norm_interface is computed of trainable parameters alone", "freeze")
 
 
 def test_unused_parameters_are_named_together() -> None:
