@@ -26,6 +26,7 @@ from gncompile.derivation.batch_gradient import BatchGradient
 from gncompile.errors import GncompileError
 from gncompile.frontends.torch_export import trace
 from gncompile.graph.dropout import without_dropout
+from gncompile.graph.torch_network import flat_output, objective
 from gncompile.losses import resolve_loss
 from gncompile.losses.examples import example_target
 from gncompile.pipeline import prepare
@@ -33,7 +34,6 @@ from gncompile.program.builder import ProgramBuilder
 from gncompile.program.phases import step_phases
 from gncompile.runtime.executable import Executable
 from gncompile.training.batches import BatchReader
-from gncompile.graph.torch_network import flat_output, objective
 
 PAGE = Path(__file__).with_name("what_can_be_compiled.md")
 COMPILED = "compiled"
@@ -127,14 +127,21 @@ WHOLE_MODULES: dict[str, Callable[[], nn.Module]] = {
     ),
 }
 SEVERAL = {"MultiheadAttention": 3, "TransformerDecoderLayer": 2, "Transformer": 2,
-                  "TransformerDecoder": 2, "Bilinear": 2, "CosineSimilarity": 2, "PairwiseDistance": 2}  # fmt: skip
-"""Modules of several inputs, and of how many: the same activation, and others."""
+           "TransformerDecoder": 2, "Bilinear": 2, "CosineSimilarity": 2, "PairwiseDistance": 2}  # fmt: skip
+"""Modules of several inputs, and of how many activations."""
 HOLD = ("Module", "Sequential", "ModuleList", "ModuleDict", "ParameterList", "ParameterDict", "Container",
         "RNNBase", "RNNCellBase", "LinearCrossEntropyOptions")  # fmt: skip
 """They hold modules and parameters, or are bases of others, and compute nothing themselves."""
 OWN_LOSSES = ("NLLLoss2d", "LinearCrossEntropyLoss", "AdaptiveLogSoftmaxWithLoss")
 """A deprecated name, and losses with layers of their own, which are refused."""
-UNPOOL = ("MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d", "max_unpool1d", "max_unpool2d", "max_unpool3d")
+UNPOOL = (
+    "MaxUnpool1d",
+    "MaxUnpool2d",
+    "MaxUnpool3d",
+    "max_unpool1d",
+    "max_unpool2d",
+    "max_unpool3d",
+)
 """They take the indices that a maximum pooling returns, which is refused."""
 
 FUNCTIONS: dict[str, Probe] = {
@@ -178,7 +185,7 @@ HELPERS = re.compile(
 
 
 class Around(nn.Module):
-    """What is looked at, behind a linear layer for each activation, or beside one where it looks numbers up."""
+    """What is looked at, behind a linear layer an activation, or beside one for whole numbers."""
 
     def __init__(self, inner: Callable[..., Any], given: Probe, count: int = 1) -> None:
         super().__init__()
@@ -248,7 +255,9 @@ def verdict(model: nn.Module, x: tuple[Tensor, ...], loss: Any = "mse") -> str:
     batch = BatchGradient(builder, graph, declared)
     builder.results |= {f"grad.{layer}": g.name for layer, g in batch.gradients.items()}
     place: dict[str, Any] = {"dtype": torch.float64, "device": torch.device("cpu")}
-    step = Executable(builder.finish(), traced.with_graph(graph), declared, backend="reference", **place)
+    step = Executable(
+        builder.finish(), traced.with_graph(graph), declared, backend="reference", **place
+    )
     reader = BatchReader(graph, declared, nodes=traced.inputs, **place)
     step.load(*reader.pair(x, y))
     step.run("gradient")
@@ -258,7 +267,9 @@ def verdict(model: nn.Module, x: tuple[Tensor, ...], loss: Any = "mse") -> str:
     wanted = objective(declared, loss if isinstance(loss, nn.Module) else None)(z, y)
     wanted.backward()
     pairs = [(step.result("loss"), wanted)]
-    exact = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters.items()}
+    exact = {
+        name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters.items()
+    }
     pairs += [(step.result(f"grad.{n}"), layer.joined(exact)) for n, layer in graph.layers.items()]
     apart = max(float((a - b).norm() / (1 + b.norm())) for a, b in pairs)
     return COMPILED if apart < CLOSE else f"wrong by {apart:.1e}"
@@ -268,7 +279,9 @@ def refusal(error: GncompileError) -> str:
     """What was found, and what to do instead, in one line; the list of all operators is left out."""
     found, _, rest = str(error).partition("\n")
     remedy = rest.partition("what to do: ")[2].partition("\n")[0].partition(" (elementwise")[0]
-    return "; ".join(filter(None, (found, remedy))).replace("|", "\\|").replace("Around", "the model")
+    return (
+        "; ".join(filter(None, (found, remedy))).replace("|", "\\|").replace("Around", "the model")
+    )
 
 
 def row(name: str, given: Probe, loss: bool = False) -> str:

@@ -36,7 +36,9 @@ def test_the_page_says_what_is_found(table: ModuleType, name: str) -> None:
     assert found == {row: stated[row] for row in chosen}
 
 
-def test_the_table_sees_a_wrong_gradient(table: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_sees_a_wrong_gradient(
+    table: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(table, "CLOSE", 0.0)
     ((_, text),) = table.verdicts("modules", ["Tanh"])
     assert text.startswith("wrong by")

@@ -82,9 +82,7 @@ class Agreement:
             return (drawn.abs() + 0.1 if positive else drawn).to(like)
 
         def whole(like: Tensor) -> Tensor:
-            rows = torch.randint(
-                len(like), (samples, *like.shape[1:]), generator=self.generator
-            )
+            rows = torch.randint(len(like), (samples, *like.shape[1:]), generator=self.generator)
             return like.cpu().gather(0, rows).to(like)  # numbers that the example has there
 
         inputs = tuple(
