@@ -1,7 +1,7 @@
 """A table of categories and numbers: embeddings of the ones beside the others as they are.
 
-Run it: ``python examples/tabular_embeddings.py``. The table is made up: the price of a ride depends on where it
-starts and ends, on its length, and on the hour.
+Run it: ``python examples/tabular_embeddings.py``. The table is made up: the price of a ride depends on
+where it starts and ends, on its length, and on the hour.
 """
 
 import math
@@ -23,7 +23,9 @@ class Prices(nn.Module):
         super().__init__()
         self.place = nn.Embedding(PLACES, 4)  # one table with two uses
         self.hour = nn.Embedding(HOURS, 3)
-        self.rest = nn.Sequential(nn.Linear(12, 32), nn.SiLU(), nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, 1))
+        self.rest = nn.Sequential(
+            nn.Linear(12, 32), nn.SiLU(), nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, 1)
+        )
 
     def forward(self, categories: Tensor, numbers: Tensor) -> Tensor:
         start, end, hour = categories.unbind(1)

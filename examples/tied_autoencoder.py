@@ -3,6 +3,7 @@
 Run it: ``python examples/tied_autoencoder.py``. It is trained on drawn curves, so nothing is downloaded.
 """
 
+import itertools
 import time
 
 import torch
@@ -21,7 +22,7 @@ class Tied(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        pairs = list(zip(SIZES, SIZES[1:], strict=False))
+        pairs = list(itertools.pairwise(SIZES))
         self.down = nn.ModuleList(nn.Linear(n, m) for n, m in pairs)
         self.shifts = nn.ParameterList(torch.zeros(n) for n, _ in pairs)
 

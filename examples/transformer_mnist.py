@@ -13,18 +13,18 @@ import gncompile
 from gncompile.data import Batches, DataSpec, load
 
 EPOCHS = {"auto": 2, "adam": 8}  # about the same time
-WIDTH = 32
+WIDTH, LAYERS = 32, 2
 
 
 class Encoder(nn.Module):
-    """Two layers of attention over rows, with learned positions; the mean of all tokens is classified."""
+    """Layers of attention over rows, with learned positions; the mean of all tokens is classified."""
 
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Linear(28, WIDTH)
         self.positions = nn.Parameter(0.02 * torch.randn(28, WIDTH))
         layer = nn.TransformerEncoderLayer(WIDTH, 4, 64, dropout=0.1, batch_first=True)
-        self.layers = nn.TransformerEncoder(layer, 2)
+        self.layers = nn.TransformerEncoder(layer, LAYERS)
         self.norm = nn.LayerNorm(WIDTH)
         self.classes = nn.Linear(WIDTH, 10)
 

@@ -1,14 +1,18 @@
-"""The examples run: the one about an activation of one's own, in both its forms."""
+"""The examples run: an activation of one's own in both its forms, the others on a small share of data."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from gncompile.app.training_run import compile_file
+from gncompile.data import Batches
+from gncompile.data.curves import curves
 from gncompile.frontends.model_file import load_model_file
 from gncompile.functions import parsing
 from gncompile.functions import transfer as registry
@@ -16,14 +20,19 @@ from gncompile.functions import transfer as registry
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+def example(name: str) -> ModuleType:
+    """An example as a module."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="module")
 def custom():
     """The example as a module; what it declares is forgotten afterwards."""
     declared, functions = dict(registry._DECLARED), dict(parsing.FUNCTIONS)
-    spec = importlib.util.spec_from_file_location("example", EXAMPLES / "custom_activation.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
+    yield example("custom_activation")
     for table, before in ((registry._DECLARED, declared), (parsing.FUNCTIONS, functions)):
         table.clear()
         table.update(before)
@@ -49,3 +58,35 @@ def test_the_model_file_declares_the_same_activation(custom):
     x = torch.rand(64, 784, generator=torch.Generator().manual_seed(0))
     losses = [float(trainer.step(x, x).loss) for _ in range(3)]
     assert losses[-1] < 0.9 * losses[0]
+
+
+def digits(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """In place of MNIST's: a bar in one of ten rows of a noisy image."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(10, (count,), generator=generator)
+    images = 0.3 * torch.rand(count, 28, 28, generator=generator)
+    images[torch.arange(count), 4 + 2 * labels, 8:20] += 0.7
+    return images.flatten(1), labels
+
+
+@pytest.mark.parametrize("name", ["lenet_mnist", "transformer_mnist"])
+def test_digits_are_learned(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module = example(name)
+    module.LAYERS = 1
+    batches = Batches(*digits(128, seed=0), batch_size=64)
+    module.train("auto", batches, digits(50, seed=1), epochs=5)
+    losses = re.findall(r"auto, pass \d: loss (\S+), \S+% right", capsys.readouterr().out)
+    assert float(losses[4]) < 0.97 * float(losses[0])
+
+
+def test_a_table_is_learned() -> None:
+    module = example("tabular_embeddings")
+    before, after = (module.train("auto", 1000, updates) for updates in (1, 25))
+    assert after < 0.6 * before
+
+
+def test_tied_weights_are_learned() -> None:
+    x, new = (torch.from_numpy(curves(100, 0, part)) for part in ("train", "validation"))
+    module = example("tied_autoencoder")
+    before, after = (module.train("kfra", x, new, updates) for updates in (1, 6))
+    assert after < 0.8 * before

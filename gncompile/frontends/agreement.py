@@ -82,10 +82,8 @@ class Agreement:
             return (drawn.abs() + 0.1 if positive else drawn).to(like)
 
         def whole(like: Tensor) -> Tensor:
-            chosen = torch.randint(
-                like.numel(), (samples, *like.shape[1:]), generator=self.generator
-            )
-            return like.cpu().reshape(-1)[chosen].to(like)  # numbers that the example has
+            rows = torch.randint(len(like), (samples, *like.shape[1:]), generator=self.generator)
+            return like.cpu().gather(0, rows).to(like)  # numbers that the example has there
 
         inputs = tuple(
             scale * normal(x, samples, *x.shape[1:]) if x.is_floating_point() else whole(x)

@@ -40,12 +40,10 @@ def batch_norm(importer: Importer, node: fx.Node, args: Args) -> Any:
 def check_batch_norm(importer: Importer, node: fx.Node, args: Args) -> None:
     """Batch norm uses its running statistics only in evaluation mode."""
     if args.get("training") or args["running_mean"] is None:
-        own = [v.name for v in values_in(args) if isinstance(v, Weight) and v.trainable]
-        freeze = f", and freeze its {' and '.join(own)} with requires_grad_(False)" if own else ""
         importer.refuse(
             node,
             "batch norm in training mode mixes samples: it normalises by the statistics of the batch",
-            f"call .eval() on the batch-norm module (or the model) before compiling{freeze}",
+            "call .eval() on the batch-norm module (or the model) before compiling",
         )
 
 

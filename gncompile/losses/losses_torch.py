@@ -252,5 +252,13 @@ FUNCTIONS_OF_TORCH: dict[str, type] = {
     "multilabel_soft_margin_loss": nn.MultiLabelSoftMarginLoss,
     "gaussian_nll_loss": nn.GaussianNLLLoss,
     "kl_div": nn.KLDivLoss,
+    "hinge_embedding_loss": nn.HingeEmbeddingLoss,
+    "multi_margin_loss": nn.MultiMarginLoss,
+    "multilabel_margin_loss": nn.MultiLabelMarginLoss,
+    "margin_ranking_loss": nn.MarginRankingLoss,
+    "cosine_embedding_loss": nn.CosineEmbeddingLoss,
+    "triplet_margin_loss": nn.TripletMarginLoss,
+    "triplet_margin_with_distance_loss": nn.TripletMarginWithDistanceLoss,
+    "ctc_loss": nn.CTCLoss,
 }
 """The loss module that computes the same as a function of ``torch.nn.functional``."""

@@ -72,7 +72,8 @@ def made(name: str, samples: int) -> tuple[nn.Module, tuple[Tensor, ...], Tensor
     if name == "text":
         model, x = Text().double(), (torch.randint(7, (samples, 4)), real)
     elif name == "columns":
-        model, x = Columns().double(), (real, torch.randint(4, (samples, 2)))
+        categories = torch.stack([torch.full((samples,), 4), torch.arange(samples) % 4], dim=1)
+        model, x = Columns().double(), (real, categories)
     elif name == "table":
         model, x = Table().double(), (real, torch.randint(7, (samples,)))
     else:
