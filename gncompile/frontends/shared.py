@@ -1,8 +1,8 @@
 """Operators on trainable parameters alone: what all samples share, until it meets an activation.
 
 A parameter that is no layer's weight is a trainable vector: a node whose value is one row. Moving its
-elements selects from that row, a function of it is a pointwise node, and ``expand`` to the batch makes it an
-activation like any other.
+elements selects from that row, rows of a table at constant numbers (places of a sequence) among them, a function
+of it is a pointwise node, and ``expand`` to the batch makes it an activation like any other.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def on_shared(importer: Importer, node: fx.Node, name: str, args: Args) -> Any:
         return [
             _selected(importer, node, args, number, result) for number, result in enumerate(results)
         ]
-    if name in aten.ALIASES or name in aten.SELECTING:
+    if name in aten.ALIASES or name in aten.SELECTING or name == "embedding":
         return _selected(importer, node, args, None, results)
     shape = tuple(results.shape)
     if name not in aten.POINTWISE or not all(isinstance(size, int) for size in shape):

@@ -70,20 +70,25 @@ class OneHot(Op):
         return rows.to(inputs[0]).flatten(1)
 
 
-def classes_of(graph: ModelGraph, name: str) -> int | None:
-    """Below how many an input's whole numbers have to be; ``None`` where no table reads them.
+def classes_of(graph: ModelGraph, name: str) -> tuple[int, ...]:
+    """Below how many the whole numbers of an input have to be, feature by feature; 0 where no table reads one.
 
     That is as far as they are seen to go: through selections, not through arithmetic.
     """
-    reading, found = {name}, []
+    if name not in graph:  # an input of what is not compiled
+        return ()
+    reads = {name: tuple(range(graph[name].size))}
+    found: list[set[int]] = [set() for _ in reads[name]]
     for node in graph:
-        if not reading.intersection(node.inputs):
+        if not reads.keys() & set(node.inputs):
             continue
+        places = [f for x in node.inputs for f in reads.get(x, (-1,) * graph[x].size)]
         if isinstance(node.op, Select):
-            reading.add(node.name)
+            reads[node.name] = tuple(places[i] if i >= 0 else -1 for i in node.op.index)
         elif isinstance(node.op, Embedding | OneHot):
-            found.append(node.op.classes)
-    return min(found, default=None)
+            for place in set(places) - {-1}:
+                found[place].add(node.op.classes)
+    return tuple(min(classes, default=0) for classes in found)
 
 
 def is_whole(op: Op) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -73,20 +74,34 @@ class BatchReader:
                 "the network looks up whole numbers",
                 instead="pass x.long()",
             )
-        classes = classes_of(self.graph, node.name)
-        if classes is None or tensor.numel() == 0:
+        classes = self._classes[node.name]
+        if not bool(classes.any()) or tensor.numel() == 0:
             return tensor
-        if tensor.device.type == "cpu":
-            low, high = map(int, tensor.aminmax())
-            if low < 0 or high >= classes:
-                raise BatchError(
-                    f"input {node.name!r} holds {low if low < 0 else high}, and the smallest table that it "
-                    f"looks up has {classes} rows",
-                    instead=f"number categories from 0 to {classes - 1}, or enlarge the table",
-                )
-            return tensor
-        outside = (tensor < 0) | (tensor >= classes)
-        return tensor.to(self.dtype).masked_fill(outside, float("nan"))
+        bound = classes.to(tensor.device)
+        outside = ((tensor < 0) | (tensor >= bound)) & (bound > 0)
+        if tensor.device.type != "cpu":
+            return tensor.to(self.dtype).masked_fill(outside, float("nan"))
+        if bool(outside.any()):
+            first = outside.nonzero()[0]
+            rows = int(classes.expand_as(tensor)[tuple(first)])
+            raise BatchError(
+                f"input {node.name!r} holds {int(tensor[tuple(first)])}, and the smallest table that looks "
+                f"it up has {rows} rows",
+                where=f"sample {int(first[0])}" + (f", feature {first[1:].tolist()}" if len(first) > 1 else ""),
+                instead=f"number categories from 0 to {rows - 1}, or enlarge the table",
+            )
+        return tensor
+
+    @cached_property
+    def _classes(self) -> dict[str, Tensor]:
+        """How many rows the smallest table has that looks up a whole number, by input; 0 for any number."""
+        return {
+            node.name: torch.tensor(rows).reshape(node.shape)
+            if (rows := classes_of(self.graph, node.name))
+            else torch.zeros(node.shape, dtype=torch.long)
+            for node in self.nodes
+            if is_whole(node.op)
+        }
 
     def _require_values(self, tensor: Tensor, what: str) -> None:
         if tensor.device.type == "meta" and self.device.type != "meta":

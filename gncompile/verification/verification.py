@@ -140,9 +140,11 @@ class Problem:
         """Normal numbers, or whole ones that the network's tables have."""
         if not is_whole(node.op):
             return normal(self.generator, samples, node.size)
-        classes = classes_of(self.graph, node.name) or 2
-        shape = samples, node.size
-        return torch.randint(classes, shape, generator=self.generator).double()
+        columns = [
+            torch.randint(classes or 2, (samples,), generator=self.generator)
+            for classes in classes_of(self.graph, node.name)
+        ]
+        return torch.stack(columns, dim=1).double()
 
     def targets(self, samples: int) -> Any:
         """Random targets that the loss accepts."""

@@ -110,7 +110,7 @@ def test_categories_out_of_range_are_refused_before_anything_is_done() -> None:
     trainer = gncompile.compile(model, nn.MSELoss(), (x, categories))
     before = copy.deepcopy(model.state_dict())
     for bad in (categories - 1, categories + 4):
-        with pytest.raises(BatchError, match=r"the smallest table that it looks up has 4 rows"):
+        with pytest.raises(BatchError, match=r"the smallest table that looks it up has \d rows"):
             trainer.step((x, bad), y)
     with pytest.raises(BatchError, match=r"pass x.long\(\)"):
         trainer.step((x, categories.double()), y)

@@ -197,6 +197,9 @@ def of_features(draw: random.Random, shape: Shape) -> nn.Module:
     if kind == "tied":
         encoder = linear(draw, width, out)
         return nn.Sequential(encoder, act(draw), Used(encoder, True, draw.random() < 0.5))
+    if kind == "fork" and draw.random() < 0.4:
+        branches = linear(draw, width, width), anywhere(draw, shape), anywhere(draw, shape)
+        return Joined(draw.choice(("sum", "cat", "product")), *branches[: draw.randint(2, 3)])
     if kind == "fork":
         join = draw.choice(("sum", "product", "cat") if len(shape) == 1 else ("sum", "product"))
         return Joined(join, linear(draw, width, out), nn.Sequential(linear(draw, width, out), act(draw)))
@@ -222,7 +225,9 @@ def turn() -> nn.Module:
 def of_grids(draw: random.Random, shape: Shape) -> nn.Module:
     """A part for ``[C, H]`` or ``[C, H, W]``."""
     channels, dims = shape[0], len(shape) - 1
-    kinds = ["conv", "conv", "transposed", "pool", "norm", "twice", "dense", "squeeze", "any", "upsample"]
+    kinds = [
+        "conv", "conv", "transposed", "pool", "norm", "twice", "dense", "squeeze", "any", "upsample", "inception",
+    ]
     kind = draw.choice(kinds)
     if kind == "conv":
         return convolution(draw, shape)
@@ -243,7 +248,9 @@ def of_grids(draw: random.Random, shape: Shape) -> nn.Module:
         if math.prod(shape) // groups >= 3 and draw.random() < 0.5:
             return nn.GroupNorm(groups, channels, eps=0.1, affine=draw.random() < 0.8)
         if math.prod(shape[1:]) >= 3 and draw.random() < 0.5:
-            return (nn.InstanceNorm1d, nn.InstanceNorm2d)[dims - 1](channels, eps=0.1, affine=True)
+            # nn.InstanceNorm by another name: torch 2.11's own gradient of that is wrong for one sample
+            # whose gradient arrives transposed (finite differences tell)
+            return nn.GroupNorm(channels, channels, eps=0.1)
         return (nn.BatchNorm1d, nn.BatchNorm2d)[dims - 1](channels).eval()
     if kind == "twice":
         conv = CONVOLUTIONS[dims - 1](channels, channels, 3, padding=1)
@@ -255,6 +262,11 @@ def of_grids(draw: random.Random, shape: Shape) -> nn.Module:
         squeezed = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)[dims - 1](1)
         gate = nn.Sequential(squeezed, CONVOLUTIONS[dims - 1](channels, channels, 1), nn.Sigmoid())
         return Joined("product", nn.Identity(), gate)
+    if kind == "inception":
+        pool = (nn.MaxPool1d, nn.MaxPool2d)[dims - 1](3, 1, padding=1)
+        branches = [pool, anywhere(draw, shape), CONVOLUTIONS[dims - 1](channels, channels, 3, padding=1)]
+        draw.shuffle(branches)
+        return Joined(draw.choice(("sum", "cat", "product")), *branches[: draw.randint(2, 3)])
     if kind == "upsample":
         smooth = ("linear", "bilinear")[dims - 1]
         return nn.Upsample(scale_factor=2, mode=draw.choice(("nearest", smooth)))
