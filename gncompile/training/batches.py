@@ -87,7 +87,8 @@ class BatchReader:
             raise BatchError(
                 f"input {node.name!r} holds {int(tensor[tuple(first)])}, and the smallest table that looks "
                 f"it up has {rows} rows",
-                where=f"sample {int(first[0])}" + (f", feature {first[1:].tolist()}" if len(first) > 1 else ""),
+                where=f"sample {int(first[0])}"
+                + (f", feature {first[1:].tolist()}" if len(first) > 1 else ""),
                 instead=f"number categories from 0 to {rows - 1}, or enlarge the table",
             )
         return tensor

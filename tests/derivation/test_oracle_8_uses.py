@@ -78,7 +78,10 @@ def masked(model: nn.Module, traced: TracedModel, run: Executable, x: Tensor) ->
     for draw, module in zip(sorted(drawn), called, strict=True):
 
         def drop(
-            module: nn.Module, inputs: tuple[Tensor, ...], y: Tensor, parts: list[Tensor] = drawn[draw]
+            module: nn.Module,
+            inputs: tuple[Tensor, ...],
+            y: Tensor,
+            parts: list[Tensor] = drawn[draw],
         ) -> Tensor:
             m, *s = (part.clone().reshape(y.shape) for part in parts)
             return m * inputs[0] + (s[0] if s else 0.0)
@@ -117,7 +120,9 @@ def assert_derived(mixed: Mixed, loss: str, samples: int, seed: int) -> None:
     first_order(mixed, traced, loss, x, y)
     for method, count in (("kflr", samples), ("kfra", 1)):
         batch = x[:count], y[:count]
-        run = executed(factor_program(traced.graph, formula, method, partly=True), traced, loss, *batch)
+        run = executed(
+            factor_program(traced.graph, formula, method, partly=True), traced, loss, *batch
+        )
         with masked(model, traced, run, batch[0]):
             argument = EVERY_LOSS[loss].argument
             expected = factors(model, argument, *batch, traced.graph.layers)
@@ -127,7 +132,9 @@ def assert_derived(mixed: Mixed, loss: str, samples: int, seed: int) -> None:
                 continue
             q, g = expected[layer]
             assert_close(factor(run, f"Q.{layer}", len(q)), q, EXACT, f"Q of {layer} in {model}")
-            assert_close(factor(run, f"G.{layer}", len(g)), g, EXACT, f"{method} of {layer} in {model}")
+            assert_close(
+                factor(run, f"G.{layer}", len(g)), g, EXACT, f"{method} of {layer} in {model}"
+            )
 
 
 def factor(run: Executable, role: str, size: int) -> Tensor:

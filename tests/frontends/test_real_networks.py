@@ -154,7 +154,10 @@ class SqueezeExcite(nn.Module):
 
 def super_resolution() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(1, 4, 5, padding=2), nn.PReLU(4), nn.Conv2d(4, 4, 3, padding=1), nn.PixelShuffle(2)
+        nn.Conv2d(1, 4, 5, padding=2),
+        nn.PReLU(4),
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.PixelShuffle(2),
     )
 
 
@@ -189,8 +192,12 @@ class ViT(nn.Module):
         self.patches = nn.Conv2d(1, width, 2, stride=2)
         self.cls = nn.Parameter(0.1 * torch.randn(1, 1, width))
         self.positions = nn.Parameter(0.1 * torch.randn(1, 5, width))
-        layer = nn.TransformerEncoderLayer(width, 2, 6, 0.0, "gelu", batch_first=True, norm_first=True)
-        self.encoder = nn.TransformerEncoder(layer, 1, nn.LayerNorm(width), enable_nested_tensor=False)
+        layer = nn.TransformerEncoderLayer(
+            width, 2, 6, 0.0, "gelu", batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(
+            layer, 1, nn.LayerNorm(width), enable_nested_tensor=False
+        )
         self.head = nn.Linear(width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -217,7 +224,9 @@ class Decoder(nn.Module):
         self.word, self.place = nn.Embedding(words, width), nn.Embedding(length, width)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.mix = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 6), nn.GELU(approximate="tanh"), nn.Linear(6, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 6), nn.GELU(approximate="tanh"), nn.Linear(6, width)
+        )
         self.register_buffer("mask", torch.tril(torch.ones(length, length)).bool())
         self.head = nn.Linear(width, words, bias=False)
 
@@ -400,7 +409,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: nn.Sequential(Dense(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(7, 3)),
         IMAGE,
     ),
-    "U-Net": (lambda: UNet(), (1, 8, 8)),
+    "U-Net": (UNet, (1, 8, 8)),
     "squeeze and excite": (SqueezeExcite, (2, 4, 4)),
     "super-resolution": (super_resolution, IMAGE),
     "ConvNeXt": (ConvNeXt, COLOUR),
@@ -420,6 +429,13 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }  # fmt: skip
 
 
+DEFAULTS = "U-Net", "WaveNet"
+"""Compiled as ``compile`` does by itself."""
+
+QUICK = {"method": "kfac_rp", "layer_steps": 0, "search_steps": 0, "average": 0, "momentum": False}
+"""A step that is derived in a fraction of the time."""
+
+
 def inputs_of(name: str, shape: tuple[int, ...]) -> Tensor:
     if name == "decoder":
         return torch.randint(6, (6, *shape))
@@ -431,7 +447,7 @@ def test_network(name: str) -> None:
     made, shape = NETWORKS[name]
     torch.manual_seed(0)
     model, x = made().double(), inputs_of(name, shape)
-    trainer = gncompile.compile(model, nn.MSELoss(), x)
+    trainer = gncompile.compile(model, nn.MSELoss(), x, **({} if name in DEFAULTS else QUICK))
     model.eval()  # of dropout the trainer's answers are without
     with torch.no_grad():
         z = model(x)
@@ -446,7 +462,9 @@ def test_network(name: str) -> None:
         trainer.step(x, y)
     assert float(trainer.loss(x, y)) < before
     with torch.no_grad():
-        assert float(nn.MSELoss()(model(x), y)) == pytest.approx(float(trainer.loss(x, y)), rel=1e-9)
+        assert float(nn.MSELoss()(model(x), y)) == pytest.approx(
+            float(trainer.loss(x, y)), rel=1e-9
+        )
 
 
 class TwoHeads(nn.Module):

@@ -158,7 +158,9 @@ def broadcast(draw: random.Random, shape: Shape) -> Shape:
 
 def anywhere(draw: random.Random, shape: Shape) -> nn.Module:
     """A part that takes values of any shape and keeps it."""
-    kind = draw.choice(("act", "prelu", "vector", "norm", "root mean square", "dropout", "softmax", "gate"))
+    kind = draw.choice(
+        ("act", "prelu", "vector", "norm", "root mean square", "dropout", "softmax", "gate")
+    )
     if kind == "prelu":
         return nn.PReLU(draw.choice((1, shape[0])))
     if kind == "vector":
@@ -202,7 +204,9 @@ def of_features(draw: random.Random, shape: Shape) -> nn.Module:
         return Joined(draw.choice(("sum", "cat", "product")), *branches[: draw.randint(2, 3)])
     if kind == "fork":
         join = draw.choice(("sum", "product", "cat") if len(shape) == 1 else ("sum", "product"))
-        return Joined(join, linear(draw, width, out), nn.Sequential(linear(draw, width, out), act(draw)))
+        return Joined(
+            join, linear(draw, width, out), nn.Sequential(linear(draw, width, out), act(draw))
+        )
     if kind == "attention":
         heads = draw.choice([h for h in (1, 2, 3) if width % h == 0])
         part = Attention(width, heads, draw.random() < 0.5, draw.random() < 0.5)
@@ -226,7 +230,17 @@ def of_grids(draw: random.Random, shape: Shape) -> nn.Module:
     """A part for ``[C, H]`` or ``[C, H, W]``."""
     channels, dims = shape[0], len(shape) - 1
     kinds = [
-        "conv", "conv", "transposed", "pool", "norm", "twice", "dense", "squeeze", "any", "upsample", "inception",
+        "conv",
+        "conv",
+        "transposed",
+        "pool",
+        "norm",
+        "twice",
+        "dense",
+        "squeeze",
+        "any",
+        "upsample",
+        "inception",
     ]
     kind = draw.choice(kinds)
     if kind == "conv":
@@ -242,13 +256,18 @@ def of_grids(draw: random.Random, shape: Shape) -> nn.Module:
         size = min(draw.randint(1, 3), *shape[1:])
         maximum, average = ((nn.MaxPool1d, nn.AvgPool1d), (nn.MaxPool2d, nn.AvgPool2d))[dims - 1]
         pool = maximum if draw.random() < 0.6 else average
-        return pool(size, draw.randint(1, 2), padding=draw.randint(0, size // 2), ceil_mode=draw.random() < 0.4)
+        return pool(
+            size,
+            draw.randint(1, 2),
+            padding=draw.randint(0, size // 2),
+            ceil_mode=draw.random() < 0.4,
+        )
     if kind == "norm":
         groups = draw.choice([g for g in (1, 2, 3) if channels % g == 0])
         if math.prod(shape) // groups >= 3 and draw.random() < 0.5:
             return nn.GroupNorm(groups, channels, eps=0.1, affine=draw.random() < 0.8)
         if math.prod(shape[1:]) >= 3 and draw.random() < 0.5:
-            # nn.InstanceNorm by another name: torch 2.11's own gradient of that is wrong for one sample
+            # nn.InstanceNorm by another name: torch 2.13's own gradient of that is wrong for one sample
             # whose gradient arrives transposed (finite differences tell)
             return nn.GroupNorm(channels, channels, eps=0.1)
         return (nn.BatchNorm1d, nn.BatchNorm2d)[dims - 1](channels).eval()
@@ -264,7 +283,11 @@ def of_grids(draw: random.Random, shape: Shape) -> nn.Module:
         return Joined("product", nn.Identity(), gate)
     if kind == "inception":
         pool = (nn.MaxPool1d, nn.MaxPool2d)[dims - 1](3, 1, padding=1)
-        branches = [pool, anywhere(draw, shape), CONVOLUTIONS[dims - 1](channels, channels, 3, padding=1)]
+        branches = [
+            pool,
+            anywhere(draw, shape),
+            CONVOLUTIONS[dims - 1](channels, channels, 3, padding=1),
+        ]
         draw.shuffle(branches)
         return Joined(draw.choice(("sum", "cat", "product")), *branches[: draw.randint(2, 3)])
     if kind == "upsample":
@@ -281,7 +304,9 @@ def convolution(draw: random.Random, shape: Shape) -> nn.Module:
     fits = [(s + 2 * padding - 1) // dilation + 1 for s in shape[1:]]
     kernel = tuple(draw.randint(1, min(3, most)) for most in fits)
     least = min(shape[1:])
-    mode = draw.choice(("zeros", "circular", "replicate", "reflect")) if padding < least else "zeros"
+    mode = (
+        draw.choice(("zeros", "circular", "replicate", "reflect")) if padding < least else "zeros"
+    )
     return CONVOLUTIONS[len(kernel) - 1](
         channels, groups * draw.randint(1, 2), kernel, draw.randint(1, 2), padding, dilation, groups,
         bias=draw.random() < 0.6, padding_mode=mode,
