@@ -1,8 +1,8 @@
 """Operators on trainable parameters alone: what all samples share, until it meets an activation.
 
 A parameter that is no layer's weight is a trainable vector: a node whose value is one row. Moving its
-elements selects from that row, rows of a table at constant numbers (places of a sequence) among them, a function
-of it is a pointwise node, and ``expand`` to the batch makes it an activation like any other.
+elements selects from that row, and so does a table that is looked up at constant numbers, places of a sequence;
+a function of it is a pointwise node, and ``expand`` to the batch makes it an activation like any other.
 """
 
 from __future__ import annotations

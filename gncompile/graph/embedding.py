@@ -71,7 +71,7 @@ class OneHot(Op):
 
 
 def classes_of(graph: ModelGraph, name: str) -> tuple[int, ...]:
-    """Below how many the whole numbers of an input have to be, feature by feature; 0 where no table reads one.
+    """Below how many an input's whole numbers have to be, by feature; 0 where no table reads one.
 
     That is as far as they are seen to go: through selections, not through arithmetic.
     """

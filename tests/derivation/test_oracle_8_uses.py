@@ -31,7 +31,7 @@ from gncompile.runtime.memory import dense
 LOSSES = ("MSELoss", "bce_with_logits", "cross_entropy")
 """One of each family: a constant Hessian, a diagonal one, a coupled one."""
 
-# A dozen layers of float64 with slopes of size one round to 1e-13 of a tensor's scale; a wrong term is 1e-3 of it.
+# A dozen layers in float64 with slopes of size one round to 1e-13 of a tensor's scale; a wrong term is 1e-3.
 EXACT = 1e-9
 
 

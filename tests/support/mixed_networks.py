@@ -1,7 +1,7 @@
 """Random networks of every kind of node, on features, tokens and grids, and their curvature by brute force.
 
-A network is a chain of parts, each drawn for the shape that arrives: ``[d]``, tokens ``[T, d]``, a line ``[C, H]``
-or a grid ``[C, H, W]``. Parts hold weights with several uses (called twice, without the bias, transposed) and
+A network is a chain of parts, each drawn for the shape that arrives: ``[d]``, tokens ``[T, d]``, a line
+``[C, H]`` or a grid ``[C, H, W]``. Parts hold weights with several uses (called twice, without the bias, transposed) and
 parameters that are vectors. :func:`factors` reads Q and Ḡ off their definition, with Jacobians of
 ``torch.func`` and patches by plain convolutions with one-hot kernels.
 """
@@ -408,7 +408,7 @@ def owners(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def seen(model: nn.Module, x: Tensor) -> list[Use]:
-    """Every use of a matrix the right way round, which one of 1 × 1 always is: others are no part of factors."""
+    """Every use of a matrix the right way round, which one of 1 × 1 always is: factors are made of those."""
     names = {module: name for name, module in owners(model).items()}
     found: list[Use] = []
 
