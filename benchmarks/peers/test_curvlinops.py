@@ -1,7 +1,7 @@
 """Factors of convolutions and shared layers (*expand*) against curvlinops 3.0.1, type-2.
 
-Which factor is divided by samples and places is a convention of each; the product ``Ḡ ⊗ Q`` is compared, layer
-by layer, in the order of torch's row-major weight.
+Which factor is divided by samples and places is a convention of each; the product ``Ḡ ⊗ Q`` is
+compared, layer by layer, in the order of torch's row-major weight.
 """
 
 from __future__ import annotations

@@ -14,9 +14,10 @@ import torch
 from comparison import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mixed_networks import Mixed, factors, mixed_network, tangent
+from mixed_networks import Mixed, mixed_network
 from problems import EVERY_LOSS
 from torch import Tensor, nn
+from uses import factors, tangent
 
 from gncompile.base.settings import Settings
 from gncompile.frontends.torch_export import trace
