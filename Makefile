@@ -72,12 +72,14 @@ convergence: bench-env
 
 bench-env: $(BENCH)/installed
 
-# BackPACK declares torchvision, which only its examples import and which would bring another torch.
+# BackPACK, which curvlinops wants, declares torchvision, which only its examples import and which would bring
+# another torch.
 $(BENCH)/installed: $(INPUTS)
 	@echo "installing gncompile[bench] and BackPACK into $(BENCH)"
 	@$(PYTHON) -m venv $(BENCH)
 	@$(BENCH)/bin/python -m pip -qq install --constraint constraints.txt --editable '.[bench]'
-	@$(BENCH)/bin/python -m pip -qq install --constraint constraints.txt --no-deps backpack-for-pytorch
+	@$(BENCH)/bin/python -m pip -qq install --constraint constraints.txt --no-deps backpack-for-pytorch \
+	    curvlinops-for-pytorch==3.0.1 einconv linear_operator jaxtyping wadler-lindig tqdm
 	@touch $@
 
 clean:

@@ -1,8 +1,8 @@
 """Operators on trainable parameters alone: what all samples share, until it meets an activation.
 
 A parameter that is no layer's weight is a trainable vector: a node whose value is one row. Moving its
-elements selects from that row, a function of it is a pointwise node, and ``expand`` to the batch makes it an
-activation like any other.
+elements selects from that row, and so does a table that is looked up at constant numbers, places of a sequence;
+a function of it is a pointwise node, and ``expand`` to the batch makes it an activation like any other.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def on_shared(importer: Importer, node: fx.Node, name: str, args: Args) -> Any:
     if name in aten.PRODUCTS and (state := _state(importer, node, name, args)) is not None:
         return state
     results = node.meta["val"]
-    if name in aten.ALIASES or name in aten.SELECTING:
+    if name in aten.ALIASES or name in aten.SELECTING or name == "embedding":
         if isinstance(results, torch.Tensor):
             return _selected(importer, node, args, None, results)
         return [

@@ -76,6 +76,8 @@ def classes_of(graph: ModelGraph, name: str) -> tuple[int, ...]:
 
     That is as far as they are seen to go: through selections, not through arithmetic.
     """
+    if name not in graph:  # an input of what is not compiled
+        return ()
     size = graph[name].size
     features: dict[str, Sequence[int | None]] = {name: range(size)}  # which of the input's they are
     least: dict[int, int] = {}

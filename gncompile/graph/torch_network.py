@@ -96,7 +96,10 @@ class Network:
 def flat_output(z: Any) -> Tensor:
     """What a module returns as ``[N, K]``: one tensor, or a tuple, list or dict of them side by side."""
     return torch.cat(
-        [each.flatten(start_dim=1) if each.dim() > 1 else each[:, None] for each in tensors_of(z)],
+        [
+            each.flatten(start_dim=1) if each.dim() > 1 else each.reshape(-1, 1)
+            for each in tensors_of(z)
+        ],
         dim=1,
     )
 

@@ -127,7 +127,7 @@ class Memory:
     @staticmethod
     def flat(tensor: Tensor) -> Tensor:
         """A buffer or state as a vector, its zero padding included; for sums over all elements."""
-        if tensor.dim() < 2:
+        if tensor.dim() < 2 or not tensor.numel():
             return tensor.reshape(-1)
         return tensor.as_strided((tensor.stride(0) * tensor.shape[0],), (1,))
 

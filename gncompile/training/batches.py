@@ -91,9 +91,14 @@ class BatchReader:
 
     @cached_property
     def _classes(self) -> dict[str, Tensor]:
-        """:func:`classes_of` each input of whole numbers, in its shape."""
-        whole = [node for node in self.nodes if is_whole(node.op)]
-        return {n.name: torch.tensor(classes_of(self.graph, n.name)).view(n.shape) for n in whole}
+        """How many rows the smallest table has that looks up a whole number, by input; 0 for any number."""
+        return {
+            node.name: torch.tensor(rows).reshape(node.shape)
+            if (rows := classes_of(self.graph, node.name))
+            else torch.zeros(node.shape, dtype=torch.long)
+            for node in self.nodes
+            if is_whole(node.op)
+        }
 
     def _require_values(self, tensor: Tensor, what: str) -> None:
         if tensor.device.type == "meta" and self.device.type != "meta":

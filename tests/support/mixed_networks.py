@@ -1,27 +1,20 @@
-"""Random networks of every kind of node, on features, tokens and grids, and their curvature by brute force.
+"""Random networks of every kind of node, on features, tokens and grids.
 
-A network is a chain of parts, each drawn for the shape that arrives: ``[d]``, tokens ``[T, d]``, a line ``[C, H]``
-or a grid ``[C, H, W]``. Parts hold weights with several uses (called twice, without the bias, transposed) and
-parameters that are vectors. :func:`factors` reads Q and Ḡ off their definition, with Jacobians of
-``torch.func`` and patches by plain convolutions with one-hot kernels.
+A network is a chain of parts, each drawn for the shape that arrives: ``[d]``, tokens ``[T, d]``, a line
+``[C, H]`` or a grid ``[C, H, W]``. Parts hold weights with several uses (called twice, without the bias, transposed) and
+parameters that are vectors.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from oracles import congruence, output_hessian, per_sample_jacobian
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, jvp
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-
-from gncompile.graph.layers import Layer
 
 Shape = tuple[int, ...]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -199,6 +192,9 @@ def of_features(draw: random.Random, shape: Shape) -> nn.Module:
     if kind == "tied":
         encoder = linear(draw, width, out)
         return nn.Sequential(encoder, act(draw), Used(encoder, True, draw.random() < 0.5))
+    if kind == "fork" and draw.random() < 0.4:
+        branches = linear(draw, width, width), anywhere(draw, shape), anywhere(draw, shape)
+        return Joined(draw.choice(("sum", "cat", "product")), *branches[: draw.randint(2, 3)])
     if kind == "fork":
         join = draw.choice(("sum", "product", "cat") if len(shape) == 1 else ("sum", "product"))
         return Joined(
@@ -237,6 +233,7 @@ def of_grids(draw: random.Random, shape: Shape) -> nn.Module:
         "squeeze",
         "any",
         "upsample",
+        "inception",
     ]
     kind = draw.choice(kinds)
     if kind == "conv":
@@ -263,7 +260,9 @@ def of_grids(draw: random.Random, shape: Shape) -> nn.Module:
         if math.prod(shape) // groups >= 3 and draw.random() < 0.5:
             return nn.GroupNorm(groups, channels, eps=0.1, affine=draw.random() < 0.8)
         if math.prod(shape[1:]) >= 3 and draw.random() < 0.5:
-            return (nn.InstanceNorm1d, nn.InstanceNorm2d)[dims - 1](channels, eps=0.1, affine=True)
+            # nn.InstanceNorm by another name: torch 2.13's own gradient of that is wrong for one sample
+            # whose gradient arrives transposed (finite differences tell)
+            return nn.GroupNorm(channels, channels, eps=0.1)
         return (nn.BatchNorm1d, nn.BatchNorm2d)[dims - 1](channels).eval()
     if kind == "twice":
         conv = CONVOLUTIONS[dims - 1](channels, channels, 3, padding=1)
@@ -275,6 +274,15 @@ def of_grids(draw: random.Random, shape: Shape) -> nn.Module:
         squeezed = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)[dims - 1](1)
         gate = nn.Sequential(squeezed, CONVOLUTIONS[dims - 1](channels, channels, 1), nn.Sigmoid())
         return Joined("product", nn.Identity(), gate)
+    if kind == "inception":
+        pool = (nn.MaxPool1d, nn.MaxPool2d)[dims - 1](3, 1, padding=1)
+        branches = [
+            pool,
+            anywhere(draw, shape),
+            CONVOLUTIONS[dims - 1](channels, channels, 3, padding=1),
+        ]
+        draw.shuffle(branches)
+        return Joined(draw.choice(("sum", "cat", "product")), *branches[: draw.randint(2, 3)])
     if kind == "upsample":
         smooth = ("linear", "bilinear")[dims - 1]
         return nn.Upsample(scale_factor=2, mode=draw.choice(("nearest", smooth)))
@@ -370,165 +378,3 @@ def mixed_network(draw: random.Random, depth: int, outputs: int) -> Mixed:
             if name.endswith("scale") or p.dim() == 1:
                 p.add_(0.5)
     return Mixed(model, first, classes)
-
-
-# --- curvature, from its definition -------------------------------------------------------------------
-
-
-@dataclass
-class Use:
-    """One call of a module that holds a matrix: its input, the size of its output, and whose matrix it is."""
-
-    layer: str
-    module: nn.Module
-    call: int
-    x: Tensor
-    size: torch.Size
-
-
-def owners(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules with a matrix."""
-    kinds = (nn.Linear, nn.Embedding, *CONVOLUTIONS, *TRANSPOSED)
-    return {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
-
-
-def seen(model: nn.Module, x: Tensor) -> list[Use]:
-    """Every use of a matrix the right way round, which one of 1 × 1 always is: others are no part of factors."""
-    names = {module: name for name, module in owners(model).items()}
-    found: list[Use] = []
-
-    def note(module: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
-        owner = module.of[0] if isinstance(module, Used) else module
-        if owner is module or not module.transposed or owner.weight.numel() == 1:
-            call = sum(use.module is module for use in found)
-            found.append(Use(names[owner], module, call, inputs[0].detach(), y.shape))
-
-    watched = [m for m in model.modules() if m in names or isinstance(m, Used)]
-    handles = [m.register_forward_hook(note) for m in watched]
-    model(x)
-    for handle in handles:
-        handle.remove()
-    return found
-
-
-@contextmanager
-def shifted(use: Use, by: Tensor) -> Iterator[None]:
-    """Inside, what one call of a module gives has ``by`` added to it."""
-    calls = 0
-
-    def add(module: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        return y + by.reshape(use.size) if calls == use.call + 1 else y
-
-    handle = use.module.register_forward_hook(add)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def patches(conv: nn.Module, grids: Tensor) -> Tensor:
-    """What the kernel of a convolution meets, ``[B, groups, T, in/groups · k]``, by one-hot kernels."""
-    plain = (F.conv1d, F.conv2d, F.conv3d)[len(conv.kernel_size) - 1]
-    padding = conv.padding
-    if getattr(conv, "padding_mode", "zeros") != "zeros":
-        sides = [side for p in reversed(conv.padding) for side in (p, p)]
-        grids, padding = F.pad(grids, sides, mode=conv.padding_mode), 0
-    by_group = grids.unflatten(1, (conv.groups, -1)).flatten(0, 1)
-    columns = by_group.shape[1] * math.prod(conv.kernel_size)
-    one_hot = torch.eye(columns, dtype=grids.dtype).reshape(columns, -1, *conv.kernel_size)
-    found = plain(by_group, one_hot, None, conv.stride, padding, conv.dilation)
-    return found.flatten(2).mT.unflatten(0, (-1, conv.groups))
-
-
-def sums(use: Use, columns: Tensor, homogeneous: bool) -> tuple[Tensor, Tensor, int]:
-    """``Σ_n Σ_s x̄ x̄ᵀ``, ``Σ_n Σ_s Σ_k c cᵀ`` and S of one use; ``columns: [N, K, *size of the output]``."""
-    module, x = use.module, use.x
-    if isinstance(module, TRANSPOSED):
-        g, rows = module.groups, x.flatten(2)
-        q = torch.einsum("nit,njt->ij", rows, rows)
-        c = patches(module, columns.flatten(0, 1))
-        return within(q, g), torch.einsum("bgti,bgtj->ij", c, c), g * rows.shape[-1]
-    if isinstance(module, CONVOLUTIONS):
-        rows = patches(module, x)
-        c, g = columns.flatten(3), module.groups
-        outer = within(torch.einsum("nkit,nkjt->ij", c, c), g)
-        places = g * c.shape[-1]
-    else:
-        rows = one_hot(module, x).to(columns.dtype) if isinstance(module, nn.Embedding) else x
-        rows = rows.reshape(len(rows), -1, rows.shape[-1])
-        places = rows.shape[1]
-        c = columns.flatten(2).unflatten(2, (places, -1))
-        outer = torch.einsum("nksi,nksj->ij", c, c)
-    if homogeneous:
-        coordinate = 0.0 if isinstance(module, Used) else 1.0
-        rows = torch.cat([rows, torch.full_like(rows[..., :1], coordinate)], dim=-1)
-    rows = rows.flatten(0, -2)
-    return rows.mT @ rows, outer, places
-
-
-def one_hot(module: nn.Embedding, x: Tensor) -> Tensor:
-    """Rows that choose; the padding's row of the table is a constant."""
-    rows = F.one_hot(x, module.num_embeddings)
-    if module.padding_idx is not None:
-        rows[..., module.padding_idx] = 0
-    return rows
-
-
-def within(matrix: Tensor, groups: int) -> Tensor:
-    """The blocks of channels of one group."""
-    group = torch.arange(groups).repeat_interleave(len(matrix) // groups)
-    return torch.where(group[:, None] == group, matrix, 0.0)
-
-
-def factors(
-    model: nn.Module, loss: str | nn.Module, x: Tensor, y: Tensor, layers: Mapping[str, Layer]
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Q and Ḡ (*expand*) of these layers; whether a bias is a column of W̄ or a vector is as they say."""
-    n, top = len(x), output_hessian(loss, model(x), y)
-    values, vectors = torch.linalg.eigh(top)
-    root = vectors * values.clamp(min=0).sqrt()[:, None]  # 𝓗 = R Rᵀ
-    parts: dict[str, list[tuple[Tensor, Tensor, int]]] = {}
-    for use in seen(model, x):
-
-        def outputs(e: Tensor, use: Use = use) -> Tensor:
-            with shifted(use, e):
-                return model(x)  # type: ignore[no-any-return]
-
-        zero = top.new_zeros(n, use.size[1:].numel())
-        columns = (root.mT @ per_sample_jacobian(outputs, zero)).unflatten(-1, use.size[1:])
-        if use.layer in layers:
-            homogeneous = layers[use.layer].homogeneous
-            parts.setdefault(use.layer, []).append(sums(use, columns, homogeneous))
-    found = {}
-    for layer, uses in parts.items():
-        q, g, places = (sum(column) for column in zip(*uses, strict=True))
-        found[layer] = q / n, g / (n * places)
-    vectors = {layer: record.weight for layer, record in layers.items() if record.vector}
-    return found | {layer: vector_block(model, name, x, top) for layer, name in vectors.items()}
-
-
-def vector_block(model: nn.Module, name: str, x: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
-    """``Q = 1`` and the Gauss-Newton block of one parameter."""
-    p = model.get_parameter(name)
-
-    def outputs(v: Tensor) -> Tensor:
-        return called(model, {name: v.reshape(p.shape)}, x)
-
-    jacobian = jacrev(outputs)(p.detach().flatten())
-    return top.new_ones(1, 1), congruence(jacobian, top).mean(dim=0)
-
-
-def called(model: nn.Module, changed: dict[str, Tensor], x: Tensor) -> Tensor:
-    """The output at other parameters; with ``tie_weights`` torch would not restore a module called twice."""
-    z: Tensor = functional_call(model, changed, (x,), tie_weights=False)
-    return z
-
-
-def tangent(model: nn.Module, x: Tensor, direction: dict[str, Tensor]) -> Tensor:
-    """The derivative of the output along a direction; torch's fused attention has none forwards."""
-    at = {name: p.detach() for name, p in model.named_parameters() if name in direction}
-    with sdpa_kernel(SDPBackend.MATH):
-        r: Tensor = jvp(lambda p: called(model, p, x), (at,), (direction,))[1]
-    return r
