@@ -61,12 +61,14 @@ def test_views_lie_as_those_of_torch(name: str, method: str) -> None:
         is_view = found.untyped_storage().data_ptr() == MEMORY.untyped_storage().data_ptr()
         assert is_view, str(i)
         assert tuple(found.shape) == sizes, str(i)
-        several = [(ours, its) for n, ours, its in zip(sizes, steps, found.stride(), strict=True) if n > 1]
+        several = [
+            (ours, its) for n, ours, its in zip(sizes, steps, found.stride(), strict=True) if n > 1
+        ]
         assert all(ours == its for ours, its in several), f"{i}: {steps}, not {found.stride()}"
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("method", ["kfra", "kflr", "kfac"])
+@pytest.mark.parametrize("method", ["kfra", "kflr"])
 def test_templates_are_given_matrices_only(name: str, method: str) -> None:
     """What a moment, a softmax or a sum by row is given, torch can view as rows."""
     program = program_of(name, method)
@@ -80,8 +82,13 @@ def test_templates_are_given_matrices_only(name: str, method: str) -> None:
                 if found.dim() > 2 and found.numel() == tensor(program, kernel.inputs[0]).numel():
                     found.view(-1, found.shape[-1])
                     counted += 1
-            if kernel.kind not in (Kind.TORCH, Kind.GEMM, Kind.ELEMENTWISE, Kind.REDUCTION) and not by_rows:
-                assert all(len(program[n].spec.shape) <= 2 for n in (*kernel.inputs, *kernel.stores))
+            if (
+                kernel.kind not in (Kind.TORCH, Kind.GEMM, Kind.ELEMENTWISE, Kind.REDUCTION)
+                and not by_rows
+            ):
+                assert all(
+                    len(program[n].spec.shape) <= 2 for n in (*kernel.inputs, *kernel.stores)
+                )
     assert counted
 
 

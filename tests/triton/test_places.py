@@ -22,7 +22,9 @@ from gncompile.runtime.source_files import load_source
 from gncompile.training.trainer import Trainer
 
 
-def compiled(name: str, method: str, backend: str, **options: object) -> tuple[Trainer, Tensor, Tensor]:
+def compiled(
+    name: str, method: str, backend: str, **options: object
+) -> tuple[Trainer, Tensor, Tensor]:
     model, x, y = network(name, 9)
     x, y = (z.double() if z.is_floating_point() else z for z in (x, y))
     with warnings.catch_warnings():
@@ -55,7 +57,9 @@ def trained(one: Trainer, x: Tensor, y: Tensor) -> dict[str, Tensor]:
 )
 def test_steps_agree_with_the_reference(name: str, method: str) -> None:
     """Sums are taken in another order, 1e-16 apart; inverses and normalised places lose digits of that."""
-    got, expected = (trained(*compiled(name, method, backend)) for backend in ("triton", "reference"))
+    got, expected = (
+        trained(*compiled(name, method, backend)) for backend in ("triton", "reference")
+    )
     assert got.keys() == expected.keys()
     for key, value in expected.items():
         error = (got[key].double() - value.double()).abs().max() / value.abs().max().clamp(min=1e-6)
@@ -63,7 +67,11 @@ def test_steps_agree_with_the_reference(name: str, method: str) -> None:
 
 
 PROGRAMS = [
-    *((name, method) for name in NETWORKS for method in ("kfra", "kflr", "kfac", "kfac_rp", "auto")),
+    *(
+        (name, method)
+        for name in NETWORKS
+        for method in ("kfra", "kflr", "kfac", "kfac_rp", "auto")
+    ),
     *((name, method) for name in CHAINS for method in ("kfra", "kflr", "kfac", "kfac_rp")),
 ]
 
@@ -77,7 +85,9 @@ def test_every_launch_can_be_planned(name: str, method: str) -> None:
     else:
         one = trainer(name, "mse", method, "reference", torch.float64)
     executable = one._executable
-    kernels, step = (load_source(text, f"{name}_{n}")[0] for n, text in enumerate(triton_texts(one.program)))
+    kernels, step = (
+        load_source(text, f"{name}_{n}")[0] for n, text in enumerate(triton_texts(one.program))
+    )
     memory = Memory(
         one.program, executable.memory.parameters, executable.memory.constants,
         torch.float64, torch.device("cpu"), PhiloxDraws(0, torch.device("cpu")),
