@@ -124,9 +124,7 @@ def plan_moments(
     Raises InternalError if shapes do not fit, if types or optional tensors differ between the moments, or if
     tiles of symmetric ones are not square.
     """
-    moments = [
-        Moment(rows_of(m.a), None if m.b is None else rows_of(m.b), m.out) for m in moments
-    ]
+    moments = [Moment(rows_of(m.a), None if m.b is None else rows_of(m.b), m.out) for m in moments]
     require_alike(moments)
     symmetric = moments[0].b is None
     given = settings

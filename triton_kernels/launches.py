@@ -118,7 +118,9 @@ def as_matrices(
     own = range(len(shape))[kept]
     free = [d for d in range(len(shape)) if d not in own]
     steps = [_strides(tensor, shape) for tensor in tensors]
-    sizes, found = joined([shape[d] for d in free], [[s[d] for d in free] for s in steps], 2 - len(own))
+    sizes, found = joined(
+        [shape[d] for d in free], [[s[d] for d in free] for s in steps], 2 - len(own)
+    )
     front = not own or own[0] > 0  # whether what is joined stands before what is kept
     every = []
     for tensor, stride, short in zip(tensors, steps, found, strict=True):
@@ -130,7 +132,7 @@ def as_matrices(
 
 
 def _strides(tensor: Input, shape: Sequence[int]) -> Sequence[int]:
-    """The strides of a tensor broadcast to a shape, 0 along what is not its own; of a draw those of places."""
+    """The strides of a tensor broadcast to a shape, 0 along what is not its own; of a draw its places."""
     if isinstance(tensor, Draw):
         require_draw(tensor, shape)
         return torch.empty(tuple(shape), device="meta").stride()
@@ -208,7 +210,9 @@ def kind(tensor: Input, rows: int, columns: int) -> str:
     elif tensor.shape == (columns,):
         return "row"
     elif tensor.shape[-2:] == (rows, columns):
-        once = [size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True)]
+        once = [
+            size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True)
+        ]
         return KINDS[once[-2], once[-1]]
     elif tensor.shape[-2:] == (rows, 1):
         return "column"

@@ -1,8 +1,9 @@
 """How values lie in memory, as far as the program decides it, and which of them a kernel's template can take.
 
 Templates read matrices, and batches of them, by strides. Values of more dimensions are joined to those
-(``triton_kernels/joining.py``) where the strides of all of a kernel's tensors let them. What cannot be joined,
-a share of columns at places for instance, is left to torch: that is decided here, before anything is emitted.
+(``triton_kernels/joining.py``) where the strides of all of a kernel's tensors let them. What cannot be
+joined, a share of columns at places for instance, is left to torch: that is decided here, before anything is
+emitted.
 
 Sizes that a batch binds are large primes here, rows that memory may pad end where nothing else begins, and
 a user's tensor of more than two dimensions lies anywhere. So what joins here joins for every batch.
@@ -94,7 +95,7 @@ def _viewed(
 
 
 def can_take(program: StepProgram, kind: Kind, members: Sequence[Instruction]) -> bool:
-    """Whether the tensors of these instructions, their results included, are what a template reads as matrices.
+    """Whether a template reads the tensors of these instructions, their results included, as matrices.
 
     The rule for every template, and the only one: of what it refuses no template is given anything.
     """

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import places
 import pytest
 import torch
 from comparison import assert_close
@@ -90,6 +91,28 @@ def test_steps_are_those_of_the_torch_backend(
         got, wanted = ours.step(x.to(device), y.to(device)), expected.step(x, y)
         assert got.loss == pytest.approx(wanted.loss, rel=1e-9)
     # Float64 rounding, passed on by the inverses of damped factors: condition 1e4 at most.
+    for p, q in zip(ours.model.parameters(), expected.model.parameters(), strict=True):
+        assert_close(p.detach().cpu(), q.detach(), 1e-8)
+
+
+@pytest.mark.parametrize(("name", "method"), [("convolutions", "kfra"), ("block", "auto")])
+def test_steps_of_networks_with_places(name: str, method: str, device: torch.device) -> None:
+    """A convolutional network and a transformer block, in float64 as above; the graph is replayed at last."""
+    network, x, y = places.network(name, 40)
+    x, y = (z.double() if z.is_floating_point() else z for z in (x, y))
+    options = {"guarded": True, "precision": "highest"}
+    on_cpu = torch.device("cpu")
+    ours, expected = (
+        gncompile.compile(
+            copy.deepcopy(network).double().to(where), "bce_with_logits", x.to(where), method,
+            backend=backend, **options,
+        )
+        for where, backend in ((device, "triton"), (on_cpu, "torch"))
+    )  # fmt: skip
+    expected._executable.memory.draws = PhiloxDraws(0, on_cpu)
+    for _ in range(4):
+        got, wanted = ours.step(x.to(device), y.to(device)), expected.step(x, y)
+        assert got.loss == pytest.approx(wanted.loss, rel=1e-9)
     for p, q in zip(ours.model.parameters(), expected.model.parameters(), strict=True):
         assert_close(p.detach().cpu(), q.detach(), 1e-8)
 

@@ -1,6 +1,7 @@
-"""Every kernel of two whole programs, as emitted, compiled for GPUs that are not here.
+"""Every kernel of whole programs, as emitted, compiled for GPUs that are not here.
 
-The programs are KFRA steps for the tanh autoencoders of MNIST and CURVES at a batch of 1000. Kernels that
+The programs are KFRA steps for the tanh autoencoders of MNIST and CURVES at a batch of 1000, and for networks
+with weights at many places: a convolution, norms, and a transformer block. Kernels that
 differ only in names, or in what Triton does not specialise on, are compiled once. The plain run takes one of
 each form for compute capability 90, a quarter of these for 80 and 100; with ``--all-kernels`` everything is
 compiled for all three, at both precisions.
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from places import network
 from small_programs import triton_texts
 from torch import nn
 
@@ -36,7 +38,9 @@ ENCODERS = {
     "mnist": (784, 1000, 500, 250, 30),
     "curves": (784, 400, 200, 100, 50, 25, 6),
 }
-BATCH, SAMPLES = 1000, 256
+PLACES = {"convolutions": (16, 13), "norms": (32,), "block": (64, 4)}
+"""Sizes of the networks whose weights act at places."""
+BATCH, SAMPLES, COLUMNS = 1000, 256, 3
 TENSOR_CORES = {80: "mma", 90: "wgmma", 100: "tcgen05"}
 TENSOR_MEMORY = 512  # columns, on compute capability 100
 SPILLED = {
@@ -61,8 +65,11 @@ def autoencoder(encoder: tuple[int, ...]) -> nn.Sequential:
 @cache
 def emitted(name: str) -> tuple[Any, Any, Any, Any]:
     """Kernels and step of a program as modules, with what its memory is made of."""
-    network = autoencoder(ENCODERS[name])
-    traced, loss, _ = understand(network, "bce_with_logits", torch.zeros(2, 784))
+    if name in PLACES:
+        model, example, _ = network(name, 2, *PLACES[name])
+    else:
+        model, example = autoencoder(ENCODERS[name]), torch.zeros(2, 784)
+    traced, loss, _ = understand(model, "bce_with_logits", example)
     settings = Settings(l2=1e-5, average=0.99, guarded=True)
     program = step_program(traced.graph, loss, settings)
     kernels, step = triton_texts(program)
@@ -79,7 +86,7 @@ def launches(name: str, precision: str) -> Iterator[Launch]:
     device = torch.device("cpu")
     draws = PhiloxDraws(0, device)
     memory = Memory(program, *tensors, torch.float32, device, draws, precision)
-    phases, _ = step.bind(memory, kernels, BATCH, SAMPLES, SAMPLES, SAMPLES, 1)
+    phases, _ = step.bind(memory, kernels, BATCH, SAMPLES, SAMPLES, SAMPLES, COLUMNS)
     for phase in phases.values():
         for value in inspect.getclosurevars(phase).nonlocals.values():
             if isinstance(value, list):
@@ -116,9 +123,9 @@ def kind(value: Any) -> Hashable:
 
 
 def distinct(precision: str) -> list[Launch]:
-    """The kernels of both programs, each once."""
+    """The kernels of all programs, each once."""
     found: dict[Hashable, Launch] = {}
-    for name in ENCODERS:
+    for name in (*ENCODERS, *PLACES):
         for launch in launches(name, precision):
             found.setdefault(specialisation(launch), launch)
     return list(found.values())
