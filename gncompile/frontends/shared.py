@@ -1,7 +1,7 @@
 """Operators on trainable parameters alone: what all samples share, until it meets an activation.
 
 A parameter that is no layer's weight is a trainable vector: a node whose value is one row. Moving its
-elements selects from that row, and so does a table that is looked up at constant numbers, places of a sequence;
+elements selects from that row, and so does a table looked up at constant numbers, places of a sequence;
 a function of it is a pointwise node, and ``expand`` to the batch makes it an activation like any other.
 """
 

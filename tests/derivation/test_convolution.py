@@ -51,6 +51,18 @@ class Reused(nn.Module):
         return self.head((h + self.conv(h).sigmoid()).mean(dim=(2, 3)))
 
 
+class Beside(nn.Module):
+    """A maximum beside what it is the maximum of: blocks between tensors of different sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 2, 2), nn.Linear(8 + 18, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        return self.head(torch.cat([F.max_pool2d(h, 2, 1).flatten(1), h.tanh().flatten(1)], dim=1))
+
+
 NETWORKS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
     "lenet": lambda: (
         nn.Sequential(
@@ -115,6 +127,7 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
         (2, 1, 1),
     ),
     "reused": lambda: (Reused(), (2, 3, 3)),
+    "beside": lambda: (Beside(), (1, 4, 4)),
 }  # fmt: skip
 
 

@@ -467,6 +467,14 @@ def test_network(name: str) -> None:
         )
 
 
+def test_a_module_in_two_places_keeps_its_parameters() -> None:
+    model = siamese()
+    before = dict(model.named_parameters(remove_duplicate=False))
+    gncompile.trace(model, torch.zeros(2, 4))
+    after = dict(model.named_parameters(remove_duplicate=False))
+    assert all(after[name] is parameter for name, parameter in before.items())
+
+
 class TwoHeads(nn.Module):
     """Classes and a number, by name."""
 

@@ -1,8 +1,8 @@
 """Random networks of every kind of node, on features, tokens and grids.
 
 A network is a chain of parts, each drawn for the shape that arrives: ``[d]``, tokens ``[T, d]``, a line
-``[C, H]`` or a grid ``[C, H, W]``. Parts hold weights with several uses (called twice, without the bias, transposed) and
-parameters that are vectors.
+``[C, H]`` or a grid ``[C, H, W]``. Parts hold weights with several uses (called twice, without the bias,
+transposed) and parameters that are vectors.
 """
 
 from __future__ import annotations
