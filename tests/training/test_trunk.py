@@ -96,7 +96,13 @@ def compiled(model: nn.Module) -> Trainer:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_trained_bit_for_bit_as_on_features(name: str) -> None:
+    """Where the frozen part is compiled with the rest, its sums are taken in another order."""
     model = made(name)
+    rounding = 0.0 if compiled(model).traced.trunk else 1e-12
+
+    def approx(loss: float) -> object:
+        return pytest.approx(float(loss), rel=rounding, abs=0.0)
+
     head = copy.deepcopy(model.head)
     trainer = compiled(model)
     expected = gncompile.compile(head, "mse", torch.zeros(1, head[0].in_features).double(), seed=3)
@@ -105,11 +111,12 @@ def test_trained_bit_for_bit_as_on_features(name: str) -> None:
         with torch.no_grad():
             features = model.features(*x)
         kept = [each.clone() for each in x]
-        assert trainer.step(x, y).loss == expected.step(features, y).loss
+        assert trainer.step(x, y).loss == approx(expected.step(features, y).loss)
         assert all(map(torch.equal, x, kept))
     for p, q in zip(model.head.parameters(), head.parameters(), strict=True):
-        assert torch.equal(p, q)
-    assert trainer.evaluate(x, y, batch_size=N) == expected.evaluate(features, y, batch_size=N)
+        torch.testing.assert_close(p, q, rtol=rounding, atol=rounding)
+    after = expected.evaluate(features, y, batch_size=N)
+    assert trainer.evaluate(x, y, batch_size=N) == approx(after)
     trainer.finish()
     z = model(*x).detach()
     torch.testing.assert_close(trainer.predict(x), z)
