@@ -162,12 +162,11 @@ def test_everything_is_what_torch_func_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("method", ["kfra", "kflr", "kfac_rp"])
-def test_steps_learn_and_backends_agree(name: str, method: str) -> None:
+def test_steps_learn_and_backends_agree(name: str) -> None:
     losses = []
     for backend in ("torch", "reference"):
         model, x, y = made(name, 7)
-        trainer = gncompile.compile(model, nn.MSELoss(), x, method=method, backend=backend)
+        trainer = gncompile.compile(model, nn.MSELoss(), x, backend=backend)
         before = float(trainer.loss(x, y))
         for _ in range(4):
             trainer.step(x, y)
