@@ -20,7 +20,7 @@ from ..graph.trunk import Trunk
 from . import aten
 from .fx_nodes import bind, op_name
 from .importer import Importer
-from .special import check_batch_norm
+from .special import check_batch_norm, check_rrelu
 
 
 @torch.library.custom_op("gncompile::features", mutates_args=())
@@ -170,6 +170,8 @@ def _check(node: fx.Node, importer: Importer, held: Collection[fx.Node]) -> None
         importer.refuse(
             node, "instance norm in training mode changes its buffers", "call .eval() on it"
         )
+    elif name == "rrelu":
+        check_rrelu(importer, node, args)
     elif aten.is_random(node.target, args):
         found = f"{name} cannot be compiled: {aten.RANDOM}"
         importer.refuse(node, found, aten.INSTEAD[aten.RANDOM])

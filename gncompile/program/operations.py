@@ -367,6 +367,6 @@ def describe(op: Op) -> str:
         return f"φ[{op.expression}]"
     if isinstance(op, Gather | Scatter):
         return f"{type(op).__name__}[{len(op.index)}]"
-    values = [getattr(op, f.name) for f in fields(op)]
+    values = [getattr(op, f.name) for f in fields(op) if getattr(op, f.name) != f.default]
     shown = ", ".join(str(v) for v in values if v not in (False, None))
     return type(op).__name__ + (f"[{shown}]" if shown else "")

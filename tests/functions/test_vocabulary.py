@@ -271,18 +271,11 @@ def test_glu_is_the_declared_gate_of_two_halves() -> None:
     assert gate.expression == GATES["glu"](*gate.arguments)
 
 
-@pytest.mark.parametrize(
-    ("module", "found", "instead"),
-    [
-        (nn.RReLU(), "rrelu in training mode draws a new random slope", "call .eval() on it"),
-        (nn.PReLU(), "the slope '0.weight' of prelu is trainable", "requires_grad_(False)"),
-    ],
-)
-def test_what_has_to_be_set_first(module: nn.Module, found: str, instead: str) -> None:
+def test_what_has_to_be_set_first() -> None:
     with pytest.raises(TraceError) as caught:
-        trace(nn.Sequential(module), torch.zeros(2, 3))
-    assert found in str(caught.value)
-    assert instead in str(caught.value)
+        trace(nn.Sequential(nn.RReLU()), torch.zeros(2, 3))
+    assert "rrelu in training mode draws a new random slope" in str(caught.value)
+    assert "call .eval() on it" in str(caught.value)
     assert "module '0'" in str(caught.value)
 
 

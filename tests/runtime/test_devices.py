@@ -97,7 +97,7 @@ def test_a_step_neither_asks_for_numbers_nor_leaves_its_device(
 
     def step(number: int) -> None:
         executable.load(reader.inputs(x), reader.target(10, target))
-        ahead.step(number, 0)
+        ahead.step(number, 0, drops=False)
 
     step(0)  # binds the batch size, where constants are made
 
