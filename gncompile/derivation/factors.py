@@ -104,7 +104,7 @@ class Factors:
         pairs = self.pairs(found)
         if missing := [layer for layer in methods if layer not in pairs]:
             raise no_gradient(self.batch.graph, missing)  # slopes that only cancel in their sum
-        self.inputs = {layer: pairs[layer][0] for layer in self.batch.graph.layers}
+        self.inputs = {layer: q for layer, (q, _) in pairs.items()}
         self.outputs = {layer: pairs[layer][1] for layer in methods}
         for kind, factors in (("Q", self.inputs), ("G", self.outputs)):
             for layer, value in factors.items():

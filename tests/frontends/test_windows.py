@@ -134,7 +134,7 @@ REFUSED: dict[str, tuple[nn.Module, tuple[int, ...], str, str]] = {
         "whole numbers", "use the maxima alone",
     ),
     "a computed weight": (
-        nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 3, 3)), (2, 4, 4), "conv2d", "parameter",
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 3, 3)), (2, 4, 4), "weight_norm", "requires_grad",
     ),
     "output padding": (
         nn.ConvTranspose1d(2, 3, 3, dilation=2, output_padding=1), (2, 4), "output_padding", "pad",

@@ -356,12 +356,31 @@ def networks(
     chain: list[Op] = []
     for _ in range(draw(st.integers(1, depth))):
         block = draw(blocks(width, palette, nesting=1))
+        if _slices(block) and _joined(chain):
+            continue  # it could leave out a whole branch, which then trains nothing
         chain.extend(block)
         width = width_after(block, width)
     chain.append(draw(_linears(draw(palette.widths))))
     if not bare and draw(st.booleans()):
         chain.extend(draw(_acts(palette)))
     return inputs, tuple(chain)
+
+
+def _slices(block: Chain) -> bool:
+    """Whether a block begins with a slice, or with two halves."""
+    first = block[0]
+    return isinstance(first, Slice) or (
+        isinstance(first, Fork)
+        and any(chain and isinstance(chain[0], Slice) for chain in first.chains)
+    )
+
+
+def _joined(chain: Sequence[Op]) -> bool:
+    """Whether a chain ends in a concatenation, selections from it included."""
+    for op in reversed(chain):
+        if not isinstance(op, Slice) and op != Act("identity"):
+            return isinstance(op, Fork) and op.join == "cat"
+    return False
 
 
 @st.composite
@@ -378,4 +397,5 @@ def one_pointwise_layer(draw: st.DrawFn) -> tuple[int, Chain]:
     middle = draw(st.sampled_from((single, *gates, *shared)))
     chain = (*below, *middle)
     above = draw(blocks(width_after(chain, inputs), DEEP_LINEAR, nesting=1))
+    above = () if _slices(above) and _joined(chain) else above
     return inputs, (*chain, *above, draw(_linears(draw(SMALL_WIDTHS))))
