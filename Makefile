@@ -16,7 +16,7 @@ KERNELS := $(if $(filter Linux,$(shell uname -s)),kernels)
 
 # The plain tests in two halves, so that two cores have as much to do.
 PLAIN  := $(filter-out tests/gpu/ tests/support/ tests/triton/,$(wildcard tests/*/)) $(wildcard tests/test_*.py)
-FIRST  := $(addprefix tests/,app/ base/ benchmarks/ derivation/ explain/ frontends/ program/ solvers/)
+FIRST  := $(addprefix tests/,app/ base/ benchmarks/ derivation/ frontends/)
 SECOND := $(filter-out $(FIRST),$(PLAIN))
 
 # One quick file of each room at least.
