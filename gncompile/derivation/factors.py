@@ -247,7 +247,8 @@ class Factors:
         """Moments as sums over the runs of ``columns``: chunks of KFLR's columns, or draws of KFAC."""
         builder, states = self.builder, {}
         for name, side in sides.items():
-            spec = specs.matrix(specs.Structure.SYMMETRIC, self.sharing[name].width(side))
+            structure = specs.Structure.DIAGONAL if side.diagonal else specs.Structure.SYMMETRIC
+            spec = specs.matrix(structure, self.sharing[name].width(side))
             states[name] = builder.state(f"G_sum.{name}", spec)
         with builder.phase("columns_begin"):
             for name, state in states.items():

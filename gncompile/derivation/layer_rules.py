@@ -185,6 +185,19 @@ class ParameterRule(LayerRule[Parameter]):
         mean = self.builder.emit(ir.Mean(), self.forward.rows_of(g), name=name)
         return self.builder.emit(ir.Unflatten((self.node.size, 1)), mean, name=f"{name}_column")
 
+    def column_moment(self, columns: Value, layer: Layer, name: str) -> Value:
+        """``(1/N) Σ_n Σ_k c cᵀ``, of a wide vector its diagonal."""
+        if not layer.diagonal:
+            return super().column_moment(columns, layer, name)
+        comment = f"diagonal output factor of {layer.name}"
+        return self.builder.emit(ir.DiagonalMoment(), columns, name=name, comment=comment)
+
+    def block(self, m: Value, name: str) -> Value:
+        """M, of a wide vector its diagonal."""
+        if not m.is_full or not self.forward.graph.layers[self.op.layer].diagonal:
+            return m
+        return self.builder.emit(ir.TakeDiagonal(), m, name=name)
+
     def input_moment(
         self, x: Value | None, layer: Layer, name: str, into: Value | None = None
     ) -> Value:

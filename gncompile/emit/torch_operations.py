@@ -181,6 +181,18 @@ def _repeat(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) 
     return [f"{out}.copy_({v[0]})"]
 
 
+@writes(ir.DiagonalMoment)
+def _diagonal_moment(
+    w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]
+) -> list[str]:
+    return [f"linalg.diagonal_moment({v[0]}, {dimension(specs[0].samples)}, out={out})"]
+
+
+@writes(ir.TakeDiagonal)
+def _take_diagonal(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+    return [f"{out}.copy_({v[0]}.diagonal())"]
+
+
 @writes(ir.PlaceBlocks)
 def _place_blocks(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, ir.PlaceBlocks)

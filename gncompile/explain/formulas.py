@@ -245,6 +245,8 @@ _CALLS: Mapping[type, Callable[[list[Math]], Math]] = {
     ir.LogSumExp: lambda v: Call("log Σ exp", (v[0],)),
     ir.RowSum: lambda v: product(Name("Σ_j"), v[0]),
     ir.Trace: lambda v: product(Word("tr"), v[0]),
+    ir.DiagonalMoment: lambda v: Call("mean square", tuple(v)),
+    ir.TakeDiagonal: lambda v: Call("diagonal", tuple(v)),
     ir.PlaceBlocks: lambda v: Call("sum of blocks", tuple(v)),
     ir.PlaceDots: lambda v: Call("⟨blocks, factor⟩", tuple(v)),
     ir.PlusTranspose: lambda v: _plus(v[0], Transpose(v[0])),

@@ -121,6 +121,11 @@ class Parameter(LayerOp):
         return f"parameter[{self.weight}]"
 
 
+WIDE = 1024
+"""Of a trainable vector of more numbers the diagonal of its block is kept: the whole one takes d² numbers,
+and its inverse d³ operations, more than all else in a network with learned positions."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """A trainable parameter and all its ``uses``, in topological order.
@@ -163,6 +168,11 @@ class Layer:
     def vector(self) -> bool:
         """Whether this is a trainable vector, whose Gauss-Newton block has no second factor."""
         return isinstance(self.uses[0].op, Parameter)
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether only the diagonal of a trainable vector's block is kept."""
+        return self.vector and self.rows > WIDE
 
     @property
     def node(self) -> Node:

@@ -16,6 +16,7 @@ op ::= Leaf(kind, key)             input, target, parameter, constant, state or 
     |  Unflatten(sizes, axis) | Flatten(count, axis) | Permute(order)                views
     |  Lookup() | LookupGradient(classes) | Counts(classes) | OneHot(classes)          by whole numbers
     |  Repeat(rows, size) | PlaceBlocks(places, last) | PlaceDots(places)
+    |  DiagonalMoment() | TakeDiagonal()
     |  Stack() | Zeros(spec) | Softmax() | LogSumExp() | SampleCategorical() | Random(kind) | Columns()
     |  SampleDiagonal() | SampleOuter() | ScaleSides()           per-sample matrices [N, d, d]
     |  SampleMatrix(size) | SampleRoot() | SampleMultiply()      read from rows, their roots, M_n v_n
@@ -184,6 +185,16 @@ class Repeat:
 
 
 @dataclass(frozen=True)
+class DiagonalMoment:
+    """``(1/N) Σ a ⊙ a`` over samples and columns: the diagonal of :class:`Moment`."""
+
+
+@dataclass(frozen=True)
+class TakeDiagonal:
+    """The diagonal of a full symmetric M."""
+
+
+@dataclass(frozen=True)
 class PlaceBlocks:
     """``Σ_s M[s, s]`` of a square M over features at ``places``: ``[P·d, P·d] → [d, d]``; thin stays thin.
 
@@ -347,12 +358,10 @@ class StepSizes:
 Op = (
     Leaf | Affine | MatMul | Pointwise | Gather | Scatter | Moment | PlaceMoments | Mean | Total | RowSum
     | Dot | Multiply | SymmetricProduct | Hadamard | AddDiagonal | Densify | Trace | PlusTranspose
-    | BroadcastRows | Repeat | PlaceBlocks | PlaceDots | Transpose | AsMatrix | Part | Element | Share
-    | Unflatten
-    | Flatten | Permute | Stack | Zeros | Softmax
+    | BroadcastRows | Repeat | DiagonalMoment | TakeDiagonal | PlaceBlocks | PlaceDots | Transpose
+    | AsMatrix | Part | Element | Share | Unflatten | Flatten | Permute | Stack | Zeros | Softmax
     | LogSumExp | SampleCategorical | Random | Columns | SampleDiagonal | SampleOuter | SampleMatrix
-    | SampleRoot | SampleMultiply
-    | ScaleSides | Decay | Average | DampedInverse
+    | SampleRoot | SampleMultiply | ScaleSides | Decay | Average | DampedInverse
     | lookups.Lookup | lookups.LookupGradient | lookups.Counts | lookups.OneHot
     | Eigen | Precondition | PreconditionEigen | StepSizes
     | GridOp | FeaturesLast

@@ -18,6 +18,7 @@ from .operations import (
     DampedInverse,
     Decay,
     Densify,
+    DiagonalMoment,
     Dot,
     Eigen,
     Element,
@@ -55,6 +56,7 @@ from .operations import (
     Stack,
     StepSizes,
     SymmetricProduct,
+    TakeDiagonal,
     Total,
     Trace,
     Transpose,
@@ -124,6 +126,8 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
             return Spec((*shapes[0], classes))
         case Repeat(rows, size):
             return Spec((rows, size))
+        case DiagonalMoment() | TakeDiagonal():
+            return matrix(Structure.DIAGONAL, _int(shapes[0][-1]))
         case PlaceBlocks(places):
             return matrix(inputs[0].structure, inputs[0].size // places)
         case PlaceDots(places):

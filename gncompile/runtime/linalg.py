@@ -287,6 +287,12 @@ def place_dots(m: Tensor, v: Tensor, out: Tensor) -> None:
     out.copy_(torch.einsum("sitj,ij->st", pairs, v))
 
 
+def diagonal_moment(a: Tensor, samples: int, out: Tensor) -> None:
+    """``out ← (1/N) Σ a ⊙ a`` over the rows of a ``[.., N, d]``."""
+    torch.linalg.vector_norm(a.flatten(end_dim=-2), dim=0, out=out)
+    out.square_().div_(samples)
+
+
 def dot(a: Tensor, b: Tensor, mean: bool, out: Tensor) -> None:
     """``out ← Σ a ⊙ b``, divided by the number of rows if ``mean``."""
     if a.is_contiguous() and b.is_contiguous():

@@ -96,6 +96,9 @@ class ReferenceStep:
                 return v[0].expand(self.dims[str(rows)], size).clone()
             case ir.Columns(first):
                 return columns(v, self.column_start - first, self.dims["S"])
+            case ir.DiagonalMoment():
+                total = v[0].square().flatten(end_dim=-2).sum(dim=0)
+                return total / self.dims[str(specs[0].samples)]
             case ir.Moment():
                 return moment(op, v, self.dims[str(specs[0].samples)])
         return apply(op, v, specs)
@@ -199,6 +202,8 @@ def apply(op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
             return one_hot(v[0], classes, None)
         case ir.PlaceBlocks():
             return place_blocks(op, *v)
+        case ir.TakeDiagonal():
+            return v[0].diagonal()
         case ir.PlaceDots(places):
             blocks = [row.chunk(places, dim=1) for row in v[0].chunk(places)]
             return torch.stack([torch.stack([(m * v[1]).sum() for m in row]) for row in blocks])

@@ -20,7 +20,7 @@ def factor_pair(
     """Q and Ḡ of a layer from those of its sides; of tied weights the marginals of both sides' sum."""
     q, g = moments[layer.name], blocks[layer.name]
     if layer.mirror is None:
-        return q, g
+        return q, g.diagonal().diag() if layer.diagonal else g
     g_tied, q_tied = moments[layer.mirror.name], blocks[layer.mirror.name]
     q_tied = functional.pad(q_tied, [0, len(q) - len(q_tied)] * 2)
     both = torch.kron(g, q) + torch.kron(g_tied, q_tied)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import gncompile
 from gncompile.errors import TraceError
+from gncompile.graph import layers
 
 
 class Tokens(nn.Module):
@@ -173,6 +174,31 @@ def test_steps_learn_and_backends_agree(name: str) -> None:
         losses.append(float(trainer.loss(x, y)))
         assert losses[-1] < before
     # rounding grows over four steps; a wrong sum in one backend would differ in the first digits
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["vectors", "tokens"])
+@pytest.mark.parametrize("method", ["kfra", "kflr", "kfac_rp"])
+def test_wide_vectors_keep_the_diagonal_of_their_blocks(
+    name: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "WIDE", 2)
+    losses = []
+    for backend in ("torch", "reference"):
+        model, x, y = made(name, 7)
+        trainer = gncompile.compile(model, nn.MSELoss(), x, method=method, backend=backend)
+        if backend == "torch":
+            assert gncompile.verify(model, nn.MSELoss(), x).ok
+        before = float(trainer.loss(x, y))
+        for _ in range(4):
+            trainer.step(x, y)
+        losses.append(float(trainer.loss(x, y)))
+        assert losses[-1] < before
+    wide = [
+        f for name, f in trainer.factors().items() if f.input.shape == (1, 1) and len(f.output) > 2
+    ]
+    assert wide
+    assert all(torch.equal(f.output, f.output.diagonal().diag()) for f in wide)
     assert losses[0] == pytest.approx(losses[1], rel=1e-6, abs=1e-12)
 
 
