@@ -17,6 +17,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib import import_module
@@ -99,13 +100,19 @@ _IMPORTS = frozenset(
 )
 
 
+_PARSING = threading.Lock()
+"""Python 3.11 counts the depth of trees for all threads together, and now and then takes a sound file for one
+that is nested too deeply where two parse at once."""
+
+
 def checked(text: str) -> ast.Module:
     """The tree of an emitted file.
 
     Raises :class:`InternalError`, with the line, for text that is not Python, or more than is listed here.
     """
     try:
-        tree = ast.parse(text)
+        with _PARSING:
+            tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise _refused(
             f"it is not valid Python: {error}", text, getattr(error, "lineno", 0)
