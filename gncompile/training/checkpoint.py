@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -155,12 +155,8 @@ def resume(path: str | os.PathLike[str], model: nn.Module, loss: object, compile
         about = checkpoint.about
         parameter = next(model.parameters())
         wholes = about.get("whole", [False] * len(about["inputs"]))
-        examples = tuple(
-            torch.zeros(
-                (), dtype=torch.long if whole else parameter.dtype, device=parameter.device
-            ).expand(2, *shape)
-            for shape, whole in zip(about["inputs"], wholes, strict=True)
-        )
+        inputs = zip(about["inputs"], wholes, strict=True)
+        examples = tuple(_zeros(*each, parameter.dtype, parameter.device) for each in inputs)
         settings = settings_from_data(about, checkpoint.path)
         wanted = stored_loss(about, checkpoint.path) if loss is None else loss
         return compile(model, wanted, examples, **settings)
@@ -174,6 +170,14 @@ def resume(path: str | os.PathLike[str], model: nn.Module, loss: object, compile
         trainer = rebuilt()
     trainer.load_state_dict(checkpoint.state)
     return trainer
+
+
+def _zeros(
+    shape: Sequence[int], whole: bool, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """An example of an input for compiling: two samples, of whole numbers where the model takes these."""
+    zero = torch.zeros((), dtype=torch.long if whole else dtype, device=device)
+    return zero.expand(2, *shape)
 
 
 def copied(trainer: T, memo: dict[int, Any], compile: Compile[T]) -> T:
@@ -195,12 +199,7 @@ def copied(trainer: T, memo: dict[int, Any], compile: Compile[T]) -> T:
             twin,
             compiled.loss if loss is None else copy.deepcopy(loss, memo),
             tuple(
-                torch.zeros(
-                    2,
-                    *node.shape,
-                    dtype=torch.long if is_whole(node.op) else memory.dtype,
-                    device=memory.device,
-                )
+                _zeros(node.shape, is_whole(node.op), memory.dtype, memory.device)
                 for node in compiled.traced.inputs
             ),
             seed=memory.draws.seed,
