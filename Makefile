@@ -1,5 +1,6 @@
 # make train: set up .venv and train the CURVES autoencoder.   make test: set up .venv and run all checks.
 # make check: lint, types, the import contract and the quick tests, below a minute and a half.
+# make docs: the documentation as a site in build/site, with links checked.
 # make kernels: the part of make test that checks the Triton kernels without a GPU, interpreted and compiled.
 # make bench: set up .venv-bench and time the step against autograd and BackPACK.
 # make convergence: set up .venv-bench and compare optimisers on ten problems, for hours.
@@ -27,7 +28,7 @@ QUICK  := $(addprefix tests/,base/ solvers/ test_house.py test_package.py app/te
 	runtime/test_linalg.py runtime/test_scalars.py runtime/test_source_check.py training/test_batches.py \
 	tuning/test_tuning_search.py tuning/test_tuning_store.py)
 
-.PHONY: train test check lint plain plain-first plain-second kernels interpreted compiled bench convergence bench-env clean
+.PHONY: train test check docs lint plain plain-first plain-second kernels interpreted compiled bench convergence bench-env clean
 
 train: $(VENV)/installed-plots
 	$(BIN)/gncompile train examples/curves_autoencoder.toml
@@ -43,7 +44,10 @@ check: lint
 
 # Two at a time from the first to the last, the long ones first but for lint.
 test: $(VENV)/installed-test
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint plain $(KERNELS)
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint docs plain $(KERNELS)
+
+docs: $(VENV)/installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 plain: plain-first plain-second
 
