@@ -1,7 +1,7 @@
 """Tables from files: ``.csv`` by the standard library, Parquet and Arrow's by pyarrow, all into one record.
 
-Nothing is taken for what it only looks like: a column that holds numbers and other texts, or dates, is refused when it is
-asked for, until ``categories`` says that its values are names.
+Nothing is taken for what it only looks like: a column that holds numbers and other texts, or dates, is
+refused when it is asked for, until ``categories`` says that its values are names.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _BOOLEANS = {"true": 1.0, "false": 0.0}
 def read_table(path: Path, texts: Collection[str] = ()) -> Table:
     """The columns of a table; :class:`DataError`, by line or row and column, for what is none.
 
-    Columns are numbers where all their cells are, booleans counting as 0 and 1, and else texts. Those that ``texts``
-    names are texts whatever they look like. Rows are in the file's order.
+    Columns are numbers where all their cells are, booleans counting as 0 and 1, and else texts. Those that
+    ``texts`` names are texts whatever they look like. Rows are in the file's order.
     """
     if not path.stat().st_size:
         raise DataError("cannot read the data file: it is empty", where=str(path))
@@ -87,7 +87,7 @@ def read_csv(path: Path, texts: Collection[str] = ()) -> Table:
 
 
 def _judged(values: Array, levels: Collection[str], odd: tuple[str, str]) -> Array | DataError:
-    """A column whose cells are not all numbers: texts, booleans as numbers, or the error that it is neither."""
+    """A column whose cells are not all numbers: texts, flags as numbers, or the error that it is neither."""
     if all(level.lower() in _BOOLEANS for level in levels):
         flags = [np.nan if cell is None else _BOOLEANS[cell.lower()] for cell in values]
         return np.array(flags, np.float64)
@@ -101,7 +101,7 @@ Odd = dict[str, tuple[str, str]]
 
 
 def _numbers(rows: Any, header: list[str], path: Path) -> tuple[Array, Array, Odd]:
-    """Rows below the header ``[N, columns]``, NaN for all but numbers; the lines they end on; what is odd there."""
+    """Rows below the header ``[N, columns]``, NaN for all but numbers; lines they end on; what is odd."""
     numbers, lines = array.array("d"), array.array("q")
     odd: dict[int, tuple[str, str]] = {}
     for row in _whole(rows, header, path):

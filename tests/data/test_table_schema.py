@@ -256,7 +256,7 @@ def test_a_column_that_single_precision_cannot_tell_apart() -> None:
     x, y = schema.encode(rows), schema.targets_of(rows)
     split = DataSplit(x, y, x, y, (2,), schema)
     assert split.to(torch.float64).train_x is not None
-    with pytest.raises(DataError, match="between 1700000000 and 1700000002\n.*column 'time'"):
+    with pytest.raises(DataError, match="between 1700000000 and 1700000002 apart\n.*column 'time'"):
         split.to(torch.float32)
 
 
