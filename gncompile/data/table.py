@@ -115,7 +115,7 @@ class Table:
         return f"{self.row_word} {self.rows[row]}, column {shown(name)} of {self.where}"
 
     def require_filled(self, missing: Sequence[tuple[str, Array]], instead: str) -> None:
-        """Raise :class:`DataError`, listing the first, for cells that these masks of columns ``[N, …]`` show."""
+        """Raise :class:`DataError`, listing the first, for cells that these masks ``[N, …]`` show."""
         masks = [(name, mask.reshape(len(self), -1)) for name, mask in missing if mask.any()]
         if not masks:
             return
@@ -145,7 +145,7 @@ def first_cell(mask: Array) -> tuple[int, int]:
 
 MISSING = frozenset(("", "na", "n/a", "#n/a", "<na>", "nan", "null"))
 """Cells that stand for nothing, in any case of letters."""
-_LIKE_A_NUMBER = re.compile(r"[\d\s.,:;/'_%+\-$€£TZ]*\d[\d\s.,:;/'_%+\-$€£TZ]*")
+_LIKE_A_NUMBER = re.compile(r"(?:[\d\s.,:;/'_%+\-$€£]|(?<=\d)T(?=\d)|(?<=\d)Z$)+")
 
 
 def is_number(text: str) -> bool:
@@ -170,7 +170,8 @@ def plain_name(text: str) -> str:
 def look_alike(levels: Collection[str]) -> str | None:
     """One of the texts of a column if all are dates, amounts or ranges: no numbers as they stand."""
     odd = [x for x in levels if not is_number(x)]
-    return odd[0] if odd and all(map(_LIKE_A_NUMBER.fullmatch, odd)) else None
+    alike = all(_LIKE_A_NUMBER.fullmatch(x) and any(c.isdigit() for c in x) for x in odd)
+    return odd[0] if odd and alike else None
 
 
 def no_number(text: str, where: str) -> DataError:

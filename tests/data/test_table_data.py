@@ -369,5 +369,10 @@ def test_batches_of_several_inputs_and_weighted_targets(tmp_path: Path) -> None:
         assert torch.equal(codes, (numbers % 2).long())
         loss = weighted("mse").bound((1,))
         loss.check_target((len(y), 1), torch.float32, (y, w))
+    soft = write(tmp_path / "s.csv", {"x": [1, 2, 3], "a": [0.2, 0, 1], "b": [0.8, 1, 0]})
+    assert load(DataSpec(soft, targets=("a", "b")), True).train_y.shape == (2, 2)
+    zero = write(tmp_path / "z.csv", columns | {"w": np.zeros(20)})
+    with pytest.raises(DataError, match="all samples have the weight 0"):
+        load(DataSpec(zero, targets=("y",), weights="w"))
     with pytest.raises(DataError, match="18 samples, but 3 samples"):
         Batches((split.train_x[0], split.train_x[1][:3]), split.train_y, 4)

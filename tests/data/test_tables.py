@@ -74,6 +74,7 @@ def test_numbers_asked_for_as_texts_stay_as_they_are_spelled(tmp_path: Path) -> 
         (["12,5", "3,4", "1,0"], "'12,5' is not a number", 2),
         (["2020-01-02", "", "2021-03-04"], "'2020-01-02' is not a number", 2),
         (["45%", "$1,200", "3"], "'45%' is not a number", 2),
+        (["2020-01-02T03:04:05Z", "", ""], "'2020-01-02T03:04:05Z' is not a number", 2),
     ],
 )
 def test_what_only_looks_like_a_number_is_refused_when_it_is_used(
@@ -89,6 +90,11 @@ def test_what_only_looks_like_a_number_is_refused_when_it_is_used(
     assert "categories" in str(caught.value)
     named = csv(tmp_path, "odd,y\n" + rows, texts=("odd",))
     assert named.column("odd").tolist() == [cell or None for cell in column]
+
+
+def test_names_with_digits_and_signs_are_names(tmp_path: Path) -> None:
+    found = csv(tmp_path, "stage,rhesus,plan,size\nT1,+,a-1,9" + "9" * 100_000 + "x\nT2,-,b-2,y\n")
+    assert [found.is_text(name) for name in found.names] == [True] * 4
 
 
 @pytest.mark.parametrize(
