@@ -102,6 +102,13 @@ class Table:
             codes[row] = -1 if cell is None else found.setdefault(cell, len(found))
         return list(found), codes
 
+    def empty(self, name: str) -> Array:
+        """Which cells of a column are missing, ``[N, …]``."""
+        values = self.column(name)
+        if values.dtype.kind != "O":
+            return np.isnan(values)
+        return np.array([cell is None for cell in values.flat], bool).reshape(values.shape)
+
     def take(self, order: Array) -> Table:
         """The rows ``order``, which remember where they stood."""
         columns = {name: values[order] for name, values in self.columns.items()}
@@ -120,7 +127,7 @@ class Table:
         if not masks:
             return
         cells = sorted(
-            (int(row), name, int(feature))
+            (int(self.rows[row]), int(row), name, int(feature))
             for name, mask in masks
             for row, feature in np.argwhere(mask)[:CELLS_SHOWN]
         )
@@ -128,7 +135,7 @@ class Table:
         found = "a cell is empty" if count == 1 else f"{count} cells are empty"
         if self.row_word == "index":  # archives have no empty cells
             found = "samples contain NaN or infinite values: nan"
-        places = [self.place(row, name, feature) for row, name, feature in cells[:CELLS_SHOWN]]
+        places = [self.place(row, name, feature) for _, row, name, feature in cells[:CELLS_SHOWN]]
         more = [f"and {count - len(places)} more"] if count > len(places) else []
         raise DataError(
             f"cannot read the data file: {found}",

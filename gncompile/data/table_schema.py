@@ -320,7 +320,11 @@ def _codes(
             f"the {what} {shown(levels[codes[row]], 60)} is in no training sample",
             where=table.place(row, name),
             instead="give training samples of it, leave the sample out"
-            + (', or write missing = "impute" in [data]' if what == "category" else ""),
+            + (
+                ', name the column in ignore of [data], or write missing = "impute"'
+                if what == "category"
+                else ""
+            ),
         )
     return given, empty
 

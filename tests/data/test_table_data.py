@@ -195,6 +195,36 @@ def test_a_label_or_category_only_in_the_validation_rows_is_named(tmp_path: Path
         load(spec)
 
 
+def test_all_missing_cells_are_told_in_the_files_order(tmp_path: Path) -> None:
+    columns: dict[str, list[object] | np.ndarray] = {
+        "x": [None if i in (3, 5, 17) else i for i in range(20)],
+        "town": [None if i in (4, 5) else "ab"[i % 2] for i in range(20)],
+        "y": np.arange(20.0),
+    }
+    for suffix, first in (("csv", "line 5"), ("parquet", "row 4")):
+        path = write(tmp_path / f"t.{suffix}", columns)
+        with pytest.raises(
+            DataError, match=f"5 cells are empty\n  where: *{first}, column 'x'"
+        ) as caught:
+            load(DataSpec(path, targets=("y",)))
+        places = [
+            int(word) for word in str(caught.value).replace(",", " ").split() if word.isdigit()
+        ]
+        assert places[1:] == [int(first.split()[1]) + i for i in (0, 1, 2, 2, 14)]
+        split = load(DataSpec(path, targets=("y",), missing="impute"))
+        assert split.schema is not None
+        assert split.schema.categories[0].missing
+        numbers = torch.cat([split.train_x[0], split.validation_x[0]])
+        assert (numbers == split.schema.numeric[0].fill).sum() == 3
+
+
+def test_a_table_of_categories_alone(tmp_path: Path) -> None:
+    columns: dict[str, list[object] | np.ndarray] = {"town": ["a", "b"] * 10, "y": np.arange(20.0)}
+    split = load(DataSpec(write(tmp_path / "t.csv", columns), targets=("y",)))
+    assert split.train_x[0].shape == (18, 0)
+    assert len(split.to(torch.float32).digest()) == 64
+
+
 # --- Archives
 
 
