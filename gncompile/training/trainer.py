@@ -53,8 +53,8 @@ class Trainer:
     A step is a transaction: if it is interrupted, by Ctrl-C or any exception, all is as before it.
 
     The reported parameters (:mod:`gncompile.training.reported`), the averages where these were last seen to
-    be better and else the latest, or after a fit its best, are what :meth:`evaluate` and :meth:`predict` speak
-    of, what a checkpoint's ``model/…`` holds, and what the model holds after ``fit``, ``finish`` and
+    be better and else the latest, or after a fit its best, are what :meth:`evaluate` and :meth:`predict`
+    speak of, what a checkpoint's ``model/…`` holds, and what the model holds after ``fit``, ``finish`` and
     ``resume``. In a loop of steps it holds the latest; ``loss`` and ``gradients`` take what it holds.
 
     A model compiled in training mode drops in its steps what its dropout says, by masks that are drawn once a
