@@ -42,7 +42,7 @@ class Record(StepStats):
     """A step of a fit: what the step did, its samples and speed, and the validation where it was due."""
 
     epoch: int = 0
-    """Whole passes over the training data that its batches had completed."""
+    """The pass over the training data that it belongs to, from 0."""
     samples: int = 0
     samples_per_second: float = 0.0
     validation_loss: float | None = None

@@ -29,6 +29,7 @@ from .counters import Counters
 from .early_stop import EarlyStop
 from .factors import KroneckerFactors
 from .fit import Fit
+from .fitting import Fitting
 from .gather import FewSamples, Gathering, Wanted
 from .loaders import Pair, ReadBatch
 from .metrics import Metric
@@ -174,11 +175,11 @@ class Trainer:
         >>> trainer.fit(batches, epochs=1, progress=False).samples
         [300, 300, 300, 400]
         """
-        return Fit(
+        asked = Fit(
             train, updates, epochs, validation, validate_every, callbacks, progress, checkpoint,
-            checkpoint_every, early_stop, keep_best, metrics, loggers, skip_bad_batches, continue_order,
-            batch,
-        ).run(self)  # fmt: skip
+            checkpoint_every, early_stop, keep_best, metrics, loggers, skip_bad_batches, continue_order, batch
+        )  # fmt: skip
+        return Fitting(asked, self).run()
 
     def gather(
         self, train: Iterable[object], epochs: int | None = 1, batch: ReadBatch | None = None

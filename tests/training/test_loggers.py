@@ -56,7 +56,9 @@ def test_numbers_of_every_step() -> None:
     assert always | {"samples", "samples_per_second"} <= {*kept.told[0][1]}
     assert {"validation_loss", "rmse", "rho"} <= {*kept.told[2][1], *kept.told[5][1]}
     assert "rmse" not in kept.told[0][1]
-    assert [numbers["epoch"] for _, numbers in kept.told] == [0, 0, 0, 1, 1, 1]
+    assert [numbers["epoch"] for _, numbers in kept.told] == [0, 0, 0, 0, 1, 1]
+    listed = compiled(network(), "kfac").fit([*batches()], updates=6, progress=False)
+    assert listed.epoch == history.epoch
 
 
 def test_loggers_are_known_by_their_methods() -> None:
