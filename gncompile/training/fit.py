@@ -60,9 +60,10 @@ class Fit:
     :class:`~gncompile.training.early_stop.EarlyStop` says of what."""
     keep_best: bool | None
     """Whether the model at the end holds the parameters of its best validation (default: with early
-    stopping), and ``evaluate``, ``predict`` and the checkpoint's ``model/…`` too. A step after that goes on
-    from the latest. After an interrupt :meth:`Trainer.finish` gives them to the model. A fit that goes on from a checkpoint knows the best, and the waiting, before it. An
-    ``EarlyStop`` says which value is best, a metric's say; else it is the lowest validation loss."""
+    stopping), and ``evaluate``, ``predict`` and the checkpoint's ``model/…`` too; after an interrupt
+    :meth:`Trainer.finish` gives them to the model. A step after that goes on from the latest. A fit that goes
+    on from a checkpoint knows the best, and the waiting, before it. An ``EarlyStop`` says which value is
+    best, a metric's say; else it is the lowest validation loss."""
     metrics: str | Metric | Sequence[object]
     """Of the validation data's predictions: ``"accuracy"``, ``"auc"``, ``"r2"``, ``"rmse"``, ``"mae"``
     (:mod:`gncompile.training.metrics`, by scikit-learn), or functions of all outputs and targets."""
