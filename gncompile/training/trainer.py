@@ -119,10 +119,9 @@ class Trainer:
         return self._steps.step(inputs, target)
 
     def ready(self) -> None:
-        """Before any use: the model is the one that was compiled, and its parameters are whole.
+        """Before any use: follow the model to other tensors of the same shapes, whole ones.
 
-        Follows the model to other tensors of the same shapes. Raises
-        :class:`~gncompile.errors.ModelChangedError` if it is another one.
+        Raises :class:`~gncompile.errors.ModelChangedError` if it is not the one that was compiled.
         """
         self._steps.ready()
 
@@ -291,10 +290,9 @@ class Trainer:
         return self._reports.explain(layer)
 
     def report(self, folder: str | os.PathLike[str], title: str | None = None) -> list[Path]:
-        """Write the derivation as linked HTML pages into ``folder``; returns the files, ``index.html`` first.
+        """Write the derivation as linked HTML pages, one a node; returns the files, ``index.html`` first.
 
-        A page a node of the network, with formulas, cost and source lines; ``title`` is the network's name
-        if it is not its class. Plots of transfer functions need matplotlib.
+        ``title`` is the network's name if it is not its class. Plots of transfer functions need matplotlib.
         """
         return self._reports.report(folder, title)
 
@@ -368,11 +366,10 @@ class Trainer:
         """The trainer saved at ``path``, compiled anew for ``model``, which gets the saved parameters.
 
         ``model`` is a module of the same architecture; its present parameters do not matter, and it then
-        holds the reported ones, as after ``fit``. ``loss`` is only needed to insist on one. The same
-        backend, settings, generator and place in the data's order are restored, so that training goes on
-        bit for bit on the same machine with as many threads. Raises
-        :class:`~gncompile.errors.CheckpointError` for a checkpoint of another model; ``model`` is unchanged
-        then.
+        holds the reported ones, as after ``fit``. ``loss`` is only needed to insist on one. Backend, settings,
+        generator and place in the data's order are restored: training goes on bit for bit on the same machine
+        with as many threads. :class:`~gncompile.errors.CheckpointError` for a checkpoint of another model,
+        which leaves ``model`` unchanged.
         """
 
         def anew(*given: Any, **options: Any) -> Trainer:

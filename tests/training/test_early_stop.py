@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,7 @@ def test_a_metric_is_monitored_in_its_direction() -> None:
     assert history.best is history[1]
     assert trainer.evaluate(*HELD_OUT) == history[1].validation_loss
     assert history.to_list()[2]["score"] == 0.7
+    assert copy.deepcopy(history) == history
 
 
 @pytest.mark.parametrize(
