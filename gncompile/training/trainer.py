@@ -366,10 +366,10 @@ class Trainer:
         """The trainer saved at ``path``, compiled anew for ``model``, which gets the saved parameters.
 
         ``model`` is a module of the same architecture; its present parameters do not matter, and it then
-        holds the reported ones, as after ``fit``. ``loss`` is only needed to insist on one. Backend, settings,
-        generator and place in the data's order are restored: training goes on bit for bit on the same machine
-        with as many threads. :class:`~gncompile.errors.CheckpointError` for a checkpoint of another model,
-        which leaves ``model`` unchanged.
+        holds the reported ones, as after ``fit``. ``loss`` is only needed to insist on one. Backend,
+        settings, generator and place in the data's order are restored: training goes on bit for bit on the
+        same machine with as many threads. :class:`~gncompile.errors.CheckpointError` for a checkpoint of
+        another model, which leaves ``model`` unchanged.
         """
 
         def anew(*given: Any, **options: Any) -> Trainer:
