@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -31,6 +30,7 @@ from ..frontends.model_file import ModelFile, load_model_file
 from ..frontends.model_schema import Seed
 from ..losses.vocabulary import resolve_loss
 from ..losses.weighting import bind_loss
+from ..training.records import Record
 from .output_bias import set_output_bias
 from .run_folder import RunFolder
 
@@ -261,9 +261,8 @@ class TrainingRun:
                 checkpoint_every=self.started.checkpoint_every,
             )
 
-    def _after_step(self, stats: Any) -> None:
-        record = dataclasses.asdict(stats) if dataclasses.is_dataclass(stats) else dict(stats)  # type: ignore[arg-type]
-        self.folder.append(record)
+    def _after_step(self, stats: Record) -> None:
+        self.folder.append(stats.to_dict())
         if self._stop.is_set():
             self.trainer.save(self.folder.checkpoint)
             raise Stopped

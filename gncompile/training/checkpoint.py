@@ -2,10 +2,11 @@
 
 The tensors are the model's parameters and buffers, the program's states, the first-order optimiser's
 state, and the generator's; names read ``model/0.weight``. The parameters are the reported ones, those that
-``evaluate`` speaks of; where training goes on from others, these stand beside them as ``latest/…``. The
-header's text field holds JSON: settings, loss, input shapes, counters, the place in the data's order, and
-the fingerprint of the model. One file, because one rename replaces it atomically; a digest over all of it, so
-that damage is seen. Nothing in it is executed.
+``evaluate`` speaks of; where training goes on from others, these stand beside them as ``latest/…``, and
+those of the best validation of a fit that keeps them as ``best/…``. The header's text field holds JSON:
+settings, loss, input shapes, counters, the place in the data's order, and the fingerprint of the model. One
+file, because one rename replaces it atomically; a digest over all of it, so that damage is seen. Nothing in
+it is executed.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from torch import Tensor, nn
 
@@ -23,11 +23,16 @@ from ..graph.model_graph import TracedModel
 from . import checkpoint as checkpoints
 from .ahead import DeferredStats
 from .batches import Returned, Target
+from .callbacks import Callback
 from .compiled import Compiled
 from .counters import Counters
+from .early_stop import EarlyStop
 from .factors import KroneckerFactors
-from .fit import Callback, Fit
-from .gather import FewSamples, Gathering, Pair, Wanted
+from .fit import Fit
+from .fitting import Fitting
+from .gather import FewSamples, Gathering, Wanted
+from .loaders import Pair, ReadBatch
+from .metrics import Metric
 from .place import Place
 from .questions import Questions
 from .records import History, StepStats
@@ -48,10 +53,10 @@ class Trainer:
 
     A step is a transaction: if it is interrupted, by Ctrl-C or any exception, all is as before it.
 
-    The reported parameters, the averages where these are better and else the latest
-    (:mod:`gncompile.training.reported`), are what :meth:`evaluate` and :meth:`predict` speak of, what a
-    checkpoint's ``model/…`` holds, and what the model holds after ``fit``, ``finish`` and ``resume``. In a
-    loop of steps the model holds the latest; ``loss`` and ``gradients`` take what it holds.
+    The reported parameters (:mod:`gncompile.training.reported`), the averages where these were last seen to
+    be better and else the latest, or after a fit its best, are what :meth:`evaluate` and :meth:`predict`
+    speak of, what a checkpoint's ``model/…`` holds, and what the model holds after ``fit``, ``finish`` and
+    ``resume``. In a loop of steps it holds the latest; ``loss`` and ``gradients`` take what it holds.
 
     A model compiled in training mode drops in its steps what its dropout says, by masks that are drawn once a
     step; while it is in evaluation mode its steps drop nothing. Whatever else a trainer is asked (loss,
@@ -68,6 +73,8 @@ class Trainer:
         self.model, self.loss_function = compiled.model, compiled.loss
         self.settings = compiled.settings
         self.place = Place()
+        self.history = History()
+        """The records of the latest fit, whether it has come to its end or not."""
         self.gathers = False
         """Whether batches are put together for this trainer; without, small ones bring a warning."""
         executable = compiled.executable
@@ -85,9 +92,10 @@ class Trainer:
         self._executable = executable
         self._count = Counters()
         self._steps = Stepping(compiled, self._count, self.place)
-        self._reported, self._state = self._steps.reported, self._steps.state
+        self.reported, self._state = self._steps.reported, self._steps.state
         self._wanted, self._few_samples = Wanted(compiled, self._count), FewSamples()
-        self._questions, self._reports = Questions(compiled, self._reported), Reports(compiled)
+        self._questions, self._reports = Questions(compiled, self.reported), Reports(compiled)
+        self.evaluation = self._questions.evaluation
 
     # --- one step -------------------------------------------------------------------------------------
 
@@ -111,56 +119,52 @@ class Trainer:
         return self._steps.step(inputs, target)
 
     def ready(self) -> None:
-        """Before any use: the model is the one that was compiled, and its parameters are whole.
+        """Before any use: follow the model to other tensors of the same shapes, whole ones.
 
-        Follows the model to other tensors of the same shapes. Raises
-        :class:`~gncompile.errors.ModelChangedError` if it is another one.
+        Raises :class:`~gncompile.errors.ModelChangedError` if it is not the one that was compiled.
         """
         self._steps.ready()
 
     def settle(self, x: Inputs, y: Target) -> None:
         """Undo the last update if the loss of ``(x, y)`` is not finite after it, as the next step would."""
         self.ready()
-        self._reported.hide()
+        self.reported.hide()
         if self._steps.unconfirmed and not math.isfinite(float(self.loss(x, y))):
             self._steps.undo()
 
     def finish(self) -> None:
-        """Leave in the model what is reported: its averaged parameters, if these are better.
+        """Leave in the model what is reported; ``fit`` ends so.
 
-        ``fit`` ends so. Training can go on: the next step takes back the latest parameters, unless the
-        model has been given others in the meantime.
+        The next step takes back the latest parameters, unless the model was given others in the meantime.
         """
         self.ready()
-        if self._reported.better:
-            self._reported.show()
+        self.reported.show()
 
     # --- many steps -----------------------------------------------------------------------------------
 
     def fit(
         self,
-        train: Batches | Iterable[Pair],
+        train: Batches | Iterable[object],
         *,
         updates: int | None = None,
         epochs: int | None = None,
-        validation: Pair | None = None,
+        validation: object = None,
         validate_every: int | None = None,
         callbacks: Callback | Sequence[Callback] = (),
         progress: bool = True,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 20,
-        early_stop: int | None = None,
+        early_stop: int | EarlyStop | None = None,
+        keep_best: bool | None = None,
+        metrics: str | Metric | Sequence[object] = (),
+        loggers: object = (),
         skip_bad_batches: bool = False,
         continue_order: bool = True,
+        batch: ReadBatch | None = None,
     ) -> History:
         """Train for ``updates`` further steps, or for ``epochs`` passes over ``train``; returns the history.
 
-        The arguments are told at :class:`~gncompile.training.fit.Fit`. A fit that is interrupted, by Ctrl-C
-        or whatever a callback raises, leaves the trainer as after its last whole step, and a ``Batches``
-        where that step took it: ``save`` then stores a training that goes on bit for bit, and so does
-        another ``fit``. Where the last step is known to be the last, its update is undone if the batch's loss
-        is not finite after it, as the next step would do. At its end the model holds the averaged parameters,
-        if they are better than the latest (:meth:`finish`).
+        The arguments, and what an interrupt leaves, are told at :class:`~gncompile.training.fit.Fit`.
 
         >>> import gncompile, torch
         >>> from gncompile.data import Batches
@@ -170,17 +174,21 @@ class Trainer:
         >>> trainer.fit(batches, epochs=1, progress=False).samples
         [300, 300, 300, 400]
         """
-        return Fit(
+        asked = Fit(
             train, updates, epochs, validation, validate_every, callbacks, progress, checkpoint,
-            checkpoint_every, early_stop, skip_bad_batches, continue_order,
-        ).run(self)  # fmt: skip
+            checkpoint_every, early_stop, keep_best, metrics, loggers, skip_bad_batches, continue_order, batch
+        )  # fmt: skip
+        return Fitting(asked, self).run()
 
-    def gather(self, train: Iterable[Pair], epochs: int | None = 1) -> Iterator[Pair]:
+    def gather(
+        self, train: Iterable[object], epochs: int | None = 1, batch: ReadBatch | None = None
+    ) -> Iterator[Pair]:
         """The batches ``(x, y)`` of ``train``, put together to as many samples as are wanted for a step.
 
-        For loops of one's own; ``fit`` does the same. ``epochs`` is how often ``train`` is gone through, None
-        without end. A batch that is large enough is passed on as it is. A step's samples may come from two
-        passes, but a whole pass is always enough; the end of the last one comes with the batch of before.
+        For loops of one's own; ``fit`` does the same, and ``batch`` is as there. ``epochs`` is how often
+        ``train`` is gone through, None without end. A batch that is large enough is passed on as it is. A
+        step's samples may come from two passes, but a whole pass is always enough; the end of the last one
+        comes with the batch of before.
 
         Raises :class:`~gncompile.errors.BatchError` for a batch that no step can be taken on.
 
@@ -190,14 +198,13 @@ class Trainer:
         >>> [len(y) for x, y in trainer.gather(small)]
         [300, 300, 400]
         """
-        return iter(Gathering(self, train, epochs))
+        return iter(Gathering(self, train, epochs, batch=batch))
 
     @property
     def samples_wanted(self) -> int:
-        """The samples that the next step should be taken on, as far as the last measurement of noise tells.
+        """The samples wanted for the next step, as far as the last measurement of noise tells.
 
-        At least ``gather_samples``; growth against noise ends where work buffers would exceed
-        ``memory_budget``. 1 for the first-order baselines.
+        At least ``gather_samples``, at most what ``memory_budget`` allows; 1 for first-order baselines.
         """
         return self._wanted.now
 
@@ -233,9 +240,7 @@ class Trainer:
     ) -> float:
         """The data loss of a whole data set at the reported parameters, in batches.
 
-        The mean over samples (the sum, for losses that sum). *Reported* are the averaged parameters if these
-        are better, as far as the last comparison tells, and else the latest: what :meth:`predict` uses too,
-        a checkpoint's ``model/…`` holds, and the model itself after ``fit`` and ``finish``.
+        The mean over samples (the sum, for losses that sum). What is *reported* is told at :class:`Trainer`;
         ``averaged=True`` asks for the averages, ``averaged=False`` for the latest.
 
         Raises :class:`~gncompile.errors.BatchError` for no samples, other numbers of inputs and targets, and
@@ -247,8 +252,8 @@ class Trainer:
     def averaged_parameters(self, averaged: bool | None = True) -> AbstractContextManager[None]:
         """Within this block the model holds its averaged parameters (``Settings.average``).
 
-        With ``averaged=None`` only if they are better, as far as the last comparison tells; with False the
-        latest. A trainer without an average, or without an update, always has the latest.
+        With ``averaged=None`` what is reported, with False the latest. A trainer without an average, or
+        without an update, always has the latest.
         """
         self.ready()
         return self._questions.parameters(averaged)
@@ -285,10 +290,9 @@ class Trainer:
         return self._reports.explain(layer)
 
     def report(self, folder: str | os.PathLike[str], title: str | None = None) -> list[Path]:
-        """Write the derivation as linked HTML pages into ``folder``; returns the files, ``index.html`` first.
+        """Write the derivation as linked HTML pages, one a node; returns the files, ``index.html`` first.
 
-        A page a node of the network, with formulas, cost and source lines; ``title`` is the network's name
-        if it is not its class. Plots of transfer functions need matplotlib.
+        ``title`` is the network's name if it is not its class. Plots of transfer functions need matplotlib.
         """
         return self._reports.report(folder, title)
 
@@ -354,10 +358,7 @@ class Trainer:
         self.finish()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the trainer to the file ``path``, replacing an older checkpoint in one step.
-
-        Cost: a copy of the model, the factors and their inverses in memory and on disk.
-        """
+        """Write the trainer, a copy of model, factors and inverses, to ``path``, replacing it in one step."""
         checkpoints.save(self.compiled, self.state_dict(), path)
 
     @staticmethod
@@ -365,18 +366,15 @@ class Trainer:
         """The trainer saved at ``path``, compiled anew for ``model``, which gets the saved parameters.
 
         ``model`` is a module of the same architecture; its present parameters do not matter, and it then
-        holds the reported ones, as after ``fit``. ``loss`` is only needed to insist on one. The same
-        backend, settings, generator and place in the data's order are restored, so that training goes on
-        bit for bit on the same machine with as many threads. Raises
-        :class:`~gncompile.errors.CheckpointError` for a checkpoint of another model; ``model`` is unchanged
-        then.
+        holds the reported ones, as after ``fit``. ``loss`` is only needed to insist on one. Backend,
+        settings, generator and place in the data's order are restored: training goes on bit for bit on the
+        same machine with as many threads. :class:`~gncompile.errors.CheckpointError` for a checkpoint of
+        another model, which leaves ``model`` unchanged.
         """
 
-        def anew(*arguments: Any, **options: Any) -> Trainer:
-            made: Trainer = handed_down("compile_into")(
-                Trainer.__new__(Trainer), *arguments, **options
-            )
-            return made
+        def anew(*given: Any, **options: Any) -> Trainer:
+            new = Trainer.__new__(Trainer)
+            return cast(Trainer, handed_down("compile_into")(new, *given, **options))
 
         return checkpoints.resume(path, model, loss, anew)
 
@@ -386,8 +384,8 @@ class Trainer:
         new = checkpoints.copied(self, memo, handed_down("compile_into"))
         new.load_state_dict(self.state_dict())
         new.gathers = self.gathers
-        if not self._reported.shows:
-            new._reported.hide()
+        if not self.reported.shows:
+            new.reported.hide()
         return new
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
