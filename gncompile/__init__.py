@@ -9,6 +9,7 @@ from .base.handed_down import hand_down
 from .base.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from . import optim as optim
     from .app.api import curvature as curvature
     from .app.compile import compile as compile
     from .frontends.torch_export import trace as trace
@@ -38,7 +39,7 @@ _HOMES = {
 }
 """Where each public name lives; looked up on first use, so that ``import gncompile`` stays quick."""
 
-__all__ = sorted(_HOMES)
+__all__ = sorted([*_HOMES, "optim"])
 
 
 hand_down("backends", lambda: import_module(".verification.accuracy", __name__).BACKENDS)
@@ -46,6 +47,8 @@ hand_down("compile_into", lambda: import_module(".app.compile", __name__).compil
 
 
 def __getattr__(name: str) -> Any:
+    if name == "optim":
+        return import_module(".optim", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module 'gncompile' has no attribute {name!r}")
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)

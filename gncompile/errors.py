@@ -102,7 +102,7 @@ def message(found: str, *, where: str | None = None, instead: str | None = None)
 
 def warn(kind: type[Warning], found: str, *, instead: str | None = None) -> None:
     """Warn at the line that called into the package, whatever lies between."""
-    inside = (__name__.partition(".")[0], "pydantic")
+    inside = (__name__.partition(".")[0], "pydantic", "torch")
     frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in inside:
         frame, level = frame.f_back, level + 1

@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from ..base.handed_down import handed_down
 from ..data.data_sets import Batches
 from ..errors import GncompileError, visible
 from ..graph.model_graph import TracedModel
@@ -53,14 +52,10 @@ class Trainer:
     checkpoint's ``model/…`` holds, and what the model holds after ``fit``, ``finish`` and ``resume``. In a
     loop of steps the model holds the latest; ``loss`` and ``gradients`` take what it holds.
 
-    A model compiled in training mode drops in its steps what its dropout says, by masks that are drawn once a
-    step; while it is in evaluation mode its steps drop nothing. Whatever else a trainer is asked (loss,
-    gradients, predictions, …) is without dropout.
-
-    The model may get other tensors between steps (``load_state_dict``, ``param.data = …``); one that computes
-    something else, or is trained in other parts, is refused by whatever is called next, with
-    :class:`~gncompile.errors.ModelChangedError` (:mod:`gncompile.training.model_identity`).
-    ``copy.deepcopy`` gives an independent trainer with a model of its own.
+    A model compiled in training mode drops in its steps what its dropout says, by masks drawn once a step; in
+    evaluation mode, and whatever else a trainer is asked (loss, predictions, …), nothing is dropped. The
+    model may get other tensors between steps; one that computes something else is refused
+    (:mod:`gncompile.training.model_identity`). ``copy.deepcopy`` gives an independent trainer and model.
     """
 
     def __init__(self, compiled: Compiled) -> None:
@@ -74,8 +69,7 @@ class Trainer:
         self.program = executable.program
         """The step program this trainer runs."""
         self.source_file: Path | None = executable.source_file
-        """The file of the emitted source, for reading; None where none could be written, and for the
-        reference backend. What runs is :attr:`source`, whatever becomes of the file."""
+        """The file of the emitted :attr:`source`, for reading; None where none could be written."""
         self.dtype, self.device = executable.memory.dtype, executable.memory.device
         """The precision everything is computed in, and where."""
         self.backend, self.precision = executable.backend, executable.memory.precision
@@ -94,10 +88,8 @@ class Trainer:
     def step(self, x: Inputs, y: Target) -> StepStats | DeferredStats:
         """Update the model's parameters on the batch ``x: [N, …]``, ``y`` (as the loss takes it).
 
-        Curvature is taken from parts of the batch. Each step reads its rows in a random order of its own, so
-        theirs does not matter.
-        Minibatches of fewer than 32 samples bring a :class:`~gncompile.errors.SmallBatchWarning`;
-        :meth:`gather` puts such batches together.
+        Each step reads the rows in a random order of its own, so theirs does not matter. Minibatches of fewer
+        than 32 samples bring a :class:`~gncompile.errors.SmallBatchWarning`; :meth:`gather` joins such.
 
         Raises :class:`~gncompile.errors.BatchError` for a batch of the wrong shape or dtype or with
         non-finite values; nothing is changed then. On a CUDA device the step only begins here: the
@@ -113,8 +105,7 @@ class Trainer:
     def ready(self) -> None:
         """Before any use: the model is the one that was compiled, and its parameters are whole.
 
-        Follows the model to other tensors of the same shapes. Raises
-        :class:`~gncompile.errors.ModelChangedError` if it is another one.
+        Raises :class:`~gncompile.errors.ModelChangedError` if it is another one.
         """
         self._steps.ready()
 
@@ -126,10 +117,9 @@ class Trainer:
             self._steps.undo()
 
     def finish(self) -> None:
-        """Leave in the model what is reported: its averaged parameters, if these are better.
+        """Leave in the model what is reported, its averaged parameters if these are better; ``fit`` ends so.
 
-        ``fit`` ends so. Training can go on: the next step takes back the latest parameters, unless the
-        model has been given others in the meantime.
+        The next step goes on from the latest, unless the model has been given others in the meantime.
         """
         self.ready()
         if self._reported.better:
@@ -196,12 +186,16 @@ class Trainer:
     def samples_wanted(self) -> int:
         """The samples that the next step should be taken on, as far as the last measurement of noise tells.
 
-        At least ``gather_samples``; growth against noise ends where work buffers would exceed
-        ``memory_budget``. 1 for the first-order baselines.
+        From ``gather_samples`` to what ``memory_budget`` holds; 1 for the first-order baselines.
         """
         return self._wanted.now
 
     # --- questions ------------------------------------------------------------------------------------
+
+    @property
+    def _asked(self) -> Questions:
+        self.ready()
+        return self._questions
 
     def check_batch(self, x: Inputs, y: Target) -> None:
         """Raise :class:`~gncompile.errors.BatchError` if no step can be taken on ``(x, y)``.
@@ -212,37 +206,31 @@ class Trainer:
 
     def gradients(self, x: Inputs, y: Target) -> dict[str, Tensor]:
         """``∂Ē/∂θ`` of the objective (L2 included) by parameter name, as autograd would give it."""
-        self.ready()
-        return self._questions.gradients(x, y)
+        return self._asked.gradients(x, y)
 
     def loss(self, x: Inputs, y: Target) -> Tensor:
         """The data loss of one batch at the parameters that the model holds, a scalar tensor."""
-        self.ready()
-        return self._questions.loss(x, y)
+        return self._asked.loss(x, y)
 
     def predict(self, x: Inputs, averaged: bool | None = None) -> Returned:
         """The network output ``[N, …]`` by the compiled forward pass, at the parameters of :meth:`evaluate`.
 
         ``averaged`` is as there. Raises :class:`~gncompile.errors.BatchError` for no samples.
         """
-        self.ready()
-        return self._questions.predict(x, averaged)
+        return self._asked.predict(x, averaged)
 
     def evaluate(
         self, x: Inputs, y: Target, batch_size: int = 1000, averaged: bool | None = None
     ) -> float:
         """The data loss of a whole data set at the reported parameters, in batches.
 
-        The mean over samples (the sum, for losses that sum). *Reported* are the averaged parameters if these
-        are better, as far as the last comparison tells, and else the latest: what :meth:`predict` uses too,
-        a checkpoint's ``model/…`` holds, and the model itself after ``fit`` and ``finish``.
-        ``averaged=True`` asks for the averages, ``averaged=False`` for the latest.
+        The mean over samples (the sum, for losses that sum). Reported are the averaged parameters if these
+        are better, and else the latest; ``averaged=True`` asks for the averages, False for the latest.
 
         Raises :class:`~gncompile.errors.BatchError` for no samples, other numbers of inputs and targets, and
         values that are not finite.
         """
-        self.ready()
-        return self._questions.evaluate(x, y, batch_size, averaged)
+        return self._asked.evaluate(x, y, batch_size, averaged)
 
     def averaged_parameters(self, averaged: bool | None = True) -> AbstractContextManager[None]:
         """Within this block the model holds its averaged parameters (``Settings.average``).
@@ -250,25 +238,39 @@ class Trainer:
         With ``averaged=None`` only if they are better, as far as the last comparison tells; with False the
         latest. A trainer without an average, or without an update, always has the latest.
         """
-        self.ready()
-        return self._questions.parameters(averaged)
+        return self._asked.parameters(averaged)
 
     def factors(self) -> dict[str, KroneckerFactors]:
         """The running averages of the curvature factors by layer, in full; empty before the first step."""
         self.ready()
         return self._questions.factors() if self.updates else {}
 
+    def input_gradient(self, x: Inputs, y: Target) -> Tensor | tuple[Tensor | None, ...]:
+        """``∂E/∂x`` of the data loss of one batch, shaped like ``x``: for a part below that torch trains.
+
+        Of several inputs a tuple, in which whole numbers have None. At the parameters that the model holds,
+        before ``step`` those before the update; without dropout. Cost: a pass forwards and one backwards.
+        Raises :class:`~gncompile.errors.CompileError` where a frozen part runs before what is compiled.
+
+        >>> import gncompile, torch
+        >>> trunk, head = torch.nn.Linear(5, 4), torch.nn.Linear(4, 1)
+        >>> trainer = gncompile.compile(head, "mse", torch.zeros(1, 4))
+        >>> h, y = trunk(torch.randn(40, 5)), torch.randn(40, 1)
+        >>> h.backward(trainer.input_gradient(h, y))  # and on with trainer.step(h, y), adam.step()
+        >>> trunk.weight.grad.shape
+        torch.Size([4, 5])
+        """
+        return self._asked.input_gradient(x, y)
+
     def rop(self, x: Inputs, direction: Mapping[str, Tensor]) -> Returned:
         """R-operator: ``(∂z/∂θ) direction`` for one direction by parameter name: ``[N, …]``."""
-        self.ready()
-        return self._questions.rop(x, direction)
+        return self._asked.rop(x, direction)
 
     def quadratic(
         self, x: Inputs, y: Target, directions: list[Mapping[str, Tensor]]
     ) -> tuple[Tensor, Tensor]:
         """``M_ij = d_iᵀ(G + κI)d_j`` and ``b_i = d_iᵀ∇`` of the full Gauss-Newton quadratic [MG §7]."""
-        self.ready()
-        return self._questions.quadratic(x, y, directions)
+        return self._asked.quadratic(x, y, directions)
 
     def trained(self) -> dict[str, Tensor]:
         """The parameters this trainer updates, by name, in graph order."""
@@ -287,8 +289,7 @@ class Trainer:
     def report(self, folder: str | os.PathLike[str], title: str | None = None) -> list[Path]:
         """Write the derivation as linked HTML pages into ``folder``; returns the files, ``index.html`` first.
 
-        A page a node of the network, with formulas, cost and source lines; ``title`` is the network's name
-        if it is not its class. Plots of transfer functions need matplotlib.
+        A page a node, with formulas, cost and source lines; plots of transfer functions need matplotlib.
         """
         return self._reports.report(folder, title)
 
@@ -317,8 +318,16 @@ class Trainer:
 
     @property
     def damping(self) -> float | None:
-        """The Levenberg-Marquardt damping λ; None for first-order methods."""
+        """The Levenberg-Marquardt damping λ, None for first-order methods.
+
+        One that is set is the next step's, and adapted from there; the factors' damping γ goes with √λ.
+        """
         return self.compiled.damping
+
+    @damping.setter
+    def damping(self, value: float) -> None:
+        self.ready()
+        self._steps.set_damping(value)
 
     @property
     def source(self) -> str:
@@ -371,21 +380,12 @@ class Trainer:
         :class:`~gncompile.errors.CheckpointError` for a checkpoint of another model; ``model`` is unchanged
         then.
         """
-
-        def anew(*arguments: Any, **options: Any) -> Trainer:
-            made: Trainer = handed_down("compile_into")(
-                Trainer.__new__(Trainer), *arguments, **options
-            )
-            return made
-
-        return checkpoints.resume(path, model, loss, anew)
+        return checkpoints.resume(path, model, loss, Trainer)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Trainer:
         """``copy.deepcopy``: a trainer of a copied model, compiled anew, in the same state."""
         self.ready()
-        new = checkpoints.copied(self, memo, handed_down("compile_into"))
-        new.load_state_dict(self.state_dict())
-        new.gathers = self.gathers
+        new = checkpoints.copied(self, memo)
         if not self._reported.shows:
             new._reported.hide()
         return new
