@@ -71,6 +71,10 @@ class SmallBatchWarning(UserWarning):
     """Minibatches have so few samples that second-order steps answer their noise."""
 
 
+class UnscaledDataWarning(UserWarning):
+    """Columns of inputs or targets differ by orders of magnitude, so that the larger ones lead."""
+
+
 class OptionWarning(UserWarning):
     """An option that was given has no effect with the method that was chosen."""
 

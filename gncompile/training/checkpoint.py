@@ -27,7 +27,9 @@ from ..base.files import atomic_path
 from ..base.handed_down import handed_down
 from ..base.version import __version__
 from ..errors import CheckpointError, GncompileError
+from ..frontends.standardised import Standardised
 from ..graph.embedding import is_whole
+from ..losses.standardising import standardised
 from .compiled import Compiled
 from .fingerprint import Fingerprint, differences, graph_lines, shape_differences
 from .model_identity import in_modes
@@ -35,6 +37,8 @@ from .state import GROUPS, Tensors, copy_tensors, frozen_changed, model_tensors,
 from .stored_loss import loss_to_data
 from .stored_settings import settings_from_data, stored_loss
 
+SCALES = ("input_mean", "input_scale", "output_mean", "output_scale")
+"""The buffers of a :class:`Standardised`, in order."""
 FORMAT = 2
 READ = (1, 2)
 """Formats that are read; in the first ``model/…`` held the latest parameters, and nothing the reported."""
@@ -189,7 +193,15 @@ def resume(path: str | os.PathLike[str], model: nn.Module, loss: object, kind: t
 
 
 def restored(checkpoint: Checkpoint, model: nn.Module, loss: object, kind: type[T]) -> T:
-    """A trainer of the class ``kind`` compiled anew for ``model``, in the state of a checkpoint."""
+    """A trainer of the class ``kind`` compiled anew for ``model``, in the state of a checkpoint.
+
+    A model that was standardised by ``compile`` may be given as it was given there.
+    """
+    if checkpoint.about.get("standardised") and not isinstance(model, Standardised):
+        scales = [checkpoint.state["model"].get(name, torch.empty(0)) for name in SCALES]
+        model = Standardised(model, *scales)
+        if loss is not None and not bool((model.output_scale == 1).all()):
+            loss = standardised(loss, model.output_scale)  # type: ignore[arg-type]
     given = {name: list(t.shape) for name, t in model_tensors(model).items()}
     stored = {name: list(t.shape) for name, t in checkpoint.state["model"].items()}
     require_same(shape_differences(given, stored), checkpoint.path)
@@ -269,6 +281,7 @@ def _about(compiled: Compiled) -> dict[str, Any]:
         "backend": executable.backend,
         "precision": executable.memory.precision,
         "variants": {name: dict(options) for name, options in executable.variants.items()},
+        "standardised": isinstance(compiled.model, Standardised),
         "fingerprint": fingerprint(compiled),
     }
 

@@ -25,8 +25,9 @@ from .batches import Returned, Target
 from .compiled import Compiled
 from .counters import Counters
 from .factors import KroneckerFactors
+from .first_batches import FirstBatches
 from .fit import Callback, Fit
-from .gather import FewSamples, Gathering, Pair, Wanted
+from .gather import Gathering, Pair, Wanted
 from .place import Place
 from .questions import Questions
 from .records import History, StepStats
@@ -80,7 +81,7 @@ class Trainer:
         self._count = Counters()
         self._steps = Stepping(compiled, self._count, self.place)
         self._reported, self._state = self._steps.reported, self._steps.state
-        self._wanted, self._few_samples = Wanted(compiled, self._count), FewSamples()
+        self._wanted, self._first_batches = Wanted(compiled, self._count), FirstBatches(compiled)
         self._questions, self._reports = Questions(compiled, self._reported), Reports(compiled)
 
     # --- one step -------------------------------------------------------------------------------------
@@ -98,8 +99,7 @@ class Trainer:
         """
         self.ready()
         inputs, target = self.compiled.reader.pair(x, y)
-        if not self.gathers and self.settings.second_order:
-            self._few_samples.look(self.updates, x if isinstance(x, Tensor) else x[0])
+        self._first_batches.look(self.updates, x, y, self.gathers)
         return self._steps.step(inputs, target)
 
     def ready(self) -> None:
