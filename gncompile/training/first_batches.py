@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from ..errors import SmallBatchWarning, UnscaledDataWarning, warn
@@ -95,30 +95,29 @@ class FirstBatches:
 def unlike(what: str, values: Tensor, offsets: bool = False) -> str:
     """What to say of columns ``[N, d]`` of very unlike spreads, or far from 0 if ``offsets``; else nothing.
 
-    A column's spread is the median distance from its median. That of one-hot and other sparse columns, a dark
-    pixel's say, is 0, and they are left out like constant ones. Nothing is said of what lies on a device,
-    where looking would wait.
+    Columns in which one value makes up a quarter are left out: one-hot and other sparse ones, a pixel that is
+    often dark, constants. Nothing is said of what lies on a device, where looking would wait.
     """
     if values.dim() != 2 or values.device.type != "cpu" or not values.is_floating_point():
         return ""
-    rows = values.detach()[: LOOKED_AT[1]]
-    middle = rows.median(dim=0).values
-    spread = (rows - middle).abs().median(dim=0).values
-    known = spread > 0
+    rows = values.detach()[: LOOKED_AT[1]].double().numpy()
+    quarter, ordered = len(rows) // 4, np.sort(rows, axis=0)  # where torch's takes 60 times as long
+    known = (ordered[quarter:] != ordered[:-quarter]).all(axis=0)
     if not known.any():
         return ""
-    least = torch.where(known, spread, torch.inf).min(dim=0)
-    most = spread.max(dim=0)
-    if most.values > UNLIKE * least.values:
+    columns = np.flatnonzero(known)
+    spread, middle = rows.std(axis=0)[known], rows.mean(axis=0)[known]
+    least, most = int(spread.argmin()), int(spread.argmax())
+    if spread[most] > UNLIKE * spread[least]:
         return (
-            f"the columns of {what} differ by orders of magnitude: column {int(least.indices)} varies by "
-            f"about {float(least.values):.2g}, column {int(most.indices)} by {float(most.values):.2g}"
+            f"the columns of {what} differ by orders of magnitude: column {columns[least]} varies by about "
+            f"{spread[least]:.2g}, column {columns[most]} by {spread[most]:.2g}"
         )
-    far = torch.where(known & (middle.abs() > NEAR), middle.abs() / spread, 0.0).max(dim=0)
-    if offsets and far.values > FAR:
-        at = int(far.indices)
+    away = np.where(np.abs(middle) > NEAR, np.abs(middle) / spread, 0.0)
+    far = int(away.argmax())
+    if offsets and away[far] > FAR:
         return (
-            f"column {at} of {what} lies far from 0 for what it tells: it varies by about "
-            f"{float(spread[at]):.2g} around {float(middle[at]):.4g}"
+            f"column {columns[far]} of {what} lies far from 0 for what it tells: it varies by about "
+            f"{spread[far]:.2g} around {middle[far]:.4g}"
         )
     return ""
