@@ -1,6 +1,6 @@
 """scikit-learn estimators: a network trained by Gauss-Newton steps in a pipeline and a grid search.
 
-    python examples/scikit_estimator.py
+python examples/scikit_estimator.py
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import copy
 import threading
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -32,8 +33,7 @@ def _compiled(
     sizes: tuple[int, ...], dtype: torch.dtype, loss: str, method: str, alpha: float
 ) -> tuple[gncompile.Trainer, dict[str, Any]]:
     """A trainer of a network of these sizes with its first state: fits of one search compile once."""
-    pairs = zip(sizes, sizes[1:], strict=False)
-    layers = [layer for d, k in pairs for layer in (nn.Linear(d, k), nn.Tanh())]
+    layers = [layer for d, k in pairwise(sizes) for layer in (nn.Linear(d, k), nn.Tanh())]
     network = nn.Sequential(*layers[:-1]).to(dtype)
     x = torch.zeros(2, sizes[0], dtype=dtype)
     trainer = gncompile.compile(network, loss, x, method, l2={"*.weight": alpha})

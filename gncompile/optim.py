@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -58,7 +58,9 @@ class GaussNewton(torch.optim.Optimizer):
             )
         own = compile.__kwdefaults__ or {}
         self._settings = {"method": method} | {k: v for k, v in options.items() if k not in own}
-        Settings.from_options(**self._settings)  # a wrong option is told here, not at the first step
+        Settings.from_options(
+            **self._settings
+        )  # a wrong option is told here, not at the first step
         self._model, self._loss, self._options = model, loss, {"method": method, **options}
         self._trainer: Trainer | None = None
         super().__init__([p for p in model.parameters() if p.requires_grad], {})
@@ -94,7 +96,7 @@ class GaussNewton(torch.optim.Optimizer):
         It is ready when it is read: on a CUDA device this does not wait. A ``closure``, which frameworks pass
         on, may do something else before, but no derivatives of its own.
         """
-        if x is None or y is None or callable(x) and not isinstance(x, Tensor):
+        if x is None or y is None or (callable(x) and not isinstance(x, Tensor)):
             given = "a closure" if callable(x) or closure else "one tensor" if x is not None else ""
             raise BatchError(
                 f"step was given {given or 'no batch'}, and takes the batch (x, y)",
@@ -115,7 +117,7 @@ class GaussNewton(torch.optim.Optimizer):
     # --- states ---------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a checkpoint of the trainer holds, copied, for ``torch.save``; empty before the first step.
+        """All that a checkpoint of the trainer holds, copied for ``torch.save``; empty before a first step.
 
         The model's parameters are among it: those that are reported, and those that training goes on from.
         """
@@ -190,6 +192,9 @@ class StepLoss(Tensor):
 
     def __repr__(self, *, tensor_contents: object = None) -> str:
         return f"StepLoss({self.item():.6g})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        return self.as_subclass(Tensor).clone()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.as_subclass(Tensor).__reduce_ex__(protocol)

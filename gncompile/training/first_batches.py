@@ -18,11 +18,11 @@ from .compiled import Compiled
 FEW = 32
 """Samples of a batch below which there is a warning of noise."""
 UNLIKE = 100.0
-"""Times that the spreads of columns may differ. Where ten columns, or one of them, are so unlike the others, the
-loss after 15 epochs is two to nine times that of standardised columns; at a tenth of it there is no difference."""
+"""Times that the spreads of columns may differ. Where ten columns, or one of them, are so unlike the others,
+the loss after 15 epochs is two to nine times that of standardised columns; at a tenth of it, the same."""
 FAR = 30.0
-"""Spreads that an input may lie away from 0: from there the units saturate, and the loss is eight times as large.
-What is within :data:`NEAR`, a bright pixel, does not saturate anything."""
+"""Spreads that an input may lie away from 0: from there units saturate, and the loss is eight times as large.
+What is within :data:`NEAR`, a bright pixel say, saturates nothing."""
 NEAR = 10.0
 LOOKED_AT = 16, 256
 """Samples that tell a column's size, at least and at most."""
