@@ -1,4 +1,4 @@
-"""A training loop of one's own: an optimiser that takes each batch, a validation, and a checkpoint of torch's.
+"""A training loop of one's own: an optimiser that takes batches, a validation, and a checkpoint of torch's.
 
 python examples/plain_loop.py
 """

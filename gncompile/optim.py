@@ -86,7 +86,7 @@ class GaussNewton(torch.optim.Optimizer):
 
     def step(  # type: ignore[override]
         self,
-        x: Inputs | None = None,
+        x: Any = None,
         y: Target = None,
         *,
         closure: Callable[[], object] | None = None,
@@ -96,10 +96,12 @@ class GaussNewton(torch.optim.Optimizer):
         It is ready when it is read: on a CUDA device this does not wait. A ``closure``, which frameworks pass
         on, may do something else before, but no derivatives of its own.
         """
-        if x is None or y is None or (callable(x) and not isinstance(x, Tensor)):
-            given = "a closure" if callable(x) or closure else "one tensor" if x is not None else ""
+        if x is None or y is None:
+            given = (
+                "a closure" if callable(x) or closure else "no batch" if x is None else "x alone"
+            )
             raise BatchError(
-                f"step was given {given or 'no batch'}, and takes the batch (x, y)",
+                f"step was given {given}, and takes the batch (x, y)",
                 instead=INSTEAD_OF_BACKWARD,
             )
         if closure is not None and closure() is not None:
@@ -123,7 +125,7 @@ class GaussNewton(torch.optim.Optimizer):
         """
         return checkpoint.in_memory(self._trainer) if self._trainer else {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # type: ignore[override]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``, bit for bit; the model gets its parameters.
 
         Raises :class:`~gncompile.errors.CheckpointError`, and changes nothing, if it is that of another model
@@ -177,20 +179,20 @@ class Group(dict[str, Any]):
 class StepLoss(Tensor):
     """The loss of a step that has been taken, a scalar; what is computed from it is an ordinary tensor."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, value: Tensor) -> StepLoss:
         return torch.Tensor._make_subclass(cls, value)
 
-    def backward(self, *_: object, **__: object) -> NoReturn:  # type: ignore[override]
+    def backward(self, *_: object, **__: object) -> NoReturn:
         """Not needed any more."""
         raise GncompileError("this loss has been stepped on already", instead=INSTEAD_OF_BACKWARD)
 
     def __format__(self, spec: str) -> str:
         return format(self.item(), spec)
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"StepLoss({self.item():.6g})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:

@@ -256,9 +256,9 @@ def input_gradient_program(graph: ModelGraph, loss: Loss) -> StepProgram:
         forward = Forward.emit(builder, graph)
         seed = loss_rules(builder, loss, forward.output).gradient()
         vectors = pull_back(forward, seed, to_inputs=True)
-        for node in graph.inputs:
+        for position, node in enumerate(graph.inputs):
             if node.name in vectors:
-                builder.results[f"input.{node.op.position}"] = vectors[node.name].name
+                builder.results[f"input.{position}"] = vectors[node.name].name
     return builder.finish()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import re
+import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -114,9 +115,13 @@ def test_lightning_trains_validates_and_resumes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["GaussNewtonRegressor", "GaussNewtonClassifier"])
-def test_the_estimators_are_those_of_scikit_learn(name: str) -> None:
+def test_the_estimators_are_those_of_scikit_learn(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checks = pytest.importorskip("sklearn.utils.estimator_checks")
-    estimator = getattr(example("scikit_estimator"), name)(hidden=(3,), max_iter=8)
+    module = example("scikit_estimator")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # where pickle looks for it
+    estimator = getattr(module, name)(hidden=(3,), max_iter=8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # checks of tables of a few random rows
         found = checks.check_estimator(estimator, on_skip=None, on_fail=None)

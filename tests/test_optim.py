@@ -120,7 +120,7 @@ def test_a_state_of_another_training_is_refused(
         (lambda o: o.step(), "no batch"),
         (lambda o: o.step(lambda: 0.0), "a closure"),
         (lambda o: o.step(closure=lambda: 0.0), "a closure"),
-        (lambda o: o.step(BATCHES[0][0]), "one tensor"),
+        (lambda o: o.step(BATCHES[0][0]), "x alone"),
         (
             lambda o: o.step(*BATCHES[0], closure=lambda: 0.0),
             "computes something, beside the batch",

@@ -134,7 +134,7 @@ def compile_into(
     def again(variants: Variants) -> Trainer:
         return compile(
             copy.deepcopy(model), loss, example_inputs, method, seed=seed, dtype=dtype,
-            backend=backend, precision=precision, tune=variants, **options,
+            backend=backend, precision=precision, tune=variants, standardise=False, **options,
         )  # fmt: skip
 
     samples = reader.inputs(example_inputs)[0].shape[0]

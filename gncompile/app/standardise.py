@@ -28,18 +28,18 @@ def standardised_model(
             instead="pass True, which takes the inputs' means and scales from example_inputs, or a pair "
             "(x, y) of training data for the targets' too",
         )
-    x, y = standardise if isinstance(standardise, tuple | list) else (example_inputs, None)
-    if isinstance(x, tuple | list) and len(x) == 1:
-        x = x[0]
-    _require_samples("example_inputs" if y is None else "the inputs of standardise", x)
-    if y is None:
-        return Standardised.of(model, x), loss
-    _require_samples("the targets of standardise", y)
+    if not isinstance(standardise, tuple | list):
+        return Standardised.of(model, _samples("example_inputs", example_inputs)), loss
+    x, y = standardise
+    x, y = _samples("the inputs of standardise", x), _samples("the targets of standardise", y)
     wrapper = Standardised.of(model, x, y)
     return wrapper, standardised(loss, wrapper.output_scale)
 
 
-def _require_samples(what: str, samples: object) -> None:
+def _samples(what: str, samples: object) -> Tensor:
+    """``samples`` if means and scales can be taken from them; one input may stand in a tuple."""
+    if isinstance(samples, tuple | list) and len(samples) == 1:
+        samples = samples[0]
     found = None
     if not isinstance(samples, Tensor):
         found = f"{what} are of type {type(samples).__name__}"
@@ -53,3 +53,5 @@ def _require_samples(what: str, samples: object) -> None:
             instead="pass one tensor [N, ...] of many training samples, in floating point numbers; a model "
             "of several inputs may have a gncompile.Standardised around the part that reads them",
         )
+    assert isinstance(samples, Tensor)
+    return samples

@@ -201,7 +201,7 @@ def restored(checkpoint: Checkpoint, model: nn.Module, loss: object, kind: type[
         scales = [checkpoint.state["model"].get(name, torch.empty(0)) for name in SCALES]
         model = Standardised(model, *scales)
         if loss is not None and not bool((model.output_scale == 1).all()):
-            loss = standardised(loss, model.output_scale)  # type: ignore[arg-type]
+            loss = standardised(loss, model.output_scale)
     given = {name: list(t.shape) for name, t in model_tensors(model).items()}
     stored = {name: list(t.shape) for name, t in checkpoint.state["model"].items()}
     require_same(shape_differences(given, stored), checkpoint.path)

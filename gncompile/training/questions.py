@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -96,7 +97,7 @@ class Questions:
             None if g is None else g.reshape(each.shape)
             for g, each in zip(found, given, strict=True)
         )
-        return shaped if isinstance(x, tuple | list) else shaped[0]
+        return shaped if isinstance(x, tuple | list) else cast(Tensor, shaped[0])
 
     def loss(self, x: Tensor | tuple[Tensor, ...], y: Target) -> Tensor:
         """See :meth:`Trainer.loss`."""

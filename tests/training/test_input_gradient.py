@@ -1,4 +1,4 @@
-"""``∂E/∂x`` against autograd in every kind of network, and a trunk that torch trains below a compiled head."""
+"""``∂E/∂x`` against autograd in every kind of network, and a trunk that torch trains below a head."""
 
 from __future__ import annotations
 
