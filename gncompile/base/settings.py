@@ -173,7 +173,10 @@ class Settings:
 
     momentum: Annotated[
         bool,
-        Field(description="True or False; sgd_momentum is the coefficient of method='sgd'"),
+        Field(
+            description="True or False, its size is chosen in every step; sgd_momentum is the coefficient "
+            "of method='sgd'"
+        ),
     ] = True
     """Choose step size and momentum, in [0, 1], together from the exact quadratic model. While the averaged
     parameters are better than the latest by more than 1 % of the loss, noise leads, and there is none."""

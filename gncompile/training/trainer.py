@@ -373,8 +373,8 @@ class Trainer:
     def resume(path: str | os.PathLike[str], model: nn.Module, loss: object = None) -> Trainer:
         """The trainer saved at ``path``, compiled anew for ``model``, which gets the saved parameters.
 
-        ``model`` is a module of the same architecture; its present parameters do not matter, and it then
-        holds the reported ones, as after ``fit``. ``loss`` is only needed to insist on one. The same
+        ``model`` is a module of the same architecture, as it was given to ``compile``; it then holds the
+        reported parameters, as after ``fit``. ``loss`` is only needed to insist on one. The same
         backend, settings, generator and place in the data's order are restored, so that training goes on
         bit for bit on the same machine with as many threads. Raises
         :class:`~gncompile.errors.CheckpointError` for a checkpoint of another model; ``model`` is unchanged
