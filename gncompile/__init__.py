@@ -9,8 +9,10 @@ from .base.handed_down import hand_down
 from .base.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from . import optim as optim
     from .app.api import curvature as curvature
     from .app.compile import compile as compile
+    from .frontends.standardised import Standardised as Standardised
     from .frontends.torch_export import trace as trace
     from .functions.transfer import register_transfer as register_transfer
     from .functions.transfer import transfer_function as transfer_function
@@ -32,6 +34,7 @@ _HOMES = {
     "EarlyStop": "training.early_stop",
     "KroneckerFactors": "training.factors",
     "Metric": "training.metrics",
+    "Standardised": "frontends.standardised",
     "StopTraining": "training.early_stop",
     "TensorBoardLogger": "training.loggers",
     "Trainer": "training.trainer",
@@ -48,7 +51,7 @@ _HOMES = {
 }
 """Where each public name lives; looked up on first use, so that ``import gncompile`` stays quick."""
 
-__all__ = sorted(_HOMES)
+__all__ = sorted([*_HOMES, "optim"])
 
 
 hand_down("backends", lambda: import_module(".verification.accuracy", __name__).BACKENDS)
@@ -56,6 +59,8 @@ hand_down("compile_into", lambda: import_module(".app.compile", __name__).compil
 
 
 def __getattr__(name: str) -> Any:
+    if name == "optim":
+        return import_module(".optim", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module 'gncompile' has no attribute {name!r}")
     return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -71,6 +71,10 @@ class SmallBatchWarning(UserWarning):
     """Minibatches have so few samples that second-order steps answer their noise."""
 
 
+class UnscaledDataWarning(UserWarning):
+    """Columns of inputs or targets differ by orders of magnitude, so that the larger ones lead."""
+
+
 class OptionWarning(UserWarning):
     """An option that was given has no effect with the method that was chosen."""
 
@@ -110,7 +114,7 @@ def message(found: str, *, where: str | None = None, instead: str | None = None)
 
 def warn(kind: type[Warning], found: str, *, instead: str | None = None) -> None:
     """Warn at the line that called into the package, whatever lies between."""
-    inside = (__name__.partition(".")[0], "pydantic")
+    inside = (__name__.partition(".")[0], "pydantic", "torch")
     frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in inside:
         frame, level = frame.f_back, level + 1

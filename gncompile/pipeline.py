@@ -38,7 +38,7 @@ from .derivation.guards import (
 from .derivation.loss_rules import loss_rules
 from .derivation.noise import measure_noise
 from .derivation.optimiser import Optimiser
-from .derivation.propagation import push_forward
+from .derivation.propagation import pull_back, push_forward
 from .derivation.sharing import sharing_of
 from .derivation.steps import model, quadratic, update
 from .errors import CompileError
@@ -246,6 +246,19 @@ def tangent_program(graph: ModelGraph) -> StepProgram:
     with builder.phase("quadratic"):
         tangent = push_forward(forward, _direction(builder, graph, 0), "r1")
         builder.results["tangent"] = tangent.name
+    return builder.finish()
+
+
+def input_gradient_program(graph: ModelGraph, loss: Loss) -> StepProgram:
+    """``N ∂Ē/∂x`` of every sample for the inputs that move the loss, the results ``input.<position>``."""
+    builder = ProgramBuilder(step_phases())
+    with builder.phase("gradient"):
+        forward = Forward.emit(builder, graph)
+        seed = loss_rules(builder, loss, forward.output).gradient()
+        vectors = pull_back(forward, seed, to_inputs=True)
+        for position, node in enumerate(graph.inputs):
+            if node.name in vectors:
+                builder.results[f"input.{position}"] = vectors[node.name].name
     return builder.finish()
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import re
+import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 
@@ -90,3 +93,48 @@ def test_tied_weights_are_learned() -> None:
     module = example("tied_autoencoder")
     before, after = (module.train("kfra", x, new, updates) for updates in (1, 6))
     assert after < 0.8 * before
+
+
+def test_a_plain_loop_is_interrupted_and_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    losses = example("plain_loop").train(epochs=3)
+    assert losses[-1] < 0.3 * losses[0]
+    assert capsys.readouterr().out.count("\n") == 3
+
+
+def test_lightning_trains_validates_and_resumes(tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    module = example("lightning_manual")
+    first, path = module.train(tmp_path / "a", epochs=2)
+    resumed, _ = module.train(tmp_path / "a", epochs=4, resume=path)
+    whole, _ = module.train(tmp_path / "b", epochs=4)
+    losses = [t.callback_metrics["validation_loss"] for t in (first, resumed, whole)]
+    assert losses[1] < losses[0]
+    assert losses[1] == losses[2]  # to the bit
+    assert whole.global_step == 20
+
+
+@pytest.mark.parametrize("name", ["GaussNewtonRegressor", "GaussNewtonClassifier"])
+def test_the_estimators_are_those_of_scikit_learn(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = pytest.importorskip("sklearn.utils.estimator_checks")
+    module = example("scikit_estimator")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # where pickle looks for it
+    estimator = getattr(module, name)(hidden=(3,), max_iter=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # checks of tables of a few random rows
+        found = checks.check_estimator(estimator, on_skip=None, on_fail=None)
+    wrong = [
+        (each["check_name"], each["exception"]) for each in found if each["status"] == "failed"
+    ]
+    assert not wrong
+    assert sum(each["status"] == "passed" for each in found) > 45
+
+
+def test_an_estimator_in_a_pipeline_and_a_search(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    example("scikit_estimator").main()
+    r2, right = re.findall(r"R² (\S+)|, (\S+)% right", capsys.readouterr().out)
+    assert float(r2[0]) > 0.25
+    assert float(right[1]) > 90

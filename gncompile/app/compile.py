@@ -26,6 +26,7 @@ from ..training.trainer import Trainer
 from ..tuning.problem import Variants
 from ..tuning.tuner import Tune, tunable, variants_for
 from .api import loss_of, understand
+from .standardise import Standardise, standardised_model
 
 
 def compile(
@@ -39,6 +40,7 @@ def compile(
     backend: str = "torch",
     precision: str = "highest",
     tune: Tune = "cached",
+    standardise: Standardise = False,
     **options: object,
 ) -> Trainer:
     """Compile a feedforward module and a loss into a :class:`Trainer`.
@@ -63,6 +65,12 @@ def compile(
     ``"cached"``, ``"quick"`` and ``"full"`` make this a collective call: all ranks take what rank 0 has
     or finds.
 
+    ``standardise`` is for data of any units: with True the columns of ``example_inputs``, which are then
+    training samples, tell the inputs' means and scales, with a pair ``(x, y)`` of training data also those
+    of targets, for losses of the difference ``z - y``. ``trainer.model`` is then a
+    :class:`~gncompile.frontends.standardised.Standardised` around ``model``: raw units in and out; losses
+    are those of standardised targets.
+
     Raises a :class:`~gncompile.errors.GncompileError` that names the place in the model for whatever cannot
     be compiled. Compiling costs about a second; memory is a few copies of the batch's activations, of the
     parameters (eight, with those that undo a step broken off), and eight ``d × d`` matrices a layer.
@@ -71,6 +79,8 @@ def compile(
     >>> trainer = compile(model, "mse", torch.zeros(16, 4))
     >>> stats = trainer.step(torch.ones(16, 4), torch.ones(16, 1))
     """
+    if standardise is not False:
+        model, loss = standardised_model(model, loss, example_inputs, standardise)
     return compile_into(
         Trainer.__new__(Trainer), model, loss, example_inputs, method, seed=seed, dtype=dtype,
         backend=backend, precision=precision, tune=tune, solver=Kronecker, **options,
@@ -124,7 +134,7 @@ def compile_into(
     def again(variants: Variants) -> Trainer:
         return compile(
             copy.deepcopy(model), loss, example_inputs, method, seed=seed, dtype=dtype,
-            backend=backend, precision=precision, tune=variants, **options,
+            backend=backend, precision=precision, tune=variants, standardise=False, **options,
         )  # fmt: skip
 
     samples = reader.inputs(example_inputs)[0].shape[0]

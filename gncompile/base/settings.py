@@ -44,7 +44,20 @@ HINTS: Mapping[str, str] = {
         ("weight_decay", "wd", "l2_reg"),
         "use l2, the coefficient η of ½ η ‖w‖² in the objective, for all parameters or by pattern",
     ),
-    **dict.fromkeys(("beta", "nesterov"), "use sgd_momentum, with method='sgd'"),
+    **dict.fromkeys(("beta", "nesterov", "dampening"), "use sgd_momentum, with method='sgd'"),
+    **dict.fromkeys(
+        ("betas", "eps", "amsgrad"),
+        "leave it out: second-order methods need none, and method='adam' has torch's defaults; damping is "
+        "what keeps inverses finite",
+    ),
+    **dict.fromkeys(
+        ("clip", "clip_grad", "clip_norm", "max_norm", "grad_clip", "max_grad_norm"),
+        "leave it out: step_growth bounds steps already, and step_cap their size along the direction",
+    ),
+    **dict.fromkeys(
+        ("scheduler", "lr_scheduler", "lr_decay", "warmup"),
+        "leave it out: the step size is chosen anew in every step, and the damping adapts",
+    ),
     **dict.fromkeys(("batch_size", "batch"), "the batch is what step or fit are given"),
     **dict.fromkeys(
         ("device", "to"), "move the model before: model.to(device); the step runs where it is"
@@ -160,7 +173,10 @@ class Settings:
 
     momentum: Annotated[
         bool,
-        Field(description="True or False; sgd_momentum is the coefficient of method='sgd'"),
+        Field(
+            description="True or False, its size is chosen in every step; sgd_momentum is the coefficient "
+            "of method='sgd'"
+        ),
     ] = True
     """Choose step size and momentum, in [0, 1], together from the exact quadratic model. While the averaged
     parameters are better than the latest by more than 1 % of the loss, noise leads, and there is none."""

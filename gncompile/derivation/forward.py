@@ -30,6 +30,7 @@ import sympy
 
 from ..errors import CompileError
 from ..functions.derive import PointwiseRule, pointwise_rule
+from ..graph.embedding import is_whole
 from ..graph.layers import Layer, LayerOp
 from ..graph.model_graph import ModelGraph
 from ..graph.nodes import FixedLinear, Input, Node, Op, Output, Pointwise, Select
@@ -158,11 +159,22 @@ class Forward:
 
     def moved_by(self, layers: Collection[str]) -> frozenset[str]:
         """Names of nodes that move with one of these layers: a slope other than zero leads to them."""
+
+        def uses(node: Node) -> bool:
+            return isinstance(node.op, LayerOp) and node.op.trainable and node.op.layer in layers
+
+        return self._moved(uses)
+
+    @property
+    def moved_by_inputs(self) -> frozenset[str]:
+        """Names of nodes that move with an input of real numbers."""
+        return self._moved(lambda node: isinstance(node.op, Input) and not is_whole(node.op))
+
+    def _moved(self, begins: Callable[[Node], bool]) -> frozenset[str]:
         found: set[str] = set()
         for node in self.graph:
-            use = isinstance(node.op, LayerOp) and node.op.trainable and node.op.layer in layers
             moved = (i for i, name in enumerate(node.inputs) if name in found)
-            if use or any(not is_flat(node, i) for i in moved):
+            if begins(node) or any(not is_flat(node, i) for i in moved):
                 found.add(node.name)
         return frozenset(found)
 

@@ -6,7 +6,7 @@ optimiser asked, nor what kinds of nodes there are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ..errors import InternalError
@@ -20,13 +20,18 @@ from .jacobians import Picked
 from .layer_rules import LayerRule
 
 
-def pull_back(forward: Forward, seed: Value, prefix: str = "g") -> dict[str, Value]:
+def pull_back(
+    forward: Forward, seed: Value, prefix: str = "g", to_inputs: bool = False
+) -> dict[str, Value]:
     """Pass vectors ``∂·/∂z`` back to every active node: ``g_x = Σ_consumers g_y J``.
 
-    ``seed`` is ``[N, K]`` or ``[S, N, K]`` (S columns); the results have the same leading dimensions.
-    Contributions add at a fork, which is exact for vectors.
+    With ``to_inputs`` to what moves with an input instead. ``seed`` is ``[N, K]`` or ``[S, N, K]`` (S
+    columns); the results have the same leading dimensions. Contributions add at a fork, which is exact for
+    vectors.
     """
-    graph, apart = forward.graph, _apart(forward)
+    graph = forward.graph
+    active = forward.moved_by_inputs if to_inputs else forward.active
+    apart = _apart(forward, active)
     terms: dict[str, list[Value]] = {graph.output.inputs[0]: [seed]}
     parts: dict[str, list[tuple[Picked, Value]]] = {}
     result: dict[str, Value] = {}
@@ -35,7 +40,7 @@ def pull_back(forward: Forward, seed: Value, prefix: str = "g") -> dict[str, Val
             with forward.work_for(node.name):
                 joined = _joined(forward, parts[node.name], f"{prefix}_{node.name}")
             terms.setdefault(node.name, []).append(joined)
-        if node.name not in terms or node.name not in forward.active:
+        if node.name not in terms or node.name not in active:
             continue
         g = terms[node.name][0]
         if len(terms[node.name]) > 1:
@@ -43,7 +48,7 @@ def pull_back(forward: Forward, seed: Value, prefix: str = "g") -> dict[str, Val
                 g = forward.builder.add(*terms[node.name], name=f"{prefix}_{node.name}")
         result[node.name] = g
         for i, source in enumerate(node.inputs):
-            if source in forward.active and (jacobian := forward.jacobian(node, i)):
+            if source in active and (jacobian := forward.jacobian(node, i)):
                 alone = source in apart and len(node.inputs) == 1
                 if alone and isinstance(jacobian, Picked):
                     parts.setdefault(source, []).append((jacobian, g))
@@ -54,11 +59,11 @@ def pull_back(forward: Forward, seed: Value, prefix: str = "g") -> dict[str, Val
     return result
 
 
-def _apart(forward: Forward) -> set[str]:
+def _apart(forward: Forward, active: Collection[str]) -> set[str]:
     """The nodes of which several selections take parts, no feature twice: queries, keys and values, say."""
     taken: dict[str, list[int]] = {}
     for node in forward.graph:
-        if isinstance(node.op, Select) and len(node.inputs) == 1 and node.name in forward.active:
+        if isinstance(node.op, Select) and len(node.inputs) == 1 and node.name in active:
             taken.setdefault(node.inputs[0], []).extend(node.op.index)
     selecting = {
         name: [r for r in forward.graph.consumers(name) if isinstance(r.op, Select)]

@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -25,9 +25,12 @@ import torch
 from torch import nn
 
 from ..base.files import atomic_path
+from ..base.handed_down import handed_down
 from ..base.version import __version__
 from ..errors import CheckpointError, GncompileError
+from ..frontends.standardised import Standardised
 from ..graph.embedding import is_whole
+from ..losses.standardising import standardised
 from .compiled import Compiled
 from .fingerprint import Fingerprint, differences, graph_lines, shape_differences
 from .model_identity import in_modes
@@ -35,6 +38,8 @@ from .state import GROUPS, Tensors, copy_tensors, frozen_changed, model_tensors,
 from .stored_loss import loss_to_data
 from .stored_settings import settings_from_data, stored_loss
 
+SCALES = ("input_mean", "input_scale", "output_mean", "output_scale")
+"""The buffers of a :class:`Standardised`, in order."""
 FORMAT = 2
 READ = (1, 2)
 """Formats that are read; in the first ``model/…`` held the latest parameters, and nothing the reported."""
@@ -136,18 +141,68 @@ class Resumed(Protocol):
     """A trainer that a state can be loaded into."""
 
     compiled: Compiled
+    gathers: bool
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a step reads or writes."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where ``state`` was taken."""
 
 
 T = TypeVar("T", bound=Resumed)
-Compile = Callable[..., T]
 
 
-def resume(path: str | os.PathLike[str], model: nn.Module, loss: object, compile: Compile[T]) -> T:
-    """The trainer saved at ``path``, compiled anew by ``compile``; see :meth:`Trainer.resume`."""
-    checkpoint = load(path)
+def _compiled(kind: type[T], *arguments: Any, **options: Any) -> T:
+    """A trainer of this class, compiled anew."""
+    made: T = handed_down("compile_into")(kind.__new__(kind), *arguments, **options)
+    return made
+
+
+def in_memory(trainer: Resumed) -> dict[str, Any]:
+    """What :func:`save` writes to a file, as dictionaries of copied tensors and plain values."""
+    state = {
+        key: {name: t.detach().clone() for name, t in part.items()} if key in GROUPS else part
+        for key, part in trainer.state_dict().items()
+    }
+    return {**state, "about": _about(trainer.compiled)}
+
+
+def from_memory(state: Mapping[str, Any], where: str) -> Checkpoint:
+    """The checkpoint that :func:`in_memory` gave; :class:`CheckpointError` if it is none."""
+    try:
+        about = dict(state["about"])
+        if about["format"] not in READ:
+            raise ValueError(f"its format is {about['format']}")
+        _require_kinds({**about, "numbers": {key: state[key] for key in ("counters", "place")}})
+        for group in GROUPS:
+            named = state[group].items()
+            if not all(type(name) is str and isinstance(t, torch.Tensor) for name, t in named):
+                raise TypeError(f"{group} holds something else than tensors")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"this is no state of a compiled training: {type(error).__name__}: {error}",
+            where=where,
+            instead="pass what state_dict() returned, as it was",
+        ) from error
+    return Checkpoint(Path(where), dict(state), about)
+
+
+def resume(path: str | os.PathLike[str], model: nn.Module, loss: object, kind: type[T]) -> T:
+    """The trainer saved at ``path``, of the class ``kind``; see :meth:`Trainer.resume`."""
+    return restored(load(path), model, loss, kind)
+
+
+def restored(checkpoint: Checkpoint, model: nn.Module, loss: object, kind: type[T]) -> T:
+    """A trainer of the class ``kind`` compiled anew for ``model``, in the state of a checkpoint.
+
+    A model that was standardised by ``compile`` may be given as it was given there.
+    """
+    if checkpoint.about.get("standardised") and not isinstance(model, Standardised):
+        scales = [checkpoint.state["model"].get(name, torch.empty(0)) for name in SCALES]
+        model = Standardised(model, *scales)
+        if loss is not None and not bool((model.output_scale == 1).all()):
+            loss = standardised(loss, model.output_scale)
     given = {name: list(t.shape) for name, t in model_tensors(model).items()}
     stored = {name: list(t.shape) for name, t in checkpoint.state["model"].items()}
     require_same(shape_differences(given, stored), checkpoint.path)
@@ -160,7 +215,7 @@ def resume(path: str | os.PathLike[str], model: nn.Module, loss: object, compile
         examples = tuple(_zeros(*each, parameter.dtype, parameter.device) for each in inputs)
         settings = settings_from_data(about, checkpoint.path)
         wanted = stored_loss(about, checkpoint.path) if loss is None else loss
-        return compile(model, wanted, examples, **settings)
+        return _compiled(kind, model, wanted, examples, **settings)
 
     trainer = rebuilt()
     found = differences(fingerprint(trainer.compiled), checkpoint.about["fingerprint"])
@@ -181,8 +236,8 @@ def _zeros(
     return zero.expand(2, *shape)
 
 
-def copied(trainer: T, memo: dict[int, Any], compile: Compile[T]) -> T:
-    """A trainer of a copied model, compiled anew by ``compile``, for ``copy.deepcopy``."""
+def copied(trainer: T, memo: dict[int, Any]) -> T:
+    """A trainer of a copied model, compiled anew, in the same state, for ``copy.deepcopy``."""
     compiled = trainer.compiled
     model, loss = compiled.model, compiled.identity.loss
     if "_modules" not in vars(memo.get(id(model), model)):
@@ -195,7 +250,7 @@ def copied(trainer: T, memo: dict[int, Any], compile: Compile[T]) -> T:
     new = memo[id(trainer)] = type(trainer).__new__(type(trainer))
     twin = copy.deepcopy(model, memo)
     with in_modes(twin, compiled.identity.modes):  # with dropout, if this one was compiled with it
-        return compile(
+        handed_down("compile_into")(
             new,
             twin,
             compiled.loss if loss is None else copy.deepcopy(loss, memo),
@@ -209,6 +264,9 @@ def copied(trainer: T, memo: dict[int, Any], compile: Compile[T]) -> T:
             tune=dict(executable.variants) or "off",
             **vars(compiled.settings),
         )
+    new.load_state_dict(trainer.state_dict())
+    new.gathers = trainer.gathers
+    return new
 
 
 def _about(compiled: Compiled) -> dict[str, Any]:
@@ -224,6 +282,7 @@ def _about(compiled: Compiled) -> dict[str, Any]:
         "backend": executable.backend,
         "precision": executable.memory.precision,
         "variants": {name: dict(options) for name, options in executable.variants.items()},
+        "standardised": isinstance(compiled.model, Standardised),
         "fingerprint": fingerprint(compiled),
     }
 

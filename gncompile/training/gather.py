@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import itertools
 import operator
-import warnings
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..data.data_sets import Batches
-from ..errors import BatchError, DataError, SmallBatchWarning, message
+from ..errors import BatchError, DataError
 from ..losses.targets import mapped, tensors_of
 from ..program.timetable import MEASURED
 from .batches import Target, input_tensors, joined_targets, samples_of
@@ -28,9 +26,6 @@ from .compiled import Compiled
 from .counters import Counters
 from .loaders import Pair, PairOf, ReadBatch, Rows, require_batches
 from .reported import version
-
-FEW = 32
-"""Samples of a batch below which there is a warning of noise."""
 
 
 class Gathers(Protocol):
@@ -75,30 +70,6 @@ class Wanted:
     def _most(self) -> int:
         """The samples whose work buffers fit into the memory budget."""
         return self._compiled.executable.samples_within(self._compiled.settings.memory_budget)
-
-
-class FewSamples:
-    """A warning of noise at the second step, if its batch is another one than that of the first."""
-
-    def __init__(self) -> None:
-        self._first: weakref.ref[Tensor] | None = None
-
-    def look(self, updates: int, x: Tensor) -> None:
-        """Warn, at the caller of a step, of minibatches of few samples (:class:`SmallBatchWarning`)."""
-        if updates == 0:
-            self._first = weakref.ref(x)
-        another = self._first is not None and self._first() is not x
-        if updates == 1 and another and len(x) < FEW:
-            warnings.warn(
-                message(
-                    f"steps on {len(x)} samples",
-                    instead="let the trainer put batches together, with fit or by for x, y in "
-                    "trainer.gather(loader): the curvature of so few samples fits their noise, and steps "
-                    "can lead astray",
-                ),
-                SmallBatchWarning,
-                stacklevel=3,
-            )
 
 
 class Gathering:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from ..errors import require_whole
+from ..errors import CompileError, require_whole
 from ..graph.dropout import without_dropout
-from ..pipeline import quadratic_program, tangent_program
+from ..graph.embedding import is_whole
+from ..graph.model_graph import TracedModel
+from ..pipeline import input_gradient_program, quadratic_program, tangent_program
 from ..program.step_program import StepProgram
 from ..runtime.executable import Executable
 from ..runtime.memory import dense
@@ -32,6 +35,7 @@ class Questions:
         self._compiled, self._reported = compiled, reported
         self._executable, self._settings = compiled.executable, compiled.settings
         self.evaluation = Evaluation(compiled, self.parameters)
+        self._backwards: tuple[TracedModel, Executable] | None = None
 
     def parameters(self, averaged: bool | None = True) -> AbstractContextManager[None]:
         """See :meth:`Trainer.averaged_parameters`."""
@@ -53,6 +57,40 @@ class Questions:
         self._load(x, y)
         self._run("gradient")
         return {name: value.clone() for name, value in self._compiled.gradient_views().items()}
+
+    def input_gradient(
+        self, x: Tensor | tuple[Tensor, ...], y: Target
+    ) -> Tensor | tuple[Tensor | None, ...]:
+        """See :meth:`Trainer.input_gradient`."""
+        traced = self._compiled.traced
+        if traced.trunk:
+            raise CompileError(
+                "the model has a frozen part that runs as it is, and no gradient passes through it",
+                where=f"{traced.name}, before its first trained layer",
+                instead="compile what follows that part, and call it yourself: its output is the input",
+            )
+        if self._backwards is None or self._backwards[0] is not traced:
+            graph = without_dropout(traced.graph)
+            program = input_gradient_program(graph, self._compiled.loss)
+            self._backwards = traced, self._beside(program)
+        executable = self._backwards[1]
+        inputs, target = self._compiled.reader.pair(x, y)
+        executable.load(inputs, target)
+        executable.run("gradient")
+        found = [
+            None if is_whole(node.op) else torch.zeros_like(flat)
+            for node, flat in zip(traced.inputs, inputs, strict=True)
+        ]
+        for role in executable.program.results:
+            kind, _, position = role.partition(".")
+            if kind == "input":
+                found[int(position)] = executable.result(role) / len(target)
+        given = input_tensors(x)
+        shaped = tuple(
+            None if g is None else g.reshape(each.shape)
+            for g, each in zip(found, given, strict=True)
+        )
+        return shaped if isinstance(x, tuple | list) else cast(Tensor, shaped[0])
 
     def loss(self, x: Tensor | tuple[Tensor, ...], y: Target) -> Tensor:
         """See :meth:`Trainer.loss`."""
@@ -123,16 +161,20 @@ class Questions:
         self, program: StepProgram, directions: list[Mapping[str, Tensor]]
     ) -> Executable:
         """An executable beside the trainer's own, with the given directions in its states."""
-        own = self._executable
-        executable = Executable(
-            program, self._compiled.traced, self._compiled.loss,
-            backend=own.backend, precision=own.memory.precision,
-            dtype=own.memory.dtype, device=own.memory.device,
-        )  # fmt: skip
+        executable = self._beside(program)
         for i, direction in enumerate(directions):
             for layer, value in self._compiled.join(direction).items():
                 executable.memory.states[f"direction{i}.{layer}"].copy_(value)
         return executable
+
+    def _beside(self, program: StepProgram) -> Executable:
+        """An executable beside the trainer's own, of the same parameters."""
+        own = self._executable
+        return Executable(
+            program, self._compiled.traced, self._compiled.loss,
+            backend=own.backend, precision=own.memory.precision,
+            dtype=own.memory.dtype, device=own.memory.device,
+        )  # fmt: skip
 
     def _run(self, *phases: str) -> None:
         """Phases of a step, which read whatever masks there are, without dropout."""

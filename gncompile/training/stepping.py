@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor
 
+from ..base.options import checked
+from ..errors import GncompileError
 from .ahead import AheadOfHost, DeferredStats
 from .compiled import Compiled
 from .counters import Counters
@@ -86,6 +91,27 @@ class Stepping:
                 self._ahead.keep_parameters()
             self._count.unconfirmed = False  # what is unconfirmed were others
         self.reported.look()
+
+    def set_damping(self, value: object) -> None:
+        """See :attr:`Trainer.damping`; ``γ ← γ √(λ'/λ)``, and the next step inverts anew."""
+        settings, before = self._compiled.settings, self._compiled.damping
+        if before is None:
+            raise GncompileError(
+                f"method={settings.method!r} has no damping",
+                instead="its step size is learning_rate; damping is a second-order method's",
+            )
+        low, high = settings.damping_bounds
+        bounded = Annotated[float, Field(ge=low, le=high)]
+        damping = checked("damping", value, bounded, f"a number from {low:g} to {high:g}")
+        states = self._executable.memory.states
+        gamma = float(states["factor_damping"]) * math.sqrt(damping / before)
+
+        def write() -> None:
+            states["damping"].fill_(damping)
+            states["factor_damping"].fill_(gamma)
+            self._count.since_refresh = settings.refresh_every
+
+        self.journal.surely(write)
 
     @property
     def unconfirmed(self) -> bool:

@@ -12,11 +12,10 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from ..base.handed_down import handed_down
 from ..data.data_sets import Batches
 from ..errors import GncompileError, visible
 from ..graph.model_graph import TracedModel
@@ -28,9 +27,10 @@ from .compiled import Compiled
 from .counters import Counters
 from .early_stop import EarlyStop
 from .factors import KroneckerFactors
+from .first_batches import FirstBatches
 from .fit import Fit
 from .fitting import Fitting
-from .gather import FewSamples, Gathering, Wanted
+from .gather import Gathering, Wanted
 from .loaders import Pair, ReadBatch
 from .metrics import Metric
 from .place import Place
@@ -58,14 +58,10 @@ class Trainer:
     speak of, what a checkpoint's ``model/…`` holds, and what the model holds after ``fit``, ``finish`` and
     ``resume``. In a loop of steps it holds the latest; ``loss`` and ``gradients`` take what it holds.
 
-    A model compiled in training mode drops in its steps what its dropout says, by masks that are drawn once a
-    step; while it is in evaluation mode its steps drop nothing. Whatever else a trainer is asked (loss,
-    gradients, predictions, …) is without dropout.
-
-    The model may get other tensors between steps (``load_state_dict``, ``param.data = …``); one that computes
-    something else, or is trained in other parts, is refused by whatever is called next, with
-    :class:`~gncompile.errors.ModelChangedError` (:mod:`gncompile.training.model_identity`).
-    ``copy.deepcopy`` gives an independent trainer with a model of its own.
+    A model compiled in training mode drops in its steps what its dropout says, by masks drawn once a step; in
+    evaluation mode, and whatever else a trainer is asked (loss, predictions, …), nothing is dropped. The
+    model may get other tensors between steps; one that computes something else is refused
+    (:mod:`gncompile.training.model_identity`). ``copy.deepcopy`` gives an independent trainer and model.
     """
 
     def __init__(self, compiled: Compiled) -> None:
@@ -81,8 +77,7 @@ class Trainer:
         self.program = executable.program
         """The step program this trainer runs."""
         self.source_file: Path | None = executable.source_file
-        """The file of the emitted source, for reading; None where none could be written, and for the
-        reference backend. What runs is :attr:`source`, whatever becomes of the file."""
+        """The file of the emitted :attr:`source`, for reading; None where none could be written."""
         self.dtype, self.device = executable.memory.dtype, executable.memory.device
         """The precision everything is computed in, and where."""
         self.backend, self.precision = executable.backend, executable.memory.precision
@@ -93,7 +88,7 @@ class Trainer:
         self._count = Counters()
         self._steps = Stepping(compiled, self._count, self.place)
         self.reported, self._state = self._steps.reported, self._steps.state
-        self._wanted, self._few_samples = Wanted(compiled, self._count), FewSamples()
+        self._wanted, self._first_batches = Wanted(compiled, self._count), FirstBatches(compiled)
         self._questions, self._reports = Questions(compiled, self.reported), Reports(compiled)
         self.evaluation = self._questions.evaluation
 
@@ -102,10 +97,8 @@ class Trainer:
     def step(self, x: Inputs, y: Target) -> StepStats | DeferredStats:
         """Update the model's parameters on the batch ``x: [N, …]``, ``y`` (as the loss takes it).
 
-        Curvature is taken from parts of the batch. Each step reads its rows in a random order of its own, so
-        theirs does not matter.
-        Minibatches of fewer than 32 samples bring a :class:`~gncompile.errors.SmallBatchWarning`;
-        :meth:`gather` puts such batches together.
+        Each step reads the rows in a random order of its own, so theirs does not matter. Minibatches of fewer
+        than 32 samples bring a :class:`~gncompile.errors.SmallBatchWarning`; :meth:`gather` joins such.
 
         Raises :class:`~gncompile.errors.BatchError` for a batch of the wrong shape or dtype or with
         non-finite values; nothing is changed then. On a CUDA device the step only begins here: the
@@ -114,14 +107,13 @@ class Trainer:
         """
         self.ready()
         inputs, target = self.compiled.reader.pair(x, y)
-        if not self.gathers and self.settings.second_order:
-            self._few_samples.look(self.updates, x if isinstance(x, Tensor) else x[0])
+        self._first_batches.look(self.updates, x, y, self.gathers)
         return self._steps.step(inputs, target)
 
     def ready(self) -> None:
         """Before any use: follow the model to other tensors of the same shapes, whole ones.
 
-        Raises :class:`~gncompile.errors.ModelChangedError` if it is not the one that was compiled.
+        Raises :class:`~gncompile.errors.ModelChangedError` if it is another one.
         """
         self._steps.ready()
 
@@ -135,7 +127,7 @@ class Trainer:
     def finish(self) -> None:
         """Leave in the model what is reported; ``fit`` ends so.
 
-        The next step takes back the latest parameters, unless the model was given others in the meantime.
+        The next step goes on from the latest, unless the model has been given others in the meantime.
         """
         self.ready()
         self.reported.show()
@@ -204,11 +196,16 @@ class Trainer:
     def samples_wanted(self) -> int:
         """The samples wanted for the next step, as far as the last measurement of noise tells.
 
-        At least ``gather_samples``, at most what ``memory_budget`` allows; 1 for first-order baselines.
+        From ``gather_samples`` to what ``memory_budget`` holds; 1 for the first-order baselines.
         """
         return self._wanted.now
 
     # --- questions ------------------------------------------------------------------------------------
+
+    @property
+    def _asked(self) -> Questions:
+        self.ready()
+        return self._questions
 
     def check_batch(self, x: Inputs, y: Target) -> None:
         """Raise :class:`~gncompile.errors.BatchError` if no step can be taken on ``(x, y)``.
@@ -219,21 +216,18 @@ class Trainer:
 
     def gradients(self, x: Inputs, y: Target) -> dict[str, Tensor]:
         """``∂Ē/∂θ`` of the objective (L2 included) by parameter name, as autograd would give it."""
-        self.ready()
-        return self._questions.gradients(x, y)
+        return self._asked.gradients(x, y)
 
     def loss(self, x: Inputs, y: Target) -> Tensor:
         """The data loss of one batch at the parameters that the model holds, a scalar tensor."""
-        self.ready()
-        return self._questions.loss(x, y)
+        return self._asked.loss(x, y)
 
     def predict(self, x: Inputs, averaged: bool | None = None) -> Returned:
         """The network output ``[N, …]`` by the compiled forward pass, at the parameters of :meth:`evaluate`.
 
         ``averaged`` is as there. Raises :class:`~gncompile.errors.BatchError` for no samples.
         """
-        self.ready()
-        return self._questions.predict(x, averaged)
+        return self._asked.predict(x, averaged)
 
     def evaluate(
         self, x: Inputs, y: Target, batch_size: int = 1000, averaged: bool | None = None
@@ -246,8 +240,7 @@ class Trainer:
         Raises :class:`~gncompile.errors.BatchError` for no samples, other numbers of inputs and targets, and
         values that are not finite.
         """
-        self.ready()
-        return self._questions.evaluate(x, y, batch_size, averaged)
+        return self._asked.evaluate(x, y, batch_size, averaged)
 
     def averaged_parameters(self, averaged: bool | None = True) -> AbstractContextManager[None]:
         """Within this block the model holds its averaged parameters (``Settings.average``).
@@ -255,25 +248,39 @@ class Trainer:
         With ``averaged=None`` what is reported, with False the latest. A trainer without an average, or
         without an update, always has the latest.
         """
-        self.ready()
-        return self._questions.parameters(averaged)
+        return self._asked.parameters(averaged)
 
     def factors(self) -> dict[str, KroneckerFactors]:
         """The running averages of the curvature factors by layer, in full; empty before the first step."""
         self.ready()
         return self._questions.factors() if self.updates else {}
 
+    def input_gradient(self, x: Inputs, y: Target) -> Tensor | tuple[Tensor | None, ...]:
+        """``∂E/∂x`` of the data loss of one batch, shaped like ``x``: for a part below that torch trains.
+
+        Of several inputs a tuple, in which whole numbers have None. At the parameters that the model holds,
+        before ``step`` those before the update; without dropout. Cost: a pass forwards and one backwards.
+        Raises :class:`~gncompile.errors.CompileError` where a frozen part runs before what is compiled.
+
+        >>> import gncompile, torch
+        >>> trunk, head = torch.nn.Linear(5, 4), torch.nn.Linear(4, 1)
+        >>> trainer = gncompile.compile(head, "mse", torch.zeros(1, 4))
+        >>> h, y = trunk(torch.randn(40, 5)), torch.randn(40, 1)
+        >>> h.backward(trainer.input_gradient(h, y))  # and on with trainer.step(h, y), adam.step()
+        >>> trunk.weight.grad.shape
+        torch.Size([4, 5])
+        """
+        return self._asked.input_gradient(x, y)
+
     def rop(self, x: Inputs, direction: Mapping[str, Tensor]) -> Returned:
         """R-operator: ``(∂z/∂θ) direction`` for one direction by parameter name: ``[N, …]``."""
-        self.ready()
-        return self._questions.rop(x, direction)
+        return self._asked.rop(x, direction)
 
     def quadratic(
         self, x: Inputs, y: Target, directions: list[Mapping[str, Tensor]]
     ) -> tuple[Tensor, Tensor]:
         """``M_ij = d_iᵀ(G + κI)d_j`` and ``b_i = d_iᵀ∇`` of the full Gauss-Newton quadratic [MG §7]."""
-        self.ready()
-        return self._questions.quadratic(x, y, directions)
+        return self._asked.quadratic(x, y, directions)
 
     def trained(self) -> dict[str, Tensor]:
         """The parameters this trainer updates, by name, in graph order."""
@@ -292,7 +299,7 @@ class Trainer:
     def report(self, folder: str | os.PathLike[str], title: str | None = None) -> list[Path]:
         """Write the derivation as linked HTML pages, one a node; returns the files, ``index.html`` first.
 
-        ``title`` is the network's name if it is not its class. Plots of transfer functions need matplotlib.
+        A page a node, with formulas, cost and source lines; plots of transfer functions need matplotlib.
         """
         return self._reports.report(folder, title)
 
@@ -321,8 +328,16 @@ class Trainer:
 
     @property
     def damping(self) -> float | None:
-        """The Levenberg-Marquardt damping λ; None for first-order methods."""
+        """The Levenberg-Marquardt damping λ, None for first-order methods.
+
+        One that is set is the next step's, and adapted from there; the factors' damping γ goes with √λ.
+        """
         return self.compiled.damping
+
+    @damping.setter
+    def damping(self, value: float) -> None:
+        self.ready()
+        self._steps.set_damping(value)
 
     @property
     def source(self) -> str:
@@ -365,25 +380,19 @@ class Trainer:
     def resume(path: str | os.PathLike[str], model: nn.Module, loss: object = None) -> Trainer:
         """The trainer saved at ``path``, compiled anew for ``model``, which gets the saved parameters.
 
-        ``model`` is a module of the same architecture; its present parameters do not matter, and it then
-        holds the reported ones, as after ``fit``. ``loss`` is only needed to insist on one. Backend,
-        settings, generator and place in the data's order are restored: training goes on bit for bit on the
-        same machine with as many threads. :class:`~gncompile.errors.CheckpointError` for a checkpoint of
-        another model, which leaves ``model`` unchanged.
+        ``model`` is a module of the same architecture, as it was given to ``compile``; it then holds the
+        reported parameters, as after ``fit``. ``loss`` is only needed to insist on one. The same
+        backend, settings, generator and place in the data's order are restored, so that training goes on
+        bit for bit on the same machine with as many threads. Raises
+        :class:`~gncompile.errors.CheckpointError` for a checkpoint of another model; ``model`` is unchanged
+        then.
         """
-
-        def anew(*given: Any, **options: Any) -> Trainer:
-            new = Trainer.__new__(Trainer)
-            return cast(Trainer, handed_down("compile_into")(new, *given, **options))
-
-        return checkpoints.resume(path, model, loss, anew)
+        return checkpoints.resume(path, model, loss, Trainer)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Trainer:
         """``copy.deepcopy``: a trainer of a copied model, compiled anew, in the same state."""
         self.ready()
-        new = checkpoints.copied(self, memo, handed_down("compile_into"))
-        new.load_state_dict(self.state_dict())
-        new.gathers = self.gathers
+        new = checkpoints.copied(self, memo)
         if not self.reported.shows:
             new.reported.hide()
         return new

@@ -206,7 +206,10 @@ SAID: tuple[tuple[dict[str, Any], str], ...] = (
     ({"samples": 1.5}, "option samples = 1.5 is of type float"),
     ({"samples": 0}, "pass a whole number, 1 or greater"),
     ({"samples": True}, "option samples = True is of type bool"),
-    ({"momentum": 0.9}, "pass True or False; sgd_momentum is the coefficient of method='sgd'"),
+    (
+        {"momentum": 0.9},
+        "pass True or False, its size is chosen in every step; sgd_momentum is the",
+    ),
     ({"momentum": "no"}, "option momentum = 'no' is of type str"),
     ({"momentum": 1}, "option momentum = 1 is of type int"),
     ({"method": None}, "option method is of type NoneType"),
