@@ -15,6 +15,7 @@ from rich.console import Console
 
 from ..errors import GncompileError, InternalError, visible
 from .command_errors import explained
+from .interrupts import sigterm_interrupts
 
 if TYPE_CHECKING:
     from ..functions.transfer import TransferFunction
@@ -44,18 +45,20 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; whatever goes wrong is printed as text, without a traceback."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), sigterm_interrupts():
             warnings.showwarning = _warn  # type: ignore[assignment]
             app(arguments, prog_name="gncompile")
     except KeyboardInterrupt:
         _complain("interrupted")
         return 130
-    except GncompileError as error:
-        label = "internal error" if isinstance(error, InternalError) else "error"
-        _complain(f"{label}: {error}")
-        return 1
     except Exception as error:
-        _complain(explained(error))
+        if isinstance(error, GncompileError):
+            label = "internal error" if isinstance(error, InternalError) else "error"
+            _complain(f"{label}: {error}")
+        else:
+            _complain(explained(error))
+        for note in getattr(error, "__notes__", ()):
+            _complain(note)
         return 1
     return 0
 
@@ -122,13 +125,17 @@ def train(
 @app.command()
 def resume(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder written by train.")],
+    updates: Annotated[int | None, typer.Option(min=1, help="Updates to make from here.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs to make from here.")] = None,
     data_root: DataRoot = None,
     quiet: Quiet = False,
 ) -> None:
-    """Go on with an interrupted training from its last checkpoint."""
+    """Go on with a training from its last checkpoint, to its end or beyond."""
     from .training_run import TrainingRun
 
-    _finish(TrainingRun.resume(run, not quiet, data_root))
+    if updates is not None and epochs is not None:
+        raise typer.BadParameter("give --updates or --epochs, not both")
+    _finish(TrainingRun.resume(run, not quiet, data_root, updates=updates, epochs=epochs))
 
 
 @app.command()
@@ -331,7 +338,7 @@ def env() -> None:
 
 def _finish(run: TrainingRun) -> None:
     """Train, and say where the results are or how to go on."""
-    from .training_run import Stopped
+    from .interrupts import Stopped
 
     try:
         run.train()

@@ -27,7 +27,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -35,10 +35,6 @@ from ..base.environment import environment
 from ..base.files import atomic_path, atomic_write
 from ..base.untrusted import append_line, is_plain_file, own_folder, slug
 from ..errors import CheckpointError, GncompileError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from torch import Tensor
 
 Record = dict[str, Any]
 
@@ -53,8 +49,6 @@ MAX_RECORD = 1 << 20
 """Bytes of run.json."""
 MAX_HISTORY = 1 << 30
 """Bytes of history.jsonl: millions of updates."""
-DRAWN = 1e300
-"""The largest size of a loss in the picture; differences of larger ones are no numbers."""
 _TEMPORARY = re.compile(
     rf"\.({'|'.join(Path(name).stem for name in FILES)})-[A-Za-z0-9_]{{8,12}}\.[a-z]+"
 )
@@ -97,8 +91,7 @@ class RunFolder:
             atomic_write(folder.model_file, content)
             fill(folder)
             started = {"base": str(model_file.parent.absolute()), **settings}
-            record = {"settings": started, "environment": environment()}
-            atomic_write(folder.path / "run.json", json.dumps(record, indent=2) + "\n")
+            folder._write_record({"settings": started, "environment": environment()})
         except BaseException:
             if not (folder.path / "run.json").exists():
                 folder.discard()
@@ -136,7 +129,7 @@ class RunFolder:
                 return
         raise InUse(
             f"the run folder {str(self.path)!r} is in use",
-            instead=f"choose another one, or go on with: gncompile resume {self.path}",
+            instead=f"choose another one, go on with: gncompile resume {self.path}, or delete it",
         )
 
     @classmethod
@@ -218,16 +211,28 @@ class RunFolder:
     @property
     def settings(self) -> dict[str, Any]:
         """How the run was started, as given to :meth:`create`, and ``base`` for relative paths."""
+        return self._record()["settings"]
+
+    @settings.setter
+    def settings(self, settings: Mapping[str, Any]) -> None:
+        self._write_record(self._record() | {"settings": dict(settings)})
+
+    def _record(self) -> Record:
+        """What ``run.json`` holds."""
         try:
             with (self.path / "run.json").open("rb") as file:
                 text = file.read(MAX_RECORD + 1)
             if len(text) > MAX_RECORD:
                 raise ValueError("too long")
-            return dict(json.loads(text)["settings"])
+            record = dict(json.loads(text))
+            return record | {"settings": dict(record["settings"])}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(
                 "run.json is damaged", where=str(self.path), instead="start the run again"
             ) from error
+
+    def _write_record(self, record: Record) -> None:
+        atomic_write(self.path / "run.json", json.dumps(record, indent=2) + "\n")
 
     # --- History -----------------------------------------------------------------------------------
 
@@ -270,56 +275,11 @@ class RunFolder:
         lines = "".join(json.dumps(record) + "\n" for record in kept.values())
         atomic_write(self.path / "history.jsonl", lines)
 
-    # --- Pictures and text -------------------------------------------------------------------------
+    # --- Text --------------------------------------------------------------------------------------
 
     def write_report(self, text: str) -> Path:
         """Write ``report.md``."""
         return atomic_write(self.path / "report.md", text)
-
-    def plot_loss(self) -> Path | None:
-        """Draw the history's ``loss`` and ``validation_loss``; None without matplotlib or history."""
-        records = self.history()
-        curves = {
-            label: [
-                (r["update"], r[key])
-                for r in records
-                if r.get(key) is not None and abs(r[key]) <= DRAWN
-            ]
-            for key, label in (("loss", "batch"), ("validation_loss", "validation"))
-        }
-        figure = _figure(6.4, 4.0)
-        if figure is None or not curves["batch"]:
-            return None
-        axes = figure.add_subplot()
-        for (label, points), marker in zip(curves.items(), ("", "o"), strict=True):
-            if points:
-                axes.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=3)
-        if all(value > 0 for points in curves.values() for _, value in points):
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter("{x:g}")
-        axes.set(xlabel="updates", ylabel="loss")
-        axes.grid(visible=True, which="both", alpha=0.3)
-        axes.legend()
-        return _save(figure, self.path / "loss.png")
-
-    def plot_reconstructions(
-        self, originals: Tensor, reconstructions: Tensor, shape: tuple[int, ...]
-    ) -> Path | None:
-        """Draw images ``[N, height · width]`` above their reconstructions; None without matplotlib."""
-        count = len(originals)
-        figure = _figure(max(4.0, 0.7 * count), 2.0)
-        if figure is None:
-            return None
-        rows = (("original", originals), ("reconstruction", reconstructions))
-        for row, (label, images) in enumerate(rows):
-            # [N, height, width] -> [height, N · width], the images side by side
-            strip = images.detach().cpu().reshape(count, *shape).permute(1, 0, 2)
-            axes = figure.add_subplot(2, 1, row + 1)
-            axes.imshow(strip.reshape(shape[0], -1).numpy(), cmap="gray", vmin=0, vmax=1)
-            axes.set(xticks=[], yticks=[])
-            axes.set_ylabel(label, fontsize=8)
-        return _save(figure, self.path / "reconstructions.png")
 
 
 def free_folder(parent: Path, name: str) -> Path:
@@ -353,18 +313,3 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item"):  # one number in a tensor or an array
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _figure(width: float, height: float) -> Figure | None:
-    """An empty figure that needs no display, or None where matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
-    return Figure(figsize=(width, height), dpi=120, layout="constrained")
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary)
-    return path

@@ -3,84 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..base.environment import environment, table
 from ..base.files import atomic_path
-from ..base.untrusted import fenced, in_markdown
 from ..data.data_sets import Batches, DataSplit, load
 from ..errors import (
     BatchError,
     CheckpointError,
-    GncompileError,
     ModelFileError,
     expected_got,
     message,
 )
 from ..frontends.model_file import ModelFile, load_model_file
-from ..frontends.model_schema import Seed
 from ..losses.vocabulary import resolve_loss
 from ..losses.weighting import bind_loss
+from ..training.reports import Reports
+from .interrupts import Stopped, signals_set
+from .loaded_run import Run
 from .output_bias import set_output_bias
 from .run_folder import RunFolder
+from .run_pictures import draw_loss
+from .run_report import draw, report
+from .started import Started
 
 if TYPE_CHECKING:
+    from ..training.records import History, Record
     from ..training.trainer import Trainer
-
-SHOWN = 12  # images in the picture of reconstructions
-EVALUATED = 5000  # training samples in the reported training loss
-
-
-Count = Annotated[int, Field(gt=0)]
-
-
-class Started(BaseModel):
-    """How a run was started, as its folder keeps it.
-
-    Paths of the model file are relative to ``base`` and may lead into ``data_root``; ``data`` is the digest
-    of what was read there. It has to be the same when the run goes on, so a folder of somebody else cannot
-    have other files trained on.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    base: str
-    updates: Count | None
-    epochs: Count | None
-    seed: Seed
-    checkpoint_every: Count
-    data: str
-    data_root: str | None
-
-    @classmethod
-    def of(cls, folder: RunFolder) -> Started:
-        """What ``run.json`` says; :class:`~gncompile.errors.CheckpointError` unless it makes sense."""
-        try:
-            started = cls.model_validate(folder.settings)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            found = f"run.json is damaged at {'.'.join(map(str, first['loc']))}: {first['msg']}"
-            raise CheckpointError(
-                found, where=str(folder.path), instead="start the run again"
-            ) from None
-        if (started.updates is None) == (started.epochs is None):
-            raise CheckpointError("run.json does not say how long to train", where=str(folder.path))
-        return started
-
-
-class Stopped(KeyboardInterrupt):
-    """The user interrupted the training; the step in progress was finished first."""
-
 
 def compile_file(file: ModelFile, seed: int | None = None, **options: Any) -> Trainer:
     """The trainer of a model file; ``options`` go before those in the file."""
@@ -174,9 +129,18 @@ class TrainingRun:
 
     @classmethod
     def resume(
-        cls, folder: Path, progress: bool = True, data_root: Path | None = None
+        cls,
+        folder: Path,
+        progress: bool = True,
+        data_root: Path | None = None,
+        *,
+        updates: int | None = None,
+        epochs: int | None = None,
     ) -> TrainingRun:
-        """A run as its last checkpoint left it; ``data_root`` goes before the one it was started with."""
+        """A run as its last checkpoint left it, to go on to its end, or for so many ``updates`` or ``epochs`` more.
+
+        ``data_root`` goes before the one it was started with.
+        """
         from ..training.trainer import Trainer
 
         run_folder = RunFolder.open(folder)
@@ -185,57 +149,77 @@ class TrainingRun:
             started = Started.of(run_folder)
             root = started.data_root if data_root is None else data_root
             file = load_model_file(run_folder.model_file, started.base, root)
-            data = load_data(file)
-            if data.digest() != started.data:
-                raise CheckpointError(
-                    "the data are not those that the run was started with",
-                    where=f"{file.data.name}, which {run_folder.path} names",
-                    instead="put them back, or start a new run",
-                )
+            data = load_started(file, started, run_folder)
             trainer = Trainer.resume(run_folder.checkpoint, file.build(started.seed))
             run_folder.rewind(trainer.updates)
+            batches = Batches(data.train_x, data.train_y, file.training.batch_size, started.seed)
+            more = updates or (epochs or 0) * len(batches)
+            if more:
+                started = started.prolonged(trainer.updates + more, run_folder)
         except BaseException:
             run_folder.release()
             raise
-        batches = Batches(data.train_x, data.train_y, file.training.batch_size, started.seed)
         return cls(file, run_folder, started, trainer, data, batches, progress)
 
     @property
     def updates(self) -> int:
         """Updates the whole run makes."""
-        return self.started.updates or (self.started.epochs or 0) * len(self.batches)
+        return self.started.total(len(self.batches))
 
     def train(self) -> None:
-        """Go on to the end of the run, write its results; :class:`Stopped` on SIGINT.
+        """Go on to the end of the run, and write its results.
 
-        The weights written are those that the report speaks of.
+        Raises :class:`Stopped` on SIGINT and SIGTERM. Where anything fails, what was learnt is kept and the
+        error says how to go on; a fresh run that learnt nothing leaves no folder.
         """
         try:
-            remaining = self.updates - self.trainer.updates
-            if remaining > 0:
-                self._learn(remaining)
-            self.trainer.save(self.folder.checkpoint)
-            self.trainer.finish()
-            self.save_weights()
-            self.draw_reconstructions()
-            self.folder.write_report(self.report())
-            self.trainer.report(self.folder.own_derivation(), self.file.name)
+            self._learn()
+            self._write_results()
+        except KeyboardInterrupt:
+            self._keep()
+            raise Stopped from None
+        except Exception as error:
+            if self.fresh and not self.trainer.updates:
+                self.folder.discard()
+            else:
+                self._keep()
+                error.add_note(
+                    f"the first {self.trainer.updates} updates are kept; go on with: gncompile resume "
+                    f"{self.folder.path}"
+                )
+            raise
         finally:
             self.folder.release()
 
-    def _learn(self, updates: int) -> None:
-        try:
-            self._fit(updates)
-        except GncompileError:
-            if self.fresh and not self.trainer.updates:
-                self.folder.discard()
-                raise
-            self.folder.plot_loss()
-            raise
-        except KeyboardInterrupt:
-            self.folder.plot_loss()
-            raise
-        self.folder.plot_loss()
+    def _learn(self) -> None:
+        """Make the updates that are left, and note why they ended."""
+        remaining = self.updates - self.trainer.updates
+        if remaining > 0 and not self.started.ended:
+            with signals_set(self._stop):
+                history = self._fit(remaining)
+            self.started = self.started.ended_with(history.ended, self.folder)
+        elif not self.started.ended:
+            self.started = self.started.ended_with(f"{self.updates} updates made", self.folder)
+
+    def _keep(self) -> None:
+        """Store what was learnt so far, as far as that can still be done."""
+        with suppress(Exception):
+            self.trainer.save(self.folder.checkpoint)
+            draw_loss(self.folder.history(), self.folder.path / "loss.png")
+
+    def _write_results(self) -> None:
+        """Weights, report and pictures of the training that has ended."""
+        self.trainer.save(self.folder.checkpoint)
+        self.trainer.finish()
+        self.save_weights()
+        run = Run(self.folder, self.started, self.file, self.trainer.model)
+        run.trainer = self.trainer
+        draw(run, self.data)
+        self.folder.write_report(report(run, self.data))
+        samples = self.file.training.batch_size
+        Reports(self.trainer.compiled, samples).report(
+            self.folder.own_derivation(), self.file.name
+        )
 
     def save_weights(self) -> Path:
         """Write the model's parameters by name, as ``model.load_state_dict`` takes them."""
@@ -249,66 +233,33 @@ class TrainingRun:
             save_file(tensors, temporary, metadata={"format": "pt"})
         return self.folder.weights
 
-    def _fit(self, updates: int) -> None:
-        with _sigint_sets(self._stop):
-            self.trainer.fit(
-                self.batches,
-                updates=updates,
-                validation=(self.data.validation_x, self.data.validation_y),
-                callbacks=[self._after_step],
-                progress=self.progress,
-                checkpoint=self.folder.checkpoint,
-                checkpoint_every=self.started.checkpoint_every,
-            )
+    def _fit(self, updates: int) -> History:
+        return self.trainer.fit(
+            self.batches,
+            updates=updates,
+            validation=(self.data.validation_x, self.data.validation_y),
+            callbacks=[self._after_step],
+            progress=self.progress,
+            checkpoint=self.folder.checkpoint,
+            checkpoint_every=self.started.checkpoint_every,
+        )
 
-    def _after_step(self, stats: Any) -> None:
-        record = dataclasses.asdict(stats) if dataclasses.is_dataclass(stats) else dict(stats)  # type: ignore[arg-type]
-        self.folder.append(record)
+    def _after_step(self, record: Record) -> None:
+        self.folder.append(dataclasses.asdict(record))
         if self._stop.is_set():
-            self.trainer.save(self.folder.checkpoint)
             raise Stopped
 
-    def draw_reconstructions(self) -> Path | None:
-        """The picture of reconstructions, if the network is an autoencoder of images."""
-        if self.file.data.target != "input" or len(self.data.shape) != 2:
-            return None
-        originals = self.data.validation_x[:SHOWN]
-        outputs = self.trainer.predict(originals)
-        if self.file.loss == "bce_with_logits":
-            outputs = torch.sigmoid(outputs)
-        return self.folder.plot_reconstructions(originals, outputs, self.data.shape)
 
-    def report(self) -> str:
-        """Results, pictures, the compiled model and its derivation, versions; as Markdown."""
-        train = self.data.train_x[:EVALUATED], self.data.train_y[:EVALUATED]
-        validation = self.data.validation_x, self.data.validation_y
-        results = {
-            "updates": str(self.trainer.updates),
-            f"loss, first {len(train[0])} training samples": f"{self.trainer.evaluate(*train):.6g}",
-            f"loss, {len(validation[0])} validation samples": f"{self.trainer.evaluate(*validation):.6g}",
-        }
-        weights = self.folder.weights.name
-        pictures = [
-            f"![{name}]({name}.png)"
-            for name in ("loss", "reconstructions")
-            if (self.folder.path / f"{name}.png").exists()
-        ]
-        return "\n\n".join(
-            [
-                f"# {in_markdown(self.file.name)}",
-                fenced(table(results)),
-                f"The parameters that have these losses are in [{weights}]({weights}).",
-                *pictures,
-                "## Compiled model",
-                fenced(self.trainer.summary()),
-                "## Derivation",
-                "As linked pages: [derivation/index.html](derivation/index.html).",
-                fenced(self.trainer.explain()),
-                "## Environment",
-                fenced(table(environment())),
-                "",
-            ]
+def load_started(file: ModelFile, started: Started, folder: RunFolder) -> DataSplit:
+    """The data of a run; :class:`~gncompile.errors.CheckpointError` if they are not those it started with."""
+    data = load_data(file)
+    if data.digest() != started.data:
+        raise CheckpointError(
+            "the data are not those that the run was started with",
+            where=f"{file.data.name}, which {folder.path} names",
+            instead="put them back, or start a new run",
         )
+    return data
 
 
 def load_data(file: ModelFile) -> DataSplit:
@@ -350,22 +301,3 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _tuples(inner) for key, inner in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-@contextmanager
-def _sigint_sets(stop: threading.Event) -> Iterator[None]:
-    """The first SIGINT sets ``stop``; a second one interrupts at once."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals
-        return
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -22,7 +22,7 @@ from safetensors.numpy import save
 
 from gncompile.app.comparison.store import Point, Run, file_of, read, write
 from gncompile.app.run_folder import RunFolder
-from gncompile.app.training_run import Started
+from gncompile.app.started import Started
 from gncompile.base import config
 from gncompile.data import DataSpec, load, mnist
 from gncompile.errors import GncompileError

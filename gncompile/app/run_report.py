@@ -1,0 +1,106 @@
+"""``report.md`` of a run: some ten lines of results, a picture, and where the derivation is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..base.environment import environment, table
+from ..base.untrusted import fenced, in_markdown
+from ..data.data_spec import DataSplit
+from ..errors import visible
+from ..losses.targets import mapped, tensors_of
+from .evaluation import evaluated, outputs_of
+from .loaded_run import Run
+from .run_pictures import draw_loss, draw_reconstructions
+
+EVALUATED = 5000
+"""Training samples in the reported training loss."""
+SHOWN = 12
+"""Images in the picture of reconstructions."""
+PICTURES = ("loss", "reconstructions", "predicted", "confusion")
+
+
+def report(run: Run, data: DataSplit) -> str:
+    """Results, pictures, and where to read on; as Markdown."""
+    weights = run.folder.weights.name
+    pictures = [
+        f"![{name}]({name}.png)"
+        for name in PICTURES
+        if (run.folder.path / f"{name}.png").exists()
+    ]
+    return "\n\n".join(
+        [
+            f"# {in_markdown(run.file.name)}",
+            fenced(visible(table(results(run, data)))),
+            f"The parameters that have these losses are in [{weights}]({weights}), and in "
+            "`gncompile.load(RUN).module`.",
+            *pictures,
+            "## Derivation",
+            "What was derived and compiled, and what a step costs: "
+            "[derivation/index.html](derivation/index.html).",
+            "## Environment",
+            fenced(table(environment())),
+            "",
+        ]
+    )
+
+
+def results(run: Run, data: DataSplit) -> dict[str, str]:
+    """What to look at first, each under a short name."""
+    training = run.file.training
+    samples, held_out = samples_of(data.train_x), samples_of(data.validation_x)
+    shown = min(samples, EVALUATED)
+    first = tuple(mapped(lambda each: each[:shown], part) for part in (data.train_x, data.train_y))
+    learnt = evaluated(run.module, run.loss, *first)
+    held = evaluated(run.module, run.loss, data.validation_x, data.validation_y)
+    parameters = sum(parameter.numel() for parameter in run.module.parameters())
+    method = run.trainer.settings.method
+    shown_method = method if isinstance(method, str) else "methods by layer"
+    return {
+        "data": f"{Path(run.file.data.name).name}, {samples} samples, {held_out} for validation",
+        "network": f"{parameters} parameters; loss {run.file.sections.loss.text}",
+        "training": f"{shown_method}, batches of {training.batch_size}, {training.dtype}",
+        **_history(run.folder.history(), samples),
+        "ended": run.started.ended or "not yet",
+        f"loss, first {shown} training samples": f"{learnt['loss']:.6g}",
+        **{f"{name}, {held_out} validation samples": f"{value:.6g}" for name, value in held.items()},
+    }
+
+
+def _history(records: Sequence[Mapping[str, Any]], samples: int) -> dict[str, str]:
+    """Updates, the best of them, and the time they took."""
+    if not records:
+        return {"updates": "0"}
+    seen = [(r.get("samples") or 0, r.get("samples_per_second") or 0) for r in records]
+    total = sum(count for count, _ in seen)
+    seconds = sum(count / rate for count, rate in seen if rate)
+    told = {
+        "updates": f"{records[-1]['update']}, {total / samples:.3g} passes over the data",
+        "time": f"{seconds:.3g} s of updates",
+    }
+    validated = [r for r in records if r.get("validation_loss") is not None]
+    if validated:
+        best = min(validated, key=lambda record: float(record["validation_loss"]))
+        told["best update"] = f"{best['update']}, validation loss {best['validation_loss']:.6g}"
+    return told
+
+
+def samples_of(x: Any) -> int:
+    """Rows of inputs, a tensor or several."""
+    return len(tensors_of(x)[0])
+
+
+def draw(run: Run, data: DataSplit) -> None:
+    """The pictures that the report shows: the loss, and what the network makes of the validation data."""
+    folder = run.folder.path
+    draw_loss(run.folder.history(), folder / "loss.png")
+    if run.file.data.target == "input" and len(data.shape) == 2:
+        originals = data.validation_x[:SHOWN]
+        outputs = outputs_of(run.module, originals)
+        if run.file.loss == "bce_with_logits":
+            outputs = torch.sigmoid(outputs)
+        draw_reconstructions(originals, outputs, data.shape, folder / "reconstructions.png")
