@@ -24,7 +24,6 @@ from ..errors import (
 from ..frontends.model_file import ModelFile, load_model_file
 from ..losses.vocabulary import resolve_loss
 from ..losses.weighting import bind_loss
-from ..training.reports import Reports
 from .interrupts import Stopped, signals_set
 from .loaded_run import Run
 from .output_bias import set_output_bias
@@ -216,10 +215,8 @@ class TrainingRun:
         run.trainer = self.trainer
         draw(run, self.data)
         self.folder.write_report(report(run, self.data))
-        samples = self.file.training.batch_size
-        Reports(self.trainer.compiled, samples).report(
-            self.folder.own_derivation(), self.file.name
-        )
+        pages = self.folder.own_derivation()
+        self.trainer.report(pages, self.file.name, self.file.training.batch_size)
 
     def save_weights(self) -> Path:
         """Write the model's parameters by name, as ``model.load_state_dict`` takes them."""

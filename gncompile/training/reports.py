@@ -12,7 +12,6 @@ from ..emit.step_source import StepSource
 from ..errors import visible
 from ..graph.model_graph import TracedModel
 from ..losses.vocabulary import Loss
-from ..program.costs import NOMINAL
 from ..program.step_program import StepProgram
 from .compiled import Compiled
 
@@ -21,23 +20,23 @@ if TYPE_CHECKING:
 
 
 class Reports:
-    """The readable side of what was compiled; costs are those of a step on so many ``samples``."""
+    """The readable side of what was compiled."""
 
-    def __init__(self, compiled: Compiled, samples: int = NOMINAL) -> None:
-        self._compiled = compiled
-        self._costs = {"batch": samples, "itemsize": compiled.executable.memory.dtype.itemsize}
+    def __init__(self, compiled: Compiled) -> None:
+        self._compiled, self._itemsize = compiled, compiled.executable.memory.dtype.itemsize
 
     def summary(self) -> str:
         """See :meth:`Trainer.summary`."""
         from ..explain.explain import summary
 
-        return visible(summary(*self._about, **self._costs, order=self._source.order))
+        return visible(summary(*self._about, itemsize=self._itemsize, order=self._source.order))
 
     def explain(self, layer: str | None = None) -> str:
         """See :meth:`Trainer.explain`."""
         from ..explain.explain import explain
 
-        return visible(explain(*self._about, layer, **self._costs, source=self._source))
+        text = explain(*self._about, layer, itemsize=self._itemsize, source=self._source)
+        return visible(text)
 
     def report(self, folder: str | os.PathLike[str], title: str | None = None) -> list[Path]:
         """See :meth:`Trainer.report`."""
@@ -55,7 +54,7 @@ class Reports:
     def _readback(self) -> Readback:
         from ..explain.readback import Readback
 
-        return Readback(*self._about, **self._costs)
+        return Readback(*self._about, itemsize=self._itemsize)
 
     @property
     def _about(self) -> tuple[TracedModel, Loss, Settings, StepProgram]:
