@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..base.environment import environment, table
 from ..base.files import atomic_path
+from ..base.tables import WIDE
 from ..base.untrusted import fenced, in_markdown
 from ..data.data_sets import Batches, DataSplit, load
 from ..errors import (
@@ -219,7 +220,8 @@ class TrainingRun:
             self.save_weights()
             self.draw_reconstructions()
             self.folder.write_report(self.report())
-            self.trainer.report(self.folder.own_derivation(), self.file.name)
+            batch = self.file.training.batch_size
+            self.trainer.report(self.folder.own_derivation(), self.file.name, batch)
         finally:
             self.folder.release()
 
@@ -300,10 +302,10 @@ class TrainingRun:
                 f"The parameters that have these losses are in [{weights}]({weights}).",
                 *pictures,
                 "## Compiled model",
-                fenced(self.trainer.summary()),
+                fenced(self.trainer.summary(self.file.training.batch_size, WIDE)),
                 "## Derivation",
                 "As linked pages: [derivation/index.html](derivation/index.html).",
-                fenced(self.trainer.explain()),
+                fenced(self.trainer.explain(batch=self.file.training.batch_size)),
                 "## Environment",
                 fenced(table(environment())),
                 "",
