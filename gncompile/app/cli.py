@@ -15,6 +15,7 @@ from rich.console import Console
 
 from ..errors import GncompileError, InternalError, visible
 from .command_errors import explained
+from .command_list import Commands
 from .interrupts import sigterm_interrupts
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .training_run import TrainingRun
 
 app = typer.Typer(
+    cls=Commands,
     help="Compile a feedforward network and a loss into a second-order trainer.",
     no_args_is_help=True,
     add_completion=False,
@@ -158,16 +160,16 @@ def explain(
         raise typer.BadParameter("--html and --latex report the whole network: leave --layer out")
     _require_other(file, latex)
     model_file = load_model_file(file, data_root=data_root)
-    trainer = compile_file(model_file)
+    trainer, batch = compile_file(model_file), model_file.training.batch_size
     if html:
-        _print(str(trainer.report(html, model_file.name)[0]))
+        _print(str(trainer.report(html, model_file.name, batch)[0]))
     if latex:
-        _print(str(trainer.report_latex(latex, model_file.name)))
+        _print(str(trainer.report_latex(latex, model_file.name, batch)))
     if html or latex:
         return
     if layer is None:
-        _print(trainer.summary() + "\n")
-    _print(trainer.explain(layer))
+        _print(trainer.summary(batch) + "\n")
+    _print(trainer.explain(layer, batch))
 
 
 @app.command()
@@ -238,9 +240,7 @@ def compare(
 
 @app.command()
 def tune(
-    file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="A TOML model file.")
-    ] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="A TOML model file.")] = None,
     effort: Annotated[str, typer.Option(help="quick, or full: every candidate.")] = "quick",
     budget: Annotated[
         str | None, typer.Option(metavar="TIME", help="As 60s or 2m; default 60s, full 10m.")

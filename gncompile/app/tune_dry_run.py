@@ -149,12 +149,10 @@ def details(problem: GpuProblem) -> str:
     """The first candidates of a problem in the order they would be measured, compiled."""
     candidates = ranked(problem.candidates, COMPILED)
     used = compiled(problem, candidates)
-    rows = [["  candidate", "predicted", "registers", "spilled", "shared", "products", ""]]
+    rows = [["candidate", "predicted", "registers", "spilled", "shared", "products", ""]]
     for candidate, each in zip(candidates, used, strict=True):
         numbers = [str(each.registers), f"{each.spilled} B", f"{each.shared} B", each.products]
-        rows.append(
-            [f"  {candidate}", f"{candidate.predicted * 1e3:.3f} ms", *numbers, each.problem]
-        )
+        rows.append([str(candidate), f"{candidate.predicted * 1e3:.3f} ms", *numbers, each.problem])
     return f"{problem.key}: {problem.subject.name}\n" + aligned(rows, right=(1, 2, 3, 4))
 
 

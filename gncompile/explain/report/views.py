@@ -19,7 +19,8 @@ from ...graph.nodes import FixedLinear, Input, Node, Output, Pointwise, Select
 from ...program import operations as ir
 from ...program.costs import Cost, total
 from ..formulas import Equation
-from ..readback import PARTS, REPEATS, Readback, Row, function_text, in_units
+from ..function_names import function_text
+from ..readback import PARTS, REPEATS, Readback, Row, in_units
 
 HIDDEN = (*REPEATS, "restore", "reject", "columns_begin")
 """Phases whose formulas repeat others or only copy."""
