@@ -17,6 +17,7 @@ from ..errors import GncompileError, InternalError, visible
 from .command_errors import explained
 from .command_list import Commands
 from .interrupts import sigterm_interrupts
+from .run_commands import RunPath, evaluate, predict
 
 if TYPE_CHECKING:
     from ..functions.transfer import TransferFunction
@@ -126,7 +127,7 @@ def train(
 
 @app.command()
 def resume(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder written by train.")],
+    run: RunPath,
     updates: Annotated[int | None, typer.Option(min=1, help="Updates to make from here.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs to make from here.")] = None,
     data_root: DataRoot = None,
@@ -138,6 +139,10 @@ def resume(
     if updates is not None and epochs is not None:
         raise typer.BadParameter("give --updates or --epochs, not both")
     _finish(TrainingRun.resume(run, not quiet, data_root, updates=updates, epochs=epochs))
+
+
+app.command()(predict)
+app.command()(evaluate)
 
 
 @app.command()
