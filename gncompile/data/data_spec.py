@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from ..errors import DataError
+from ..losses.targets import mapped, tensors_of
+from .table_schema import TableSchema
 
 Target = Literal["input", "label", "value"]
 
@@ -17,11 +19,23 @@ Target = Literal["input", "label", "value"]
 class DataSpec:
     """Which data, and what the network has to produce from it.
 
-    ``name`` is ``"curves"``, ``"mnist"``, or a file (in a model file, relative to the model file's folder).
-    ``target``: ``"input"`` (an autoencoder), ``"label"`` (class numbers), ``"value"`` (numbers). Default:
-    curves ``"input"``, mnist ``"label"``, files ``"value"``. ``train`` and ``validation`` are numbers of
-    samples, default everything the set has; CURVES has 20,000 and 10,000 as published.
-    ``targets`` names the target columns of a CSV file; ``shape`` says how a flat sample is laid out.
+    ``name`` is ``"curves"``, ``"mnist"``, or a file (in a model file, relative to the model file's folder):
+    a table ``.csv``, ``.parquet``, ``.arrow``, ``.feather``, or an archive ``.npz``, ``.safetensors`` with arrays
+    ``x`` and ``y``. ``target``: ``"input"`` (an autoencoder), ``"label"`` (classes), ``"value"`` (numbers).
+    Default: curves ``"input"``, mnist ``"label"``, files as their targets and the loss have it (see
+    :func:`~gncompile.data.load`). ``train`` and ``validation`` are numbers of samples, default everything
+    the set has; CURVES has 20,000 and 10,000 as published. ``shape`` says how a flat sample is laid out.
+
+    Of a table, ``targets`` names the target columns, ``inputs`` the columns that go in (default: all
+    others), ``ignore`` those that are left out; ``categories`` names columns of numbers that are taken as
+    categories, as columns of texts are anyway. ``weights`` is a column, or an archive's array, with a weight for
+    each sample. ``missing = "impute"`` puts the mean of the training rows for a number that is missing, and a level
+    of its own for a category; else missing cells are refused. ``standardise`` (default: tables yes, archives and
+    named sets no) keeps mean and scale of the training rows in the schema.
+
+    Validation rows are those of ``validation_file``, or those that ``validation_column`` marks (true, 1 or
+    ``"validation"``), or an archive's ``validation_x``; else ``validation`` of them, a number or a share below 1
+    (default: a tenth), are held out in an order that ``seed`` decides.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -29,21 +43,40 @@ class DataSpec:
     name: str
     target: Target | None = None
     train: int | None = None
-    validation: int | None = None
+    validation: int | float | None = None
     seed: int = 0
     targets: tuple[str, ...] = ()
     shape: tuple[int, ...] | None = None
+    inputs: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    standardise: bool | None = None
+    missing: Literal["refuse", "impute"] = "refuse"
+    validation_file: str | None = None
+    validation_column: str | None = None
+    weights: str | None = None
+
+
+Tensors = Any
+"""A tensor with one row a sample, or a tuple of some: ``(numeric [N, d], categories [N, c])``, ``(y, weights)``."""
 
 
 @dataclass(frozen=True)
 class DataSplit:
-    """Flat samples ``[N, size]`` and their targets; ``shape`` is one sample's own layout, ``(28, 28)``."""
+    """Flat samples ``[N, size]`` and their targets; ``shape`` is one sample's own layout, ``(28, 28)``.
 
-    train_x: torch.Tensor
-    train_y: torch.Tensor
-    validation_x: torch.Tensor
-    validation_y: torch.Tensor
+    Where a table has columns of categories, ``train_x`` and ``validation_x`` are pairs ``(numbers [N, d],
+    categories [N, c])``, the latter int64; where samples have weights, the targets are pairs ``(y, weights [N])``, as
+    :func:`gncompile.losses.weighted` takes them. ``schema`` turns other rows into such tensors, and outputs
+    into columns.
+    """
+
+    train_x: Tensors
+    train_y: Tensors
+    validation_x: Tensors
+    validation_y: Tensors
     shape: tuple[int, ...]
+    schema: TableSchema | None = None
 
     def to(self, dtype: torch.dtype) -> DataSplit:
         """The same data with floating point tensors in ``dtype``; labels stay integers.
@@ -65,21 +98,25 @@ class DataSplit:
                 )
             return given
 
-        train_x, validation_x = cast(self.train_x), cast(self.validation_x)
+        train_x, validation_x = mapped(cast, self.train_x), mapped(cast, self.validation_x)
+        train_y = train_x if self.train_y is self.train_x else mapped(cast, self.train_y)
+        same = self.validation_y is self.validation_x
+        validation_y = validation_x if same else mapped(cast, self.validation_y)
         return replace(
             self,
             train_x=train_x,
-            train_y=train_x if self.train_y is self.train_x else cast(self.train_y),
+            train_y=train_y,
             validation_x=validation_x,
-            validation_y=(
-                validation_x if self.validation_y is self.validation_x else cast(self.validation_y)
-            ),
+            validation_y=validation_y,
         )
 
     def digest(self) -> str:
-        """A hash of all numbers, their types and shapes."""
+        """A hash of all numbers, their types and shapes, and of the schema."""
         found = hashlib.sha256()
-        for tensor in (self.train_x, self.train_y, self.validation_x, self.validation_y):
+        parts = (self.train_x, self.train_y, self.validation_x, self.validation_y)
+        for tensor in (each for part in parts for each in tensors_of(part)):
             found.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
             found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        if self.schema is not None:
+            found.update(self.schema.model_dump_json().encode())
         return found.hexdigest()
