@@ -11,6 +11,7 @@ from .base.version import __version__ as __version__
 if TYPE_CHECKING:
     from .app.api import curvature as curvature
     from .app.compile import compile as compile
+    from .frontends.standardised import Standardised as Standardised
     from .frontends.torch_export import trace as trace
     from .functions.transfer import register_transfer as register_transfer
     from .functions.transfer import transfer_function as transfer_function
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Trainer": "training.trainer",
     "KroneckerFactors": "training.factors",
+    "Standardised": "frontends.standardised",
     "compile": "app.compile",
     "curvature": "app.api",
     "loss_function": "losses.vocabulary",

@@ -196,10 +196,9 @@ def verify(file: ModelPath, data_root: DataRoot = None) -> None:
     """Check the rules derived for a model file against torch.func, in float64."""
     from ..frontends.model_file import load_model_file
     from ..verification.verification import verify as verify_model
-    from .training_run import example
 
     model_file = load_model_file(file, data_root=data_root)
-    report = verify_model(model_file.build(), model_file.loss, example(model_file))
+    report = verify_model(model_file.build(), model_file.loss, model_file.example(2))
     _print(report.to_text())
     if not report.ok:
         raise typer.Exit(1)

@@ -29,7 +29,7 @@ def set_output_bias(file: ModelFile, model: nn.Module, targets: Tensor) -> None:
             where=f"[training] of {file.path}",
             instead=f"leave it out, or use one of {', '.join(CONSTANTS)}",
         )
-    last = file.sections.network.node[-1].name
+    last = file.nodes[-1].name
     layer, function = dict(model.named_children()).get(last), file.functions.get(last)
     linear = function is None or function.is_identity
     if not linear or not isinstance(layer, nn.Linear) or layer.bias is None:

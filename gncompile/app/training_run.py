@@ -10,20 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ..base.files import atomic_path
-from ..data.data_sets import Batches, DataSplit, load
-from ..errors import (
-    BatchError,
-    CheckpointError,
-    ModelFileError,
-    expected_got,
-    message,
-)
+from ..data.data_sets import Batches, DataSplit
+from ..errors import CheckpointError
+from ..frontends.model_data import load_data
 from ..frontends.model_file import ModelFile, load_model_file
-from ..losses.vocabulary import resolve_loss
-from ..losses.weighting import bind_loss
 from .interrupts import Stopped, signals_set
 from .loaded_run import Run
 from .output_bias import set_output_bias
@@ -35,6 +26,7 @@ from .started import Started
 if TYPE_CHECKING:
     from ..training.records import History, Record
     from ..training.trainer import Trainer
+
 
 def compile_file(file: ModelFile, seed: int | None = None, **options: Any) -> Trainer:
     """The trainer of a model file; ``options`` go before those in the file."""
@@ -49,7 +41,7 @@ def compile_file(file: ModelFile, seed: int | None = None, **options: Any) -> Tr
     return compile_model(
         model,
         loss=file.loss,
-        example_inputs=example(file, training.batch_size),
+        example_inputs=file.example(file.batch_size),
         seed=file.training.seed if seed is None else seed,
         dtype=file.dtype,
         **settings,
@@ -59,11 +51,6 @@ def compile_file(file: ModelFile, seed: int | None = None, **options: Any) -> Tr
 def trainer_options(file: ModelFile) -> dict[str, Any]:
     """The ``[training.options]`` of a model file as ``gncompile.compile`` takes them."""
     return {name: _tuples(value) for name, value in file.training.options.items()}
-
-
-def example(file: ModelFile, samples: int = 2) -> torch.Tensor:
-    """Inputs of the right shape and dtype, to trace the network with."""
-    return torch.zeros(1, file.input_size, dtype=file.dtype).expand(samples, -1)
 
 
 @dataclass
@@ -257,40 +244,6 @@ def load_started(file: ModelFile, started: Started, folder: RunFolder) -> DataSp
             instead="put them back, or start a new run",
         )
     return data
-
-
-def load_data(file: ModelFile) -> DataSplit:
-    """The data of a model file; :class:`~gncompile.errors.ModelFileError` unless the network fits them."""
-    data = load(file.data).to(file.dtype)
-    if data.train_x.shape[1] != file.input_size:
-        raise ModelFileError(
-            "the network does not fit the data\n"
-            + expected_got(f"{data.train_x.shape[1]} inputs", f"{file.input_size}"),
-            where=str(file.path),
-            instead="change the first of layers, or input_size, in [network]",
-        )
-    loss, outputs = resolve_loss(file.loss), file.sizes[file.sections.network.node[-1].name]
-    loss = bind_loss(loss, (outputs,))
-    for part, y in (("training", data.train_y), ("validation", data.validation_y)):
-        try:
-            loss.check_target((len(y), outputs), file.dtype, y)
-        except BatchError as error:
-            raise ModelFileError(_misfit(file, part, y, outputs, error)) from None
-    return data
-
-
-def _misfit(file: ModelFile, part: str, y: torch.Tensor, outputs: int, error: BatchError) -> str:
-    """Why the loss cannot take these targets, in terms of the model file."""
-    kind = "labels" if not y.is_floating_point() else f"{y.shape[1]} numbers a sample"
-    first = str(error).split("\n  what to do:")[0]
-    whole = y.is_floating_point() and y.shape[1] == 1 and bool((y == y.round()).all())
-    labels = 'target = "label" in [data], if these are class numbers; or ' if whole else ""
-    return message(
-        f"the loss cannot take the {part} targets, {kind}, of a network with {outputs} outputs\n{first}",
-        where=str(file.path),
-        instead=f"{labels}change the last of layers, or the last node, in [network]; "
-        "target or targets in [data]; or [loss]",
-    )
 
 
 def _tuples(value: Any) -> Any:

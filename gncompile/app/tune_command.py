@@ -60,7 +60,7 @@ def tune_file(
     Everything is measured anew, whatever the store holds.
     """
     file = load_model_file(path, data_root=data_root)
-    samples = file.training.batch_size
+    samples = file.batch_size
 
     def make(variants: Variants) -> Trainer:
         return compile_file(file, tune=variants)

@@ -1,6 +1,7 @@
 """Losses as mathematics, and the vocabulary of their names."""
 
 from .loss_scale import Scale
+from .standardising import standardised
 from .vocabulary import (
     NOISE,
     OUTPUT,
@@ -34,5 +35,6 @@ __all__ = [
     "loss_names",
     "register_loss",
     "resolve_loss",
+    "standardised",
     "weighted",
 ]

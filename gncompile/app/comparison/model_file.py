@@ -13,11 +13,12 @@ from ...base.files import atomic_write
 from ...base.settings import Settings
 from ...base.untrusted import is_plain_file
 from ...errors import CompileError, ModelFileError
+from ...frontends.model_data import load_data
 from ...frontends.model_file import ModelFile, load_model_file
 from ...graph.torch_network import objective
 from ...losses.vocabulary import resolve_loss
 from ..output_bias import set_output_bias
-from ..training_run import load_data, trainer_options
+from ..training_run import trainer_options
 from .contest import Contest
 from .optimisers import named
 from .report import write_report
