@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..graph.torch_network import flat_output, objective
-from ..losses.vocabulary import Loss
+from ..losses.vocabulary import Loss, SeparableLoss
 
 ROWS = 1000
 """Samples that go through a module at once."""
@@ -49,3 +49,9 @@ def evaluated(
     from ..training.metrics import metric_values
 
     return {"loss": value, **metric_values(metrics, outputs, y, loss)}
+
+
+def predicted(loss: Loss, outputs: Tensor) -> Tensor:
+    """What the outputs predict of numbers: probabilities where the loss is that of a Bernoulli's logit."""
+    bernoulli = isinstance(loss, SeparableLoss) and loss.sampler == "bernoulli"
+    return torch.sigmoid(outputs) if bernoulli else outputs

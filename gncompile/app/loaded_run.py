@@ -7,35 +7,52 @@ against each other; nothing in them is executed, and nothing is written.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..data.data_sets import DataSplit
+from ..data.table import Table
+from ..data.table_schema import TableSchema
+from ..errors import BatchError, CheckpointError
+from ..frontends.model_data import load_data
 from ..frontends.model_file import ModelFile, load_model_file
+from ..losses.targets import mapped
 from ..losses.vocabulary import Loss, resolve_loss
 from ..losses.weighting import bind_loss
+from .evaluation import evaluated, outputs_of, predicted
 from .run_folder import RunFolder
+from .run_tables import table_of
 from .started import Started
 
 if TYPE_CHECKING:
     from ..training.trainer import Trainer
 
+Rows = str | os.PathLike[str] | Table | Mapping[str, Any]
+"""Rows to predict: a file, a table that was read of one, or columns by name."""
+Tensors = Tensor | tuple[Tensor, ...]
+
 
 @dataclass
 class Run:
-    """A run folder, read: its network with the weights that its report describes, and what they were made of."""
+    """A run folder, read: the network with the weights that its report describes, and what these belong to."""
 
     folder: RunFolder
     started: Started
     file: ModelFile
     module: nn.Module
-    """A plain torch module; after a run that has not ended it holds the weights of the last checkpoint."""
+    """A plain torch module; of a run that has not ended, with the weights of the last checkpoint."""
+
+    @property
+    def schema(self) -> TableSchema:
+        """Which columns go in and come out."""
+        return self.file.schema
 
     @cached_property
     def trainer(self) -> Trainer:
@@ -47,11 +64,69 @@ class Run:
 
         return Trainer.resume(self.folder.checkpoint, self.file.build(self.started.seed))
 
-    @property
+    @cached_property
     def loss(self) -> Loss:
         """The loss of the network's outputs."""
-        outputs = self.file.sizes[self.file.sections.network.node[-1].name]
-        return bind_loss(resolve_loss(self.file.loss), (outputs,))
+        return bind_loss(resolve_loss(self.file.loss), (self.file.output_size,))
+
+    def predict(self, data: Rows | Tensors) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+        """Columns that the network predicts for each row, in the rows' order and the file's units.
+
+        Of classes these are the likeliest one, by name, and ``probability_CLASS`` of each. ``data`` are rows,
+        of which the columns that go in are enough, or the network's inputs as tensors. Raises
+        :class:`~gncompile.errors.DataError` for rows that do not fit, by row and column.
+        """
+        rows = isinstance(data, Tensor | tuple)
+        x = data if rows else self.schema.encode(table_of(data, self.schema))  # type: ignore[arg-type]
+        return self.schema.decode(predicted(self.loss, outputs_of(self.module, self._cast(x))))
+
+    def evaluate(
+        self,
+        data: Rows | tuple[Tensors, Any] | None = None,
+        metrics: Sequence[str] | None = None,
+    ) -> dict[str, float]:
+        """``{"loss": …}`` with the metrics, those of the model file or others, on all rows of ``data``.
+
+        ``data`` are rows with targets, a pair of tensors ``(x, y)``, or by default the run's own validation data.
+        """
+        if data is None:
+            split = self.data()
+            x, y = split.validation_x, split.validation_y
+        elif isinstance(data, tuple):
+            x, y = data
+        else:
+            table = table_of(data, self.schema)
+            x = self.schema.encode(table)
+            y = x if self.schema.target == "input" else self.schema.targets_of(table)
+        metrics = self.file.training.metrics if metrics is None else metrics
+        return evaluated(self.module, self.loss, self._cast(x), self._cast(y), metrics)
+
+    def data(self) -> DataSplit:
+        """The data that the run was started with; :class:`~gncompile.errors.CheckpointError` for others."""
+        data = load_data(self.file)
+        if data.digest() != self.started.data:
+            raise CheckpointError(
+                "the data are not those that the run was started with",
+                where=f"{self.file.data.name}, which {self.folder.path} names",
+                instead="put them back, or start a new run",
+            )
+        return data
+
+    def _cast(self, tensors: Any) -> Any:
+        """Numbers in the network's dtype; whole numbers, as of classes, stay so."""
+
+        def cast(tensor: Tensor) -> Tensor:
+            if not tensor.is_floating_point():
+                return tensor
+            given = tensor.to(self.file.dtype)
+            if not torch.isfinite(given).all():
+                row = int((~torch.isfinite(given)).nonzero()[0][0])
+                raise BatchError(
+                    f"a number that is not finite in {self.file.dtype}", where=f"row {row}"
+                )
+            return given
+
+        return mapped(cast, tensors)
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder.path)!r}, {self.file.name!r})"
@@ -60,22 +135,25 @@ class Run:
 def load(path: str | os.PathLike[str], data_root: str | os.PathLike[str] | None = None) -> Run:
     """The model in the run folder ``path``, as ``gncompile train`` left it.
 
-    Neither the training data nor a compilation is needed. Raises
-    :class:`~gncompile.errors.CheckpointError` for what is no run folder, or a damaged one.
+    Neither the training data nor a compilation is needed. ``data_root`` goes before the folder of data that the
+    run was started with. Raises :class:`~gncompile.errors.CheckpointError` for what is no run folder, or a
+    damaged one.
+
+    >>> run = load("runs/houses")  # doctest: +SKIP
+    >>> run.predict("new.csv")["price"]  # doctest: +SKIP
     """
     folder = RunFolder.open(path)
     started = Started.of(folder)
     root = started.data_root if data_root is None else data_root
-    file = load_model_file(folder.model_file, started.base, root)
+    file = load_model_file(folder.model_file, started.base, root, folder.schema)
     module = file.build(started.seed)
     if started.ended and folder.weights.exists():
         give(module, read_weights(folder.weights, module), folder.weights)
     else:
         from ..training.checkpoint import load as load_checkpoint
 
-        state = load_checkpoint(folder.checkpoint).state
-        give(module, state["model"], folder.checkpoint)
-    return Run(folder, started, file, module)
+        give(module, load_checkpoint(folder.checkpoint).state["model"], folder.checkpoint)
+    return Run(folder, started, file, module.eval())
 
 
 def read_weights(path: Path, module: nn.Module) -> dict[str, Tensor]:

@@ -3,14 +3,18 @@
 ::
 
     model.toml               the model file as it was
-    run.json                 how it was started, versions; written last, so that it marks a whole folder
+    data.json                which columns go in and come out, so that predictions need no training data
+    run.json                 how it was started, versions, why it ended; made last, so that it marks a whole folder
     history.jsonl            one line an update
+    history.csv, tensorboard/    the same for spreadsheets and TensorBoard, where [training] log asks for them
     checkpoint.safetensors   the trainer's state, for resume; there from the start
     weights.safetensors      the parameters that report.md speaks of, by name
     loss.png                 the loss against updates
-    reconstructions.png      originals above their reconstructions
-    report.md                results, the compiled model and its derivation
-    derivation/index.html    the derivation as linked pages
+    reconstructions.png      originals above their reconstructions, of an autoencoder of images
+    predicted.png            predicted against true values, of regression
+    confusion.png            classes against those they were taken for, of classification
+    report.md                results, and where to read on
+    derivation/index.html    the compiled model and its derivation as linked pages
     .lock                    held while a process trains into the folder; a process that died holds nothing
 
 A folder may come from somebody else: files in it are read within bounds, and nothing is ever written through
@@ -32,21 +36,25 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..base.environment import environment
-from ..base.files import atomic_path, atomic_write
+from ..base.files import atomic_write
 from ..base.untrusted import append_line, is_plain_file, own_folder, slug
+from ..data.table_schema import TableSchema
 from ..errors import CheckpointError, GncompileError
 
 Record = dict[str, Any]
 
 LOCK = ".lock"
+PICTURES = ("loss.png", "reconstructions.png", "predicted.png", "confusion.png")
 FILES = (
-    *("model.toml", "run.json", "history.jsonl", "checkpoint.safetensors", "weights.safetensors"),
-    *("loss.png", "reconstructions.png", "report.md"),
+    *("model.toml", "data.json", "run.json", "history.jsonl", "history.csv", "report.md"),
+    *("checkpoint.safetensors", "weights.safetensors", *PICTURES),
 )
-UNFINISHED = {"model.toml", "checkpoint.safetensors", LOCK}
+UNFINISHED = {"model.toml", "data.json", "checkpoint.safetensors", LOCK}
 """What a process that died while it made the folder may have left."""
 MAX_RECORD = 1 << 20
 """Bytes of run.json."""
+MAX_SCHEMA = 1 << 26
+"""Bytes of data.json, which names every level of every category."""
 MAX_HISTORY = 1 << 30
 """Bytes of history.jsonl: millions of updates."""
 _TEMPORARY = re.compile(
@@ -177,8 +185,9 @@ class RunFolder:
         """Remove the run's files, and the folder if it was made for them: nothing in it is worth keeping."""
         for name in FILES:
             (self.path / name).unlink(missing_ok=True)
-        if self.derivation.is_dir() and not self.derivation.is_symlink():
-            shutil.rmtree(self.derivation)
+        for folder in (self.derivation, self.tensorboard):
+            if folder.is_dir() and not folder.is_symlink():
+                shutil.rmtree(folder)
         self.release()
         (self.path / LOCK).unlink(missing_ok=True)
         if self._made:
@@ -207,6 +216,35 @@ class RunFolder:
     def own_derivation(self) -> Path:
         """The same, made anew where something else is in its place."""
         return own_folder(self.derivation)
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def schema(self) -> TableSchema | None:
+        """What ``data.json`` says of the data; None in a folder of an older version."""
+        path = self.path / "data.json"
+        if not path.exists():
+            return None
+        try:
+            with path.open("rb") as file:
+                text = file.read(MAX_SCHEMA + 1)
+            if len(text) > MAX_SCHEMA:
+                raise ValueError("too long")
+            return TableSchema.model_validate_json(text)
+        except ValueError as error:  # pydantic's, too
+            first = str(error).split("\n", 1)[0][:200]
+            raise CheckpointError(
+                f"data.json is damaged: {first}",
+                where=str(self.path),
+                instead="start the run again",
+            ) from error
+
+    @schema.setter
+    def schema(self, schema: TableSchema) -> None:
+        atomic_write(self.path / "data.json", schema.model_dump_json(indent=1) + "\n")
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -6,31 +6,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..base.environment import environment, table
 from ..base.untrusted import fenced, in_markdown
 from ..data.data_spec import DataSplit
 from ..errors import visible
 from ..losses.targets import mapped, tensors_of
-from .evaluation import evaluated, outputs_of
+from .evaluation import evaluated, outputs_of, predicted
 from .loaded_run import Run
-from .run_pictures import draw_loss, draw_reconstructions
+from .run_folder import PICTURES
+from .run_pictures import (
+    MOST_POINTS,
+    draw_confusion,
+    draw_loss,
+    draw_predicted,
+    draw_reconstructions,
+)
 
 EVALUATED = 5000
 """Training samples in the reported training loss."""
 SHOWN = 12
 """Images in the picture of reconstructions."""
-PICTURES = ("loss", "reconstructions", "predicted", "confusion")
 
 
 def report(run: Run, data: DataSplit) -> str:
     """Results, pictures, and where to read on; as Markdown."""
     weights = run.folder.weights.name
     pictures = [
-        f"![{name}]({name}.png)"
-        for name in PICTURES
-        if (run.folder.path / f"{name}.png").exists()
+        f"![{Path(name).stem}]({name})" for name in PICTURES if (run.folder.path / name).exists()
     ]
     return "\n\n".join(
         [
@@ -62,7 +64,7 @@ def results(run: Run, data: DataSplit) -> dict[str, str]:
     shown_method = method if isinstance(method, str) else "methods by layer"
     return {
         "data": f"{Path(run.file.data.name).name}, {samples} samples, {held_out} for validation",
-        "network": f"{parameters} parameters; loss {run.file.sections.loss.text}",
+        "network": f"{parameters} parameters; loss {run.loss.name}",
         "training": f"{shown_method}, batches of {training.batch_size}, {training.dtype}",
         **_history(run.folder.history(), samples),
         "ended": run.started.ended or "not yet",
@@ -96,11 +98,20 @@ def samples_of(x: Any) -> int:
 
 def draw(run: Run, data: DataSplit) -> None:
     """The pictures that the report shows: the loss, and what the network makes of the validation data."""
-    folder = run.folder.path
+    folder, schema = run.folder.path, run.schema
     draw_loss(run.folder.history(), folder / "loss.png")
-    if run.file.data.target == "input" and len(data.shape) == 2:
-        originals = data.validation_x[:SHOWN]
-        outputs = outputs_of(run.module, originals)
-        if run.file.loss == "bce_with_logits":
-            outputs = torch.sigmoid(outputs)
-        draw_reconstructions(originals, outputs, data.shape, folder / "reconstructions.png")
+    y = tensors_of(data.validation_y)[0]
+    if schema.target == "input" and len(data.shape) != 2:
+        return
+    count = SHOWN if schema.target == "input" else MOST_POINTS
+    x, y = mapped(lambda each: each[:count], data.validation_x), y[:count]
+    outputs = predicted(run.loss, outputs_of(run.module, x))
+    if schema.target == "input":
+        draw_reconstructions(y, outputs, data.shape, folder / "reconstructions.png")
+    elif schema.classes is not None:
+        draw_confusion(
+            outputs.argmax(dim=1).numpy(), y.numpy(), schema.classes, folder / "confusion.png"
+        )
+    else:
+        true = {name: column.numpy() for name, column in zip(schema.output_names, y.T, strict=True)}
+        draw_predicted(schema.decode(outputs), true, folder / "predicted.png")

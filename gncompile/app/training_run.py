@@ -103,7 +103,12 @@ class TrainingRun:
             "data_root": None if data_root is None else str(data_root.absolute()),
         }
         batches = Batches(data.train_x, data.train_y, training.batch_size, seed)
-        how = model_file, settings, file.content, lambda made: trainer.save(made.checkpoint)
+
+        def fill(made: RunFolder) -> None:
+            made.schema = file.schema
+            trainer.save(made.checkpoint)
+
+        how = model_file, settings, file.content, fill
         run_folder = (
             RunFolder.create_in(Path("runs"), file.name, *how)
             if folder is None
@@ -135,8 +140,9 @@ class TrainingRun:
             started = Started.of(run_folder)
             root = started.data_root if data_root is None else data_root
             file = load_model_file(run_folder.model_file, started.base, root)
-            data = load_started(file, started, run_folder)
-            trainer = Trainer.resume(run_folder.checkpoint, file.build(started.seed))
+            model = file.build(started.seed)
+            data = Run(run_folder, started, file, model).data()
+            trainer = Trainer.resume(run_folder.checkpoint, model)
             run_folder.rewind(trainer.updates)
             batches = Batches(data.train_x, data.train_y, file.training.batch_size, started.seed)
             more = updates or (epochs or 0) * len(batches)
@@ -232,18 +238,6 @@ class TrainingRun:
         self.folder.append(dataclasses.asdict(record))
         if self._stop.is_set():
             raise Stopped
-
-
-def load_started(file: ModelFile, started: Started, folder: RunFolder) -> DataSplit:
-    """The data of a run; :class:`~gncompile.errors.CheckpointError` if they are not those it started with."""
-    data = load_data(file)
-    if data.digest() != started.data:
-        raise CheckpointError(
-            "the data are not those that the run was started with",
-            where=f"{file.data.name}, which {folder.path} names",
-            instead="put them back, or start a new run",
-        )
-    return data
 
 
 def _tuples(value: Any) -> Any:
