@@ -11,6 +11,7 @@ from .base.version import __version__ as __version__
 if TYPE_CHECKING:
     from .app.api import curvature as curvature
     from .app.compile import compile as compile
+    from .app.loaded_run import load as load
     from .frontends.standardised import Standardised as Standardised
     from .frontends.torch_export import trace as trace
     from .functions.transfer import register_transfer as register_transfer
@@ -29,6 +30,7 @@ _HOMES = {
     "Standardised": "frontends.standardised",
     "compile": "app.compile",
     "curvature": "app.api",
+    "load": "app.loaded_run",
     "loss_function": "losses.vocabulary",
     "measure_accuracy": "verification.accuracy",
     "register_loss": "losses.vocabulary",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..data.data_sets import DataSplit
 from ..data.table import Table
 from ..data.table_schema import TableSchema
-from ..errors import BatchError, CheckpointError
+from ..errors import BatchError, CheckpointError, expected_got
 from ..frontends.model_data import load_data
 from ..frontends.model_file import ModelFile, load_model_file
 from ..losses.targets import mapped
@@ -78,7 +78,10 @@ class Run:
         """
         rows = isinstance(data, Tensor | tuple)
         x = data if rows else self.schema.encode(table_of(data, self.schema))  # type: ignore[arg-type]
-        return self.schema.decode(predicted(self.loss, outputs_of(self.module, self._cast(x))))
+        outputs = outputs_of(self.module, self._cast(x))
+        return self.schema.decode(
+            outputs if self.schema.classes else predicted(self.loss, outputs)
+        )
 
     def evaluate(
         self,
@@ -146,6 +149,7 @@ def load(path: str | os.PathLike[str], data_root: str | os.PathLike[str] | None 
     started = Started.of(folder)
     root = started.data_root if data_root is None else data_root
     file = load_model_file(folder.model_file, started.base, root, folder.schema)
+    _require_sizes(file, folder)
     module = file.build(started.seed)
     if started.ended and folder.weights.exists():
         give(module, read_weights(folder.weights, module), folder.weights)
@@ -154,6 +158,19 @@ def load(path: str | os.PathLike[str], data_root: str | os.PathLike[str] | None 
 
         give(module, load_checkpoint(folder.checkpoint).state["model"], folder.checkpoint)
     return Run(folder, started, file, module.eval())
+
+
+def _require_sizes(file: ModelFile, folder: RunFolder) -> None:
+    """The network is for data of this schema, whose sizes are then bounded as the network's are."""
+    pairs = [(file.inputs_wanted, file.input_size), (file.schema.outputs, file.output_size)]
+    binary = file.schema.outputs == 2 and file.output_size == 1  # the log odds of two classes
+    for what, (wanted, size) in zip(("inputs", "outputs"), pairs, strict=True):
+        if wanted != size and not (binary and what == "outputs"):
+            raise CheckpointError(
+                f"the network does not fit data.json\n{expected_got(f'{wanted} {what}', size)}",
+                where=str(folder.path),
+                instead="take a folder as gncompile train wrote it",
+            )
 
 
 def read_weights(path: Path, module: nn.Module) -> dict[str, Tensor]:

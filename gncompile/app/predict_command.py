@@ -30,6 +30,9 @@ def predict(run: Path, data: Path, out: Path) -> str:
     loaded = load(run)
     _require_other(out, [data, *loaded.folder.path.iterdir()])
     columns = loaded.predict(data)
+    if loaded.schema.archive and loaded.schema.classes is None and out.suffix == ".npz":
+        name = (loaded.schema.targets or [loaded.schema.numeric[0].name])[0]
+        columns = {name: np.stack([*columns.values()], axis=1)}  # one array, as they were read
     write(columns, out)
     rows = len(next(iter(columns.values())))
     return f"{out}: {rows} rows, {_listed(list(columns))}"

@@ -105,13 +105,14 @@ def draw(run: Run, data: DataSplit) -> None:
         return
     count = SHOWN if schema.target == "input" else MOST_POINTS
     x, y = mapped(lambda each: each[:count], data.validation_x), y[:count]
-    outputs = predicted(run.loss, outputs_of(run.module, x))
+    outputs = outputs_of(run.module, x)
+    if schema.classes is not None:
+        found = outputs.argmax(dim=1)
+        draw_confusion(found.numpy(), y.numpy(), schema.classes, folder / "confusion.png")
+        return
+    outputs = predicted(run.loss, outputs)
     if schema.target == "input":
         draw_reconstructions(y, outputs, data.shape, folder / "reconstructions.png")
-    elif schema.classes is not None:
-        draw_confusion(
-            outputs.argmax(dim=1).numpy(), y.numpy(), schema.classes, folder / "confusion.png"
-        )
     else:
         true = {name: column.numpy() for name, column in zip(schema.output_names, y.T, strict=True)}
         draw_predicted(schema.decode(outputs), true, folder / "predicted.png")

@@ -189,7 +189,9 @@ class TrainingRun:
         if remaining > 0 and not self.started.ended:
             with signals_set(self._stop):
                 history = self._fit(remaining)
-            self.started = self.started.ended_with(history.ended, self.folder)
+            early = self.trainer.updates < self.updates
+            reason = history.ended if early else f"{self.updates} updates made"
+            self.started = self.started.ended_with(reason, self.folder)
         elif not self.started.ended:
             self.started = self.started.ended_with(f"{self.updates} updates made", self.folder)
 
