@@ -9,7 +9,12 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from ..base.untrusted import shown
+from ..errors import DataError, expected_got
+from .table import EXACT, Array, Table, first_cell, is_number, plain_name
+
+LEAVE_OUT = "leave the samples out, or write numbers there"
+IMPUTE = 'leave the samples or the column out (ignore), or write missing = "impute" in [data]'
 Name = Annotated[str, Field(min_length=1)]
 
 
@@ -75,6 +80,29 @@ class TableSchema(Record):
     standardise: bool = False
     archive: bool = False
 
+    @model_validator(mode="after")
+    def _consistent(self) -> TableSchema:
+        names = [c.name for c in (*self.numeric, *self.categories)]
+        if len(set(names)) < len(names) or not names:
+            raise ValueError("the columns that go in need names that differ")
+        if self.archive and (self.categories or len(self.numeric) != 1):
+            raise ValueError("an archive has one array that goes in")
+        if not self.archive and any(c.size > 1 for c in self.numeric):
+            raise ValueError("a table's column is one feature")
+        if (self.target == "label") != (self.classes is not None):
+            raise ValueError("classes are for labels")
+        wanted = {"label": len(self.classes or ()), "input": self.inputs}.get(self.target)
+        if self.target == "value":
+            wanted = self.outputs if self.archive else len(self.targets)
+        if self.outputs != wanted:
+            raise ValueError(f"{self.outputs} outputs where there are {wanted} to produce")
+        for numbers in (self.target_mean, self.target_scale):
+            if numbers is not None and len(numbers) != self.outputs:
+                raise ValueError(f"{len(numbers)} means or scales for {self.outputs} outputs")
+        return self
+
+    # --- Columns
+
     @property
     def inputs(self) -> int:
         """Numeric features of a sample; categories come beside them."""
@@ -99,6 +127,182 @@ class TableSchema(Record):
     def output_scale(self) -> torch.Tensor:
         """``float64 [outputs]``, one where nothing is to be undone."""
         return _features([(self.target_scale or 1.0, self.outputs)])
+
+    @property
+    def output_names(self) -> list[str]:
+        """What the numbers are called that a network produces: classes, target columns, or its inputs."""
+        if self.classes is not None:
+            return list(self.classes)
+        if not self.archive:
+            return list(self.targets) if self.target == "value" else [c.name for c in self.numeric]
+        name = self.targets[0] if self.target == "value" else self.numeric[0].name
+        return [name] if self.outputs == 1 else [f"{name}[{i}]" for i in range(self.outputs)]
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Columns that a CSV file is read as texts for, digits too: ``read_table(path, texts=…)``."""
+        labels = self.targets if self.classes is not None else ()
+        return (*(column.name for column in self.categories), *labels)
+
+    # --- From a file's rows, and to them
+
+    def encode(self, table: Table) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """The inputs ``[N, inputs]``, or with categories ``(inputs, int64 [N, categories])``.
+
+        Columns are found by name, in any order; others are not looked at. Raises :class:`DataError`, by row and
+        column, for a column that is not there, missing cells and categories that training has not seen, unless
+        the schema has something to put there.
+        """
+        blocks, missing = [], []
+        for column in self.numeric:
+            values = _rows(table.numbers(column.name), column.size, table, column.name)
+            if values.dtype.kind == "f" and (lost := np.isnan(values)).any():
+                if column.fill is None:
+                    missing.append((column.name, lost))
+                else:
+                    values = np.where(lost, np.asarray(column.fill, values.dtype), values)
+            blocks.append(values)
+        picked = []
+        for category in self.categories:
+            codes, empty = _codes(
+                table, category.name, category.levels, "category", category.missing
+            )
+            if not category.missing:
+                missing.append((category.name, empty))
+            picked.append(codes)
+        table.require_filled(missing, IMPUTE)
+        place = f"{self.numeric[0].name} of {table.where}" if self.archive else table.where
+        if len(blocks) != 1:
+            blocks = [np.hstack([np.zeros((len(table), 0)), *blocks])]
+        numbers = floating(blocks[0], place)
+        if not self.categories:
+            return numbers
+        return numbers, torch.from_numpy(np.stack(picked, axis=1))
+
+    def targets_of(self, table: Table) -> Any:
+        """What a network has to produce: numbers ``[N, outputs]``, or class numbers ``int64 [N]``.
+
+        With a column of weights it is a pair ``(targets, weights [N])``. Raises :class:`DataError` for columns
+        that are not there, missing cells, weights that are negative, and labels that training has not seen.
+        """
+        asked = "targets in [data]"
+        if self.classes is not None:
+            codes, empty = _codes(table, self.targets[0], self.classes, "label", False)
+            table.require_filled([(self.targets[0], empty)], LEAVE_OUT)
+            y = torch.from_numpy(codes)
+        elif self.target == "input":
+            y = self.encode(table)
+        else:
+            size = self.outputs if self.archive else 1
+            columns = [_rows(table.numbers(n, asked), size, table, n) for n in self.targets]
+            lost = [(n, np.isnan(c)) for n, c in zip(self.targets, columns, strict=True)]
+            table.require_filled(lost, LEAVE_OUT)
+            place = f"{self.targets[0]} of {table.where}" if self.archive else table.where
+            y = floating(
+                np.hstack(columns) if len(columns) > 1 else columns[0], place, images=False
+            )
+        return y if self.weights is None else (y, _weights(table, self.weights))
+
+    def decode(self, outputs: Any) -> dict[str, Array]:
+        """Columns of a network's outputs ``[N, outputs]``, a tensor or an array, by name.
+
+        Numbers are those of ``output_names``, in the file's units. Of classes, the target column has the likeliest
+        one, and ``probability_CLASS`` its softmax; a single output for two classes is the log odds of the
+        second. Raises :class:`DataError` for outputs of another size, or that are not finite.
+        """
+        z = np.asarray(outputs.detach().cpu() if isinstance(outputs, torch.Tensor) else outputs)
+        z = z.reshape(len(z), -1)
+        if self.outputs == 2 and self.classes is not None and z.shape[1] == 1:
+            z = np.hstack([np.zeros_like(z), z])
+        if z.shape[1] != self.outputs:
+            raise DataError(
+                "the outputs are not those of this schema\n"
+                + expected_got(f"{self.outputs} numbers a sample", z.shape[1])
+            )
+        if not np.isfinite(z).all():
+            raise DataError(
+                f"the outputs of sample {first_cell(~np.isfinite(z))[0]} are not finite"
+            )
+        if self.classes is None:
+            return {name: z[:, i] for i, name in enumerate(self.output_names)}
+        names = np.array(self.classes)
+        if all(map(is_number, self.classes)):
+            names = names.astype(np.int64)
+        odds = np.exp(z - z.max(axis=1, keepdims=True))
+        odds /= odds.sum(axis=1, keepdims=True)
+        chances = {f"probability_{name}": odds[:, i] for i, name in enumerate(self.classes)}
+        return {self.targets[0]: names[z.argmax(axis=1)], **chances}
+
+
+def floating(values: Array, where: str, images: bool = True) -> torch.Tensor:
+    """Numbers as they are: float32 where that holds every number of their type, else float64.
+
+    Bytes are ``images`` of 256 grey levels, and become numbers of [0, 1].
+    """
+    if (
+        values.dtype.kind in "iu"
+        and values.size
+        and (values.max() > EXACT or values.min() < -EXACT)
+    ):
+        raise DataError(
+            f"there are integers beyond {EXACT}, which floating point rounds",
+            where=where,
+            instead="subtract an offset, or store them as float64 if rounding is meant",
+        )
+    exact = np.float32 if np.can_cast(values.dtype, np.float32) else np.float64
+    tensor = torch.from_numpy(np.array(values, exact, order="C"))
+    return tensor.double() / 255 if images and values.dtype == np.uint8 else tensor
+
+
+def _rows(values: Array, size: int, table: Table, name: str) -> Array:
+    """``values`` as ``[N, size]``."""
+    flat = values.reshape(len(table), -1)
+    if flat.shape[1] != size:
+        raise DataError(
+            f"the samples of {name!r} differ in size from those of the training data\n"
+            + expected_got(f"{size} features", f"{flat.shape[1]} features"),
+            where=table.where,
+        )
+    return flat
+
+
+def _codes(
+    table: Table, name: str, known: tuple[str, ...], what: str, missing: bool
+) -> tuple[Array, Array]:
+    """The places of a column's values among the ``known``, and where cells are empty.
+
+    A value that is not known is refused, or with ``missing`` gets the place after all of them, as an empty
+    cell does. A text that is a number may be spelled otherwise than in training.
+    """
+    levels, codes = table.levels(name)
+    places = {level: place for place, level in enumerate(known)}
+    new = len(known) if missing else -1
+    found = [places.get(x, places.get(plain_name(x), new)) for x in levels]
+    empty = codes < 0
+    given = np.where(empty, new, np.array([*found, new], np.int64)[codes])
+    if not missing and ((given < 0) & ~empty).any():
+        row = int(np.argmax((given < 0) & ~empty))
+        raise DataError(
+            f"the {what} {shown(levels[codes[row]], 60)} is in no training sample",
+            where=table.place(row, name),
+            instead="give training samples of it, leave the sample out"
+            + (', or write missing = "impute" in [data]' if what == "category" else ""),
+        )
+    return given, empty
+
+
+def _weights(table: Table, name: str) -> torch.Tensor:
+    """A weight ``>= 0`` for each sample, ``[N]``."""
+    values = _rows(table.numbers(name, "weights in [data]"), 1, table, name)[:, 0]
+    table.require_filled([(name, np.isnan(values))], LEAVE_OUT)
+    if (values < 0).any():
+        row = int(np.argmax(values < 0))
+        raise DataError(
+            f"a sample has the weight {values[row]:g}",
+            where=table.place(row, name),
+            instead="use weights from 0; 0 leaves a sample out",
+        )
+    return floating(values, f"{name} of {table.where}", images=False)
 
 
 def _features(parts: Sequence[tuple[float | tuple[float, ...], int]]) -> torch.Tensor:

@@ -1,121 +1,226 @@
-"""Named columns of numbers or texts, whatever file they come from; ``read_table`` of a ``.csv`` or Arrow's files."""
+"""Tables from files: ``.csv`` by the standard library, Parquet and Arrow's by pyarrow, all into one record.
+
+Nothing is taken for what it only looks like: a column that holds numbers and other texts, or dates, is refused when it is
+asked for, until ``categories`` says that its values are names.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+import array
+import csv
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..base.untrusted import shown
-from ..errors import DataError, nearest
+from ..errors import DataError, expected_got
+from .table import (
+    MISSING,
+    Array,
+    Table,
+    check_names,
+    is_number,
+    look_alike,
+    no_number,
+    require_room,
+)
 
-Array = np.ndarray[Any, np.dtype[Any]]
+LONGEST_LINE = 1 << 24
+"""Characters of one line of a table."""
+CELL_OF_TEXT = 72
+"""Bytes of a cell's text beside its characters."""
+_BOOLEANS = {"true": 1.0, "false": 0.0}
 
-NAMES_SHOWN = 20
-CELLS_SHOWN = 5
-"""Of those that an error is about."""
 
+def read_table(path: Path, texts: Collection[str] = ()) -> Table:
+    """The columns of a table; :class:`DataError`, by line or row and column, for what is none.
 
-@dataclass(frozen=True)
-class Table:
-    """Columns of one length, by name: numbers, NaN where missing, or texts (objects), None where missing.
-
-    The columns of an archive are its arrays ``[N, …]``. ``refused`` are columns that hold neither, each with the
-    error that asking for it raises. ``rows: int64 [N]`` says where each row stands in the file ``where``: the
-    ``row_word`` "line" of a CSV file, a "row" counted from 1, or an "index" counted from 0.
+    Columns are numbers where all their cells are, booleans counting as 0 and 1, and else texts. Those that ``texts``
+    names are texts whatever they look like. Rows are in the file's order.
     """
-
-    columns: Mapping[str, Array]
-    where: str
-    rows: Array
-    row_word: Literal["line", "row", "index"] = "row"
-    refused: Mapping[str, DataError] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def names(self) -> list[str]:
-        """Of all columns, in the file's order but for those refused, which are last."""
-        return [*self.columns, *self.refused]
-
-    def is_text(self, name: str) -> bool:
-        """Whether the column ``name`` holds texts."""
-        return name in self.columns and self.columns[name].dtype.kind == "O"
-
-    def column(self, name: str, asked: str = "the network's inputs") -> Array:
-        """The column ``name``; :class:`DataError` where there is none, or none that can be read."""
-        if name in self.refused:
-            raise self.refused[name]
-        if name not in self.columns:
-            listed = ", ".join(shown(each, 40)[1:-1] for each in self.names[:NAMES_SHOWN])
-            raise DataError(
-                f"no column {shown(name)}. {nearest(name, self.names)}".rstrip(),
-                where=f"{asked}, and the columns of {self.where}",
-                instead=f"use the file's columns: {listed[:500] or 'none'}",
-            )
-        return self.columns[name]
-
-    def numbers(self, name: str, asked: str = "the network's inputs") -> Array:
-        """A column of numbers ``[N, …]``; :class:`DataError` where it holds texts."""
-        values = self.column(name, asked)
-        if values.dtype.kind != "O":
-            return values
-        row = next((i for i, cell in enumerate(values) if cell is not None and not is_number(cell)), 0)
-        raise DataError(
-            f"cannot read the data file: {shown(str(values[row]), 40)} is not a number",
-            where=self.place(row, name),
-            instead="leave the sample or the column out, or write a number there",
-        )
-
-    def levels(self, name: str, asked: str = "the network's inputs") -> tuple[list[str], Array]:
-        """The distinct values of a column, as texts, and for each row the place of its own there; -1: missing."""
-        values = self.column(name, asked)
-        if values.dtype.kind != "O":
-            flat = values.reshape(len(values), -1)[:, 0] if values.size else values.reshape(-1)
-            distinct, codes = np.unique(flat, return_inverse=True)
-            there = np.isfinite(distinct)
-            codes = np.where(there[codes], codes, -1) if len(distinct) else codes
-            return [number_name(each) for each in distinct[there].tolist()], codes
-        found: dict[str, int] = {}
-        codes = np.empty(len(values), np.int64)
-        for row, cell in enumerate(values):
-            codes[row] = -1 if cell is None else found.setdefault(cell, len(found))
-        return list(found), codes
-
-    def take(self, order: Array) -> Table:
-        """The rows ``order``, which remember where they stood."""
-        columns = {name: values[order] for name, values in self.columns.items()}
-        return replace(self, columns=columns, rows=self.rows[order])
-
-    def place(self, row: int, name: str, feature: int = 0) -> str:
-        """Where a cell is, for an error: of an archive's array, the number of the feature too."""
-        if self.row_word == "index":
-            column = f", column {feature}" if self.columns[name].ndim > 1 else ""
-            return f"row {self.rows[row]}{column} of {name}, counted from 0, in {self.where}"
-        return f"{self.row_word} {self.rows[row]}, column {shown(name)} of {self.where}"
-
-    def places(self, cells: Iterable[tuple[int, str]]) -> str:
-        """Where the first of some cells are."""
-        listed = [*cells]
-        first = [f"{self.row_word} {self.rows[row]}, column {shown(name)}" for row, name in listed]
-        more = f"; and {len(listed) - CELLS_SHOWN} more" if len(listed) > CELLS_SHOWN else ""
-        return f"{'; '.join(first[:CELLS_SHOWN])}{more} of {self.where}"
-
-
-def is_number(text: str) -> bool:
-    """Whether a cell is a number; Python's ``1_000`` is none in a table."""
+    if not path.stat().st_size:
+        raise DataError("cannot read the data file: it is empty", where=str(path))
     try:
-        float(text)
-    except ValueError:
-        return False
-    return "_" not in text
+        table = TABLES[path.suffix](path, frozenset(texts))
+    except DataError:
+        raise
+    except Exception as error:  # whatever a damaged file makes pyarrow raise
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise DataError(f"cannot read the data file: {said}", where=str(path)) from error
+    if not len(table):
+        raise DataError("the table is empty: it has no rows", where=table.where)
+    return table
 
 
-def number_name(value: float) -> str:
-    """A number as the name of a category or class: ``3`` for 3.0."""
-    value = float(value)
-    return str(int(value)) if value.is_integer() else repr(value)
+def _read_arrow(path: Path, texts: Collection[str]) -> Table:
+    from .arrow_tables import read_arrow  # pyarrow is an extra
+
+    return read_arrow(path, texts)
+
+
+# --- Tables of text ----------------------------------------------------------------------------------
+
+
+def read_csv(path: Path, texts: Collection[str] = ()) -> Table:
+    """A table of one header line and rows of cells, divided by commas; texts are read in a second pass."""
+    require_room(8 * _cells(path), path)
+    with _rows_of(path) as (rows, header):
+        cells = _Cells(rows, header, path)
+    numbers = np.frombuffer(cells.numbers, np.float64).reshape(-1, len(header))
+    lines = np.frombuffer(cells.lines, np.int64)
+    named = [name for name in header if name in texts or name in cells.odd]
+    columns = {name: numbers[:, i] for i, name in enumerate(header) if name not in named}
+    refused: dict[str, DataError] = {}
+    if named:
+        require_room((8 + CELL_OF_TEXT) * len(lines) * len(named) + path.stat().st_size, path)
+    for name, values in _texts(path, named, len(lines)).items():
+        levels = {cell: None for cell in values if cell is not None}
+        found: Array | DataError = values
+        if name not in texts:
+            found = _judged(values, levels, cells.odd[name])
+        if isinstance(found, DataError):
+            refused[name] = found
+        else:
+            columns[name] = found
+    ordered = {name: columns[name] for name in header if name in columns}
+    return Table(ordered, str(path), lines, "line", refused)
+
+
+def _judged(values: Array, levels: Collection[str], odd: tuple[str, str]) -> Array | DataError:
+    """A column whose cells are not all numbers: texts, booleans as numbers, or the error that it is neither."""
+    if all(level.lower() in _BOOLEANS for level in levels):
+        flags = [np.nan if cell is None else _BOOLEANS[cell.lower()] for cell in values]
+        return np.array(flags, np.float64)
+    if any(map(is_number, levels)) or look_alike(levels):
+        return no_number(*odd)
+    return values
+
+
+@dataclass
+class _Cells:
+    """All rows below the header: numbers row by row, NaN for all else, and the lines that they end on."""
+
+    rows: Any
+    header: list[str]
+    path: Path
+    numbers: array.array[float] = field(default_factory=lambda: array.array("d"))
+    lines: array.array[int] = field(default_factory=lambda: array.array("q"))
+    odd: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """The first cell of a column that is no number, and where it is."""
+
+    def __post_init__(self) -> None:
+        for row in _whole(self.rows, self.header, self.path):
+            try:
+                cells = [*map(float, row)]
+            except ValueError:
+                cells = []
+            if not cells or "_" in "".join(row):  # Python's 1_000 is no number in a table
+                cells = [*map(self._number, self.header, row)]
+            self.numbers.extend(cells)
+            self.lines.append(self.rows.line_num)
+
+    def _number(self, name: str, cell: str) -> float:
+        if name in self.odd:
+            return np.nan
+        if is_number(cell):
+            return float(cell)
+        if cell.strip().lower() not in MISSING:
+            place = f"line {self.rows.line_num}, column {name!r} of {self.path}"
+            self.odd[name] = cell.strip(), place
+        return np.nan
+
+
+def _texts(path: Path, names: list[str], count: int) -> dict[str, Array]:
+    """These columns as texts, None where a cell is empty; equal texts are one object."""
+    found = {name: np.full(count, None, object) for name in names}
+    if not names:
+        return found
+    known: dict[str, str] = {}
+    with _rows_of(path) as (rows, header):
+        places = [(found[name], header.index(name)) for name in names]
+        for number, row in enumerate(_whole(rows, header, path)):
+            for column, place in places:
+                cell = row[place].strip()
+                if cell.lower() not in MISSING:
+                    column[number] = known.setdefault(cell, cell)
+    return found
+
+
+@contextmanager
+def _rows_of(path: Path) -> Iterator[tuple[Any, list[str]]]:
+    """The rows below the header, and the names in it."""
+    where = f"the header of {path}"
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.reader(_lines(file), strict=True)
+            header = [name.strip() for name in next(rows, [])]
+            if header and all(map(is_number, header)):
+                raise DataError(
+                    "the first line holds numbers, no names of columns",
+                    where=where,
+                    instead="begin the file with a header",
+                )
+            check_names(header, where)
+            mark = next((m for m in ";\t|" if m in header[0]), None) if len(header) == 1 else None
+            if mark:
+                raise DataError(
+                    f"the cells are divided by {mark!r}",
+                    where=where,
+                    instead="save the table with commas between cells, and points in numbers",
+                )
+            yield rows, header
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"cannot read the data file: it is not text in UTF-8: {error.reason}",
+            where=f"byte {error.start} of {path}",
+            instead="save it as CSV in UTF-8",
+        ) from None
+    except csv.Error as error:
+        raise DataError(
+            f"cannot read the data file: {error}",
+            where=f"line {rows.line_num} of {path}",
+            instead="write one line a sample, cells divided by commas",
+        ) from None
+
+
+def _whole(rows: Any, header: list[str], path: Path) -> Iterator[list[str]]:
+    """The rows that are not blank, each as long as the header."""
+    for row in rows:
+        if row and len(row) != len(header):
+            raise DataError(
+                "cannot read the data file: a line is not as long as the header\n"
+                + expected_got(f"{len(header)} cells", len(row)),
+                where=f"line {rows.line_num} of {path}",
+            )
+        if row:
+            yield row
+
+
+def _lines(file: Any) -> Iterator[str]:
+    """Lines of a bounded length."""
+    while line := file.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE:
+            raise csv.Error(f"a line of more than {LONGEST_LINE} characters")
+        yield line
+
+
+def _cells(path: Path) -> int:
+    """Cells of a table at most, counted without reading it into memory."""
+    with path.open("rb") as file:
+        return sum(c.count(b",") + c.count(b"\n") + c.count(b"\r") for c in _chunks(file)) + 1
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    while chunk := file.read(1 << 20):
+        yield chunk
+
+
+TABLES: Mapping[str, Callable[[Path, Collection[str]], Table]] = {
+    ".csv": read_csv,
+    ".parquet": _read_arrow,
+    ".arrow": _read_arrow,
+    ".feather": _read_arrow,
+}
