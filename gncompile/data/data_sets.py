@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from ..base.memory_budget import require_memory
@@ -21,18 +22,26 @@ from ..losses.targets import mapped, tensors_of
 from .curves import SIDE, curves
 from .data_files import ARCHIVES
 from .data_spec import DataSpec, DataSplit
-from .data_split import load_file, permutation, split
+from .data_split import archive_table, load_file, permutation, split
+from .table import Array, Table
+from .tables import TABLES
 
 __all__ = ["NAMED", "READERS", "Batches", "DataSpec", "DataSplit", "load"]
 
 
-def load(spec: DataSpec) -> DataSplit:
-    """The training and validation data of ``spec``; :class:`DataError` if missing or malformed."""
+def load(spec: DataSpec, classification: bool | None = None) -> DataSplit:
+    """The training and validation data of ``spec``; :class:`DataError` if missing or malformed.
+
+    Where ``spec.target`` is None, a file's targets are labels if ``classification``, which a loss of classes asks
+    for, and they are texts or one number a sample. Without such a loss (False) they are numbers; by default
+    texts are labels, and numbers are values.
+    """
     _check(spec)
     if spec.name in NAMED:
+        _check_named(spec)
         return NAMED[spec.name](spec)
     if Path(spec.name).suffix in READERS:
-        return load_file(spec)
+        return load_file(spec, classification)
     raise DataError(
         f"unknown data set {shown(spec.name)}. {nearest(spec.name, NAMED)}".rstrip(),
         instead=f"use one of {', '.join(NAMED)}, or a file ending in {', '.join(READERS)}",
@@ -41,7 +50,8 @@ def load(spec: DataSpec) -> DataSplit:
 
 def _check(spec: DataSpec) -> None:
     """Raise for numbers that no data set can have."""
-    counts = {"train": spec.train, "validation": spec.validation}
+    share = isinstance(spec.validation, float) and 0 < spec.validation < 1
+    counts = {"train": spec.train, "validation": None if share else spec.validation}
     wrong = {name: n for name, n in counts.items() if n is not None and not _whole(n, 1)}
     wrong |= {} if _whole(spec.seed, 0) else {"seed": spec.seed}
     if not all(_whole(n, 1) for n in spec.shape or ()):
@@ -51,7 +61,8 @@ def _check(spec: DataSpec) -> None:
         raise DataError(
             f"{name} = {value} is no number from {least}",
             where="[data]",
-            instead=f"give a whole number from {least}, or leave it out",
+            instead=f"give a whole number from {least}, or leave it out"
+            + ("; of a file also a share below 1" if name == "validation" else ""),
         )
 
 
@@ -59,7 +70,33 @@ def _whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value < 1 << 63
 
 
+def _check_named(spec: DataSpec) -> None:
+    """Raise for keys that are about files."""
+    for key in FILE_KEYS:
+        if getattr(spec, key) != getattr(DataSpec(spec.name), key):
+            raise DataError(
+                f"{key} is for files, and {spec.name} is a set by name",
+                where=f"{key} in [data]",
+                instead="leave it out",
+            )
+    if isinstance(spec.validation, float):
+        raise DataError(
+            f"validation = {spec.validation} is a share, and {spec.name} has validation data of its own",
+            where="validation in [data]",
+            instead="give a number of samples, or leave it out",
+        )
+
+
+FILE_KEYS = (
+    *("targets", "inputs", "ignore", "categories", "missing"),
+    *("validation_file", "validation_column", "weights"),
+)
+
+
 # --- Named sets ----------------------------------------------------------------------------------
+
+
+PARTS: tuple[Literal["train", "validation"], ...] = ("train", "validation")
 
 
 def _load_curves(spec: DataSpec) -> DataSplit:
@@ -69,32 +106,44 @@ def _load_curves(spec: DataSpec) -> DataSplit:
             where="target in [data]",
             instead='write target = "input", or leave it out',
         )
-    for count in (spec.train or 0, spec.validation or 0):
+    counts = (
+        20_000 if spec.train is None else spec.train,
+        10_000 if spec.validation is None else int(spec.validation),
+    )
+    for count in counts:
         require_memory(
-            2 * 4 * SIDE**2 * count, f"{count} images of CURVES", where="[data]",
+            3 * 4 * SIDE**2 * count, f"{count} images of CURVES", where="[data]",
             instead="ask for fewer", error=DataError,
         )  # fmt: skip
-    train = curves(20_000 if spec.train is None else spec.train, spec.seed, "train")
-    count = 10_000 if spec.validation is None else spec.validation
-    validation = curves(count, spec.seed, "validation")
-    x, held_out = torch.from_numpy(train), torch.from_numpy(validation)
-    return DataSplit(x, x, held_out, held_out, (SIDE, SIDE))
+    train, held = (
+        archive_table({"x": curves(count, spec.seed, part)}, ["x"], "", "CURVES")
+        for count, part in zip(counts, PARTS, strict=True)
+    )
+    return split(replace(spec, target="input", shape=(SIDE, SIDE)), train, held)
 
 
 def _load_mnist(spec: DataSpec) -> DataSplit:
     from . import mnist
 
-    train_x, train_y = mnist.read("train")
-    held_x, held_y = mnist.read("t10k")
-    arrays = {"x": train_x, "y": train_y, "validation_x": held_x, "validation_y": held_y}
-    return split(replace(spec, target=spec.target or "label", shape=(28, 28)), arrays, "MNIST")
+    train, held = (
+        _mnist_table(*mnist.read(part), count)
+        for part, count in (("train", spec.train), ("t10k", spec.validation))
+    )
+    spec = replace(spec, target=spec.target or "label", shape=(28, 28))
+    return split(spec, train, held, classes=tuple("0123456789"))
+
+
+def _mnist_table(images: Array, labels: Array, count: Any) -> Table:
+    """The first ``count`` images, in single precision, and their labels."""
+    grey = images[:count].astype(np.float32) / 255
+    return archive_table({"x": grey, "y": labels[:count]}, ["x", "y"], "", "MNIST")
 
 
 NAMED: Mapping[str, Callable[[DataSpec], DataSplit]] = {
     "curves": _load_curves,
     "mnist": _load_mnist,
 }
-READERS = (*ARCHIVES, ".csv")
+READERS = (*ARCHIVES, *TABLES)
 """Suffixes of the files that can be read."""
 
 
@@ -104,7 +153,8 @@ READERS = (*ARCHIVES, ".csv")
 class Batches:
     """Shuffled minibatches ``(x, y)`` in an order that depends on ``(seed, epoch)`` only.
 
-    ``y`` is a tensor ``[N, …]``, or a tuple or dict of some where the loss takes such a target.
+    ``x`` is a tensor ``[N, …]``, or a tuple or dict of some where the model has several inputs, and so is
+    ``y`` where the loss takes such a target.
 
     ``for x, y in batches`` goes to the end of the present epoch and starts the next one's count;
     :meth:`forever` goes on without end. ``state_dict`` read after a batch names the batch that follows, so
@@ -113,38 +163,48 @@ class Batches:
 
     def __init__(
         self,
-        x: torch.Tensor,
+        x: Any,
         y: Any,
         batch_size: int,
         seed: int = 0,
         drop_last: bool = False,
     ) -> None:
-        targets = [each if isinstance(each, torch.Tensor) else y for each in tensors_of(y)]
-        for name, tensor in (("x", x), *(("y", each) for each in targets)):
+        inputs, targets = (
+            [each if isinstance(each, torch.Tensor) else given for each in tensors_of(given)]
+            for given in (x, y)
+        )
+        for name, tensor in (*(("x", each) for each in inputs), *(("y", each) for each in targets)):
             if not isinstance(tensor, torch.Tensor) or tensor.dim() == 0:
                 raise DataError(
                     f"{name} is no tensor of samples but a {type(tensor).__name__}",
                     where="Batches(x, y)",
                     instead="pass tensors [N, ...]; torch.from_numpy makes one of an array",
                 )
-        for each in targets:
-            if len(x) != len(each):
-                found = f"{len(x)} samples, but {len(each)} targets"
+        if not inputs:
+            raise DataError("x is empty", where="Batches(x, y)", instead="pass tensors [N, ...]")
+        samples = len(inputs[0])
+        for what, each in (
+            *(("samples", i) for i in inputs[1:]),
+            *(("targets", t) for t in targets),
+        ):
+            if len(each) != samples:
+                found = f"{samples} samples, but {len(each)} {what}"
                 raise DataError(found, where="Batches(x, y)")
         for name, number in (("batch_size", batch_size), ("seed", seed)):
             if not isinstance(number, int) or isinstance(number, bool):
                 raise DataError(
                     f"{name} is {number!r}, no whole number", where=f"Batches({name}=...)"
                 )
-        if batch_size < 1 or not len(x) or (drop_last and batch_size > len(x)):
+        if batch_size < 1 or not samples or (drop_last and batch_size > samples):
             raise DataError(
-                f"no batches of {batch_size} can be made from {len(x)} samples",
+                f"no batches of {batch_size} can be made from {samples} samples",
                 where="Batches(batch_size=...)",
-                instead=f"use a batch size from 1 to {max(1, len(x))}",
+                instead=f"use a batch size from 1 to {max(1, samples)}",
             )
         if seed < 0:
             raise DataError(f"the seed {seed} is negative", where="Batches(seed=...)")
-        self.x, self.y = x, y
+        self.x, self.y, self.samples = x, y, samples
+        self._device = inputs[0].device
         self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last
         # One value, so that an interrupt between two cannot part them.
         self._place = 0, 0
@@ -152,7 +212,7 @@ class Batches:
 
     def __len__(self) -> int:
         """Batches in one epoch."""
-        full, rest = divmod(len(self.x), self.batch_size)
+        full, rest = divmod(self.samples, self.batch_size)
         return full + bool(rest and not self.drop_last)
 
     @property
@@ -165,22 +225,22 @@ class Batches:
         """Batches of this epoch taken so far."""
         return self._place[1]
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, Any]]:
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
         epoch = self.epoch
         while self.epoch == epoch:
             yield self.next()
 
-    def forever(self) -> Iterator[tuple[torch.Tensor, Any]]:
+    def forever(self) -> Iterator[tuple[Any, Any]]:
         """Batches of this epoch, the next, and so on."""
         while True:
             yield self.next()
 
-    def next(self) -> tuple[torch.Tensor, Any]:
+    def next(self) -> tuple[Any, Any]:
         """The next batch, moving on to a new epoch where one ends."""
         epoch, position = self._place
         start = position * self.batch_size
         rows = self._permutation()[start : start + self.batch_size]
-        x = self.x[rows]
+        x = mapped(lambda each: each[rows], self.x)
         batch = x, x if self.y is self.x else mapped(lambda each: each[rows], self.y)
         last = position + 1 == len(self)
         self._place = (epoch + 1, 0) if last else (epoch, position + 1)
@@ -188,8 +248,8 @@ class Batches:
 
     def _permutation(self) -> torch.Tensor:
         if self._order is None or self._order[0] != self.epoch:
-            order = permutation(len(self.x), self.seed, self.epoch)
-            self._order = self.epoch, torch.from_numpy(order).to(self.x.device)
+            order = permutation(self.samples, self.seed, self.epoch)
+            self._order = self.epoch, torch.from_numpy(order).to(self._device)
         return self._order[1]
 
     def state_dict(self) -> dict[str, int]:
@@ -199,7 +259,7 @@ class Batches:
             "epoch": self.epoch,
             "position": self.position,
             "batch_size": self.batch_size,
-            "samples": len(self.x),
+            "samples": self.samples,
             "drop_last": int(self.drop_last),
         }
 

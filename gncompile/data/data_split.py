@@ -1,96 +1,158 @@
-"""From arrays ``x, y`` to training and validation data: checked, divided, flat, and the numbers they were."""
+"""From rows of a file to training and validation data: read, divided, described by a schema, and tensors."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
 from ..base.untrusted import shown
 from ..errors import DataError, expected_got, message
-from .data_files import ARCHIVES, FORMAT, Missing, read_csv
+from .data_files import ARCHIVES, FORMAT, Missing
 from .data_spec import DataSpec, DataSplit
+from .learned_schema import input_columns, learn_schema
+from .table import Array, Table
+from .table_schema import TableSchema
+from .tables import TABLES, read_table
 
-Array = np.ndarray[Any, np.dtype[Any]]
-MOST_LABELS = 10**9
-EXACT = 2**53
-"""Integers that float64 holds, all of them."""
+HELD_OUT = "validation_"
+_PARTS = {"1": True, "true": True, "validation": True, "valid": True, "val": True}
+_PARTS |= {"0": False, "false": False, "training": False, "train": False}
+"""What a ``validation_column`` may hold: does the row validate?"""
 
 
-def load_file(spec: DataSpec) -> DataSplit:
+def load_file(spec: DataSpec, classification: bool | None = None) -> DataSplit:
     """The data of a user's file; :class:`~gncompile.errors.DataError` if missing or malformed."""
+    _check_keys(spec)
+    train, held = _read(spec, spec.name, "name", classification)
+    if spec.validation_file is not None:
+        if held is not None:
+            raise DataError(
+                f"{train.where} has validation_x",
+                where="validation_file in [data]",
+                instead="leave one of them out",
+            )
+        held, _ = _read(spec, spec.validation_file, "validation_file", classification)
+    return split(spec, train, held, classification)
+
+
+def read_rows(path: str | Path, schema: TableSchema, targets: bool = False) -> Table:
+    """The rows of a file, a table or an archive, for a ``schema`` to encode; with ``targets`` to evaluate too."""
+    path = _located(str(path), "the file")
+    if path.suffix in TABLES:
+        return read_table(path, schema.texts)
+    needed = [*schema.columns, *(schema.targets if targets else ())]
+    if schema.weights is not None and targets:
+        needed.append(schema.weights)
+    return archive_table(_arrays(path, needed), needed, "", str(path))
+
+
+# --- Reading -----------------------------------------------------------------------------------------
+
+
+def _check_keys(spec: DataSpec) -> None:
+    """Raise for keys that say nothing about this kind of file, or contradict each other."""
+    if spec.validation_file is not None and spec.validation_column is not None:
+        raise DataError(
+            "validation rows are given by a file and by a column",
+            where="validation_file and validation_column in [data]",
+            instead="leave one of them out",
+        )
+    if Path(spec.name).suffix in TABLES:
+        return
+    for key in ("targets", "inputs", "ignore", "categories"):
+        if getattr(spec, key):
+            raise DataError(
+                "arrays have no named columns",
+                where=f"{key} in [data]",
+                instead="leave it out, or use a table (.csv, .parquet, .arrow)",
+            )
+
+
+def _located(name: str, key: str) -> Path:
+    """The path of a file that is there, not empty, and of a kind that can be read."""
     try:
-        if "\0" in spec.name:
+        if "\0" in name:
             raise ValueError("a NUL character")
-        path = Path(spec.name).expanduser()
+        path = Path(name).expanduser()
         there, size = path.is_file(), path.stat().st_size if path.exists() else 0
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, an unknown user
-        found = f"{shown(spec.name)} is no path: {str(error)[:100]}"
-        raise DataError(found, where="name in [data]") from None
+        found = f"{shown(name)} is no path: {str(error)[:100]}"
+        raise DataError(found, where=f"{key} in [data]") from None
+    if path.suffix not in (*TABLES, *ARCHIVES):
+        raise DataError(
+            f"{shown(name)} is no kind of file that can be read",
+            where=f"{key} in [data]",
+            instead=f"use a file ending in {', '.join((*ARCHIVES, *TABLES))}",
+        )
     if not there:
         raise DataError(
-            f"no data file {spec.name!r}",
+            f"no data file {name!r}",
             where=f"looked at {path.absolute()}",
             instead="check the path; a relative path is taken from the model file's folder",
         )
     if not size:
         raise DataError("cannot read the data file: it is empty", where=str(path))
-    autoencoder = spec.target == "input"
-    needed = ("x",) if autoencoder else ("x", "y")
-    wanted = (*needed, *(f"validation_{name}" for name in needed))
-    columns: list[str] | None = None
+    return path
+
+
+def _read(
+    spec: DataSpec, name: str, key: str, classification: bool | None
+) -> tuple[Table, Table | None]:
+    """The rows of a file, and those of its own validation arrays if it has some."""
+    path = _located(name, key)
+    if path.suffix in TABLES:
+        labels = spec.target == "label" or (classification and spec.target is None)
+        return read_table(path, (*spec.categories, *(spec.targets if labels else ()))), None
+    needed = ["x"] if spec.target == "input" else ["x", "y"]
+    needed += [n for n in (spec.weights, spec.validation_column) if n is not None]
+    arrays = _arrays(path, [*needed, *(HELD_OUT + n for n in needed)])
+    table = archive_table(arrays, needed, "", str(path))
+    if f"{HELD_OUT}x" not in arrays:
+        return table, None
+    held = [n for n in needed if n != spec.validation_column]
+    return table, archive_table(arrays, held, HELD_OUT, str(path))
+
+
+def _arrays(path: Path, wanted: Sequence[str]) -> dict[str, Array]:
     try:
-        if path.suffix == ".csv":
-            arrays, columns = read_csv(path, spec.targets, autoencoder)
-        else:
-            arrays = ARCHIVES[path.suffix](path, wanted)
+        arrays = ARCHIVES[path.suffix](path, wanted)
     except DataError:
         raise
     except Missing as error:
-        raise DataError(_lacks("x", needed, str(error), str(path))) from None
+        raise DataError(_lacks(wanted[0], [wanted[0]], str(error), str(path))) from None
     except Exception as error:  # whatever a damaged file makes numpy, zipfile or safetensors raise
         said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise DataError(
             f"cannot read the data file: {said}", where=str(path), instead=FORMAT
         ) from error
-    for name, values in arrays.items():
-        _require_rows(name, values, path)
-        _require_finite(name, values, path, columns, spec.targets)
-    return split(replace(spec, target=spec.target or "value"), arrays, str(path))
+    return arrays
 
 
-def _require_rows(name: str, values: Array, path: Path) -> None:
-    if not values.ndim or not values.size:
-        found = (
-            "is a single number" if not values.ndim else f"of shape {list(values.shape)} is empty"
-        )
-        raise DataError(f"the array {name!r} {found}", where=str(path), instead=FORMAT)
-
-
-def _require_finite(
-    name: str, values: Array, path: Path, columns: list[str] | None, targets: tuple[str, ...]
-) -> None:
-    """Raise for the first value that is NaN or infinite, with its place in the file."""
-    if values.dtype.kind != "f" or np.isfinite(values).all():
-        return
-    rows = values.reshape(len(values), -1)
-    row, column = (int(i) for i in np.argwhere(~np.isfinite(rows))[0])
-    if columns is None:
-        place = f"row {row}, column {column} of {name}, counted from 0, in {path}"
-    else:
-        own = [c for c in columns if (c in targets) == (name == "y")]
-        own = list(targets) if name == "y" else own
-        place = f"sample {row + 1} below the header, column {own[column]!r} of {path}"
-    raise DataError(
-        f"samples contain NaN or infinite values: {rows[row, column]}",
-        where=place,
-        instead="leave the sample out, or put a number there",
-    )
+def archive_table(
+    arrays: Mapping[str, Array], needed: Sequence[str], prefix: str, where: str
+) -> Table:
+    """A table of the arrays ``needed``, each with one row a sample; in the file their names begin with ``prefix``."""
+    found = {name: arrays[prefix + name] for name in needed if prefix + name in arrays}
+    for name in needed:
+        if name not in found:
+            names = [prefix + each for each in needed]
+            raise DataError(_lacks(prefix + name, names, ", ".join(arrays) or "none", where))
+        values = found[name]
+        if not values.ndim or not values.size:
+            shape = (
+                f"of shape {list(values.shape)} is empty" if values.ndim else "is a single number"
+            )
+            raise DataError(f"the array {prefix + name!r} {shape}", where=where, instead=FORMAT)
+        if len(values) != len(found[needed[0]]):
+            raise DataError(
+                f"{prefix}{needed[0]} has {len(found[needed[0]])} samples, {prefix}{name} has {len(values)}",
+                where=where,
+                instead=FORMAT,
+            )
+    return Table(found, where, np.arange(len(found[needed[0]])), "index", prefix=prefix)
 
 
 def _lacks(name: str, needed: Sequence[str], there: str, where: str) -> str:
@@ -98,106 +160,99 @@ def _lacks(name: str, needed: Sequence[str], there: str, where: str) -> str:
     return message(found, where=where, instead=FORMAT)
 
 
-def split(spec: DataSpec, arrays: dict[str, Array], where: str) -> DataSplit:
-    """Tensors from ``x, y`` and, if present, ``validation_x, validation_y``; else a tenth is held out."""
-    needed = ["x"] if spec.target == "input" else ["x", "y"]
-    for name in needed:
-        if name not in arrays:
-            raise DataError(_lacks(name, needed, ", ".join(arrays) or "none", where))
-    if "validation_x" not in arrays:
-        arrays = _hold_out(spec, arrays, needed, where)
-    train = _samples(spec, arrays, "", spec.train, where)
-    held_out = _samples(spec, arrays, "validation_", spec.validation, where)
-    for what, given in (("samples", 0), ("targets", 1)):
-        a, b = (part[given].shape[1:] for part in (train, held_out))
-        if a != b:
-            raise DataError(
-                f"training and validation {what} differ in size\n"
-                + expected_got(f"{math.prod(a)} features", f"{math.prod(b)} features"),
-                where=where,
-            )
-    shape = spec.shape or tuple(arrays["x"].shape[1:]) or (1,)
-    if math.prod(shape) != train[0].shape[1]:
+# --- Dividing ----------------------------------------------------------------------------------------
+
+
+def split(
+    spec: DataSpec,
+    train: Table,
+    held: Table | None,
+    classification: bool | None = None,
+    classes: tuple[str, ...] | None = None,
+) -> DataSplit:
+    """Tensors of training rows and of validation rows, which are ``held`` or taken from the former."""
+    if held is not None and isinstance(spec.validation, float):
+        raise DataError(
+            f"validation = {spec.validation} is a share, and there are validation data already",
+            where="validation in [data]",
+            instead="give a number of samples, or leave it out",
+        )
+    names = input_columns(spec, train)
+    count = spec.validation if isinstance(spec.validation, int) else None
+    if spec.validation_column is not None:
+        marked = _marked(train, spec.validation_column)
+        train, held = train.take(np.flatnonzero(~marked)), train.take(np.flatnonzero(marked))
+    elif held is None:
+        rows, count = _held_out(spec, len(train), train.where), None
+        order = permutation(len(train), spec.seed, 0)
+        train, held = train.take(order[rows:]), train.take(order[:rows])
+    train, held = _first(train, spec.train, "train"), _first(held, count, "validation")
+    schema = learn_schema(spec, train, names, classification, classes)
+    train_x, validation_x = schema.encode(train), schema.encode(held)
+    shape = spec.shape
+    if shape is None:
+        shape = (
+            (tuple(train.columns["x"].shape[1:]) or (1,)) if schema.archive else (schema.inputs,)
+        )
+    if math.prod(shape) != schema.inputs:
         raise DataError(
             "shape does not fit the samples\n"
-            + expected_got(f"{train[0].shape[1]} features", f"{list(shape)}"),
+            + expected_got(f"{schema.inputs} features", f"{list(shape)}"),
             where="shape in [data]",
         )
-    return DataSplit(*train, *held_out, shape)
+    if schema.target == "input" and schema.weights is None:
+        return DataSplit(train_x, train_x, validation_x, validation_x, shape, schema)
+    train_y, validation_y = schema.targets_of(train), schema.targets_of(held)
+    return DataSplit(train_x, train_y, validation_x, validation_y, shape, schema)
 
 
-def _hold_out(
-    spec: DataSpec, arrays: dict[str, Array], names: list[str], where: str
-) -> dict[str, Array]:
-    """Divide the rows, in an order that depends on the seed only, into training and validation."""
-    rows = len(arrays["x"])
-    if any(len(arrays[name]) != rows for name in names):
-        raise DataError(
-            f"x has {rows} samples, y has {len(arrays['y'])}", where=where, instead=FORMAT
-        )
-    held = max(1, rows // 10) if spec.validation is None else spec.validation
+def _held_out(spec: DataSpec, rows: int, where: str) -> int:
+    """How many of ``rows`` samples are held out."""
+    given = spec.validation
+    share = max(1, round(given * rows)) if isinstance(given, float) else given
+    held = max(1, rows // 10) if share is None else share
     if not 0 < held < rows:
         raise DataError(
             f"cannot hold {held} of {rows} samples out for validation",
             where=where,
-            instead="give fewer, or provide validation_x",
+            instead="give fewer, or provide validation_x or validation_file",
         )
-    order = permutation(rows, spec.seed, 0)
-    parts: dict[str, Array] = {}
-    for name in names:
-        parts[name] = arrays[name][order[held:]]
-        parts[f"validation_{name}"] = arrays[name][order[:held]]
-    return parts
+    return held
 
 
-def _samples(
-    spec: DataSpec, arrays: dict[str, Array], prefix: str, count: int | None, where: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first ``count`` samples, flat, and their targets as ``spec.target`` says."""
-    x = arrays[f"{prefix}x"]
-    if count is not None and not 0 < count <= len(x):
+def _marked(table: Table, name: str) -> Array:
+    """Which rows validate, by a column of flags or of the words ``train`` and ``validation``."""
+    levels, codes = table.levels(name, "validation_column in [data]")
+    marks = [_PARTS.get(level.lower()) for level in levels]
+    if (codes < 0).any() or None in marks:
+        wrong = codes < 0 if None not in marks else codes == marks.index(None)
+        row = int(np.argmax(wrong))
+        found = shown(levels[codes[row]], 40) if codes[row] >= 0 else "an empty cell"
         raise DataError(
-            f"{count} samples asked for, but there are {len(x)}",
-            where=f"{prefix}x of {where}",
+            f"{found} does not say whether the row is for validation",
+            where=table.place(row, name),
+            instead='write true or false, 1 or 0, "train" or "validation"',
+        )
+    found_marks = np.array(marks, bool)[codes]
+    if found_marks.all() or not found_marks.any():
+        raise DataError(
+            f"{'all' if found_marks.any() else 'no'} rows are marked for validation",
+            where=f"column {shown(name)} of {table.where}",
+            instead='mark some: true or false, 1 or 0, "train" or "validation"',
+        )
+    return found_marks
+
+
+def _first(table: Table, count: int | None, key: str) -> Table:
+    if count is None or count == len(table):
+        return table
+    if count > len(table):
+        raise DataError(
+            f"{count} samples asked for, but there are {len(table)}",
+            where=f"{key} in [data], of {table.where}",
             instead="lower train or validation in [data]",
         )
-    count = len(x) if count is None else count
-    flat = _floating(x[:count].reshape(count, -1), f"{prefix}x of {where}")
-    if x.dtype == np.uint8:  # images
-        flat = flat / 255 if where == "MNIST" else flat.double() / 255
-    if spec.target == "input":
-        return flat, flat
-    y = arrays.get(f"{prefix}y")
-    if y is None or len(y) != len(x):
-        found = "missing" if y is None else f"{len(y)} targets for {len(x)} samples"
-        raise DataError(f"{prefix}y: {found}", where=where, instead=FORMAT)
-    return flat, _targets(spec, y[:count], f"{prefix}y of {where}")
-
-
-def _floating(values: Array, where: str) -> torch.Tensor:
-    """Numbers as they are: float32 where that holds every number of their type, else float64."""
-    if values.dtype.kind in "iu" and (values.max() > EXACT or values.min() < -EXACT):
-        raise DataError(
-            f"there are integers beyond {EXACT}, which floating point rounds",
-            where=where,
-            instead="subtract an offset, or store them as float64 if rounding is meant",
-        )
-    exact = np.float32 if np.can_cast(values.dtype, np.float32) else np.float64
-    return torch.from_numpy(np.array(values, exact, order="C"))
-
-
-def _targets(spec: DataSpec, y: Array, where: str) -> torch.Tensor:
-    if spec.target == "value":
-        return _floating(y.reshape(len(y), -1), where)
-    labels = y.reshape(-1)
-    whole = len(labels) == len(y) and np.array_equal(labels, np.floor(labels))
-    if not whole or labels.min() < 0 or labels.max() >= MOST_LABELS:
-        raise DataError(
-            f"labels must be one whole number >= 0 a sample, below {MOST_LABELS}",
-            where=where,
-            instead='use target = "value" for other targets',
-        )
-    return torch.from_numpy(labels.astype(np.int64))
+    return table.take(np.arange(count))
 
 
 def permutation(count: int, seed: int, epoch: int) -> Array:

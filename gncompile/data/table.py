@@ -21,6 +21,8 @@ COPIES = 4
 """Times a column is in memory at most while it is read, checked, divided and converted."""
 EXACT = 2**53
 """Integers that float64 holds, all of them."""
+CELL_OF_TEXT = 72
+"""Bytes of a text in memory beside its characters."""
 NAMES_SHOWN = 20
 CELLS_SHOWN = 5
 """Of those that an error is about."""
@@ -32,7 +34,8 @@ class Table:
 
     The columns of an archive are its arrays ``[N, …]``. ``refused`` are columns that hold neither, each with the
     error that asking for it raises. ``rows: int64 [N]`` says where each row stands in the file ``where``: the
-    ``row_word`` "line" of a CSV file, a "row" counted from 1, or an "index" counted from 0.
+    ``row_word`` "line" of a CSV file, a "row" counted from 1, or an "index" counted from 0. In an archive
+    the names of the arrays begin with ``prefix``.
     """
 
     columns: Mapping[str, Array]
@@ -40,6 +43,7 @@ class Table:
     rows: Array
     row_word: Literal["line", "row", "index"] = "row"
     refused: Mapping[str, DataError] = field(default_factory=dict)
+    prefix: str = ""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -105,8 +109,8 @@ class Table:
     def place(self, row: int, name: str, feature: int = 0) -> str:
         """Where a cell is, for an error: of an archive's array, the number of the feature too."""
         if self.row_word == "index":
-            column = f", column {feature}" if self.columns[name].ndim > 1 else ""
-            return f"row {self.rows[row]}{column} of {name}, counted from 0, in {self.where}"
+            array = f"{self.prefix}{name}, counted from 0, in {self.where}"
+            return f"row {self.rows[row]}, column {feature} of {array}"
         return f"{self.row_word} {self.rows[row]}, column {shown(name)} of {self.where}"
 
     def require_filled(self, missing: Sequence[tuple[str, Array]], instead: str) -> None:
@@ -120,14 +124,13 @@ class Table:
             for row, feature in np.argwhere(mask)[:CELLS_SHOWN]
         )
         count = sum(int(mask.sum()) for _, mask in masks)
-        index = self.row_word == "index"
-        one, many = ("a cell is empty", "cells are empty")
-        if index:  # archives have no empty cells
-            one, many = "samples contain NaN or infinite values: nan", "numbers of samples are NaN"
+        found = "a cell is empty" if count == 1 else f"{count} cells are empty"
+        if self.row_word == "index":  # archives have no empty cells
+            found = "samples contain NaN or infinite values: nan"
         places = [self.place(row, name, feature) for row, name, feature in cells[:CELLS_SHOWN]]
         more = [f"and {count - len(places)} more"] if count > len(places) else []
         raise DataError(
-            f"cannot read the data file: {one if count == 1 else f'{count} {many}'}",
+            f"cannot read the data file: {found}",
             where="\n              ".join([*places, *more]),
             instead=instead,
         )
@@ -154,8 +157,8 @@ def is_number(text: str) -> bool:
 
 def number_name(value: float) -> str:
     """A number as the name of a category or class: ``3`` for 3.0."""
-    value = float(value)
-    return str(int(value)) if value.is_integer() else repr(value)
+    whole = isinstance(value, int) or value.is_integer()
+    return str(int(value)) if whole else repr(value)
 
 
 def plain_name(text: str) -> str:

@@ -82,7 +82,7 @@ class TableSchema(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> TableSchema:
-        names = [c.name for c in (*self.numeric, *self.categories)]
+        names = self.columns
         if len(set(names)) < len(names) or not names:
             raise ValueError("the columns that go in need names that differ")
         if self.archive and (self.categories or len(self.numeric) != 1):
@@ -102,6 +102,11 @@ class TableSchema(Record):
         return self
 
     # --- Columns
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of what goes in: numeric columns, then categories."""
+        return [*(c.name for c in self.numeric), *(c.name for c in self.categories)]
 
     @property
     def inputs(self) -> int:
@@ -189,7 +194,7 @@ class TableSchema(Record):
         if self.classes is not None:
             codes, empty = _codes(table, self.targets[0], self.classes, "label", False)
             table.require_filled([(self.targets[0], empty)], LEAVE_OUT)
-            y = torch.from_numpy(codes)
+            y: Any = torch.from_numpy(codes)
         elif self.target == "input":
             y = self.encode(table)
         else:

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..errors import DataError, expected_got
 from .table import (
+    CELL_OF_TEXT,
     MISSING,
     Array,
     Table,
@@ -30,8 +31,6 @@ from .table import (
 
 LONGEST_LINE = 1 << 24
 """Characters of one line of a table."""
-CELL_OF_TEXT = 72
-"""Bytes of a cell's text beside its characters."""
 _BOOLEANS = {"true": 1.0, "false": 0.0}
 
 
