@@ -146,6 +146,31 @@ app.command()(evaluate)
 
 
 @app.command()
+def init(
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="A .csv, .parquet, .arrow or .npz file.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Model file; default beside DATA.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(metavar="NAME", help="Column to predict.")] = None,
+) -> None:
+    """Write a model file for a data file, with comments on what was guessed."""
+    from .init_command import init_file
+
+    _print(str(init_file(data, out, target)))
+
+
+@app.command()
+def check(file: ModelPath, data_root: DataRoot = None) -> None:
+    """Say what a model file describes and needs, or list all that is wrong; trains nothing."""
+    from ..base.environment import table
+    from .check_command import check_file
+
+    _print(table(check_file(file, data_root)))
+
+
+@app.command()
 def explain(
     file: ModelPath,
     layer: Annotated[str | None, typer.Option(help="One layer only, by its name.")] = None,
