@@ -18,16 +18,26 @@ if TYPE_CHECKING:
     from .functions.transfer import transfer_function as transfer_function
     from .losses.vocabulary import loss_function as loss_function
     from .losses.vocabulary import register_loss as register_loss
+    from .training.early_stop import EarlyStop as EarlyStop
+    from .training.early_stop import StopTraining as StopTraining
     from .training.factors import KroneckerFactors as KroneckerFactors
+    from .training.loggers import CSVLogger as CSVLogger
+    from .training.loggers import TensorBoardLogger as TensorBoardLogger
+    from .training.metrics import Metric as Metric
     from .training.trainer import Trainer as Trainer
     from .verification.accuracy import measure_accuracy as measure_accuracy
     from .verification.transfer_report import transfer_page as transfer_page
     from .verification.verification import verify as verify
 
 _HOMES = {
-    "Trainer": "training.trainer",
+    "CSVLogger": "training.loggers",
+    "EarlyStop": "training.early_stop",
     "KroneckerFactors": "training.factors",
+    "Metric": "training.metrics",
     "Standardised": "frontends.standardised",
+    "StopTraining": "training.early_stop",
+    "TensorBoardLogger": "training.loggers",
+    "Trainer": "training.trainer",
     "compile": "app.compile",
     "curvature": "app.api",
     "load": "app.loaded_run",

@@ -87,6 +87,14 @@ class ShortDataWarning(UserWarning):
     """The training data ended before the updates or epochs that were asked for."""
 
 
+class MetricWarning(UserWarning):
+    """A metric of the validation data is not defined for them, and is NaN."""
+
+
+class LoggerWarning(UserWarning):
+    """A logger has failed; the training goes on without what it should have logged."""
+
+
 def message(found: str, *, where: str | None = None, instead: str | None = None) -> str:
     """Compose an error text: what was found, where in the user's model, what to do instead.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -237,7 +236,7 @@ class TrainingRun:
         )
 
     def _after_step(self, record: Record) -> None:
-        self.folder.append(dataclasses.asdict(record))
+        self.folder.append(record.to_dict())
         if self._stop.is_set():
             raise Stopped
 

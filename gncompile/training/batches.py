@@ -219,6 +219,12 @@ def part_of(y: Target, rows: slice | Tensor) -> Target:
     return mapped(lambda each: require_real(each, "the target")[rows], y)
 
 
+def joined_targets(targets: Sequence[Target]) -> Target:
+    """The targets, or outputs, of several batches as those of one."""
+    joined = iter([torch.cat(each) for each in zip(*map(tensors_of, targets), strict=True)])
+    return mapped(lambda _: next(joined), targets[0])
+
+
 def as_returned(output: Node, z: Tensor) -> Returned:
     """Rows ``[N, K]`` in the form in which the model returns its output."""
     assert isinstance(output.op, Output)

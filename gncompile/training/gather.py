@@ -11,7 +11,7 @@ import itertools
 import operator
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -23,21 +23,20 @@ from ..data.data_sets import Batches
 from ..errors import BatchError, DataError, SmallBatchWarning, message
 from ..losses.targets import mapped, tensors_of
 from ..program.timetable import MEASURED
-from .batches import Target, first_tensor, input_tensors, samples_of
+from .batches import Target, input_tensors, joined_targets, samples_of
 from .compiled import Compiled
 from .counters import Counters
+from .loaders import Pair, PairOf, ReadBatch, Rows, require_batches
 from .reported import version
 
 FEW = 32
 """Samples of a batch below which there is a warning of noise."""
 
-Rows = Tensor | tuple[Tensor, ...]
-Pair = tuple[Rows, Target]
-
 
 class Gathers(Protocol):
     """What a trainer is asked where batches are put together for it."""
 
+    compiled: Compiled
     gathers: bool
 
     @property
@@ -105,17 +104,21 @@ class FewSamples:
 class Gathering:
     """The batches of ``train`` put together for a trainer, and how far this has come.
 
-    ``refused`` is told of bad batches, which are left out; it may raise.
+    ``batch`` reads what ``train`` gives (:mod:`~gncompile.training.loaders`). ``refused`` is told of bad
+    batches, which are left out; it may raise.
     """
 
     def __init__(
         self,
         trainer: Gathers,
-        train: Iterable[Pair],
+        train: Iterable[object],
         epochs: int | None,
         refused: Callable[[BatchError], None] | None = None,
+        batch: ReadBatch | None = None,
     ) -> None:
+        require_batches(train)
         trainer.gathers = True
+        self._pair = PairOf(trainer.compiled.reader, batch)
         self._trainer = trainer
         self._train = train
         self._epochs = epochs
@@ -128,13 +131,18 @@ class Gathering:
         self.passes = 0
         """Whole passes over ``train`` so far."""
 
+    @property
+    def epoch(self) -> int:
+        """The same; of a :class:`~gncompile.data.Batches` those that it made before count too."""
+        return self._train.epoch if isinstance(self._train, Batches) else self.passes
+
     def __iter__(self) -> Iterator[Pair]:
         for _ in range(self._epochs) if self._epochs is not None else itertools.count():
             whole = not (isinstance(self._train, Batches) and self._train.position)
             before = self.taken
             for batch in self._train:
                 self.taken += 1
-                if self._adds(*_pair(batch)):
+                if self._adds(*self._pair(batch)):
                     whole = False
                     yield self._joined()
             if self.taken == before:
@@ -204,29 +212,12 @@ def _raise(error: BatchError) -> None:
     raise error
 
 
-def _pair(batch: object) -> Pair:
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise BatchError(
-            f"a batch must be a pair (x, y), got {type(batch).__name__}",
-            instead="pass gncompile.data.Batches(x, y, batch_size), a DataLoader, or pairs",
-        )
-    input_tensors(batch[0])
-    first_tensor(batch[1])
-    return batch[0], batch[1]
-
-
 def _copied(x: Rows, y: Target) -> Pair:
     """A batch in memory of its own; inputs that are their own targets stay so."""
     own = mapped(lambda each: each.detach().clone(), y)
     if isinstance(x, Tensor):
         return own if x is y else x.detach().clone(), own
     return tuple(part.detach().clone() for part in x), own
-
-
-def joined_targets(targets: Sequence[Target]) -> Target:
-    """The targets of several batches as those of one."""
-    joined = iter([torch.cat(each) for each in zip(*map(tensors_of, targets), strict=True)])
-    return mapped(lambda _: next(joined), targets[0])
 
 
 def _joined(parts: list[Pair]) -> Pair:

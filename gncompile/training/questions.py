@@ -9,23 +9,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..errors import BatchError, require_whole
+from ..errors import require_whole
 from ..graph.dropout import without_dropout
-from ..losses.rows import as_parts, divisor_sums, divisors
 from ..pipeline import quadratic_program, tangent_program
 from ..program.step_program import StepProgram
 from ..runtime.executable import Executable
 from ..runtime.memory import dense
-from .batches import (
-    Returned,
-    Target,
-    as_returned,
-    first_tensor,
-    input_tensors,
-    part_of,
-    samples_of,
-)
+from .batches import Returned, Target, as_returned, first_tensor
 from .compiled import Compiled
+from .evaluation import Evaluation
 from .factors import KroneckerFactors
 from .reported import Reported
 
@@ -39,10 +31,11 @@ class Questions:
     def __init__(self, compiled: Compiled, reported: Reported) -> None:
         self._compiled, self._reported = compiled, reported
         self._executable, self._settings = compiled.executable, compiled.settings
+        self.evaluation = Evaluation(compiled, self.parameters)
 
     def parameters(self, averaged: bool | None = True) -> AbstractContextManager[None]:
         """See :meth:`Trainer.averaged_parameters`."""
-        return self._reported.shown(self._reported.better if averaged is None else averaged)
+        return self._reported.shown(averaged)
 
     def check_batch(self, x: Tensor | tuple[Tensor, ...], y: Target) -> None:
         """See :meth:`Trainer.check_batch`."""
@@ -85,35 +78,8 @@ class Questions:
     ) -> float:
         """See :meth:`Trainer.evaluate`."""
         require_whole("batch_size", batch_size)
-        given = input_tensors(x)
-        count = len(given[0])
-        sizes = [*map(len, given), samples_of(y)]
-        if count == 0 or len(set(sizes)) > 1:
-            raise BatchError(
-                f"{' and '.join(map(str, sizes[:-1]))} inputs, and {sizes[-1]} targets",
-                where="evaluate",
-                instead="pass one row a sample in each, and one sample at least",
-            )
-        reader, loss = self._compiled.reader, self._compiled.loss
-        outputs, total = self._compiled.traced.graph.output.size, 0.0
-        starts = range(0, count, batch_size)
-        targets = (part_of(y, slice(start, start + batch_size)) for start in starts)
-        mean = None
-        if divisors(loss, outputs):  # what a weighted mean divides by is that of the whole data set
-            rows = (reader.target(samples_of(each), each) for each in targets)
-            sums = [divisor_sums(loss, outputs, each) for each in rows]
-            mean = torch.stack(sums).sum(dim=0) / count
-        with self.parameters(averaged):
-            for start in starts:
-                part = slice(start, start + batch_size)
-                inputs, target = reader.pair(tuple(t[part] for t in given), part_of(y, part))
-                reader.all_finite(inputs, target)
-                share = len(target) / count
-                target = as_parts(loss, outputs, target, mean)
-                self._executable.load(inputs, target, whole=count)
-                self._run("predict", "evaluate")
-                total += float(self._executable.result("evaluated_loss")) * share
-        return total
+        whole = self.evaluation.whole([(x, y)])
+        return self.evaluation.loss([(x, y)], whole, batch_size, averaged)
 
     def factors(self) -> dict[str, KroneckerFactors]:
         """See :meth:`Trainer.factors`."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..errors import nearest
@@ -38,38 +39,67 @@ class StepStats:
 
 @dataclass(frozen=True)
 class Record(StepStats):
-    """A step of a fit: what the step did, its samples and speed, and the validation loss where it was due."""
+    """A step of a fit: what the step did, its samples and speed, and the validation where it was due."""
 
+    epoch: int = 0
+    """Whole passes over the training data that its batches had completed."""
     samples: int = 0
     samples_per_second: float = 0.0
     validation_loss: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The fit's metrics of the validation data by name; none where no validation was due."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers by name, those of the metrics among them."""
+        numbers = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "metrics"}
+        return {**numbers, **self.metrics}
+
+    def value(self, name: str) -> float | None:
+        """The number of this name, a metric's or another; None where there is none."""
+        found: float | None = self.to_dict().get(name)
+        return found
 
 
 @dataclass
 class History:
-    """The records of one fit in order; ``history.loss`` is the list of all records' ``loss``."""
+    """The records of one fit in order; ``history.loss`` is the list of all records' ``loss``.
+
+    A metric's name gives the list of its values, None where no validation was due.
+    """
 
     records: list[Record] = field(default_factory=list)
     skipped: int = 0
     """Bad batches left out (``skip_bad_batches=True``)."""
     stopped_early: bool = False
+    """Whether early stopping or a callback ended the fit."""
     ended: str = ""
-    """Why the fit ended: all updates made, no better validation loss, or no more data."""
+    """Why the fit ended: all updates made, no better validation, a callback, no more data, an error."""
+    monitor: str = "validation_loss"
+    """What tells the best record: the validation loss, or a metric."""
+    higher_is_better: bool = False
 
     @property
     def best(self) -> Record | None:
-        """The record with the lowest validation loss; None without validation."""
-        validated = [record for record in self.records if record.validation_loss is not None]
-        return min(validated, key=lambda record: float(record.validation_loss or 0.0), default=None)
+        """The record with the best value of ``monitor``, the first of them; None without validation."""
+        sign = -1.0 if self.higher_is_better else 1.0
+        known = [(sign * v, r) for r in self if (v := r.value(self.monitor)) is not None]
+        known = [(value, record) for value, record in known if math.isfinite(value)] or known
+        return min(known, key=lambda each: each[0], default=(0.0, None))[1]
 
     def to_list(self) -> list[dict[str, Any]]:
-        """The records as plain dictionaries, for JSON or a data frame."""
-        return [asdict(record) for record in self.records]
+        """The records as plain dictionaries of numbers, metrics among them, for JSON or a data frame."""
+        return [record.to_dict() for record in self]
 
     def __getattr__(self, name: str) -> list[Any]:
+        if name.startswith("_"):  # copies and pickles ask before there are records
+            raise AttributeError(name)
+        measured = {key for record in self.records for key in record.metrics}
         known = [f.name for f in fields(Record)]
+        if name in measured:
+            return [record.metrics.get(name) for record in self.records]
         if name not in known:
-            hint = nearest(name, known) or f"Records have {', '.join(known)}."
+            names = [*known, *sorted(measured)]
+            hint = nearest(name, names) or f"Records have {', '.join(names)}."
             raise AttributeError(f"a History has no {name!r}. {hint}")
         return [getattr(record, name) for record in self.records]
 

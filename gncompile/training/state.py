@@ -17,7 +17,7 @@ from .first_order import FirstOrder
 from .place import Place
 from .reported import Reported
 
-GROUPS = ("model", "latest", "states", "optimiser", "generator")
+GROUPS = ("model", "latest", "best", "states", "optimiser", "generator")
 """The parts of a trainer's ``state_dict`` that map names to tensors; the others are plain numbers."""
 SHOWN = 5
 """Differences an error lists."""
@@ -47,6 +47,7 @@ class State:
         return {
             "model": {**model_tensors(self._compiled.model), **reported},
             "latest": latest,
+            "best": dict(self._place.best.parameters),
             "states": dict(memory.states),
             "optimiser": first_order.state_dict() if first_order else {},
             "generator": memory.draws.state_dict(),
@@ -71,7 +72,13 @@ class State:
             self._first_order.load_state_dict(state["optimiser"])
         memory.draws.load_state_dict(state["generator"])
         self._count.load_state_dict(state["counters"])
-        self._place.load_state_dict(state["place"])
+        trained = self._compiled.trained()
+        best = {name: t.to(trained[name], copy=True) for name, t in state.get("best", {}).items()}
+        self._place.load_state_dict(state["place"], best)
+        if best and all(
+            torch.equal(best[name], state["model"][name].to(best[name])) for name in best
+        ):
+            self._reported.choose(best)  # what was reported is what is
 
     # --- What a step changes besides tensors ------------------------------------------------------------
 
@@ -96,8 +103,8 @@ class State:
         """
         mine, known, found = self.state_dict(), state.get("states", {}), list[str]()
         mine["states"] = {name: t for name, t in mine["states"].items() if t.dim() or name in known}
-        mine["latest"] = self._compiled.trained()
-        groups = ["model", "states"] + ["latest"] * bool(state.get("latest"))
+        mine["latest"] = mine["best"] = self._compiled.trained()
+        groups = ["model", "states", *(name for name in ("latest", "best") if state.get(name))]
         for group in groups:  # a generator of another kind starts again from the seed
             expected, got = (
                 {f"{group} {name}": [*t.shape, str(t.dtype)] for name, t in tensors.items()}
@@ -173,8 +180,10 @@ def _check_numbers(state: Mapping[str, Any]) -> None:
         for name, kind in kinds.items()
         if type(counters.get(name)) is not kind or not 0 <= counters[name] < 1 << 63
     ]
-    best, waited = place.get("best"), place.get("waited", 0)
-    if not isinstance(best, float | int | None) or type(waited) is not int:
+    values = [place.get(name) for name in ("best", "bar")]
+    known = all(value is None or type(value) in (float, int) for value in values)
+    known &= isinstance(place.get("monitor", ""), str)
+    if not known or type(place.get("waited", 0)) is not int:
         found.append(f"place\n{expected_got('a best loss and a number of validations', place)}")
     if not isinstance(place.get("batches"), dict | None):
         found.append(f"batches\n{expected_got('the state of a Batches', place['batches'])}")

@@ -51,7 +51,9 @@ class Stepping:
         if not self._ahead:
             # Before anything runs: tanh(inf) is 1, so a finite loss proves nothing about the batch.
             self._compiled.reader.all_finite(inputs, target)
-        return self.journal.whole(partial(self._step, inputs, target))
+        stats = self.journal.whole(partial(self._step, inputs, target))
+        self.reported.choose({})
+        return stats
 
     def _step(self, inputs: tuple[Tensor, ...], target: Tensor) -> StepStats | DeferredStats:
         """One step; the position in the data is a part of it."""

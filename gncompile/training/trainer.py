@@ -23,11 +23,15 @@ from ..graph.model_graph import TracedModel
 from . import checkpoint as checkpoints
 from .ahead import DeferredStats
 from .batches import Returned, Target
+from .callbacks import Callback
 from .compiled import Compiled
 from .counters import Counters
+from .early_stop import EarlyStop
 from .factors import KroneckerFactors
-from .fit import Callback, Fit
-from .gather import FewSamples, Gathering, Pair, Wanted
+from .fit import Fit
+from .gather import FewSamples, Gathering, Wanted
+from .loaders import Pair, ReadBatch
+from .metrics import Metric
 from .place import Place
 from .questions import Questions
 from .records import History, StepStats
@@ -48,10 +52,10 @@ class Trainer:
 
     A step is a transaction: if it is interrupted, by Ctrl-C or any exception, all is as before it.
 
-    The reported parameters, the averages where these are better and else the latest
-    (:mod:`gncompile.training.reported`), are what :meth:`evaluate` and :meth:`predict` speak of, what a
-    checkpoint's ``model/…`` holds, and what the model holds after ``fit``, ``finish`` and ``resume``. In a
-    loop of steps the model holds the latest; ``loss`` and ``gradients`` take what it holds.
+    The reported parameters, the averages where these are better and else the latest, or the best of a fit that
+    has kept it (:mod:`gncompile.training.reported`), are what :meth:`evaluate` and :meth:`predict` speak of,
+    what a checkpoint's ``model/…`` holds, and what the model holds after ``fit``, ``finish`` and ``resume``.
+    In a loop of steps the model holds the latest; ``loss`` and ``gradients`` take what it holds.
 
     A model compiled in training mode drops in its steps what its dropout says, by masks that are drawn once a
     step; while it is in evaluation mode its steps drop nothing. Whatever else a trainer is asked (loss,
@@ -68,6 +72,8 @@ class Trainer:
         self.model, self.loss_function = compiled.model, compiled.loss
         self.settings = compiled.settings
         self.place = Place()
+        self.history = History()
+        """The records of the latest fit, whether it has come to its end or not."""
         self.gathers = False
         """Whether batches are put together for this trainer; without, small ones bring a warning."""
         executable = compiled.executable
@@ -85,9 +91,10 @@ class Trainer:
         self._executable = executable
         self._count = Counters()
         self._steps = Stepping(compiled, self._count, self.place)
-        self._reported, self._state = self._steps.reported, self._steps.state
+        self.reported, self._state = self._steps.reported, self._steps.state
         self._wanted, self._few_samples = Wanted(compiled, self._count), FewSamples()
-        self._questions, self._reports = Questions(compiled, self._reported), Reports(compiled)
+        self._questions, self._reports = Questions(compiled, self.reported), Reports(compiled)
+        self.evaluation = self._questions.evaluation
 
     # --- one step -------------------------------------------------------------------------------------
 
@@ -121,46 +128,44 @@ class Trainer:
     def settle(self, x: Inputs, y: Target) -> None:
         """Undo the last update if the loss of ``(x, y)`` is not finite after it, as the next step would."""
         self.ready()
-        self._reported.hide()
+        self.reported.hide()
         if self._steps.unconfirmed and not math.isfinite(float(self.loss(x, y))):
             self._steps.undo()
 
     def finish(self) -> None:
-        """Leave in the model what is reported: its averaged parameters, if these are better.
+        """Leave in the model what is reported: its averages, if these are better, or a fit's best.
 
         ``fit`` ends so. Training can go on: the next step takes back the latest parameters, unless the
         model has been given others in the meantime.
         """
         self.ready()
-        if self._reported.better:
-            self._reported.show()
+        self.reported.show()
 
     # --- many steps -----------------------------------------------------------------------------------
 
     def fit(
         self,
-        train: Batches | Iterable[Pair],
+        train: Batches | Iterable[object],
         *,
         updates: int | None = None,
         epochs: int | None = None,
-        validation: Pair | None = None,
+        validation: object = None,
         validate_every: int | None = None,
         callbacks: Callback | Sequence[Callback] = (),
         progress: bool = True,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 20,
-        early_stop: int | None = None,
+        early_stop: int | EarlyStop | None = None,
+        keep_best: bool | None = None,
+        metrics: str | Metric | Sequence[object] = (),
+        loggers: object = (),
         skip_bad_batches: bool = False,
         continue_order: bool = True,
+        batch: ReadBatch | None = None,
     ) -> History:
         """Train for ``updates`` further steps, or for ``epochs`` passes over ``train``; returns the history.
 
-        The arguments are told at :class:`~gncompile.training.fit.Fit`. A fit that is interrupted, by Ctrl-C
-        or whatever a callback raises, leaves the trainer as after its last whole step, and a ``Batches``
-        where that step took it: ``save`` then stores a training that goes on bit for bit, and so does
-        another ``fit``. Where the last step is known to be the last, its update is undone if the batch's loss
-        is not finite after it, as the next step would do. At its end the model holds the averaged parameters,
-        if they are better than the latest (:meth:`finish`).
+        The arguments, and what an interrupt leaves, are told at :class:`~gncompile.training.fit.Fit`.
 
         >>> import gncompile, torch
         >>> from gncompile.data import Batches
@@ -172,15 +177,19 @@ class Trainer:
         """
         return Fit(
             train, updates, epochs, validation, validate_every, callbacks, progress, checkpoint,
-            checkpoint_every, early_stop, skip_bad_batches, continue_order,
+            checkpoint_every, early_stop, keep_best, metrics, loggers, skip_bad_batches, continue_order,
+            batch,
         ).run(self)  # fmt: skip
 
-    def gather(self, train: Iterable[Pair], epochs: int | None = 1) -> Iterator[Pair]:
+    def gather(
+        self, train: Iterable[object], epochs: int | None = 1, batch: ReadBatch | None = None
+    ) -> Iterator[Pair]:
         """The batches ``(x, y)`` of ``train``, put together to as many samples as are wanted for a step.
 
-        For loops of one's own; ``fit`` does the same. ``epochs`` is how often ``train`` is gone through, None
-        without end. A batch that is large enough is passed on as it is. A step's samples may come from two
-        passes, but a whole pass is always enough; the end of the last one comes with the batch of before.
+        For loops of one's own; ``fit`` does the same, and ``batch`` is as there. ``epochs`` is how often
+        ``train`` is gone through, None without end. A batch that is large enough is passed on as it is. A
+        step's samples may come from two passes, but a whole pass is always enough; the end of the last one
+        comes with the batch of before.
 
         Raises :class:`~gncompile.errors.BatchError` for a batch that no step can be taken on.
 
@@ -190,7 +199,7 @@ class Trainer:
         >>> [len(y) for x, y in trainer.gather(small)]
         [300, 300, 400]
         """
-        return iter(Gathering(self, train, epochs))
+        return iter(Gathering(self, train, epochs, batch=batch))
 
     @property
     def samples_wanted(self) -> int:
@@ -388,8 +397,8 @@ class Trainer:
         new = checkpoints.copied(self, memo, handed_down("compile_into"))
         new.load_state_dict(self.state_dict())
         new.gathers = self.gathers
-        if not self._reported.shows:
-            new._reported.hide()
+        if not self.reported.shows:
+            new.reported.hide()
         return new
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:

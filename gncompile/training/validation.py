@@ -1,0 +1,135 @@
+"""The validation data of a fit: the loss and metrics of a whole data set, and when they are due."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from ..data.data_sets import Batches
+from ..errors import BatchError, GncompileError
+from .batches import Target
+from .compiled import Compiled
+from .evaluation import Evaluation
+from .gather import Gathering
+from .loaders import Pair, PairOf, ReadBatch, Rows
+from .metrics import Collected, Metric
+
+EVERY = 20
+"""Steps between validations where the length of an epoch is unknown."""
+
+
+class Validates(Protocol):
+    """What a validation asks of a trainer."""
+
+    compiled: Compiled
+    evaluation: Evaluation
+
+    @property
+    def updates(self) -> int:
+        """Steps taken so far."""
+
+    def ready(self) -> None:
+        """Follow the model; raise if it is another one."""
+
+    def check_batch(self, x: Rows, y: Target) -> None:
+        """Raise :class:`~gncompile.errors.BatchError` if no step can be taken on ``(x, y)``."""
+
+
+class Validation:
+    """A validation set that was given as one batch, a tuple say, or as something that gives batches.
+
+    All of it is looked at once before the training, so that what does not fit is told then.
+    """
+
+    def __init__(
+        self,
+        trainer: Validates,
+        data: object,
+        metrics: Sequence[Metric],
+        batch: ReadBatch | None = None,
+    ) -> None:
+        self._trainer, self._metrics = trainer, metrics
+        self._pair = PairOf(trainer.compiled.reader, batch)
+        self._data: Iterable[object] = _batches(data)
+        try:
+            self._whole = trainer.evaluation.whole(self._checked())
+        except BatchError as error:
+            raise BatchError(f"validation: {error}") from error
+
+    def __call__(self) -> tuple[float, dict[str, float]]:
+        """The loss at the reported parameters, and the metrics by name."""
+        self._trainer.ready()
+        collected = Collected()
+        see = collected.see if self._metrics else None
+        loss = self._trainer.evaluation.loss(self._pairs(), self._whole, see=see)
+        return loss, collected.values(self._metrics) if self._metrics else {}
+
+    def _pairs(self) -> Iterator[Pair]:
+        return map(self._pair, self._data)
+
+    def _checked(self) -> Iterator[Pair]:
+        for x, y in self._pairs():
+            self._trainer.check_batch(x, y)
+            yield x, y
+
+
+def _batches(data: object) -> Iterable[object]:
+    """One batch in a list, or what gives several.
+
+    A ``Batches`` is its tensors: to go through it would be to draw an order. A list is one of batches.
+    """
+    if isinstance(data, Batches):
+        return [(data.x, data.y)]
+    if isinstance(data, tuple | Tensor | Mapping):
+        return [data]
+    tensors = isinstance(data, list) and any(isinstance(each, Tensor) for each in data)
+    if tensors or isinstance(data, str) or not isinstance(data, Iterable):
+        found = f"of type {type(data).__name__}{' and holds tensors' * tensors}"
+    elif iter(data) is data:
+        found = f"a {type(data).__name__}, which can be gone through once"
+    else:
+        return data
+    raise GncompileError(
+        f"validation is {found}",
+        instead="give a tuple of tensors (x, y), the whole validation set, or batches: a Batches, a "
+        "DataLoader, a list of pairs",
+    )
+
+
+class Schedule:
+    """Says after each step whether a validation is due: every so many steps, or where an epoch has ended."""
+
+    def __init__(
+        self, trainer: Validates, gathering: Gathering, train: object, every: int | None
+    ) -> None:
+        self._trainer = trainer
+        self._gathering = gathering
+        self._length = length_of(train) if every is None else None
+        self._every = every or EVERY
+        self._begun = train.position if isinstance(train, Batches) else 0
+        self._epochs = 0
+
+    def due(self) -> bool:
+        """Whether one is due after the step that was taken last."""
+        if self._length is None:
+            return self._trainer.updates % self._every == 0
+        before, self._epochs = self._epochs, (self._begun + self._gathering.taken) // self._length
+        return self._epochs > before
+
+
+def length_of(train: object) -> int | None:
+    """Batches in one epoch, where that is known; a loader of an iterable data set has no length."""
+    try:
+        return len(train)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def total_of(train: object, updates: int | None, epochs: int | None) -> int | None:
+    """Batches to come, where that is known."""
+    length = length_of(train)
+    if epochs is None or length is None:
+        return updates
+    return epochs * length - (train.position if isinstance(train, Batches) else 0)
