@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..graph.torch_network import flat_output, objective
 from ..losses.vocabulary import Loss, SeparableLoss
+from ..training.metrics import mean_of, metric_values
 
 ROWS = 1000
 """Samples that go through a module at once."""
@@ -44,14 +45,10 @@ def evaluated(
     outputs = outputs_of(module, x)
     with torch.no_grad():
         value = float(objective(loss, None)(outputs, y))
-    if not metrics:
-        return {"loss": value}
-    from ..training.metrics import metric_values
-
     return {"loss": value, **metric_values(metrics, outputs, y, loss)}
 
 
 def predicted(loss: Loss, outputs: Tensor) -> Tensor:
-    """What the outputs predict of numbers: probabilities where the loss is that of a Bernoulli's logit."""
-    bernoulli = isinstance(loss, SeparableLoss) and loss.sampler == "bernoulli"
-    return torch.sigmoid(outputs) if bernoulli else outputs
+    """``ŷ = μ(z)``, what outputs predict of numbers: themselves, or a Bernoulli's and a Poisson's mean."""
+    mean = mean_of(loss) if isinstance(loss, SeparableLoss) else None
+    return outputs if mean is None else mean(outputs)

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from ..data.data_sets import DataSplit
+from ..data.data_split import read_rows
 from ..data.table import Table
 from ..data.table_schema import TableSchema
-from ..errors import BatchError, CheckpointError, expected_got
+from ..errors import CheckpointError, DataError, expected_got
 from ..frontends.model_data import load_data
 from ..frontends.model_file import ModelFile, load_model_file
 from ..losses.targets import mapped
@@ -28,7 +29,6 @@ from ..losses.vocabulary import Loss, resolve_loss
 from ..losses.weighting import bind_loss
 from .evaluation import evaluated, outputs_of, predicted
 from .run_folder import RunFolder
-from .run_tables import table_of
 from .started import Started
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Run:
         :class:`~gncompile.errors.DataError` for rows that do not fit, by row and column.
         """
         rows = isinstance(data, Tensor | tuple)
-        x = data if rows else self.schema.encode(table_of(data, self.schema))  # type: ignore[arg-type]
+        x = data if rows else self.schema.encode(self._table(data, targets=False))  # type: ignore[arg-type]
         outputs = outputs_of(self.module, self._cast(x))
         return self.schema.decode(
             outputs if self.schema.classes else predicted(self.loss, outputs)
@@ -98,7 +98,7 @@ class Run:
         elif isinstance(data, tuple):
             x, y = data
         else:
-            table = table_of(data, self.schema)
+            table = self._table(data, targets=True)
             x = self.schema.encode(table)
             y = x if self.schema.target == "input" else self.schema.targets_of(table)
         metrics = self.file.training.metrics if metrics is None else metrics
@@ -115,6 +115,19 @@ class Run:
             )
         return data
 
+    def _table(self, data: Rows, targets: bool) -> Table:
+        """Rows of a file, or columns by name."""
+        if isinstance(data, Table):
+            return data
+        if not isinstance(data, Mapping):
+            return read_rows(os.fspath(data), self.schema, targets)
+        columns = {name: np.asarray(column) for name, column in data.items()}
+        lengths = sorted({len(column) for column in columns.values()})
+        if len(lengths) != 1:
+            raise DataError(f"columns of {lengths or 'no'} rows", where="the columns by name")
+        texts = {name: column.astype(object) for name, column in columns.items() if column.dtype.kind == "U"}
+        return Table(columns | texts, "the columns by name", np.arange(lengths[0]), "index")
+
     def _cast(self, tensors: Any) -> Any:
         """Numbers in the network's dtype; whole numbers, as of classes, stay so."""
 
@@ -124,7 +137,7 @@ class Run:
             given = tensor.to(self.file.dtype)
             if not torch.isfinite(given).all():
                 row = int((~torch.isfinite(given)).nonzero()[0][0])
-                raise BatchError(
+                raise DataError(
                     f"a number that is not finite in {self.file.dtype}", where=f"row {row}"
                 )
             return given

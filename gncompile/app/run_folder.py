@@ -49,6 +49,7 @@ FILES = (
     *("model.toml", "data.json", "run.json", "history.jsonl", "history.csv", "report.md"),
     *("checkpoint.safetensors", "weights.safetensors", *PICTURES),
 )
+FOLDERS = ("derivation", "tensorboard")
 UNFINISHED = {"model.toml", "data.json", "checkpoint.safetensors", LOCK}
 """What a process that died while it made the folder may have left."""
 MAX_RECORD = 1 << 20
@@ -185,7 +186,7 @@ class RunFolder:
         """Remove the run's files, and the folder if it was made for them: nothing in it is worth keeping."""
         for name in FILES:
             (self.path / name).unlink(missing_ok=True)
-        for folder in (self.derivation, self.tensorboard):
+        for folder in map(self.path.joinpath, FOLDERS):
             if folder.is_dir() and not folder.is_symlink():
                 shutil.rmtree(folder)
         self.release()
@@ -208,19 +209,16 @@ class RunFolder:
         """The parameters that the report speaks of."""
         return self.path / "weights.safetensors"
 
-    @property
-    def derivation(self) -> Path:
-        """The folder of the derivation's HTML pages."""
-        return self.path / "derivation"
+    def own_folder(self, name: str) -> Path:
+        """The folder ``derivation``, say; made anew where something else is in its place."""
+        return own_folder(self.path / name)
 
-    def own_derivation(self) -> Path:
-        """The same, made anew where something else is in its place."""
-        return own_folder(self.derivation)
-
-    @property
-    def tensorboard(self) -> Path:
-        """The folder of TensorBoard's event files."""
-        return self.path / "tensorboard"
+    def own_file(self, name: str) -> Path:
+        """A file that somebody else is going to write; a link in its place is removed."""
+        path = self.path / name
+        if os.path.lexists(path) and not is_plain_file(path):
+            path.unlink()
+        return path
 
     @property
     def schema(self) -> TableSchema | None:

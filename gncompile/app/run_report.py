@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from ..base.untrusted import fenced, in_markdown
 from ..data.data_spec import DataSplit
 from ..errors import visible
 from ..losses.targets import mapped, tensors_of
+from ..training.early_stop import VALIDATION_LOSS
 from .evaluation import evaluated, outputs_of, predicted
 from .loaded_run import Run
 from .run_folder import PICTURES
@@ -58,7 +58,8 @@ def results(run: Run, data: DataSplit) -> dict[str, str]:
     shown = min(samples, EVALUATED)
     first = tuple(mapped(lambda each: each[:shown], part) for part in (data.train_x, data.train_y))
     learnt = evaluated(run.module, run.loss, *first)
-    held = evaluated(run.module, run.loss, data.validation_x, data.validation_y)
+    validation = data.validation_x, data.validation_y
+    held = evaluated(run.module, run.loss, *validation, training.metrics)
     parameters = sum(parameter.numel() for parameter in run.module.parameters())
     method = run.trainer.settings.method
     shown_method = method if isinstance(method, str) else "methods by layer"
@@ -66,28 +67,32 @@ def results(run: Run, data: DataSplit) -> dict[str, str]:
         "data": f"{Path(run.file.data.name).name}, {samples} samples, {held_out} for validation",
         "network": f"{parameters} parameters; loss {run.loss.name}",
         "training": f"{shown_method}, batches of {training.batch_size}, {training.dtype}",
-        **_history(run.folder.history(), samples),
-        "ended": run.started.ended or "not yet",
+        **_history(run),
         f"loss, first {shown} training samples": f"{learnt['loss']:.6g}",
         **{f"{name}, {held_out} validation samples": f"{value:.6g}" for name, value in held.items()},
     }
 
 
-def _history(records: Sequence[Mapping[str, Any]], samples: int) -> dict[str, str]:
+def _history(run: Run) -> dict[str, str]:
     """Updates, the best of them, and the time they took."""
+    records = run.folder.history()
     if not records:
         return {"updates": "0"}
-    seen = [(r.get("samples") or 0, r.get("samples_per_second") or 0) for r in records]
-    total = sum(count for count, _ in seen)
-    seconds = sum(count / rate for count, rate in seen if rate)
+    last = records[-1]
+    speeds = [(r.get("samples") or 0, r.get("samples_per_second") or 0) for r in records]
+    seconds = sum(samples / speed for samples, speed in speeds if speed)
     told = {
-        "updates": f"{records[-1]['update']}, {total / samples:.3g} passes over the data",
+        "updates": f"{last['update']}, in {last.get('epoch') or 0} epochs",
+        "ended": run.started.ended or "not yet",
         "time": f"{seconds:.3g} s of updates",
     }
-    validated = [r for r in records if r.get("validation_loss") is not None]
+    stop = run.file.training.early_stop
+    monitor = stop.monitor if stop else VALIDATION_LOSS
+    validated = [r for r in records if r.get(monitor) is not None]
     if validated:
-        best = min(validated, key=lambda record: float(record["validation_loss"]))
-        told["best update"] = f"{best['update']}, validation loss {best['validation_loss']:.6g}"
+        pick = min if monitor in (VALIDATION_LOSS, "rmse", "mae") else max
+        best = pick(validated, key=lambda record: float(record[monitor]))
+        told["best update"] = f"{best['update']}, {monitor} {best[monitor]:.6g}"
     return told
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,8 @@ from ..data.data_sets import Batches, DataSplit
 from ..errors import CheckpointError
 from ..frontends.model_data import load_data
 from ..frontends.model_file import ModelFile, load_model_file
+from ..training.early_stop import EarlyStop
+from ..training.loggers import CSVLogger, TensorBoardLogger
 from .interrupts import Stopped, signals_set
 from .loaded_run import Run
 from .output_bias import set_output_bias
@@ -209,7 +211,7 @@ class TrainingRun:
         run.trainer = self.trainer
         draw(run, self.data)
         self.folder.write_report(report(run, self.data))
-        pages = self.folder.own_derivation()
+        pages = self.folder.own_folder("derivation")
         self.trainer.report(pages, self.file.name, self.file.training.batch_size)
 
     def save_weights(self) -> Path:
@@ -225,20 +227,34 @@ class TrainingRun:
         return self.folder.weights
 
     def _fit(self, updates: int) -> History:
+        training = self.file.training
+        stop = training.early_stop
         return self.trainer.fit(
             self.batches,
             updates=updates,
             validation=(self.data.validation_x, self.data.validation_y),
+            validate_every=training.validate_every,
             callbacks=[self._after_step],
             progress=self.progress,
             checkpoint=self.folder.checkpoint,
             checkpoint_every=self.started.checkpoint_every,
+            early_stop=stop and EarlyStop(stop.patience, stop.monitor, stop.min_delta),
+            keep_best=training.keep_best,
+            metrics=training.metrics,
+            loggers=[LOGGERS[kind](self.folder) for kind in training.log],
         )
 
     def _after_step(self, record: Record) -> None:
         self.folder.append(record.to_dict())
         if self._stop.is_set():
             raise Stopped
+
+
+LOGGERS: Mapping[str, Callable[[RunFolder], object]] = {
+    "csv": lambda folder: CSVLogger(folder.own_file("history.csv")),
+    "tensorboard": lambda folder: TensorBoardLogger(folder.own_folder("tensorboard")),
+}
+"""What ``[training] log`` names."""
 
 
 def _tuples(value: Any) -> Any:

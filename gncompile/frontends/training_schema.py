@@ -56,10 +56,10 @@ class Training(Record):
     validate_every: Size | None = Field(
         None, description="steps between validations. Default: an epoch"
     )
-    metrics: Annotated[tuple[Metric, ...], Field(max_length=10)] = Field(
+    metrics: Annotated[tuple[Metric, ...], Field(max_length=10, strict=False)] = Field(
         (), description="what is computed of the validation's predictions besides the loss"
     )
-    log: Annotated[tuple[Literal["csv", "tensorboard"], ...], Field(max_length=2)] = Field(
+    log: Annotated[tuple[Literal["csv", "tensorboard"], ...], Field(max_length=2, strict=False)] = Field(
         (), description="where loss and metrics are also written to, in the run folder"
     )
     seed: Seed = Field(
