@@ -66,6 +66,7 @@ class Reported:
     def choose(self, best: Mapping[str, Tensor]) -> None:
         """Report ``best`` until the next step; nothing chosen is the averages or the latest again."""
         self._best = best
+        self.note()  # given other parameters from here on, the model no longer reports these
 
     # --- What the model holds -------------------------------------------------------------------------
 
