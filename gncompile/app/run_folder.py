@@ -90,12 +90,12 @@ class RunFolder:
         start. Refuses a folder in use; leaves nothing behind if anything fails.
         """
         folder = cls(path)
-        folder._require_free()
+        folder.require_free()
         folder._made = not folder.path.exists()
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.hold()
         try:
-            folder._require_free()  # another process may have been quicker
+            folder.require_free()  # another process may have been quicker
             content = model_file.read_bytes() if content is None else content
             atomic_write(folder.model_file, content)
             fill(folder)
@@ -127,7 +127,7 @@ class RunFolder:
                 if not path.exists():  # not taken by another run
                     raise
 
-    def _require_free(self) -> None:
+    def require_free(self) -> None:
         """Raise unless the folder is absent, empty, or was left by a process that died making it."""
         if not self.path.exists():
             return

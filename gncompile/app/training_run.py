@@ -89,6 +89,8 @@ class TrainingRun:
         leaves none behind, and whenever a run is killed it can be resumed.
         """
         file = load_model_file(model_file, data_root=data_root)
+        if folder is not None:
+            RunFolder(folder).require_free()  # said before anything takes long
         data = load_data(file)
         training = file.training
         seed = training.seed if seed is None else seed
