@@ -153,7 +153,8 @@ class ModelFile:
         network = self.sections.network or Layers()
         if network.complete:
             return network
-        return network.completed(self.inputs_wanted, self.outputs_wanted, self.data.target == "input")
+        sizes = self.inputs_wanted, self.outputs_wanted
+        return network.completed(*sizes, autoencoder=_is_autoencoder(self.data))
 
     @property
     def inputs_wanted(self) -> int:
@@ -216,6 +217,10 @@ class ModelFile:
         return DeclaredNetwork(self.input_size, *declared)
 
 
+def _is_autoencoder(spec: DataSpec) -> bool:
+    return (spec.target or ("input" if spec.name == "curves" else "")) == "input"
+
+
 def load_model_file(
     path: str | os.PathLike[str],
     base: str | os.PathLike[str] | None = None,
@@ -248,7 +253,8 @@ def load_model_file(
     own = {name: called_by_name(function, name) for name, function in transfers.items()}
     known = ChainMap(own, FUNCTIONS)
     network = sections.network or Layers()
-    nodes = network.completed(1, 1).nodes()  # whose names and functions are those of any size
+    # Names and functions are those of any size.
+    nodes = network.completed(1, 1, autoencoder=_is_autoencoder(spec)).nodes()
     check_names(nodes, path)
     if network.complete:
         sizes_of(nodes, network.input_size or 0, path)
