@@ -136,8 +136,11 @@ class DataSplit:
     def to(self, dtype: torch.dtype) -> DataSplit:
         """The same data with floating point tensors in ``dtype``; labels stay integers.
 
-        Raises :class:`DataError` for a number that is infinite there.
+        Raises :class:`DataError` for a number that is infinite there, and for a column to be standardised that
+        varies by less than ``dtype`` resolves around its mean.
         """
+        if self.schema is not None and self.schema.standardise:
+            self.schema.require_resolved(dtype, self.train_x, self.train_y)
 
         def cast(tensor: torch.Tensor) -> torch.Tensor:
             if not tensor.is_floating_point():

@@ -77,22 +77,23 @@ def moments(values: Array, name: str, table: Table) -> tuple[Array, Array]:
     offset cancels and no square overflows: ``c + r mean(u)`` and ``r sqrt(mean((u - mean(u))²))``. A column
     without any deviation has scale 1.
     """
-    values = np.asarray(values, np.float64)
-    there = ~np.isnan(values)
-    count = there.sum(axis=0)
+    # One column after another in memory: its sums are pairwise, and the same whatever stands beside it.
+    rows = np.array(values.T, np.float64, order="C")
+    there = ~np.isnan(rows)
+    count = there.sum(axis=1)
     if not count.all():
         raise DataError(
             f"the column {shown(name)} holds no numbers",
             where=table.where,
             instead="name it in ignore of [data]",
         )
-    low = np.min(values, axis=0, where=there, initial=np.inf)
-    high = np.max(values, axis=0, where=there, initial=-np.inf)
+    low = np.min(rows, axis=1, where=there, initial=np.inf)
+    high = np.max(rows, axis=1, where=there, initial=-np.inf)
     centre, reach = low / 2 + high / 2, high / 2 - low / 2
     reach = np.where(reach > 0, reach, 1.0)
-    unit = np.where(there, (values - centre) / reach, 0.0)
-    offset = unit.sum(axis=0) / count
-    spread = np.sqrt((np.where(there, unit - offset, 0.0) ** 2).sum(axis=0) / count)
+    unit = np.where(there, (rows - centre[:, None]) / reach[:, None], 0.0)
+    offset = unit.sum(axis=1) / count
+    spread = np.sqrt((np.where(there, unit - offset[:, None], 0.0) ** 2).sum(axis=1) / count)
     scale = reach * spread
     return centre + reach * offset, np.where((high > low) & (scale > 0), scale, 1.0)
 

@@ -74,9 +74,10 @@ class Table:
         """A column of numbers ``[N, …]``, NaN where missing; :class:`DataError` for texts and infinite ones."""
         values = self.column(name, asked)
         if values.dtype.kind == "O":
-            odd = (i for i, cell in enumerate(values) if cell is not None and not is_number(cell))
+            cells = values.reshape(len(values), -1)[:, 0]
+            odd = (i for i, cell in enumerate(cells) if cell is not None and not is_number(cell))
             row = next(odd, 0)
-            raise no_number(str(values[row]), self.place(row, name))
+            raise no_number(str(cells[row]), self.place(row, name))
         if values.dtype.kind == "f" and np.isinf(values).any():
             row, feature = first_cell(np.isinf(values))
             raise DataError(
@@ -87,11 +88,11 @@ class Table:
         return values
 
     def levels(self, name: str, asked: str = "the network's inputs") -> tuple[list[str], Array]:
-        """The distinct values of a column, as texts, and for each row the place of its own there; -1: missing."""
+        """The distinct values of a column ``[N]``, as texts, and the place of each row's there, -1 if missing."""
         values = self.column(name, asked)
+        values = values.reshape(len(self), -1)[:, 0]
         if values.dtype.kind != "O":
-            flat = values.reshape(len(values), -1)[:, 0] if values.size else values.reshape(-1)
-            distinct, codes = np.unique(flat, return_inverse=True)
+            distinct, codes = np.unique(values, return_inverse=True)
             there = np.isfinite(distinct)
             codes = np.where(there[codes], codes, -1) if len(distinct) else codes
             return [number_name(each) for each in distinct[there].tolist()], codes

@@ -13,6 +13,8 @@ from ..base.untrusted import shown
 from ..errors import DataError, expected_got
 from .table import EXACT, Array, Table, first_cell, is_number, plain_name
 
+COARSEST = 0.01
+"""Of a column's scale, between two neighbouring numbers."""
 LEAVE_OUT = "leave the samples out, or write numbers there"
 IMPUTE = 'leave the samples or the column out (ignore), or write missing = "impute" in [data]'
 Name = Annotated[str, Field(min_length=1)]
@@ -207,6 +209,28 @@ class TableSchema(Record):
                 np.hstack(columns) if len(columns) > 1 else columns[0], place, images=False
             )
         return y if self.weights is None else (y, _weights(table, self.weights))
+
+    def require_resolved(self, dtype: torch.dtype, x: Any, y: Any) -> None:
+        """Raise :class:`DataError` for a column of training data that ``dtype`` rounds to a few values.
+
+        Next to a mean m neighbouring numbers are ``eps |m|`` apart, which has to be little of the column's scale.
+        """
+        numbers = x if isinstance(x, torch.Tensor) else x[0]
+        parts = [(numbers, self.input_mean, self.input_scale, self.columns)]
+        if self.target == "value":
+            values = y if isinstance(y, torch.Tensor) else y[0]
+            parts.append((values, self.output_mean, self.output_scale, self.output_names))
+        for values, mean, scale, names in parts:
+            rough = torch.finfo(dtype).eps * mean.abs() > COARSEST * scale
+            for i in rough.nonzero()[:, 0].tolist():
+                low, high = (each.item() for each in torch.aminmax(values[:, i]))
+                if low < high:
+                    raise DataError(
+                        f"{dtype} cannot tell the numbers of a column apart: they lie between {low:.12g} and "
+                        f"{high:.12g}",
+                        where=f"column {shown(names[min(i, len(names) - 1)])}",
+                        instead='train with dtype = "float64", subtract an offset, or name it in ignore of [data]',
+                    )
 
     def decode(self, outputs: Any) -> dict[str, Array]:
         """Columns of a network's outputs ``[N, outputs]``, a tensor or an array, by name.
