@@ -119,8 +119,9 @@ def _outputs(file: ModelFile) -> str:
         return "the inputs again"
     names = schema.output_names
     shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    kind = "classes of " + schema.targets[0] if schema.target == "label" else "numbers"
-    return f"{count(len(names), kind, '')}: {shown}"
+    if schema.target == "label":
+        return f"{count(len(names), 'class', 'es')} of {schema.targets[0]}: {shown}"
+    return f"{count(len(names), 'number')}: {shown}"
 
 
 def _rows(x: Any) -> int:

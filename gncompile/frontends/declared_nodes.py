@@ -27,7 +27,7 @@ ARGUMENTS = {
 }  # transfer functions declared in Python are written in x
 
 _EMPTY = TableSchema(
-    target="value", numeric=(NumericColumn(name="x"),), targets=("y",), outputs=1, standardise=True
+    target="input", numeric=(NumericColumn(name="x"),), outputs=1, standardise=True
 )
 """Of a module that has every attribute that a network of a model file can have."""
 

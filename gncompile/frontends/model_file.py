@@ -22,7 +22,7 @@ from ..base.memory_budget import require_memory
 from ..base.settings import FIRST_ORDER_METHODS
 from ..base.untrusted import require_within
 from ..data.data_sets import READERS, DataSpec, DataSplit, load
-from ..data.table_schema import NumericColumn, TableSchema
+from ..data.table_schema import TableSchema
 from ..errors import GncompileError, ModelFileError
 from ..functions.applied import Function
 from ..functions.declarations import shortened
@@ -94,19 +94,23 @@ class ModelFile:
     @cached_property
     def split(self) -> DataSplit:
         """The data, read once, in the file's dtype; that they fit the network is not checked yet."""
-        return load(self.data).to(self.dtype)
+        section = self.sections.loss
+        classification = None if section is None else section.name == CLASSIFIES
+        return load(self.data, classification).to(self.dtype)
 
     @property
     def needs_data(self) -> bool:
         """Whether the network and the loss cannot be known without the data, or their schema."""
         network, from_file = self.sections.network, Path(self.data.name).suffix in READERS
         unsaid = network is None or not network.complete or self.sections.loss is None
-        return unsaid or from_file or self.given is not None
+        return unsaid or from_file or bool(self.data.standardise) or self.given is not None
 
     @cached_property
     def schema(self) -> TableSchema:
         """What goes in and comes out."""
-        return self.given or self.split.schema or _schema_of(self.split)
+        schema = self.given or self.split.schema
+        assert schema is not None
+        return schema
 
     @cached_property
     def loss(self) -> str | Loss:
@@ -149,7 +153,8 @@ class ModelFile:
         network = self.sections.network or Layers()
         if network.complete:
             return network
-        return network.completed(self.inputs_wanted, self.outputs_wanted, self.data.target == "input")
+        sizes = self.inputs_wanted, self.outputs_wanted
+        return network.completed(*sizes, autoencoder=_is_autoencoder(self.data))
 
     @property
     def inputs_wanted(self) -> int:
@@ -212,21 +217,8 @@ class ModelFile:
         return DeclaredNetwork(self.input_size, *declared)
 
 
-def _schema_of(split: DataSplit) -> TableSchema:
-    """The schema of a named set, whose samples are arrays."""
-    x, y = split.train_x, split.train_y
-    features = NumericColumn(name="x", size=x.shape[1])
-    if not y.is_floating_point():
-        classes = int(max(y.max(), split.validation_y.max())) + 1
-        names = tuple(map(str, range(classes)))
-        return TableSchema(
-            target="label", numeric=(features,), targets=("y",), classes=names, outputs=classes,
-            archive=True,
-        )  # fmt: skip
-    target, names = ("input", ()) if y is x else ("value", ("y",))
-    return TableSchema(
-        target=target, numeric=(features,), targets=names, outputs=y.shape[1], archive=True
-    )
+def _is_autoencoder(spec: DataSpec) -> bool:
+    return (spec.target or ("input" if spec.name == "curves" else "")) == "input"
 
 
 def load_model_file(
@@ -261,7 +253,8 @@ def load_model_file(
     own = {name: called_by_name(function, name) for name, function in transfers.items()}
     known = ChainMap(own, FUNCTIONS)
     network = sections.network or Layers()
-    nodes = network.completed(1, 1).nodes()  # whose names and functions are those of any size
+    # Names and functions are those of any size.
+    nodes = network.completed(1, 1, autoencoder=_is_autoencoder(spec)).nodes()
     check_names(nodes, path)
     if network.complete:
         sizes_of(nodes, network.input_size or 0, path)

@@ -15,7 +15,7 @@ from ..base.untrusted import shown
 from ..errors import ModelFileError, expected_got, message, nearest
 from .model_schema import Sections
 from .network_schema import VARIANTS, Layers
-from .training_schema import Training
+from .training_schema import Training, with_length
 
 MAX_BYTES = 16 << 20
 """Of a model file; TOML is read into objects fifty times its size."""
@@ -61,6 +61,9 @@ def validate(content: bytes, path: Path) -> Sections:
     except RecursionError:
         found = f"tables or arrays are nested more than {MAX_DEPTH} deep"
         raise ModelFileError(found, where=str(path)) from None
+    training = tables.get("training", {})
+    if isinstance(training, dict):
+        tables["training"] = with_length(training)
     try:
         # JSON is where pydantic's strict mode knows arrays and tables from Python's own types.
         sections = Sections.model_validate_json(json.dumps(tables, default=str))
@@ -191,7 +194,9 @@ def _hint(location: tuple[int | str, ...]) -> str:
     if similar := nearest(key, known):
         return similar
     said = _WORDS.get(key.lower()) or HINTS.get(key.lower())
-    return said.capitalize() if here and said else f"The keys here are {', '.join(known)}."
+    if here and said:
+        return said[0].upper() + said[1:]
+    return f"The keys here are {', '.join(known)}."
 
 
 _SECTIONS = ("training", "data", "network", "loss", "model")

@@ -124,7 +124,7 @@ class Sections(Record):
     data: DataSpec = Field(description="the data, and what is to be predicted from what")
     network: Network | None = Field(None, description="the network")
     loss: LossSection | None = Field(None, description="what is minimised")
-    training: Training = Field(Training(), description="how it is trained")
+    training: Training = Field(description="how it is trained")
     transfer: Annotated[dict[Name, Transfer], Field(max_length=MAX_NODES)] = Field(
         {}, description="transfer functions of this file"
     )

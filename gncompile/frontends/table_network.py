@@ -52,7 +52,7 @@ class TableNetwork(DeclaredNetwork):
                 self, like, output_mean=schema.output_mean, output_scale=schema.output_scale
             )
         self.embeddings = nn.ModuleDict()
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed((seed + 1) % 2**63)  # the layers' draws are seed's
         names = Names(dir(self.embeddings))
         for column in schema.categories:
             width = embedding_width(column.size)

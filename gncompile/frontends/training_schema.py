@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
@@ -81,13 +82,6 @@ class Training(Record):
         {}, description="`[training.options]`: settings of the optimiser, listed below"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _length(cls, given: Any) -> Any:
-        if isinstance(given, dict) and not given.keys() & {"updates", "epochs"}:
-            return {"epochs": EPOCHS, "early_stop": PATIENCE, **given}
-        return given
-
     @field_validator("early_stop", mode="before")
     @classmethod
     def _short(cls, given: Any) -> Any:
@@ -107,3 +101,10 @@ class Training(Record):
                 f"{', '.join(monitored)}, or list it in metrics"
             )
         return self
+
+
+def with_length(training: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A file's ``[training]``, with a length if it says none."""
+    if training.keys() & {"updates", "epochs"}:
+        return training
+    return {"epochs": EPOCHS, "early_stop": PATIENCE, **training}
