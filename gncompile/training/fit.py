@@ -20,8 +20,8 @@ from .records import History
 class Fit:
     """What a fit is asked for: the arguments of :meth:`Trainer.fit`, checked when it runs.
 
-    A fit that is interrupted, by Ctrl-C or whatever a callback raises, raises that, so that nothing goes on as
-    though it were trained. Nothing is lost by it: ``trainer.history`` has the records so far and, as
+    A fit that is interrupted, by Ctrl-C or whatever a callback raises, raises that, so that nothing goes on
+    as though it were trained. Nothing is lost by it: ``trainer.history`` has the records so far and, as
     ``ended``, the reason; loggers are flushed; the trainer is as after its last whole step, and a
     ``Batches`` where that step took it. ``save`` then stores a training that goes on bit for bit, and so does
     another ``fit``. The update of the last step is undone if the batch's loss is not finite after it, as the

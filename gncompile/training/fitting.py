@@ -95,7 +95,8 @@ class Fitting:
                 raise
         if not history.stopped_early:
             history.ended = self._end(finished)
-        trainer.place.ended()
+        if asked.stop and trainer.place.best.waited >= asked.stop.patience:
+            trainer.place.wait_anew()  # who resumes what early stopping ended wants more
         if asked.keeps:
             trainer.reported.choose(trainer.place.best.parameters)
         if asked.checkpoint:

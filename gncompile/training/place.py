@@ -50,8 +50,8 @@ class Place:
         if self.batches is not None and self.position is not None:
             self.batches.load_state_dict(self.position)
 
-    def ended(self) -> None:
-        """A fit came to its end: one that goes on from here waits anew."""
+    def wait_anew(self) -> None:
+        """Forget how many validations were not better."""
         self.best = replace(self.best, waited=0)
 
     def state_dict(self) -> dict[str, Any]:

@@ -65,8 +65,9 @@ class Reported:
 
     def choose(self, best: Mapping[str, Tensor]) -> None:
         """Report ``best`` until the next step; nothing chosen is the averages or the latest again."""
-        self._best = best
-        self.note()  # given other parameters from here on, the model no longer reports these
+        if best or self._best:
+            self._best = best
+            self.note()
 
     # --- What the model holds -------------------------------------------------------------------------
 

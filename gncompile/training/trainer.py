@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from torch import Tensor, nn
 
@@ -52,10 +52,10 @@ class Trainer:
 
     A step is a transaction: if it is interrupted, by Ctrl-C or any exception, all is as before it.
 
-    The reported parameters, the averages where these are better and else the latest, or the best of a fit that
-    has kept it (:mod:`gncompile.training.reported`), are what :meth:`evaluate` and :meth:`predict` speak of,
-    what a checkpoint's ``model/…`` holds, and what the model holds after ``fit``, ``finish`` and ``resume``.
-    In a loop of steps the model holds the latest; ``loss`` and ``gradients`` take what it holds.
+    The reported parameters (:mod:`gncompile.training.reported`), the averages where these were last seen to
+    be better and else the latest, or after a fit its best, are what :meth:`evaluate` and :meth:`predict`
+    speak of, what a checkpoint's ``model/…`` holds, and what the model holds after ``fit``, ``finish`` and
+    ``resume``. In a loop of steps it holds the latest; ``loss`` and ``gradients`` take what it holds.
 
     A model compiled in training mode drops in its steps what its dropout says, by masks that are drawn once a
     step; while it is in evaluation mode its steps drop nothing. Whatever else a trainer is asked (loss,
@@ -133,10 +133,9 @@ class Trainer:
             self._steps.undo()
 
     def finish(self) -> None:
-        """Leave in the model what is reported: its averages, if these are better, or a fit's best.
+        """Leave in the model what is reported; ``fit`` ends so.
 
-        ``fit`` ends so. Training can go on: the next step takes back the latest parameters, unless the
-        model has been given others in the meantime.
+        The next step takes back the latest parameters, unless the model was given others in the meantime.
         """
         self.ready()
         self.reported.show()
@@ -203,10 +202,9 @@ class Trainer:
 
     @property
     def samples_wanted(self) -> int:
-        """The samples that the next step should be taken on, as far as the last measurement of noise tells.
+        """The samples wanted for the next step, as far as the last measurement of noise tells.
 
-        At least ``gather_samples``; growth against noise ends where work buffers would exceed
-        ``memory_budget``. 1 for the first-order baselines.
+        At least ``gather_samples``, at most what ``memory_budget`` allows; 1 for first-order baselines.
         """
         return self._wanted.now
 
@@ -242,9 +240,7 @@ class Trainer:
     ) -> float:
         """The data loss of a whole data set at the reported parameters, in batches.
 
-        The mean over samples (the sum, for losses that sum). *Reported* are the averaged parameters if these
-        are better, as far as the last comparison tells, and else the latest: what :meth:`predict` uses too,
-        a checkpoint's ``model/…`` holds, and the model itself after ``fit`` and ``finish``.
+        The mean over samples (the sum, for losses that sum). What is *reported* is told at :class:`Trainer`;
         ``averaged=True`` asks for the averages, ``averaged=False`` for the latest.
 
         Raises :class:`~gncompile.errors.BatchError` for no samples, other numbers of inputs and targets, and
@@ -256,8 +252,8 @@ class Trainer:
     def averaged_parameters(self, averaged: bool | None = True) -> AbstractContextManager[None]:
         """Within this block the model holds its averaged parameters (``Settings.average``).
 
-        With ``averaged=None`` only if they are better, as far as the last comparison tells; with False the
-        latest. A trainer without an average, or without an update, always has the latest.
+        With ``averaged=None`` what is reported, with False the latest. A trainer without an average, or
+        without an update, always has the latest.
         """
         self.ready()
         return self._questions.parameters(averaged)
@@ -365,10 +361,7 @@ class Trainer:
         self.finish()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the trainer to the file ``path``, replacing an older checkpoint in one step.
-
-        Cost: a copy of the model, the factors and their inverses in memory and on disk.
-        """
+        """Write the trainer, a copy of model, factors and inverses, to ``path``, replacing it in one step."""
         checkpoints.save(self.compiled, self.state_dict(), path)
 
     @staticmethod
@@ -383,11 +376,9 @@ class Trainer:
         then.
         """
 
-        def anew(*arguments: Any, **options: Any) -> Trainer:
-            made: Trainer = handed_down("compile_into")(
-                Trainer.__new__(Trainer), *arguments, **options
-            )
-            return made
+        def anew(*given: Any, **options: Any) -> Trainer:
+            new = Trainer.__new__(Trainer)
+            return cast(Trainer, handed_down("compile_into")(new, *given, **options))
 
         return checkpoints.resume(path, model, loss, anew)
 

@@ -23,7 +23,7 @@ from training import (
 
 from gncompile.data import Batches
 from gncompile.errors import BatchError, DataError, GncompileError
-from gncompile.training import fit
+from gncompile.training import started
 from gncompile.training.ahead import AheadOfHost
 from gncompile.training.records import History, Record
 from gncompile.training.trainer import Trainer
@@ -99,7 +99,7 @@ def test_wrong_data() -> None:
     trainer = compiled(network())
     with pytest.raises(DataError, match="the training data has no batches"):
         quiet(trainer, [], epochs=1)
-    with pytest.raises(BatchError, match=r"a batch must be a pair \(x, y\), got Tensor"):
+    with pytest.raises(GncompileError, match="the training data is a tuple of tensors, not something"):
         quiet(trainer, samples(), epochs=1)
     assert trainer.updates == 0
 
@@ -143,20 +143,11 @@ def test_validation_changes_nothing() -> None:
     assert losses == quiet(without, batches(), updates=9).loss
 
 
-class Scripted:
-    """Replaces ``trainer.evaluate`` by given validation losses."""
-
-    def __init__(self, losses: list[float]) -> None:
-        self.losses = iter(losses)
-
-    def __call__(self, x: Tensor, y: Tensor) -> float:
-        return next(self.losses)
-
-
 def test_early_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = compiled(network())
     losses = [5.0, 4.0, 4.5, math.nan, 3.0, 3.0, 3.5, 2.0]
-    monkeypatch.setattr(trainer, "evaluate", Scripted(losses))
+    script = iter(losses)
+    monkeypatch.setattr(trainer.evaluation, "loss", lambda *_, **__: next(script))
     options = {"validation": samples(5), "validate_every": 1, "early_stop": 2}
     history = quiet(trainer, batches(), updates=100, **options)
     assert history.stopped_early
@@ -263,8 +254,8 @@ def test_a_guarded_fit_does_not_end_at_a_broken_update_either() -> None:
 
 def reads(monkeypatch: pytest.MonkeyPatch, steps: int = 4, seconds: float = math.inf) -> list[int]:
     """How many steps were started when a report was read, of each read."""
-    monkeypatch.setattr(fit, "STEPS_AHEAD", steps)
-    monkeypatch.setattr(fit, "SECONDS_AHEAD", seconds)
+    monkeypatch.setattr(started, "STEPS_AHEAD", steps)
+    monkeypatch.setattr(started, "SECONDS_AHEAD", seconds)
     seen: list[int] = []
     read = AheadOfHost.read
 

@@ -15,7 +15,13 @@ from training import OUTPUTS, WIDTH, compiled, network, samples
 
 import gncompile
 from gncompile.data import Batches
-from gncompile.errors import BatchError, CompileError, DataError, SmallBatchWarning
+from gncompile.errors import (
+    BatchError,
+    CompileError,
+    DataError,
+    GncompileError,
+    SmallBatchWarning,
+)
 from gncompile.program.timetable import MEASURED
 from gncompile.runtime.memory import dense
 from gncompile.training.trainer import Trainer
@@ -145,8 +151,8 @@ def test_a_bad_batch_is_refused_by_itself(batch: Batch, found: str) -> None:
 def test_wrong_data() -> None:
     with pytest.raises(DataError, match="no batches"):
         list(trainer_wanting(20).gather([]))
-    with pytest.raises(BatchError, match=r"a pair \(x, y\), got Tensor"):
-        list(trainer_wanting(20).gather(samples()))  # type: ignore[arg-type]
+    with pytest.raises(GncompileError, match="the training data is a tuple of tensors"):
+        list(trainer_wanting(20).gather(samples()))
 
 
 # --- fit ------------------------------------------------------------------------------------------------
