@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from .app.compile import compile as compile
     from .frontends.torch_export import trace as trace
     from .functions.transfer import register_transfer as register_transfer
+    from .functions.transfer import transfer as transfer
     from .functions.transfer import transfer_function as transfer_function
+    from .functions.transfer import transfer_names as transfer_names
     from .losses.vocabulary import loss_function as loss_function
     from .losses.vocabulary import register_loss as register_loss
     from .training.factors import KroneckerFactors as KroneckerFactors
@@ -32,7 +34,9 @@ _HOMES = {
     "register_loss": "losses.vocabulary",
     "register_transfer": "functions.transfer",
     "trace": "frontends.torch_export",
+    "transfer": "functions.transfer",
     "transfer_function": "functions.transfer",
+    "transfer_names": "functions.transfer",
     "transfer_page": "verification.transfer_report",
     "verify": "verification.verification",
 }

@@ -152,7 +152,7 @@ class Fit:
         refused = Refusals(history, self.skip_bad_batches, _length(self.train) or BAD_BATCHES)
         gathering = Gathering(trainer, self.train, self.epochs, refused)
         validation_due = Validations(trainer, gathering, self.train, self.validate_every)
-        with display(self.progress, total) as show:
+        with display(self.progress, total, history) as show:
 
             def tell(records: Iterable[Record]) -> None:
                 for record in records:
@@ -191,8 +191,8 @@ class Fit:
             except BaseException:
                 trainer.place.go_back()
                 raise
-        if not history.stopped_early:
-            history.ended = _end(gathering, history, self.updates, self.epochs, last)
+            if not history.stopped_early:
+                history.ended = _end(gathering, history, self.updates, self.epochs, last)
         if checkpoint:
             trainer.save(checkpoint)
         trainer.finish()

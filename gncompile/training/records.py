@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from ..base.tables import count
 from ..errors import nearest
 
 
@@ -61,6 +62,15 @@ class History:
         """The record with the lowest validation loss; None without validation."""
         validated = [record for record in self.records if record.validation_loss is not None]
         return min(validated, key=lambda record: float(record.validation_loss or 0.0), default=None)
+
+    def __repr__(self) -> str:
+        parts = [count(len(self), "update")]
+        if self.records:
+            parts.append(f"loss {self[0].loss:.5g} → {self[-1].loss:.5g}")
+        if self.best is not None:
+            best = self.best
+            parts.append(f"best validation {best.validation_loss:.5g} at update {best.update}")
+        return f"History({', '.join([*parts, *filter(None, [self.ended])])})"
 
     def to_list(self) -> list[dict[str, Any]]:
         """The records as plain dictionaries, for JSON or a data frame."""
