@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from .frontends.standardised import Standardised as Standardised
     from .frontends.torch_export import trace as trace
     from .functions.transfer import register_transfer as register_transfer
+    from .functions.transfer import transfer as transfer
     from .functions.transfer import transfer_function as transfer_function
+    from .functions.transfer import transfer_names as transfer_names
     from .losses.vocabulary import loss_function as loss_function
     from .losses.vocabulary import register_loss as register_loss
     from .training.early_stop import EarlyStop as EarlyStop
@@ -46,7 +48,9 @@ _HOMES = {
     "register_loss": "losses.vocabulary",
     "register_transfer": "functions.transfer",
     "trace": "frontends.torch_export",
+    "transfer": "functions.transfer",
     "transfer_function": "functions.transfer",
+    "transfer_names": "functions.transfer",
     "transfer_page": "verification.transfer_report",
     "verify": "verification.verification",
 }

@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 
 
 class Commands(TyperGroup):
-    """Commands with the whole first paragraph of their help, of which typer shows as much as fits in a line."""
+    """Commands with the whole first paragraph of their help, which typer cuts where a line ends."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write a row for every command."""

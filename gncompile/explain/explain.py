@@ -98,10 +98,11 @@ class _Derivation:
 
     def everything(self) -> list[str]:
         conventions = (
-            "N samples are rows; E[·] is the mean over them. Factors are computed on the first F of them, "
-            "the quadratic\nmodel's curvature on the first Q. W[l] is [out, in], b[l] is [out], "
-            "[x, 1] appends a one.\nThe Gauss-Newton block of [W, b], flattened row by row, is G ⊗ Q. "
-            "⊙ is elementwise, ← overwrites.\nNames are those of the emitted source."
+            "N samples are rows; E[·] is the mean over them. Factors are computed on the first\n"
+            "F of them, the quadratic model's curvature on the first Q. W[l] is [out, in],\n"
+            "b[l] is [out], [x, 1] appends a one. The Gauss-Newton block of [W, b], flattened\n"
+            "row by row, is G ⊗ Q. ⊙ is elementwise, ← overwrites. Names are those of the\n"
+            "emitted source."
         )
         text = [f"# Derivation of {self.read.traced.name}", conventions]
         text += [

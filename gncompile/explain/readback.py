@@ -67,8 +67,22 @@ PARTS = {
     "invert": "Damped inverses",
     "direction": "Direction",
     "quadratic": "R-operator: the output's change along Δ (r1) and the last step δ (r2)",
+    "layer_quadratic": "R-operator layer by layer, for a step size each",
+    "compare": "Forward at the averaged parameters",
+    "gradient_noise": "Noise of the gradient",
 }
 """Headings of the parts of a layer's work, in the order they are shown."""
+
+STATES = {
+    "average": "parameters, averaged",
+    "last_good": "parameters before the step",
+    "step": "last step δ",
+    "Q": "factors Q, averaged",
+    "G": "factors Ḡ, averaged",
+    "Q_inverse": "their inverses, Q⁻¹",
+    "G_inverse": "their inverses, Ḡ⁻¹",
+}
+"""What states hold, in words."""
 
 Row = list[str]
 
@@ -338,7 +352,7 @@ class Readback:
         ]
         held = {
             "parameters": sum(parameters),
-            **{f"state {kind}": size for kind, size in kinds.items() if size >= 1024},
+            **{STATES.get(k, f"state {k}"): size for k, size in kinds.items() if size >= 1024},
             f"work buffers at most, batch {self.batch}": self.costs.work_bytes(self.order),
         }
         sizes = [*held.items(), ("total", sum(held.values()))]

@@ -118,7 +118,7 @@ def text(of_task: Sequence[Standing], width: int | None = None) -> str:
     if against:
         lines.append(
             f"\nsooner: than {against.optimiser}, the best first-order optimiser, to reach\n"
-            f"{against.loss:.6g}, which took it {_number(against.seconds, '.3g', 'too long')} s"
+            f"{against.loss:.6g}, which {_took(against)}"
         )
     lines += [
         f"{s.optimiser}: {run.status}: {run.note}" for s in of_task for run in s.runs if run.note
@@ -151,6 +151,12 @@ def _row(standing: Standing, against: Reference | None) -> tuple[str, ...]:
 
 def _number(value: float, form: str = ".5g", otherwise: str = "not finite") -> str:
     return format(value, form) if math.isfinite(value) else otherwise
+
+
+def _took(against: Reference) -> str:
+    if math.isfinite(against.seconds):
+        return f"took it {against.seconds:.3g} s"
+    return "half of its own seeds did not reach"
 
 
 def _times(sooner: float) -> str:
