@@ -54,7 +54,7 @@ def display(active: bool, total: int | None, history: History) -> Iterator[Show]
         )
         raise
     finally:
-        _print(console, line.last(history, history.ended or raised))
+        _print(console, line.last(history, raised or history.ended))
 
 
 @contextmanager
