@@ -7,7 +7,14 @@ from typing import Any
 import torch
 
 from ..data.data_sets import DataSplit
-from ..errors import BatchError, ModelFileError, expected_got, message
+from ..errors import (
+    BatchError,
+    GncompileError,
+    LossError,
+    ModelFileError,
+    expected_got,
+    message,
+)
 from ..losses.targets import tensors_of
 from ..losses.vocabulary import resolve_loss
 from ..losses.weighting import bind_loss
@@ -30,7 +37,10 @@ def load_data(file: ModelFile) -> DataSplit:
             where=str(file.path),
             instead=_fitting(file, f"the first of layers to {file.inputs_wanted}"),
         )
-    loss = bind_loss(resolve_loss(file.loss), (file.output_size,))
+    try:
+        loss = bind_loss(resolve_loss(file.loss), (file.output_size,))
+    except LossError as error:  # which is that of outputs in the targets' units
+        raise ModelFileError(_misfit(file, "training", data.train_y, error)) from None
     for part, y in (("training", data.train_y), ("validation", data.validation_y)):
         samples = len(tensors_of(y)[0])
         try:
@@ -47,7 +57,7 @@ def _fitting(file: ModelFile, change: str) -> str:
     return f"write input_size = {file.inputs_wanted} in [network], or leave it out"
 
 
-def _misfit(file: ModelFile, part: str, y: Any, error: BatchError) -> str:
+def _misfit(file: ModelFile, part: str, y: Any, error: GncompileError) -> str:
     """Why the loss cannot take these targets, in terms of the model file."""
     values: torch.Tensor = tensors_of(y)[0]
     kind = "labels" if not values.is_floating_point() else f"{values.shape[1]} numbers a sample"
