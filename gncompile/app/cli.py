@@ -138,7 +138,10 @@ def resume(
 
     if updates is not None and epochs is not None:
         raise typer.BadParameter("give --updates or --epochs, not both")
-    _finish(TrainingRun.resume(run, not quiet, data_root, updates=updates, epochs=epochs))
+    resumed = TrainingRun.resume(run, not quiet, data_root, updates=updates, epochs=epochs)
+    if resumed.started.ended:
+        _print(f"ended before: {resumed.started.ended}; for more: gncompile resume {run} --updates N")
+    _finish(resumed)
 
 
 app.command()(predict)

@@ -79,9 +79,7 @@ class Run:
         rows = isinstance(data, Tensor | tuple)
         x = data if rows else self.schema.encode(self._table(data, targets=False))  # type: ignore[arg-type]
         outputs = outputs_of(self.module, self._cast(x))
-        return self.schema.decode(
-            outputs if self.schema.classes else predicted(self.loss, outputs)
-        )
+        return self.schema.decode(outputs if self.schema.classes else predicted(self.loss, outputs))
 
     def evaluate(
         self,
@@ -125,7 +123,11 @@ class Run:
         lengths = sorted({len(column) for column in columns.values()})
         if len(lengths) != 1:
             raise DataError(f"columns of {lengths or 'no'} rows", where="the columns by name")
-        texts = {name: column.astype(object) for name, column in columns.items() if column.dtype.kind == "U"}
+        texts = {
+            name: column.astype(object)
+            for name, column in columns.items()
+            if column.dtype.kind == "U"
+        }
         return Table(columns | texts, "the columns by name", np.arange(lengths[0]), "index")
 
     def _cast(self, tensors: Any) -> Any:

@@ -22,7 +22,7 @@ Columns = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
 
 
 def predict(run: Path, data: Path, out: Path) -> str:
-    """Write what the network in the folder ``run`` predicts for the rows of ``data`` to ``out``, in their order.
+    """Write what the network in ``run`` predicts for the rows of ``data`` to ``out``, in their order.
 
     The file is written in one step, and never over ``data`` or a file of the run. Returns a line to print.
     """

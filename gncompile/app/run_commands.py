@@ -45,5 +45,7 @@ def evaluate(
     """Print the loss and the metrics of a trained model, by default on its validation data."""
     from .predict_command import evaluate as evaluated
 
-    names = None if metrics is None else [each.strip() for each in metrics.split(",") if each.strip()]
+    names = (
+        None if metrics is None else [each.strip() for each in metrics.split(",") if each.strip()]
+    )
     typer.echo(visible(evaluated(run, data, names, as_json, data_root)))

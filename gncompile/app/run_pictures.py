@@ -1,6 +1,6 @@
 """Pictures of a run: the loss curve, reconstructions, predicted against true values, a confusion matrix.
 
-Each function returns the file it wrote, or None where matplotlib is not installed or there is nothing to draw.
+Each function returns the file it wrote; None where matplotlib is not installed, or there is nothing to draw.
 """
 
 from __future__ import annotations
@@ -112,9 +112,7 @@ def draw_confusion(
     for (row, column), samples in np.ndenumerate(table):
         if samples:
             color = "white" if samples > table.max() / 2 else "black"
-            axes.text(
-                column, row, str(samples), ha="center", va="center", fontsize=7, color=color
-            )
+            axes.text(column, row, str(samples), ha="center", va="center", fontsize=7, color=color)
     labels = [_label(name) for name in classes]
     axes.set_xticks(range(count), labels, rotation=90 if max(map(len, labels)) > 3 else 0)
     axes.set_yticks(range(count), labels)

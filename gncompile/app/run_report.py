@@ -69,7 +69,9 @@ def results(run: Run, data: DataSplit) -> dict[str, str]:
         "training": f"{shown_method}, batches of {training.batch_size}, {training.dtype}",
         **_history(run),
         f"loss, first {shown} training samples": f"{learnt['loss']:.6g}",
-        **{f"{name}, {held_out} validation samples": f"{value:.6g}" for name, value in held.items()},
+        **{
+            f"{name}, {held_out} validation samples": f"{value:.6g}" for name, value in held.items()
+        },
     }
 
 

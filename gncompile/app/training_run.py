@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.files import atomic_path
 from ..data.data_sets import Batches, DataSplit
-from ..errors import CheckpointError
 from ..frontends.model_data import load_data
 from ..frontends.model_file import ModelFile, load_model_file
 from ..training.early_stop import EarlyStop
@@ -131,9 +130,9 @@ class TrainingRun:
         updates: int | None = None,
         epochs: int | None = None,
     ) -> TrainingRun:
-        """A run as its last checkpoint left it, to go on to its end, or for so many ``updates`` or ``epochs`` more.
+        """A run as its last checkpoint left it, to go on to its end, or for more ``updates`` or ``epochs``.
 
-        ``data_root`` goes before the one it was started with.
+        These count from here. ``data_root`` goes before the one it was started with.
         """
         from ..training.trainer import Trainer
 
@@ -240,7 +239,7 @@ class TrainingRun:
             progress=self.progress,
             checkpoint=self.folder.checkpoint,
             checkpoint_every=self.started.checkpoint_every,
-            early_stop=stop and EarlyStop(stop.patience, stop.monitor, stop.min_delta),
+            early_stop=EarlyStop(stop.patience, stop.monitor, stop.min_delta) if stop else None,
             keep_best=training.keep_best,
             metrics=training.metrics,
             loggers=[LOGGERS[kind](self.folder) for kind in training.log],

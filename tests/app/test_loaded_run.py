@@ -118,7 +118,9 @@ def test_folders_that_do_not_belong_together(copied: Path, tmp_path: Path) -> No
 # --- More updates
 
 
-def test_more_updates_are_those_of_a_longer_run(trained: Path, copied: Path, tmp_path: Path) -> None:
+def test_more_updates_are_those_of_a_longer_run(
+    trained: Path, copied: Path, tmp_path: Path
+) -> None:
     longer = tmp_path / "longer"
     file = trained.parent / "model.toml"
     assert run("train", file, "--out", longer, "--updates", UPDATES + 5, "--quiet") == 0
@@ -135,7 +137,10 @@ def test_more_updates_are_those_of_a_longer_run(trained: Path, copied: Path, tmp
 
 
 def test_a_failure_keeps_what_was_learnt(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     append, out = RunFolder.append, tmp_path / "run"
 
@@ -170,7 +175,10 @@ def test_a_failure_before_anything_was_learnt_leaves_no_folder(
 
 
 def test_sigterm_stops_as_ctrl_c_does(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     append, out = RunFolder.append, tmp_path / "run"
 
