@@ -41,7 +41,7 @@ Tensors = Tensor | tuple[Tensor, ...]
 
 @dataclass
 class Run:
-    """A run folder, read: the network with the weights that its report describes, and what these belong to."""
+    """A run folder, read: the network with the weights that its report describes, and its data's schema."""
 
     folder: RunFolder
     started: Started
@@ -88,7 +88,7 @@ class Run:
     ) -> dict[str, float]:
         """``{"loss": …}`` with the metrics, those of the model file or others, on all rows of ``data``.
 
-        ``data`` are rows with targets, a pair of tensors ``(x, y)``, or by default the run's own validation data.
+        ``data`` are rows with targets, or tensors ``(x, y)``; by default the run's own validation data.
         """
         if data is None:
             split = self.data()
@@ -153,9 +153,9 @@ class Run:
 def load(path: str | os.PathLike[str], data_root: str | os.PathLike[str] | None = None) -> Run:
     """The model in the run folder ``path``, as ``gncompile train`` left it.
 
-    Neither the training data nor a compilation is needed. ``data_root`` goes before the folder of data that the
-    run was started with. Raises :class:`~gncompile.errors.CheckpointError` for what is no run folder, or a
-    damaged one.
+    Neither the training data nor a compilation is needed. ``data_root`` goes before the folder of data that
+    the run was started with. Raises :class:`~gncompile.errors.CheckpointError` for what is no run folder,
+    or a damaged one.
 
     >>> run = load("runs/houses")  # doctest: +SKIP
     >>> run.predict("new.csv")["price"]  # doctest: +SKIP

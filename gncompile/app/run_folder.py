@@ -4,7 +4,7 @@
 
     model.toml               the model file as it was
     data.json                which columns go in and come out, so that predictions need no training data
-    run.json                 how it was started, versions, why it ended; made last, so that it marks a whole folder
+    run.json                 how it was started, versions, why it ended; made last: it marks a whole folder
     history.jsonl            one line an update
     history.csv, tensorboard/    the same for spreadsheets and TensorBoard, where [training] log asks for them
     checkpoint.safetensors   the trainer's state, for resume; there from the start
