@@ -43,7 +43,8 @@ def load_data(file: ModelFile) -> DataSplit:
 def _fitting(file: ModelFile, change: str) -> str:
     """How the network's sizes may be made to fit."""
     if isinstance(file.network, Layers):
-        return f"change {change} in [network], or give hidden = {list(file.network.hidden_sizes)} in place of layers"
+        hidden = list(file.network.hidden_sizes)
+        return f"change {change} in [network], or give hidden = {hidden} in place of layers"
     return f"write input_size = {file.inputs_wanted} in [network], or leave it out"
 
 
@@ -56,8 +57,9 @@ def _misfit(file: ModelFile, part: str, y: Any, error: BatchError) -> str:
     whole = whole and bool((values == values.round()).all())
     labels = 'target = "label" in [data], if these are class numbers; or ' if whole else ""
     return message(
-        f"the loss cannot take the {part} targets, {kind}, of a network with {file.output_size} outputs\n{first}",
+        f"the loss cannot take the {part} targets, {kind}, of a network with {file.output_size} outputs\n"
+        + first,
         where=str(file.path),
-        instead=f"{labels}change the last of layers, or the last node, in [network], to {file.outputs_wanted}; "
-        "target or targets in [data]; or [loss]",
+        instead=f"{labels}change the last of layers, or the last node, in [network], to "
+        f"{file.outputs_wanted}; target or targets in [data]; or [loss]",
     )

@@ -1,8 +1,8 @@
 """TOML model files: read, validated, checked for sense, and built into an ``nn.Module``.
 
 Nothing in a model file is executed: expressions go through :mod:`gncompile.functions.parsing`, everything
-else is data. All mistakes of one kind are listed at once. What a file leaves out, sizes and the loss, follows from its
-data, which are read where they are first asked for.
+else is data. All mistakes of one kind are listed at once. What a file leaves out, sizes and the loss, follows
+from its data, which are read where they are first asked for.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ CLASSIFIES = "cross_entropy"
 class ModelFile:
     """A model file that makes sense: its sections, and its network's functions by node name.
 
-    ``content`` is the file as it was read; ``transfers`` are its own transfer functions. ``given`` is the schema
-    of data that were read before, as a run folder keeps it; without one the file's data are read.
+    ``content`` is the file as it was read; ``transfers`` are its own transfer functions. ``given`` is the
+    schema of data that were read before, as a run folder keeps it; without one the file's data are read.
     """
 
     path: Path
@@ -116,8 +116,8 @@ class ModelFile:
     def loss(self) -> str | Loss:
         """The loss as ``gncompile.compile`` takes it: its name, or what the file and its data declare.
 
-        It is that of standardised targets where these are standardised and the loss is one of differences, and
-        weighted where samples have weights.
+        It is that of standardised targets where these are standardised and the loss is one of differences,
+        and weighted where samples have weights.
         """
         declared = self._declared_loss
         if not self.needs_data:
@@ -230,8 +230,8 @@ def load_model_file(
     """Read and check a model file; :class:`ModelFileError` names the key, the place and a remedy.
 
     Relative paths of data and of tuned settings are taken from ``base``, by default the file's own folder.
-    They may not lead out of it, links followed, except into the folder ``data_root``. The data are not read here;
-    with ``schema``, that of the data that a model was trained on, they never need to be.
+    They may not lead out of it, links followed, except into the folder ``data_root``. The data are not read
+    here; with ``schema``, that of the data that a model was trained on, they never need to be.
     """
     path = Path(path)
     content = read(path)
