@@ -1,7 +1,8 @@
 """Tables of Parquet and Arrow (Feather) files, read by pyarrow, an optional dependency.
 
-Types say what a column is: all kinds of numbers become float64, booleans 0 and 1, strings and dictionaries texts. What a
-file declares is held against the memory before it is unpacked, and a string that many rows share is kept once.
+Types say what a column is: all kinds of numbers become float64, booleans 0 and 1, strings and dictionaries
+texts. What a file declares is held against the memory before it is unpacked, and a string that many rows
+share is kept once.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from .table import (
 
 
 def read_arrow(path: Path, texts: Collection[str] = ()) -> Table:
-    """The columns of a ``.parquet``, ``.arrow`` or ``.feather`` file; columns of other types are ``refused``."""
+    """The columns of a ``.parquet``, ``.arrow`` or ``.feather`` file; other types are ``refused``."""
     try:
         import pyarrow
     except ImportError:
@@ -93,7 +94,7 @@ def _ipc(path: Path) -> tuple[Any, list[str]]:
 
 
 def _column(pa: Any, name: str, values: Any, path: Path, named: bool) -> Array:
-    """A column as float64, or as texts; of texts that look like numbers only where they are ``named`` as texts."""
+    """A column as float64, or as texts; texts that look like numbers have to be ``named`` as texts."""
     kind, types = values.type, pa.types
     if types.is_null(kind):
         return np.full(len(values), np.nan)

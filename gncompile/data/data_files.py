@@ -1,4 +1,4 @@
-"""Arrays of a user's ``.npz`` or ``.safetensors`` file, with the numbers that are in it, or labels that are texts.
+"""Arrays of a user's ``.npz`` or ``.safetensors`` file, with the numbers and labels that are in it.
 
 Nothing is unpickled, and only the arrays that are asked for are read. Their declared sizes are held against
 the file and the memory first: two megabytes of an archive can say that they are two gigabytes.

@@ -1,8 +1,8 @@
 """Data sets by name, and minibatches whose order can be saved and continued.
 
 ``load(DataSpec("curves"))`` returns tensors of flat samples ``[N, size]``. CURVES is drawn
-(``data/curves.py``), MNIST is found or downloaded (``data/mnist.py``), and a user's own ``.npz``,
-``.safetensors`` or ``.csv`` file is read without ever unpickling.
+(``data/curves.py``), MNIST is found or downloaded (``data/mnist.py``), and a user's own table or archive is
+read (``data/data_split.py``) without ever unpickling.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ __all__ = ["NAMED", "READERS", "Batches", "DataSpec", "DataSplit", "load"]
 def load(spec: DataSpec, classification: bool | None = None) -> DataSplit:
     """The training and validation data of ``spec``; :class:`DataError` if missing or malformed.
 
-    Where ``spec.target`` is None, a file's targets are labels if ``classification``, which a loss of classes asks
-    for, and they are texts or one number a sample. Without such a loss (False) they are numbers; by default
-    texts are labels, and numbers are values.
+    Where ``spec.target`` is None, a file's targets are labels if ``classification``, which a loss of
+    classes asks for, and they are texts or one number a sample. Without such a loss (False) they are
+    numbers; by default texts are labels, and numbers are values.
     """
     _check(spec)
     if spec.name in NAMED:

@@ -21,22 +21,24 @@ class DataSpec:
     """Which data, and what the network has to produce from it.
 
     ``name`` is ``"curves"``, ``"mnist"``, or a file (in a model file, relative to the model file's folder):
-    a table ``.csv``, ``.parquet``, ``.arrow``, ``.feather``, or an archive ``.npz``, ``.safetensors`` with arrays
-    ``x`` and ``y``. ``target``: ``"input"`` (an autoencoder), ``"label"`` (classes), ``"value"`` (numbers).
-    Default: curves ``"input"``, mnist ``"label"``, files as their targets and the loss have it (see
-    :func:`~gncompile.data.load`). ``train`` and ``validation`` are numbers of samples, default everything
-    the set has; CURVES has 20,000 and 10,000 as published. ``shape`` says how a flat sample is laid out.
+    a table ``.csv``, ``.parquet``, ``.arrow``, ``.feather``, or an archive ``.npz``, ``.safetensors`` with
+    arrays ``x`` and ``y``. ``target``: ``"input"`` (an autoencoder), ``"label"`` (classes), ``"value"``
+    (numbers). Default: curves ``"input"``, mnist ``"label"``, files as their targets and the loss have it
+    (see :func:`~gncompile.data.load`). ``train`` and ``validation`` are numbers of samples, default
+    everything the set has; CURVES has 20,000 and 10,000 as published. ``shape`` says how a flat sample is
+    laid out.
 
     Of a table, ``targets`` names the target columns, ``inputs`` the columns that go in (default: all
     others), ``ignore`` those that are left out; ``categories`` names columns of numbers that are taken as
-    categories, as columns of texts are anyway. ``weights`` is a column, or an archive's array, with a weight for
-    each sample. ``missing = "impute"`` puts the mean of the training rows for a number that is missing, and a level
-    of its own for a category; else missing cells are refused. ``standardise`` (default: tables yes, archives and
-    named sets no) keeps mean and scale of the training rows in the schema.
+    categories, as columns of texts are anyway. ``weights`` is a column, or an archive's array, with a
+    weight for each sample. ``missing = "impute"`` puts the mean of the training rows for a number that is
+    missing, and a level of its own for a category; else missing cells are refused. ``standardise``
+    (default: tables yes, archives and named sets no) keeps mean and scale of the training rows in the
+    schema.
 
     Validation rows are those of ``validation_file``, or those that ``validation_column`` marks (true, 1 or
-    ``"validation"``), or an archive's ``validation_x``; else ``validation`` of them, a number or a share below 1
-    (default: a tenth), are held out in an order that ``seed`` decides.
+    ``"validation"``), or an archive's ``validation_x``; else ``validation`` of them, a number or a share
+    below 1 (default: a tenth), are held out in an order that ``seed`` decides.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -113,7 +115,7 @@ class DataSpec:
 
 
 Tensors = Any
-"""A tensor with one row a sample, or a tuple of some: ``(numeric [N, d], categories [N, c])``, ``(y, weights)``."""
+"""A tensor with one row a sample, or a pair: ``(numbers, categories)``, ``(y, weights)``."""
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,9 @@ class DataSplit:
     """Flat samples ``[N, size]`` and their targets; ``shape`` is one sample's own layout, ``(28, 28)``.
 
     Where a table has columns of categories, ``train_x`` and ``validation_x`` are pairs ``(numbers [N, d],
-    categories [N, c])``, the latter int64; where samples have weights, the targets are pairs ``(y, weights [N])``, as
-    :func:`gncompile.losses.weighted` takes them. ``schema`` turns other rows into such tensors, and outputs
-    into columns.
+    categories [N, c])``, the latter int64; where samples have weights, the targets are pairs ``(y, weights
+    [N])``, as :func:`gncompile.losses.weighted` takes them. ``schema`` turns other rows into such tensors,
+    and outputs into columns.
     """
 
     train_x: Tensors
@@ -136,8 +138,8 @@ class DataSplit:
     def to(self, dtype: torch.dtype) -> DataSplit:
         """The same data with floating point tensors in ``dtype``; labels stay integers.
 
-        Raises :class:`DataError` for a number that is infinite there, and for a column to be standardised that
-        varies by less than ``dtype`` resolves around its mean.
+        Raises :class:`DataError` for a number that is infinite there, and for a column to be standardised
+        that varies by less than ``dtype`` resolves around its mean.
         """
         if self.schema is not None and self.schema.standardise:
             self.schema.require_resolved(dtype, self.train_x, self.train_y)

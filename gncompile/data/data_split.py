@@ -39,7 +39,7 @@ def load_file(spec: DataSpec, classification: bool | None = None) -> DataSplit:
 
 
 def read_rows(path: str | Path, schema: TableSchema, targets: bool = False) -> Table:
-    """The rows of a file, a table or an archive, for a ``schema`` to encode; with ``targets`` to evaluate too."""
+    """The rows of a table or an archive for ``schema`` to encode; with ``targets`` to evaluate, too."""
     path = _located(str(path), "the file")
     if path.suffix in TABLES:
         return read_table(path, schema.texts)
@@ -134,7 +134,7 @@ def _arrays(path: Path, wanted: Sequence[str]) -> dict[str, Array]:
 def archive_table(
     arrays: Mapping[str, Array], needed: Sequence[str], prefix: str, where: str
 ) -> Table:
-    """A table of the arrays ``needed``, each with one row a sample; in the file their names begin with ``prefix``."""
+    """A table of the arrays ``needed``, one row a sample; in the file their names begin with ``prefix``."""
     found = {name: arrays[prefix + name] for name in needed if prefix + name in arrays}
     for name in needed:
         if name not in found:

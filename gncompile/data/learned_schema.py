@@ -27,9 +27,10 @@ def learn_schema(
 ) -> TableSchema:
     """What ``spec`` makes of training rows, of which the columns ``names`` go in; see :func:`input_columns`.
 
-    Targets are labels where ``spec.target`` says so; else where they are texts or named in ``categories``, or where
-    a ``classification`` is asked for and there is one number a sample. ``classes`` are a named set's; by
-    default the labels that are there, in the order of numbers or of letters. Raises :class:`DataError`.
+    Targets are labels where ``spec.target`` says so; else where they are texts or named in ``categories``,
+    or where a ``classification`` is asked for and there is one number a sample. ``classes`` are a named
+    set's; by default the labels that are there, in the order of numbers or of letters. Raises
+    :class:`DataError`.
     """
     archive = table.row_word == "index"
     standardise = not archive if spec.standardise is None else spec.standardise
@@ -73,9 +74,9 @@ def learn_schema(
 def moments(values: Array, name: str, table: Table) -> tuple[Array, Array]:
     """Mean and standard deviation ``[d]`` of the numbers of ``values: [N, d]`` that are not NaN, in float64.
 
-    They are those of ``u = (values - c) / r``, with the middle c and half the range r of each column, so that no
-    offset cancels and no square overflows: ``c + r mean(u)`` and ``r sqrt(mean((u - mean(u))²))``. A column
-    without any deviation has scale 1.
+    They are those of ``u = (values - c) / r``, with the middle c and half the range r of each column, so
+    that no offset cancels and no square overflows: ``c + r mean(u)`` and ``r sqrt(mean((u - mean(u))²))``.
+    A column without any deviation has scale 1.
     """
     # One column after another in memory: its sums are pairwise, and the same whatever stands beside it.
     rows = np.array(values.T, np.float64, order="C")

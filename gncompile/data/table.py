@@ -32,10 +32,10 @@ CELLS_SHOWN = 5
 class Table:
     """Columns of one length, by name: numbers, NaN where missing, or texts (objects), None where missing.
 
-    The columns of an archive are its arrays ``[N, …]``. ``refused`` are columns that hold neither, each with the
-    error that asking for it raises. ``rows: int64 [N]`` says where each row stands in the file ``where``: the
-    ``row_word`` "line" of a CSV file, a "row" counted from 1, or an "index" counted from 0. In an archive
-    the names of the arrays begin with ``prefix``.
+    The columns of an archive are its arrays ``[N, …]``. ``refused`` are columns that hold neither, each
+    with the error that asking for it raises. ``rows: int64 [N]`` says where each row stands in the file
+    ``where``: the ``row_word`` "line" of a CSV file, a "row" counted from 1, or an "index" counted from 0.
+    In an archive the names of the arrays begin with ``prefix``.
     """
 
     columns: Mapping[str, Array]
@@ -71,7 +71,7 @@ class Table:
         return self.columns[name]
 
     def numbers(self, name: str, asked: str = "the network's inputs") -> Array:
-        """A column of numbers ``[N, …]``, NaN where missing; :class:`DataError` for texts and infinite ones."""
+        """A column of numbers ``[N, …]``, NaN where missing; :class:`DataError` for texts and infinity."""
         values = self.column(name, asked)
         if values.dtype.kind == "O":
             cells = values.reshape(len(values), -1)[:, 0]
@@ -88,7 +88,7 @@ class Table:
         return values
 
     def levels(self, name: str, asked: str = "the network's inputs") -> tuple[list[str], Array]:
-        """The distinct values of a column ``[N]``, as texts, and the place of each row's there, -1 if missing."""
+        """The distinct values of a column, as texts, and the place of each row's there, -1 if missing."""
         values = self.column(name, asked)
         values = values.reshape(len(self), -1)[:, 0]
         if values.dtype.kind != "O":
@@ -115,7 +115,7 @@ class Table:
         return f"{self.row_word} {self.rows[row]}, column {shown(name)} of {self.where}"
 
     def require_filled(self, missing: Sequence[tuple[str, Array]], instead: str) -> None:
-        """Raise :class:`DataError`, listing the first, if there are cells of these masks ``[N, …]`` by column."""
+        """Raise :class:`DataError`, listing the first, for cells that these masks of columns ``[N, …]`` show."""
         masks = [(name, mask.reshape(len(self), -1)) for name, mask in missing if mask.any()]
         if not masks:
             return
@@ -168,7 +168,7 @@ def plain_name(text: str) -> str:
 
 
 def look_alike(levels: Collection[str]) -> str | None:
-    """One of the texts of a column if all are dates, amounts or ranges, which are no numbers as they stand."""
+    """One of the texts of a column if all are dates, amounts or ranges: no numbers as they stand."""
     odd = [x for x in levels if not is_number(x)]
     return odd[0] if odd and all(map(_LIKE_A_NUMBER.fullmatch, odd)) else None
 
@@ -183,8 +183,8 @@ def no_number(text: str, where: str) -> DataError:
     return DataError(
         f"cannot read the data file: {found}",
         where=where,
-        instead="write a number there, leave the sample out, or name the column in ignore or, if its values are "
-        'names, in categories of [data] (target = "label" for a target)',
+        instead="write a number there, leave the sample out, or name the column in ignore of [data]; "
+        'if its values are names, name it in categories (of a target write target = "label")',
     )
 
 

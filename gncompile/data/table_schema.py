@@ -1,4 +1,4 @@
-"""What turns rows of a file into tensors, and a network's outputs into columns: a record that is kept with it."""
+"""What turns rows of a file into tensors, and a network's outputs into columns: a record."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Record(BaseModel):
 class NumericColumn(Record):
     """A column of numbers, or an archive's ``x`` of ``size`` features, which then has tuples of them.
 
-    ``(value - mean) / scale`` has mean 0 and variance 1 over the training rows where the schema standardises;
-    ``fill`` takes the place of what is missing (None: refused).
+    ``(value - mean) / scale`` has mean 0 and variance 1 over the training rows where the schema
+    standardises; ``fill`` takes the place of what is missing (None: refused).
     """
 
     name: Name
@@ -48,7 +48,7 @@ class NumericColumn(Record):
 
 
 class CategoryColumn(Record):
-    """A column of categories: its ``levels``, and whether one more stands for all that is ``missing`` or new."""
+    """A column of categories: its ``levels``, and whether one more stands for what is ``missing`` or new."""
 
     name: Name
     levels: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -64,10 +64,11 @@ class TableSchema(Record):
     """Which columns go in and come out, and how: of a table, or of an archive's arrays (``archive``).
 
     ``target`` is what the network produces: ``"label"`` a score for each of the ``classes`` of one column,
-    ``"value"`` the numbers of the columns ``targets``, ``"input"`` its own numeric inputs. ``outputs`` is how many
-    numbers that are. All numbers stay in the file's own units: ``mean`` and ``scale`` of the columns, and
-    ``target_mean``, ``target_scale`` of numbers that are produced (None without ``standardise``, and for classes),
-    are for the network to undo. ``weights`` is the column of the samples' weights.
+    ``"value"`` the numbers of the columns ``targets``, ``"input"`` its own numeric inputs. ``outputs`` is
+    how many numbers that are. All numbers stay in the file's own units: ``mean`` and ``scale`` of the
+    columns, and ``target_mean``, ``target_scale`` of numbers that are produced (None without
+    ``standardise``, and for classes), are for the network to undo. ``weights`` is the column of the
+    samples' weights.
     """
 
     target: Literal["input", "label", "value"]
@@ -156,9 +157,9 @@ class TableSchema(Record):
     def encode(self, table: Table) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """The inputs ``[N, inputs]``, or with categories ``(inputs, int64 [N, categories])``.
 
-        Columns are found by name, in any order; others are not looked at. Raises :class:`DataError`, by row and
-        column, for a column that is not there, missing cells and categories that training has not seen, unless
-        the schema has something to put there.
+        Columns are found by name, in any order; others are not looked at. Raises :class:`DataError`, by row
+        and column, for a column that is not there, missing cells and categories that training has not seen,
+        unless the schema has something to put there.
         """
         blocks, missing = [], []
         for column in self.numeric:
@@ -189,8 +190,9 @@ class TableSchema(Record):
     def targets_of(self, table: Table) -> Any:
         """What a network has to produce: numbers ``[N, outputs]``, or class numbers ``int64 [N]``.
 
-        With a column of weights it is a pair ``(targets, weights [N])``. Raises :class:`DataError` for columns
-        that are not there, missing cells, weights that are negative, and labels that training has not seen.
+        With a column of weights it is a pair ``(targets, weights [N])``. Raises :class:`DataError` for
+        columns that are not there, missing cells, weights that are negative, and labels that training has
+        not seen.
         """
         asked = "targets in [data]"
         if self.classes is not None:
@@ -213,7 +215,8 @@ class TableSchema(Record):
     def require_resolved(self, dtype: torch.dtype, x: Any, y: Any) -> None:
         """Raise :class:`DataError` for a column of training data that ``dtype`` rounds to a few values.
 
-        Next to a mean m neighbouring numbers are ``eps |m|`` apart, which has to be little of the column's scale.
+        Next to a mean m neighbouring numbers are ``eps |m|`` apart, which has to be little of the column's
+        scale.
         """
         numbers = x if isinstance(x, torch.Tensor) else x[0]
         parts = [(numbers, self.input_mean, self.input_scale, self.columns)]
@@ -225,19 +228,19 @@ class TableSchema(Record):
             for i in rough.nonzero()[:, 0].tolist():
                 low, high = (each.item() for each in torch.aminmax(values[:, i]))
                 if low < high:
+                    name = shown(names[min(i, len(names) - 1)])
                     raise DataError(
-                        f"{dtype} cannot tell the numbers of a column apart: they lie between {low:.12g} and "
-                        f"{high:.12g}",
-                        where=f"column {shown(names[min(i, len(names) - 1)])}",
-                        instead='train with dtype = "float64", subtract an offset, or name it in ignore of [data]',
+                        f"{dtype} cannot tell numbers between {low:.12g} and {high:.12g} apart",
+                        where=f"column {name}",
+                        instead='train with dtype = "float64", subtract an offset, or ignore the column',
                     )
 
     def decode(self, outputs: Any) -> dict[str, Array]:
         """Columns of a network's outputs ``[N, outputs]``, a tensor or an array, by name.
 
-        Numbers are those of ``output_names``, in the file's units. Of classes, the target column has the likeliest
-        one, and ``probability_CLASS`` its softmax; a single output for two classes is the log odds of the
-        second. Raises :class:`DataError` for outputs of another size, or that are not finite.
+        Numbers are those of ``output_names``, in the file's units. Of classes, the target column has the
+        likeliest one, and ``probability_CLASS`` its softmax; a single output for two classes is the log
+        odds of the second. Raises :class:`DataError` for outputs of another size, or that are not finite.
         """
         z = np.asarray(outputs.detach().cpu() if isinstance(outputs, torch.Tensor) else outputs)
         z = z.reshape(len(z), -1)

@@ -1,7 +1,7 @@
 """Tables from files: ``.csv`` by the standard library, Parquet and Arrow's by pyarrow, all into one record.
 
-Nothing is taken for what it only looks like: a column that holds numbers and other texts, or dates, is refused when it is
-asked for, until ``categories`` says that its values are names.
+Nothing is taken for what it only looks like: a column that holds numbers and other texts, or dates, is
+refused when it is asked for, until ``categories`` says that its values are names.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import array
 import csv
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..base.untrusted import shown
 from ..errors import DataError, expected_got
 from .table import (
     CELL_OF_TEXT,
@@ -37,8 +37,8 @@ _BOOLEANS = {"true": 1.0, "false": 0.0}
 def read_table(path: Path, texts: Collection[str] = ()) -> Table:
     """The columns of a table; :class:`DataError`, by line or row and column, for what is none.
 
-    Columns are numbers where all their cells are, booleans counting as 0 and 1, and else texts. Those that ``texts``
-    names are texts whatever they look like. Rows are in the file's order.
+    Columns are numbers where all their cells are, booleans counting as 0 and 1, and else texts. Those that
+    ``texts`` names are texts whatever they look like. Rows are in the file's order.
     """
     if not path.stat().st_size:
         raise DataError("cannot read the data file: it is empty", where=str(path))
@@ -67,10 +67,8 @@ def read_csv(path: Path, texts: Collection[str] = ()) -> Table:
     """A table of one header line and rows of cells, divided by commas; texts are read in a second pass."""
     require_room(8 * _cells(path), path)
     with _rows_of(path) as (rows, header):
-        cells = _Cells(rows, header, path)
-    numbers = np.frombuffer(cells.numbers, np.float64).reshape(-1, len(header))
-    lines = np.frombuffer(cells.lines, np.int64)
-    named = [name for name in header if name in texts or name in cells.odd]
+        numbers, lines, odd = _numbers(rows, header, path)
+    named = [name for name in header if name in texts or name in odd]
     columns = {name: numbers[:, i] for i, name in enumerate(header) if name not in named}
     refused: dict[str, DataError] = {}
     if named:
@@ -79,7 +77,7 @@ def read_csv(path: Path, texts: Collection[str] = ()) -> Table:
         levels = {cell: None for cell in values if cell is not None}
         found: Array | DataError = values
         if name not in texts:
-            found = _judged(values, levels, cells.odd[name])
+            found = _judged(values, levels, odd[name])
         if isinstance(found, DataError):
             refused[name] = found
         else:
@@ -89,7 +87,7 @@ def read_csv(path: Path, texts: Collection[str] = ()) -> Table:
 
 
 def _judged(values: Array, levels: Collection[str], odd: tuple[str, str]) -> Array | DataError:
-    """A column whose cells are not all numbers: texts, booleans as numbers, or the error that it is neither."""
+    """A column whose cells are not all numbers: texts, flags as numbers, or the error that it is neither."""
     if all(level.lower() in _BOOLEANS for level in levels):
         flags = [np.nan if cell is None else _BOOLEANS[cell.lower()] for cell in values]
         return np.array(flags, np.float64)
@@ -98,38 +96,34 @@ def _judged(values: Array, levels: Collection[str], odd: tuple[str, str]) -> Arr
     return values
 
 
-@dataclass
-class _Cells:
-    """All rows below the header: numbers row by row, NaN for all else, and the lines that they end on."""
+Odd = dict[str, tuple[str, str]]
+"""By column, the first cell that is no number, and where it is."""
 
-    rows: Any
-    header: list[str]
-    path: Path
-    numbers: array.array[float] = field(default_factory=lambda: array.array("d"))
-    lines: array.array[int] = field(default_factory=lambda: array.array("q"))
-    odd: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """The first cell of a column that is no number, and where it is."""
 
-    def __post_init__(self) -> None:
-        for row in _whole(self.rows, self.header, self.path):
-            try:
-                cells = [*map(float, row)]
-            except ValueError:
-                cells = []
-            if not cells or "_" in "".join(row):  # Python's 1_000 is no number in a table
-                cells = [*map(self._number, self.header, row)]
-            self.numbers.extend(cells)
-            self.lines.append(self.rows.line_num)
-
-    def _number(self, name: str, cell: str) -> float:
-        if name in self.odd:
-            return np.nan
-        if is_number(cell):
-            return float(cell)
-        if cell.strip().lower() not in MISSING:
-            place = f"line {self.rows.line_num}, column {name!r} of {self.path}"
-            self.odd[name] = cell.strip(), place
-        return np.nan
+def _numbers(rows: Any, header: list[str], path: Path) -> tuple[Array, Array, Odd]:
+    """Rows below the header ``[N, columns]``, NaN for all but numbers; lines they end on; what is odd."""
+    numbers, lines = array.array("d"), array.array("q")
+    odd: dict[int, tuple[str, str]] = {}
+    for row in _whole(rows, header, path):
+        for column in odd:
+            row[column] = "nan"
+        try:
+            cells = [*map(float, row)]
+        except ValueError:
+            cells = []
+        if not cells or "_" in "".join(row):  # Python's 1_000 is no number in a table
+            for column, cell in enumerate(row):
+                if is_number(cell):
+                    continue
+                if cell.strip().lower() not in MISSING:
+                    place = f"line {rows.line_num}, column {shown(header[column])} of {path}"
+                    odd[column] = cell.strip(), place
+                row[column] = "nan"
+            cells = [*map(float, row)]
+        numbers.extend(cells)
+        lines.append(rows.line_num)
+    found = np.frombuffer(numbers, np.float64).reshape(-1, len(header))
+    return found, np.frombuffer(lines, np.int64), {header[i]: what for i, what in odd.items()}
 
 
 def _texts(path: Path, names: list[str], count: int) -> dict[str, Array]:

@@ -22,7 +22,10 @@ def write(path: Path, columns: dict[str, list[object] | np.ndarray]) -> str:
     if path.suffix == ".csv":
         lines = [",".join(columns)]
         for row in zip(*columns.values(), strict=True):
-            cells = ("" if c is None or c != c else c if isinstance(c, str) else repr(float(c)) for c in row)
+            cells = (
+                "" if c is None or c != c else c if isinstance(c, str) else repr(float(c))
+                for c in row
+            )
             lines.append(",".join(cells))
         path.write_text("\n".join(lines))
     else:
@@ -30,7 +33,9 @@ def write(path: Path, columns: dict[str, list[object] | np.ndarray]) -> str:
         from pyarrow import feather, parquet
 
         table = pa.table({name: pa.array(values) for name, values in columns.items()})
-        parquet.write_table(table, path) if path.suffix == ".parquet" else feather.write_feather(table, path)
+        parquet.write_table(table, path) if path.suffix == ".parquet" else feather.write_feather(
+            table, path
+        )
     return str(path)
 
 
@@ -174,10 +179,18 @@ def test_a_label_or_category_only_in_the_validation_rows_is_named(tmp_path: Path
     spec = DataSpec(path, targets=("kind",), validation_column="part", ignore=("other",))
     with pytest.raises(DataError, match="category 'Bern' is in no .*\n.*line 6, column 'town'"):
         load(spec)
-    spec = DataSpec(path, targets=("other",), validation_column="part", ignore=("kind", "town"), inputs=("town",))
+    spec = DataSpec(
+        path,
+        targets=("other",),
+        validation_column="part",
+        ignore=("kind", "town"),
+        inputs=("town",),
+    )
     with pytest.raises(DataError, match="named in inputs and ignore"):
         load(spec)
-    spec = DataSpec(path, targets=("other",), validation_column="part", inputs=("town",), missing="impute")
+    spec = DataSpec(
+        path, targets=("other",), validation_column="part", inputs=("town",), missing="impute"
+    )
     with pytest.raises(DataError, match="label 'owl' is in no .*\n.*line 6, column 'other'"):
         load(spec)
 
@@ -238,9 +251,15 @@ def test_names_in_archives_and_keys_that_say_nothing_of_them(tmp_path: Path) -> 
 
 def test_weights_marks_and_imputing_in_archives(tmp_path: Path) -> None:
     x = np.array([[1.0, 10], [3, np.nan], [np.nan, 30], [5, 5]])
-    np.savez(tmp_path / "a.npz", x=x, y=np.arange(4.0), w=np.arange(4.0), part=np.array([0, 0, 0, 1]))
+    np.savez(
+        tmp_path / "a.npz", x=x, y=np.arange(4.0), w=np.arange(4.0), part=np.array([0, 0, 0, 1])
+    )
     spec = DataSpec(
-        str(tmp_path / "a.npz"), missing="impute", weights="w", validation_column="part", standardise=True
+        str(tmp_path / "a.npz"),
+        missing="impute",
+        weights="w",
+        validation_column="part",
+        standardise=True,
     )
     split = load(spec)
     assert split.train_x.tolist() == [[1, 10], [3, 20], [2, 30]]
@@ -319,8 +338,16 @@ def test_the_digest_sees_names_scales_weights_and_categories(tmp_path: Path) -> 
         load(DataSpec(**{**vars(base), "standardise": False})).digest(),
         load(DataSpec(**{**vars(base), "missing": "impute"})).digest(),
     }
-    for change in ({"kind": ["cat", "ewe"] * 2}, {"town": ["b", "a", "b", "a"]}, {"town": ["a", "c"] * 2}):
-        found.add(load(DataSpec(**{**vars(base), "name": write(tmp_path / "u.csv", columns | change)})).digest())
+    for change in (
+        {"kind": ["cat", "ewe"] * 2},
+        {"town": ["b", "a", "b", "a"]},
+        {"town": ["a", "c"] * 2},
+    ):
+        found.add(
+            load(
+                DataSpec(**{**vars(base), "name": write(tmp_path / "u.csv", columns | change)})
+            ).digest()
+        )
     assert len(found) == 7
     assert load(base).digest() == load(base).digest()
 

@@ -26,9 +26,7 @@ def csv(folder: Path, text: str, *, texts: tuple[str, ...] = ()) -> Table:
     return read_table(folder / "t.csv", texts)
 
 
-def arrow(
-    folder: Path, columns: dict[str, object], kind: str = "parquet", chunk: int = 2
-) -> Path:
+def arrow(folder: Path, columns: dict[str, object], kind: str = "parquet", chunk: int = 2) -> Path:
     """A file of these columns, in one of the formats."""
     table = pa.table(columns)
     path = folder / f"t.{kind}"
@@ -43,7 +41,9 @@ def arrow(
 
 
 def test_numbers_texts_flags_and_what_is_missing(tmp_path: Path) -> None:
-    found = csv(tmp_path, "a, b ,c,d\n1,cat, TRUE,1e-3\n,dog,false,NaN\n\n3, cat ,,n/a\nNA,null,true,4\n")
+    found = csv(
+        tmp_path, "a, b ,c,d\n1,cat, TRUE,1e-3\n,dog,false,NaN\n\n3, cat ,,n/a\nNA,null,true,4\n"
+    )
     assert found.names == ["a", "b", "c", "d"]
     np.testing.assert_array_equal(found.numbers("a"), [1, np.nan, 3, np.nan])
     assert found.column("b").tolist() == ["cat", "dog", "cat", None]
@@ -82,7 +82,9 @@ def test_what_only_looks_like_a_number_is_refused_when_it_is_used(
     rows = "".join(f'"{cell}",{i}\n' for i, cell in enumerate(column))
     found = csv(tmp_path, "odd,y\n" + rows)
     assert found.numbers("y").tolist() == [0, 1, 2]
-    with pytest.raises(DataError, match=f"{text.replace('$', '.')}\n.*line {line}, column 'odd'") as caught:
+    with pytest.raises(
+        DataError, match=f"{text.replace('$', '.')}\n.*line {line}, column 'odd'"
+    ) as caught:
         found.column("odd")
     assert "categories" in str(caught.value)
     named = csv(tmp_path, "odd,y\n" + rows, texts=("odd",))
