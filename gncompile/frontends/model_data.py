@@ -30,13 +30,15 @@ def load_data(file: ModelFile) -> DataSplit:
             where=str(file.path),
             instead=_fitting(file, f"the first of layers to {file.inputs_wanted}"),
         )
-    loss = bind_loss(resolve_loss(file.loss), (file.output_size,))
     for part, y in (("training", data.train_y), ("validation", data.validation_y)):
-        samples = len(tensors_of(y)[0])
-        try:
-            loss.check_target((samples, file.output_size), file.dtype, y)
-        except BatchError as error:
-            raise ModelFileError(_misfit(file, part, y, error)) from None
+        # The loss as declared first: what stands in the file is what an error can speak of.
+        for spec, targets in ((file.declared_loss, tensors_of(y)[0]), (file.loss, y)):
+            loss = bind_loss(resolve_loss(spec), (file.output_size,))
+            shape = len(tensors_of(y)[0]), file.output_size
+            try:
+                loss.check_target(shape, file.dtype, targets)
+            except BatchError as error:
+                raise ModelFileError(_misfit(file, part, y, error)) from None
     return data
 
 

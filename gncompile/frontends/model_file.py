@@ -119,7 +119,7 @@ class ModelFile:
         It is that of standardised targets where these are standardised and the loss is one of differences,
         and weighted where samples have weights.
         """
-        declared = self._declared_loss
+        declared = self.declared_loss
         if not self.needs_data:
             return declared
         if self._in_units:
@@ -127,7 +127,8 @@ class ModelFile:
         return weighted(declared) if self.schema.weights else declared
 
     @cached_property
-    def _declared_loss(self) -> str | Loss:
+    def declared_loss(self) -> str | Loss:
+        """The loss as the file says it, or by default: of targets in their units, and without weights."""
         section = self.sections.loss
         if section is None:
             return CLASSIFIES if self.schema.target == "label" else "mse"
@@ -145,7 +146,7 @@ class ModelFile:
     def _in_units(self) -> bool:
         """Whether the network learns standardised outputs, which its module takes back into their units."""
         scales = self.needs_data and self.schema.target_scale is not None
-        return scales and is_of_differences(resolve_loss(self._declared_loss))
+        return scales and is_of_differences(resolve_loss(self.declared_loss))
 
     @cached_property
     def network(self) -> Layers | Nodes:
@@ -164,7 +165,7 @@ class ModelFile:
     @property
     def outputs_wanted(self) -> int:
         """Outputs that the loss and the data ask for."""
-        loss = resolve_loss(self._declared_loss)
+        loss = resolve_loss(self.declared_loss)
         return loss.outputs if isinstance(loss, CoupledLoss) else self.schema.outputs
 
     @property
