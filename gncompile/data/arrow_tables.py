@@ -7,6 +7,7 @@ share is kept once.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -72,10 +73,10 @@ def _dictionaries(types: Any, schema: Any) -> list[str]:
 
 
 def _ipc(path: Path) -> tuple[Any, list[str]]:
+    """As :func:`_parquet`, of a stream of Arrow's messages, which a file has between its magic words."""
     import pyarrow
     from pyarrow import ipc
 
-    require_room(path.stat().st_size, path)
     with path.open("rb") as file:
         magic = file.read(6)
     if magic.startswith(b"FEA1"):
@@ -84,13 +85,57 @@ def _ipc(path: Path) -> tuple[Any, list[str]]:
             where=str(path),
             instead="write it again with pyarrow.feather.write_feather, which writes version 2",
         )
+    start = 8 if magic == b"ARROW1" else 0
     with pyarrow.OSFile(str(path)) as source:
-        reader = ipc.open_file(source) if magic == b"ARROW1" else ipc.open_stream(source)
-        with reader:
+        source.seek(start)
+        messages = ipc.MessageReader.open_stream(source)
+        require_room(max(path.stat().st_size, sum(map(unpacked_size, messages))), path)
+        source.seek(start)
+        with ipc.open_stream(source) as reader:
             check_names(reader.schema.names, str(path))
             found = reader.read_all()
     found.validate(full=True)  # offsets and texts of strangers
     return found, _dictionaries(pyarrow.types, found.schema)
+
+
+def unpacked_size(message: Any) -> int:
+    """Bytes that the buffers of one of Arrow's messages need, before anything is unpacked.
+
+    Before each packed buffer stands its size, -1 where it is not packed; where the buffers are is told by
+    the message's metadata, a table of FlatBuffers (``Message.fbs`` of Arrow: ``Message.header`` is a
+    ``RecordBatch`` or a ``DictionaryBatch`` with one in it; a batch has ``buffers`` and ``compression``).
+    """
+    data, body = message.metadata.to_pybytes(), memoryview(message.body or b"")
+
+    def at(form: str, place: int) -> int:
+        return int(struct.unpack_from(f"<{form}", data, place)[0])
+
+    def slot(table: int, number: int) -> int:
+        """Where a field of a table is, 0 if it is left out."""
+        offsets = table - at("i", table)
+        there = 4 + 2 * number < at("H", offsets)
+        offset = at("H", offsets + 4 + 2 * number) if there else 0
+        return table + offset if offset else 0
+
+    def follow(place: int) -> int:
+        return place + at("I", place)
+
+    root = at("I", 0)
+    kind = message.type
+    if kind not in ("record batch", "dictionary"):
+        return 0
+    batch = follow(slot(root, 2))
+    if kind == "dictionary":
+        batch = follow(slot(batch, 1))
+    buffers = slot(batch, 2)
+    if not slot(batch, 3) or not buffers:
+        return len(body)
+    places, total = follow(buffers), 0
+    for number in range(at("I", places)):
+        start, length = (at("q", places + 4 + 16 * number + i) for i in (0, 8))
+        packed = struct.unpack_from("<q", body, start)[0] if length >= 8 else -1
+        total += length if packed < 0 else packed
+    return total
 
 
 def _column(pa: Any, name: str, values: Any, path: Path, named: bool) -> Array:

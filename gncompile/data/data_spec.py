@@ -176,7 +176,9 @@ class DataSplit:
         parts = (self.train_x, self.train_y, self.validation_x, self.validation_y)
         for tensor in (each for part in parts for each in tensors_of(part)):
             found.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
-            found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            found.update(
+                tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+            )
         if self.schema is not None:
             found.update(self.schema.model_dump_json().encode())
         return found.hexdigest()

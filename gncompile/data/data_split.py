@@ -104,8 +104,9 @@ def _read(
     """The rows of a file, and those of its own validation arrays if it has some."""
     path = _located(name, key)
     if path.suffix in TABLES:
-        labels = spec.target == "label" or (classification and spec.target is None)
-        return read_table(path, (*spec.categories, *(spec.targets if labels else ()))), None
+        one = classification and spec.target is None and len(spec.targets) == 1
+        labels = spec.targets if one or spec.target == "label" else ()
+        return read_table(path, (*spec.categories, *labels)), None
     needed = ["x"] if spec.target == "input" else ["x", "y"]
     needed += [n for n in (spec.weights, spec.validation_column) if n is not None]
     arrays = _arrays(path, [*needed, *(HELD_OUT + n for n in needed)])

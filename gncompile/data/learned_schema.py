@@ -11,7 +11,7 @@ from ..base.untrusted import shown
 from ..errors import DataError
 from .data_spec import DataSpec, Target
 from .table import Array, Table, is_number, plain_name
-from .table_schema import CategoryColumn, NumericColumn, TableSchema, floating
+from .table_schema import IMPUTE, CategoryColumn, NumericColumn, TableSchema, floating
 
 MOST_LEVELS = 10**6
 """Of one column of categories."""
@@ -159,6 +159,8 @@ def input_columns(spec: DataSpec, table: Table) -> list[str]:
         )
     for name in found:  # before anything else is said of the rows
         table.numbers(name) if spec.target == "input" else table.column(name)
+    if spec.missing == "refuse":  # of the whole file at once
+        table.require_filled([(name, table.empty(name)) for name in found], IMPUTE)
     return found
 
 
@@ -218,6 +220,15 @@ def _classes(table: Table, targets: tuple[str, ...]) -> tuple[str, ...]:
             f"labels must be one whole number or text a sample, and there is {wrong}",
             where=table.place(row, targets[0]),
             instead='use target = "value" for other targets',
+        )
+    if len(levels) < 2:
+        found = (
+            f"all samples have the label {shown(levels[0])}" if levels else "no sample has a label"
+        )
+        raise DataError(
+            found,
+            where=f"column {shown(targets[0])} of {table.where}",
+            instead="give samples of two classes or more",
         )
     return _sorted(levels)
 

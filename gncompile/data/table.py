@@ -102,6 +102,13 @@ class Table:
             codes[row] = -1 if cell is None else found.setdefault(cell, len(found))
         return list(found), codes
 
+    def empty(self, name: str) -> Array:
+        """Which cells of a column are missing, ``[N, …]``."""
+        values = self.column(name)
+        if values.dtype.kind != "O":
+            return np.isnan(values)
+        return np.array([cell is None for cell in values.flat], bool).reshape(values.shape)
+
     def take(self, order: Array) -> Table:
         """The rows ``order``, which remember where they stood."""
         columns = {name: values[order] for name, values in self.columns.items()}
@@ -115,12 +122,12 @@ class Table:
         return f"{self.row_word} {self.rows[row]}, column {shown(name)} of {self.where}"
 
     def require_filled(self, missing: Sequence[tuple[str, Array]], instead: str) -> None:
-        """Raise :class:`DataError`, listing the first, for cells that these masks of columns ``[N, …]`` show."""
+        """Raise :class:`DataError`, listing the first, for cells that these masks ``[N, …]`` show."""
         masks = [(name, mask.reshape(len(self), -1)) for name, mask in missing if mask.any()]
         if not masks:
             return
         cells = sorted(
-            (int(row), name, int(feature))
+            (int(self.rows[row]), int(row), name, int(feature))
             for name, mask in masks
             for row, feature in np.argwhere(mask)[:CELLS_SHOWN]
         )
@@ -128,7 +135,7 @@ class Table:
         found = "a cell is empty" if count == 1 else f"{count} cells are empty"
         if self.row_word == "index":  # archives have no empty cells
             found = "samples contain NaN or infinite values: nan"
-        places = [self.place(row, name, feature) for row, name, feature in cells[:CELLS_SHOWN]]
+        places = [self.place(row, name, feature) for _, row, name, feature in cells[:CELLS_SHOWN]]
         more = [f"and {count - len(places)} more"] if count > len(places) else []
         raise DataError(
             f"cannot read the data file: {found}",
@@ -145,7 +152,7 @@ def first_cell(mask: Array) -> tuple[int, int]:
 
 MISSING = frozenset(("", "na", "n/a", "#n/a", "<na>", "nan", "null"))
 """Cells that stand for nothing, in any case of letters."""
-_LIKE_A_NUMBER = re.compile(r"[\d\s.,:;/'_%+\-$€£TZ]*\d[\d\s.,:;/'_%+\-$€£TZ]*")
+_LIKE_A_NUMBER = re.compile(r"(?:[\d\s.,:;/'_%+\-$€£]|(?<=\d)T(?=\d)|(?<=\d)Z$)+")
 
 
 def is_number(text: str) -> bool:
@@ -170,7 +177,8 @@ def plain_name(text: str) -> str:
 def look_alike(levels: Collection[str]) -> str | None:
     """One of the texts of a column if all are dates, amounts or ranges: no numbers as they stand."""
     odd = [x for x in levels if not is_number(x)]
-    return odd[0] if odd and all(map(_LIKE_A_NUMBER.fullmatch, odd)) else None
+    alike = all(_LIKE_A_NUMBER.fullmatch(x) and any(c.isdigit() for c in x) for x in odd)
+    return odd[0] if odd and alike else None
 
 
 def no_number(text: str, where: str) -> DataError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -11,12 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validato
 
 from ..base.untrusted import shown
 from ..errors import DataError, expected_got
-from .table import EXACT, Array, Table, first_cell, is_number, plain_name
+from .table import EXACT, Array, Table, first_cell, plain_name
 
 COARSEST = 0.01
 """Of a column's scale, between two neighbouring numbers."""
 LEAVE_OUT = "leave the samples out, or write numbers there"
 IMPUTE = 'leave the samples or the column out (ignore), or write missing = "impute" in [data]'
+_WHOLE = re.compile(r"-?[0-9]{1,15}")
 Name = Annotated[str, Field(min_length=1)]
 
 
@@ -258,7 +260,7 @@ class TableSchema(Record):
         if self.classes is None:
             return {name: z[:, i] for i, name in enumerate(self.output_names)}
         names = np.array(self.classes)
-        if all(map(is_number, self.classes)):
+        if all(map(_WHOLE.fullmatch, self.classes)):
             names = names.astype(np.int64)
         odds = np.exp(z - z.max(axis=1, keepdims=True))
         odds /= odds.sum(axis=1, keepdims=True)
@@ -318,7 +320,11 @@ def _codes(
             f"the {what} {shown(levels[codes[row]], 60)} is in no training sample",
             where=table.place(row, name),
             instead="give training samples of it, leave the sample out"
-            + (', or write missing = "impute" in [data]' if what == "category" else ""),
+            + (
+                ', name the column in ignore of [data], or write missing = "impute"'
+                if what == "category"
+                else ""
+            ),
         )
     return given, empty
 
@@ -333,6 +339,12 @@ def _weights(table: Table, name: str) -> torch.Tensor:
             f"a sample has the weight {values[row]:g}",
             where=table.place(row, name),
             instead="use weights from 0; 0 leaves a sample out",
+        )
+    if not values.any():
+        raise DataError(
+            "all samples have the weight 0",
+            where=f"column {shown(name)} of {table.where}",
+            instead="give some of them a weight above 0",
         )
     return floating(values, f"{name} of {table.where}", images=False)
 

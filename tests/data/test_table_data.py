@@ -195,6 +195,36 @@ def test_a_label_or_category_only_in_the_validation_rows_is_named(tmp_path: Path
         load(spec)
 
 
+def test_all_missing_cells_are_told_in_the_files_order(tmp_path: Path) -> None:
+    columns: dict[str, list[object] | np.ndarray] = {
+        "x": [None if i in (3, 5, 17) else i for i in range(20)],
+        "town": [None if i in (4, 5) else "ab"[i % 2] for i in range(20)],
+        "y": np.arange(20.0),
+    }
+    for suffix, first in (("csv", "line 5"), ("parquet", "row 4")):
+        path = write(tmp_path / f"t.{suffix}", columns)
+        with pytest.raises(
+            DataError, match=f"5 cells are empty\n  where: *{first}, column 'x'"
+        ) as caught:
+            load(DataSpec(path, targets=("y",)))
+        places = [
+            int(word) for word in str(caught.value).replace(",", " ").split() if word.isdigit()
+        ]
+        assert places[1:] == [int(first.split()[1]) + i for i in (0, 1, 2, 2, 14)]
+        split = load(DataSpec(path, targets=("y",), missing="impute"))
+        assert split.schema is not None
+        assert split.schema.categories[0].missing
+        numbers = torch.cat([split.train_x[0], split.validation_x[0]])
+        assert (numbers == split.schema.numeric[0].fill).sum() == 3
+
+
+def test_a_table_of_categories_alone(tmp_path: Path) -> None:
+    columns: dict[str, list[object] | np.ndarray] = {"town": ["a", "b"] * 10, "y": np.arange(20.0)}
+    split = load(DataSpec(write(tmp_path / "t.csv", columns), targets=("y",)))
+    assert split.train_x[0].shape == (18, 0)
+    assert len(split.to(torch.float32).digest()) == 64
+
+
 # --- Archives
 
 
@@ -369,5 +399,10 @@ def test_batches_of_several_inputs_and_weighted_targets(tmp_path: Path) -> None:
         assert torch.equal(codes, (numbers % 2).long())
         loss = weighted("mse").bound((1,))
         loss.check_target((len(y), 1), torch.float32, (y, w))
+    soft = write(tmp_path / "s.csv", {"x": [1, 2, 3], "a": [0.2, 0, 1], "b": [0.8, 1, 0]})
+    assert load(DataSpec(soft, targets=("a", "b")), True).train_y.shape == (2, 2)
+    zero = write(tmp_path / "z.csv", columns | {"w": np.zeros(20)})
+    with pytest.raises(DataError, match="all samples have the weight 0"):
+        load(DataSpec(zero, targets=("y",), weights="w"))
     with pytest.raises(DataError, match="18 samples, but 3 samples"):
         Batches((split.train_x[0], split.train_x[1][:3]), split.train_y, 4)

@@ -99,7 +99,7 @@ def test_unknown_levels_and_missing_cells_have_a_place() -> None:
 def test_imputing_has_the_training_mean_and_a_level_of_its_own() -> None:
     rows = table(age=[20, nan, 40], town=["Rome", None, "Oslo"], y=[1, 2, 3])
     with pytest.raises(DataError, match="2 cells are empty"):
-        learned(rows, targets=("y",)).encode(rows)
+        learned(rows, targets=("y",))
     schema = learned(rows, targets=("y",), missing="impute")
     assert schema.numeric == (NumericColumn(name="age", mean=30.0, scale=10.0, fill=30.0),)
     assert schema.categories == (
@@ -167,6 +167,8 @@ def test_one_output_for_two_classes_is_the_log_odds_of_the_second() -> None:
         (["a", "b", "a"], None, {}, "label"),
         (["a", "b", "a"], False, {}, "holds names, and the loss is one of numbers"),
         (["a", "b", "a"], None, {"target": "value"}, "'a' is not a number"),
+        ([2, 2, 2], True, {}, "all samples have the label '2'"),
+        ([nan, nan, nan], True, {}, "no sample has a label"),
         ([1, 2.5, 3], True, {}, "one whole number or text a sample, and there is 2.5"),
     ],
 )
