@@ -20,7 +20,15 @@ from pydantic import TypeAdapter
 from gncompile.base.settings import Settings
 from gncompile.data.data_spec import DataSpec
 from gncompile.frontends.model_schema import LossSection, Model, Transfer
-from gncompile.frontends.network_schema import Concat, Layers, Linear, Nodes, Pointwise, Select, Slice
+from gncompile.frontends.network_schema import (
+    Concat,
+    Layers,
+    Linear,
+    Nodes,
+    Pointwise,
+    Select,
+    Slice,
+)
 from gncompile.frontends.training_schema import EarlyStopping, Training
 
 PAGE = Path(__file__).with_name("model_file.md")
@@ -160,7 +168,10 @@ def tables() -> dict[str, list[str]]:
 
 def replaced(page: str, table: str, lines: Iterable[str]) -> str:
     """``page`` with the table between its marks exchanged."""
-    start, end = f"<!-- {table}: python docs/model_file_reference.py -->", f"<!-- end of {table} -->"
+    start, end = (
+        f"<!-- {table}: python docs/model_file_reference.py -->",
+        f"<!-- end of {table} -->",
+    )
     if start not in page or end not in page:
         raise ValueError(f"{PAGE.name} has no place for {table}")
     body = "\n".join([start, "", *lines, "", end])

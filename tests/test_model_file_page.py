@@ -1,4 +1,4 @@
-"""docs/model_file.md says what the records say, and every key stands in an example that is a valid model file."""
+"""docs/model_file.md says what the records say, and every key stands in an example that is valid."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def check_file(path: Path, data_root: Path | None = None) -> dict[str, str]:
     """What a model file describes, by name, if it can be trained; nothing is trained or written.
 
     File, data, sizes, loss, options and memory are checked, and the training step is compiled. Raises
-    :class:`~gncompile.errors.GncompileError` with all that is wrong, as far as one mistake does not hide another.
+    :class:`~gncompile.errors.GncompileError` with all that is wrong, as far as none hides another.
     """
     file = load_model_file(path, data_root=data_root)
     mistakes = [
@@ -94,7 +94,9 @@ def described(file: ModelFile, trainer: Trainer) -> dict[str, str]:
     columns += [f"{more} more categories"] if more > 0 else []
     parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     length = (
-        count(training.updates, "update") if training.updates else count(training.epochs or 0, "epoch")
+        count(training.updates, "update")
+        if training.updates
+        else count(training.epochs or 0, "epoch")
     )
     stops = training.early_stop
     length += f", or {stops.patience} validations without a better {stops.monitor}" if stops else ""

@@ -1,4 +1,4 @@
-"""``gncompile init``: a model file for a user's data, with what was guessed and what could be said instead."""
+"""``gncompile init``: a model file for a user's data, with what was guessed and what could be said."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ TARGETS = ("target", "targets", "label", "labels", "class", "y", "output", "outc
 FEW = 20
 """Distinct whole numbers that are taken for classes, where they are no more than a tenth of the samples."""
 MANY = 0.5
-"""Share of the samples that are categories of their own, from which a column of texts is one of identifiers."""
-STANDARDISE = "standardise = true  # the network sees mean 0 and scale 1; predictions keep their units"
+"""Levels for each sample, from which a column of texts is one of identifiers."""
+STANDARDISE = (
+    "standardise = true  # the network sees mean 0 and scale 1; predictions keep their units"
+)
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,15 @@ class Guess:
 def init_file(data: Path, out: Path | None = None, target: str | None = None) -> Path:
     """Write a commented model file for ``data``, by default beside it, and return its path.
 
-    A table's targets are the column ``target``, by default the one with a usual name, else the last one. Raises
-    :class:`~gncompile.errors.GncompileError` for a file that is there already, and for data that cannot be read.
+    A table's targets are the column ``target``, by default the one with a usual name, else the last one.
+    Raises :class:`~gncompile.errors.GncompileError` for a file that is there already, and for data that
+    cannot be read.
     """
     path = out or data.with_suffix(".toml")
     if os.path.lexists(path):
         raise GncompileError(
-            f"{shown(str(path))} exists already", instead="choose another file with -o, or delete it"
+            f"{shown(str(path))} exists already",
+            instead="choose another file with -o, or delete it",
         )
     try:
         there = data.is_file()

@@ -46,8 +46,8 @@ class DataSpec:
     name: Annotated[
         str,
         Field(
-            description="`curves`, `mnist`, or a file: a table `.csv`, `.parquet`, `.arrow`, `.feather`, or arrays "
-            "`x` and `y` in an `.npz`, `.safetensors`; beside the model file, or below its folder"
+            description="`curves`, `mnist`, or a file: a table `.csv`, `.parquet`, `.arrow`, `.feather`, or "
+            "arrays `x` and `y` in an `.npz`, `.safetensors`; beside the model file, or below its folder"
         ),
     ]
     target: Annotated[
@@ -73,9 +73,7 @@ class DataSpec:
     targets: Annotated[tuple[str, ...], Field(description="a table's target columns, by name")] = ()
     shape: Annotated[
         tuple[int, ...] | None,
-        Field(
-            description="layout of a flat sample, for pictures of reconstructions: `[28, 28]`"
-        ),
+        Field(description="layout of a flat sample, for pictures of reconstructions: `[28, 28]`"),
     ] = None
     inputs: Annotated[
         tuple[str, ...],
@@ -85,15 +83,15 @@ class DataSpec:
     categories: Annotated[
         tuple[str, ...],
         Field(
-            description="columns of numbers that are names of categories, as columns of texts are anyway; each is "
-            "embedded in half as many numbers as it has levels, 50 at most"
+            description="columns of numbers that are names of categories, as columns of texts are anyway; "
+            "each is embedded in half as many numbers as it has levels, 50 at most"
         ),
     ] = ()
     standardise: Annotated[
         bool | None,
         Field(
-            description="let the network see inputs, and targets of a loss of differences, with mean 0 and "
-            "scale 1; predictions and metrics keep the file's units. Default: tables yes, arrays no"
+            description="let the network see inputs, and targets of a loss of differences, with mean 0 "
+            "and scale 1; predictions and metrics keep the file's units. Default: tables yes, arrays no"
         ),
     ] = None
     missing: Annotated[

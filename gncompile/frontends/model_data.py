@@ -7,14 +7,7 @@ from typing import Any
 import torch
 
 from ..data.data_sets import DataSplit
-from ..errors import (
-    BatchError,
-    GncompileError,
-    LossError,
-    ModelFileError,
-    expected_got,
-    message,
-)
+from ..errors import BatchError, ModelFileError, expected_got, message
 from ..losses.targets import tensors_of
 from ..losses.vocabulary import resolve_loss
 from ..losses.weighting import bind_loss
@@ -37,27 +30,27 @@ def load_data(file: ModelFile) -> DataSplit:
             where=str(file.path),
             instead=_fitting(file, f"the first of layers to {file.inputs_wanted}"),
         )
-    try:
-        loss = bind_loss(resolve_loss(file.loss), (file.output_size,))
-    except LossError as error:  # which is that of outputs in the targets' units
-        raise ModelFileError(_misfit(file, "training", data.train_y, error)) from None
     for part, y in (("training", data.train_y), ("validation", data.validation_y)):
-        samples = len(tensors_of(y)[0])
-        try:
-            loss.check_target((samples, file.output_size), file.dtype, y)
-        except BatchError as error:
-            raise ModelFileError(_misfit(file, part, y, error)) from None
+        # The loss as declared first: what stands in the file is what an error can speak of.
+        for spec, targets in ((file.declared_loss, tensors_of(y)[0]), (file.loss, y)):
+            loss = bind_loss(resolve_loss(spec), (file.output_size,))
+            shape = len(tensors_of(y)[0]), file.output_size
+            try:
+                loss.check_target(shape, file.dtype, targets)
+            except BatchError as error:
+                raise ModelFileError(_misfit(file, part, y, error)) from None
     return data
 
 
 def _fitting(file: ModelFile, change: str) -> str:
     """How the network's sizes may be made to fit."""
     if isinstance(file.network, Layers):
-        return f"change {change} in [network], or give hidden = {list(file.network.hidden_sizes)} in place of layers"
+        hidden = list(file.network.hidden_sizes)
+        return f"change {change} in [network], or give hidden = {hidden} in place of layers"
     return f"write input_size = {file.inputs_wanted} in [network], or leave it out"
 
 
-def _misfit(file: ModelFile, part: str, y: Any, error: GncompileError) -> str:
+def _misfit(file: ModelFile, part: str, y: Any, error: BatchError) -> str:
     """Why the loss cannot take these targets, in terms of the model file."""
     values: torch.Tensor = tensors_of(y)[0]
     kind = "labels" if not values.is_floating_point() else f"{values.shape[1]} numbers a sample"
@@ -66,8 +59,9 @@ def _misfit(file: ModelFile, part: str, y: Any, error: GncompileError) -> str:
     whole = whole and bool((values == values.round()).all())
     labels = 'target = "label" in [data], if these are class numbers; or ' if whole else ""
     return message(
-        f"the loss cannot take the {part} targets, {kind}, of a network with {file.output_size} outputs\n{first}",
+        f"the loss cannot take the {part} targets, {kind}, of a network with {file.output_size} outputs\n"
+        + first,
         where=str(file.path),
-        instead=f"{labels}change the last of layers, or the last node, in [network], to {file.outputs_wanted}; "
-        "target or targets in [data]; or [loss]",
+        instead=f"{labels}change the last of layers, or the last node, in [network], to "
+        f"{file.outputs_wanted}; target or targets in [data]; or [loss]",
     )

@@ -1,8 +1,8 @@
 """TOML model files: read, validated, checked for sense, and built into an ``nn.Module``.
 
 Nothing in a model file is executed: expressions go through :mod:`gncompile.functions.parsing`, everything
-else is data. All mistakes of one kind are listed at once. What a file leaves out, sizes and the loss, follows from its
-data, which are read where they are first asked for.
+else is data. All mistakes of one kind are listed at once. What a file leaves out, sizes and the loss, follows
+from its data, which are read where they are first asked for.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ CLASSIFIES = "cross_entropy"
 class ModelFile:
     """A model file that makes sense: its sections, and its network's functions by node name.
 
-    ``content`` is the file as it was read; ``transfers`` are its own transfer functions. ``given`` is the schema
-    of data that were read before, as a run folder keeps it; without one the file's data are read.
+    ``content`` is the file as it was read; ``transfers`` are its own transfer functions. ``given`` is the
+    schema of data that were read before, as a run folder keeps it; without one the file's data are read.
     """
 
     path: Path
@@ -116,10 +116,10 @@ class ModelFile:
     def loss(self) -> str | Loss:
         """The loss as ``gncompile.compile`` takes it: its name, or what the file and its data declare.
 
-        It is that of standardised targets where these are standardised and the loss is one of differences, and
-        weighted where samples have weights.
+        It is that of standardised targets where these are standardised and the loss is one of differences,
+        and weighted where samples have weights.
         """
-        declared = self._declared_loss
+        declared = self.declared_loss
         if not self.needs_data:
             return declared
         if self._in_units:
@@ -127,7 +127,8 @@ class ModelFile:
         return weighted(declared) if self.schema.weights else declared
 
     @cached_property
-    def _declared_loss(self) -> str | Loss:
+    def declared_loss(self) -> str | Loss:
+        """The loss as the file says it, or by default: of targets in their units, and without weights."""
         section = self.sections.loss
         if section is None:
             return CLASSIFIES if self.schema.target == "label" else "mse"
@@ -145,7 +146,7 @@ class ModelFile:
     def _in_units(self) -> bool:
         """Whether the network learns standardised outputs, which its module takes back into their units."""
         scales = self.needs_data and self.schema.target_scale is not None
-        return scales and is_of_differences(resolve_loss(self._declared_loss))
+        return scales and is_of_differences(resolve_loss(self.declared_loss))
 
     @cached_property
     def network(self) -> Layers | Nodes:
@@ -164,7 +165,7 @@ class ModelFile:
     @property
     def outputs_wanted(self) -> int:
         """Outputs that the loss and the data ask for."""
-        loss = resolve_loss(self._declared_loss)
+        loss = resolve_loss(self.declared_loss)
         return loss.outputs if isinstance(loss, CoupledLoss) else self.schema.outputs
 
     @property
@@ -230,8 +231,8 @@ def load_model_file(
     """Read and check a model file; :class:`ModelFileError` names the key, the place and a remedy.
 
     Relative paths of data and of tuned settings are taken from ``base``, by default the file's own folder.
-    They may not lead out of it, links followed, except into the folder ``data_root``. The data are not read here;
-    with ``schema``, that of the data that a model was trained on, they never need to be.
+    They may not lead out of it, links followed, except into the folder ``data_root``. The data are not read
+    here; with ``schema``, that of the data that a model was trained on, they never need to be.
     """
     path = Path(path)
     content = read(path)

@@ -187,12 +187,13 @@ def _hint(location: tuple[int | str, ...]) -> str:
     key, here = str(location[-1]), location[:-1]
     if key in (*_OPTIONS, *_PLACE):
         return f"{key} is an option: write it in [training.options]"
-    places = [f"[{section}]" for section in _SECTIONS if key in _keys((section,))]
-    if places:
-        return f"{key} belongs in {' or '.join(places)}"
     known = _keys(here)
+    places = [f"[{section}]" for section in _SECTIONS if key in _keys((section,))]
+    elsewhere = f"{key} belongs in {' or '.join(places)}" if places else ""
     if similar := nearest(key, known):
-        return similar
+        return f"{similar} {elsewhere}".rstrip()
+    if elsewhere:
+        return elsewhere
     said = _WORDS.get(key.lower()) or HINTS.get(key.lower())
     if here and said:
         return said[0].upper() + said[1:]

@@ -4,8 +4,8 @@
 
     [data]       see gncompile.data.DataSpec; all the other sections may be left out
     [model]      name
-    [network]    hidden or layers, transfer, code_layer, output, bias     a chain of affine layers, or
-                 input_size and [[network.node]] tables                   any DAG, in any order that reads upwards
+    [network]    hidden or layers, transfer, code_layer, output, bias   a chain of layers, or
+                 input_size and [[network.node]] tables                 any DAG, which reads upwards
     [loss]       name, or expression in z and y (or z1, z2, … and y1, …) with targets, negative_curvature
     [training]   how long, with what, what is watched; [training.options] for the trainer
     [transfer.NAME]   expression in x (or u), parameters, domain, doc
@@ -50,24 +50,24 @@ class LossSection(Record):
     """
 
     name: str | None = Field(
-        None,
-        description="`mse`, `cross_entropy`, `bce_with_logits`, `huber`, `smooth_l1`, `log_cosh`, `poisson_nll`, "
-        "`soft_margin`, or a registered one. Default: `cross_entropy` for classes, else `mse`",
+        default=None,
+        description="`mse`, `cross_entropy`, `bce_with_logits`, `huber`, `smooth_l1`, `log_cosh`, "
+        "`poisson_nll`, `soft_margin`, or a registered one. Default: `cross_entropy` for classes, else `mse`",
     )
     expression: str | None = Field(
-        None,
-        description="in place of a name: a formula, convex in the output `z`, with the target `y`, summed over "
-        "outputs; in `z1`, `z2`, … and `y1`, … it couples them",
+        default=None,
+        description="in place of a name: a formula, convex in the output `z`, with the target `y`, summed "
+        "over outputs; in `z1`, `z2`, … and `y1`, … it couples them",
     )
     outputs: Size | None = Field(
-        None,
+        default=None,
         description="outputs of an expression in `z1`, … Default: the highest number in it",
     )
     targets: Interval = Field(
-        EVERYWHERE, description="the targets for which the expression is convex"
+        default=EVERYWHERE, description="the targets for which the expression is convex"
     )
     negative_curvature: Literal["refuse", "clip"] = Field(
-        "refuse",
+        default="refuse",
         description="`clip` leaves out what is not convex of an expression that couples outputs",
     )
 
@@ -100,9 +100,13 @@ class Transfer(Record):
     expression: str = Field(
         description="a formula in `x` or `u`, the parameters, and functions declared above it"
     )
-    parameters: dict[Name, float] = Field({}, description="numbers that the expression calls by name")
-    domain: Interval = Field(EVERYWHERE, description="the inputs that it is checked on")
-    doc: Annotated[str, Field(max_length=2000)] = Field("", description="a sentence for reports")
+    parameters: dict[Name, float] = Field(
+        default={}, description="numbers that the expression calls by name"
+    )
+    domain: Interval = Field(default=EVERYWHERE, description="the inputs that it is checked on")
+    doc: Annotated[str, Field(max_length=2000)] = Field(
+        default="", description="a sentence for reports"
+    )
 
     @field_validator("doc")
     @classmethod
@@ -120,11 +124,11 @@ class Transfer(Record):
 class Sections(Record):
     """A whole model file."""
 
-    model: Model | None = Field(None, description="the model's name")
+    model: Model | None = Field(default=None, description="the model's name")
     data: DataSpec = Field(description="the data, and what is to be predicted from what")
-    network: Network | None = Field(None, description="the network")
-    loss: LossSection | None = Field(None, description="what is minimised")
+    network: Network | None = Field(default=None, description="the network")
+    loss: LossSection | None = Field(default=None, description="what is minimised")
     training: Training = Field(description="how it is trained")
     transfer: Annotated[dict[Name, Transfer], Field(max_length=MAX_NODES)] = Field(
-        {}, description="transfer functions of this file"
+        default={}, description="transfer functions of this file"
     )

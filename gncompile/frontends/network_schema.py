@@ -12,7 +12,7 @@ from .schema_types import MAX_NODES, Index, Name, Record, Size
 HIDDEN = (64, 64)
 """Hidden layers of a network that a file says nothing about: enough for tables of tens of columns."""
 CODE = 8
-"""Features of an autoencoder's code where a file does not say; half the inputs, if those are fewer than 16."""
+"""Features of an autoencoder's code where a file does not say; half the inputs, if those are fewer."""
 
 
 class NodeRecord(Record):
@@ -29,9 +29,9 @@ class Linear(NodeRecord):
 
     op: Literal["linear"]
     size: Size = Field(description="outputs")
-    bias: bool = Field(True, description="whether there is a b")
+    bias: bool = Field(default=True, description="whether there is a b")
     transfer: str = Field(
-        "identity", description="a transfer function's name, or an expression in u"
+        default="identity", description="a transfer function's name, or an expression in u"
     )
 
 
@@ -40,10 +40,11 @@ class Pointwise(NodeRecord):
 
     op: Literal["pointwise"]
     expression: str | None = Field(
-        None, description="a formula in the names of the inputs, as `value * sigmoid(gate)`"
+        default=None, description="a formula in the names of the inputs, as `value * sigmoid(gate)`"
     )
     transfer: str | None = Field(
-        None, description="in place of an expression: the transfer function of a single input"
+        default=None,
+        description="in place of an expression: the transfer function of a single input",
     )
 
     @model_validator(mode="after")
@@ -82,33 +83,35 @@ Node = Annotated[Linear | Pointwise | Concat | Slice | Select, Field(discriminat
 
 
 class Layers(Record):
-    """A chain of affine layers, each followed by a transfer function: ``hidden`` or ``layers`` gives the sizes.
+    """A chain of affine layers, each followed by a transfer function; ``hidden`` or ``layers`` are its sizes.
 
     ``transfer`` is one for all layers but the last, or a list with one for each of those. ``output`` follows
     the last layer. ``code_layer`` is the number of the layer, counted from 1, that stays linear.
     """
 
     hidden: Annotated[tuple[Size, ...], Field(max_length=MAX_NODES - 1)] | None = Field(
-        None,
+        default=None,
         description="sizes of the hidden layers; inputs and outputs follow from the data and the loss. "
         f"Default: `{list(HIDDEN)}`, of an autoencoder `[64, {CODE}, 64]` with `code_layer = 2`",
     )
     layers: Annotated[tuple[Size, ...], Field(min_length=2, max_length=MAX_NODES + 1)] | None = (
         Field(
-            None,
+            default=None,
             description="in place of `hidden`: all sizes, `[inputs, …, outputs]`, checked against the data",
         )
     )
     transfer: str | Annotated[tuple[str, ...], Field(max_length=MAX_NODES)] = Field(
-        "tanh",
+        default="tanh",
         description="the transfer function of the hidden layers, a name or an expression in u; or a list "
         "with one for each",
     )
-    output: str = Field("identity", description="the transfer function after the last layer")
-    code_layer: Size | None = Field(
-        None, description="number of the hidden layer, counted from 1, that stays linear"
+    output: str = Field(
+        default="identity", description="the transfer function after the last layer"
     )
-    bias: bool = Field(True, description="whether the layers have biases")
+    code_layer: Size | None = Field(
+        default=None, description="number of the hidden layer, counted from 1, that stays linear"
+    )
+    bias: bool = Field(default=True, description="whether the layers have biases")
 
     @model_validator(mode="after")
     def _fits(self) -> Layers:
@@ -179,7 +182,7 @@ class Nodes(Record):
     """Any DAG; ``input`` names the network's input, the last node is its output."""
 
     input_size: Size | None = Field(
-        None, description="features of one sample; by default those of the data"
+        default=None, description="features of one sample; by default those of the data"
     )
     node: Annotated[tuple[Node, ...], Field(min_length=1, max_length=MAX_NODES)] = Field(
         description="`[[network.node]]` tables, in an order in which each reads those further up"

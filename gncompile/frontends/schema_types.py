@@ -1,7 +1,7 @@
 """What the records of a model file are made of: a strict frozen record, and types with bounds.
 
-Every number and every list has a bound, so that no file asks for more than a machine could ever hold. A field's
-``description`` is what docs/model_file.md says of its key.
+Every number and every list has a bound, so that no file asks for more than a machine could ever hold. A
+field's ``description`` is what docs/model_file.md says of its key.
 """
 
 from __future__ import annotations

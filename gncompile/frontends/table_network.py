@@ -24,10 +24,15 @@ class TableNetwork(DeclaredNetwork):
 
     ``x: [N, d]`` are numbers in the file's own units, ``c: [N, k]`` int64 the levels of its categories. The
     means and scales are those of ``schema``, buffers as those of
-    :class:`~gncompile.frontends.standardised.Standardised`; outputs are taken back into units only where ``units``
-    says so. ``E_i`` has :func:`embedding_width` columns, drawn from ``seed`` with variance 1/width: a category
-    weighs as much as a standardised number.
+    :class:`~gncompile.frontends.standardised.Standardised`; outputs get units only where ``units`` says so.
+    ``E_i`` has :func:`embedding_width` columns, drawn from ``seed`` with variance 1/width: a category weighs
+    as much as a standardised number.
     """
+
+    input_mean: Tensor
+    input_scale: Tensor
+    output_mean: Tensor
+    output_scale: Tensor
 
     def __init__(
         self,
@@ -52,7 +57,9 @@ class TableNetwork(DeclaredNetwork):
                 self, like, output_mean=schema.output_mean, output_scale=schema.output_scale
             )
         self.embeddings = nn.ModuleDict()
-        generator = torch.Generator().manual_seed((seed + 1) % 2**63)  # the layers' draws are seed's
+        generator = torch.Generator().manual_seed(
+            (seed + 1) % 2**63
+        )  # the layers' draws are seed's
         names = Names(dir(self.embeddings))
         for column in schema.categories:
             width = embedding_width(column.size)

@@ -20,12 +20,15 @@ Metric = Literal["accuracy", "r2", "rmse", "mae", "auc"]
 class EarlyStopping(Record):
     """``early_stop``: the training ends where the validation does not improve any more."""
 
-    patience: Size = Field(PATIENCE, description="validations without a better value that end it")
+    patience: Size = Field(
+        default=PATIENCE, description="validations without a better value that end it"
+    )
     monitor: Annotated[str, Field(max_length=100)] = Field(
-        MONITORED, description="the validation's loss, `validation_loss`, or one of `metrics`"
+        default=MONITORED,
+        description="the validation's loss, `validation_loss`, or one of `metrics`",
     )
     min_delta: Annotated[float, Field(ge=0, lt=math.inf)] = Field(
-        0.0, description="by how much a value has to be better to count"
+        default=0.0, description="by how much a value has to be better to count"
     )
 
 
@@ -33,53 +36,53 @@ class Training(Record):
     """``[training]``: how long and with what; ``options`` go to ``gncompile.compile`` as they are."""
 
     method: str | dict[str, str] = Field(
-        "kfra",
+        default="kfra",
         description='the curvature method: `"kfra"`, `"kflr"`, `"kfac"`, `"kfac_rp"`, `"empirical"`, '
         '`"auto"`; a baseline, `"adam"` or `"sgd"`; or a table from patterns of layers to methods',
     )
     batch_size: Size = Field(
-        1000, description="samples of a step; all of them where there are fewer"
+        default=1000, description="samples of a step; all of them where there are fewer"
     )
-    updates: Size | None = Field(None, description="length of the training in steps")
+    updates: Size | None = Field(default=None, description="length of the training in steps")
     epochs: Size | None = Field(
-        None,
+        default=None,
         description=f"length in passes over the data, in place of `updates`. If neither is given: {EPOCHS} "
         f"epochs, and `early_stop = {PATIENCE}` unless the file says otherwise",
     )
     early_stop: EarlyStopping | None = Field(
-        None,
+        default=None,
         description="end where validation does not get better: a number of validations, a table, or `false`",
     )
     keep_best: bool | None = Field(
-        None,
+        default=None,
         description="keep the weights of the best validation, not the last ones. Default: with `early_stop`",
     )
     validate_every: Size | None = Field(
-        None, description="steps between validations. Default: an epoch"
+        default=None, description="steps between validations. Default: an epoch"
     )
-    metrics: Annotated[tuple[Metric, ...], Field(max_length=10, strict=False)] = Field(
-        (), description="what is computed of the validation's predictions besides the loss"
+    metrics: Annotated[tuple[Metric, ...], Field(max_length=10)] = Field(
+        default=(), description="what is computed of the validation's predictions besides the loss"
     )
-    log: Annotated[tuple[Literal["csv", "tensorboard"], ...], Field(max_length=2, strict=False)] = Field(
-        (), description="where loss and metrics are also written to, in the run folder"
+    log: Annotated[tuple[Literal["csv", "tensorboard"], ...], Field(max_length=2)] = Field(
+        default=(), description="where loss and metrics are also written to, in the run folder"
     )
     seed: Seed = Field(
-        0, description="draws the weights, the order of the samples and KFAC's targets"
+        default=0, description="draws the weights, the order of the samples and KFAC's targets"
     )
     dtype: Literal["float32", "float64"] = Field(
-        "float32", description="the floating point numbers computed with"
+        default="float32", description="the floating point numbers computed with"
     )
     output_bias: Literal["zero", "mean"] = Field(
-        "zero",
+        default="zero",
         description='`"mean"` starts the last layer\'s bias at the best constant prediction',
     )
     tune: str = Field(
-        "cached",
+        default="cached",
         description='the settings of operations (`tune` of `gncompile.compile`): `"cached"`, `"quick"`, '
         '`"full"`, `"off"`, or a `.json` file beside the model file',
     )
     options: dict[str, JsonValue] = Field(
-        {}, description="`[training.options]`: settings of the optimiser, listed below"
+        default={}, description="`[training.options]`: settings of the optimiser, listed below"
     )
 
     @field_validator("early_stop", mode="before")

@@ -1,4 +1,4 @@
-"""``gncompile init`` and ``check``: files for any data, whose names are data, and all mistakes before a run."""
+"""``gncompile init`` and ``check``: files for any data, and all mistakes before a run."""
 
 from __future__ import annotations
 
@@ -67,7 +67,12 @@ def test_a_table(tmp_path: Path) -> None:
     assert "1 empty cell in 1 column" in text
     file = load_model_file(path)
     assert load_data(file).train_x[0].shape == (54, 2)
-    assert list(file.sizes.values()) == [4, 64, 64, 1]  # 2 numbers; red, green and missing in 2 more
+    assert list(file.sizes.values()) == [
+        4,
+        64,
+        64,
+        1,
+    ]  # 2 numbers; red, green and missing in 2 more
 
 
 @pytest.mark.parametrize(
@@ -80,9 +85,7 @@ def test_a_table(tmp_path: Path) -> None:
         ({"a": range(ROWS), "b": [-1, 1] * 30}, "b", "mse"),
     ],
 )  # fmt: skip
-def test_what_is_predicted(
-    tmp_path: Path, columns: dict[str, Any], target: str, loss: str
-) -> None:
+def test_what_is_predicted(tmp_path: Path, columns: dict[str, Any], target: str, loss: str) -> None:
     sections = tomllib.loads(init_file(write_csv(tmp_path / "t.csv", columns)).read_text())
     assert sections["data"]["targets"] == [target]
     assert sections["loss"]["name"] == loss
@@ -160,7 +163,17 @@ def test_tables_without_a_target(
 def test_names_are_data(tmp_path: Path) -> None:
     """Names of files and columns come back from the file as they are, and nothing in them is obeyed."""
     marker = tmp_path / "executed"
-    odd = ['"', "a\nb = 1", "]\n[training]\nseed = 7", "\x7f\x1b[2J", "\\u0041", "'''", "#", "ü 猫", "a.b"]
+    odd = [
+        '"',
+        "a\nb = 1",
+        "]\n[training]\nseed = 7",
+        "\x7f\x1b[2J",
+        "\\u0041",
+        "'''",
+        "#",
+        "ü 猫",
+        "a.b",
+    ]
     names = [*odd, *payloads(marker)]
     columns: dict[str, Sequence[Any]] = {
         f"{name} {i}": [f"{(i + row) % 7}.5" for row in range(ROWS)] for i, name in enumerate(names)

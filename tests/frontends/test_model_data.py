@@ -215,7 +215,7 @@ def test_tables_of_scikit_learn(tmp_path: Path, name: str, kind: str) -> None:
     else:
         np.savez(tmp_path / "rows.npz", x=given.data, y=given.target)
         text = '[data]\nname = "rows.npz"\nstandardise = true\n'
-    text += '[network]\nhidden = [8]\n[loss]\n'
+    text += "[network]\nhidden = [8]\n[loss]\n"
     text += f'name = "{"cross_entropy" if classes else "mse"}"\n[training]\nupdates = 3\n'
     assert len(text.splitlines()) <= 10
     file = loaded(tmp_path, text)
@@ -233,7 +233,10 @@ def test_tables_of_scikit_learn(tmp_path: Path, name: str, kind: str) -> None:
     ("network", "expected"),
     [
         ("layers = [4, 3, 1]", "expected: 5 inputs (4 columns, 2 of them categories, embedded)"),
-        ("layers = [4, 3, 1]", "change the first of layers to 5 in [network], or give hidden = [3]"),
+        (
+            "layers = [4, 3, 1]",
+            "change the first of layers to 5 in [network], or give hidden = [3]",
+        ),
         ("layers = [5, 3, 2]", "of a network with 2 outputs"),
         ("layers = [5, 3, 2]", "the last node, in [network], to 1"),
     ],
@@ -255,7 +258,9 @@ def test_data_are_read_only_where_they_are_asked_for(tmp_path: Path) -> None:
     file = loaded(tmp_path, f'[data]\nname = "absent.csv"\ntargets = ["a"]\n{SMALL}')
     with pytest.raises(GncompileError, match="no data file"):
         _ = file.sizes
-    chain = '[data]\nname = "mnist"\n[network]\nlayers = [784, 10]\n[loss]\nname = "cross_entropy"\n'
+    chain = (
+        '[data]\nname = "mnist"\n[network]\nlayers = [784, 10]\n[loss]\nname = "cross_entropy"\n'
+    )
     file = loaded(tmp_path, chain)
     assert type(file.build()) is DeclaredNetwork
     assert "split" not in vars(file)

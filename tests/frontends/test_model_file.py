@@ -474,7 +474,8 @@ def test_numbers_that_may_be_classes_are_told_how_to_be(tmp_path: Path) -> None:
     (tmp_path / "own.csv").write_text(f"a,kind\n{rows}\n")
     path = tmp_path / "own.toml"
     path.write_text(
-        '[model]\nname = "own"\n[data]\nname = "own.csv"\ntargets = ["kind"]\ntarget = "value"\n[network]\nlayers = [1, 2]\n'
+        '[model]\nname = "own"\n[data]\nname = "own.csv"\ntargets = ["kind"]\n'
+        'target = "value"\n[network]\nlayers = [1, 2]\n'
         '[loss]\nname = "cross_entropy"\n[training]\nupdates = 1\n'
     )
     with pytest.raises(ModelFileError, match='target = "label" in \\[data\\]'):
