@@ -10,10 +10,8 @@ from ..data.data_sets import Batches
 from ..errors import GncompileError, is_whole, nearest, require_whole
 from .callbacks import Callback
 from .early_stop import VALIDATION_LOSS, EarlyStop
-from .fitting import Fitting, Trains
 from .loaders import ReadBatch, require_batches
 from .metrics import Metric
-from .records import History
 
 
 @dataclass(frozen=True)
@@ -62,9 +60,10 @@ class Fit:
     :class:`~gncompile.training.early_stop.EarlyStop` says of what."""
     keep_best: bool | None
     """Whether the model at the end holds the parameters of its best validation (default: with early
-    stopping), and ``evaluate``, ``predict`` and the checkpoint's ``model/…`` too. A step after that goes on
-    from the latest. A fit that goes on from a checkpoint knows the best, and the waiting, before it. An
-    ``EarlyStop`` says which value is best, a metric's say; else it is the lowest validation loss."""
+    stopping), and ``evaluate``, ``predict`` and the checkpoint's ``model/…`` too; after an interrupt
+    :meth:`Trainer.finish` gives them to the model. A step after that goes on from the latest. A fit that goes
+    on from a checkpoint knows the best, and the waiting, before it. An ``EarlyStop`` says which value is
+    best, a metric's say; else it is the lowest validation loss."""
     metrics: str | Metric | Sequence[object]
     """Of the validation data's predictions: ``"accuracy"``, ``"auc"``, ``"r2"``, ``"rmse"``, ``"mae"``
     (:mod:`gncompile.training.metrics`, by scikit-learn), or functions of all outputs and targets."""
@@ -80,11 +79,6 @@ class Fit:
     """Whether after :meth:`Trainer.resume` a ``Batches`` goes on exactly where the checkpoint was written."""
     batch: ReadBatch | None
     """Reads what the loaders give where its form tells too little: ``batch=lambda b: (inputs, targets)``."""
-
-    def run(self, trainer: Trains) -> History:
-        """Take the steps; returns their records."""
-        self._check()
-        return Fitting(self, trainer).run()
 
     @property
     def stop(self) -> EarlyStop | None:
@@ -120,7 +114,8 @@ class Fit:
             )
         return higher
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise :class:`~gncompile.errors.GncompileError` for what no fit can do."""
         length = self.epochs if self.updates is None else self.updates
         if (self.updates is None) == (self.epochs is None) or not is_whole(length):
             found = f"updates={self.updates}, epochs={self.epochs}"

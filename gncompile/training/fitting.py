@@ -6,11 +6,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from ..errors import BatchError, ShortDataWarning, warn
 from .batches import Target
 from .callbacks import Callbacks
+from .fit import Fit
 from .gather import Gathering, Gathers
 from .loaders import Pair, Rows
 from .loggers import Loggers
@@ -21,9 +22,6 @@ from .records import History, Record
 from .reported import Reported
 from .started import Started, Steps
 from .validation import Schedule, Validates, Validation, length_of, total_of
-
-if TYPE_CHECKING:
-    from .fit import Fit
 
 BAD_BATCHES = 100
 """Bad batches in a row that end a fit where the length of an epoch is unknown."""
@@ -53,6 +51,7 @@ class Fitting:
     """
 
     def __init__(self, asked: Fit, trainer: Trains) -> None:
+        asked.check()
         self._asked, self._trainer = asked, trainer
         self._callbacks, self._loggers = Callbacks(asked.callbacks), Loggers(asked.loggers)
         metrics = resolve_metrics(asked.metrics, trainer.compiled.loss)
@@ -90,6 +89,7 @@ class Fitting:
                 # After a bad batch the next fit goes on behind it.
                 bad = isinstance(error, BatchError)
                 (trainer.place.taken if bad else trainer.place.go_back)()
+                self._report_best()
                 history.ended = f"{type(error).__name__}: {error}".removesuffix(": ")
                 history.records += self._started.read()
                 raise
@@ -97,12 +97,16 @@ class Fitting:
                 history.ended = self._end(finished)
         if asked.stop and trainer.place.best.waited >= asked.stop.patience:
             trainer.place.wait_anew()  # who resumes what early stopping ended wants more
-        if asked.keeps:
-            trainer.reported.choose(trainer.place.best.parameters)
+        self._report_best()
         if asked.checkpoint:
             trainer.save(asked.checkpoint)
         trainer.finish()
         return history
+
+    def _report_best(self) -> None:
+        """Until the next step."""
+        if self._asked.keeps:
+            self._trainer.reported.choose(self._trainer.place.best.parameters)
 
     def _steps(self, total: int | None, tell: Callable[[Record, int], None]) -> bool:
         """Take them, until the last one or the end of the data; whether it was the last one."""

@@ -130,16 +130,14 @@ class Gathering:
         """Batches of ``train`` taken so far."""
         self.passes = 0
         """Whole passes over ``train`` so far."""
-
-    @property
-    def epoch(self) -> int:
-        """The same; of a :class:`~gncompile.data.Batches` those that it made before count too."""
-        return self._train.epoch if isinstance(self._train, Batches) else self.passes
+        self.epoch = 0
+        """The pass that the latest batch is of, from 0; a :class:`~gncompile.data.Batches` counts its own."""
 
     def __iter__(self) -> Iterator[Pair]:
         for _ in range(self._epochs) if self._epochs is not None else itertools.count():
             whole = not (isinstance(self._train, Batches) and self._train.position)
             before = self.taken
+            self.epoch = self._train.epoch if isinstance(self._train, Batches) else self.passes
             for batch in self._train:
                 self.taken += 1
                 if self._adds(*self._pair(batch)):

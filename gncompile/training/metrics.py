@@ -94,7 +94,7 @@ def metric_values(
     >>> from gncompile.losses import resolve_loss
     >>> logits, classes = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 1.0]]), torch.tensor([0, 1, 1])
     >>> metric_values(["auc"], logits, classes, resolve_loss("cross_entropy"))
-    {'auc': 0.5}
+    {'auc': 0.75}
     """
     return {m.name: m(outputs, targets) for m in resolve_metrics(metrics, loss)}
 

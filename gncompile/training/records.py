@@ -43,7 +43,7 @@ class Record(StepStats):
     """A step of a fit: what the step did, its samples and speed, and the validation where it was due."""
 
     epoch: int = 0
-    """Whole passes over the training data that its batches had completed."""
+    """The pass over the training data that it belongs to, from 0."""
     samples: int = 0
     samples_per_second: float = 0.0
     validation_loss: float | None = None
@@ -102,6 +102,8 @@ class History:
 
     def __getattr__(self, name: str) -> list[Any]:
         if name.startswith("_"):  # copies and pickles ask before there are records
+            raise AttributeError(name)
+        if name.startswith("_"):  # copying asks for these before there are records
             raise AttributeError(name)
         measured = {key for record in self.records for key in record.metrics}
         known = [f.name for f in fields(Record)]

@@ -33,7 +33,7 @@ class Started:
         self._begun = 0.0
 
     def step(self, x: Rows, y: Target, epoch: int) -> None:
-        """Start one more step, after so many whole epochs."""
+        """Start one more step, of this epoch."""
         begun = time.perf_counter()
         stats = self._trainer.step(x, y)
         if not self._steps:

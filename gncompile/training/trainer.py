@@ -29,6 +29,7 @@ from .counters import Counters
 from .early_stop import EarlyStop
 from .factors import KroneckerFactors
 from .fit import Fit
+from .fitting import Fitting
 from .gather import FewSamples, Gathering, Wanted
 from .loaders import Pair, ReadBatch
 from .metrics import Metric
@@ -118,10 +119,9 @@ class Trainer:
         return self._steps.step(inputs, target)
 
     def ready(self) -> None:
-        """Before any use: the model is the one that was compiled, and its parameters are whole.
+        """Before any use: follow the model to other tensors of the same shapes, whole ones.
 
-        Follows the model to other tensors of the same shapes. Raises
-        :class:`~gncompile.errors.ModelChangedError` if it is another one.
+        Raises :class:`~gncompile.errors.ModelChangedError` if it is not the one that was compiled.
         """
         self._steps.ready()
 
@@ -174,11 +174,11 @@ class Trainer:
         >>> trainer.fit(batches, epochs=1, progress=False).samples
         [300, 300, 300, 400]
         """
-        return Fit(
+        asked = Fit(
             train, updates, epochs, validation, validate_every, callbacks, progress, checkpoint,
-            checkpoint_every, early_stop, keep_best, metrics, loggers, skip_bad_batches, continue_order,
-            batch,
-        ).run(self)  # fmt: skip
+            checkpoint_every, early_stop, keep_best, metrics, loggers, skip_bad_batches, continue_order, batch
+        )  # fmt: skip
+        return Fitting(asked, self).run()
 
     def gather(
         self, train: Iterable[object], epochs: int | None = 1, batch: ReadBatch | None = None
@@ -292,10 +292,9 @@ class Trainer:
     def report(
         self, folder: Path | str, title: str | None = None, batch: int = BATCH
     ) -> list[Path]:
-        """Write the derivation as linked HTML pages into ``folder``; returns the files, ``index.html`` first.
+        """Write the derivation as linked HTML pages, one a node; returns the files, ``index.html`` first.
 
-        A page a node of the network, with formulas, cost and source lines; ``title`` is the network's name
-        if it is not its class. Plots of transfer functions need matplotlib.
+        ``title`` is the network's name if it is not its class. Plots of transfer functions need matplotlib.
         """
         return self._reports.report(folder, title, batch)
 
@@ -369,11 +368,10 @@ class Trainer:
         """The trainer saved at ``path``, compiled anew for ``model``, which gets the saved parameters.
 
         ``model`` is a module of the same architecture; its present parameters do not matter, and it then
-        holds the reported ones, as after ``fit``. ``loss`` is only needed to insist on one. The same
-        backend, settings, generator and place in the data's order are restored, so that training goes on
-        bit for bit on the same machine with as many threads. Raises
-        :class:`~gncompile.errors.CheckpointError` for a checkpoint of another model; ``model`` is unchanged
-        then.
+        holds the reported ones, as after ``fit``. ``loss`` is only needed to insist on one. Backend, settings,
+        generator and place in the data's order are restored: training goes on bit for bit on the same machine
+        with as many threads. :class:`~gncompile.errors.CheckpointError` for a checkpoint of another model,
+        which leaves ``model`` unchanged.
         """
 
         def anew(*given: Any, **options: Any) -> Trainer:

@@ -87,7 +87,7 @@ def _batches(data: object) -> Iterable[object]:
     tensors = isinstance(data, list) and any(isinstance(each, Tensor) for each in data)
     if tensors or isinstance(data, str) or not isinstance(data, Iterable):
         found = f"of type {type(data).__name__}{' and holds tensors' * tensors}"
-    elif iter(data) is data:
+    elif isinstance(data, Iterator):
         found = f"a {type(data).__name__}, which can be gone through once"
     else:
         return data

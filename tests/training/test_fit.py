@@ -99,7 +99,9 @@ def test_wrong_data() -> None:
     trainer = compiled(network())
     with pytest.raises(DataError, match="the training data has no batches"):
         quiet(trainer, [], epochs=1)
-    with pytest.raises(GncompileError, match="the training data is a tuple of tensors, not something"):
+    with pytest.raises(
+        GncompileError, match="the training data is a tuple of tensors, not something"
+    ):
         quiet(trainer, samples(), epochs=1)
     assert trainer.updates == 0
 
