@@ -51,7 +51,7 @@ RULES = {
 """What each method's Ḡ is, in a word."""
 
 SCALED = Structure.SCALED_IDENTITY
-SHOWN = 24
+SHOWN = 12
 """Characters of the functions after a layer that a table shows."""
 NAMED = 3
 """Layers of a method that are named one by one; the table of layers tells of all."""
