@@ -10,8 +10,8 @@ from itertools import accumulate, zip_longest
 
 WIDE = 80
 """Characters of a line where nothing tells how many there are: in a pipe, a file, a log."""
-NARROW = 16
-"""No column is wrapped to fewer characters."""
+NARROW, NAMES = 16, 9
+"""No column is wrapped to fewer characters; one of names, which stand above their rows, has a few less."""
 GAP = "  "
 STACKED = "    "
 """What stands before the columns of a further line."""
@@ -82,7 +82,7 @@ class _Layout:
         columns = list(zip(*rows, strict=True))
         wide = [max(map(len, column)) for column in columns]
         least = [
-            size if k in right else min(size, max(NARROW, _longest_word(column) if k else 0))
+            size if k in right else min(size, _least(column) if k else _least_of_first(column))
             for k, (column, size) in enumerate(zip(columns, wide, strict=True))
         ]
         taken, lines = 0, []
@@ -107,8 +107,13 @@ class _Layout:
             yield from self.written(row)
 
 
-def _longest_word(cells: Sequence[str]) -> int:
-    return max((len(word) for cell in cells for word in cell.split()), default=0)
+def _least(cells: Sequence[str]) -> int:
+    """What a column must have: its longest word."""
+    return max(NARROW, *(len(word) for cell in cells for word in cell.split()), 0)
+
+
+def _least_of_first(cells: Sequence[str]) -> int:
+    return NARROW if any(" " in cell for cell in cells) else NAMES
 
 
 def _shrunk(sizes: list[int], least: Sequence[int], room: int) -> list[int]:

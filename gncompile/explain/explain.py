@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..base.settings import Settings
-from ..base.tables import indent, shortened, table, wrapped
+from ..base.tables import indent, table, wrapped
 from ..derivation.piecewise_linear import theorem
 from ..emit.step_source import StepSource, emit_step
 from ..errors import CompileError, nearest
@@ -23,7 +23,7 @@ from ..program.operations import Leaf
 from ..program.schedule import Schedule
 from ..program.step_program import StepProgram
 from .function_names import function_text
-from .readback import PARTS, REPEATS, SHOWN, Readback, in_units
+from .readback import PARTS, REPEATS, Readback, in_units
 
 
 def summary(
@@ -44,7 +44,7 @@ def summary(
     ``width`` characters, by default those of the terminal.
     """
     read = Readback(traced, loss, settings, program, batch, itemsize, order)
-    kept = [[keeps, shortened(of, SHOWN), *rest] for keeps, of, *rest in read.kept_rows()]
+    kept = read.kept_rows()
     tables = [
         table(read.layer_rows(), right=(2, 3, 6), width=width),
         table(read.cost_rows(), right=(4, 5), width=width),

@@ -51,7 +51,7 @@ RULES = {
 """What each method's Ḡ is, in a word."""
 
 SCALED = Structure.SCALED_IDENTITY
-SHOWN = 24
+SHOWN = 12
 """Characters of the functions after a layer that a table shows."""
 NAMED = 3
 """Layers of a method that are named one by one; the table of layers tells of all."""
@@ -70,6 +70,15 @@ PARTS = {
     "layer_quadratic": "R-operator layer by layer, for a step size each",
     "compare": "Forward at the averaged parameters",
     "gradient_noise": "Noise of the gradient",
+    "curvature": "Curvature",
+    "columns": "Curvature, column by column",
+    "update": "Update",
+    "evaluate": "Loss after the update",
+    "judge": "Change of the loss, actual over predicted",
+    "adapt": "Damping",
+    "judge_trial": "Change of the loss in the first steps, actual over predicted",
+    "search": "Damping in the first steps",
+    "reject": "After a step that is undone",
 }
 """Headings of the parts of a layer's work, in the order they are shown."""
 
