@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.environment import environment, table
+from ..base.tables import count
 from ..base.untrusted import fenced, in_markdown
 from ..data.data_spec import DataSplit
 from ..errors import visible
@@ -66,7 +67,7 @@ def results(run: Run, data: DataSplit) -> dict[str, str]:
     return {
         "data": f"{Path(run.file.data.name).name}, {samples} samples, {held_out} for validation",
         "network": f"{parameters} parameters; loss {run.loss.name}",
-        "training": f"{shown_method}, batches of {training.batch_size}, {training.dtype}",
+        "training": f"{shown_method}, batches of {run.file.batch_size}, {training.dtype}",
         **_history(run),
         f"loss, first {shown} training samples": f"{learnt['loss']:.6g}",
         **{
@@ -84,7 +85,7 @@ def _history(run: Run) -> dict[str, str]:
     speeds = [(r.get("samples") or 0, r.get("samples_per_second") or 0) for r in records]
     seconds = sum(samples / speed for samples, speed in speeds if speed)
     told = {
-        "updates": f"{last['update']}, in {last.get('epoch') or 0} epochs",
+        "updates": f"{last['update']}, in {count((last.get('epoch') or 0) + 1, 'epoch')}",
         "ended": run.started.ended or "not yet",
         "time": f"{seconds:.3g} s of updates",
     }

@@ -213,7 +213,7 @@ class TrainingRun:
         draw(run, self.data)
         self.folder.write_report(report(run, self.data))
         pages = self.folder.own_folder("derivation")
-        self.trainer.report(pages, self.file.name, self.file.training.batch_size)
+        self.trainer.report(pages, self.file.name, self.file.batch_size)
 
     def save_weights(self) -> Path:
         """Write the model's parameters by name, as ``model.load_state_dict`` takes them."""
