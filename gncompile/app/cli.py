@@ -140,7 +140,9 @@ def resume(
         raise typer.BadParameter("give --updates or --epochs, not both")
     resumed = TrainingRun.resume(run, not quiet, data_root, updates=updates, epochs=epochs)
     if resumed.started.ended:
-        _print(f"ended before: {resumed.started.ended}; for more: gncompile resume {run} --updates N")
+        _print(
+            f"ended before: {resumed.started.ended}; for more: gncompile resume {run} --updates N"
+        )
     _finish(resumed)
 
 
