@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from . import optim as optim
     from .app.api import curvature as curvature
     from .app.compile import compile as compile
+    from .app.loaded_run import load as load
     from .frontends.standardised import Standardised as Standardised
     from .frontends.torch_export import trace as trace
     from .functions.transfer import register_transfer as register_transfer
+    from .functions.transfer import transfer as transfer
     from .functions.transfer import transfer_function as transfer_function
+    from .functions.transfer import transfer_names as transfer_names
     from .losses.vocabulary import loss_function as loss_function
     from .losses.vocabulary import register_loss as register_loss
     from .training.early_stop import EarlyStop as EarlyStop
@@ -40,12 +43,15 @@ _HOMES = {
     "Trainer": "training.trainer",
     "compile": "app.compile",
     "curvature": "app.api",
+    "load": "app.loaded_run",
     "loss_function": "losses.vocabulary",
     "measure_accuracy": "verification.accuracy",
     "register_loss": "losses.vocabulary",
     "register_transfer": "functions.transfer",
     "trace": "frontends.torch_export",
+    "transfer": "functions.transfer",
     "transfer_function": "functions.transfer",
+    "transfer_names": "functions.transfer",
     "transfer_page": "verification.transfer_report",
     "verify": "verification.verification",
 }

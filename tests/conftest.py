@@ -41,6 +41,9 @@ settings.load_profile("gncompile")
 torch.set_num_threads(1)
 
 
+# Tables are as wide as this, whatever terminal the tests run in.
+os.environ["COLUMNS"] = "80"
+
 # What is tuned on this machine must not change what a test compiles.
 os.environ["GNCOMPILE_TUNING"] = tempfile.mkdtemp(prefix="gncompile-untuned-")
 

@@ -15,12 +15,16 @@ from rich.console import Console
 
 from ..errors import GncompileError, InternalError, visible
 from .command_errors import explained
+from .command_list import Commands
+from .interrupts import sigterm_interrupts
+from .run_commands import RunPath, evaluate, predict
 
 if TYPE_CHECKING:
     from ..functions.transfer import TransferFunction
     from .training_run import TrainingRun
 
 app = typer.Typer(
+    cls=Commands,
     help="Compile a feedforward network and a loss into a second-order trainer.",
     no_args_is_help=True,
     add_completion=False,
@@ -44,18 +48,20 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; whatever goes wrong is printed as text, without a traceback."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), sigterm_interrupts():
             warnings.showwarning = _warn  # type: ignore[assignment]
             app(arguments, prog_name="gncompile")
     except KeyboardInterrupt:
         _complain("interrupted")
         return 130
-    except GncompileError as error:
-        label = "internal error" if isinstance(error, InternalError) else "error"
-        _complain(f"{label}: {error}")
-        return 1
     except Exception as error:
-        _complain(explained(error))
+        if isinstance(error, GncompileError):
+            label = "internal error" if isinstance(error, InternalError) else "error"
+            _complain(f"{label}: {error}")
+        else:
+            _complain(explained(error))
+        for note in getattr(error, "__notes__", ()):
+            _complain(note)
         return 1
     return 0
 
@@ -121,14 +127,52 @@ def train(
 
 @app.command()
 def resume(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder written by train.")],
+    run: RunPath,
+    updates: Annotated[int | None, typer.Option(min=1, help="Updates to make from here.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs to make from here.")] = None,
     data_root: DataRoot = None,
     quiet: Quiet = False,
 ) -> None:
-    """Go on with an interrupted training from its last checkpoint."""
+    """Go on with a training from its last checkpoint, to its end or beyond."""
     from .training_run import TrainingRun
 
-    _finish(TrainingRun.resume(run, not quiet, data_root))
+    if updates is not None and epochs is not None:
+        raise typer.BadParameter("give --updates or --epochs, not both")
+    resumed = TrainingRun.resume(run, not quiet, data_root, updates=updates, epochs=epochs)
+    if resumed.started.ended:
+        _print(
+            f"ended before: {resumed.started.ended}; for more: gncompile resume {run} --updates N"
+        )
+    _finish(resumed)
+
+
+app.command()(predict)
+app.command()(evaluate)
+
+
+@app.command()
+def init(
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="A .csv, .parquet, .arrow or .npz file.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Model file; default beside DATA.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(metavar="NAME", help="Column to predict.")] = None,
+) -> None:
+    """Write a model file for a data file, with comments on what was guessed."""
+    from .init_command import init_file
+
+    _print(str(init_file(data, out, target)))
+
+
+@app.command()
+def check(file: ModelPath, data_root: DataRoot = None) -> None:
+    """Say what a model file describes and needs, or list all that is wrong; trains nothing."""
+    from ..base.environment import table
+    from .check_command import check_file
+
+    _print(table(check_file(file, data_root)))
 
 
 @app.command()
@@ -151,16 +195,16 @@ def explain(
         raise typer.BadParameter("--html and --latex report the whole network: leave --layer out")
     _require_other(file, latex)
     model_file = load_model_file(file, data_root=data_root)
-    trainer = compile_file(model_file)
+    trainer, batch = compile_file(model_file), model_file.training.batch_size
     if html:
-        _print(str(trainer.report(html, model_file.name)[0]))
+        _print(str(trainer.report(html, model_file.name, batch)[0]))
     if latex:
-        _print(str(trainer.report_latex(latex, model_file.name)))
+        _print(str(trainer.report_latex(latex, model_file.name, batch)))
     if html or latex:
         return
     if layer is None:
-        _print(trainer.summary() + "\n")
-    _print(trainer.explain(layer))
+        _print(trainer.summary(batch) + "\n")
+    _print(trainer.explain(layer, batch))
 
 
 @app.command()
@@ -182,10 +226,9 @@ def verify(file: ModelPath, data_root: DataRoot = None) -> None:
     """Check the rules derived for a model file against torch.func, in float64."""
     from ..frontends.model_file import load_model_file
     from ..verification.verification import verify as verify_model
-    from .training_run import example
 
     model_file = load_model_file(file, data_root=data_root)
-    report = verify_model(model_file.build(), model_file.loss, example(model_file))
+    report = verify_model(model_file.build(), model_file.loss, model_file.example(2))
     _print(report.to_text())
     if not report.ok:
         raise typer.Exit(1)
@@ -231,9 +274,7 @@ def compare(
 
 @app.command()
 def tune(
-    file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="A TOML model file.")
-    ] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="A TOML model file.")] = None,
     effort: Annotated[str, typer.Option(help="quick, or full: every candidate.")] = "quick",
     budget: Annotated[
         str | None, typer.Option(metavar="TIME", help="As 60s or 2m; default 60s, full 10m.")
@@ -331,7 +372,7 @@ def env() -> None:
 
 def _finish(run: TrainingRun) -> None:
     """Train, and say where the results are or how to go on."""
-    from .training_run import Stopped
+    from .interrupts import Stopped
 
     try:
         run.train()

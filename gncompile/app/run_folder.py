@@ -3,14 +3,18 @@
 ::
 
     model.toml               the model file as it was
-    run.json                 how it was started, versions; written last, so that it marks a whole folder
+    data.json                which columns go in and come out, so that predictions need no training data
+    run.json                 how it was started, versions, why it ended; made last: it marks a whole folder
     history.jsonl            one line an update
+    history.csv, tensorboard/    the same for spreadsheets and TensorBoard, where [training] log asks for them
     checkpoint.safetensors   the trainer's state, for resume; there from the start
     weights.safetensors      the parameters that report.md speaks of, by name
     loss.png                 the loss against updates
-    reconstructions.png      originals above their reconstructions
-    report.md                results, the compiled model and its derivation
-    derivation/index.html    the derivation as linked pages
+    reconstructions.png      originals above their reconstructions, of an autoencoder of images
+    predicted.png            predicted against true values, of regression
+    confusion.png            classes against those they were taken for, of classification
+    report.md                results, and where to read on
+    derivation/index.html    the compiled model and its derivation as linked pages
     .lock                    held while a process trains into the folder; a process that died holds nothing
 
 A folder may come from somebody else: files in it are read within bounds, and nothing is ever written through
@@ -27,34 +31,33 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from ..base.environment import environment
-from ..base.files import atomic_path, atomic_write
+from ..base.files import atomic_write
 from ..base.untrusted import append_line, is_plain_file, own_folder, slug
+from ..data.table_schema import TableSchema
 from ..errors import CheckpointError, GncompileError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from torch import Tensor
 
 Record = dict[str, Any]
 
 LOCK = ".lock"
+PICTURES = ("loss.png", "reconstructions.png", "predicted.png", "confusion.png")
 FILES = (
-    *("model.toml", "run.json", "history.jsonl", "checkpoint.safetensors", "weights.safetensors"),
-    *("loss.png", "reconstructions.png", "report.md"),
+    *("model.toml", "data.json", "run.json", "history.jsonl", "history.csv", "report.md"),
+    *("checkpoint.safetensors", "weights.safetensors", *PICTURES),
 )
-UNFINISHED = {"model.toml", "checkpoint.safetensors", LOCK}
+FOLDERS = ("derivation", "tensorboard")
+UNFINISHED = {"model.toml", "data.json", "checkpoint.safetensors", LOCK}
 """What a process that died while it made the folder may have left."""
 MAX_RECORD = 1 << 20
 """Bytes of run.json."""
+MAX_SCHEMA = 1 << 26
+"""Bytes of data.json, which names every level of every category."""
 MAX_HISTORY = 1 << 30
 """Bytes of history.jsonl: millions of updates."""
-DRAWN = 1e300
-"""The largest size of a loss in the picture; differences of larger ones are no numbers."""
 _TEMPORARY = re.compile(
     rf"\.({'|'.join(Path(name).stem for name in FILES)})-[A-Za-z0-9_]{{8,12}}\.[a-z]+"
 )
@@ -87,18 +90,17 @@ class RunFolder:
         start. Refuses a folder in use; leaves nothing behind if anything fails.
         """
         folder = cls(path)
-        folder._require_free()
+        folder.require_free()
         folder._made = not folder.path.exists()
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.hold()
         try:
-            folder._require_free()  # another process may have been quicker
+            folder.require_free()  # another process may have been quicker
             content = model_file.read_bytes() if content is None else content
             atomic_write(folder.model_file, content)
             fill(folder)
             started = {"base": str(model_file.parent.absolute()), **settings}
-            record = {"settings": started, "environment": environment()}
-            atomic_write(folder.path / "run.json", json.dumps(record, indent=2) + "\n")
+            folder._write_record({"settings": started, "environment": environment()})
         except BaseException:
             if not (folder.path / "run.json").exists():
                 folder.discard()
@@ -125,7 +127,7 @@ class RunFolder:
                 if not path.exists():  # not taken by another run
                     raise
 
-    def _require_free(self) -> None:
+    def require_free(self) -> None:
         """Raise unless the folder is absent, empty, or was left by a process that died making it."""
         if not self.path.exists():
             return
@@ -136,7 +138,7 @@ class RunFolder:
                 return
         raise InUse(
             f"the run folder {str(self.path)!r} is in use",
-            instead=f"choose another one, or go on with: gncompile resume {self.path}",
+            instead=f"choose another one, go on with: gncompile resume {self.path}, or delete it",
         )
 
     @classmethod
@@ -184,8 +186,9 @@ class RunFolder:
         """Remove the run's files, and the folder if it was made for them: nothing in it is worth keeping."""
         for name in FILES:
             (self.path / name).unlink(missing_ok=True)
-        if self.derivation.is_dir() and not self.derivation.is_symlink():
-            shutil.rmtree(self.derivation)
+        for folder in map(self.path.joinpath, FOLDERS):
+            if folder.is_dir() and not folder.is_symlink():
+                shutil.rmtree(folder)
         self.release()
         (self.path / LOCK).unlink(missing_ok=True)
         if self._made:
@@ -206,28 +209,66 @@ class RunFolder:
         """The parameters that the report speaks of."""
         return self.path / "weights.safetensors"
 
-    @property
-    def derivation(self) -> Path:
-        """The folder of the derivation's HTML pages."""
-        return self.path / "derivation"
+    def own_folder(self, name: str) -> Path:
+        """The folder ``derivation``, say; made anew where something else is in its place."""
+        return own_folder(self.path / name)
 
-    def own_derivation(self) -> Path:
-        """The same, made anew where something else is in its place."""
-        return own_folder(self.derivation)
+    def own_file(self, name: str) -> Path:
+        """A file that somebody else is going to write; a link in its place is removed."""
+        path = self.path / name
+        if os.path.lexists(path) and not is_plain_file(path):
+            path.unlink()
+        return path
+
+    @property
+    def schema(self) -> TableSchema | None:
+        """What ``data.json`` says of the data; None in a folder of an older version."""
+        path = self.path / "data.json"
+        if not path.exists():
+            return None
+        try:
+            with path.open("rb") as file:
+                text = file.read(MAX_SCHEMA + 1)
+            if len(text) > MAX_SCHEMA:
+                raise ValueError("too long")
+            return TableSchema.model_validate_json(text)
+        except ValueError as error:  # pydantic's, too
+            first = str(error).split("\n", 1)[0][:200]
+            raise CheckpointError(
+                f"data.json is damaged: {first}",
+                where=str(self.path),
+                instead="start the run again",
+            ) from error
+
+    @schema.setter
+    def schema(self, schema: TableSchema) -> None:
+        atomic_write(self.path / "data.json", schema.model_dump_json(indent=1) + "\n")
 
     @property
     def settings(self) -> dict[str, Any]:
         """How the run was started, as given to :meth:`create`, and ``base`` for relative paths."""
+        return self._record()["settings"]
+
+    @settings.setter
+    def settings(self, settings: Mapping[str, Any]) -> None:
+        self._write_record(self._record() | {"settings": dict(settings)})
+
+    def _record(self) -> Record:
+        """What ``run.json`` holds."""
         try:
             with (self.path / "run.json").open("rb") as file:
                 text = file.read(MAX_RECORD + 1)
             if len(text) > MAX_RECORD:
                 raise ValueError("too long")
-            return dict(json.loads(text)["settings"])
+            record = dict(json.loads(text))
+            return record | {"settings": dict(record["settings"])}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(
                 "run.json is damaged", where=str(self.path), instead="start the run again"
             ) from error
+
+    def _write_record(self, record: Record) -> None:
+        atomic_write(self.path / "run.json", json.dumps(record, indent=2) + "\n")
 
     # --- History -----------------------------------------------------------------------------------
 
@@ -270,56 +311,11 @@ class RunFolder:
         lines = "".join(json.dumps(record) + "\n" for record in kept.values())
         atomic_write(self.path / "history.jsonl", lines)
 
-    # --- Pictures and text -------------------------------------------------------------------------
+    # --- Text --------------------------------------------------------------------------------------
 
     def write_report(self, text: str) -> Path:
         """Write ``report.md``."""
         return atomic_write(self.path / "report.md", text)
-
-    def plot_loss(self) -> Path | None:
-        """Draw the history's ``loss`` and ``validation_loss``; None without matplotlib or history."""
-        records = self.history()
-        curves = {
-            label: [
-                (r["update"], r[key])
-                for r in records
-                if r.get(key) is not None and abs(r[key]) <= DRAWN
-            ]
-            for key, label in (("loss", "batch"), ("validation_loss", "validation"))
-        }
-        figure = _figure(6.4, 4.0)
-        if figure is None or not curves["batch"]:
-            return None
-        axes = figure.add_subplot()
-        for (label, points), marker in zip(curves.items(), ("", "o"), strict=True):
-            if points:
-                axes.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=3)
-        if all(value > 0 for points in curves.values() for _, value in points):
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter("{x:g}")
-        axes.set(xlabel="updates", ylabel="loss")
-        axes.grid(visible=True, which="both", alpha=0.3)
-        axes.legend()
-        return _save(figure, self.path / "loss.png")
-
-    def plot_reconstructions(
-        self, originals: Tensor, reconstructions: Tensor, shape: tuple[int, ...]
-    ) -> Path | None:
-        """Draw images ``[N, height · width]`` above their reconstructions; None without matplotlib."""
-        count = len(originals)
-        figure = _figure(max(4.0, 0.7 * count), 2.0)
-        if figure is None:
-            return None
-        rows = (("original", originals), ("reconstruction", reconstructions))
-        for row, (label, images) in enumerate(rows):
-            # [N, height, width] -> [height, N · width], the images side by side
-            strip = images.detach().cpu().reshape(count, *shape).permute(1, 0, 2)
-            axes = figure.add_subplot(2, 1, row + 1)
-            axes.imshow(strip.reshape(shape[0], -1).numpy(), cmap="gray", vmin=0, vmax=1)
-            axes.set(xticks=[], yticks=[])
-            axes.set_ylabel(label, fontsize=8)
-        return _save(figure, self.path / "reconstructions.png")
 
 
 def free_folder(parent: Path, name: str) -> Path:
@@ -353,18 +349,3 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item"):  # one number in a tensor or an array
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _figure(width: float, height: float) -> Figure | None:
-    """An empty figure that needs no display, or None where matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
-    return Figure(figsize=(width, height), dpi=120, layout="constrained")
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary)
-    return path

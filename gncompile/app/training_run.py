@@ -2,84 +2,30 @@
 
 from __future__ import annotations
 
-import signal
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from ..base.environment import environment, table
 from ..base.files import atomic_path
-from ..base.untrusted import fenced, in_markdown
-from ..data.data_sets import Batches, DataSplit, load
-from ..errors import (
-    BatchError,
-    CheckpointError,
-    GncompileError,
-    ModelFileError,
-    expected_got,
-    message,
-)
+from ..data.data_sets import Batches, DataSplit
+from ..frontends.model_data import load_data
 from ..frontends.model_file import ModelFile, load_model_file
-from ..frontends.model_schema import Seed
-from ..losses.vocabulary import resolve_loss
-from ..losses.weighting import bind_loss
-from ..training.records import Record
+from ..training.early_stop import EarlyStop
+from ..training.loggers import CSVLogger, TensorBoardLogger
+from .interrupts import Stopped, signals_set
+from .loaded_run import Run
 from .output_bias import set_output_bias
 from .run_folder import RunFolder
+from .run_pictures import draw_loss
+from .run_report import draw, report
+from .started import Started
 
 if TYPE_CHECKING:
+    from ..training.records import History, Record
     from ..training.trainer import Trainer
-
-SHOWN = 12  # images in the picture of reconstructions
-EVALUATED = 5000  # training samples in the reported training loss
-
-
-Count = Annotated[int, Field(gt=0)]
-
-
-class Started(BaseModel):
-    """How a run was started, as its folder keeps it.
-
-    Paths of the model file are relative to ``base`` and may lead into ``data_root``; ``data`` is the digest
-    of what was read there. It has to be the same when the run goes on, so a folder of somebody else cannot
-    have other files trained on.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    base: str
-    updates: Count | None
-    epochs: Count | None
-    seed: Seed
-    checkpoint_every: Count
-    data: str
-    data_root: str | None
-
-    @classmethod
-    def of(cls, folder: RunFolder) -> Started:
-        """What ``run.json`` says; :class:`~gncompile.errors.CheckpointError` unless it makes sense."""
-        try:
-            started = cls.model_validate(folder.settings)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            found = f"run.json is damaged at {'.'.join(map(str, first['loc']))}: {first['msg']}"
-            raise CheckpointError(
-                found, where=str(folder.path), instead="start the run again"
-            ) from None
-        if (started.updates is None) == (started.epochs is None):
-            raise CheckpointError("run.json does not say how long to train", where=str(folder.path))
-        return started
-
-
-class Stopped(KeyboardInterrupt):
-    """The user interrupted the training; the step in progress was finished first."""
 
 
 def compile_file(file: ModelFile, seed: int | None = None, **options: Any) -> Trainer:
@@ -95,7 +41,7 @@ def compile_file(file: ModelFile, seed: int | None = None, **options: Any) -> Tr
     return compile_model(
         model,
         loss=file.loss,
-        example_inputs=example(file, training.batch_size),
+        example_inputs=file.example(file.batch_size),
         seed=file.training.seed if seed is None else seed,
         dtype=file.dtype,
         **settings,
@@ -105,11 +51,6 @@ def compile_file(file: ModelFile, seed: int | None = None, **options: Any) -> Tr
 def trainer_options(file: ModelFile) -> dict[str, Any]:
     """The ``[training.options]`` of a model file as ``gncompile.compile`` takes them."""
     return {name: _tuples(value) for name, value in file.training.options.items()}
-
-
-def example(file: ModelFile, samples: int = 2) -> torch.Tensor:
-    """Inputs of the right shape and dtype, to trace the network with."""
-    return torch.zeros(1, file.input_size, dtype=file.dtype).expand(samples, -1)
 
 
 @dataclass
@@ -147,6 +88,8 @@ class TrainingRun:
         leaves none behind, and whenever a run is killed it can be resumed.
         """
         file = load_model_file(model_file, data_root=data_root)
+        if folder is not None:
+            RunFolder(folder).require_free()  # said before anything takes long
         data = load_data(file)
         training = file.training
         seed = training.seed if seed is None else seed
@@ -162,7 +105,12 @@ class TrainingRun:
             "data_root": None if data_root is None else str(data_root.absolute()),
         }
         batches = Batches(data.train_x, data.train_y, training.batch_size, seed)
-        how = model_file, settings, file.content, lambda made: trainer.save(made.checkpoint)
+
+        def fill(made: RunFolder) -> None:
+            made.schema = file.schema
+            trainer.save(made.checkpoint)
+
+        how = model_file, settings, file.content, fill
         run_folder = (
             RunFolder.create_in(Path("runs"), file.name, *how)
             if folder is None
@@ -174,9 +122,18 @@ class TrainingRun:
 
     @classmethod
     def resume(
-        cls, folder: Path, progress: bool = True, data_root: Path | None = None
+        cls,
+        folder: Path,
+        progress: bool = True,
+        data_root: Path | None = None,
+        *,
+        updates: int | None = None,
+        epochs: int | None = None,
     ) -> TrainingRun:
-        """A run as its last checkpoint left it; ``data_root`` goes before the one it was started with."""
+        """A run as its last checkpoint left it, to go on to its end, or for more ``updates`` or ``epochs``.
+
+        These count from here. ``data_root`` goes before the one it was started with.
+        """
         from ..training.trainer import Trainer
 
         run_folder = RunFolder.open(folder)
@@ -185,57 +142,78 @@ class TrainingRun:
             started = Started.of(run_folder)
             root = started.data_root if data_root is None else data_root
             file = load_model_file(run_folder.model_file, started.base, root)
-            data = load_data(file)
-            if data.digest() != started.data:
-                raise CheckpointError(
-                    "the data are not those that the run was started with",
-                    where=f"{file.data.name}, which {run_folder.path} names",
-                    instead="put them back, or start a new run",
-                )
-            trainer = Trainer.resume(run_folder.checkpoint, file.build(started.seed))
+            model = file.build(started.seed)
+            data = Run(run_folder, started, file, model).data()
+            trainer = Trainer.resume(run_folder.checkpoint, model)
             run_folder.rewind(trainer.updates)
+            batches = Batches(data.train_x, data.train_y, file.training.batch_size, started.seed)
+            more = updates or (epochs or 0) * len(batches)
+            if more:
+                started = started.prolonged(trainer.updates + more, run_folder)
         except BaseException:
             run_folder.release()
             raise
-        batches = Batches(data.train_x, data.train_y, file.training.batch_size, started.seed)
         return cls(file, run_folder, started, trainer, data, batches, progress)
 
     @property
     def updates(self) -> int:
         """Updates the whole run makes."""
-        return self.started.updates or (self.started.epochs or 0) * len(self.batches)
+        return self.started.total(len(self.batches))
 
     def train(self) -> None:
-        """Go on to the end of the run, write its results; :class:`Stopped` on SIGINT.
+        """Go on to the end of the run, and write its results.
 
-        The weights written are those that the report speaks of.
+        Raises :class:`Stopped` on SIGINT and SIGTERM. Where anything fails, what was learnt is kept and the
+        error says how to go on; a fresh run that learnt nothing leaves no folder.
         """
         try:
-            remaining = self.updates - self.trainer.updates
-            if remaining > 0:
-                self._learn(remaining)
-            self.trainer.save(self.folder.checkpoint)
-            self.trainer.finish()
-            self.save_weights()
-            self.draw_reconstructions()
-            self.folder.write_report(self.report())
-            self.trainer.report(self.folder.own_derivation(), self.file.name)
+            self._learn()
+            self._write_results()
+        except KeyboardInterrupt:
+            self._keep()
+            raise Stopped from None
+        except Exception as error:
+            if self.fresh and not self.trainer.updates:
+                self.folder.discard()
+            else:
+                self._keep()
+                error.add_note(
+                    f"the first {self.trainer.updates} updates are kept; go on with: gncompile resume "
+                    f"{self.folder.path}"
+                )
+            raise
         finally:
             self.folder.release()
 
-    def _learn(self, updates: int) -> None:
-        try:
-            self._fit(updates)
-        except GncompileError:
-            if self.fresh and not self.trainer.updates:
-                self.folder.discard()
-                raise
-            self.folder.plot_loss()
-            raise
-        except KeyboardInterrupt:
-            self.folder.plot_loss()
-            raise
-        self.folder.plot_loss()
+    def _learn(self) -> None:
+        """Make the updates that are left, and note why they ended."""
+        remaining = self.updates - self.trainer.updates
+        if remaining > 0 and not self.started.ended:
+            with signals_set(self._stop):
+                history = self._fit(remaining)
+            early = self.trainer.updates < self.updates
+            reason = history.ended if early else f"{self.updates} updates made"
+            self.started = self.started.ended_with(reason, self.folder)
+        elif not self.started.ended:
+            self.started = self.started.ended_with(f"{self.updates} updates made", self.folder)
+
+    def _keep(self) -> None:
+        """Store what was learnt so far, as far as that can still be done."""
+        with suppress(Exception):
+            self.trainer.save(self.folder.checkpoint)
+            draw_loss(self.folder.history(), self.folder.path / "loss.png")
+
+    def _write_results(self) -> None:
+        """Weights, report and pictures of the training that has ended."""
+        self.trainer.save(self.folder.checkpoint)
+        self.trainer.finish()
+        self.save_weights()
+        run = Run(self.folder, self.started, self.file, self.trainer.model)
+        run.trainer = self.trainer
+        draw(run, self.data)
+        self.folder.write_report(report(run, self.data))
+        pages = self.folder.own_folder("derivation")
+        self.trainer.report(pages, self.file.name, self.file.batch_size)
 
     def save_weights(self) -> Path:
         """Write the model's parameters by name, as ``model.load_state_dict`` takes them."""
@@ -249,99 +227,35 @@ class TrainingRun:
             save_file(tensors, temporary, metadata={"format": "pt"})
         return self.folder.weights
 
-    def _fit(self, updates: int) -> None:
-        with _sigint_sets(self._stop):
-            self.trainer.fit(
-                self.batches,
-                updates=updates,
-                validation=(self.data.validation_x, self.data.validation_y),
-                callbacks=[self._after_step],
-                progress=self.progress,
-                checkpoint=self.folder.checkpoint,
-                checkpoint_every=self.started.checkpoint_every,
-            )
+    def _fit(self, updates: int) -> History:
+        training = self.file.training
+        stop = training.early_stop
+        return self.trainer.fit(
+            self.batches,
+            updates=updates,
+            validation=(self.data.validation_x, self.data.validation_y),
+            validate_every=training.validate_every,
+            callbacks=[self._after_step],
+            progress=self.progress,
+            checkpoint=self.folder.checkpoint,
+            checkpoint_every=self.started.checkpoint_every,
+            early_stop=EarlyStop(stop.patience, stop.monitor, stop.min_delta) if stop else None,
+            keep_best=training.keep_best,
+            metrics=training.metrics,
+            loggers=[LOGGERS[kind](self.folder) for kind in training.log],
+        )
 
-    def _after_step(self, stats: Record) -> None:
-        self.folder.append(stats.to_dict())
+    def _after_step(self, record: Record) -> None:
+        self.folder.append(record.to_dict())
         if self._stop.is_set():
-            self.trainer.save(self.folder.checkpoint)
             raise Stopped
 
-    def draw_reconstructions(self) -> Path | None:
-        """The picture of reconstructions, if the network is an autoencoder of images."""
-        if self.file.data.target != "input" or len(self.data.shape) != 2:
-            return None
-        originals = self.data.validation_x[:SHOWN]
-        outputs = self.trainer.predict(originals)
-        if self.file.loss == "bce_with_logits":
-            outputs = torch.sigmoid(outputs)
-        return self.folder.plot_reconstructions(originals, outputs, self.data.shape)
 
-    def report(self) -> str:
-        """Results, pictures, the compiled model and its derivation, versions; as Markdown."""
-        train = self.data.train_x[:EVALUATED], self.data.train_y[:EVALUATED]
-        validation = self.data.validation_x, self.data.validation_y
-        results = {
-            "updates": str(self.trainer.updates),
-            f"loss, first {len(train[0])} training samples": f"{self.trainer.evaluate(*train):.6g}",
-            f"loss, {len(validation[0])} validation samples": f"{self.trainer.evaluate(*validation):.6g}",
-        }
-        weights = self.folder.weights.name
-        pictures = [
-            f"![{name}]({name}.png)"
-            for name in ("loss", "reconstructions")
-            if (self.folder.path / f"{name}.png").exists()
-        ]
-        return "\n\n".join(
-            [
-                f"# {in_markdown(self.file.name)}",
-                fenced(table(results)),
-                f"The parameters that have these losses are in [{weights}]({weights}).",
-                *pictures,
-                "## Compiled model",
-                fenced(self.trainer.summary()),
-                "## Derivation",
-                "As linked pages: [derivation/index.html](derivation/index.html).",
-                fenced(self.trainer.explain()),
-                "## Environment",
-                fenced(table(environment())),
-                "",
-            ]
-        )
-
-
-def load_data(file: ModelFile) -> DataSplit:
-    """The data of a model file; :class:`~gncompile.errors.ModelFileError` unless the network fits them."""
-    data = load(file.data).to(file.dtype)
-    if data.train_x.shape[1] != file.input_size:
-        raise ModelFileError(
-            "the network does not fit the data\n"
-            + expected_got(f"{data.train_x.shape[1]} inputs", f"{file.input_size}"),
-            where=str(file.path),
-            instead="change the first of layers, or input_size, in [network]",
-        )
-    loss, outputs = resolve_loss(file.loss), file.sizes[file.sections.network.node[-1].name]
-    loss = bind_loss(loss, (outputs,))
-    for part, y in (("training", data.train_y), ("validation", data.validation_y)):
-        try:
-            loss.check_target((len(y), outputs), file.dtype, y)
-        except BatchError as error:
-            raise ModelFileError(_misfit(file, part, y, outputs, error)) from None
-    return data
-
-
-def _misfit(file: ModelFile, part: str, y: torch.Tensor, outputs: int, error: BatchError) -> str:
-    """Why the loss cannot take these targets, in terms of the model file."""
-    kind = "labels" if not y.is_floating_point() else f"{y.shape[1]} numbers a sample"
-    first = str(error).split("\n  what to do:")[0]
-    whole = y.is_floating_point() and y.shape[1] == 1 and bool((y == y.round()).all())
-    labels = 'target = "label" in [data], if these are class numbers; or ' if whole else ""
-    return message(
-        f"the loss cannot take the {part} targets, {kind}, of a network with {outputs} outputs\n{first}",
-        where=str(file.path),
-        instead=f"{labels}change the last of layers, or the last node, in [network]; "
-        "target or targets in [data]; or [loss]",
-    )
+LOGGERS: Mapping[str, Callable[[RunFolder], object]] = {
+    "csv": lambda folder: CSVLogger(folder.own_file("history.csv")),
+    "tensorboard": lambda folder: TensorBoardLogger(folder.own_folder("tensorboard")),
+}
+"""What ``[training] log`` names."""
 
 
 def _tuples(value: Any) -> Any:
@@ -349,22 +263,3 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _tuples(inner) for key, inner in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-@contextmanager
-def _sigint_sets(stop: threading.Event) -> Iterator[None]:
-    """The first SIGINT sets ``stop``; a second one interrupts at once."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals
-        return
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -60,7 +60,7 @@ def tune_file(
     Everything is measured anew, whatever the store holds.
     """
     file = load_model_file(path, data_root=data_root)
-    samples = file.training.batch_size
+    samples = file.batch_size
 
     def make(variants: Variants) -> Trainer:
         return compile_file(file, tune=variants)
@@ -180,13 +180,13 @@ def explain(kernel: str, kind: str, say: Print) -> None:
         say(f"{e.key}, {e.effort}, {', '.join(_pairs(e))}: {shown(e.options)}")
         if e.note:
             say(f"  {e.note}")
-        rows = [["  candidate", "predicted", "measured", ""]]
+        rows = [["candidate", "predicted", "measured", ""]]
         for t in e.trials:
             measured = "" if t.seconds is None else f"{t.seconds * 1e3:.3f} ms"
             why = f"rejected: {t.rejected}" if t.rejected else ""
             why = "chosen" if t.options == e.options else why
-            rows.append([f"  {shown(t.options)}", f"{t.predicted * 1e3:.3f} ms", measured, why])
-        say(aligned(rows))
+            rows.append([shown(t.options), f"{t.predicted * 1e3:.3f} ms", measured, why])
+        say(aligned(rows, right=(1, 2)))
 
 
 def _pairs(e: Entry) -> list[str]:

@@ -32,7 +32,7 @@ from ..tuning.problem import Candidate, sizes
 from ..tuning.search import ranked, weight
 from ..tuning.tuner import sizes_of
 from .api import understand
-from .training_run import example, trainer_options
+from .training_run import trainer_options
 from .tune_command import bar
 
 Print = Callable[[str], None]
@@ -74,7 +74,7 @@ def dry_run_file(
     figures = figures_of(target) if target else _figures_here()
     bench = bench_for(file, figures)
     problems = sorted(_named(bench, kernel), key=weight, reverse=True)
-    samples, precision = file.training.batch_size, bench.precision
+    samples, precision = file.batch_size, bench.precision
     say(
         f"{file.name}, batches of {samples}, {problems[0].key.dtype} at precision {precision}, "
         f"for sm_{figures.capability}: {count(len(problems), 'distinct launch', 'es')}\n"
@@ -94,8 +94,8 @@ def bench_for(file: ModelFile, figures: Figures) -> GpuBench:
     precision = options.pop("precision", "highest")
     for name in ("backend", "tune"):
         options.pop(name, None)
-    samples = file.training.batch_size
-    traced, loss, reader = understand(file.build(), file.loss, example(file), file.dtype)
+    samples = file.batch_size
+    traced, loss, reader = understand(file.build(), file.loss, file.example(2), file.dtype)
     settings = Settings.from_options(**options)
     settings = replace(settings, guarded=settings.second_order)  # as on any CUDA device
     program = step_program(traced.graph, loss, settings)
@@ -149,12 +149,10 @@ def details(problem: GpuProblem) -> str:
     """The first candidates of a problem in the order they would be measured, compiled."""
     candidates = ranked(problem.candidates, COMPILED)
     used = compiled(problem, candidates)
-    rows = [["  candidate", "predicted", "registers", "spilled", "shared", "products", ""]]
+    rows = [["candidate", "predicted", "registers", "spilled", "shared", "products", ""]]
     for candidate, each in zip(candidates, used, strict=True):
         numbers = [str(each.registers), f"{each.spilled} B", f"{each.shared} B", each.products]
-        rows.append(
-            [f"  {candidate}", f"{candidate.predicted * 1e3:.3f} ms", *numbers, each.problem]
-        )
+        rows.append([str(candidate), f"{candidate.predicted * 1e3:.3f} ms", *numbers, each.problem])
     return f"{problem.key}: {problem.subject.name}\n" + aligned(rows, right=(1, 2, 3, 4))
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import GncompileError, expected_got, nearest
+from .tables import aligned
 
 PREFIX = "GNCOMPILE_"
 
@@ -79,10 +80,9 @@ def using(**values: str | os.PathLike[str] | bool | None) -> Iterator[None]:
 
 
 def describe() -> str:
-    """One aligned line a switch: environment variable, present value, meaning."""
+    """A row a switch: environment variable, present value, meaning."""
     rows = [(s.variable, str(_shown(s)), s.meaning) for s in SWITCHES.values()]
-    widths = [max(len(row[i]) for row in rows) for i in range(2)]
-    return "\n".join(f"{v:<{widths[0]}}  {x:<{widths[1]}}  {m}" for v, x, m in rows)
+    return aligned(rows)
 
 
 def _shown(switch: Switch) -> Path | str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
+from .tables import aligned
 from .version import __version__
 
 PACKAGES = (
@@ -44,5 +45,4 @@ def package_version(package: str) -> str:
 
 def table(rows: dict[str, str]) -> str:
     """One aligned ``name  value`` line each."""
-    width = max(map(len, rows), default=0)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+    return aligned(list(rows.items()))

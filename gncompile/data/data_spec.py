@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 
 from ..errors import DataError
 from ..losses.targets import mapped, tensors_of
@@ -42,21 +43,73 @@ class DataSpec:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    name: str
-    target: Target | None = None
-    train: int | None = None
-    validation: int | float | None = None
-    seed: int = 0
-    targets: tuple[str, ...] = ()
-    shape: tuple[int, ...] | None = None
-    inputs: tuple[str, ...] = ()
-    ignore: tuple[str, ...] = ()
-    categories: tuple[str, ...] = ()
-    standardise: bool | None = None
-    missing: Literal["refuse", "impute"] = "refuse"
-    validation_file: str | None = None
-    validation_column: str | None = None
-    weights: str | None = None
+    name: Annotated[
+        str,
+        Field(
+            description="`curves`, `mnist`, or a file: a table `.csv`, `.parquet`, `.arrow`, `.feather`, or "
+            "arrays `x` and `y` in an `.npz`, `.safetensors`; beside the model file, or below its folder"
+        ),
+    ]
+    target: Annotated[
+        Target | None,
+        Field(
+            description="what is produced: classes, numbers, or the inputs again. Default: classes where the "
+            "targets are texts or the loss is `cross_entropy`, the inputs of CURVES, else numbers"
+        ),
+    ] = None
+    train: Annotated[
+        int | None, Field(description="training samples, from 1. Default: all there are")
+    ] = None
+    validation: Annotated[
+        int | float | None,
+        Field(
+            description="samples held out, a number from 1 or a share below 1. Default: a tenth, or the "
+            "file's `validation_x`"
+        ),
+    ] = None
+    seed: Annotated[
+        int, Field(description="decides which samples are held out, and draws CURVES")
+    ] = 0
+    targets: Annotated[tuple[str, ...], Field(description="a table's target columns, by name")] = ()
+    shape: Annotated[
+        tuple[int, ...] | None,
+        Field(description="layout of a flat sample, for pictures of reconstructions: `[28, 28]`"),
+    ] = None
+    inputs: Annotated[
+        tuple[str, ...],
+        Field(description="a table's columns that go in. Default: all others"),
+    ] = ()
+    ignore: Annotated[tuple[str, ...], Field(description="a table's columns to leave out")] = ()
+    categories: Annotated[
+        tuple[str, ...],
+        Field(
+            description="columns of numbers that are names of categories, as columns of texts are anyway; "
+            "each is embedded in half as many numbers as it has levels, 50 at most"
+        ),
+    ] = ()
+    standardise: Annotated[
+        bool | None,
+        Field(
+            description="let the network see inputs, and targets of a loss of differences, with mean 0 "
+            "and scale 1; predictions and metrics keep the file's units. Default: tables yes, arrays no"
+        ),
+    ] = None
+    missing: Annotated[
+        Literal["refuse", "impute"],
+        Field(
+            description="`impute` puts the training mean for a number that is missing, and a level of its own "
+            "for a category"
+        ),
+    ] = "refuse"
+    validation_file: Annotated[
+        str | None, Field(description="another file, whose samples are the validation")
+    ] = None
+    validation_column: Annotated[
+        str | None, Field(description='a column that marks them: true, 1 or `"validation"`')
+    ] = None
+    weights: Annotated[
+        str | None, Field(description="a column, or an array, of weights of the samples")
+    ] = None
 
 
 Tensors = Any

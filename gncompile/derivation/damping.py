@@ -59,7 +59,7 @@ def judge(optimiser: Optimiser, before: Value, after: Value) -> None:
     builder = optimiser.builder
     values = {a: after, b: before}
     predicted = optimiser.chosen(CHOSEN["predicted"])
-    moved = _noticed(optimiser, before, predicted)
+    moved = _noticed(optimiser, before, predicted, "change_noticed")
     steps = [_step_noticed(optimiser, layer) for layer in optimiser.layers]
     any_step = steps[0] if len(steps) == 1 else builder.add(*steps, name="steps_noticed")
     is_measured = builder.pointwise(
@@ -79,26 +79,30 @@ def judge(optimiser: Optimiser, before: Value, after: Value) -> None:
     builder.pointwise(harm, values, into=optimiser.scalar("harm"), name="harm_now")
 
 
-def _noticed(optimiser: Optimiser, value: Value, change: Value) -> Value:
+def _noticed(optimiser: Optimiser, value: Value, change: Value, name: str) -> Value:
     """Positive where a part of ``change`` alters ``value``; the sum is a value of its own, and rounded."""
     builder = optimiser.builder
     moved = builder.pointwise(
         a + as_float(NOTICED) * b, {a: value, b: change}, name=f"{value.name}_moved"
     )
-    return builder.pointwise(sympy.Abs(b - a), {a: value, b: moved}, name="noticed")
+    return builder.pointwise(sympy.Abs(b - a), {a: value, b: moved}, name=name)
 
 
 def _step_noticed(optimiser: Optimiser, layer: str) -> Value:
     """Positive where the last step moves a layer's W̄ by more than its rounding, norm by norm."""
     builder = optimiser.builder
-    parts = [builder.emit(ir.Dot(), p, p, name="square") for p in optimiser.parameters_of(layer)]
-    square = parts[0] if len(parts) == 1 else builder.add(*parts, name="squares")
-    step = optimiser.last_step(layer)
-    norms = [
-        builder.pointwise(sympy.sqrt(a), {a: v}, name=f"norm_{optimiser.layers[layer].node.name}")
-        for v in (square, builder.emit(ir.Dot(), step, step, name="step_square"))
+    node = optimiser.layers[layer].node.name
+    parts = [
+        builder.emit(ir.Dot(), p, p, name=f"square_{node}") for p in optimiser.parameters_of(layer)
     ]
-    return _noticed(optimiser, *norms)
+    square = parts[0] if len(parts) == 1 else builder.add(*parts, name=f"square_{node}")
+    step = optimiser.last_step(layer)
+    step_square = builder.emit(ir.Dot(), step, step, name=f"step_square_{node}")
+    norm, step_norm = (
+        builder.pointwise(sympy.sqrt(a), {a: v}, name=name)
+        for v, name in ((square, f"norm_{node}"), (step_square, f"step_norm_{node}"))
+    )
+    return _noticed(optimiser, norm, step_norm, f"step_noticed_{node}")
 
 
 def adapt(optimiser: Optimiser) -> None:
@@ -133,7 +137,7 @@ def _felt(optimiser: Optimiser) -> dict[sympy.Symbol, Value]:
     """a: λ, b: ``‖δ‖²`` and c: ``δᵀ(G + λI)δ`` of the last step."""
     steps = {layer: optimiser.last_step(layer) for layer in optimiser.layers}
     length = optimiser.chosen(CHOSEN["length"])
-    return {a: optimiser.damping, b: optimiser.inner(steps, steps), c: length}
+    return {a: optimiser.damping, b: optimiser.inner(steps, steps, "squared_step"), c: length}
 
 
 def _change(optimiser: Optimiser, factor: sympy.Expr) -> Value:

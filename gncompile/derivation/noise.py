@@ -57,8 +57,8 @@ def measure_noise(
     signs = builder.emit(ir.Random("sign", (seed.spec.shape[0], 1)), name="signs")
     seed = builder.pointwise(v * s, {v: seed, s: signs}, name="e_output")
     random = weight_gradients(forward, pull_back(forward, seed, prefix="e"))
-    random_square = optimiser.inner(random, preconditioned(random))
-    square = optimiser.inner(gradients, deltas)
+    random_square = optimiser.inner(random, preconditioned(random), "noise_power")
+    square = optimiser.inner(gradients, deltas, "gradient_power")
     count = builder.emit(ir.Dot(), signs, signs, name="signs_count")
     batch = builder.leaf("scalar", "batch_size", ())
     values = {each: random_square, power: square, n: batch, f: count}

@@ -84,8 +84,9 @@ class Optimiser:
         return self.builder.state("step_sizes", Spec((len(self.layers) + len(CHOSEN),)))
 
     def chosen(self, index: int) -> Value:
-        index %= len(self.layers) + len(CHOSEN)
-        return self.builder.emit(ir.Element(index), self.sizes, name=f"size_{index}")
+        names = [*(f"step_size_{layer}" for layer in self.layers), *(f"chosen_{x}" for x in CHOSEN)]
+        index %= len(names)
+        return self.builder.emit(ir.Element(index), self.sizes, name=names[index])
 
     def last_step(self, layer: str) -> Value:
         """δ of the last step, shaped like W̄."""
@@ -139,10 +140,10 @@ class Optimiser:
             return value
         return self.builder.emit(ir.Part(which), value, name=f"{value.name}_{which[0]}")  # type: ignore
 
-    def inner(self, v: Mapping[str, Value], w: Mapping[str, Value]) -> Value:
+    def inner(self, v: Mapping[str, Value], w: Mapping[str, Value], name: str = "inner") -> Value:
         """``Σ vᵀw`` over the layers of both."""
-        dots = [self.builder.emit(ir.Dot(), v[k], w[k], name=f"dot_{k}") for k in v if k in w]
-        return dots[0] if len(dots) == 1 else self.builder.add(*dots, name="inner")
+        dots = [self.builder.emit(ir.Dot(), v[k], w[k], name=f"{name}_{k}") for k in v if k in w]
+        return dots[0] if len(dots) == 1 else self.builder.add(*dots, name=name)
 
     def pairs(self, layer: str, value: Value) -> list[tuple[Value, Value]]:
         """The parameters of a layer with their parts of a W̄-shaped value."""

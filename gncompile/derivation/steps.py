@@ -74,31 +74,39 @@ def model(
             with forward.work_at_output():
                 product = rules.hessian_product(tangents[j])
             curvature = optimiser.builder.emit(
-                ir.Dot(mean=True), tangents[i], product, name=f"curvature_{i + 1}{j + 1}"
+                ir.Dot(mean=True), tangents[i], product, name=f"curvature_{i + 1}_{j + 1}"
             )
-            m[i][j] = m[j][i] = _damped(optimiser, curvature, directions[i], directions[j])
-    return m, [optimiser.inner(v, gradients) for v in directions]
+            pair = f"{i + 1}_{j + 1}"
+            m[i][j] = m[j][i] = _damped(optimiser, curvature, directions[i], directions[j], pair)
+    return m, [optimiser.inner(v, gradients, f"slope_{i + 1}") for i, v in enumerate(directions)]
 
 
 def _damped(
-    optimiser: Optimiser, curvature: Value, v: Mapping[str, Value], w: Mapping[str, Value]
+    optimiser: Optimiser,
+    curvature: Value,
+    v: Mapping[str, Value],
+    w: Mapping[str, Value],
+    pair: str,
 ) -> Value:
-    """``curvature + Σ_layers (λ + η) vᵀw``; weight and bias have their own η."""
+    """``curvature + Σ_layers (λ + η) vᵀw``; weight and bias have their own η, ``pair`` numbers v and w."""
     shared = [layer for layer in v if layer in w]
     if not shared:
         return curvature
     total = optimiser.builder.pointwise(
         a + b * c,
-        {a: curvature, b: optimiser.damping, c: optimiser.inner(v, w)},
-        name="damped_curvature",
+        {a: curvature, b: optimiser.damping, c: optimiser.inner(v, w, f"product_{pair}")},
+        name=f"damped_curvature_{pair}",
     )
     for layer in shared:
         etas = optimiser.etas(layer)
         for eta, which in zip(etas, ("weight", "bias"), strict=True):
             if eta:
                 parts = [optimiser.part(which, layer, x[layer]) for x in (v, w)]
-                dot = optimiser.builder.emit(ir.Dot(), *parts)
-                total = optimiser.builder.pointwise(a + as_float(eta) * b, {a: total, b: dot})
+                dot = optimiser.builder.emit(ir.Dot(), *parts, name=f"product_{pair}_{which}")
+                values = {a: total, b: dot}
+                total = optimiser.builder.pointwise(
+                    a + as_float(eta) * b, values, name=f"with_l2_{pair}"
+                )
     return total
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..base.settings import Settings
-from ..base.tables import indent, shortened, table, wrapped
+from ..base.tables import indent, table, wrapped
 from ..derivation.piecewise_linear import theorem
 from ..emit.step_source import StepSource, emit_step
 from ..errors import CompileError, nearest
@@ -22,7 +22,8 @@ from ..losses.vocabulary import CoupledLoss, Loss, SeparableLoss, SumLoss
 from ..program.operations import Leaf
 from ..program.schedule import Schedule
 from ..program.step_program import StepProgram
-from .readback import PARTS, REPEATS, SHOWN, Readback, function_text, in_units
+from .function_names import function_text
+from .readback import PARTS, REPEATS, Readback, in_units
 
 
 def summary(
@@ -34,22 +35,24 @@ def summary(
     batch: int = 1000,
     itemsize: int = 4,
     order: Schedule | None = None,
+    width: int | None = None,
 ) -> str:
     """Aligned tables: what trains each layer, its factors and costs, the phases, and memory.
 
     FLOPs and bytes are those of a mean step on ``batch`` samples of ``itemsize``-byte numbers; what runs
-    only every k steps counts 1/k. ``order`` is the schedule of launches, if the backend has one.
+    only every k steps counts 1/k. ``order`` is the schedule of launches, if the backend has one. Lines have
+    ``width`` characters, by default those of the terminal.
     """
     read = Readback(traced, loss, settings, program, batch, itemsize, order)
-    kept = [[keeps, shortened(of, SHOWN), *rest] for keeps, of, *rest in read.kept_rows()]
+    kept = read.kept_rows()
     tables = [
-        table(read.layer_rows(), right=(2, 3, 6), broken=0),
-        table(read.cost_rows(), right=(4, 5), broken=0),
-        *([table(kept, right=(3,), broken=2)] if kept else []),
-        table(read.phase_rows(), right=(2, 3, 4)),
-        table(read.memory_rows(), right=(1,)),
+        table(read.layer_rows(), right=(2, 3, 6), width=width),
+        table(read.cost_rows(), right=(4, 5), width=width),
+        *([table(kept, right=(3,), width=width)] if kept else []),
+        table(read.phase_rows(), right=(2, 3, 4), width=width),
+        table(read.memory_rows(), right=(1,), width=width),
     ]
-    head = [line for sentence in read.head() for line in wrapped(sentence, further="  ")]
+    head = [line for sentence in read.head() for line in wrapped(sentence, width, further="  ")]
     return "\n\n".join(["\n".join(head), *tables])
 
 
@@ -95,10 +98,11 @@ class _Derivation:
 
     def everything(self) -> list[str]:
         conventions = (
-            "N samples are rows; E[·] is the mean over them. Factors are computed on the first F of them, "
-            "the quadratic\nmodel's curvature on the first Q. W[l] is [out, in], b[l] is [out], "
-            "[x, 1] appends a one.\nThe Gauss-Newton block of [W, b], flattened row by row, is G ⊗ Q. "
-            "⊙ is elementwise, ← overwrites.\nNames are those of the emitted source."
+            "N samples are rows; E[·] is the mean over them. Factors are computed on the first\n"
+            "F of them, the quadratic model's curvature on the first Q. W[l] is [out, in],\n"
+            "b[l] is [out], [x, 1] appends a one. The Gauss-Newton block of [W, b], flattened\n"
+            "row by row, is G ⊗ Q. ⊙ is elementwise, ← overwrites. Names are those of the\n"
+            "emitted source."
         )
         text = [f"# Derivation of {self.read.traced.name}", conventions]
         text += [

@@ -6,6 +6,7 @@ is what runs. Values keep the names they have in the emitted source.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -15,8 +16,8 @@ from ..graph.convolution import Convolution, ConvolutionTransposed
 from ..graph.layers import Affine
 from ..graph.model_graph import ModelGraph
 from ..program import convolutions as grids
+from ..program import lookups, specs
 from ..program import operations as ir
-from ..program import specs
 from ..program.step_program import Instruction, StepProgram
 from .notation import (
     Bracket,
@@ -119,6 +120,8 @@ class Formulas:
     def _is_inner(self, instruction: Instruction, wanted: Collection[str]) -> bool:
         readers = self._readers.get(instruction.name, set())
         named = instruction.into or instruction.name in self._results or instruction.comment
+        # Of the many numbers of a quadratic model a formula names a few; each has its line.
+        named = named or any(isinstance(self.program[x].op, ir.StepSizes) for x in readers)
         tensor = isinstance(instruction.op, ir.Affine)
         return not named and not tensor and len(readers) == 1 and readers <= set(wanted)
 
@@ -176,6 +179,8 @@ class Formulas:
                 )
                 over = (Fraction(Number("1"), Name(str(rows))),) if mean else ()
                 return product(*over, Word("Σ"), Infix("⊙", tuple(v)))
+            case ir.StepSizes():
+                return _step_sizes(i.op, v)
             case ir.DampedInverse():
                 damped = _plus(self._matrix(i.inputs[0], v[0]), product(v[1], IDENTITY))
                 return Inverse(damped)
@@ -234,6 +239,38 @@ def _mean(m: Math) -> Math:
     return Call("E", (m,), "[]")
 
 
+SHOWN = 3
+"""Numbers of a quadratic model that its formula names."""
+
+
+def _step_sizes(op: ir.StepSizes, v: list[Math]) -> Math:
+    """``argmin_c bᵀc + ½ cᵀMc`` with what M and b are; bounds are told in words."""
+    b, c, m = Name("b"), Name("c"), Name("M")
+    entries = op.count * (op.count + 1) // 2
+    half = product(Fraction(Number("1"), Number("2")), Transpose(c), m, c)
+    quadratic = Group(Sum(((True, product(Transpose(b), c)), (True, half))))
+    given = (
+        Infix("=", (name, Bracket("[", Infix(",", _some(values)), "]")))
+        for name, values in ((m, v[:entries]), (b, v[entries : entries + op.count]))
+    )
+    bounded = (Word("of bounded length,"),) if op.growth is not None else ()
+    return product(
+        Word("argmin over"),
+        c,
+        Word("of"),
+        quadratic,
+        *bounded,
+        Word("with"),
+        Infix(",", tuple(given)),
+    )
+
+
+def _some(values: list[Math]) -> tuple[Math, ...]:
+    if len(values) <= SHOWN:
+        return tuple(values)
+    return (*values[: SHOWN - 1], Word("…"), values[-1])
+
+
 def _damped(v: list[Math]) -> Math:
     """``(A ⊗ B + c I)⁻¹``."""
     return Inverse(_plus(Infix("⊗", (v[1], v[2])), product(v[3], IDENTITY)))
@@ -260,6 +297,11 @@ _CALLS: Mapping[type, Callable[[list[Math]], Math]] = {
     ir.Eigen: lambda v: Call("eigen", (v[0],)),
     ir.Densify: lambda v: Call("full", (v[0],)),
     ir.Zeros: lambda v: Number("0"),
+    ir.Repeat: lambda v: product(v[0], Word("at every place")),
+    lookups.Lookup: lambda v: Call("rows", (v[1], v[0])),
+    lookups.LookupGradient: lambda v: _mean(product(Transpose(Call("indicators", (v[0],))), v[1])),
+    lookups.Counts: lambda v: _mean(Call("counts", (v[0],))),
+    lookups.OneHot: lambda v: Call("indicators", (v[0],)),
     grids.ConvolveAdjoint: lambda v: Infix("∗", (v[1], v[0])),
     grids.ConvolveGradient: lambda v: _mean(Infix("⋆", tuple(v))),
     grids.Patches: lambda v: Call("patches", (v[0],)),
@@ -283,7 +325,12 @@ def _call(op: ir.Op, v: list[Math]) -> Math:
     if isinstance(op, ir.Random):
         return Word(f"random {op.kind}")
     written = _CALLS.get(type(op))
-    return written(v) if written else Call(ir.describe(op), tuple(v))
+    return written(v) if written else Call(_words(op), tuple(v))
+
+
+def _words(op: ir.Op) -> str:
+    """The operation's name in words, without its attributes: ``place moments``."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(op).__name__).lower()
 
 
 def _leaf_name(leaf: Instruction, parameters: Mapping[str, str]) -> str:

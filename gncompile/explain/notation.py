@@ -18,12 +18,13 @@ for the printers that draw fractions and roots (:mod:`gncompile.explain.report`)
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import sympy
 
 from ..functions.primitives import select
+from .cases import Condition, branches, finite, readable, sides
 
 
 @dataclass(frozen=True)
@@ -183,9 +184,11 @@ def text(m: Math) -> str:
             return f"{opening}{text(body)}{closing}"
         case Call(function, arguments, brackets):
             return f"{function}{brackets[0]}{', '.join(map(text, arguments))}{brackets[1]}"
+        case Elementwise(expression, operands) if _is_nested(expression):
+            return text(expanded(expression, dict(operands)))
         case Elementwise(expression, operands):
             named = expression.xreplace({s: sympy.Symbol(text(v), real=True) for s, v in operands})
-            return str(named.replace(lambda e: isinstance(e, select), _extremum))
+            return str(readable(named))
         case Component(body, which):
             return f"{text(body)}.{which}"
     return _decorated(m)
@@ -202,13 +205,13 @@ def _decorated(m: Transpose | Inverse | Fraction | Power | Root | Cases) -> str:
         case Inverse(body):
             return f"({text(body)})⁻¹"
         case Fraction(above, below):
-            return f"({text(above)}/{text(below)})"
+            return f"({_enclosed(text(above))}/{_enclosed(text(below))})"
         case Power(base, exponent):
             return f"{_enclosed(text(base))}^{_enclosed(text(exponent))}"
         case Root(body):
             return f"√{_enclosed(text(body))}"
-        case Cases(branches):
-            return "; ".join(f"{text(value)} {text(condition)}" for value, condition in branches)
+        case Cases(rows):
+            return "; ".join(f"{text(value)} {text(condition)}" for value, condition in rows)
 
 
 _NAME = r"[\w.]+(\[[^\[\]]*\])?(⁻¹)?(\[[^\[\]]*\])?[\w.]*"
@@ -218,14 +221,6 @@ _GROUP = r"(E|diag|softmax|select)?[\[(](?:[^\[\]()]|\[[^\[\]]*\]|\([^()]*\))*[\
 def _enclosed(written: str) -> str:
     """The text in parentheses unless it is one name or one group."""
     return written if re.fullmatch(f"({_NAME}|{_GROUP})ᵀ?", written) else f"({written})"
-
-
-def _extremum(branch: select) -> sympy.Expr:
-    """``select(u - v, u, v)`` written as ``max(u, v)``, and with exchanged branches as ``min``."""
-    condition, u, v = branch.args
-    if condition == u - v:
-        return sympy.Function("max")(u, v)
-    return sympy.Function("min")(u, v) if condition == v - u else branch
 
 
 # --- expressions as trees -----------------------------------------------------------------------------
@@ -306,15 +301,34 @@ def _decimal(e: sympy.Number) -> Math:
     return power if mantissa == "1" else Infix("·", (Number(mantissa), power))
 
 
+def _is_nested(e: sympy.Expr) -> bool:
+    """Whether selections stand in selections, which one line of calls would not show."""
+    return any(branches(part) for part in readable(e).atoms(select))
+
+
+def _if(given: Sequence[Condition], operands: Mapping[sympy.Symbol, Math]) -> Math:
+    """``if u > v and w ≤ 0``."""
+    parts: list[Math] = []
+    for condition, positive in given:
+        parts.append(Word("and" if parts else "if"))
+        if isinstance(condition, finite):
+            parts += [*([] if positive else [Word("not")]), expanded(condition, operands)]
+        else:
+            compared = tuple(expanded(side, operands) for side in sides(condition))
+            parts.append(Infix(">" if positive else "≤", compared))
+    return product(*parts)
+
+
 def _function(e: sympy.Expr, operands: Mapping[sympy.Symbol, Math]) -> Math:
+    if isinstance(e, select) and not isinstance(named := readable(e), select):
+        return expanded(named, operands)
     if isinstance(e, select):
-        extremum = _extremum(e)
-        if not isinstance(extremum, select):
-            arguments = tuple(expanded(arg, operands) for arg in extremum.args)
-            return Call(extremum.func.__name__, arguments)
-        condition, above, below = (expanded(arg, operands) for arg in e.args)
-        positive = Infix(">", (condition, Number("0")))
-        return Cases(((above, product(Word("if"), positive)), (below, Word("otherwise"))))
+        nested, otherwise = branches(named) or (
+            [(named.args[1], [(named.args[0], True)])],
+            named.args[2],
+        )
+        rows = ((expanded(x, operands), _if(given, operands)) for x, given in nested)
+        return Cases((*rows, (expanded(otherwise, operands), Word("otherwise"))))
     if not e.args:
         return Name({"Pi": "π", "Exp1": "e"}.get(type(e).__name__, str(e)))
     arguments = tuple(expanded(arg, operands) for arg in e.args)

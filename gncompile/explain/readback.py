@@ -6,21 +6,16 @@ instructions, so what is reported is what runs.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-
-from sympy import Expr, Symbol
+from functools import cached_property
 
 from ..base.settings import AUTO, Settings
-from ..base.tables import binary_size, count, engineering, shortened
+from ..base.tables import binary_size, count, engineering, listed, shortened
 from ..derivation.forward import Forward
 from ..derivation.piecewise_linear import rule_of
 from ..derivation.sharing import shared_lines
-from ..functions.gates import GATES, Gate
-from ..functions.transfer import TransferFunction, transfer, transfer_names
 from ..graph.layers import Layer, LayerOp
 from ..graph.model_graph import ModelGraph, TracedModel
 from ..graph.nodes import Node, Pointwise
@@ -32,7 +27,7 @@ from ..program.schedule import Schedule
 from ..program.specs import Structure
 from ..program.step_program import StepProgram
 from .formulas import Formulas
-from .notation import Elementwise, text
+from .function_names import brief_text
 
 METHODS = {
     "kfra": "one matrix for the batch, averaged at every pointwise layer [BRB §3.3]",
@@ -56,8 +51,10 @@ RULES = {
 """What each method's Ḡ is, in a word."""
 
 SCALED = Structure.SCALED_IDENTITY
-SHOWN = 10
+SHOWN = 12
 """Characters of the functions after a layer that a table shows."""
+NAMED = 3
+"""Layers of a method that are named one by one; the table of layers tells of all."""
 
 REPEATS = ("predict", "whole_inputs", "trial", "plain_quadratic")
 """Phases whose formulas are those of others or some of them, on other samples or with other parameters."""
@@ -70,8 +67,31 @@ PARTS = {
     "invert": "Damped inverses",
     "direction": "Direction",
     "quadratic": "R-operator: the output's change along Δ (r1) and the last step δ (r2)",
+    "layer_quadratic": "R-operator layer by layer, for a step size each",
+    "compare": "Forward at the averaged parameters",
+    "gradient_noise": "Noise of the gradient",
+    "curvature": "Curvature",
+    "columns": "Curvature, column by column",
+    "update": "Update",
+    "evaluate": "Loss after the update",
+    "judge": "Change of the loss, actual over predicted",
+    "adapt": "Damping",
+    "judge_trial": "Change of the loss in the first steps, actual over predicted",
+    "search": "Damping in the first steps",
+    "reject": "After a step that is undone",
 }
 """Headings of the parts of a layer's work, in the order they are shown."""
+
+STATES = {
+    "average": "parameters, averaged",
+    "last_good": "parameters before the step",
+    "step": "last step δ",
+    "Q": "factors Q, averaged",
+    "G": "factors Ḡ, averaged",
+    "Q_inverse": "their inverses, Q⁻¹",
+    "G_inverse": "their inverses, Ḡ⁻¹",
+}
+"""What states hold, in words."""
 
 Row = list[str]
 
@@ -136,8 +156,8 @@ class Readback:
         chosen, used = self.program.methods, self.methods
         lines = [("method", f"{used[0]}: {METHODS[used[0]]}")]
         if len(used) > 1:
-            of = {m: ", ".join(x for x, method in chosen.items() if method == m) for m in used}
-            lines = [("method", f"{m} of {of[m]}: {METHODS[m]}") for m in used]
+            of = {m: [x for x, method in chosen.items() if method == m] for m in used}
+            lines = [("method", f"{m} of {listed(of[m], NAMED)}: {METHODS[m]}") for m in used]
         why = "auto" if self.settings.method == AUTO else "because"
         shared = shared_lines(self.graph, self.settings, chosen)
         return [*lines, *shared, *((why, reason) for reason in self.program.reasons)]
@@ -191,8 +211,8 @@ class Readback:
 
     def then(self, layer: Layer) -> str:
         """The pointwise functions of a layer's values."""
-        after = (node for use in layer.uses for node in self.pointwise_after(use))
-        return ", ".join(dict.fromkeys(map(function_text, after))) or "-"
+        after = [node for use in layer.uses for node in self.pointwise_after(use)]
+        return brief_text(after) or "-"
 
     def cost_rows(self) -> list[Row]:
         """Factors, what is kept and the cost of a mean step, one row a trained layer; shared work, total."""
@@ -250,7 +270,7 @@ class Readback:
         rows = [
             [
                 keeps,
-                ", ".join(dict.fromkeys(map(function_text, nodes))),
+                brief_text(nodes),
                 why,
                 binary_size(self.bytes_of(*map(self.kept_values, nodes))),
             ]
@@ -341,7 +361,7 @@ class Readback:
         ]
         held = {
             "parameters": sum(parameters),
-            **{f"state {kind}": size for kind, size in kinds.items() if size >= 1024},
+            **{STATES.get(k, f"state {k}"): size for k, size in kinds.items() if size >= 1024},
             f"work buffers at most, batch {self.batch}": self.costs.work_bytes(self.order),
         }
         sizes = [*held.items(), ("total", sum(held.values()))]
@@ -371,28 +391,6 @@ class Readback:
         if mean is None or self.graph.output.inputs[0] != self.graph.layers[last].node.name:
             return ""
         return f"{self.program[mean].spec}, as the output factor of the last layer"
-
-
-def function_text(node: Node) -> str:
-    """``tanh`` where the node computes a declared function, however written, else its expression."""
-    assert isinstance(node.op, Pointwise)
-    value, arguments = rule_of(node).value, node.op.arguments
-    functions: list[TransferFunction | Gate] = [transfer(name) for name in transfer_names()]
-    known = [
-        function.name
-        for function in (*functions, *GATES.values())
-        if len(function.rule.arguments) == len(arguments)
-        and any(
-            _renamed(value, order, function.rule.arguments) == function.rule.value
-            for order in itertools.permutations(arguments)
-        )
-    ]
-    return min(known, key=len) if known else text(Elementwise(value, ()))
-
-
-@lru_cache(maxsize=1024)  # the declared functions have few names for their arguments
-def _renamed(value: Expr, arguments: tuple[Symbol, ...], names: tuple[Symbol, ...]) -> Expr:
-    return value.xreplace(dict(zip(arguments, names, strict=True)))
 
 
 def in_units(cost: Cost) -> Row:

@@ -10,7 +10,7 @@ from sympy import Symbol
 from torch import Tensor, nn
 
 from ..functions.applied import Elementwise, Function
-from .model_schema import Concat, Linear, Node, Pointwise, Select, Slice
+from .network_schema import Concat, Linear, Node, Pointwise, Select, Slice
 
 INPUT = "input"
 ARGUMENT = Symbol("u", real=True)

@@ -1,7 +1,8 @@
 """TOML model files: read, validated, checked for sense, and built into an ``nn.Module``.
 
 Nothing in a model file is executed: expressions go through :mod:`gncompile.functions.parsing`, everything
-else is data. All mistakes of one kind are listed at once.
+else is data. All mistakes of one kind are listed at once. What a file leaves out, sizes and the loss, follows
+from its data, which are read where they are first asked for.
 """
 
 from __future__ import annotations
@@ -9,81 +10,74 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from keyword import iskeyword
+from functools import cached_property
 from pathlib import Path
 
 import torch
-from sympy import Expr, Symbol
+from sympy import Expr
 
 from ..base.memory_budget import require_memory
-from ..base.plugins import TRANSFERS, load_plugins
 from ..base.settings import FIRST_ORDER_METHODS
 from ..base.untrusted import require_within
-from ..data.data_sets import READERS, DataSpec
-from ..errors import ExpressionError, GncompileError, ModelFileError, nearest
+from ..data.data_sets import READERS, DataSpec, DataSplit, load
+from ..data.table_schema import TableSchema
+from ..errors import GncompileError, ModelFileError
 from ..functions.applied import Function
-from ..functions.declarations import check_size, shortened
-from ..functions.parsing import FUNCTIONS, parse_expression
+from ..functions.declarations import shortened
+from ..functions.parsing import FUNCTIONS
 from ..functions.transfer import (
     BUILT_IN,
     TransferFunction,
     called_by_name,
     define_transfer,
     is_registered,
-    transfer_names,
 )
-from ..losses.vocabulary import Loss, define_loss
-from .declared_network import ARGUMENT, INPUT, DeclaredNetwork, function_name
+from ..losses.loss_types import CoupledLoss
+from ..losses.standardising import is_of_differences, standardised
+from ..losses.targets import tensors_of
+from ..losses.vocabulary import Loss, define_loss, resolve_loss
+from ..losses.weighting import weighted
+from .declared_network import DeclaredNetwork
+from .declared_nodes import ARGUMENTS, check_all_read, check_names, function_of, sizes_of
 from .model_reading import read, validate
-from .model_schema import Concat, Linear, Node, Pointwise, Sections, Select, Slice, Training
+from .model_schema import Sections
+from .network_schema import Layers, Linear, Node, Nodes, Pointwise
+from .table_network import TableNetwork, table_width
+from .training_schema import Training
 
-Functions = Mapping[str, Callable[..., Expr]]
-
-_ARGUMENTS = {
-    "u": ARGUMENT,
-    "x": ARGUMENT,
-}  # transfer functions declared in Python are written in x
+CLASSIFIES = "cross_entropy"
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model file that makes sense: its sections, and its network's sizes and functions by node name.
+    """A model file that makes sense: its sections, and its network's functions by node name.
 
-    ``content`` is the file as it was read; ``transfers`` are its own transfer functions.
+    ``content`` is the file as it was read; ``transfers`` are its own transfer functions. ``given`` is the
+    schema of data that were read before, as a run folder keeps it; without one the file's data are read.
     """
 
     path: Path
     content: bytes
     sections: Sections
-    sizes: Mapping[str, int]
     functions: Mapping[str, Function]
     transfers: Mapping[str, TransferFunction]
+    given: TableSchema | None = None
 
     @property
     def name(self) -> str:
-        """The model's name."""
-        return self.sections.model.name
+        """The model's name; by default the file's, or its folder's where that is ``model.toml``."""
+        if self.sections.model is not None:
+            return self.sections.model.name
+        parts = (self.path.stem, self.path.absolute().parent.name)
+        name = next((each for each in parts if each not in ("", "model")), "model")[:200]
+        return name if name.isprintable() else "model"
 
     @property
     def data(self) -> DataSpec:
         """The data; a file's path is already relative to the model file."""
         return self.sections.data
-
-    @property
-    def loss(self) -> str | Loss:
-        """The loss as ``gncompile.compile`` takes it: its name, or what the file's expression declares."""
-        section = self.sections.loss
-        if section.expression is None:
-            return section.text
-        return define_loss(
-            shortened(section.text),
-            section.expression,
-            targets=section.targets,
-            outputs=section.outputs,
-            negative_curvature=section.negative_curvature,
-        )
 
     @property
     def training(self) -> Training:
@@ -95,10 +89,121 @@ class ModelFile:
         """The floating point type to train in."""
         return torch.float64 if self.training.dtype == "float64" else torch.float32
 
+    # --- what follows from the data ---------------------------------------------------------------------
+
+    @cached_property
+    def split(self) -> DataSplit:
+        """The data, read once, in the file's dtype; that they fit the network is not checked yet."""
+        section = self.sections.loss
+        classification = None if section is None else section.name == CLASSIFIES
+        return load(self.data, classification).to(self.dtype)
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the network and the loss cannot be known without the data, or their schema."""
+        network, from_file = self.sections.network, Path(self.data.name).suffix in READERS
+        unsaid = network is None or not network.complete or self.sections.loss is None
+        return unsaid or from_file or bool(self.data.standardise) or self.given is not None
+
+    @cached_property
+    def schema(self) -> TableSchema:
+        """What goes in and comes out."""
+        schema = self.given or self.split.schema
+        assert schema is not None
+        return schema
+
+    @cached_property
+    def loss(self) -> str | Loss:
+        """The loss as ``gncompile.compile`` takes it: its name, or what the file and its data declare.
+
+        It is that of standardised targets where these are standardised and the loss is one of differences,
+        and weighted where samples have weights.
+        """
+        declared = self.declared_loss
+        if not self.needs_data:
+            return declared
+        if self._in_units:
+            declared = standardised(declared, self.schema.output_scale)
+        return weighted(declared) if self.schema.weights else declared
+
+    @cached_property
+    def declared_loss(self) -> str | Loss:
+        """The loss as the file says it, or by default: of targets in their units, and without weights."""
+        section = self.sections.loss
+        if section is None:
+            return CLASSIFIES if self.schema.target == "label" else "mse"
+        if section.expression is None:
+            return section.text
+        return define_loss(
+            shortened(section.text),
+            section.expression,
+            targets=section.targets,
+            outputs=section.outputs,
+            negative_curvature=section.negative_curvature,
+        )
+
+    @cached_property
+    def _in_units(self) -> bool:
+        """Whether the network learns standardised outputs, which its module takes back into their units."""
+        scales = self.needs_data and self.schema.target_scale is not None
+        return scales and is_of_differences(resolve_loss(self.declared_loss))
+
+    @cached_property
+    def network(self) -> Layers | Nodes:
+        """The network with all its sizes, those that the file leaves out taken from data and loss."""
+        network = self.sections.network or Layers()
+        if network.complete:
+            return network
+        sizes = self.inputs_wanted, self.outputs_wanted
+        return network.completed(*sizes, autoencoder=_is_autoencoder(self.data))
+
+    @property
+    def inputs_wanted(self) -> int:
+        """Features that the data give to the network: numbers, and embeddings of categories."""
+        return table_width(self.schema)
+
+    @property
+    def outputs_wanted(self) -> int:
+        """Outputs that the loss and the data ask for."""
+        loss = resolve_loss(self.declared_loss)
+        return loss.outputs if isinstance(loss, CoupledLoss) else self.schema.outputs
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        """The network's nodes, in order."""
+        return self.network.nodes()
+
+    @cached_property
+    def sizes(self) -> Mapping[str, int]:
+        """Features of the input and of every node."""
+        return sizes_of(self.nodes, self.input_size, self.path)
+
     @property
     def input_size(self) -> int:
-        """Features of one sample."""
-        return self.sections.network.input_size
+        """Features that the declared network reads."""
+        size = self.network.input_size
+        assert size is not None
+        return size
+
+    @property
+    def output_size(self) -> int:
+        """Features of the last node."""
+        return self.sizes[self.nodes[-1].name]
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a step: the file's, or all there are."""
+        if self.needs_data and self.given is None:
+            return min(self.training.batch_size, len(tensors_of(self.split.train_y)[0]))
+        return min(self.training.batch_size, self.data.train or self.training.batch_size)
+
+    def example(self, samples: int) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Inputs of the right shapes and dtypes, to trace the network with."""
+        features = self.schema.inputs if self.needs_data else self.input_size
+        x = torch.zeros(1, features, dtype=self.dtype).expand(samples, -1)
+        if not self.needs_data or not self.schema.categories:
+            return x
+        return x, torch.zeros(samples, len(self.schema.categories), dtype=torch.int64)
 
     def build(self, seed: int | None = None) -> DeclaredNetwork:
         """The network with fresh weights, drawn from ``seed`` (default: the file's).
@@ -106,22 +211,28 @@ class ModelFile:
         Raises :class:`~gncompile.errors.ModelFileError` where training it would not fit into memory.
         """
         _require_memory_for(self)
-        network = self.sections.network
         seed = self.training.seed if seed is None else seed
-        return DeclaredNetwork(
-            network.input_size, network.node, self.functions, self.sizes, seed, self.dtype
-        )
+        declared = self.nodes, self.functions, self.sizes, seed, self.dtype
+        if self.needs_data and (self.schema.standardise or self.schema.categories):
+            return TableNetwork(self.schema, self._in_units, *declared)
+        return DeclaredNetwork(self.input_size, *declared)
+
+
+def _is_autoencoder(spec: DataSpec) -> bool:
+    return (spec.target or ("input" if spec.name == "curves" else "")) == "input"
 
 
 def load_model_file(
     path: str | os.PathLike[str],
     base: str | os.PathLike[str] | None = None,
     data_root: str | os.PathLike[str] | None = None,
+    schema: TableSchema | None = None,
 ) -> ModelFile:
     """Read and check a model file; :class:`ModelFileError` names the key, the place and a remedy.
 
     Relative paths of data and of tuned settings are taken from ``base``, by default the file's own folder.
-    They may not lead out of it, links followed, except into the folder ``data_root``.
+    They may not lead out of it, links followed, except into the folder ``data_root``. The data are not read
+    here; with ``schema``, that of the data that a model was trained on, they never need to be.
     """
     path = Path(path)
     content = read(path)
@@ -131,7 +242,10 @@ def load_model_file(
     spec = sections.data
     if Path(spec.name).suffix in READERS:
         spec = dataclasses.replace(spec, name=_located(spec.name, roots, "[data] name", path))
-        sections = sections.model_copy(update={"data": spec})
+    if spec.validation_file is not None:
+        held_out = _located(spec.validation_file, roots, "[data] validation_file", path)
+        spec = dataclasses.replace(spec, validation_file=held_out)
+    sections = sections.model_copy(update={"data": spec})
     if sections.training.tune.endswith(".json"):
         tune = _located(sections.training.tune, roots, "[training] tune", path)
         training = sections.training.model_copy(update={"tune": tune})
@@ -139,16 +253,19 @@ def load_model_file(
     transfers = _declared_transfers(sections, path)
     own = {name: called_by_name(function, name) for name, function in transfers.items()}
     known = ChainMap(own, FUNCTIONS)
-    nodes = sections.network.node
-    _check_names(nodes, path)
-    sizes = _sizes(nodes, sections.network.input_size, path)
-    _check_all_read(nodes, path)
+    network = sections.network or Layers()
+    # Names and functions are those of any size.
+    nodes = network.completed(1, 1, autoencoder=_is_autoencoder(spec)).nodes()
+    check_names(nodes, path)
+    if network.complete:
+        sizes_of(nodes, network.input_size or 0, path)
+    check_all_read(nodes, path)
     functions = {
-        node.name: _function(node, known, path)
+        node.name: function_of(node, known, path)
         for node in nodes
         if isinstance(node, Linear | Pointwise)
     }
-    return ModelFile(path, content, sections, sizes, functions, transfers)
+    return ModelFile(path, content, sections, functions, transfers, schema)
 
 
 def _located(name: str, roots: list[Path], key: str, path: Path) -> str:
@@ -170,7 +287,7 @@ def _located(name: str, roots: list[Path], key: str, path: Path) -> str:
     return str(located.absolute())
 
 
-# --- The network -----------------------------------------------------------------------------------
+# --- Transfer functions ---------------------------------------------------------------------------
 
 
 def _declared_transfers(sections: Sections, path: Path) -> dict[str, TransferFunction]:
@@ -193,128 +310,12 @@ def _declared_transfers(sections: Sections, path: Path) -> dict[str, TransferFun
             record.doc,
             place,
             ChainMap(own, FUNCTIONS),
-            tuple(_ARGUMENTS),
+            tuple(ARGUMENTS),
             place,
         )
         function.check()
         declared[name], own[name] = function, called_by_name(function, name)
     return declared
-
-
-def _check_names(nodes: tuple[Node, ...], path: Path) -> None:
-    """Each node has a name of its own and reads nodes above it."""
-    seen = [INPUT]
-    taken = {INPUT}
-    module = DeclaredNetwork(1, (), {}, {})
-    for number, node in enumerate(nodes, start=1):
-        place = f"node {number} ({node.name!r}) of {path}"
-        if node.name in taken or hasattr(module, node.name) or iskeyword(node.name):
-            kind = "twice" if node.name in seen else "for a node, but it is reserved"
-            raise ModelFileError(
-                f"the name {node.name!r} is used {kind}", where=place, instead="choose another name"
-            )
-        for name in node.inputs:
-            if name not in seen:
-                later = any(name == other.name for other in nodes)
-                found = "comes later" if later else f"is unknown. {nearest(name, seen)}".rstrip()
-                raise ModelFileError(
-                    f"the input {name!r} {found}",
-                    where=place,
-                    instead=f"read nodes further up: {', '.join(seen)}",
-                )
-        seen.append(node.name)
-        taken |= {node.name, function_name(node)}
-
-
-def _check_all_read(nodes: tuple[Node, ...], path: Path) -> None:
-    """Each node but the last is read; a forgotten one would hold weights that never learn."""
-    read = {name for node in nodes for name in node.inputs}
-    unread = [node.name for node in nodes[:-1] if node.name not in read]
-    if unread:
-        raise ModelFileError(
-            f"computed but never read: {', '.join(unread)}",
-            where=str(path),
-            instead="remove them, or put the network's output last",
-        )
-
-
-def _sizes(nodes: tuple[Node, ...], input_size: int, path: Path) -> dict[str, int]:
-    """Features of every node, the input included."""
-    sizes = {INPUT: input_size}
-    for node in nodes:
-        inputs = [sizes[name] for name in node.inputs]
-        problem = _misfit(node, inputs)
-        if problem:
-            shown = ", ".join(f"{name}: {sizes[name]}" for name in node.inputs) or "none"
-            raise ModelFileError(
-                f"{problem}\n  inputs: {shown}", where=f"node {node.name!r} of {path}"
-            )
-        match node:
-            case Linear():
-                sizes[node.name] = node.size
-            case Pointwise():
-                sizes[node.name] = inputs[0]
-            case Concat():
-                sizes[node.name] = sum(inputs)
-            case Slice():
-                sizes[node.name] = node.stop - node.start
-            case Select():
-                sizes[node.name] = len(node.index)
-    return sizes
-
-
-def _misfit(node: Node, inputs: list[int]) -> str:
-    """What is wrong with the number or the sizes of a node's inputs, or nothing."""
-    several = isinstance(node, Pointwise | Concat)
-    if not inputs or (len(inputs) > 1 and not several):
-        return (
-            f"{node.op} takes {'one or more inputs' if several else 'one input'}, not {len(inputs)}"
-        )
-    if isinstance(node, Pointwise) and len(set(inputs)) > 1:
-        return "a pointwise node's inputs differ in size"
-    if isinstance(node, Slice) and not node.start < node.stop <= inputs[0]:
-        return f"the slice {node.start}:{node.stop} is empty or leaves the input"
-    if isinstance(node, Select) and not (node.index and max(node.index) < inputs[0]):
-        return "index is empty or leaves the input"
-    return ""
-
-
-def _function(node: Linear | Pointwise, known: Functions, path: Path) -> Function:
-    """The function a linear node ends with, or a pointwise node is."""
-    place = f"node {node.name!r} of {path}"
-    if isinstance(node, Pointwise) and node.expression is not None:
-        symbols = {name: Symbol(name, real=True) for name in node.inputs}
-        names = {**symbols, "u": symbols[node.inputs[0]]} if len(symbols) == 1 else symbols
-        expression = parse_expression(node.expression, names, known, where=place)
-        arguments = tuple(symbols[name] for name in node.inputs)
-        check_size(expression, arguments, place)
-        return Function(expression, arguments)
-    expression = _transfer(str(node.transfer), known, place)
-    check_size(expression, (ARGUMENT,), place)
-    return Function(expression, (ARGUMENT,))
-
-
-def _transfer(text: str, known: Functions, place: str) -> Expr:
-    """A transfer function: a name, or an expression in ``u``."""
-    if not text.isidentifier() or text in _ARGUMENTS:
-        return parse_expression(text, _ARGUMENTS, known, where=place)
-    if text not in known:
-        load_plugins(TRANSFERS)
-    if text not in known:
-        declared = [*transfer_names(), *(name for name in known if name not in FUNCTIONS)]
-        raise ModelFileError(
-            f"unknown transfer function {text!r}. {nearest(text, declared)}".rstrip(),
-            where=place,
-            instead=f"declare it as [transfer.{text}] with an expression in u",
-        )
-    try:
-        return parse_expression(f"{text}(u)", _ARGUMENTS, known, where=place)
-    except ExpressionError as error:
-        raise ModelFileError(
-            f"{text!r} cannot be used as a transfer function: {error}",
-            where=place,
-            instead="write it as an expression in u",
-        ) from error
 
 
 # --- The memory of a network, from its declared sizes alone -------------------------------------------------
@@ -350,6 +351,6 @@ def _require_memory_for(file: ModelFile) -> None:
 
 def _layers(file: ModelFile) -> Iterable[tuple[str, int, int]]:
     """Name, inputs (the bias's one included) and outputs of every affine layer."""
-    for node in file.sections.network.node:
+    for node in file.nodes:
         if isinstance(node, Linear):
             yield node.name, file.sizes[node.inputs[0]] + node.bias, node.size

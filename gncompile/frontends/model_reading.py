@@ -10,10 +10,12 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from ..base.settings import Settings
+from ..base.settings import HINTS, Settings
 from ..base.untrusted import shown
 from ..errors import ModelFileError, expected_got, message, nearest
-from .model_schema import VARIANTS, Sections, Training
+from .model_schema import Sections
+from .network_schema import VARIANTS, Layers
+from .training_schema import Training, with_length
 
 MAX_BYTES = 16 << 20
 """Of a model file; TOML is read into objects fifty times its size."""
@@ -59,6 +61,9 @@ def validate(content: bytes, path: Path) -> Sections:
     except RecursionError:
         found = f"tables or arrays are nested more than {MAX_DEPTH} deep"
         raise ModelFileError(found, where=str(path)) from None
+    training = tables.get("training", {})
+    if isinstance(training, dict):
+        tables["training"] = with_length(training)
     try:
         # JSON is where pydantic's strict mode knows arrays and tables from Python's own types.
         sections = Sections.model_validate_json(json.dumps(tables, default=str))
@@ -142,11 +147,7 @@ def _explain(problem: dict[str, Any]) -> str:
     """One of pydantic's errors in our words: the key with its path, what is wrong, the nearest key."""
     location, kind = problem["loc"], problem["type"]
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):  # of a record, of a dataclass
-        known = _keys(location[:-1])
-        if location[:-1] == ("training",) and location[-1] in (*_OPTIONS, *_PLACE):
-            return f"unknown key {_dotted(location)!r}. It is an option: write it in [training.options]"
-        hint = nearest(str(location[-1]), known) or f"The keys here are {', '.join(known)}."
-        return f"unknown key {_dotted(location)!r}. {hint}"
+        return f"unknown key {_dotted(location)!r}. {_hint(location)}"
     if kind == "missing" and location == ("data", "name"):
         return "missing key 'data.name': curves, mnist, or the path of a file"
     if kind == "missing":
@@ -181,6 +182,47 @@ def _dotted(location: tuple[int | str, ...]) -> str:
     return text.removeprefix(".")
 
 
+def _hint(location: tuple[int | str, ...]) -> str:
+    """Where a key belongs that is unknown here, what it is called here, or what can be written."""
+    key, here = str(location[-1]), location[:-1]
+    if key in (*_OPTIONS, *_PLACE):
+        return f"{key} is an option: write it in [training.options]"
+    known = _keys(here)
+    places = [f"[{section}]" for section in _SECTIONS if key in _keys((section,))]
+    elsewhere = f"{key} belongs in {' or '.join(places)}" if places else ""
+    if similar := nearest(key, known):
+        return f"{similar} {elsewhere}".rstrip()
+    if elsewhere:
+        return elsewhere
+    said = _WORDS.get(key.lower()) or HINTS.get(key.lower())
+    if here and said:
+        return said[0].upper() + said[1:]
+    return f"The keys here are {', '.join(known)}."
+
+
+_SECTIONS = ("training", "data", "network", "loss", "model")
+_WORDS = {
+    **dict.fromkeys(
+        ("steps", "iterations", "max_steps", "max_epochs", "num_epochs", "n_epochs"),
+        "the length of a training is updates or epochs in [training]",
+    ),
+    **dict.fromkeys(("optimizer", "optimiser", "solver"), "use method in [training]"),
+    **dict.fromkeys(("patience", "early_stopping"), "use early_stop in [training]"),
+    **dict.fromkeys(("activation", "activations"), "use transfer in [network]"),
+    **dict.fromkeys(("units", "width", "hidden_layers"), "use hidden in [network]"),
+    **dict.fromkeys(("path", "file", "filename", "csv"), "use name in [data]"),
+    **dict.fromkeys(("features", "columns", "x"), "use inputs in [data]"),
+    **dict.fromkeys(("y", "label", "labels"), "use targets in [data]"),
+    **dict.fromkeys(
+        ("normalise", "normalize", "standardize", "scale"), "use standardise in [data]"
+    ),
+    **dict.fromkeys(("impute", "nan", "fillna"), 'use missing = "impute" in [data]'),
+    **dict.fromkeys(("test", "test_size", "holdout"), "use validation in [data]"),
+    **dict.fromkeys(("device", "cuda", "gpu"), 'use backend = "triton" in [training.options]'),
+}
+"""What other tools call what a key here is for."""
+
+
 def _keys(location: tuple[int | str, ...]) -> list[str]:
     """The keys allowed in the table at ``location``."""
     table: Any = Sections
@@ -188,9 +230,16 @@ def _keys(location: tuple[int | str, ...]) -> list[str]:
         if part in VARIANTS:
             table = VARIANTS[str(part)]
         elif isinstance(part, str) and part in getattr(table, "model_fields", {}):
-            table = table.model_fields[part].annotation
+            table = _record(table.model_fields[part].annotation)
         elif get_args(table):  # dict[str, Record]
             table = get_args(table)[-1]
     if dataclasses.is_dataclass(table):
         return [field.name for field in dataclasses.fields(table)]
     return list(table.model_fields) if isinstance(table, type(BaseModel)) else []
+
+
+def _record(annotation: Any) -> Any:
+    """``Record | None`` as the record, of a network the one that most files have."""
+    members = [each for each in get_args(annotation) if isinstance(each, type)]
+    optional = type(None) in get_args(annotation)
+    return next((m for m in members if m is not type(None)), Layers) if optional else annotation

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..errors import CompileError, expected_got
+from ..errors import CompileError, expected_got, visible
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class KroneckerFactors:
         """``log det(Ḡ ⊗ Q + damping · I)``, a scalar."""
         (g, _), (q, _) = self._eigen
         return torch.log(torch.outer(g, q) + damping).sum()
+
+    def __repr__(self) -> str:
+        g, q = len(self.output), len(self.input)
+        dtype = str(self.output.dtype).removeprefix("torch.")
+        return visible(f"KroneckerFactors({self.layer}: Ḡ [{g}, {g}] ⊗ Q [{q}, {q}], {dtype})")
 
     @cached_property
     def _eigen(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

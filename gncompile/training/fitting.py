@@ -74,7 +74,7 @@ class Fitting:
             log = stack.enter_context(self._loggers.opened(trainer.updates))
             trainer.place.begin(asked.train, asked.continue_order, asked.monitor, asked.keeps)
             total = total_of(asked.train, asked.updates, asked.epochs)
-            show = stack.enter_context(display(asked.progress, total))
+            show = stack.enter_context(display(asked.progress, total, history))
 
             def tell(record: Record, number: int) -> None:
                 show(record, self._gathering.taken if asked.epochs else number)
@@ -93,8 +93,8 @@ class Fitting:
                 history.ended = f"{type(error).__name__}: {error}".removesuffix(": ")
                 history.records += self._started.read()
                 raise
-        if not history.stopped_early:
-            history.ended = self._end(finished)
+            if not history.stopped_early:
+                history.ended = self._end(finished)
         if asked.stop and trainer.place.best.waited >= asked.stop.patience:
             trainer.place.wait_anew()  # who resumes what early stopping ended wants more
         self._report_best()

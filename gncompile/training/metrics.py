@@ -226,7 +226,7 @@ def _reader(name: str, loss: Loss) -> Callable[[Returned, Target], Answers]:
         binary = loss.sampler == "bernoulli" or signs or "pos_weight" in dict(loss.constants)
         if binary and name in _OF_CLASSES:
             return lambda z, y: _binary_answers(loss, z, y, 0.0 if signs else 0.5)
-        mean = torch.sigmoid if binary and not signs else _mean(loss)
+        mean = torch.sigmoid if binary and not signs else mean_of(loss)
         if mean is not None and name not in _OF_CLASSES:
             return lambda z, y: _number_answers(loss, mean, z, y)
     several = isinstance(loss, SumLoss)
@@ -241,7 +241,7 @@ def _reader(name: str, loss: Loss) -> Callable[[Returned, Target], Answers]:
     )
 
 
-def _mean(loss: SeparableLoss) -> Callable[[Tensor], Tensor] | None:
+def mean_of(loss: SeparableLoss) -> Callable[[Tensor], Tensor] | None:
     """The prediction of an output, see the module's docstring; None where the loss does not tell it."""
     if not loss.expression.subs(OUTPUT, TARGET + OUTPUT).has(TARGET):
         return lambda z: z

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from ..base.tables import count
 from ..errors import nearest
 
 
@@ -85,6 +86,15 @@ class History:
         known = [(sign * v, r) for r in self if (v := r.value(self.monitor)) is not None]
         known = [(value, record) for value, record in known if math.isfinite(value)] or known
         return min(known, key=lambda each: each[0], default=(0.0, None))[1]
+
+    def __repr__(self) -> str:
+        parts = [count(len(self), "update")]
+        if self.records:
+            parts.append(f"loss {self[0].loss:.5g} → {self[-1].loss:.5g}")
+        if self.best is not None:
+            best = self.best
+            parts.append(f"best validation {best.validation_loss:.5g} at update {best.update}")
+        return f"History({', '.join([*parts, *filter(None, [self.ended])])})"
 
     def to_list(self) -> list[dict[str, Any]]:
         """The records as plain dictionaries of numbers, metrics among them, for JSON or a data frame."""

@@ -19,42 +19,51 @@ if TYPE_CHECKING:
     from ..explain.readback import Readback
 
 
+BATCH = 1000
+"""Samples of a step that costs are told for, unless another number is given."""
+
+
 class Reports:
     """The readable side of what was compiled."""
 
     def __init__(self, compiled: Compiled) -> None:
         self._compiled, self._itemsize = compiled, compiled.executable.memory.dtype.itemsize
 
-    def summary(self) -> str:
+    def summary(self, batch: int, width: int | None) -> str:
         """See :meth:`Trainer.summary`."""
         from ..explain.explain import summary
 
-        return visible(summary(*self._about, itemsize=self._itemsize, order=self._source.order))
+        order = self._source.order
+        written = summary(
+            *self._about, batch=batch, itemsize=self._itemsize, order=order, width=width
+        )
+        return visible(written)
 
-    def explain(self, layer: str | None = None) -> str:
+    def explain(self, layer: str | None, batch: int) -> str:
         """See :meth:`Trainer.explain`."""
         from ..explain.explain import explain
 
-        text = explain(*self._about, layer, itemsize=self._itemsize, source=self._source)
+        text = explain(
+            *self._about, layer, batch=batch, itemsize=self._itemsize, source=self._source
+        )
         return visible(text)
 
-    def report(self, folder: str | os.PathLike[str], title: str | None = None) -> list[Path]:
+    def report(self, folder: str | os.PathLike[str], title: str | None, batch: int) -> list[Path]:
         """See :meth:`Trainer.report`."""
         from ..explain.report import write_html
 
-        return write_html(self._readback, self._source, folder, title)
+        return write_html(self._readback(batch), self._source, folder, title)
 
-    def report_latex(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
+    def report_latex(self, path: str | os.PathLike[str], title: str | None, batch: int) -> Path:
         """See :meth:`Trainer.report_latex`."""
         from ..explain.report import write_latex
 
-        return write_latex(self._readback, self._source, path, title)
+        return write_latex(self._readback(batch), self._source, path, title)
 
-    @property
-    def _readback(self) -> Readback:
+    def _readback(self, batch: int) -> Readback:
         from ..explain.readback import Readback
 
-        return Readback(*self._about, itemsize=self._itemsize)
+        return Readback(*self._about, batch=batch, itemsize=self._itemsize)
 
     @property
     def _about(self) -> tuple[TracedModel, Loss, Settings, StepProgram]:

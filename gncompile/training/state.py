@@ -66,7 +66,10 @@ class State:
         memory = self._compiled.executable.memory
         latest = {**state["model"], **state.get("latest", {})}
         self._reported.forget()
-        copy_tensors(model_tensors(self._compiled.model), latest)
+        # What is not trained and has its values is left: a buffer that is written has the model traced again.
+        changed = {*self._compiled.trained(), *frozen_changed(self._compiled, state["model"])}
+        model = model_tensors(self._compiled.model)
+        copy_tensors({name: t for name, t in model.items() if name in changed}, latest)
         copy_tensors(memory.states, {**memory.initial_scalars(), **state["states"]})
         if self._first_order:
             self._first_order.load_state_dict(state["optimiser"])

@@ -36,7 +36,7 @@ from .metrics import Metric
 from .place import Place
 from .questions import Questions
 from .records import History, StepStats
-from .reports import Reports
+from .reports import BATCH, Reports
 from .stepping import Stepping
 
 Inputs = Tensor | tuple[Tensor, ...]
@@ -288,24 +288,26 @@ class Trainer:
 
     # --- reports --------------------------------------------------------------------------------------
 
-    def summary(self) -> str:
-        """A table of layers: parameters, rules, factors, cost and memory; launches if there are any."""
-        return self._reports.summary()
+    def summary(self, batch: int = BATCH, width: int | None = None) -> str:
+        """Tables of layers, factors, mean cost of a step on ``batch`` samples, and memory, ``width`` wide."""
+        return self._reports.summary(batch, width)
 
-    def explain(self, layer: str | None = None) -> str:
+    def explain(self, layer: str | None = None, batch: int = BATCH) -> str:
         """What was derived for one layer, or for everything: formulas, what is stored and why, cost."""
-        return self._reports.explain(layer)
+        return self._reports.explain(layer, batch)
 
-    def report(self, folder: str | os.PathLike[str], title: str | None = None) -> list[Path]:
+    def report(
+        self, folder: Path | str, title: str | None = None, batch: int = BATCH
+    ) -> list[Path]:
         """Write the derivation as linked HTML pages, one a node; returns the files, ``index.html`` first.
 
         A page a node, with formulas, cost and source lines; plots of transfer functions need matplotlib.
         """
-        return self._reports.report(folder, title)
+        return self._reports.report(folder, title, batch)
 
-    def report_latex(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
+    def report_latex(self, path: Path | str, title: str | None = None, batch: int = BATCH) -> Path:
         """Write the derivation as one LaTeX article to ``path``, and return it."""
-        return self._reports.report_latex(path, title)
+        return self._reports.report_latex(path, title, batch)
 
     def emit(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write the generated source of the step into ``folder``; returns the files."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..base.tables import table, wrapped
 from ..errors import visible
 
 TOLERANCE = 1e-9
@@ -49,13 +50,13 @@ class VerifyReport:
              "ok" if c.ok else "FAILED")
             for c in self.checks
         ]  # fmt: skip
-        widths = [max(len(row[k]) for row in rows) for k in range(6)]
-        lines = [
-            "  ".join(f"{x:<{w}}" for x, w in zip(r, widths, strict=True)).rstrip() for r in rows
-        ]
         shrunk = ", ".join(f"{name} {full}→{small}" for name, full, small in self.sizes)
         failed = sum(not check.ok for check in self.checks)
         verdict = f"{failed} of {len(self.checks)} comparisons failed" if failed else (
             f"all {len(self.checks)} comparisons within tolerance")  # fmt: skip
         head = f"{self.model}, float64, seed {self.seed}; shrunken: {shrunk}"
-        return visible("\n".join([head, "", *lines, "", verdict]))
+        parts = ["\n".join(wrapped(head, further="  ")), table(rows, right=(3, 4)), verdict]
+        return visible("\n\n".join(parts))
+
+    def __str__(self) -> str:
+        return self.to_text()

@@ -75,7 +75,8 @@ def test_train_writes_the_run_folder(model: Path, capsys: pytest.CaptureFixture[
     assert history[-1] < history[0]
     assert "small" in (out / "derivation/index.html").read_text()
     report = (out / "report.md").read_text()
-    for text in ("# small", "loss, 8 validation samples", "reconstructions.png", "layer4"):
+    assert "layer4" in (out / "derivation/index.html").read_text()
+    for text in ("# small", "loss, 8 validation samples", "reconstructions.png", "30 updates made"):
         assert text in report
 
 

@@ -21,10 +21,12 @@ from payloads import nothing_executed, payloads
 from safetensors.numpy import save
 
 from gncompile.app.comparison.store import Point, Run, file_of, read, write
+from gncompile.app.loaded_run import load as load_run
 from gncompile.app.run_folder import RunFolder
-from gncompile.app.training_run import Started
+from gncompile.app.started import Started
 from gncompile.base import config
 from gncompile.data import DataSpec, load, mnist
+from gncompile.data.table_schema import NumericColumn, TableSchema
 from gncompile.errors import GncompileError
 from gncompile.frontends.model_file import load_model_file
 from gncompile.tuning.device import this_device, versions
@@ -349,6 +351,53 @@ def test_run_records_and_histories(home: Path) -> None:
             Started.of(folder)
         with contained(home, number):
             folder.rewind(5)
+
+
+@pytest.fixture
+def trained(home: Path) -> RunFolder:
+    """A run folder as of a training that has ended, and rows to predict."""
+    model, rows = home / "m.toml", home / "rows.csv"
+    model.write_text(MODEL)
+    rows.write_text("a,b\n1,2\n3,4\n")
+    schema = TableSchema(
+        target="value",
+        numeric=(NumericColumn(name="a"), NumericColumn(name="b", mean=1.0, scale=2.0)),
+        targets=("y",),
+        outputs=1,
+        standardise=True,
+    )
+    settings = {"updates": 2, "epochs": None, "seed": 0, "checkpoint_every": 1, "ended": "so"}
+    folder = RunFolder.create(home / "run", model, {**settings, "data": "0", "data_root": None})
+    folder.schema = schema
+    file = load_model_file(folder.model_file, home, schema=schema)
+    folder.weights.write_bytes(
+        save({name: each.numpy() for name, each in file.build().state_dict().items()})
+    )
+    assert set(load_run(folder.path).predict(rows)) == {"y"}
+    return folder
+
+
+@pytest.mark.parametrize("name", ["data.json", "weights.safetensors", "model.toml"])
+def test_run_folders_as_models(home: Path, trained: RunFolder, name: str) -> None:
+    draw, path = random.Random(name), trained.path / name
+    content, texts = path.read_bytes(), payloads(home.parent / MARKER)
+    for number in range(60):
+        if name == "data.json" and number % 3:
+            path.write_text(dumped(json_mutations(json.loads(content), draw, texts)))
+        else:
+            path.write_bytes(mutated(content, draw))
+        with contained(home, number):
+            predicted = load_run(trained.path).predict(home / "rows.csv")
+            assert all(len(column) == 2 for column in predicted.values())
+
+
+def test_a_schema_that_asks_for_more_than_memory(trained: RunFolder) -> None:
+    path = trained.path / "data.json"
+    asked = json.loads(path.read_text())
+    asked |= {"archive": True, "numeric": [{"name": "x", "size": 10**14}]}
+    path.write_text(dumped(asked))
+    with pytest.raises(GncompileError):
+        load_run(trained.path)
 
 
 def test_stored_runs(home: Path) -> None:

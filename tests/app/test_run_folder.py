@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from gncompile.app.run_folder import RunFolder, free_folder
+from gncompile.app.run_pictures import draw_loss, draw_reconstructions
 from gncompile.data.curves import curves
 from gncompile.errors import CheckpointError, GncompileError
 
@@ -190,16 +191,16 @@ def test_losses_too_large_to_draw(folder: RunFolder) -> None:
     pytest.importorskip("matplotlib")
     for update in range(1, 5):
         folder.append({"update": update, "loss": (-1) ** update * 1.7e308 if update > 2 else 1.0})
-    assert folder.plot_loss() == folder.path / "loss.png"
+    assert draw_loss(folder.history(), folder.path / "loss.png") == folder.path / "loss.png"
 
 
 def test_loss_curve(folder: RunFolder) -> None:
     image = pytest.importorskip("matplotlib.image")
-    assert folder.plot_loss() is None
+    assert draw_loss(folder.history(), folder.path / "loss.png") is None
     for update in range(1, 20):
         validation = 500 / update if update % 5 == 0 else None
         folder.append({"update": update, "loss": 400 / update, "validation_loss": validation})
-    path = folder.plot_loss()
+    path = draw_loss(folder.history(), folder.path / "loss.png")
     assert path == folder.path / "loss.png"
     pixels = image.imread(path)
     assert pixels.shape[:2] == (480, 768)
@@ -209,7 +210,9 @@ def test_loss_curve(folder: RunFolder) -> None:
 def test_reconstructions_show_both_rows(folder: RunFolder) -> None:
     image = pytest.importorskip("matplotlib.image")
     originals = torch.from_numpy(curves(6))
-    path = folder.plot_reconstructions(originals, torch.ones_like(originals), (28, 28))
+    path = draw_reconstructions(
+        originals, torch.ones_like(originals), (28, 28), folder.path / "reconstructions.png"
+    )
     assert path is not None
     grey = image.imread(path)[..., 0]
     upper, lower = np.split(grey[:, grey.shape[1] // 2 :], 2)
@@ -221,7 +224,7 @@ def test_no_pictures_without_matplotlib(folder: RunFolder, monkeypatch: pytest.M
 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     folder.append({"update": 1, "loss": 1.0})
-    assert folder.plot_loss() is None
+    assert draw_loss(folder.history(), folder.path / "loss.png") is None
 
 
 def test_free_folders(tmp_path: Path) -> None:

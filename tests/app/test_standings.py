@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,15 +37,28 @@ RUNS = [
     stored("sgd", 0, [(0, 0, 9), (200, 4, 8), (500, 8, 7)], 1e-1),
     Run("task", "soap", {}, 0, "8s", "not run", "pytorch_optimizer is not installed"),
 ]
-TABLE = """\
-optimiser  setting          runs  search s  setup s  updates  loss     range  validation  s to reach  sooner
----------  ---------------  ----  --------  -------  -------  ----  --------  ----------  ----------  ------
-kfra       defaults            3         0      0.5       70   0.5  0.25 … 1         1.5           2   4.00×
-adam       lr=0.001 cosine     4         8      0.5      400     2     2 … 3           3           8   1.00×
-sgd        lr=0.1 cosine       1         0      0.5      500     7     7 … 7           8       never
+AFTER = """
 
-sooner: than adam, the best first-order optimiser, to reach 2, which took it 8 s
+sooner: than adam, the best first-order optimiser, to reach
+2, which took it 8 s
 soap: not run: pytorch_optimizer is not installed"""
+TABLE = f"""\
+optimiser  setting          updates  loss  validation   s to reach  sooner
+       range  runs  search s  setup s
+---------  ---------------  -------  ----  ----------  -----------  ------
+kfra       defaults              70   0.5         1.5            2   4.00×
+    0.25 … 1     3         0      0.5
+adam       lr=0.001 cosine      400     2           3            8   1.00×
+       2 … 3     4         8      0.5
+sgd        lr=0.1 cosine        500     7           8  not reached
+           7     1         0      0.5{AFTER}"""
+IN_ONE_LINE = f"""\
+optimiser  setting          updates  loss  validation   s to reach  sooner     range  runs  search s  setup s
+---------  ---------------  -------  ----  ----------  -----------  ------  --------  ----  --------  -------
+kfra       defaults              70   0.5         1.5            2   4.00×  0.25 … 1     3         0      0.5
+adam       lr=0.001 cosine      400     2           3            8   1.00×     2 … 3     4         8      0.5
+sgd        lr=0.1 cosine        500     7           8  not reached                 7     1         0      0.5\
+{AFTER}"""
 
 
 def test_the_table_of_stored_runs(tmp_path: Path) -> None:
@@ -54,13 +68,16 @@ def test_the_table_of_stored_runs(tmp_path: Path) -> None:
         assert read(path) == each
     found = standings([*read_all(tmp_path), RUNS[-1]])
     in_order = sorted(found, key=lambda s: ["kfra", "adam", "sgd", "soap"].index(s.optimiser))
-    assert text(in_order) == TABLE
+    assert text(in_order, 80) == TABLE
+    assert text(in_order, 120) == IN_ONE_LINE
 
 
 def test_losses_that_are_not_finite_are_kept(tmp_path: Path) -> None:
     diverged = replace(stored("sgd", 0, [(0, 0, 9), (3, 1, math.inf)], 0.3), status="diverged")
     assert read(write(tmp_path, diverged)) == diverged
-    assert "inf … inf" in text(standings([diverged, RUNS[0]]))
+    shown = text(standings([diverged, RUNS[0]]))
+    assert "not finite  not finite  not reached" in shown
+    assert "inf" not in shown.replace("not finite", "")
     assert reference(standings([diverged])) is None
     json.loads(json.dumps(records(standings([diverged])), allow_nan=False))
 
@@ -69,8 +86,14 @@ def test_the_overview_takes_the_median_task_and_names_losses() -> None:
     slow = [replace(run, task="other") for run in RUNS if run.optimiser != "kfra"]
     lost = replace(stored("kfra", 0, [(0, 0, 9), (90, 8, 5)]), task="other")
     lines = overview(standings([*RUNS, *slow, lost])).splitlines()
-    row = next(line.split() for line in lines if line.startswith("kfra"))
-    assert row == ["kfra", "2", "2.00×", "0.00×", "other"]  # 4× on one task, never on the other
+    row = next(re.split("  +", line) for line in lines if line.startswith("kfra"))
+    assert row == [
+        "kfra",
+        "2",
+        "2.00×",
+        "not reached",
+        "other",
+    ]  # 4× on one task, never on the other
 
 
 def test_points_are_one_tidy_table() -> None:
@@ -87,6 +110,18 @@ def test_curves_end_where_the_shortest_run_does() -> None:
     assert losses[1].tolist() == [9, 2, 0.25]
     assert losses[2, 2] == pytest.approx(2 - 50 / 60)
     assert math.isclose(losses[0, 2], 2 - 1.5 * 50 / 70)
+
+
+def test_what_has_no_number_is_said_in_words() -> None:
+    at_once = [replace(run, task="easy") for run in RUNS if run.optimiser == "adam"]
+    began = replace(stored("kfra", 0, [(0, 0, 1), (9, 8, 1)]), task="easy")
+    (row,) = [r for r in text(standings([*at_once, began])).splitlines() if r.startswith("kfra")]
+    assert row.endswith(" 0  at once")
+    pair = [stored("adam", 0, [(0, 0, 9), (9, 8, 1)]), stored("adam", 1, [(0, 0, 9), (9, 8, 3)])]
+    found = standings([*pair, RUNS[0]])  # the median of two losses, which one seed does not reach
+    assert "which took it too long s" not in text(found)
+    assert "inf" not in text(found)
+    assert overview(found) == ""
 
 
 def test_what_rises_far_above_the_first_loss_is_cut_off() -> None:

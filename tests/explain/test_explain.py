@@ -263,7 +263,7 @@ def test_the_summary_of_uses_places_and_frozen_layers_fits_a_terminal() -> None:
     name = "a_block_of_many_modules.another_block.some_projection_of_a_long_name"
     lines = text.splitlines()
     row = lines[lines.index(name) + 1]
-    assert re.search(r"^ +4 → 2 +3 +5 +scale\*tan… +kfra averaged +8$", row)
+    assert re.search(r"^ +4 → 2 +3 +5 +y\*tanh\(x\), … +kfra averaged +8$", row)
     assert re.search(r"^scale +vector of 6 +1 +1 .* kflr exact +6$", layers["scale"])
     assert re.search(r"^top +3 → 4 \+ frozen b +1 +1 +tanh +kfra averaged +12$", layers["top"])
     assert re.search(r"^frozen +6 → 3 \+ frozen b +1 +1 +- +frozen +18$", text, re.M)

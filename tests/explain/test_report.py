@@ -44,7 +44,7 @@ from gncompile.explain.notation import (
     Sum,
     expanded,
 )
-from gncompile.explain.readback import Readback
+from gncompile.explain.readback import PARTS, Readback
 from gncompile.explain.report import layout, plots, write_html, write_latex
 from gncompile.explain.report.html import html
 from gncompile.explain.report.latex import latex
@@ -189,7 +189,7 @@ def test_a_node_page_has_its_own_values(gated: Views) -> None:
         assert gated.owners[value] == node
     titles = {name: [title for title, _ in gated.sections(name)] for name in ("top", GATE, "")}
     assert {"Forward", "Slopes and gradient", "Input factor Q", "Direction"} <= set(titles["top"])
-    assert "R-operator" in titles[GATE]
+    assert PARTS["quadratic"] in titles[GATE]
     assert {"Loss", "Damping"} <= set(titles[""])
 
 
@@ -347,6 +347,7 @@ CALLS = {
     "arsinh": math.asinh,
     "max": max,
     "min": min,
+    "clamp": lambda x, low, high: min(max(x, low), high),
     **{name: getattr(math, name) for name in
        ("tanh", "cosh", "sinh", "sin", "cos", "tan", "log", "log1p", "expm1", "erf", "erfc")},
 }  # fmt: skip
@@ -377,12 +378,19 @@ def worth(m: Math, x: float) -> float:
             return worth(base, x) ** worth(exponent, x)
         case Root(body):
             return math.sqrt(worth(body, x))
-        case Cases(((above, condition), (below, _))):
-            assert isinstance(condition, Infix)
-            compared = condition.parts[1]
-            assert isinstance(compared, Infix)
-            return worth(above if worth(compared.parts[0], x) > 0 else below, x)
+        case Cases((*rows, (otherwise, _))):
+            chosen = (value for value, condition in rows if holds(condition, x))
+            return worth(next(chosen, otherwise), x)
     raise AssertionError(m)
+
+
+def holds(condition: Math, x: float) -> bool:
+    """Whether ``if u > v and w ≤ 0`` does."""
+    assert isinstance(condition, Infix)
+    compared = [part for part in condition.parts if isinstance(part, Infix)]
+    found = [(sign.operator, *(worth(side, x) for side in sign.parts)) for sign in compared]
+    assert {sign for sign, *_ in found} <= {">", "≤"}
+    return all((u > v) == (sign == ">") for sign, u, v in found)
 
 
 def plain(e: sympy.Expr) -> sympy.Expr:

@@ -227,7 +227,6 @@ def test_data_path_is_relative_to_the_model_file(tmp_path: Path) -> None:
         ("[network]\nlayer = [3, 2]", "unknown key 'network.layer'. Did you mean 'layers'?"),
         ("[network]\nlayers = [3, 2]\nbiases = true", "unknown key 'network.biases'. Did you mean"),
         ("[networks]\nlayers = [3, 2]", "unknown key 'networks'. Did you mean 'network'?"),
-        ("[networks]\nlayers = [3, 2]", "missing key 'network'"),
         (
             "[network]\nlayers = [3, 2]\n[optimiser]\na = 1",
             "The keys here are model, data, network",
@@ -299,7 +298,6 @@ def test_mistakes_in_nodes(tmp_path: Path, old: str, new: str, expected: str) ->
             "unknown key 'training.batchsize'. Did you mean 'batch_",
         ),
         ("updates = 3", "updates = 3\nepochs = 1", "give either updates or epochs"),
-        ("updates = 3", "", "give either updates or epochs"),
         ("updates = 3", "updates = true", "expected: a valid integer\n  got:      True"),
         ('name = "mse"', "", "give either name or expression"),
         (
@@ -419,7 +417,7 @@ def test_features_that_double_are_counted(tmp_path: Path) -> None:
         (
             "updates = 3",
             "updates = 3\ndamping = 1",
-            "It is an option: write it in [training.options]",
+            "damping is an option: write it in [training.options]",
         ),
         (
             "batch_size = 4",
@@ -476,8 +474,99 @@ def test_numbers_that_may_be_classes_are_told_how_to_be(tmp_path: Path) -> None:
     (tmp_path / "own.csv").write_text(f"a,kind\n{rows}\n")
     path = tmp_path / "own.toml"
     path.write_text(
-        '[model]\nname = "own"\n[data]\nname = "own.csv"\ntargets = ["kind"]\n[network]\nlayers = [1, 2]\n'
+        '[model]\nname = "own"\n[data]\nname = "own.csv"\ntargets = ["kind"]\n'
+        'target = "value"\n[network]\nlayers = [1, 2]\n'
         '[loss]\nname = "cross_entropy"\n[training]\nupdates = 1\n'
     )
     with pytest.raises(ModelFileError, match='target = "label" in \\[data\\]'):
         load_data(load_model_file(path))
+
+
+# --- Training, and keys in the wrong place
+
+SHORT = HEAD.replace("updates = 3\n", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "epochs", "patience"),
+    [
+        ("", 200, 20),
+        ("early_stop = false", 200, None),
+        ("epochs = 5", 5, None),
+        ("epochs = 5\nearly_stop = 3", 5, 3),
+        ("early_stop = {patience = 4}", 200, 4),
+    ],
+)
+def test_the_length_of_a_training(
+    tmp_path: Path, text: str, epochs: int, patience: int | None
+) -> None:
+    training = loaded(tmp_path, CHAIN, f"{SHORT}{text}\n").training
+    assert training.epochs == epochs
+    stops = training.early_stop
+    assert (stops.patience if stops else None) == patience
+
+
+def test_what_is_watched(tmp_path: Path) -> None:
+    text = (
+        'early_stop = {monitor = "r2", min_delta = 1e-3}\nmetrics = ["r2", "mae"]\nlog = ["csv"]\n'
+        "keep_best = false\nvalidate_every = 7\n"
+    )
+    training = loaded(tmp_path, CHAIN, SHORT + text).training
+    assert training.metrics == ("r2", "mae")
+    assert training.log == ("csv",)
+    assert training.keep_best is False
+    assert training.validate_every == 7
+    assert training.early_stop is not None
+    assert (training.early_stop.monitor, training.early_stop.min_delta) == ("r2", 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('early_stop = {monitor = "r2"}', "early_stop monitors 'r2', which is not computed"),
+        ("early_stop = 0", "wrong value for 'training.early_stop.patience'"),
+        ("early_stop = true", "wrong value for 'training.early_stop'"),
+        ("early_stop = {patince = 3}", "'training.early_stop.patince'. Did you mean 'patience'?"),
+        ('metrics = ["acuracy"]', "wrong value for 'training.metrics[1]'\n  expected: 'accuracy', 'r2'"),
+        ('log = ["wandb"]', "expected: 'csv' or 'tensorboard'"),
+        ("hidden = [3]", "unknown key 'training.hidden'. hidden belongs in [network]"),
+        ('targets = ["a"]', "targets belongs in [data] or [loss]"),
+        ("damping = 0.1", "damping is an option: write it in [training.options]"),
+        ("learning_rate = 0.1", "learning_rate is an option: write it in [training.options]"),
+        ("lr = 0.1", "Second-order methods choose their step size"),
+        ("weight_decay = 0.1", "Use l2, the coefficient"),
+        ('optimizer = "adam"', "Use method in [training]"),
+        ("patience = 4", "Use early_stop in [training]"),
+        ("steps = 4", "The length of a training is updates or epochs"),
+    ],
+)  # fmt: skip
+def test_hints_in_training(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in refusal(tmp_path, CHAIN, f"{SHORT}{text}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[data]\nname = 'curves'\nbatch_size = 3", "batch_size belongs in [training]"),
+        ("[data]\nname = 'curves'\npath = 'a'", "Use name in [data]"),
+        ("[data]\nname = 'curves'\nlayers = [1, 2]", "layers belongs in [network]"),
+        ("epochs = 3\n[data]\nname = 'curves'", "unknown key 'epochs'. epochs belongs in [training]"),
+        ("[data]\nname = 'curves'\n[network]\nactivation = 'tanh'", "Use transfer in [network]"),
+        ("[data]\nname = 'curves'\n[network]\nlayers = [1, 1]\nhidden = [2]", "give either layers or"),
+        ("[data]\nname = 'curves'\n[model]\nseed = 2", "seed belongs in [training] or [data]"),
+        ("[network]\nhidden = [2]", "missing key 'data'"),
+        ("[data]\nname = 'curves'\n[transfer.a]\nexpresion = 'x'", "Did you mean 'expression'?"),
+    ],
+)  # fmt: skip
+def test_hints_elsewhere(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in refusal(tmp_path, text + "\n", head="")
+
+
+def test_a_name_is_the_files_or_its_folders(tmp_path: Path) -> None:
+    text = '[data]\nname = "curves"\n'
+    folder = tmp_path / "houses"
+    folder.mkdir()
+    (folder / "model.toml").write_text(text)
+    (folder / "other.toml").write_text(text)
+    assert load_model_file(folder / "other.toml").name == "other"
+    assert load_model_file(folder / "model.toml").name == "houses"

@@ -323,9 +323,11 @@ def test_progress_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown.out == ""
     first, last = shown.err.splitlines()
     assert first.startswith("1/5  loss ")
-    assert last.startswith("5/5  loss ")
-    for text in ("damping ", "step size ", " samples/s", "validation "):
-        assert text in last
+    for text in ("damping ", "step size ", " samples/s", " left"):
+        assert text in first
+    assert last.startswith("5 updates in 00:0")
+    assert ", validation " in last
+    assert last.endswith("ended: 5 updates made")
 
 
 def test_progress_on_a_terminal(

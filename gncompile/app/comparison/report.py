@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ...base.environment import table as lines
 from ...base.files import atomic_write
+from ...base.tables import WIDE
 from ...base.untrusted import fenced, in_markdown, slug
 from .pictures import draw
 from .standings import by_task, overview, records, standings, text
@@ -36,13 +37,13 @@ def write_report(folder: Path, title: str, runs: Sequence[Run], machine: Mapping
     """Write everything but the runs themselves; returns the tables as text."""
     found = standings(runs)
     tables = {task: text(of_task) for task, of_task in by_task(found).items()}
-    sections = [f"# {in_markdown(title)}", EXPLAINED]
     summary = overview(found) if len(tables) > 1 else ""
+    sections = [f"# {in_markdown(title)}", EXPLAINED]
     if summary:
-        sections += ["## All tasks", fenced(summary)]
+        sections += ["## All tasks", fenced(overview(found, WIDE))]
     for task, of_task in by_task(found).items():
         picture = draw([of_task], folder / f"{_picture(task)}.png")
-        sections += [f"## {in_markdown(task)}", fenced(tables[task])]
+        sections += [f"## {in_markdown(task)}", fenced(text(of_task, WIDE))]
         sections += [f"![{in_markdown(task)}]({picture.name})"] if picture else []
     ours = [s for s in found if s.family == "gauss-newton"]
     if len({s.optimiser for s in ours}) > 1:

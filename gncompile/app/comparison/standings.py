@@ -15,9 +15,10 @@ from .store import Run, spelled
 
 REFERENCE: Family = "first-order"
 HEADER = (
-    *("optimiser", "setting", "runs", "search s", "setup s", "updates"),
-    *("loss", "range", "validation", "s to reach", "sooner"),
+    *("optimiser", "setting", "updates", "loss", "validation", "s to reach", "sooner"),
+    *("range", "runs", "search s", "setup s"),
 )
+"""What was found first: where a line is too short, what it cost stands on a second one."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,13 @@ class Reference:
     seconds: float
 
     def sooner(self, standing: Standing) -> float:
-        """How many times sooner ``standing`` reached the loss; 0 if it did not."""
+        """How many times sooner ``standing`` reached the loss: 0 if it did not, infinite if it began there.
+
+        NaN where half the seeds of the reference itself did not come to their median loss.
+        """
         seconds = standing.seconds_to(self.loss)
+        if not math.isfinite(self.seconds):
+            return math.nan
         return self.seconds / seconds if seconds > 0 else math.inf
 
 
@@ -103,15 +109,16 @@ def by_task(found: Iterable[Standing]) -> dict[str, list[Standing]]:
     return grouped
 
 
-def text(of_task: Sequence[Standing]) -> str:
+def text(of_task: Sequence[Standing], width: int | None = None) -> str:
     """The table of one task, best final training loss first, and what did not run."""
     ran = sorted((s for s in of_task if _ran(s)), key=lambda s: s.loss)
     against = reference(of_task)
-    lines = [table([HEADER, *(_row(s, against) for s in ran)], right=range(2, len(HEADER)))]
+    rows = [HEADER, *(_row(s, against) for s in ran)]
+    lines = [table(rows, right=range(2, len(HEADER)), width=width)]
     if against:
         lines.append(
-            f"\nsooner: than {against.optimiser}, the best first-order optimiser, to reach "
-            f"{against.loss:.6g}, which took it {against.seconds:.3g} s"
+            f"\nsooner: than {against.optimiser}, the best first-order optimiser, to reach\n"
+            f"{against.loss:.6g}, which {_took(against)}"
         )
     lines += [
         f"{s.optimiser}: {run.status}: {run.note}" for s in of_task for run in s.runs if run.note
@@ -125,42 +132,59 @@ def _ran(standing: Standing) -> bool:
 
 def _row(standing: Standing, against: Reference | None) -> tuple[str, ...]:
     runs = standing.runs
-    finals = [run.final for run in runs]
+    finals = sorted(run.final for run in runs)
     reached = standing.seconds_to(against.loss) if against else math.inf
     return (
         standing.optimiser,
         spelled(runs[0].setting),
+        f"{statistics.median(run.points[-1].updates for run in runs):g}",
+        _number(standing.loss),
+        _number(standing.validation),
+        _number(reached, ".3g", "not reached"),
+        _times(against.sooner(standing)) if against and math.isfinite(reached) else "",
+        _number(finals[0]) if len(finals) == 1 else f"{_number(finals[0])} … {_number(finals[-1])}",
         str(standing.searched),
         f"{standing.search_seconds:.0f}",
         f"{statistics.median(run.setup for run in runs):.1f}",
-        f"{statistics.median(run.points[-1].updates for run in runs):g}",
-        f"{standing.loss:.5g}",
-        f"{min(finals):.5g} … {max(finals):.5g}",
-        f"{standing.validation:.5g}",
-        f"{reached:.3g}" if math.isfinite(reached) else "never",
-        f"{against.sooner(standing):.2f}×" if against and math.isfinite(reached) else "",
     )
 
 
-def overview(found: Iterable[Standing]) -> str:
+def _number(value: float, form: str = ".5g", otherwise: str = "not finite") -> str:
+    return format(value, form) if math.isfinite(value) else otherwise
+
+
+def _took(against: Reference) -> str:
+    if math.isfinite(against.seconds):
+        return f"took it {against.seconds:.3g} s"
+    return "half of its own seeds did not reach"
+
+
+def _times(sooner: float) -> str:
+    """How many times sooner a loss was reached, or why there is no number."""
+    if math.isfinite(sooner):
+        return f"{sooner:.2f}×" if sooner else "not reached"
+    return "-" if math.isnan(sooner) else "at once"
+
+
+def overview(found: Iterable[Standing], width: int | None = None) -> str:
     """Over all tasks: how much sooner each optimiser was on the median one, and where it ended worse."""
     sooner: dict[str, list[float]] = {}
     worse: dict[str, list[str]] = {}
     for task, standings_of in by_task(found).items():
         against = reference(standings_of)
-        for standing in standings_of if against else []:
-            if not _ran(standing) or against is None:
-                continue
+        if against is None or not math.isfinite(against.seconds):
+            continue
+        for standing in filter(_ran, standings_of):
             sooner.setdefault(standing.optimiser, []).append(against.sooner(standing))
             if standing.loss > against.loss:
                 worse.setdefault(standing.optimiser, []).append(task)
     rows = [("optimiser", "tasks", "median sooner", "least", "worse at the end on")]
     rows += [
-        (name, str(len(each)), f"{statistics.median(each):.2f}×", f"{min(each):.2f}×",
+        (name, str(len(each)), _times(statistics.median(each)), _times(min(each)),
          ", ".join(worse.get(name, ())) or "none")
         for name, each in sooner.items()
     ]  # fmt: skip
-    return table(rows, right=(1, 2, 3)) if len(rows) > 1 else ""
+    return table(rows, right=(1, 2, 3), width=width) if len(rows) > 1 else ""
 
 
 def records(found: Iterable[Standing]) -> list[dict[str, Any]]:

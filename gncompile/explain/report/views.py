@@ -19,25 +19,13 @@ from ...graph.nodes import FixedLinear, Input, Node, Output, Pointwise, Select
 from ...program import operations as ir
 from ...program.costs import Cost, total
 from ..formulas import Equation
-from ..readback import PARTS, REPEATS, Readback, Row, function_text, in_units
+from ..function_names import function_text
+from ..readback import PARTS, REPEATS, Readback, Row, in_units
 
 HIDDEN = (*REPEATS, "restore", "reject", "columns_begin")
 """Phases whose formulas repeat others or only copy."""
 
-TITLES = {
-    "loss": "Loss",
-    **PARTS,
-    "quadratic": "R-operator",
-    "layer_quadratic": "R-operator, while step sizes are chosen for each layer",
-    "curvature": "Curvature",
-    "columns": "Curvature, column by column",
-    "update": "Update",
-    "evaluate": "Loss after the update",
-    "judge": "Change of the loss, actual over predicted",
-    "adapt": "Damping",
-    "judge_trial": "Change of the loss in the first steps, actual over predicted",
-    "search": "Damping in the first steps",
-}
+TITLES = {"loss": "Loss", **PARTS}
 
 
 @dataclass(frozen=True)

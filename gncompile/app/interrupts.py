@@ -1,0 +1,51 @@
+"""Ctrl-C and SIGTERM: a step in progress is finished first, and whoever stops a run hears how to go on."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(KeyboardInterrupt):
+    """The user interrupted the training; the step in progress was finished first."""
+
+
+@contextmanager
+def signals_set(stop: threading.Event) -> Iterator[None]:
+    """The first SIGINT or SIGTERM sets ``stop``; a second one interrupts at once."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    with _handled(handle, SIGNALS):
+        yield
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
+    with _handled(signal.default_int_handler, (signal.SIGTERM,)):
+        yield
+
+
+@contextmanager
+def _handled(
+    handle: Callable[[int, FrameType | None], object], numbers: tuple[signal.Signals, ...]
+) -> Iterator[None]:
+    """Handle these signals so; only the main thread may."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

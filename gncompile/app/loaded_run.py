@@ -1,0 +1,225 @@
+"""``gncompile.load``: a run folder as a model.
+
+A folder may be a stranger's. Model file, records, schema and weights are data, read within bounds and held
+against each other; nothing in them is executed, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data.data_sets import DataSplit
+from ..data.data_split import read_rows
+from ..data.table import Table
+from ..data.table_schema import TableSchema
+from ..errors import CheckpointError, DataError, expected_got
+from ..frontends.model_data import load_data
+from ..frontends.model_file import ModelFile, load_model_file
+from ..losses.targets import mapped
+from ..losses.vocabulary import Loss, resolve_loss
+from ..losses.weighting import bind_loss
+from .evaluation import evaluated, outputs_of, predicted
+from .run_folder import RunFolder
+from .started import Started
+
+if TYPE_CHECKING:
+    from ..training.trainer import Trainer
+
+Rows = str | os.PathLike[str] | Table | Mapping[str, Any]
+"""Rows to predict: a file, a table that was read of one, or columns by name."""
+Tensors = Tensor | tuple[Tensor, ...]
+
+
+@dataclass
+class Run:
+    """A run folder, read: the network with the weights that its report describes, and its data's schema."""
+
+    folder: RunFolder
+    started: Started
+    file: ModelFile
+    module: nn.Module
+    """A plain torch module; of a run that has not ended, with the weights of the last checkpoint."""
+
+    @property
+    def schema(self) -> TableSchema:
+        """Which columns go in and come out."""
+        return self.file.schema
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        """The trainer as the run's last checkpoint left it, compiled when first asked for.
+
+        It has a network of its own: going on with it leaves :attr:`module` as the report describes it.
+        """
+        from ..training.trainer import Trainer
+
+        return Trainer.resume(self.folder.checkpoint, self.file.build(self.started.seed))
+
+    @cached_property
+    def loss(self) -> Loss:
+        """The loss of the network's outputs."""
+        return bind_loss(resolve_loss(self.file.loss), (self.file.output_size,))
+
+    def predict(self, data: Rows | Tensors) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+        """Columns that the network predicts for each row, in the rows' order and the file's units.
+
+        Of classes these are the likeliest one, by name, and ``probability_CLASS`` of each. ``data`` are rows,
+        of which the columns that go in are enough, or the network's inputs as tensors. Raises
+        :class:`~gncompile.errors.DataError` for rows that do not fit, by row and column.
+        """
+        rows = isinstance(data, Tensor | tuple)
+        x = data if rows else self.schema.encode(self._table(data, targets=False))  # type: ignore[arg-type]
+        outputs = outputs_of(self.module, self._cast(x))
+        return self.schema.decode(outputs if self.schema.classes else predicted(self.loss, outputs))
+
+    def evaluate(
+        self,
+        data: Rows | tuple[Tensors, Any] | None = None,
+        metrics: Sequence[str] | None = None,
+    ) -> dict[str, float]:
+        """``{"loss": …}`` with the metrics, those of the model file or others, on all rows of ``data``.
+
+        ``data`` are rows with targets, or tensors ``(x, y)``; by default the run's own validation data.
+        """
+        if data is None:
+            split = self.data()
+            x, y = split.validation_x, split.validation_y
+        elif isinstance(data, tuple):
+            x, y = data
+        else:
+            table = self._table(data, targets=True)
+            x = self.schema.encode(table)
+            y = x if self.schema.target == "input" else self.schema.targets_of(table)
+        metrics = self.file.training.metrics if metrics is None else metrics
+        return evaluated(self.module, self.loss, self._cast(x), self._cast(y), metrics)
+
+    def data(self) -> DataSplit:
+        """The data that the run was started with; :class:`~gncompile.errors.CheckpointError` for others."""
+        data = load_data(self.file)
+        if data.digest() != self.started.data:
+            raise CheckpointError(
+                "the data are not those that the run was started with",
+                where=f"{self.file.data.name}, which {self.folder.path} names",
+                instead="put them back, or start a new run",
+            )
+        return data
+
+    def _table(self, data: Rows, targets: bool) -> Table:
+        """Rows of a file, or columns by name."""
+        if isinstance(data, Table):
+            return data
+        if not isinstance(data, Mapping):
+            return read_rows(os.fspath(data), self.schema, targets)
+        columns = {name: np.asarray(column) for name, column in data.items()}
+        lengths = sorted({len(column) for column in columns.values()})
+        if len(lengths) != 1:
+            raise DataError(f"columns of {lengths or 'no'} rows", where="the columns by name")
+        texts = {
+            name: column.astype(object)
+            for name, column in columns.items()
+            if column.dtype.kind == "U"
+        }
+        return Table(columns | texts, "the columns by name", np.arange(lengths[0]), "index")
+
+    def _cast(self, tensors: Any) -> Any:
+        """Numbers in the network's dtype; whole numbers, as of classes, stay so."""
+
+        def cast(tensor: Tensor) -> Tensor:
+            if not tensor.is_floating_point():
+                return tensor
+            given = tensor.to(self.file.dtype)
+            if not torch.isfinite(given).all():
+                row = int((~torch.isfinite(given)).nonzero()[0][0])
+                raise DataError(
+                    f"a number that is not finite in {self.file.dtype}", where=f"row {row}"
+                )
+            return given
+
+        return mapped(cast, tensors)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder.path)!r}, {self.file.name!r})"
+
+
+def load(path: str | os.PathLike[str], data_root: str | os.PathLike[str] | None = None) -> Run:
+    """The model in the run folder ``path``, as ``gncompile train`` left it.
+
+    Neither the training data nor a compilation is needed. ``data_root`` goes before the folder of data that
+    the run was started with. Raises :class:`~gncompile.errors.CheckpointError` for what is no run folder,
+    or a damaged one.
+
+    >>> run = load("runs/houses")  # doctest: +SKIP
+    >>> run.predict("new.csv")["price"]  # doctest: +SKIP
+    """
+    folder = RunFolder.open(path)
+    started = Started.of(folder)
+    root = started.data_root if data_root is None else data_root
+    file = load_model_file(folder.model_file, started.base, root, folder.schema)
+    _require_sizes(file, folder)
+    module = file.build(started.seed)
+    if started.ended and folder.weights.exists():
+        give(module, read_weights(folder.weights, module), folder.weights)
+    else:
+        from ..training.checkpoint import load as load_checkpoint
+
+        give(module, load_checkpoint(folder.checkpoint).state["model"], folder.checkpoint)
+    return Run(folder, started, file, module.eval())
+
+
+def _require_sizes(file: ModelFile, folder: RunFolder) -> None:
+    """The network is for data of this schema, whose sizes are then bounded as the network's are."""
+    pairs = [(file.inputs_wanted, file.input_size), (file.schema.outputs, file.output_size)]
+    binary = file.schema.outputs == 2 and file.output_size == 1  # the log odds of two classes
+    for what, (wanted, size) in zip(("inputs", "outputs"), pairs, strict=True):
+        if wanted != size and not (binary and what == "outputs"):
+            raise CheckpointError(
+                f"the network does not fit data.json\n{expected_got(f'{wanted} {what}', size)}",
+                where=str(folder.path),
+                instead="take a folder as gncompile train wrote it",
+            )
+
+
+def read_weights(path: Path, module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a weights file that are the module's, which bounds what is read."""
+    from safetensors import SafetensorError, safe_open
+
+    expected = module.state_dict()
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            if names != set(expected):
+                odd = sorted(names ^ set(expected))[0]
+                raise ValueError(f"{odd[:200]!r} is in only one of them")
+            for name, tensor in expected.items():
+                if file.get_slice(name).get_shape() != list(tensor.shape):
+                    raise ValueError(f"{name} has another shape")
+            return {name: file.get_tensor(name) for name in expected}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _unfit(path, str(error)) from error
+
+
+def give(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Load the weights; :class:`~gncompile.errors.CheckpointError` where they are another network's."""
+    expected = module.state_dict()
+    for name, tensor in expected.items():
+        found = weights.get(name)
+        if found is None or (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
+            raise _unfit(path, f"{name} is missing, or of another shape or dtype")
+    module.load_state_dict({name: weights[name] for name in expected})
+
+
+def _unfit(path: Path, found: str) -> CheckpointError:
+    return CheckpointError(
+        f"the weights are not those of the model file: {found}",
+        where=str(path),
+        instead="take a folder as gncompile train wrote it, or start the run again",
+    )

@@ -1,0 +1,252 @@
+"""``gncompile init`` and ``check``: files for any data, and all mistakes before a run."""
+
+from __future__ import annotations
+
+import csv
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from payloads import nothing_executed, payloads
+
+from gncompile.app.check_command import check_file
+from gncompile.app.cli import main
+from gncompile.app.init_command import init_file
+from gncompile.errors import GncompileError, ModelFileError
+from gncompile.frontends.model_data import load_data
+from gncompile.frontends.model_file import load_model_file
+
+ROWS = 60
+
+
+def write_csv(path: Path, columns: Mapping[str, Sequence[Any]]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(columns)
+        rows.writerows(zip(*columns.values(), strict=True))
+    return path
+
+
+def table() -> dict[str, list[Any]]:
+    draw = np.random.default_rng(0)
+    return {
+        "id": [f"n{i}" for i in range(ROWS)],
+        "day": [f"2026-01-{1 + i % 28:02}" for i in range(ROWS)],
+        "colour": [["red", "green"][i % 2] for i in range(ROWS)],
+        "zone": [i % 3 for i in range(ROWS)],
+        "size": ["" if i == 4 else f"{1e4 * draw.random():.3f}" for i in range(ROWS)],
+        "price": [f"{1000 * draw.random():.2f}" for _ in range(ROWS)],
+    }
+
+
+def run(*arguments: object) -> int:
+    """The exit code of ``gncompile ARGUMENTS``."""
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+# --- init
+
+
+def test_a_table(tmp_path: Path) -> None:
+    path = init_file(write_csv(tmp_path / "houses.csv", table()))
+    assert path == tmp_path / "houses.toml"
+    text = path.read_text()
+    data = tomllib.loads(text)["data"]
+    assert data["targets"] == ["price"]
+    assert data["target"] == "value"
+    assert data["ignore"] == ["id", "day"]
+    assert data["missing"] == "impute"
+    assert '# categories = ["zone"]  # if these numbers are names' in text
+    assert '# categories, embedded: "colour"' in text
+    assert "1 empty cell in 1 column" in text
+    file = load_model_file(path)
+    assert load_data(file).train_x[0].shape == (54, 2)
+    assert list(file.sizes.values()) == [
+        4,
+        64,
+        64,
+        1,
+    ]  # 2 numbers; red, green and missing in 2 more
+
+
+@pytest.mark.parametrize(
+    ("columns", "target", "loss"),
+    [
+        ({"y": [0, 1] * 30, "a": range(ROWS)}, "y", "cross_entropy"),
+        ({"a": range(ROWS), "Label": ["cat", "dog", "owl"] * 20, "b": range(ROWS)}, "Label", "cross_entropy"),
+        ({"a": range(ROWS), "b": range(ROWS)}, "b", "mse"),
+        ({"a": range(ROWS), "b": [0.5, 1.5] * 30}, "b", "mse"),
+        ({"a": range(ROWS), "b": [-1, 1] * 30}, "b", "mse"),
+    ],
+)  # fmt: skip
+def test_what_is_predicted(tmp_path: Path, columns: dict[str, Any], target: str, loss: str) -> None:
+    sections = tomllib.loads(init_file(write_csv(tmp_path / "t.csv", columns)).read_text())
+    assert sections["data"]["targets"] == [target]
+    assert sections["loss"]["name"] == loss
+
+
+def test_arrays(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    arrays = {
+        "labels": {"x": draw.normal(size=(ROWS, 4)), "y": np.arange(ROWS) % 3},
+        "values": {"x": draw.normal(size=(ROWS, 4)), "y": draw.normal(size=(ROWS, 2))},
+        "images": {"x": draw.integers(0, 255, (ROWS, 4, 4), dtype=np.uint8)},
+    }
+    found = {}
+    for name, each in arrays.items():
+        np.savez(tmp_path / f"{name}.npz", **each)
+        file = load_model_file(init_file(tmp_path / f"{name}.npz"))
+        load_data(file)
+        found[name] = (file.schema.target, file.schema.standardise, list(file.sizes.values()))
+    assert found == {
+        "labels": ("label", True, [4, 64, 64, 3]),
+        "values": ("value", True, [4, 64, 64, 2]),
+        "images": ("input", False, [16, 64, 8, 64, 16]),
+    }
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow", "feather"])
+def test_arrow(tmp_path: Path, suffix: str) -> None:
+    feather = pytest.importorskip("pyarrow.feather")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+
+    columns = pa.table({"a": [1.0, None] * 30, "class": ["x", "y", "z"] * 20})
+    path = tmp_path / f"t.{suffix}"
+    if suffix == "parquet":
+        parquet.write_table(columns, path)
+    else:
+        feather.write_feather(columns, path)
+    file = load_model_file(init_file(path))
+    assert load_data(file).train_x.shape == (54, 1)
+    assert file.schema.classes == ("x", "y", "z")
+
+
+def test_nothing_is_replaced_nor_named_outside(tmp_path: Path) -> None:
+    data = write_csv(tmp_path / "t.csv", {"a": range(ROWS), "b": range(ROWS)})
+    path = init_file(data)
+    with pytest.raises(GncompileError, match="exists already"):
+        init_file(data)
+    path.unlink()
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(GncompileError, match="exists already"):
+        init_file(data)
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(GncompileError, match="data outside its folder"):
+        init_file(data, tmp_path / "sub" / "t.toml")
+    moved = data.rename(tmp_path / "sub" / "t.csv")
+    assert load_data(load_model_file(init_file(moved, tmp_path / "up.toml")))
+
+
+@pytest.mark.parametrize(
+    ("columns", "target", "expected"),
+    [
+        ({"a": range(ROWS)}, None, "1 usable column, and a table needs inputs and a target"),
+        ({"a": range(ROWS), "b": range(ROWS)}, "c", "no column 'c'"),
+        ({"a": range(ROWS), "b": ["", *range(ROWS - 1)]}, None, "choose another target with --target"),
+    ],
+)  # fmt: skip
+def test_tables_without_a_target(
+    tmp_path: Path, columns: dict[str, Any], target: str | None, expected: str
+) -> None:
+    with pytest.raises(GncompileError, match=expected):
+        init_file(write_csv(tmp_path / "t.csv", columns), target=target)
+    assert not (tmp_path / "t.toml").exists()
+
+
+def test_names_are_data(tmp_path: Path) -> None:
+    """Names of files and columns come back from the file as they are, and nothing in them is obeyed."""
+    marker = tmp_path / "executed"
+    odd = [
+        '"',
+        "a\nb = 1",
+        "]\n[training]\nseed = 7",
+        "\x7f\x1b[2J",
+        "\\u0041",
+        "'''",
+        "#",
+        "ü 猫",
+        "a.b",
+    ]
+    names = [*odd, *payloads(marker)]
+    columns: dict[str, Sequence[Any]] = {
+        f"{name} {i}": [f"{(i + row) % 7}.5" for row in range(ROWS)] for i, name in enumerate(names)
+    }
+    columns |= {"]\n'": [f"{row}.25" for row in range(ROWS)]}
+    data = write_csv(tmp_path / 't"]\n[x] #.csv', columns)
+    with nothing_executed(marker):
+        path = init_file(data, tmp_path / "m.toml")
+        sections = tomllib.loads(path.read_text())
+        assert sections["data"]["name"] == data.name
+        assert sections["data"]["targets"] == ["]\n'"]
+        assert sections["training"]["seed"] == 0
+        assert set(sections) == {"model", "data", "network", "loss", "training"}
+        file = load_model_file(path)
+        load_data(file)
+        assert [c.name for c in file.schema.numeric] == [each.strip() for each in columns][:-1]
+
+
+# --- check
+
+
+def test_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = init_file(write_csv(tmp_path / "houses.csv", table()))
+    assert run("check", path) == 0
+    shown = capsys.readouterr().out
+    for expected in (
+        "houses.csv",
+        "54 to train, 6 to validate",
+        "2 numbers, colour (3 levels), standardised",
+        "1 number: price",
+        "4 → 64 → 64 → 1",
+        "4,551",  # 5 * 64 + 65 * 64 + 65 of the layers, and 3 * 2 of an embedding
+        "mse",
+        "of 54 samples, 200 epochs, or 20 validations without a better validation_loss",
+        "KiB, and",
+    ):
+        assert expected in shown
+    assert all(len(line) <= 110 for line in shown.splitlines())
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["houses.csv", "houses.toml"]
+
+
+def test_all_mistakes_of_several_kinds(tmp_path: Path) -> None:
+    write_csv(tmp_path / "t.csv", {"a": range(ROWS), "b": range(ROWS)})
+    path = tmp_path / "t.toml"
+    path.write_text(
+        '[data]\nname = "t.csv"\ntargets = ["b"]\n[network]\nlayers = [3, 1]\n'
+        "[training]\nupdates = 2\n[training.options]\ndamping = -1\n"
+    )
+    with pytest.raises(ModelFileError) as caught:
+        check_file(path)
+    assert "option damping = -1" in str(caught.value)
+    assert "expected: 1 inputs (1 columns)" in str(caught.value)
+    assert "change the first of layers to 1" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[network]\nlayers = [1, 5, 2]\n", "of a network with 2 outputs"),
+        ('[training]\nmethod = "kfro"\n', "Did you mean 'kfra'"),
+        ('[training]\nmethod = {layer9 = "kfra"}\n', "layer9"),
+        ('[training]\noutput_bias = "mean"\n[loss]\nname = "huber"\n', "is not known for the loss"),
+        ('[training]\ntune = "absent.json"\n', "absent.json"),
+        ("[network]\nhidden = [200000, 200000]\n", "its states need"),
+        ('[loss]\nname = "mze"\n', "Did you mean 'mse'"),
+    ],
+)
+def test_mistakes_are_found_without_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, expected: str
+) -> None:
+    write_csv(tmp_path / "t.csv", {"a": range(ROWS), "b": range(ROWS)})
+    path = tmp_path / "t.toml"
+    path.write_text(f'[data]\nname = "t.csv"\ntargets = ["b"]\n{text}')
+    assert run("check", path) == 1
+    assert expected in capsys.readouterr().err
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["t.csv", "t.toml"]
