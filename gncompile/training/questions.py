@@ -18,7 +18,7 @@ from ..pipeline import input_gradient_program, quadratic_program, tangent_progra
 from ..program.step_program import StepProgram
 from ..runtime.executable import Executable
 from ..runtime.memory import dense
-from .batches import Returned, Target, as_returned, first_tensor
+from .batches import Returned, Target, as_returned, first_tensor, input_tensors
 from .compiled import Compiled
 from .evaluation import Evaluation
 from .factors import KroneckerFactors
