@@ -82,6 +82,16 @@ def test_classes_by_name(rides: Path) -> None:
     assert losses[-1] < losses[0]
 
 
+def test_a_table_of_categories_alone(rides: Path) -> None:
+    text = '[data]\nname = "rows.csv"\ntargets = ["day"]\ninputs = ["place"]\n'
+    trainer, _ = trained(loaded(rides, text + SMALL), 1)
+    x = torch.zeros(3, 0), torch.tensor([[0], [1], [2]])
+    torch.testing.assert_close(trainer.predict(x), trainer.model(*x))
+    trainer.report(rides / "pages")
+    trainer.report_latex(rides / "report.tex")
+    assert "embeddings.place" in trainer.explain()
+
+
 def test_an_autoencoder_has_a_code(tmp_path: Path) -> None:
     np.savez(tmp_path / "rows.npz", x=np.random.default_rng(0).normal(size=(40, 6)))
     file = loaded(tmp_path, '[data]\nname = "rows.npz"\ntarget = "input"\n')
