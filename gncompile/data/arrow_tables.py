@@ -7,6 +7,7 @@ share is kept once.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Collection
 from pathlib import Path
@@ -28,6 +29,8 @@ from .table import (
     require_room,
 )
 
+_PANDAS_INDEX = re.compile(r"__index_level_\d+__")
+
 
 def read_arrow(path: Path, texts: Collection[str] = ()) -> Table:
     """The columns of a ``.parquet``, ``.arrow`` or ``.feather`` file; other types are ``refused``."""
@@ -45,6 +48,10 @@ def read_arrow(path: Path, texts: Collection[str] = ()) -> Table:
     columns: dict[str, Array] = {}
     refused: dict[str, DataError] = {}
     for name, values in zip(found.column_names, found.columns, strict=True):
+        if _PANDAS_INDEX.fullmatch(
+            name
+        ):  # the numbers of rows, say, which nobody means as an input
+            continue
         try:
             columns[name] = _column(pyarrow, name, values, path, name in named or name in texts)
         except DataError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -50,11 +51,15 @@ def learn_schema(
         outputs = len(classes)
     else:
         classes = None
-        outgoing = targets if target == "value" else names
-        blocks = [table.numbers(n, TARGETS).reshape(len(table), -1) for n in outgoing]
-        outputs = sum(each.shape[1] for each in blocks)
+        found: list[Any] = [(c.mean, c.scale) for c in numeric]
+        outputs = sum(c.size for c in numeric)
+        if target == "value":
+            blocks = [table.numbers(n, TARGETS).reshape(len(table), -1) for n in targets]
+            outputs = sum(each.shape[1] for each in blocks)
+            found = [
+                moments(b, n, table) for b, n in zip(blocks, targets, strict=True) if standardise
+            ]
         if standardise:
-            found = [moments(each, n, table) for each, n in zip(blocks, outgoing, strict=True)]
             mean, scale = (tuple(np.hstack(each).tolist()) for each in zip(*found, strict=True))
     return TableSchema(
         target=target,

@@ -307,6 +307,7 @@ def test_images_are_standardised_as_they_go_in(tmp_path: Path) -> None:
     assert split.schema is not None
     assert split.schema.input_mean.tolist() == [0.5, 1.0]
     assert split.schema.input_scale.tolist() == [0.5, 1.0]
+    assert (split.schema.target_mean, split.schema.target_scale) == ((0.5, 1.0), (0.5, 1.0))
 
 
 # --- What is kept

@@ -177,6 +177,11 @@ def test_columns_of_other_types_are_refused_when_they_are_used(tmp_path: Path, k
     assert read_table(arrow(tmp_path, columns, kind), ("dates",)).is_text("dates")
 
 
+def test_an_index_of_pandas_is_no_column(tmp_path: Path) -> None:
+    found = read_table(arrow(tmp_path, {"a": [1.0, 2.0], "__index_level_0__": [0, 1]}))
+    assert found.names == ["a"]
+
+
 def test_a_text_that_many_rows_share_is_kept_once(tmp_path: Path) -> None:
     path = arrow(tmp_path, {"long": ["x" * 10_000] * 500}, chunk=500)
     assert path.stat().st_size < 50_000
