@@ -97,8 +97,8 @@ class DataSpec:
     missing: Annotated[
         Literal["refuse", "impute"],
         Field(
-            description="`impute` puts the training mean for a number that is missing, and a level of its own "
-            "for a category"
+            description="`impute` puts the training mean for a number that is missing, and a level of its "
+            "own for a category"
         ),
     ] = "refuse"
     validation_file: Annotated[

@@ -28,7 +28,12 @@ def standardised(loss: LossSpec, scale: torch.Tensor) -> Loss:
     (0.25, 0.01)
     """
     declared = resolve_loss(loss)
-    if not isinstance(declared, SeparableLoss) or not is_of_differences(declared):
+    if (
+        not isinstance(declared, SeparableLoss)
+        or not is_of_differences(declared)
+        or declared.weights
+        or declared.constants
+    ):
         raise LossError(
             f"the loss {declared.name!r} is not one of the differences z - y, which could be standardised",
             where="the loss",
@@ -53,7 +58,7 @@ def standardised(loss: LossSpec, scale: torch.Tensor) -> Loss:
 
 def is_of_differences(loss: Loss) -> bool:
     """Whether ``loss`` is a sum over outputs of functions of ``z - y``, as far as sympy sees."""
-    if not isinstance(loss, SeparableLoss) or loss.extras or loss.weights or loss.constants:
+    if not isinstance(loss, SeparableLoss) or loss.extras:
         return False
     distance = sympy.Dummy("d", real=True)
     shifted = loss.expression.subs(OUTPUT, TARGET + distance)

@@ -82,6 +82,15 @@ def test_classes_by_name(rides: Path) -> None:
     assert losses[-1] < losses[0]
 
 
+def test_a_table_of_categories_alone(rides: Path) -> None:
+    text = '[data]\nname = "rows.csv"\ntargets = ["day"]\ninputs = ["place"]\n'
+    trainer, _ = trained(loaded(rides, text + SMALL), 1)
+    x = torch.zeros(3, 0), torch.tensor([[0], [1], [2]])
+    torch.testing.assert_close(trainer.predict(x), trainer.model(*x))
+    trainer.report(rides / "pages")
+    assert "no instruction reads it" in (rides / "pages" / "00-x.html").read_text()
+
+
 def test_an_autoencoder_has_a_code(tmp_path: Path) -> None:
     np.savez(tmp_path / "rows.npz", x=np.random.default_rng(0).normal(size=(40, 6)))
     file = loaded(tmp_path, '[data]\nname = "rows.npz"\ntarget = "input"\n')
@@ -207,13 +216,14 @@ def test_tables_of_scikit_learn(tmp_path: Path, name: str, kind: str) -> None:
     datasets = pytest.importorskip("sklearn.datasets")
     given = getattr(datasets, f"load_{name}")()
     classes = name != "diabetes"
-    labels = given.target_names[given.target] if classes else given.target
+    data, target = given.data[:300], given.target[:300]
+    labels = given.target_names[target] if classes else target
     if kind == "csv":
-        columns = dict(zip(map(str, given.feature_names), given.data.T, strict=True))
+        columns = dict(zip(map(str, given.feature_names), data.T, strict=True))
         write_csv(tmp_path / "rows.csv", {**columns, "species": labels})
         text = '[data]\nname = "rows.csv"\ntargets = ["species"]\n'
     else:
-        np.savez(tmp_path / "rows.npz", x=given.data, y=given.target)
+        np.savez(tmp_path / "rows.npz", x=data, y=target)
         text = '[data]\nname = "rows.npz"\nstandardise = true\n'
     text += "[network]\nhidden = [8]\n[loss]\n"
     text += f'name = "{"cross_entropy" if classes else "mse"}"\n[training]\nupdates = 3\n'
@@ -221,7 +231,7 @@ def test_tables_of_scikit_learn(tmp_path: Path, name: str, kind: str) -> None:
     file = loaded(tmp_path, text)
     assert file.schema.target == ("label" if classes else "value")
     outputs = len(given.target_names) if classes else 1
-    assert list(file.sizes.values()) == [given.data.shape[1], 8, outputs]
+    assert list(file.sizes.values()) == [data.shape[1], 8, outputs]
     _, losses = trained(file, 3)
     assert losses[-1] < 0.8 * losses[0]
 

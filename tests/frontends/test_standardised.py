@@ -12,6 +12,7 @@ import gncompile
 from gncompile.errors import DataError, LossError
 from gncompile.frontends.standardised import Standardised, means_and_scales
 from gncompile.losses import standardised
+from gncompile.losses.standardising import is_of_differences
 
 ROUNDING = 1e-11
 """Relative difference of losses in float64 after a few steps, each of which multiplies roundings."""
@@ -99,3 +100,13 @@ def test_samples_without_a_scale() -> None:
 def test_losses_without_units(loss: str) -> None:
     with pytest.raises(LossError, match="not one of the differences"):
         standardised(loss, torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    "loss", ["mse", "huber", "smooth_l1", "log_cosh", "(z - y)**2 + (z - y)**4"]
+)
+def test_it_stays_a_loss_of_differences_and_is_standardised_once(loss: str) -> None:
+    once = standardised(loss, torch.tensor([2.0, 3.0]))
+    assert is_of_differences(once)
+    with pytest.raises(LossError, match="not one of the differences"):
+        standardised(once, torch.ones(2))

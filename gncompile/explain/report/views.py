@@ -91,6 +91,8 @@ class Views:
 
     def stored(self, node: Node) -> str:
         """The forward value: its name, its bytes, and whether something outside the forward pass reads it."""
+        if node.name not in self.read.program.nodes:  # an input without features, say
+            return "nothing: no instruction reads it"
         value = self.read.program[self.read.program.nodes[node.name]]
         size = self.read.costs.elements(value.spec) * self.read.itemsize
         readers = [i for i in self.read.program.readers[value.name] if i.origin.role != "forward"]
