@@ -33,7 +33,7 @@ def test_help_lists_every_command_with_its_whole_line(
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     shown = printed(capsys, "--help")
-    assert "..." not in shown
+    assert "..." not in shown.partition("Commands:")[2]
     assert all(len(line) <= width for line in shown.splitlines())
     words = " ".join(shown.split())
     for command in app.registered_commands:
