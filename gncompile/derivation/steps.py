@@ -95,7 +95,7 @@ def _damped(
     total = optimiser.builder.pointwise(
         a + b * c,
         {a: curvature, b: optimiser.damping, c: optimiser.inner(v, w, f"product_{pair}")},
-        name=f"damped_curvature_{pair}",
+        name=f"M_{pair}",
     )
     for layer in shared:
         etas = optimiser.etas(layer)

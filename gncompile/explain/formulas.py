@@ -121,9 +121,9 @@ class Formulas:
         readers = self._readers.get(instruction.name, set())
         named = instruction.into or instruction.name in self._results or instruction.comment
         # Of the many numbers of a quadratic model a formula names a few; each has its line.
-        named = named or any(isinstance(self.program[x].op, ir.StepSizes) for x in readers)
+        in_model = any(isinstance(self.program[x].op, ir.StepSizes) for x in readers)
         tensor = isinstance(instruction.op, ir.Affine)
-        return not named and not tensor and len(readers) == 1 and readers <= set(wanted)
+        return not (named or in_model or tensor) and len(readers) == 1 and readers <= set(wanted)
 
     def _find_readers(self) -> dict[str, set[str]]:
         """Which instructions read a value, directly or through views."""
@@ -240,7 +240,7 @@ def _mean(m: Math) -> Math:
 
 
 SHOWN = 3
-"""Numbers of a quadratic model that its formula names."""
+"""Numbers of a quadratic model that its formula names; of more the first and the last."""
 
 
 def _step_sizes(op: ir.StepSizes, v: list[Math]) -> Math:
@@ -268,7 +268,7 @@ def _step_sizes(op: ir.StepSizes, v: list[Math]) -> Math:
 def _some(values: list[Math]) -> tuple[Math, ...]:
     if len(values) <= SHOWN:
         return tuple(values)
-    return (*values[: SHOWN - 1], Word("…"), values[-1])
+    return (values[0], Word("…"), values[-1])
 
 
 def _damped(v: list[Math]) -> Math:
