@@ -159,10 +159,8 @@ class Trainer:
         The arguments, and what an interrupt leaves, are told at :class:`~gncompile.training.fit.Fit`.
 
         >>> import gncompile, torch
-        >>> from gncompile.data import Batches
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
-        >>> trainer = gncompile.compile(model, "mse", torch.zeros(1, 4))
-        >>> batches = Batches(torch.randn(1000, 4), torch.randn(1000, 1), batch_size=100)
+        >>> trainer = gncompile.compile(torch.nn.Linear(4, 1), "mse", torch.zeros(1, 4))
+        >>> batches = gncompile.data.Batches(torch.randn(1000, 4), torch.randn(1000, 1), batch_size=100)
         >>> trainer.fit(batches, epochs=1, progress=False).samples
         [300, 300, 300, 400]
         """
@@ -256,19 +254,14 @@ class Trainer:
         return self._questions.factors() if self.updates else {}
 
     def input_gradient(self, x: Inputs, y: Target) -> Tensor | tuple[Tensor | None, ...]:
-        """``∂E/∂x`` of the data loss of one batch, shaped like ``x``: for a part below that torch trains.
+        """``∂E/∂x`` of one batch's data loss, shaped like ``x``, None for whole numbers: for a trunk below.
 
-        Of several inputs a tuple, in which whole numbers have None. At the parameters that the model holds,
-        before ``step`` those before the update; without dropout. Cost: a pass forwards and one backwards.
-        Raises :class:`~gncompile.errors.CompileError` where a frozen part runs before what is compiled.
+        At the parameters that the model holds, without dropout. Cost: a pass forwards and one backwards. Raises :class:`~gncompile.errors.CompileError` where a frozen part runs before what is compiled.
 
         >>> import gncompile, torch
         >>> trunk, head = torch.nn.Linear(5, 4), torch.nn.Linear(4, 1)
-        >>> trainer = gncompile.compile(head, "mse", torch.zeros(1, 4))
-        >>> h, y = trunk(torch.randn(40, 5)), torch.randn(40, 1)
-        >>> h.backward(trainer.input_gradient(h, y))  # and on with trainer.step(h, y), adam.step()
-        >>> trunk.weight.grad.shape
-        torch.Size([4, 5])
+        >>> trainer, h = gncompile.compile(head, "mse", torch.zeros(1, 4)), trunk(torch.randn(40, 5))
+        >>> h.backward(trainer.input_gradient(h, torch.randn(40, 1)))  # and on with trainer.step, adam.step
         """
         return self._asked.input_gradient(x, y)
 
