@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..base.collector import collector_paused
 from ..base.settings import Settings
 from ..errors import CompileError, MethodWarning, expected_got, warn
 from ..frontends.agreement import agrees
@@ -77,6 +78,7 @@ def compile(
     )  # fmt: skip
 
 
+@collector_paused()
 def compile_into(
     trainer: Trainer,
     model: nn.Module,
