@@ -19,6 +19,7 @@ from ..errors import GncompileError, TraceError
 from ..graph.model_graph import ModelGraph, TracedModel
 from .agreement import check_agreement, computed_in
 from .aten import CREATORS, SIZES, is_known
+from .declared_graph import declared_graph
 from .decompositions import decomposed
 from .dropout import expose_masks
 from .example_inputs import checked_examples
@@ -82,6 +83,10 @@ _ONE_AT_A_TIME = threading.RLock()
 
 def _translated(module: nn.Module, examples: tuple[Tensor, ...], name: str) -> TracedModel:
     """The module as a whole, or what follows a frozen part of it that is a trunk."""
+    declared = declared_graph(module, examples, name)
+    if declared is not None:
+        _check_all_used(module, declared.parameters)
+        return declared
     program = _export(module, examples)
     try:
         return _imported(program, module, examples, name)
