@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 an error of the model, the data or the machine, 2 wrong us
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,9 @@ from .command_errors import explained
 if TYPE_CHECKING:
     from ..functions.transfer import TransferFunction
     from .training_run import TrainingRun
+
+YOUNG = 100_000
+"""Objects made between two searches for garbage; a process begins with some millions that stay, its imports."""
 
 app = typer.Typer(
     help="Compile a feedforward network and a loss into a second-order trainer.",
@@ -43,6 +47,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; whatever goes wrong is printed as text, without a traceback."""
+    gc.set_threshold(YOUNG)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn  # type: ignore[assignment]
