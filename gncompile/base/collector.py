@@ -19,7 +19,7 @@ _was_on = False
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """No collection within, in any thread; afterwards it is as it was. Also a decorator of functions."""
+    """No collection within, in any thread; afterwards it is as it was."""
     global _within, _was_on
     with _lock:
         if _within == 0:

@@ -102,9 +102,7 @@ def changed(how: str) -> DeclaredNetwork:
     return module
 
 
-@pytest.mark.parametrize(
-    "how", ["frozen", "shared", "hooked", "another module", "another forward"]
-)
+@pytest.mark.parametrize("how", ["frozen", "shared", "hooked", "another module", "another forward"])
 def test_a_network_that_was_changed_is_traced(how: str) -> None:
     module, x = changed(how), torch.zeros(3, 5)
     assert declared_graph(changed(""), (x,), "network") is not None
