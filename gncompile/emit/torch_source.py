@@ -65,7 +65,7 @@ class TorchWriter:
         host: bool = False,
     ) -> None:
         """``buffers`` gives the buffer of every value that reaches memory."""
-        check_types(program)  # passes have changed it since it was built
+        check_types(program)
         self.program, self.buffers = program, buffers
         self.variants = variants or {}
         self.scratch: dict[str, tuple[Dim, ...]] = {}

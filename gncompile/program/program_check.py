@@ -22,9 +22,10 @@ DIMENSIONS = frozenset((*SAMPLES, COLUMNS))
 
 
 def check(program: StepProgram) -> None:
-    """Raise :class:`InternalError` unless every field is of its type, and every value is defined once,
-    before use, with a spec that fits."""
-    check_types(program)
+    """Raise :class:`InternalError` unless every value is defined once, before use, with a spec that fits.
+
+    Types are for the writers to check, once the last pass is done: :func:`check_types`.
+    """
     defined: dict[str, Instruction] = {}
     for instruction in program:
         missing = [name for name in instruction.inputs if name not in defined]
