@@ -58,7 +58,7 @@ def network(layers: int, width: int = WIDTH) -> nn.Sequential:
 
 def compiled(model: nn.Sequential) -> tuple[float, Trainer]:
     """CPU seconds of compiling, and the trainer."""
-    x = torch.zeros(4, model[0].in_features)
+    x = torch.zeros(4, next(model.parameters()).shape[1])
     start = time.process_time()
     trainer = gncompile.compile(model, "mse", x, tune="off")
     return time.process_time() - start, trainer

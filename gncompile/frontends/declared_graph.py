@@ -66,6 +66,7 @@ def _added(
     match node:
         case Linear():
             layer = module.get_submodule(node.name)
+            assert isinstance(layer, nn.Linear)
             bias = None if layer.bias is None else Weight(f"{node.name}.bias", layer.bias)
             weight = Weight(f"{node.name}.weight", layer.weight)
             y = builder.affine(inputs[0], weight, bias, (node.size,), Origin(node.name))

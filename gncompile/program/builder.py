@@ -130,7 +130,9 @@ class ProgramBuilder:
     def batch(self) -> list[Value]:
         """The leaves met so far that hold the batch: the inputs in use, and the target."""
         kinds = ("input", "target")
-        leaves = (i for i in self._made.values() if isinstance(i.op, ir.Leaf) and i.op.kind in kinds)
+        leaves = (
+            i for i in self._made.values() if isinstance(i.op, ir.Leaf) and i.op.kind in kinds
+        )
         return [Value(leaf.name, leaf.spec) for leaf in leaves]
 
     def state(self, key: str, spec: Spec, initial: str | float = "zero") -> Value:

@@ -47,8 +47,8 @@ def load_source(text: str, name: str) -> tuple[ModuleType, Path | None]:
     The file is named after the model and the hash of its text, so tracebacks and profilers show legible
     names and equal programs share a file. A file of the same name in the ``override`` folder is the user's
     own code and runs unchecked in place of ``text``, with a warning each time: that is how emitted code is
-    tuned by hand. Raises :class:`~gncompile.errors.InternalError` for text that no emitter writes. The modules
-    of the last few texts are kept: they hold functions, and no state.
+    tuned by hand. Raises :class:`~gncompile.errors.InternalError` for text that no emitter writes.
+    The modules of the last few texts are kept: they hold functions, and no state.
     """
     stem = re.sub(r"[^A-Za-z0-9]+", "_", name[: 4 * LONGEST]).strip("_").lower()[:LONGEST]
     stem = f"{stem or 'model'}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"

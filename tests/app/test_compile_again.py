@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def test_the_second_compile_shares_everything_but_memory() -> None:
     one, two = first._executable, second._executable
     assert one.program is two.program
     assert one.source is two.source
-    assert one._bind_emitted.func is two._bind_emitted.func
+    assert one._bind_emitted.func is two._bind_emitted.func  # type: ignore[union-attr]
     assert one.source_file == two.source_file
     alone = losses(first)
     assert losses(second) == alone  # from the start, whatever the first has done in its own memory
@@ -56,7 +57,7 @@ def told(program: StepProgram) -> StepProgram:
     return replace(program, step=())
 
 
-SIMILAR = [
+SIMILAR: list[tuple[nn.Module, Any, dict[str, Any]]] = [
     (network(), "mse", {}),
     (network(5), "mse", {}),
     (network(transfer=nn.Sigmoid), "mse", {}),

@@ -89,16 +89,18 @@ def changed(how: str) -> DeclaredNetwork:
     nodes = [Linear(name=name, op="linear", inputs=("input",), size=5) for name in ("one", "two")]
     both = Concat(name="both", op="concat", inputs=("one", "two"))
     module = DeclaredNetwork(5, [*nodes, both], {}, dict.fromkeys(("input", "one", "two"), 5))
+    one, two = module.get_submodule("one"), module.get_submodule("two")
+    assert isinstance(one, nn.Linear)
     if how == "frozen":
-        module.one.weight.requires_grad_(False)
+        one.weight.requires_grad_(False)
     elif how == "shared":
-        module.two.weight = module.one.weight
+        two.weight = one.weight
     elif how == "hooked":
-        module.one.register_forward_hook(lambda *given: 2 * given[-1])
+        one.register_forward_hook(lambda *given: 2 * given[-1])
     elif how == "another module":
         module.one = nn.Sequential(nn.Linear(5, 5), nn.Tanh())
     elif how == "another forward":
-        module.one.forward = torch.tanh
+        one.forward = torch.tanh  # type: ignore[method-assign, assignment]
     return module
 
 
