@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .training_run import TrainingRun
 
 YOUNG = 100_000
-"""Objects made between two searches for garbage; a process begins with some millions that stay, its imports."""
+"""Objects made between two searches for garbage; a process begins with millions that stay, its imports."""
 
 app = typer.Typer(
     help="Compile a feedforward network and a loss into a second-order trainer.",

@@ -1,7 +1,7 @@
 """Records as keys of a cache: two have one key only if no program could tell them apart.
 
-``==`` is not enough. ``1 == 1.0 == True`` and ``0.0 == -0.0``, and two numbers of sympy are equal whatever their
-precision, but a text that is made of them differs.
+``==`` is not enough. ``1 == 1.0 == True`` and ``0.0 == -0.0``, and two numbers of sympy are equal whatever
+their precision, but a text that is made of them differs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The graph of a model file's network, read off its nodes: no code of a user's has to be traced for it.
 
-It is the graph that ``torch.export`` leads to, node for node (``tests/frontends/test_declared_graph.py``), without
-what exporting takes: a second to import its machinery, and milliseconds for every layer.
+It is the graph that ``torch.export`` leads to, node for node, as ``tests/frontends/test_declared_graph.py``
+proves, without what exporting takes: a second to import its machinery, and milliseconds for every layer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def declared_graph(
 ) -> TracedModel | None:
     """The graph of a :class:`DeclaredNetwork` as it was declared; None for any other module.
 
-    One that was changed since, by hooks, other submodules, or parameters that are frozen or shared, is another.
+    One that was changed since is another: by hooks, other submodules, parameters that are frozen or shared.
     """
     if not (type(module) is DeclaredNetwork and _is_as_declared(module, examples)):
         return None
