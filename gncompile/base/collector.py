@@ -1,8 +1,8 @@
 """Python's search for garbage in cycles, put off while many objects are made that all stay.
 
 The collector goes through all objects again whenever their number has grown by a quarter. Graphs, programs
-and syntax trees are built of objects that are all in use, so nothing is found, and much of the time of a large
-compilation would go into looking. Memory without cycles is freed at once all the same.
+and syntax trees are built of objects that are all in use, so nothing is found, and much of the time of a
+large compilation would go into looking. Memory without cycles is freed at once all the same.
 """
 
 from __future__ import annotations
