@@ -22,6 +22,7 @@ import sympy
 
 from .base import config
 from .base.debug import dump
+from .base.exact_key import NoKeyError, Recent, exact_key
 from .base.settings import Settings
 from .derivation.averages import AveragedForward, compare_average
 from .derivation.batch_gradient import BatchGradient
@@ -83,7 +84,23 @@ def prepare(graph: ModelGraph) -> ModelGraph:
 def step_program(
     graph: ModelGraph, loss: Loss, settings: Settings, solver: type[Solver] = Kronecker
 ) -> StepProgram:
-    """The whole training step of ``graph`` under ``loss``: docs/mathematics.md#the-optimiser."""
+    """The whole training step of ``graph`` under ``loss``: docs/mathematics.md#the-optimiser.
+
+    The last few programs are kept: nothing but the arguments enters one, so equal ones have the same.
+    """
+    try:
+        key = exact_key((tuple(graph), loss, settings, solver))
+    except NoKeyError:
+        return _derived(graph, loss, settings, solver)
+    return _programs.get(key, lambda: _derived(graph, loss, settings, solver))
+
+
+_programs: Recent[StepProgram] = Recent(kept=8)
+
+
+def _derived(
+    graph: ModelGraph, loss: Loss, settings: Settings, solver: type[Solver]
+) -> StepProgram:
     builder = ProgramBuilder(step_phases(solver.phases(settings)))
     batch = BatchGradient(builder, graph, loss)
     optimiser = Optimiser(builder, batch.forward, settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -76,6 +77,13 @@ def pytest_report_header() -> str:
 def _seeded() -> None:
     """Every test starts from the same global random state, in whatever order it runs."""
     torch.manual_seed(SEED)
+
+
+@pytest.fixture(autouse=True)
+def _no_programs_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests change constants that programs are derived by: what was derived before must not stand for it."""
+    if pipeline := sys.modules.get("gncompile.pipeline"):
+        monkeypatch.setattr(pipeline, "_programs", type(pipeline._programs)(kept=8))
 
 
 @pytest.fixture(params=["reference", "torch"])

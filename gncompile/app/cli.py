@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 an error of the model, the data or the machine, 2 wrong us
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,9 @@ from .run_commands import RunPath, evaluate, predict
 if TYPE_CHECKING:
     from ..functions.transfer import TransferFunction
     from .training_run import TrainingRun
+
+YOUNG = 100_000
+"""Objects made between two searches for garbage; a process begins with millions that stay, its imports."""
 
 app = typer.Typer(
     cls=Commands,
@@ -47,6 +51,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; whatever goes wrong is printed as text, without a traceback."""
+    gc.set_threshold(YOUNG)
     try:
         with warnings.catch_warnings(), sigterm_interrupts():
             warnings.showwarning = _warn  # type: ignore[assignment]

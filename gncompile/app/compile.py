@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..base.collector import collector_paused
 from ..base.settings import Settings
 from ..errors import CompileError, MethodWarning, expected_got, warn
 from ..frontends.agreement import agrees
@@ -106,6 +107,27 @@ def compile_into(
 
     ``solver`` turns gradients into directions (:mod:`gncompile.solvers.solver`).
     """
+    with collector_paused():
+        return _compile_into(
+            trainer, model, loss, example_inputs, method, seed, dtype, backend, precision, tune,
+            solver, options,
+        )  # fmt: skip
+
+
+def _compile_into(
+    trainer: Trainer,
+    model: nn.Module,
+    loss: LossSpec,
+    example_inputs: Tensor | tuple[Tensor, ...],
+    method: str | Mapping[str, str],
+    seed: int,
+    dtype: torch.dtype | None,
+    backend: str,
+    precision: str,
+    tune: Tune,
+    solver: type[Solver],
+    options: Mapping[str, Any],
+) -> Trainer:
     traced, declared, reader = understand(model, loss, example_inputs)
     settings = Settings.from_options(method=method, **options)
     check_arguments(dtype=dtype, backend=backend, precision=precision, tune=tune)

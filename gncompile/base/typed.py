@@ -50,8 +50,7 @@ def check_of(hint: Any) -> Check:
     """
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        options = [check_of(arg) for arg in args]
-        return lambda value: any(fits(value) for fits in options)
+        return _union_check(args)
     if origin is Literal:
         return lambda value: type(value) is str and value in args
     if origin is tuple:
@@ -64,6 +63,18 @@ def check_of(hint: Any) -> Check:
     if hint is None or hint is type(None):
         return lambda value: value is None
     return _plain_check(hint)
+
+
+def _union_check(args: tuple[Any, ...]) -> Check:
+    options = [check_of(arg) for arg in args]
+
+    def check(value: object) -> bool:
+        for fits in options:  # noqa: SIM110  # a generator would take twice as long
+            if fits(value):
+                return True
+        return False
+
+    return check
 
 
 def _tuple_check(args: tuple[Any, ...]) -> Check:

@@ -12,7 +12,7 @@ from ..losses.vocabulary import SoftmaxCrossEntropy
 from ..program import operations as ir
 from ..program.builder import Value
 from ..program.specs import Spec, Structure, matrix
-from .loss_target import WEIGHT, LossTarget, in_rows
+from .loss_target import WEIGHT, LossTarget, exact, in_rows
 
 
 @dataclass
@@ -37,7 +37,7 @@ class CrossEntropyRules:
         # Targets reach the program as rows [N, K]; the runtime turns class indices into one-hot rows.
         rows = self._at_places(self.target.column("y"), k)
         y, omega = sympy.Symbol("y", real=True), sympy.Symbol("omega", nonnegative=True)
-        smoothing = sympy.nsimplify(loss.label_smoothing, rational=True)
+        smoothing = exact(loss.label_smoothing)
         target, values = (1 - smoothing) * y + smoothing / k, {y: rows}
         if loss.class_weights:
             target *= omega

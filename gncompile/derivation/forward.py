@@ -59,6 +59,7 @@ class Forward:
         self.values = values
         self.suffix = suffix
         self.rows = rows
+        self._last_common: dict[tuple[str, ...], str] = {}
 
     @classmethod
     def emit(cls, builder: ProgramBuilder, graph: ModelGraph, rows: specs.Dim = "N") -> Forward:
@@ -139,9 +140,11 @@ class Forward:
 
     def layer_of(self, *names: str) -> str:
         """The last trainable layer that all of these nodes depend on, or are; ``""`` if there is none."""
-        above = [self._layers_above[name] for name in names]
-        common = (layer for layer in reversed(self.graph.layers) if all(layer in a for a in above))
-        return next(common, "")
+        if names not in self._last_common:
+            common = frozenset.intersection(*(self._layers_above[name] for name in names))
+            last = next((layer for layer in reversed(self.graph.layers) if layer in common), "")
+            self._last_common[names] = last
+        return self._last_common[names]
 
     @cached_property
     def _layers_above(self) -> dict[str, frozenset[str]]:

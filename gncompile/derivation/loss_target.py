@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import sympy
 
@@ -22,6 +23,12 @@ OUTPUT_WEIGHT = sympy.Symbol("omega", nonnegative=True)
 """The weights of the outputs, the same for every sample."""
 
 Symbols = dict[sympy.Symbol, Value]
+
+
+@cache
+def exact(number: float) -> sympy.Expr:
+    """The fraction that a number was written as: ``1/3`` of 0.333…."""
+    return sympy.nsimplify(number, rational=True)
 
 
 @dataclass(frozen=True)
@@ -73,12 +80,12 @@ class LossTarget:
         if scale.of_batch:
             divisor = self.column("divisor", whole=True)
             mean = self.builder.emit(ir.Total(mean=True), divisor, name="mean_weight")
-            c, symbols = sympy.nsimplify(scale.factor, rational=True) / DIVISOR, {DIVISOR: mean}
+            c, symbols = exact(scale.factor) / DIVISOR, {DIVISOR: mean}
         elif scale.over in ("sum", "outputs"):
             each = scale.factor if scale.over == "sum" else scale.value(1, outputs)
             c, symbols = each * SCALE, {SCALE: self.builder.leaf("scalar", "batch_size", ())}
         else:
-            c, symbols = sympy.nsimplify(scale.value(1, outputs), rational=True), {}
+            c, symbols = exact(scale.value(1, outputs)), {}
         if "weight" in layout:
             c, symbols = c * WEIGHT, symbols | {WEIGHT: self.column("weight")}
         if isinstance(self.loss, SeparableLoss) and self.loss.weights:

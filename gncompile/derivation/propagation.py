@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ..errors import InternalError
-from ..graph.layers import Layer
+from ..graph.layers import Layer, LayerOp
 from ..graph.nodes import Node, Select
 from ..program import operations as ir
 from ..program.builder import Value
@@ -133,6 +133,9 @@ def push_forward(forward: Forward, direction: Mapping[str, Value], prefix: str) 
     tangents: dict[str, Value | None] = {}
     for node in forward.graph:
         incoming = [tangents[source] for source in node.inputs]
+        if not isinstance(node.op, LayerOp) and all(moved is None for moved in incoming):
+            tangents[node.name] = None
+            continue
         with forward.work_for(node.name):
             rule, name = forward.rule(node), f"{prefix}_{node.name}"
             tangents[node.name] = rule.tangent(incoming, direction, name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from ..base.exact_key import Recent, exact_key
 from ..program.buffers import plan_buffers
 from ..program.launches import launch_buffers, schedule
 from ..program.recompute import within_products
@@ -55,8 +56,28 @@ def emit_step(
 
     ``variants`` gives the options of instructions, or the settings of launches by the first value stored,
     where they are not the defaults; with ``host`` the torch backend computes numbers in Python, which is for
-    a CPU.
+    a CPU. The last few sources are kept, with their programs.
     """
+    variants = dict(variants or {})
+    key = id(program), title, summary, backend, exact_key(variants), host
+
+    def written() -> tuple[StepProgram, StepSource]:
+        return program, _written(program, title, summary, backend, variants, host)
+
+    return _sources.get(key, written)[1]
+
+
+_sources: Recent[tuple[StepProgram, StepSource]] = Recent(kept=8)
+
+
+def _written(
+    program: StepProgram,
+    title: str,
+    summary: str,
+    backend: str,
+    variants: Mapping[str, Options],
+    host: bool,
+) -> StepSource:
     if backend == "triton":
         writer = triton_writer(program, variants)
         text, statements = writer.module(title, summary)

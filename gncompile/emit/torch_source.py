@@ -65,7 +65,7 @@ class TorchWriter:
         host: bool = False,
     ) -> None:
         """``buffers`` gives the buffer of every value that reaches memory."""
-        check_types(program)  # passes have changed it since it was built
+        check_types(program)
         self.program, self.buffers = program, buffers
         self.variants = variants or {}
         self.scratch: dict[str, tuple[Dim, ...]] = {}
@@ -145,11 +145,14 @@ class TorchWriter:
         return lines
 
     def _buffers(self, instructions: Iterable[Instruction]) -> list[str]:
-        """The buffers of values, some shared by those that never meet."""
+        """The buffers of values; what takes over an earlier value's buffer is another name of it."""
+        kept = [i for i in instructions if i.name in self.buffers]
+        own = [i for i in kept if self.buffers[i.name] == i.name]
+        taken = [i for i in kept if self.buffers[i.name] != i.name]
+        packed = self.program.packed
         return [
-            f"{i.name} = {self._buffer(self.buffers[i.name], i.spec.shape, i.name in self.program.packed)}"
-            for i in instructions
-            if i.name in self.buffers
+            *(f"{i.name} = {self._buffer(i.name, i.spec.shape, i.name in packed)}" for i in own),
+            *(f"{i.name} = {self.buffers[i.name]}" for i in taken),
         ]
 
     def _scratch(self) -> list[str]:

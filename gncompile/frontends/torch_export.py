@@ -19,6 +19,7 @@ from ..errors import GncompileError, TraceError
 from ..graph.model_graph import ModelGraph, TracedModel
 from .agreement import check_agreement, computed_in
 from .aten import CREATORS, SIZES, is_known
+from .declared_graph import declared_graph
 from .decompositions import decomposed
 from .dropout import expose_masks
 from .example_inputs import checked_examples
@@ -82,6 +83,10 @@ _ONE_AT_A_TIME = threading.RLock()
 
 def _translated(module: nn.Module, examples: tuple[Tensor, ...], name: str) -> TracedModel:
     """The module as a whole, or what follows a frozen part of it that is a trunk."""
+    declared = declared_graph(module, examples, name)
+    if declared is not None:
+        _check_all_used(module, declared.parameters)
+        return declared
     program = _export(module, examples)
     try:
         return _imported(program, module, examples, name)
@@ -191,14 +196,15 @@ def _check_modes(program: ExportedProgram, importer: Importer, obstacles: Obstac
     So attention is refused as such, and not for the transposition that prepares it.
     """
     inputs = set(program.graph_signature.user_inputs)
-    learnable = inputs | set(program.graph_signature.inputs_to_parameters)
+    moved = _reached_by(inputs, program)
+    learnt = _reached_by(inputs | set(program.graph_signature.inputs_to_parameters), program)
     for node in program.graph.nodes:
         with obstacles.collected(node):
             if isinstance(node.target, torch._ops.HigherOrderOperator):
-                if _depends_on(node, learnable):
+                if node in learnt:
                     _refuse_region(node, program, importer)
             elif _is_operator(node):
-                _check_mode(node, importer, _depends_on(node, inputs))
+                _check_mode(node, importer, node in moved)
 
 
 def _check_mode(node: fx.Node, importer: Importer, active: bool) -> None:
@@ -239,19 +245,16 @@ def _check_buffers(program: ExportedProgram) -> None:
         )
 
 
-def _depends_on(node: fx.Node, names: set[str]) -> bool:
-    """Whether the value of any of the named placeholders, and not only its shape, reaches ``node``."""
-    seen, todo = {node}, [node]
-    while todo:
-        current = todo.pop()
-        if current.name in names:
-            return True
-        if _is_operator(current) and op_name(current) in CREATORS | SIZES:
-            continue
-        new = [n for n in current.all_input_nodes if n not in seen]
-        seen.update(new)
-        todo.extend(new)
-    return False
+def _reached_by(names: set[str], program: ExportedProgram) -> set[fx.Node]:
+    """The nodes that the values of the named placeholders reach, and not only their shapes."""
+    reached: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        shapes_only = _is_operator(node) and op_name(node) in CREATORS | SIZES
+        if node.name in names or (
+            not shapes_only and any(source in reached for source in node.all_input_nodes)
+        ):
+            reached.add(node)
+    return reached
 
 
 def _bind_placeholders(program: ExportedProgram, module: nn.Module, importer: Importer) -> None:

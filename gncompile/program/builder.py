@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 from typing import TypeVar
 
 import sympy
@@ -28,6 +29,7 @@ from .specs import Spec, Structure
 from .step_program import Instruction, Origin, State, StepProgram
 
 T = TypeVar("T")
+U, V = sympy.symbols("u v", real=True)
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class ProgramBuilder:
     """Collects instructions of the phases of a step; see the module docstring."""
 
     def __init__(self, step: Sequence[Phase] = ()) -> None:
-        self._instructions: list[Instruction] = []
+        self._made: dict[str, Instruction] = {}
         self._known: dict[tuple[Op, tuple[str, ...]], dict[str, Value]] = {}
         self._step = {phase.name: phase for phase in step}
         self._begun: set[str] = set()
@@ -96,7 +98,7 @@ class ProgramBuilder:
         A shared value keeps the origin of whoever asked first: backwards, the first that needs it.
         """
         saved = self._origin
-        self._origin = replace(saved, **what)
+        self._origin = Origin(**{**vars(saved), **what})
         yield
         self._origin = saved
 
@@ -108,8 +110,8 @@ class ProgramBuilder:
 
     def finish(self) -> StepProgram:
         """The program, without values that nothing uses."""
-        keep = _used(self._instructions, set(self.results.values()))
-        kept = tuple(i for i in self._instructions if i.name in keep)
+        keep = _used(self._made, set(self.results.values()))
+        kept = tuple(i for i in self._made.values() if i.name in keep)
         step = tuple(phase for name, phase in self._step.items() if name in self._begun)
         nodes = {node: value for node, value in self.nodes.items() if value in keep}
         tables = dict(self._states), dict(self.results), nodes
@@ -128,7 +130,9 @@ class ProgramBuilder:
     def batch(self) -> list[Value]:
         """The leaves met so far that hold the batch: the inputs in use, and the target."""
         kinds = ("input", "target")
-        leaves = (i for i in self._instructions if isinstance(i.op, ir.Leaf) and i.op.kind in kinds)
+        leaves = (
+            i for i in self._made.values() if isinstance(i.op, ir.Leaf) and i.op.kind in kinds
+        )
         return [Value(leaf.name, leaf.spec) for leaf in leaves]
 
     def state(self, key: str, spec: Spec, initial: str | float = "zero") -> Value:
@@ -168,9 +172,8 @@ class ProgramBuilder:
         place = "" if leaf or isinstance(op, ir.VIEWS) else self._place(hint)
         value = Value(self._names.fresh(hint, place), spec)
         target = into.name if into else None
-        self._instructions.append(
-            Instruction(value.name, op, key[1], spec, self._phase, target, comment, origin)
-        )
+        made = Instruction(value.name, op, key[1], spec, self._phase, target, comment, origin)
+        self._made[value.name] = made
         known[self._phase] = value
         return value
 
@@ -204,9 +207,8 @@ class ProgramBuilder:
 
     def add(self, *terms: Value, name: str = "", into: Value | None = None) -> Value:
         """Sum of values of one shape."""
-        symbols = [sympy.Symbol(f"t{i}", real=True) for i in range(len(terms))]
-        values = dict(zip(symbols, terms, strict=True))
-        return self.pointwise(sympy.Add(*symbols), values, name=name, into=into)
+        total, symbols = _sum(len(terms))
+        return self.pointwise(total, dict(zip(symbols, terms, strict=True)), name=name, into=into)
 
     def plus(self, a: Factor, b: Factor) -> Factor:
         """Elementwise sum of numbers and values."""
@@ -216,8 +218,7 @@ class ProgramBuilder:
             a, b = b, a
         assert isinstance(a, Value)
         if isinstance(b, float):
-            u = sympy.Symbol("u", real=True)
-            return self.pointwise(u + as_float(b), {u: a})
+            return self.pointwise(U + as_float(b), {U: a})
         return self.add(a, b)
 
     def times(self, a: Factor, b: Factor, name: str = "") -> Factor:
@@ -228,13 +229,11 @@ class ProgramBuilder:
             return self.scaled(b, a, name)  # type: ignore[arg-type]
         if isinstance(b, float):
             return self.scaled(a, b, name)
-        u, v = sympy.symbols("u v", real=True)
-        return self.pointwise(u * v, {u: a, v: b}, name=name)
+        return self.pointwise(U * V, {U: a, V: b}, name=name)
 
     def scaled(self, value: Value, factor: float, name: str = "") -> Value:
         """``factor · value``."""
-        u = sympy.Symbol("u", real=True)
-        return self.pointwise(as_float(factor) * u, {u: value}, name=name)
+        return self.pointwise(as_float(factor) * U, {U: value}, name=name)
 
     # --- structured matrices --------------------------------------------------------------------------
 
@@ -253,9 +252,9 @@ class ProgramBuilder:
 
     def flatten(self, value: Value) -> Value:
         """``[.., P, d]`` seen as ``[.., P·d]``; a copy of what is seen transposed."""
-        made = next(i for i in reversed(self._instructions) if i.name == value.name)
+        made = self._made[value.name]
         if isinstance(made.op, ir.Unflatten):
-            source = next(i for i in self._instructions if i.name == made.inputs[0])
+            source = self._made[made.inputs[0]]
             return Value(source.name, source.spec)
         if isinstance(made.op, ir.Transpose):
             value = self.emit(ir.Gather(tuple(range(value.width))), value)
@@ -333,10 +332,17 @@ class ProgramBuilder:
         return m if m.is_full else self.emit(ir.Densify(), m, name=f"{m.name}_full")
 
 
-def _used(instructions: list[Instruction], results: set[str]) -> set[str]:
+@cache
+def _sum(count: int) -> tuple[sympy.Expr, tuple[sympy.Symbol, ...]]:
+    """The sum of so many symbols, and these."""
+    symbols = tuple(sympy.Symbol(f"t{i}", real=True) for i in range(count))
+    return sympy.Add(*symbols), symbols
+
+
+def _used(made: dict[str, Instruction], results: set[str]) -> set[str]:
     """Names that a result or a state update depends on."""
     used = set(results)
-    for instruction in reversed(instructions):
+    for instruction in reversed(made.values()):
         if instruction.name in used or instruction.into:
             used.add(instruction.name)
             used.update(instruction.inputs)

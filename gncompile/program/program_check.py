@@ -22,9 +22,10 @@ DIMENSIONS = frozenset((*SAMPLES, COLUMNS))
 
 
 def check(program: StepProgram) -> None:
-    """Raise :class:`InternalError` unless every field is of its type, and every value is defined once,
-    before use, with a spec that fits."""
-    check_types(program)
+    """Raise :class:`InternalError` unless every value is defined once, before use, with a spec that fits.
+
+    Types are for the writers to check, once the last pass is done: :func:`check_types`.
+    """
     defined: dict[str, Instruction] = {}
     for instruction in program:
         missing = [name for name in instruction.inputs if name not in defined]
@@ -46,8 +47,9 @@ def check_types(program: StepProgram) -> None:
 
     Names have to be identifiers that no emitted file uses itself, dimensions numbers or known symbols.
     """
+    known: set[str | int] = set()
     for instruction in program:
-        _check_instruction(instruction)
+        _check_instruction(instruction, known)
     for phase in program.step:
         if type(phase) is not Phase or not is_name(phase.name):
             raise InternalError(f"{phase!r} cannot be a phase of a step")
@@ -62,19 +64,26 @@ def check_types(program: StepProgram) -> None:
             )
 
 
-def _check_instruction(i: Instruction) -> None:
+def _check_instruction(i: Instruction, known: set[str | int]) -> None:
+    """``known`` are the names, and the identities of origins, of the instructions before it."""
     if type(i.op) not in OPERATIONS:
         raise InternalError(f"{i.name}: {type(i.op).__name__} is no operation of a step")
     if wrong := misfits(i.op):
         what = ", ".join(f"{field} = {getattr(i.op, field)!r}"[:200] for field in wrong)
         raise InternalError(f"{i.name}: {type(i.op).__name__} has fields of a wrong type: {what}")
-    if type(i) is not Instruction or type(i.comment) is not str or misfits(i.origin):
-        raise InternalError(f"{i.name}: a comment or an origin is no text")
+    if type(i) is not Instruction or type(i.comment) is not str:
+        raise InternalError(f"{i.name}: a comment is no text")
+    if id(i.origin) not in known:
+        if misfits(i.origin):
+            raise InternalError(f"{i.name}: an origin is no text")
+        known.add(id(i.origin))
     phase = () if type(i.op) is Leaf and i.phase == "" else (i.phase,)
-    names = (i.name, *phase, *i.inputs, *(() if i.into is None else (i.into,)))
-    for name in names:
+    for name in (i.name, *phase, *i.inputs, *(() if i.into is None else (i.into,))):
+        if type(name) is str and name in known:
+            continue
         if not is_name(name):
             raise InternalError(f"{name!r} cannot be a name in a step")
+        known.add(name)
     _check_dimensions(i.name, i.spec)
     _require_dimensions(i.name, getattr(i.op, "shape", ()))
     _require_dimensions(i.name, (i.op.rows,) if hasattr(i.op, "rows") else ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import cache
 
 import sympy
 
@@ -43,9 +44,13 @@ def slope_of(i: Instruction) -> str | None:
     """The function in :data:`SLOPES` that an instruction computes the slope of."""
     if not isinstance(i.op, ir.Pointwise) or len(i.op.symbols) != 1:
         return None
-    (symbol,) = i.op.symbols
-    slope = i.op.expression.xreplace({symbol: X})
-    return next((name for name, expression in SLOPES.items() if expression == slope), None)
+    return _slope_in(i.op.expression, *i.op.symbols)
+
+
+@cache
+def _slope_in(expression: sympy.Expr, symbol: sympy.Symbol) -> str | None:
+    slope = expression.xreplace({symbol: X})
+    return next((name for name, known in SLOPES.items() if known == slope), None)
 
 
 def recompute(program: StepProgram, slopes: Collection[str]) -> StepProgram:
@@ -63,7 +68,8 @@ def recompute(program: StepProgram, slopes: Collection[str]) -> StepProgram:
         if not readers:
             raise InternalError(f"{program[name]} cannot be computed again in what reads it")
         changed |= {reader.name: _product(program[name], reader) for reader in readers}
-    kept = tuple(changed.get(i.name, i) for i in program if i.name not in slopes)
+    gone = set(slopes)
+    kept = tuple(changed.get(i.name, i) for i in program if i.name not in gone)
     return replace(program, instructions=kept) if slopes else program
 
 

@@ -26,6 +26,7 @@ from types import CodeType, ModuleType
 from typing import Any, cast
 
 from ..base import config
+from ..base.exact_key import Recent
 from ..base.files import atomic_write
 from ..errors import CompileError, GncompileError, message
 from .source_check import checked
@@ -47,6 +48,7 @@ def load_source(text: str, name: str) -> tuple[ModuleType, Path | None]:
     names and equal programs share a file. A file of the same name in the ``override`` folder is the user's
     own code and runs unchecked in place of ``text``, with a warning each time: that is how emitted code is
     tuned by hand. Raises :class:`~gncompile.errors.InternalError` for text that no emitter writes.
+    The modules of the last few texts are kept: they hold functions, and no state.
     """
     stem = re.sub(r"[^A-Za-z0-9]+", "_", name[: 4 * LONGEST]).strip("_").lower()[:LONGEST]
     stem = f"{stem or 'model'}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
@@ -55,9 +57,17 @@ def load_source(text: str, name: str) -> tuple[ModuleType, Path | None]:
         warnings.warn(f"gncompile runs the edited source {edited}", stacklevel=2)
         text = _text_of(edited)
         return _run(_parsed(text, edited), text, stem, str(edited)), edited
-    tree = checked(text)
-    path = _keep(text, f"{stem}.py")
-    return _run(tree, text, stem, str(path or f"<{stem}>")), path
+
+    def loaded() -> ModuleType:
+        tree = checked(text)  # before it is written anywhere
+        path = _keep(text, f"{stem}.py")
+        return _run(tree, text, stem, str(path or f"<{stem}>"))
+
+    module = _loaded.get((text, stem, config.folder("cache")), loaded)
+    return module, _keep(text, f"{stem}.py")
+
+
+_loaded: Recent[ModuleType] = Recent(kept=8)
 
 
 def function_of(

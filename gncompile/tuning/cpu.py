@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -101,12 +101,19 @@ def keys(program: StepProgram, dims: Mapping[str, int], dtype: torch.dtype) -> d
     """The key of every instruction that can be computed in more than one way."""
     found = {}
     precision = torch.get_float32_matmul_precision()
+    name = str(dtype).removeprefix("torch.")
+
+    @cache
+    def key_of(operation: Operation, shape: tuple[int, ...]) -> Key | None:
+        if len(operation.options(shape)) < 2:
+            return None
+        return Key(operation.name, operation.source, shape, name, precision)
+
     for i in program:
         for operation in OPERATIONS.values():
             shape = operation.shape_of(i, program, dims)
-            if shape is not None and len(operation.options(shape)) > 1:
-                name = str(dtype).removeprefix("torch.")
-                found[i.name] = Key(operation.name, operation.source, shape, name, precision)
+            if shape is not None and (key := key_of(operation, shape)):
+                found[i.name] = key
     return found
 
 

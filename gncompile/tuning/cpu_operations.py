@@ -221,8 +221,10 @@ class Affine(Operation):
     sources = ()
 
     def shape_of(self, i: Instruction, program: StepProgram, dims: Mapping[str, int]) -> Shape:
+        if not isinstance(i.op, ir.Affine) or len(i.inputs) != 3:
+            return None
         shapes = [program[name].spec.shape for name in i.inputs]
-        if not isinstance(i.op, ir.Affine) or len(shapes) != 3 or len(shapes[0]) > 2:
+        if len(shapes[0]) > 2:
             return None
         return *bind_shape(shapes[0], dims), int(shapes[1][0])
 

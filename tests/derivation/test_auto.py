@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import gncompile
+from gncompile import pipeline
 from gncompile.app.api import understand
 from gncompile.app.training_run import compile_file
+from gncompile.base.exact_key import Recent
 from gncompile.base.settings import Settings
 from gncompile.derivation import method_choice
 from gncompile.derivation.method_choice import AFFORDABLE, ROOMY, curvature_methods
@@ -116,6 +118,7 @@ def test_the_choice_keeps_its_limits(name: str) -> None:
 
 
 def test_the_limits_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "_programs", Recent(kept=0))  # which know of one limit only
     monkeypatch.setattr(method_choice, "ROOMY", 100.0)
     monkeypatch.setattr(method_choice, "AFFORDABLE", 10.0)
     assert set(methods_of("wide").values()) == {"kfra"}

@@ -1,0 +1,113 @@
+"""An identical program is derived, written and loaded once; anything that differs is a program of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import gncompile
+from gncompile import pipeline
+from gncompile.app.api import understand
+from gncompile.base.exact_key import Recent
+from gncompile.base.settings import Settings
+from gncompile.derivation import forward
+from gncompile.derivation.forward import node_rule
+from gncompile.graph.layers import Affine
+from gncompile.graph.model_graph import ModelGraph
+from gncompile.graph.nodes import Input, Node, Output
+from gncompile.losses import resolve_loss
+from gncompile.program.step_program import StepProgram
+from gncompile.solvers.kronecker import Kronecker
+from gncompile.training.trainer import Trainer
+
+X, Y = torch.linspace(-1, 1, 24).reshape(8, 3), torch.linspace(0, 1, 16).reshape(8, 2)
+
+
+def network(width: int = 4, transfer: type[nn.Module] = nn.Tanh, last: bool = True) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, width), transfer(), nn.Linear(width, 2, bias=last))
+
+
+def compiled(model: nn.Module | None = None, loss: object = "mse", **options: object) -> Trainer:
+    return gncompile.compile(model or network(), loss, X, **options)  # type: ignore[arg-type]
+
+
+def losses(trainer: Trainer) -> list[float]:
+    return [float(trainer.step(X, Y).loss) for _ in range(4)]
+
+
+def test_the_second_compile_shares_everything_but_memory() -> None:
+    first, second = compiled(seed=1), compiled(seed=1)
+    one, two = first._executable, second._executable
+    assert one.program is two.program
+    assert one.source is two.source
+    assert one._bind_emitted.func is two._bind_emitted.func  # type: ignore[union-attr]
+    assert one.source_file == two.source_file
+    alone = losses(first)
+    assert losses(second) == alone  # from the start, whatever the first has done in its own memory
+    assert losses(first) != alone
+
+
+def told(program: StepProgram) -> StepProgram:
+    """All of it but when its phases are due, which functions say."""
+    return replace(program, step=())
+
+
+SIMILAR: list[tuple[nn.Module, Any, dict[str, Any]]] = [
+    (network(), "mse", {}),
+    (network(5), "mse", {}),
+    (network(transfer=nn.Sigmoid), "mse", {}),
+    (network(last=False), "mse", {}),
+    (network(), "huber", {}),
+    (network(), nn.HuberLoss(delta=2.0), {}),
+    (network(), nn.HuberLoss(delta=2.5), {}),
+    (network(), "(z - y)**2", {}),
+    (network(), "(z - y)**2.0", {}),
+    (network(), gncompile.losses.weighted("mse"), {}),
+    (network(), "mse", {"method": "kflr"}),
+    (network(), "mse", {"method": {"*": "kfra", "2": "kfac"}}),
+    (network(), "mse", {"method": {"2": "kfac", "*": "kfra"}}),
+    (network(), "mse", {"l2": 1.0}),
+    (network(), "mse", {"l2": 1.5}),
+    (network(), "mse", {"damping": 0.2}),
+]
+
+
+def test_similar_ones_are_not_taken_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is what deriving gives that knows of no other."""
+    monkeypatch.setattr(pipeline, "_programs", Recent(kept=100))
+    for _ in range(2):
+        programs = []
+        for model, loss, options in SIMILAR:
+            traced, declared, _reader = understand(model, loss, X)
+            asked = traced.graph, declared, Settings.from_options(**options), Kronecker
+            programs.append(pipeline.step_program(*asked))
+            assert told(programs[-1]) == told(pipeline._derived(*asked))
+    assert len({id(program) for program in programs}) == len(SIMILAR)
+
+
+@dataclass(frozen=True, eq=False)
+class Noted(Output):
+    """An output that may hold what nothing compares."""
+
+    note: object = ""
+
+
+node_rule(Noted)(forward._RULES[Output])
+
+
+@pytest.mark.parametrize(("note", "kept"), [("text", True), (torch.zeros(3), False)])
+def test_a_graph_that_holds_a_tensor_is_derived_each_time(note: object, kept: bool) -> None:
+    nodes = [
+        Node("x", Input(0), (), (3,)),
+        Node("z", Affine("one", "W", "b"), ("x",), (3,)),
+        Node("output", Noted(note=note), ("z",), (3,)),
+    ]
+    asked = ModelGraph(nodes), resolve_loss("mse"), Settings()
+    first, second = (pipeline.step_program(*asked) for _ in range(2))
+    assert told(first) == told(second)
+    assert (first is second) == kept
