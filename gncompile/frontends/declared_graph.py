@@ -16,7 +16,7 @@ from ..graph.model_graph import TracedModel
 from ..graph.nodes import Origin, Output
 from .declared_network import INPUT, DeclaredNetwork, function_name
 from .graph_builder import GraphBuilder
-from .model_schema import Concat, Linear, Node, Pointwise, Select, Slice
+from .network_schema import Concat, Linear, Node, Pointwise, Select, Slice
 from .values import Activation, Weight
 
 

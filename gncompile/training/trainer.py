@@ -256,7 +256,7 @@ class Trainer:
     def input_gradient(self, x: Inputs, y: Target) -> Tensor | tuple[Tensor | None, ...]:
         """``∂E/∂x`` of one batch's data loss, shaped like ``x``, None for whole numbers: for a trunk below.
 
-        At the parameters that the model holds, without dropout. Cost: a pass forwards and one backwards. Raises :class:`~gncompile.errors.CompileError` where a frozen part runs before what is compiled.
+        At the parameters that the model holds, without dropout; a pass forwards and one backwards.
 
         >>> import gncompile, torch
         >>> trunk, head = torch.nn.Linear(5, 4), torch.nn.Linear(4, 1)
