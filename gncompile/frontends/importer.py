@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import numpy as np
 import sympy
 import torch
-from torch import fx
+from torch import fx, nn
 
 from ..errors import TraceError
 from ..functions.primitives import number, select
+from ..graph.model_graph import TracedModel
 from . import aten
 from .fx_nodes import label_of, op_name, origin_of
 from .graph_builder import GraphBuilder
@@ -29,21 +31,30 @@ from .values import (
 )
 
 
+Trace = Callable[[nn.Module, tuple[torch.Tensor, ...]], TracedModel]
+
+
 class Importer:
     """One FX graph on its way; ``values`` holds what every FX node has become.
 
-    ``uses`` tells how its parameters meet. ``batch`` is the symbol of the batch size; sizes that depend on
+    ``uses`` tells how its parameters meet, ``trace`` how a part of it becomes a graph. ``batch`` is the symbol of the batch size; sizes that depend on
     it are made concrete when needed.
     """
 
     def __init__(
-        self, builder: GraphBuilder, batch: sympy.Expr, device: torch.device, uses: Uses
+        self,
+        builder: GraphBuilder,
+        batch: sympy.Expr,
+        device: torch.device,
+        uses: Uses,
+        trace: Trace,
     ) -> None:
         self.builder = builder
         self.batch = batch
         self.device = device
         self.values: dict[fx.Node, Any] = {}
         self.uses = uses
+        self.trace = trace
         self._first: dict[int, tuple[str, fx.Node]] = {}
 
     @property
@@ -92,7 +103,7 @@ class Importer:
 
     def use(self, node: fx.Node, weight: Weight, how: str) -> None:
         """Note how a trainable parameter is used: as a layer's weight, say; it is always the same."""
-        if not weight.trainable:
+        if not weight.trainable or weight.computed is not None:
             return
         known, first = self._first.setdefault(id(weight.parameter), (how, node))
         if known != how:

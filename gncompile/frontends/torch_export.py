@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from ..errors import GncompileError, TraceError
+from ..graph.fuse_pointwise import fuse_pointwise
 from ..graph.model_graph import ModelGraph, TracedModel
 from .agreement import check_agreement, computed_in
 from .aten import CREATORS, SIZES, is_known
@@ -78,6 +79,14 @@ def trace(
 
 _ONE_AT_A_TIME = threading.RLock()
 """``torch.export`` changes state of the whole process while it runs: threads wait for each other."""
+
+
+def _trace_part(module: nn.Module, examples: tuple[Tensor, ...]) -> TracedModel:
+    """A function that a part of a model computes, all of it as nodes."""
+    traced = _imported(_export(module, examples), module, examples, "the weight")
+    traced = traced.with_graph(fuse_pointwise(traced.graph))
+    check_agreement(module, traced, examples)
+    return traced
 
 
 def _translated(module: nn.Module, examples: tuple[Tensor, ...], name: str) -> TracedModel:
@@ -182,7 +191,7 @@ def _new_importer(
     parameters = dict(module.named_parameters(remove_duplicate=False))
     uses = Uses(program.graph, {node: parameters[target] for node, target in names.items()})
     dtype = computed_in(module, examples)
-    return Importer(GraphBuilder(dtype), batch, examples[0].device, uses)
+    return Importer(GraphBuilder(dtype), batch, examples[0].device, uses, _trace_part)
 
 
 def _check_modes(program: ExportedProgram, importer: Importer, obstacles: Obstacles) -> None:
