@@ -120,10 +120,10 @@ def _terms(forward: Forward, vectors: Mapping[str, Value], layer: Layer) -> list
 def _to_parameters(forward: Forward, layer: Layer, gradient: Value) -> dict[str, Value]:
     """``∂/∂p`` as ``[size, 1]`` for the parameters of a computed weight, from ``∂/∂W``."""
     assert isinstance(layer.node.op, LayerOp) and layer.node.op.computed is not None
-    computed, builder = layer.node.op.computed, forward.builder
+    computed = layer.node.op.computed
     with forward.work_for(layer.node.name):
         made = ComputedForward.of(forward, computed)
-        seed = made.sample(builder.transpose(gradient) if layer.flipped else gradient)
+        seed = made.sample(gradient)
         vectors = pull_back(made, seed, f"g_{layer.node.name}")
         return {
             name: made.matrix(vectors[node.name], (size, 1))

@@ -39,9 +39,7 @@ def product(importer: Importer, node: fx.Node, name: str, args: Args, shape: Sha
     """``linear``, ``addmm``, ``matmul`` or ``mm`` of an activation and a parameter or constant."""
     x, weight, bias = operands(importer, node, name, args)
     if isinstance(x, Activation) and _apart(importer, weight):
-        given = args[WEIGHTS[name]]  # as it stands there
-        made = computed.of_parameters(importer, node, given)
-        whole = computed.layer_weight(importer, node, made)
+        whole = computed.layer_weight(importer, node, args[WEIGHTS[name]])
         return _affine(importer, node, x, whole if name == "linear" else whole.mT, bias, shape)
     if isinstance(x, Activation) and isinstance(weight, Shared):
         y = _computed(importer, node, x, weight, name == "linear", shape)

@@ -24,10 +24,15 @@ from .importer import Importer
 from .values import OfParameters, Shared, Weight
 
 
-def layer_weight(importer: Importer, node: fx.Node, value: OfParameters) -> Weight:
-    """``value`` as the weight of a layer, which is no parameter itself."""
-    made = _computed(importer, node, value)
-    return Weight(value.name, _like(value, importer), computed=made)
+def layer_weight(importer: Importer, node: fx.Node, value: Any) -> Weight:
+    """An argument of ``node`` as the weight of a layer, which is no parameter itself."""
+    source = next(n for n in node.all_input_nodes if importer.values[n] is value)
+    transposed = False
+    while op_name(source) in _TRANSPOSED and source.meta["val"].ndim == 2:
+        (source,), transposed = source.all_input_nodes, not transposed
+    found = OfParameters(label_of(source, source.name), source)
+    made = _computed(importer, node, found)
+    return Weight(found.name, _like(found, importer), transposed, made)
 
 
 def shared(importer: Importer, node: fx.Node, value: OfParameters) -> Shared:
@@ -44,12 +49,6 @@ def as_rows(importer: Importer, node: fx.Node, value: Any) -> Any:
     if isinstance(value, dict):
         return {key: as_rows(importer, node, item) for key, item in value.items()}
     return [as_rows(importer, node, item) for item in value] if isinstance(value, list) else value
-
-
-def of_parameters(importer: Importer, node: fx.Node, value: Any) -> OfParameters:
-    """What an argument of ``node`` has become, as what it is computed of."""
-    source = next(n for n in node.all_input_nodes if importer.values[n] is value)
-    return OfParameters(label_of(source, source.name), source)
 
 
 def _computed(importer: Importer, node: fx.Node, value: OfParameters) -> Computed:
@@ -126,6 +125,10 @@ class _Function(nn.Module):
             values[node] = apply(*args, **keywords)
         result: Tensor = values[self.nodes[-1]]
         return result
+
+
+_TRANSPOSED = ("t", "numpy_T", "mT")
+"""Operators that give a matrix as its transpose, which a layer takes as it lies in memory."""
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:

@@ -55,8 +55,7 @@ def _weight(importer: Importer, node: fx.Node, value: Any) -> Weight:
         value.trainable and importer.uses.elsewhere(value.parameter)
     )
     if not alone:
-        made = computed.of_parameters(importer, node, value)
-        return computed.layer_weight(importer, node, made)
+        return computed.layer_weight(importer, node, value)
     if not value.parameter.is_contiguous():
         importer.refuse(
             node,

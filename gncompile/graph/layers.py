@@ -261,7 +261,8 @@ def _layer(name: str, uses: tuple[Node, ...], sizes: dict[str, int]) -> Layer:
             f"the uses of layer {name!r} disagree: shapes {shapes}, biases {biases}"
         )
     ((rows, columns),) = shapes
-    flipped = all(op.reversed for op in ops)
+    # a gradient that goes on to parameters is made as the weight lies in memory
+    flipped = all(op.reversed for op in ops) and ops[0].computed is None
     if flipped:
         rows, columns = columns, rows
     places = Counter[bool]()
