@@ -374,6 +374,8 @@ class Readback:
 
     def last_layer_hessian(self) -> str:
         """The stored form of the mean output Hessian where it is the last layer's Ḡ, else nothing."""
+        if not self.graph.layers:
+            return ""
         last = list(self.graph.layers)[-1]
         mean = self.program.results.get(f"G.{last}")
         if mean is None or self.graph.output.inputs[0] != self.graph.layers[last].node.name:

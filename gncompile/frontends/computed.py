@@ -121,7 +121,7 @@ class _Function(nn.Module):
         values: dict[fx.Node, Any] = {**self.held, **dict(zip(self.trained, parameters, strict=True))}
         for node in filter(_is_call, self.nodes):
             args, keywords = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-            apply: Any = _WRITTEN_OUT.get(op_name(node), node.target)
+            apply: Any = WRITTEN_OUT.get(op_name(node), node.target)
             values[node] = apply(*args, **keywords)
         result: Tensor = values[self.nodes[-1]]
         return result
@@ -138,7 +138,7 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / length)
 
 
-_WRITTEN_OUT: Mapping[str, Callable[..., Any]] = {
+WRITTEN_OUT: Mapping[str, Callable[..., Any]] = {
     "_weight_norm": _weight_norm,
     "_weight_norm_interface": lambda v, g, dim=0: (_weight_norm(v, g, dim),),
     "mv": lambda m, v: (m * v).sum(-1),

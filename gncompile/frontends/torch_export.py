@@ -21,6 +21,7 @@ from ..graph.model_graph import ModelGraph, TracedModel
 from .agreement import check_agreement, computed_in
 from .aten import CREATORS, SIZES, is_known
 from .decompositions import decomposed
+from .computed import WRITTEN_OUT
 from .dropout import expose_masks
 from .example_inputs import checked_examples
 from .export_errors import explain_failure, several, without_graph_dumps
@@ -161,7 +162,9 @@ def _by_name(module: nn.Module, shapes: tuple[Any, ...]) -> Any:
 
 def _functional(program: ExportedProgram) -> ExportedProgram:
     """Without in-place operators; operators without a rule are decomposed once if torch knows how."""
-    operators = [n for n in program.graph.nodes if _is_operator(n)]
+    operators = [
+        n for n in program.graph.nodes if _is_operator(n) and op_name(n) not in WRITTEN_OUT
+    ]
     mutable = any(n.target._schema.is_mutable for n in operators)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)

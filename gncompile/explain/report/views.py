@@ -60,7 +60,7 @@ class Views:
     @cached_property
     def owners(self) -> dict[str, str]:
         """For every instruction the node it is shown with; ``""`` for what the nodes share."""
-        layers = {name: layer.node.name for name, layer in self.read.graph.layers.items()}
+        layers = {name: layer.node.name for name, layer in self.read.graph.trained.items()}
         work = (i for i in self.read.program if not isinstance(i.op, ir.Leaf))
         return {i.name: i.origin.node or layers.get(i.origin.layer, "") for i in work}
 
