@@ -39,7 +39,9 @@ class ComputedForward(Forward):
 
     def sample(self, value: Value) -> Value:
         """A matrix as the one sample, ``[1, size]``."""
-        return self.builder.emit(ir.Unflatten((1, math.prod(map(int, value.spec.shape)))), self._flat(value))
+        return self.builder.emit(
+            ir.Unflatten((1, math.prod(map(int, value.spec.shape)))), self._flat(value)
+        )
 
     def matrix(self, value: Value, shape: tuple[int, int]) -> Value:
         """The inverse of :meth:`sample`."""

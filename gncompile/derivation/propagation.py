@@ -127,7 +127,9 @@ def _to_parameters(forward: Forward, layer: Layer, gradient: Value) -> dict[str,
         vectors = pull_back(made, seed, f"g_{layer.node.name}")
         return {
             name: made.matrix(vectors[node.name], (size, 1))
-            for node, (name, size) in zip(computed.graph.inputs, computed.sizes.items(), strict=True)
+            for node, (name, size) in zip(
+                computed.graph.inputs, computed.sizes.items(), strict=True
+            )
             if node.name in vectors
         }
 

@@ -81,10 +81,14 @@ def _like(value: OfParameters, importer: Importer) -> Tensor:
     return torch.empty(value.shape, dtype=importer.builder.dtype, device="meta").requires_grad_()
 
 
-def _batched(function: nn.Module, sample: tuple[Tensor, ...]) -> tuple[nn.Module, tuple[Tensor, ...]]:
+def _batched(
+    function: nn.Module, sample: tuple[Tensor, ...]
+) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """The function of several samples at once, and some."""
     sizes = {size for each in sample for size in each.shape}
-    batch = next(n for n in itertools.count(2) if n not in sizes)  # or export takes one for the other
+    batch = next(
+        n for n in itertools.count(2) if n not in sizes
+    )  # or export takes one for the other
     several = tuple(each.expand(batch, *each.shape).contiguous() for each in sample)
     made = make_fx(torch.vmap(function), tracing_mode="symbolic", _allow_non_fake_inputs=True)
     module = made(*several)
@@ -118,7 +122,10 @@ class _Function(nn.Module):
         self.held = {n: x.tensor for n, x in known.items() if n not in trained}
 
     def forward(self, *parameters: Tensor) -> Tensor:
-        values: dict[fx.Node, Any] = {**self.held, **dict(zip(self.trained, parameters, strict=True))}
+        values: dict[fx.Node, Any] = {
+            **self.held,
+            **dict(zip(self.trained, parameters, strict=True)),
+        }
         for node in filter(_is_call, self.nodes):
             args, keywords = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             apply: Any = WRITTEN_OUT.get(op_name(node), node.target)

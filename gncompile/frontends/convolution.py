@@ -29,7 +29,9 @@ def convolution(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> 
     importer.use(node, weight, "a layer's weight")
     bias = None if transposed or not joins(importer, weight, args["bias"]) else args["bias"]
     if transposed:
-        kind: Any = partial(ConvolutionTransposed, geometry=_adjoint(importer, node, weight, args, shape))
+        kind: Any = partial(
+            ConvolutionTransposed, geometry=_adjoint(importer, node, weight, args, shape)
+        )
     else:
         x, padding = _evenly_padded(importer, node, x, weight, args)
         kind = partial(Convolution, geometry=_geometry(x.shape, shape, weight, args, padding))

@@ -10,7 +10,17 @@ import torch
 from torch import fx
 
 from ..errors import TraceError
-from . import affine, aten, bilinear, computed, convolution, normalising, pooling, special, structural
+from . import (
+    affine,
+    aten,
+    bilinear,
+    computed,
+    convolution,
+    normalising,
+    pooling,
+    special,
+    structural,
+)
 from .constants import is_batch_size, on_constants, symbolic_numbers
 from .fx_nodes import bind, label_of, op_name
 from .importer import Importer

@@ -132,7 +132,9 @@ class Refused:
     """The result of an operator that was refused: what reads it is not looked at any more."""
 
 
-Value = Activation | Weight | Shared | OfParameters | Constant | Turned | Condition | Varying | Refused
+Value = (
+    Activation | Weight | Shared | OfParameters | Constant | Turned | Condition | Varying | Refused
+)
 
 
 def values_in(args: Any) -> Iterator[Value]:

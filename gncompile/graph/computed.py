@@ -25,4 +25,6 @@ class Computed:
     @property
     def sizes(self) -> dict[str, int]:
         """How many numbers each parameter has."""
-        return {self.parameters[position]: node.size for position, node in enumerate(self.graph.inputs)}
+        return {
+            self.parameters[position]: node.size for position, node in enumerate(self.graph.inputs)
+        }

@@ -74,7 +74,11 @@ class Network:
             case Input(position):
                 return inputs[position]
             case LayerOp(_, weight, bias):
-                w = self._computed(node.op.computed, parameters) if node.op.computed else parameters[weight]
+                w = (
+                    self._computed(node.op.computed, parameters)
+                    if node.op.computed
+                    else parameters[weight]
+                )
                 shape = node.op.matrix(node.size, [each.shape[1] for each in x])
                 w = w.reshape(shape) if node.op.computed else w
                 h = node.op.apply(w, None if bias is None else parameters[bias], *x)

@@ -11,7 +11,8 @@ from ...graph.model_graph import ModelGraph
 from ...graph.nodes import Input, Node, Output, Pointwise, Select
 from ...losses.loss_types import SoftmaxCrossEntropy
 from ..formulas import Equation
-from ..readback import METHODS, Row, in_units
+from ..methods import METHODS
+from ..readback import Row, in_units
 from .blocks import (
     Block,
     Cell,
