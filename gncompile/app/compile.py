@@ -163,8 +163,8 @@ def _require_cover(graph: ModelGraph) -> None:
     if graph.first_order:
         found = {name: layer.node.origin for name, layer in graph.first_order.items()}
         raise CompileError(
-            f"strict=True, and no curvature rule covers the parameters {', '.join(found)}: a weight is computed "
-            "of them",
+            f"strict=True, and no curvature rule covers the parameters {', '.join(found)}: a weight is "
+            "computed of them",
             where="\n              ".join(dict.fromkeys(map(str, found.values()))),
             instead="train the weight itself, freeze them with requires_grad_(False), or leave strict out: a "
             "first-order rule trains them beside the layers",

@@ -127,7 +127,7 @@ class Settings:
     """Bound on ε = min(1 − 4/(k + 3), bound), the memory of the factors' running averages."""
 
     strict: Switch = False
-    """Refuse a network of which some parameters have no curvature rule; else a first-order rule trains these."""
+    """Refuse a network with parameters that no curvature rule covers; else a first-order rule trains them."""
 
     # damping and inverses
 

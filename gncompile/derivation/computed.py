@@ -1,7 +1,7 @@
 """Weights computed of parameters: their values, directions, and what comes back from their gradients.
 
-The parameters are the one sample of a network (:mod:`gncompile.graph.computed`), so its rules are those of every
-other: values are rows ``[1, size]``, tangents go forwards, vectors backwards.
+The parameters are the one sample of a network (:mod:`gncompile.graph.computed`), so its rules are those of
+every other: values are rows ``[1, size]``, tangents go forwards, vectors backwards.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
 from ..graph.computed import Computed
+from ..graph.model_graph import ModelGraph
 from ..graph.nodes import Input, Node
 from ..graph.zero_slopes import is_flat
 from ..program import operations as ir
@@ -28,11 +29,12 @@ class ComputedForward(Forward):
     @classmethod
     def of(cls, forward: Forward, computed: Computed) -> ComputedForward:
         """At the parameters of ``forward``."""
-        own = cls(forward.builder, computed.graph, {}, forward.suffix, 1)
+        graph = ModelGraph(list(computed.nodes))
+        own = cls(forward.builder, graph, {}, forward.suffix, 1)
         own.computed = computed
-        for node, (name, size) in zip(computed.graph.inputs, computed.sizes.items(), strict=True):
-            own.values[node.name] = own.sample(forward.parameter(name, (size, 1)))
-        for node in computed.graph:
+        for name, node in computed.inputs.items():
+            own.values[node.name] = own.sample(forward.parameter(name, (node.size, 1)))
+        for node in graph:
             if not isinstance(node.op, Input):
                 own.values[node.name] = own.rule(node).value([own.values[x] for x in node.inputs])
         return own

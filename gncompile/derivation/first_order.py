@@ -1,12 +1,13 @@
-"""The first-order rule of parameters that no curvature rule covers: Adam's diagonal, the step size by the model.
+"""The first-order rule of parameters that no curvature rule covers: Adam's diagonal.
 
 ::
 
-    v ← β v + (1 − β) ∇ ⊙ ∇        Δ = −∇ / (√(v / (1 − βᵏ)) + ε)         at the k-th update
+    v ← β v + (1 − β) ∇ ⊙ ∇        Δ = −∇ / (√(v / (1 − βᵏ)) + ε)        at the k-th update
 
-That is Adam [Kingma and Ba, 2015] without its running mean and without its learning rate: the quadratic model gives Δ
-a step size of its own, beside that of the layers with factors and that of the last step δ, with the true
-Gauss-Newton curvature along all three (``steps.py``). Refusals, undo, averages and L2 are those of every layer.
+That is Adam [Kingma and Ba, 2015] without its running mean and its learning rate: the quadratic model
+gives Δ a step size of its own, beside that of the layers with factors and that of the last step δ, with the
+true Gauss-Newton curvature along all three (``steps.py``). Refusals, undo, averages and L2 are those of
+every layer.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import InternalError
 from ..graph.layers import Layer, LayerOp, Parameter
 from ..graph.nodes import Node, Select
+from ..graph.zero_slopes import no_gradient
 from ..program import operations as ir
 from ..program.builder import Value
 from . import node_rules  # noqa: F401  # declares the rules
@@ -85,7 +86,7 @@ def _joined(forward: Forward, parts: list[tuple[Picked, Value]], name: str) -> V
 
 
 def weight_gradients(forward: Forward, vectors: Mapping[str, Value]) -> dict[str, Value]:
-    """``∇W̄ = (1/N) Σ_uses gᵀ [a, c]`` for every trainable layer, and ``∇p`` of what weights are computed of."""
+    """``∇W̄ = (1/N) Σ_uses gᵀ [a, c]`` for every trainable layer, ``∇p`` for what weights are made of."""
     graph = forward.graph
     terms = {name: _terms(forward, vectors, layer) for name, layer in graph.layers.items()}
     for name, layer in graph.first_order.items():
@@ -97,6 +98,8 @@ def weight_gradients(forward: Forward, vectors: Mapping[str, Value]) -> dict[str
             whole = total(forward, layer, found, f"grad_{layer.node.name}")
             for name, term in _to_parameters(forward, layer, whole).items():
                 terms[name].append(term)
+    if idle := [name for name in graph.first_order if not terms[name]]:
+        raise no_gradient(graph, idle)
     trained = graph.trained
     return {
         name: total(forward, trained[name], parts, f"grad_{trained[name].node.name}")
@@ -119,17 +122,16 @@ def _terms(forward: Forward, vectors: Mapping[str, Value], layer: Layer) -> list
 
 def _to_parameters(forward: Forward, layer: Layer, gradient: Value) -> dict[str, Value]:
     """``∂/∂p`` as ``[size, 1]`` for the parameters of a computed weight, from ``∂/∂W``."""
-    assert isinstance(layer.node.op, LayerOp) and layer.node.op.computed is not None
+    assert isinstance(layer.node.op, LayerOp)
     computed = layer.node.op.computed
+    assert computed is not None
     with forward.work_for(layer.node.name):
         made = ComputedForward.of(forward, computed)
         seed = made.sample(gradient)
         vectors = pull_back(made, seed, f"g_{layer.node.name}")
         return {
-            name: made.matrix(vectors[node.name], (size, 1))
-            for node, (name, size) in zip(
-                computed.graph.inputs, computed.sizes.items(), strict=True
-            )
+            name: made.matrix(vectors[node.name], (node.size, 1))
+            for name, node in computed.inputs.items()
             if node.name in vectors
         }
 

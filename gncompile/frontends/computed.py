@@ -8,6 +8,7 @@ The operators between the parameters and such a value run as they are, for a bat
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -38,7 +39,8 @@ def layer_weight(importer: Importer, node: fx.Node, value: Any) -> Weight:
 def shared(importer: Importer, node: fx.Node, value: OfParameters) -> Shared:
     """``value`` as a row that all samples share."""
     made = _computed(importer, node, value)
-    row = importer.builder.computed_row(value.name, made, origin_of(value.node))
+    size, origin = math.prod(value.shape), origin_of(value.node)
+    row = importer.builder.computed_row(value.name, made, size, origin)
     return Shared(row.name, value.shape)
 
 
@@ -66,6 +68,13 @@ def _computed(importer: Importer, node: fx.Node, value: OfParameters) -> Compute
             f"{value.name} is computed of trainable parameters by what has no rule: {found}",
             "compute it of activations, or freeze the parameters with requires_grad_(False)",
         )
+    pairs = zip(trained, traced.graph.inputs, strict=True)
+    if idle := [known[n].name for n, x in pairs if not traced.graph.consumers(x.name)]:
+        importer.refuse(
+            node,
+            f"{value.name} does not depend on the trainable parameters {', '.join(idle)}",
+            "freeze them with requires_grad_(False), or leave them out",
+        )
     for n in trained:
         importer.builder.parameters[known[n].name] = known[n].parameter
     names = {
@@ -73,7 +82,7 @@ def _computed(importer: Importer, node: fx.Node, value: OfParameters) -> Compute
         for name, tensor in traced.constants.items()
     }
     graph = traced.graph.replace(*(_with_constants(each, names) for each in traced.graph))
-    return Computed(graph, tuple(known[n].name for n in trained))
+    return Computed(tuple(graph), tuple(known[n].name for n in trained))
 
 
 def _like(value: OfParameters, importer: Importer) -> Tensor:
@@ -112,7 +121,7 @@ def _behind(node: fx.Node) -> list[fx.Node]:
 
 
 class _Function(nn.Module):
-    """The operators of ``nodes``, as a function of the parameters in ``trained``; other tensors are buffers."""
+    """The operators of ``nodes`` as a function of the parameters in ``trained``; the rest is held."""
 
     def __init__(
         self, nodes: list[fx.Node], known: Mapping[fx.Node, Any], trained: list[fx.Node]

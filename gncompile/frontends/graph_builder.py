@@ -118,9 +118,9 @@ class GraphBuilder:
             self._vectors[name] = self._add(name, Parameter(name, name), (), (size,), origin)
         return self._vectors[name]
 
-    def computed_row(self, name: str, computed: Computed, origin: Origin) -> Activation:
+    def computed_row(self, name: str, computed: Computed, size: int, origin: Origin) -> Activation:
         """What is computed of parameters, as a row that all samples share."""
-        op, size = Parameter(name, name, computed=computed), computed.graph.output.size
+        op = Parameter(name, name, computed=computed)
         return self._add(name, op, (), (size,), origin)
 
     def attach_bias(self, y: Activation, bias: Weight) -> None:
@@ -239,7 +239,7 @@ class GraphBuilder:
         ops = [node.op for node in graph]
         uses = [op for op in ops if isinstance(op, LayerOp)]
         parameters = {n for op in uses for n in op.parameters}
-        inner = [n.op for op in uses if op.computed for n in op.computed.graph]
+        inner = [n.op for op in uses if op.computed for n in op.computed.nodes]
         ops += inner
         constants = {op.matrix for op in ops if isinstance(op, FixedLinear)}
         constants |= {n for op in ops if isinstance(op, Pointwise) for _, n in op.constants}

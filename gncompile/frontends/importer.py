@@ -30,15 +30,14 @@ from .values import (
     Weight,
 )
 
-
 Trace = Callable[[nn.Module, tuple[torch.Tensor, ...]], TracedModel]
 
 
 class Importer:
     """One FX graph on its way; ``values`` holds what every FX node has become.
 
-    ``uses`` tells how its parameters meet, ``trace`` how a part of it becomes a graph. ``batch`` is the symbol of the batch size; sizes that depend on
-    it are made concrete when needed.
+    ``uses`` tells how its parameters meet, ``trace`` makes a graph of a part of it. ``batch`` is the symbol
+    of the batch size; sizes that depend on it are made concrete when needed.
     """
 
     def __init__(

@@ -20,8 +20,8 @@ from ..graph.fuse_pointwise import fuse_pointwise
 from ..graph.model_graph import ModelGraph, TracedModel
 from .agreement import check_agreement, computed_in
 from .aten import CREATORS, SIZES, is_known
-from .decompositions import decomposed
 from .computed import WRITTEN_OUT
+from .decompositions import decomposed
 from .dropout import expose_masks
 from .example_inputs import checked_examples
 from .export_errors import explain_failure, several, without_graph_dumps

@@ -224,10 +224,11 @@ def layers_of(
     :class:`~gncompile.errors.InternalError` where uses of one layer disagree.
     """
     uses: dict[str, list[Node]] = {}
+    wanted = trainable, computed
     for node in nodes:
-        if isinstance(node.op, LayerOp) and node.op.trainable is trainable:
-            if computed is (node.op.computed is not None):
-                uses.setdefault(node.op.layer, []).append(node)
+        op = node.op
+        if isinstance(op, LayerOp) and (op.trainable, op.computed is not None) == wanted:
+            uses.setdefault(op.layer, []).append(node)
     return {name: _layer(name, tuple(found), sizes) for name, found in uses.items()}
 
 
@@ -240,7 +241,7 @@ def vectors_of(nodes: Iterable[Node]) -> dict[str, Layer]:
     sizes: dict[str, int] = {}
     for node in uses:
         if isinstance(node.op, LayerOp) and node.op.computed is not None:
-            sizes |= node.op.computed.sizes
+            sizes |= {name: made.size for name, made in node.op.computed.inputs.items()}
     return {
         name: Layer(
             name, name, None, size, 1, 1, False,

@@ -27,7 +27,7 @@ from ..losses.vocabulary import (
 from ..losses.weighting import output_shape
 from .computed import Computed
 from .layers import LayerOp
-from .model_graph import TracedModel
+from .model_graph import ModelGraph, TracedModel
 from .nodes import FixedLinear, Input, Node, Output, Pointwise, Select
 
 
@@ -100,7 +100,8 @@ class Network:
 
     def _computed(self, computed: Computed, parameters: Mapping[str, Tensor]) -> Tensor:
         """A weight that is computed of parameters, which are the one sample of a network."""
-        network = Network(replace(self.traced, graph=computed.graph, trunk=None))
+        graph = ModelGraph(list(computed.nodes))
+        network = Network(replace(self.traced, graph=graph, trunk=None))
         sample = tuple(parameters[name].reshape(1, -1) for name in computed.parameters)
         return network({}, sample)[0]
 
