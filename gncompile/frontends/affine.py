@@ -60,6 +60,25 @@ def product(importer: Importer, node: fx.Node, name: str, args: Args, shape: Sha
     return y if bias is None else _plus(importer, node, y, bias)
 
 
+def bilinear_layer(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activation:
+    """``y_k = x W_k zᵀ + b_k``: an affine layer of all products of a feature of x and one of z."""
+    x, z, weight, bias = (args[name] for name in ("input1", "input2", "weight", "bias"))
+    plain = isinstance(weight, Weight) and not _apart(importer, weight)
+    if not isinstance(x, Activation) or not isinstance(z, Activation) or not plain:
+        importer.refuse(
+            node,
+            "bilinear of what is no activation, or with a weight that is no parameter alone",
+            "write it out: torch.einsum('ni,kij,nj->nk', x, w, z)",
+        )
+    places = shape[:-1]
+    pairs = (*places, x.shape[-1], z.shape[-1])
+    column = Activation(x.name, (*places, x.shape[-1], 1))
+    row = Activation(z.name, (*places, 1, z.shape[-1]))
+    products = bilinear.matrices(importer, node, column, row, pairs)
+    flat = Activation(products.name, (*places, math.prod(pairs[-2:])))
+    return _affine(importer, node, flat, weight, bias, shape)
+
+
 def _apart(importer: Importer, weight: Any) -> bool:
     """Whether a weight is no parameter, or not alone, and a first-order rule trains what it is made of."""
     if isinstance(weight, Shared):

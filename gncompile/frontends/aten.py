@@ -272,14 +272,15 @@ PRODUCTS = _words("linear addmm matmul mm")
 LOOKUPS = _words("embedding one_hot")
 
 LINEAR = _words(
-    "bmm cumsum einsum mean mv sum tril triu upsample_bilinear2d upsample_linear1d upsample_trilinear3d"
+    "bmm col2im cumsum einsum mean mv sum tril triu "
+    "upsample_bilinear2d upsample_linear1d upsample_trilinear3d"
 )
 
 BILINEAR = _words("matmul mm bmm einsum")
 
 COUPLING = _words(
     "layer_norm group_norm instance_norm rms_norm softmax log_softmax linalg_vector_norm linalg_norm norm "
-    "scaled_dot_product_attention"
+    "scaled_dot_product_attention bilinear"
 )
 
 CONVOLUTIONS = _words(
@@ -312,7 +313,6 @@ SIZES = _words("sym_numel sym_size")
 # asserts that torch.export adds about shapes and values; they compute nothing
 ASSERTS = _words("_assert_async _assert_scalar _assert_tensor_metadata sym_constrain_range")
 
-_COUPLED = "it couples features of a sample, so it is neither linear nor elementwise"
 _RECURRENT = "it is unrolled only as a module with trainable parameters"
 _POOLING = "a maximum over features is neither linear nor elementwise"
 RANDOM = "random numbers inside the network make the loss a different function at every call"
@@ -322,7 +322,6 @@ _STEPS = "its slope is zero wherever it is defined, so nothing below it would le
 
 REFUSED: Mapping[str, str] = {
     **dict.fromkeys(_words("detach detach_"), _DETACH),
-    "logsumexp": _COUPLED,
     **dict.fromkeys(_words("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell"), _RECURRENT),
     **dict.fromkeys(
         _words(
@@ -341,7 +340,6 @@ REFUSED: Mapping[str, str] = {
         ),
         _ASSIGNMENT,
     ),
-    "bilinear": "a product of two activations through a weight is not an affine layer",
 }
 
 INSTEAD: Mapping[str, str] = {

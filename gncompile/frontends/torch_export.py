@@ -35,6 +35,7 @@ from .translation import stand_in, translate
 from .trunk import cut_trunk
 from .uses import Uses
 from .values import Constant, Weight
+from .written_operators import WRITTEN
 from .written_out import written_out
 
 
@@ -166,8 +167,12 @@ def _functional(program: ExportedProgram) -> ExportedProgram:
         n for n in program.graph.nodes if _is_operator(n) and op_name(n) not in WRITTEN_OUT
     ]
     mutable = any(n.target._schema.is_mutable for n in operators)
+    written = {n.target: WRITTEN[n.target] for n in operators if n.target in WRITTEN}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        if written:
+            program = decomposed(program, written)
+            operators = [n for n in program.graph.nodes if _is_operator(n)]
         # Functionalising takes three times as long as the export itself: only where it changes something.
         if mutable or not all(is_known(op_name(n)) for n in operators):
             program = decomposed(program, {})
@@ -220,7 +225,7 @@ def _check_mode(node: fx.Node, importer: Importer, active: bool) -> None:
         check_batch_norm(importer, node, known)
     elif name == "rrelu":
         check_rrelu(importer, node, bind(node))
-    elif active:
+    elif active and node.target not in WRITTEN:
         importer.refuse_known(node, name)
 
 

@@ -160,6 +160,8 @@ def _on_activations(importer: Importer, node: fx.Node, name: str, args: Args) ->
         special.require_masks(importer, node)
     if name in aten.BILINEAR and len(activations_in(args)) > 1:
         return bilinear.product(importer, node, name, args, shapes[0])
+    if name == "bilinear":
+        return affine.bilinear_layer(importer, node, args, shapes[0])
     if name == "scaled_dot_product_attention":
         return bilinear.attention(importer, node, args, shapes[0])
     if name in normalising.RULES:

@@ -23,6 +23,7 @@ _WEIGHTS = {
     "addmm": ("mat2", "self", True),
     "mm": ("mat2", None, True),
     "matmul": ("other", None, True),
+    "bilinear": ("weight", "bias", False),
     **{name: ("weight", "bias", name.startswith("conv_transpose")) for name in aten.CONVOLUTIONS},
 }
 """Of each product the arguments of weight and bias, and whether the weight stands there transposed."""

@@ -91,6 +91,7 @@ class Affine(LayerOp):
         return self.places
 
     def apply(self, weight: Tensor, bias: Tensor | None, *inputs: Tensor) -> Tensor:
+        weight = weight.flatten(1)  # of a bilinear layer [out, in, in]
         y = self.input_rows(*inputs) @ (weight if self.transposed else weight.mT)
         return (y if bias is None else y + bias).flatten(1)
 
