@@ -127,6 +127,8 @@ class Importer:
 
     def refuse_known(self, node: fx.Node, name: str) -> None:
         """Refuse the operators listed in :data:`aten.REFUSED`."""
+        if any("embedding_renorm" in str(reader.target) for reader in node.users):
+            name = "embedding_renorm"  # what prepares it is not what the user wrote
         if name in aten.REFUSED:
             self.refuse(
                 node,

@@ -100,7 +100,10 @@ def _translated(module: nn.Module, examples: tuple[Tensor, ...], name: str) -> T
         refused = error
     importer = _new_importer(program, module, examples)
     _bind_placeholders(program, module, importer)
-    cut = cut_trunk(program, importer, _tensors(program, module))
+    try:
+        cut = cut_trunk(program, importer, _tensors(program, module))
+    except TraceError as error:
+        raise TraceError(f"{refused}\n\nNor can a frozen part run as it is: {error}") from refused
     if cut is None:
         raise refused
     return cut.before(_imported(program, module, examples, name))
@@ -322,6 +325,12 @@ def _input_names(module: nn.Module) -> list[str]:
 def _check_all_used(module: nn.Module, used: Mapping[str, Tensor]) -> None:
     """Every trainable parameter must be in the graph; a silent leftover would never be trained."""
     known = {id(parameter) for parameter in used.values()}
+    empty = [n for n, p in module.named_parameters() if p.requires_grad and not p.numel()]
+    if empty:
+        raise TraceError(
+            f"the trainable parameters {', '.join(empty)} have no elements",
+            instead="give the layers features, or freeze them with requires_grad_(False)",
+        )
     unused = [
         name for name, p in module.named_parameters() if p.requires_grad and id(p) not in known
     ]
