@@ -329,7 +329,6 @@ _WRITERS = _words(
 _MAXIMA = _words(
     "max min median sort topk argmax argmin fractional_max_pool2d fractional_max_pool3d"
 )
-
 REFUSED: Mapping[str, str] = {
     **dict.fromkeys(_words("detach detach_"), _DETACH),
     **dict.fromkeys(_words("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell"), _RECURRENT),
