@@ -103,7 +103,10 @@ class Views:
 
     def stored(self, node: Node) -> str:
         """The forward value: its name, its bytes, and whether something outside the forward pass reads it."""
-        value = self.read.program[self.read.program.nodes[node.name]]
+        name = self.read.program.nodes.get(node.name)
+        if name is None:  # zeros that a recurrence begins with, say
+            return "nothing: what follows does not read it"
+        value = self.read.program[name]
         size = self.read.costs.elements(value.spec) * self.read.itemsize
         readers = [i for i in self.read.program.readers[value.name] if i.origin.role != "forward"]
         phases = list(
