@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from comparison import assert_close
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
@@ -16,8 +17,6 @@ import gncompile
 from gncompile.derivation.first_order import EPSILON
 from gncompile.errors import CompileError
 from gncompile.training.trainer import Trainer
-
-from ..support.comparison import assert_close
 
 N = 12
 

@@ -522,7 +522,7 @@ def test_a_recurrence_and_a_computed_weight_have_reports(tmp_path: Path) -> None
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.out(self.recurrent(x)[0][:, -1])
 
-    trainer = gncompile.compile(Network(), "mse", torch.randn(4, 2, 3), tune="off")
+    trainer = compile_model(Network(), "mse", torch.randn(4, 2, 3), tune="off")
     trainer.report(tmp_path / "report")
     pages = "".join(page.read_text() for page in (tmp_path / "report").glob("*.html"))
     assert "out.parametrizations.weight.original1, of first order" in pages

@@ -6,13 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from comparison import assert_close
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gncompile
 from gncompile.errors import TraceError
-
-from ..support.comparison import assert_close
 
 N = 5
 
