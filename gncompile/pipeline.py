@@ -28,6 +28,7 @@ from .derivation.averages import AveragedForward, compare_average
 from .derivation.batch_gradient import BatchGradient
 from .derivation.damping import adapt, hold, judge, reject, search
 from .derivation.factors import PHASES, Factors
+from .derivation.first_order import FirstOrder
 from .derivation.forward import Forward
 from .derivation.guards import (
     choose_factor_damping,
@@ -71,7 +72,7 @@ def prepare(graph: ModelGraph) -> ModelGraph:
         dump(f"{number}_{each.__name__}.txt", graph.to_text)
     graph.check()
     dump("graph.dot", graph.to_dot)
-    if not graph.layers:
+    if not graph.trained:
         raise CompileError(
             "the network has no trainable parameter",
             where=f"graph of {len(graph)} nodes",
@@ -159,9 +160,16 @@ def _step_along(solver: Solver, gradients: Mapping[str, Value]) -> None:
     batch, optimiser, builder, settings = (
         solver.batch, solver.optimiser, solver.builder, solver.settings,
     )  # fmt: skip
+    first_order = FirstOrder(optimiser)
+    first_order.prepare(gradients)
     solver.prepare()
+
+    def directions(of: Mapping[str, Value]) -> dict[str, Value]:
+        covered = {layer: of[layer] for layer in batch.graph.layers}
+        return {**solver.directions(covered), **first_order.directions(of)}
+
     with builder.phase(DIRECTION):
-        deltas = solver.directions(gradients)
+        deltas = directions(gradients)
     with builder.phase("quadratic"):
         quadratic(optimiser, *batch.on_share(settings.quadratic_dim), gradients, deltas)
     if settings.momentum and settings.average and not settings.guarded:
@@ -176,7 +184,7 @@ def _step_along(solver: Solver, gradients: Mapping[str, Value]) -> None:
         with builder.phase("gradient_noise"):
             output = batch.output_gradient(settings.factor_dim)
             bound = settings.gather_noise
-            measure_noise(optimiser, *output, gradients, deltas, solver.directions, bound)
+            measure_noise(optimiser, *output, gradients, deltas, directions, bound)
     if settings.guarded:
         for part in ("begin", "note", "end"):
             with builder.phase(f"damping_{part}"):
@@ -282,6 +290,6 @@ def input_gradient_program(graph: ModelGraph, loss: Loss) -> StepProgram:
 def _direction(builder: ProgramBuilder, graph: ModelGraph, number: int) -> dict[str, Value]:
     """A direction given from outside, ``ΔW̄`` by layer, as states."""
     direction = {}
-    for name, layer in graph.layers.items():
+    for name, layer in graph.trained.items():
         direction[name] = builder.state(f"direction{number}.{name}", specs.Spec(layer.shape))
     return direction

@@ -14,6 +14,7 @@ from ..base.collector import collector_paused
 from ..base.settings import Settings
 from ..errors import CompileError, MethodWarning, expected_got, warn
 from ..frontends.agreement import agrees
+from ..graph.model_graph import ModelGraph
 from ..losses.vocabulary import LossSpec
 from ..pipeline import step_program
 from ..runtime.executable import Executable
@@ -132,6 +133,8 @@ def _compile_into(
     settings = Settings.from_options(method=method, **options)
     check_arguments(dtype=dtype, backend=backend, precision=precision, tune=tune)
     settings.check_parameters(list(traced.parameters))
+    if settings.strict:
+        _require_cover(traced.graph)
     seed = checked_seed(seed)
     if reader.device.type == "cuda" and settings.second_order:
         settings = replace(settings, guarded=True)
@@ -185,3 +188,16 @@ def _compile_into(
     compiled = Compiled(model, traced, declared, reader, settings, executable, identity)
     trainer.__init__(compiled)  # type: ignore[misc]
     return trainer
+
+
+def _require_cover(graph: ModelGraph) -> None:
+    """Every trained parameter has a curvature rule."""
+    if graph.first_order:
+        found = {name: layer.node.origin for name, layer in graph.first_order.items()}
+        raise CompileError(
+            f"strict=True, and no curvature rule covers the parameters {', '.join(found)}: a weight is "
+            "computed of them",
+            where="\n              ".join(dict.fromkeys(map(str, found.values()))),
+            instead="train the weight itself, freeze them with requires_grad_(False), or leave strict out: a "
+            "first-order rule trains them beside the layers",
+        )

@@ -139,6 +139,9 @@ class Settings:
     factor_average: Decay = 0.95
     """Bound on ε = min(1 − 4/(k + 3), bound), the memory of the factors' running averages."""
 
+    strict: Switch = False
+    """Refuse a network with parameters that no curvature rule covers; else a first-order rule trains them."""
+
     # damping and inverses
 
     damping: Positive = 0.1

@@ -50,7 +50,7 @@ class AveragedForward(Forward):
 
     def parameter(self, name: str, shape: tuple[int, ...]) -> Value:
         parameter = super().parameter(name, shape)
-        trained = (each.parameters for each in self.graph.layers.values())
+        trained = (each.parameters for each in self.graph.trained.values())
         if not any(name in names for names in trained):
             return parameter
         return parameter_average(self.builder, parameter)

@@ -75,7 +75,7 @@ class Forward:
         """The same pass seen on a share of the batch: views, nothing is computed again."""
         views: dict[str, Value] = {}
         for name, value in self.values.items():
-            if not value.spec.samples:
+            if not has_rows(value):
                 views[name] = value
                 continue
             with self.work_for(name):
@@ -103,7 +103,7 @@ class Forward:
 
     def rows_of(self, value: Value) -> Value:
         """A value with a row for every sample: what all samples share is repeated."""
-        if value.spec.samples:
+        if has_rows(value):
             return value
         repeat = ir.Repeat(self.rows, value.width)
         return self.builder.emit(repeat, value, name=f"{value.name}_rows")
@@ -158,7 +158,7 @@ class Forward:
     @cached_property
     def active(self) -> frozenset[str]:
         """Names of nodes that move with a trainable parameter."""
-        return self.moved_by(self.graph.layers)
+        return self.moved_by({**self.graph.trained, **self.graph.computed})
 
     def moved_by(self, layers: Collection[str]) -> frozenset[str]:
         """Names of nodes that move with one of these layers: a slope other than zero leads to them."""
@@ -180,6 +180,11 @@ class Forward:
             if begins(node) or any(not is_flat(node, i) for i in moved):
                 found.add(node.name)
         return frozenset(found)
+
+
+def has_rows(value: Value) -> bool:
+    """Whether a node's value has a row for every sample; else it is one row, or a number, for all."""
+    return len(value.spec.shape) > 1
 
 
 # --- what a node does ---------------------------------------------------------------------------------
@@ -308,7 +313,7 @@ class SelectRule(LinearRule[Select]):
 
     def _alike(self, values: list[Value]) -> list[Value]:
         """Rows that all samples share are repeated where they stand beside others."""
-        if any(value.spec.samples for value in values):
+        if any(map(has_rows, values)):
             return [self.forward.rows_of(value) for value in values]
         return values
 
@@ -354,7 +359,7 @@ class ElementwiseRule(NodeRule[Pointwise]):
         result = self.builder.pointwise(
             self.derived.value, self._symbols(), name=name, comment=self.node.origin.module
         )
-        if not any(x.spec.samples for x in inputs) and result.spec.shape:
+        if not any(map(has_rows, inputs)) and result.spec.shape:
             return result  # of parameters alone: a row that all samples share
         return self._in_rows(result, name)
 
@@ -394,6 +399,6 @@ class ElementwiseRule(NodeRule[Pointwise]):
 
     def _in_rows(self, value: Value, name: str) -> Value:
         """``value [N, d]``: what follows from constants alone is one row, or a number, and is repeated."""
-        if value.spec.samples:
+        if has_rows(value):
             return value
         return self.builder.emit(ir.Repeat(self.forward.rows, self.node.size), value, name=name)

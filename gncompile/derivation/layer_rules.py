@@ -17,6 +17,7 @@ from ..graph.layers import Affine, Layer, LayerOp, Parameter
 from ..program import operations as ir
 from ..program.builder import Value
 from ..program.specs import Structure
+from .computed import ComputedForward
 from .forward import Kind, LinearRule, node_rule
 from .jacobians import Jacobian, Weighted
 
@@ -42,7 +43,11 @@ class LayerRule(LinearRule[Kind]):
     @property
     def weight(self) -> Value:
         """The weight as it lies in memory."""
-        return self.forward.parameter(self._op.weight, self._op.matrix(self.node.size, self.sizes))
+        shape = self._op.matrix(self.node.size, self.sizes)
+        if self._op.computed is None:
+            return self.forward.parameter(self._op.weight, shape)
+        made = ComputedForward.of(self.forward, self._op.computed)
+        return made.matrix(made.output, shape)
 
     @property
     def bias(self) -> Value | None:
@@ -55,10 +60,15 @@ class LayerRule(LinearRule[Kind]):
 
     def delta(self, direction: Mapping[str, Value]) -> tuple[Value | None, Value | None]:
         """The parts of a direction ``ΔW̄`` of the layer: V as the weight lies in memory, and v."""
+        if self._op.computed is not None:
+            made = ComputedForward.of(self.forward, self._op.computed)
+            moved = made.tangent(direction, f"v_{self.node.name}")
+            shape = self._op.matrix(self.node.size, self.sizes)
+            return None if moved is None else made.matrix(moved, shape), None
         given = direction.get(self._op.layer)
         if given is None:
             return None, None
-        layer = self.forward.graph.layers[self._op.layer]
+        layer = self.forward.graph.trained[self._op.layer]
         v, bias = given, None
         if layer.homogeneous:
             v = self.builder.emit(ir.Part("weight"), given, name=f"{given.name}_W")

@@ -39,7 +39,7 @@ class Optimiser:
     settings: Settings
 
     def __post_init__(self) -> None:
-        self.layers: dict[str, Layer] = self.forward.graph.layers
+        self.layers: dict[str, Layer] = self.forward.graph.trained
         self.damping = self.scalar("damping", self.settings.damping)
         gamma = FACTORS * math.sqrt(self.settings.damping)
         self.factor_damping = self.scalar("factor_damping", gamma)

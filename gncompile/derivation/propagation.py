@@ -7,14 +7,17 @@ optimiser asked, nor what kinds of nodes there are.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..errors import InternalError
-from ..graph.layers import Layer, LayerOp
+from ..graph.layers import Layer, LayerOp, Parameter
 from ..graph.nodes import Node, Select
+from ..graph.zero_slopes import no_gradient
 from ..program import operations as ir
 from ..program.builder import Value
 from . import node_rules  # noqa: F401  # declares the rules
+from .computed import ComputedForward
 from .forward import Forward
 from .jacobians import Picked
 from .layer_rules import LayerRule
@@ -88,19 +91,54 @@ def _joined(forward: Forward, parts: list[tuple[Picked, Value]], name: str) -> V
 
 
 def weight_gradients(forward: Forward, vectors: Mapping[str, Value]) -> dict[str, Value]:
-    """``∇W̄ = (1/N) Σ_uses gᵀ [a, c]`` for every trainable layer."""
-    gradients = {}
-    for layer in forward.graph.layers.values():
-        parts = []
-        for node, rule in uses(forward, layer.uses):
-            if node.name in vectors:
-                with forward.work_for(node.name):
-                    x = forward.values[node.inputs[0]] if node.inputs else None
-                    g = vectors[node.name]
-                    parts.append(rule.gradient(g, x, layer, f"grad_{node.name}"))
-        if parts:
-            gradients[layer.name] = total(forward, layer, parts, f"grad_{layer.node.name}")
-    return gradients
+    """``∇W̄ = (1/N) Σ_uses gᵀ [a, c]`` for every trainable layer, ``∇p`` for what weights are made of."""
+    graph = forward.graph
+    terms = {name: _terms(forward, vectors, layer) for name, layer in graph.layers.items()}
+    for name, layer in graph.first_order.items():
+        alone = tuple(n for n in layer.uses if isinstance(n.op, Parameter) and n.op.weight == name)
+        terms[name] = _terms(forward, vectors, replace(layer, uses=alone))
+    for layer in graph.computed.values():
+        found = _terms(forward, vectors, layer)
+        if found:
+            whole = total(forward, layer, found, f"grad_{layer.node.name}")
+            for name, term in _to_parameters(forward, layer, whole).items():
+                terms[name].append(term)
+    if idle := [name for name in graph.first_order if not terms[name]]:
+        raise no_gradient(graph, idle)
+    trained = graph.trained
+    return {
+        name: total(forward, trained[name], parts, f"grad_{trained[name].node.name}")
+        for name, parts in terms.items()
+        if parts
+    }
+
+
+def _terms(forward: Forward, vectors: Mapping[str, Value], layer: Layer) -> list[Value]:
+    """What each use of a layer gives to its gradient."""
+    parts = []
+    for node, rule in uses(forward, layer.uses):
+        if node.name in vectors:
+            with forward.work_for(node.name):
+                x = forward.values[node.inputs[0]] if node.inputs else None
+                g = vectors[node.name]
+                parts.append(rule.gradient(g, x, layer, f"grad_{node.name}"))
+    return parts
+
+
+def _to_parameters(forward: Forward, layer: Layer, gradient: Value) -> dict[str, Value]:
+    """``∂/∂p`` as ``[size, 1]`` for the parameters of a computed weight, from ``∂/∂W``."""
+    assert isinstance(layer.node.op, LayerOp)
+    computed = layer.node.op.computed
+    assert computed is not None
+    with forward.work_for(layer.node.name):
+        made = ComputedForward.of(forward, computed)
+        seed = made.sample(gradient)
+        vectors = pull_back(made, seed, f"g_{layer.node.name}")
+        return {
+            name: made.matrix(vectors[node.name], (node.size, 1))
+            for name, node in computed.inputs.items()
+            if node.name in vectors
+        }
 
 
 def uses(forward: Forward, nodes: Iterable[Node]) -> list[tuple[Node, LayerRule[Any]]]:

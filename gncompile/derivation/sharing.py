@@ -307,7 +307,7 @@ def sharing_of(graph: ModelGraph, settings: Settings) -> dict[str, Sharing]:
     """
     given = settings.sharing
     patterns = {"*": given} if isinstance(given, str) else given
-    chosen = by_pattern("sharing", patterns, list(graph.layers))
+    chosen = by_pattern("sharing", patterns, list(graph.layers)) if graph.layers else {}
     found = {}
     for name, layer in graph.layers.items():
         several = not layer.vector and any(side.places > 1 for side in layer.sides)

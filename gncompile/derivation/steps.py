@@ -30,7 +30,8 @@ def quadratic(
 ) -> None:
     """Step sizes c from the full Gauss-Newton quadratic ``bᵀc + ½ cᵀMc`` [MG §7], by R-operator.
 
-    One for the direction Δ and one for the last step δ; ``by_layer`` one for each layer's part of Δ.
+    One for the direction Δ, one for the part of it that a first-order rule makes if there is such, and one
+    for the last step δ; ``by_layer`` one for each layer's part of Δ.
     Block-diagonal preconditioning lets all layers answer the same error at once; joint step sizes for
     the layers undo that.
 
@@ -38,7 +39,9 @@ def quadratic(
     through many steps. The host runs a phase without it then (``momentum=False``, which saves δ's
     R-operator); a guarded program, whose phases do not wait for a number, bounds it by 0.
     """
-    groups = tuple(range(len(deltas))) if by_layer else (0,) * len(deltas)
+    layers = optimiser.forward.graph.layers
+    apart = [int(bool(layers) and layer not in layers) for layer in deltas]  # of first order
+    groups = tuple(range(len(deltas))) if by_layer else tuple(apart)
     directions: list[dict[str, Value]] = [{} for _ in range(max(groups) + 1)]
     for group, (layer, delta) in zip(groups, deltas.items(), strict=True):
         directions[group][layer] = delta

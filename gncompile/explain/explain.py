@@ -75,8 +75,8 @@ def explain(
     report = _Derivation(Readback(traced, loss, settings, program, batch, itemsize))
     if layer is None:
         return "\n\n".join(report.everything())
-    if layer not in traced.graph.layers:
-        known = list(traced.graph.layers)
+    if layer not in traced.graph.trained:
+        known = list(traced.graph.trained)
         raise CompileError(
             f"the model has no trainable affine layer {layer!r}. {nearest(layer, known)}".rstrip(),
             instead=f"use one of {', '.join(known)}",
@@ -112,7 +112,7 @@ class _Derivation:
             self._loss_text(),
         ]
         text += ["## Curvature", "\n".join(f"{x} {line}" for x, line in self.read.method_lines())]
-        for layer in self.graph.layers:
+        for layer in self.graph.trained:
             text += self.layer(layer, heading="##")
         text += ["## What the layers share", *self._section("", skip=("loss", *REPEATS))]
         return [*text, "## Piecewise-linear networks", theorem(self.graph, self.read.loss)]
@@ -126,7 +126,7 @@ class _Derivation:
         )
 
     def layer(self, layer: str, heading: str = "#") -> list[str]:
-        record = self.graph.layers[layer]
+        record = self.graph.trained[layer]
         node, read = record.node, self.read
         flops, traffic = in_units(read.mean_cost(layer))
         facts = [

@@ -28,27 +28,7 @@ from ..program.specs import Structure
 from ..program.step_program import StepProgram
 from .formulas import Formulas
 from .function_names import brief_text
-
-METHODS = {
-    "kfra": "one matrix for the batch, averaged at every pointwise layer [BRB §3.3]",
-    "kflr": "the columns of a root of the output Hessian, exact Ḡ [BRB §3.2]",
-    "kfac": "gradients of targets sampled from the model [MG §3]",
-    "kfac_rp": "random ±1 projections of a root of the output Hessian",
-    "empirical": "the training gradients themselves",
-    "adam": "no curvature",
-    "sgd": "no curvature",
-}
-
-RULES = {
-    "kfra": "averaged",
-    "kflr": "exact",
-    "kfac": "sampled",
-    "kfac_rp": "sampled",
-    "empirical": "empirical",
-    "adam": "first-order",
-    "sgd": "first-order",
-}
-"""What each method's Ḡ is, in a word."""
+from .methods import METHODS, RULES, UNCOVERED
 
 SCALED = Structure.SCALED_IDENTITY
 SHOWN = 12
@@ -133,7 +113,7 @@ class Readback:
     @property
     def parameter_count(self) -> int:
         """Trained parameters of all layers."""
-        return sum(self.parameters(layer) for layer in self.graph.layers.values())
+        return sum(self.parameters(layer) for layer in self.graph.trained.values())
 
     def head(self) -> list[str]:
         """Model, loss, method and what the costs refer to, a sentence each."""
@@ -143,7 +123,7 @@ class Readback:
             for nodes in (self.traced.inputs, self.graph.inputs)
         )
         return [
-            f"{self.traced.name}: {count(len(self.graph.layers), 'trainable layer')}, "
+            f"{self.traced.name}: {count(len(self.graph.trained), 'trainable layer')}, "
             f"{self.parameter_count:,} trained parameters",
             *([f"frozen part, run as it is: {given} → {features}"] if self.traced.trunk else []),
             f"loss {loss.name}: {loss.scale}",
@@ -156,7 +136,8 @@ class Readback:
         chosen, used = self.program.methods, self.methods
         lines = [("method", f"{used[0]}: {METHODS[used[0]]}")]
         if len(used) > 1:
-            of = {m: [x for x, method in chosen.items() if method == m] for m in used}
+            by_layer = {x: self.method(x) for x in self.graph.trained}
+            of = {m: [x for x, method in by_layer.items() if method == m] for m in used}
             lines = [("method", f"{m} of {listed(of[m], NAMED)}: {METHODS[m]}") for m in used]
         why = "auto" if self.settings.method == AUTO else "because"
         shared = shared_lines(self.graph, self.settings, chosen)
@@ -165,17 +146,19 @@ class Readback:
     @property
     def methods(self) -> list[str]:
         """The curvature methods in use, or the first-order one."""
-        return list(dict.fromkeys(self.method(layer) for layer in self.graph.layers))
+        return list(dict.fromkeys(self.method(layer) for layer in self.graph.trained))
 
     def method(self, layer: str) -> str:
         """The curvature method of a layer, or the first-order one."""
+        if layer in self.graph.first_order and self.settings.second_order:
+            return UNCOVERED
         return self.program.methods.get(layer, str(self.settings.method))
 
     def layer_rows(self) -> list[Row]:
         """One row a layer, frozen ones too: its uses, at how many places in all, and what rule trains it."""
         graph = self.graph
         frozen = sum(p.numel() for p in self.traced.parameters.values()) - self.parameter_count
-        layers = {**graph.layers, **graph.frozen}
+        layers = {**graph.trained, **graph.frozen}
         place = {node.name: i for i, node in enumerate(graph)}
         rows = [
             self._layer_row(layer)
@@ -189,7 +172,7 @@ class Readback:
         ]
 
     def _layer_row(self, layer: Layer) -> Row:
-        trained = layer.name in self.graph.layers
+        trained = layer.name in self.graph.trained
         method = self.method(layer.name)
         return [
             layer.name,
@@ -216,7 +199,7 @@ class Readback:
 
     def cost_rows(self) -> list[Row]:
         """Factors, what is kept and the cost of a mean step, one row a trained layer; shared work, total."""
-        layers = self.graph.layers
+        layers = self.graph.trained
         shared = self.mean_cost("")
         everything = shared + total(self.mean_cost(layer) for layer in layers)
         return [
@@ -386,6 +369,8 @@ class Readback:
 
     def last_layer_hessian(self) -> str:
         """The stored form of the mean output Hessian where it is the last layer's Ḡ, else nothing."""
+        if not self.graph.layers:
+            return ""
         last = list(self.graph.layers)[-1]
         mean = self.program.results.get(f"G.{last}")
         if mean is None or self.graph.output.inputs[0] != self.graph.layers[last].node.name:

@@ -10,15 +10,18 @@ from torch import fx
 from torch.nn import functional
 
 from ..graph.layers import Affine
-from . import aten, bilinear
+from . import aten, bilinear, computed
 from .fx_nodes import label_of, op_name, origin_of
 from .importer import Importer
 from .structural import linear_by, linear_operator
 from .uses import TRANSPOSITIONS
-from .values import Activation, Args, Constant, Shape, Shared, Weight
+from .values import Activation, Args, Constant, OfParameters, Shape, Shared, Weight
 
 LARGEST_COMPUTED = 4096
-"""Entries of a weight that is computed of parameters."""
+"""Entries of a pointwise function of parameters that is a weight and has a curvature rule."""
+
+WEIGHTS = {"linear": "weight", "addmm": "mat2", "mm": "mat2", "matmul": "other"}
+"""Of each product the argument that is a weight."""
 
 
 def view_of_weight(weight: Weight, name: str, result: torch.Tensor) -> Weight | None:
@@ -35,6 +38,9 @@ def view_of_weight(weight: Weight, name: str, result: torch.Tensor) -> Weight | 
 def product(importer: Importer, node: fx.Node, name: str, args: Args, shape: Shape) -> Activation:
     """``linear``, ``addmm``, ``matmul`` or ``mm`` of an activation and a parameter or constant."""
     x, weight, bias = operands(importer, node, name, args)
+    if isinstance(x, Activation) and _apart(importer, weight):
+        whole = computed.layer_weight(importer, node, args[WEIGHTS[name]])
+        return _affine(importer, node, x, whole if name == "linear" else whole.mT, bias, shape)
     if isinstance(x, Activation) and isinstance(weight, Shared):
         y = _computed(importer, node, x, weight, name == "linear", shape)
         return y if bias is None else _plus(importer, node, y, bias)
@@ -54,21 +60,41 @@ def product(importer: Importer, node: fx.Node, name: str, args: Args, shape: Sha
     return y if bias is None else _plus(importer, node, y, bias)
 
 
+def bilinear_layer(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activation:
+    """``y_k = x W_k zᵀ + b_k``: an affine layer of all products of a feature of x and one of z."""
+    x, z, weight, bias = (args[name] for name in ("input1", "input2", "weight", "bias"))
+    plain = isinstance(weight, Weight) and not _apart(importer, weight)
+    if not isinstance(x, Activation) or not isinstance(z, Activation) or not plain:
+        importer.refuse(
+            node,
+            "bilinear of what is no activation, or with a weight that is no parameter alone",
+            "write it out: torch.einsum('ni,kij,nj->nk', x, w, z)",
+        )
+    places = shape[:-1]
+    pairs = (*places, x.shape[-1], z.shape[-1])
+    column = Activation(x.name, (*places, x.shape[-1], 1))
+    row = Activation(z.name, (*places, 1, z.shape[-1]))
+    products = bilinear.matrices(importer, node, column, row, pairs)
+    flat = Activation(products.name, (*places, math.prod(pairs[-2:])))
+    return _affine(importer, node, flat, weight, bias, shape)
+
+
+def _apart(importer: Importer, weight: Any) -> bool:
+    """Whether a weight is no parameter, or not alone, and a first-order rule trains what it is made of."""
+    if isinstance(weight, Shared):
+        return len(weight.shape) == 2 and math.prod(weight.shape) > LARGEST_COMPUTED
+    if isinstance(weight, Weight):
+        return weight.trainable and importer.uses.elsewhere(weight.parameter)
+    return isinstance(weight, OfParameters) and len(weight.shape) == 2
+
+
 def _computed(
     importer: Importer, node: fx.Node, x: Activation, weight: Shared, transposed: bool, shape: Shape
 ) -> Activation:
-    """A product with a weight that is computed of parameters, masked, say: a product of activations.
+    """A product with a small weight that is computed of parameters, masked, say: a product of activations.
 
     Every sample has a copy of the weight then, and vectors to it; the parameters are trainable vectors.
     """
-    size = math.prod(weight.shape)
-    if len(weight.shape) != 2 or size > LARGEST_COMPUTED:
-        importer.refuse(
-            node,
-            f"{op_name(node)} with a weight {list(weight.shape)} that is computed of trainable parameters: "
-            "each sample would have one",
-            f"use a matrix of at most {LARGEST_COMPUTED:,} entries, or train the weight itself",
-        )
     rows = Activation(x.name, (math.prod(x.shape[:-1]), x.shape[-1]))
     matrix = Activation(weight.name, weight.shape)
     return bilinear.matrices(importer, node, rows, matrix, shape, transposed)
@@ -107,7 +133,7 @@ def _affine(
 
 def joins(importer: Importer, weight: Weight, bias: Any) -> bool:
     """Whether a bias belongs to the layer of the weight: trained with it, or frozen."""
-    if not isinstance(bias, Weight):
+    if not isinstance(bias, Weight) or weight.computed is not None:
         return False
     if not bias.trainable:
         return True
@@ -127,6 +153,8 @@ def with_trailing_bias(importer: Importer, node: fx.Node, args: Args) -> Activat
     own = op_name(source) in aten.PRODUCTS and len(source.users) == 1
     fits = isinstance(affine, Affine) and affine.bias is None and bias.tensor.shape == y.shape[-1:]
     if not (own and fits and isinstance(affine, Affine)):
+        return None
+    if affine.computed is not None:
         return None
     own_weight = importer.builder.parameters[affine.weight]
     if not joins(importer, Weight(affine.weight, own_weight), bias):

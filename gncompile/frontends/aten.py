@@ -272,14 +272,15 @@ PRODUCTS = _words("linear addmm matmul mm")
 LOOKUPS = _words("embedding one_hot")
 
 LINEAR = _words(
-    "bmm cumsum einsum mean mv sum tril triu upsample_bilinear2d upsample_linear1d upsample_trilinear3d"
+    "bmm col2im cumsum einsum mean mv sum tril triu "
+    "upsample_bilinear2d upsample_linear1d upsample_trilinear3d"
 )
 
 BILINEAR = _words("matmul mm bmm einsum")
 
 COUPLING = _words(
     "layer_norm group_norm instance_norm rms_norm softmax log_softmax linalg_vector_norm linalg_norm norm "
-    "scaled_dot_product_attention"
+    "scaled_dot_product_attention bilinear"
 )
 
 CONVOLUTIONS = _words(
@@ -312,40 +313,42 @@ SIZES = _words("sym_numel sym_size")
 # asserts that torch.export adds about shapes and values; they compute nothing
 ASSERTS = _words("_assert_async _assert_scalar _assert_tensor_metadata sym_constrain_range")
 
-_COUPLED = "it couples features of a sample, so it is neither linear nor elementwise"
 _RECURRENT = "it is unrolled only as a module with trainable parameters"
 _POOLING = "a maximum over features is neither linear nor elementwise"
 RANDOM = "random numbers inside the network make the loss a different function at every call"
 _DETACH = "it cuts the gradient, and the compiled gradient would not be the one autograd gives"
 _ASSIGNMENT = "a value is assigned to a part of a tensor"
+_BAG = "rows are looked up and summed in one operator"
+_BY_VALUES = "which features it takes depends on values of the input"
+_RENORM = "max_norm rescales rows of the table while they are read, beside any gradient"
 _STEPS = "its slope is zero wherever it is defined, so nothing below it would learn"
 
+_WRITERS = _words(
+    "copy slice_scatter select_scatter index_put fill diagonal_scatter as_strided_scatter"
+)
+_MAXIMA = _words(
+    "max min median sort topk argmax argmin fractional_max_pool2d fractional_max_pool3d"
+)
 REFUSED: Mapping[str, str] = {
     **dict.fromkeys(_words("detach detach_"), _DETACH),
-    "logsumexp": _COUPLED,
     **dict.fromkeys(_words("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell"), _RECURRENT),
-    **dict.fromkeys(
-        _words(
-            "max min amax amin median sort topk argmax argmin fractional_max_pool2d fractional_max_pool3d"
-        ),
-        _POOLING,
-    ),
+    **dict.fromkeys(_MAXIMA, _POOLING),
+    **dict.fromkeys(_words("embedding_bag _embedding_bag _embedding_bag_forward_only"), _BAG),
+    **dict.fromkeys(_words("gather take_along_dim take"), _BY_VALUES),
+    "embedding_renorm": _RENORM,
     **dict.fromkeys(
         _words("rand rand_like randn randn_like randint bernoulli normal multinomial randperm"),
         RANDOM,
     ),
     **dict.fromkeys(_words("floor ceil round trunc fix floor_divide remainder fmod frac"), _STEPS),
-    **dict.fromkeys(
-        _words(
-            "copy slice_scatter select_scatter index_put fill diagonal_scatter as_strided_scatter"
-        ),
-        _ASSIGNMENT,
-    ),
-    "bilinear": "a product of two activations through a weight is not an affine layer",
+    **dict.fromkeys(_WRITERS, _ASSIGNMENT),
 }
 
 INSTEAD: Mapping[str, str] = {
     _DETACH: "leave it out; buffers and frozen parameters (requires_grad_(False)) are constants without it",
+    _BAG: "use nn.Embedding, and sum or average its rows: embedding(x).mean(1)",
+    _BY_VALUES: "choose by torch.where, or multiply by functional.one_hot(indices, K) and sum",
+    _RENORM: "leave max_norm out, and divide in forward: functional.normalize(embedding(x), dim=-1)",
     _ASSIGNMENT: "build the result of its parts by torch.cat or torch.stack, or choose by torch.where",
     RANDOM: "call .eval() where a module draws them, or draw them outside and pass them as an input",
 }

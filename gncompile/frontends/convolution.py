@@ -11,13 +11,13 @@ from torch import fx
 
 from ..graph.convolution import Convolution, ConvolutionTransposed
 from ..graph.windows import Geometry
-from . import aten
+from . import aten, computed
 from .affine import joins
 from .fx_nodes import label_of, op_name, origin_of
 from .importer import Importer
 from .pooling import window
 from .special import Handler, per_channel
-from .values import Activation, Args, Constant, Shape, Weight
+from .values import Activation, Args, Condition, Constant, Shape, Weight
 
 
 def convolution(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activation:
@@ -29,7 +29,9 @@ def convolution(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> 
     importer.use(node, weight, "a layer's weight")
     bias = None if transposed or not joins(importer, weight, args["bias"]) else args["bias"]
     if transposed:
-        kind: Any = partial(ConvolutionTransposed, geometry=_adjoint(importer, node, args, shape))
+        kind: Any = partial(
+            ConvolutionTransposed, geometry=_adjoint(importer, node, weight, args, shape)
+        )
     else:
         x, padding = _evenly_padded(importer, node, x, weight, args)
         kind = partial(Convolution, geometry=_geometry(x.shape, shape, weight, args, padding))
@@ -45,12 +47,17 @@ def _weight(importer: Importer, node: fx.Node, value: Any) -> Weight:
     if isinstance(value, Constant):
         tensor = value.tensor.to(importer.builder.dtype).contiguous()
         return Weight(value.name, tensor.requires_grad_(False))
-    if not isinstance(value, Weight):
+    if isinstance(value, Activation | Condition):
         importer.refuse(
             node,
-            f"the weight of {op_name(node)} is computed in forward",
-            "make it a parameter of the module, or freeze what it is computed of",
+            f"the weight of {op_name(node)} is computed of the network's input",
+            "make it a parameter of the module, or compute it of parameters",
         )
+    alone = isinstance(value, Weight) and not (
+        value.trainable and importer.uses.elsewhere(value.parameter)
+    )
+    if not alone:
+        return computed.layer_weight(importer, node, value)
     if not value.parameter.is_contiguous():
         importer.refuse(
             node,
@@ -67,12 +74,12 @@ def _geometry(before: Shape, after: Shape, weight: Weight, args: Args, padding: 
     return Geometry(of, before[0], after[0], args["groups"])
 
 
-def _adjoint(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Geometry:
+def _adjoint(
+    importer: Importer, node: fx.Node, weight: Weight, args: Args, shape: Shape
+) -> Geometry:
     """Of the convolution whose adjoint a transposed one is: from its result to its input."""
     x: Activation = args["input"]
-    weight: Weight | Constant = args["weight"]
-    as_weight = weight if isinstance(weight, Weight) else Weight(weight.name, weight.tensor)
-    geometry = _geometry(shape, x.shape, as_weight, args, args["padding"])
+    geometry = _geometry(shape, x.shape, weight, args, args["padding"])
     if geometry.window.places != x.shape[1:]:
         importer.refuse(
             node,

@@ -12,6 +12,7 @@ import sympy
 import torch
 
 from ..functions.primitives import number
+from ..graph.computed import Computed
 from ..graph.dead_nodes import remove_dead_nodes
 from ..graph.embedding import Embedding, OneHot
 from ..graph.layers import Affine, LayerOp, Parameter
@@ -97,7 +98,7 @@ class GraphBuilder:
         """A use of a weight; the layer is named after the weight's module, or the weight itself."""
         layer = weight.name.removesuffix(".weight")
         for used in (weight, bias):
-            if used is not None:
+            if used is not None and used.computed is None:
                 self.parameters[used.name] = used.parameter
         op = kind(
             layer,
@@ -105,6 +106,7 @@ class GraphBuilder:
             bias.name if bias else None,
             trainable=weight.trainable,
             bias_trainable=bias is None or bias.trainable,
+            computed=weight.computed,
         )
         return self._add(layer, op, (x.name,), shape, origin)
 
@@ -115,6 +117,11 @@ class GraphBuilder:
             self.parameters[name] = weight.parameter
             self._vectors[name] = self._add(name, Parameter(name, name), (), (size,), origin)
         return self._vectors[name]
+
+    def computed_row(self, name: str, computed: Computed, size: int, origin: Origin) -> Activation:
+        """What is computed of parameters, as a row that all samples share."""
+        op = Parameter(name, name, computed=computed)
+        return self._add(name, op, (), (size,), origin)
 
     def attach_bias(self, y: Activation, bias: Weight) -> None:
         """Turn the bias-less ``y = x Wᵀ`` into ``y = x Wᵀ + b``."""
@@ -231,7 +238,9 @@ class GraphBuilder:
         graph.check()
         ops = [node.op for node in graph]
         uses = [op for op in ops if isinstance(op, LayerOp)]
-        parameters = {n for op in uses for n in (op.weight, op.bias)}
+        parameters = {n for op in uses for n in op.parameters}
+        inner = [n.op for op in uses if op.computed for n in op.computed.nodes]
+        ops += inner
         constants = {op.matrix for op in ops if isinstance(op, FixedLinear)}
         constants |= {n for op in ops if isinstance(op, Pointwise) for _, n in op.constants}
         return TracedModel(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import numpy as np
 import sympy
 import torch
-from torch import fx
+from torch import fx, nn
 
 from ..errors import TraceError
 from ..functions.primitives import number, select
+from ..graph.model_graph import TracedModel
 from . import aten
 from .fx_nodes import label_of, op_name, origin_of
 from .graph_builder import GraphBuilder
@@ -28,22 +30,30 @@ from .values import (
     Weight,
 )
 
+Trace = Callable[[nn.Module, tuple[torch.Tensor, ...]], TracedModel]
+
 
 class Importer:
     """One FX graph on its way; ``values`` holds what every FX node has become.
 
-    ``uses`` tells how its parameters meet. ``batch`` is the symbol of the batch size; sizes that depend on
-    it are made concrete when needed.
+    ``uses`` tells how its parameters meet, ``trace`` makes a graph of a part of it. ``batch`` is the symbol
+    of the batch size; sizes that depend on it are made concrete when needed.
     """
 
     def __init__(
-        self, builder: GraphBuilder, batch: sympy.Expr, device: torch.device, uses: Uses
+        self,
+        builder: GraphBuilder,
+        batch: sympy.Expr,
+        device: torch.device,
+        uses: Uses,
+        trace: Trace,
     ) -> None:
         self.builder = builder
         self.batch = batch
         self.device = device
         self.values: dict[fx.Node, Any] = {}
         self.uses = uses
+        self.trace = trace
         self._first: dict[int, tuple[str, fx.Node]] = {}
 
     @property
@@ -92,7 +102,7 @@ class Importer:
 
     def use(self, node: fx.Node, weight: Weight, how: str) -> None:
         """Note how a trainable parameter is used: as a layer's weight, say; it is always the same."""
-        if not weight.trainable:
+        if not weight.trainable or weight.computed is not None:
             return
         known, first = self._first.setdefault(id(weight.parameter), (how, node))
         if known != how:
@@ -117,6 +127,8 @@ class Importer:
 
     def refuse_known(self, node: fx.Node, name: str) -> None:
         """Refuse the operators listed in :data:`aten.REFUSED`."""
+        if any("embedding_renorm" in str(reader.target) for reader in node.users):
+            name = "embedding_renorm"  # what prepares it is not what the user wrote
         if name in aten.REFUSED:
             self.refuse(
                 node,

@@ -19,7 +19,7 @@ from .affine import operands, product
 from .constants import concrete, run
 from .fx_nodes import label_of, op_name, origin_of
 from .importer import Importer
-from .values import Activation, Args, Constant, Shape, Shared, Weight, values_in
+from .values import Activation, Args, Constant, OfParameters, Shape, Shared, Weight, values_in
 
 
 def on_shared(importer: Importer, node: fx.Node, name: str, args: Args) -> Any:
@@ -35,12 +35,14 @@ def on_shared(importer: Importer, node: fx.Node, name: str, args: Args) -> Any:
             _selected(importer, node, args, number, result) for number, result in enumerate(results)
         ]
     shape = tuple(results.shape) if isinstance(results, torch.Tensor) else ()
-    if name not in aten.POINTWISE or not all(isinstance(size, int) for size in shape):
+    if not all(isinstance(size, int) for size in shape):
         importer.refuse(
             node,
             f"{op_name(node)} is computed of trainable parameters alone",
             "compute it of activations, or freeze the parameters with requires_grad_(False)",
         )
+    if name not in aten.POINTWISE:
+        return OfParameters(label_of(node, op_name(node)), node)
     return Shared(importer.pointwise(node, name, args, shape).name, shape)
 
 

@@ -16,9 +16,11 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from ..errors import GncompileError, TraceError
+from ..graph.fuse_pointwise import fuse_pointwise
 from ..graph.model_graph import ModelGraph, TracedModel
 from .agreement import check_agreement, computed_in
 from .aten import CREATORS, SIZES, is_known
+from .computed import WRITTEN_OUT
 from .declared_graph import declared_graph
 from .decompositions import decomposed
 from .dropout import expose_masks
@@ -34,6 +36,7 @@ from .translation import stand_in, translate
 from .trunk import cut_trunk
 from .uses import Uses
 from .values import Constant, Weight
+from .written_operators import WRITTEN
 from .written_out import written_out
 
 
@@ -81,6 +84,14 @@ _ONE_AT_A_TIME = threading.RLock()
 """``torch.export`` changes state of the whole process while it runs: threads wait for each other."""
 
 
+def _trace_part(module: nn.Module, examples: tuple[Tensor, ...]) -> TracedModel:
+    """A function that a part of a model computes, all of it as nodes."""
+    traced = _imported(_export(module, examples), module, examples, "the weight")
+    traced = traced.with_graph(fuse_pointwise(traced.graph))
+    check_agreement(module, traced, examples)
+    return traced
+
+
 def _translated(module: nn.Module, examples: tuple[Tensor, ...], name: str) -> TracedModel:
     """The module as a whole, or what follows a frozen part of it that is a trunk."""
     declared = declared_graph(module, examples, name)
@@ -94,7 +105,10 @@ def _translated(module: nn.Module, examples: tuple[Tensor, ...], name: str) -> T
         refused = error
     importer = _new_importer(program, module, examples)
     _bind_placeholders(program, module, importer)
-    cut = cut_trunk(program, importer, _tensors(program, module))
+    try:
+        cut = cut_trunk(program, importer, _tensors(program, module))
+    except TraceError as error:
+        raise TraceError(f"{refused}\n\nNor can a frozen part run as it is: {error}") from refused
     if cut is None:
         raise refused
     return cut.before(_imported(program, module, examples, name))
@@ -157,10 +171,16 @@ def _by_name(module: nn.Module, shapes: tuple[Any, ...]) -> Any:
 
 def _functional(program: ExportedProgram) -> ExportedProgram:
     """Without in-place operators; operators without a rule are decomposed once if torch knows how."""
-    operators = [n for n in program.graph.nodes if _is_operator(n)]
+    operators = [
+        n for n in program.graph.nodes if _is_operator(n) and op_name(n) not in WRITTEN_OUT
+    ]
     mutable = any(n.target._schema.is_mutable for n in operators)
+    written = {n.target: WRITTEN[n.target] for n in operators if n.target in WRITTEN}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        if written:
+            program = decomposed(program, written)
+            operators = [n for n in program.graph.nodes if _is_operator(n)]
         # Functionalising takes three times as long as the export itself: only where it changes something.
         if mutable or not all(is_known(op_name(n)) for n in operators):
             program = decomposed(program, {})
@@ -187,7 +207,7 @@ def _new_importer(
     parameters = dict(module.named_parameters(remove_duplicate=False))
     uses = Uses(program.graph, {node: parameters[target] for node, target in names.items()})
     dtype = computed_in(module, examples)
-    return Importer(GraphBuilder(dtype), batch, examples[0].device, uses)
+    return Importer(GraphBuilder(dtype), batch, examples[0].device, uses, _trace_part)
 
 
 def _check_modes(program: ExportedProgram, importer: Importer, obstacles: Obstacles) -> None:
@@ -214,7 +234,7 @@ def _check_mode(node: fx.Node, importer: Importer, active: bool) -> None:
         check_batch_norm(importer, node, known)
     elif name == "rrelu":
         check_rrelu(importer, node, bind(node))
-    elif active:
+    elif active and node.target not in WRITTEN:
         importer.refuse_known(node, name)
 
 
@@ -308,6 +328,12 @@ def _input_names(module: nn.Module) -> list[str]:
 def _check_all_used(module: nn.Module, used: Mapping[str, Tensor]) -> None:
     """Every trainable parameter must be in the graph; a silent leftover would never be trained."""
     known = {id(parameter) for parameter in used.values()}
+    empty = [n for n, p in module.named_parameters() if p.requires_grad and not p.numel()]
+    if empty:
+        raise TraceError(
+            f"the trainable parameters {', '.join(empty)} have no elements",
+            instead="give the layers features, or freeze them with requires_grad_(False)",
+        )
     unused = [
         name for name, p in module.named_parameters() if p.requires_grad and id(p) not in known
     ]

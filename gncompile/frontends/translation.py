@@ -10,7 +10,17 @@ import torch
 from torch import fx
 
 from ..errors import TraceError
-from . import affine, aten, bilinear, convolution, normalising, pooling, special, structural
+from . import (
+    affine,
+    aten,
+    bilinear,
+    computed,
+    convolution,
+    normalising,
+    pooling,
+    special,
+    structural,
+)
 from .constants import is_batch_size, on_constants, symbolic_numbers
 from .fx_nodes import bind, label_of, op_name
 from .importer import Importer
@@ -21,6 +31,7 @@ from .values import (
     Args,
     Condition,
     Constant,
+    OfParameters,
     Refused,
     Shared,
     Turned,
@@ -42,6 +53,8 @@ def translate(importer: Importer, node: fx.Node) -> None:
     elif node.target is operator.getitem:
         source, position = node.args
         found = importer.values[source]  # type: ignore[index]
+        if isinstance(found, OfParameters):
+            found = {position: replace(found, node=node)}
         whole = isinstance(found, Varying | Refused)
         importer.values[node] = _typed(node, found if whole else found[position])
     elif isinstance(node.target, torch._ops.OpOverload) and op_name(node) == aten.FEATURES:
@@ -102,6 +115,12 @@ def _operator(importer: Importer, node: fx.Node, name: str, args: Args) -> Any:
             return moved(importer, node, args)
         if turned:
             importer.refuse_mixing(node)
+    if active and any(isinstance(value, OfParameters) for value in values):
+        at = "weight" if name in aten.CONVOLUTIONS else affine.WEIGHTS.get(name)
+        rest = {key: value for key, value in args.items() if key != at}
+        args = {**args, **computed.as_rows(importer, node, rest)}
+    elif any(isinstance(value, OfParameters) for value in values):
+        return OfParameters(label_of(node, op_name(node)), node)
     if active and not (name in aten.SHAPED_AS and isinstance(args["self"], Weight | Constant)):
         return _on_activations(importer, node, name, args)
     if len(values) == 1 and isinstance(values[0], Weight):
@@ -141,6 +160,8 @@ def _on_activations(importer: Importer, node: fx.Node, name: str, args: Args) ->
         special.require_masks(importer, node)
     if name in aten.BILINEAR and len(activations_in(args)) > 1:
         return bilinear.product(importer, node, name, args, shapes[0])
+    if name == "bilinear":
+        return affine.bilinear_layer(importer, node, args, shapes[0])
     if name == "scaled_dot_product_attention":
         return bilinear.attention(importer, node, args, shapes[0])
     if name in normalising.RULES:

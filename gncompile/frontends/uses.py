@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, fx
+from torch import SymInt, Tensor, fx
 
 from . import aten
 from .fx_nodes import bind, op_name
@@ -23,9 +23,14 @@ _WEIGHTS = {
     "addmm": ("mat2", "self", True),
     "mm": ("mat2", None, True),
     "matmul": ("other", None, True),
+    "bilinear": ("weight", "bias", False),
     **{name: ("weight", "bias", name.startswith("conv_transpose")) for name in aten.CONVOLUTIONS},
 }
 """Of each product the arguments of weight and bias, and whether the weight stands there transposed."""
+
+
+_UNREAD = {*aten.CREATORS, *aten.SIZES, "embedding"}
+"""Operators that do not read a weight, or as a layer does."""
 
 
 class Uses:
@@ -37,6 +42,7 @@ class Uses:
         self._weights: dict[int, set[int]] = defaultdict(set)
         self._ways: dict[int, set[bool]] = defaultdict(set)
         self._otherwise: set[int] = set()
+        self._elsewhere: set[int] = set()
         for node in graph.nodes:
             if node.op == "call_function" and hasattr(node.target, "_schema"):
                 self._note(node)
@@ -47,8 +53,14 @@ class Uses:
         alone = self._biases[w] <= {b, None} and self._weights[b] == {w}
         return alone and b not in self._otherwise and len(self._ways[w]) == 1
 
+    def elsewhere(self, weight: Tensor) -> bool:
+        """Whether something is computed of the weight besides its products with activations."""
+        return id(weight) in self._elsewhere
+
     def _note(self, node: fx.Node) -> None:
         found = self._product(node)
+        if found is not None and not _of_samples(node):
+            self._elsewhere |= {p[0] for n in node.all_input_nodes if (p := self._parameter(n))}
         if found is not None:
             weight, transposed, bias = found
             self._ways[weight].add(transposed)
@@ -61,6 +73,8 @@ class Uses:
         for source in node.all_input_nodes:
             if (parameter := self._parameter(source)) is not None:
                 self._otherwise.add(parameter[0])
+                if op_name(node) not in _UNREAD:
+                    self._elsewhere.add(parameter[0])
 
     def _product(self, node: fx.Node) -> tuple[int, bool, int | None] | None:
         """The weight of a product, whether it stands there transposed, and the bias."""
@@ -107,3 +121,8 @@ class Uses:
 
 def _is_operator(node: fx.Node) -> bool:
     return hasattr(node.target, "_schema")
+
+
+def _of_samples(node: fx.Node) -> bool:
+    """Whether an operator's result has the batch as a dimension."""
+    return any(isinstance(size, SymInt) for size in node.meta["val"].shape)

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from ..graph.computed import Computed
+
 VALUES = "values of tensors"
 """What numbers vary on that were taken out of tensors."""
 
@@ -35,6 +37,8 @@ class Weight:
     name: str
     parameter: torch.Tensor
     transposed: bool = False
+    computed: Computed | None = None
+    """What it is computed of, where it is no parameter; ``parameter`` only has its shape then."""
 
     @property
     def trainable(self) -> bool:
@@ -55,6 +59,18 @@ class Shared:
 
     name: str
     shape: Shape
+
+
+@dataclass(frozen=True)
+class OfParameters:
+    """What ``node`` computes of parameters alone, by operators that no node of the graph stands for."""
+
+    name: str
+    node: fx.Node
+
+    @property
+    def shape(self) -> Shape:
+        return tuple(self.node.meta["val"].shape)
 
 
 @dataclass(frozen=True)
@@ -116,7 +132,9 @@ class Refused:
     """The result of an operator that was refused: what reads it is not looked at any more."""
 
 
-Value = Activation | Weight | Shared | Constant | Turned | Condition | Varying | Refused
+Value = (
+    Activation | Weight | Shared | OfParameters | Constant | Turned | Condition | Varying | Refused
+)
 
 
 def values_in(args: Any) -> Iterator[Value]:

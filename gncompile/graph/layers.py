@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import InternalError
+from .computed import Computed
 from .nodes import Node, Op
 
 
@@ -24,7 +25,8 @@ class LayerOp(Op):
     """A use of the parameter ``weight``, and ``bias``; ``layer`` is the module path (``"encoder.0"``).
 
     ``trainable`` is False for a frozen parameter: curvature passes through the node, but it has no factors.
-    ``bias_trainable`` decides whether the factors use the homogeneous coordinate ``[x, 1]``.
+    ``bias_trainable`` decides whether the factors use the homogeneous coordinate ``[x, 1]``. A weight that is
+    ``computed`` of parameters is no parameter itself.
     """
 
     layer: str
@@ -32,11 +34,18 @@ class LayerOp(Op):
     bias: str | None = None
     trainable: bool = True
     bias_trainable: bool = True
+    computed: Computed | None = field(default=None, kw_only=True, hash=False, repr=False)
 
     @property
     def homogeneous(self) -> bool:
         """Whether the bias is trained together with the weight as ``W̄ = [W, b]``."""
         return self.bias is not None and self.trainable and self.bias_trainable
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the parameters that the node is made of."""
+        weights = (self.weight,) if self.computed is None else self.computed.parameters
+        return weights if self.bias is None else (*weights, self.bias)
 
     def matrix(self, size: int, sizes: list[int]) -> tuple[int, int]:
         """Rows and columns of W as it lies in memory, for a node of ``size`` features from ``sizes``."""
@@ -82,6 +91,7 @@ class Affine(LayerOp):
         return self.places
 
     def apply(self, weight: Tensor, bias: Tensor | None, *inputs: Tensor) -> Tensor:
+        weight = weight.flatten(1)  # of a bilinear layer [out, in, in]
         y = self.input_rows(*inputs) @ (weight if self.transposed else weight.mT)
         return (y if bias is None else y + bias).flatten(1)
 
@@ -145,6 +155,7 @@ class Layer:
     flipped: bool
     uses: tuple[Node, ...]
     mirror: Layer | None = None
+    first_order: bool = False
 
     @property
     def homogeneous(self) -> bool:
@@ -167,7 +178,7 @@ class Layer:
     @property
     def vector(self) -> bool:
         """Whether this is a trainable vector, whose Gauss-Newton block has no second factor."""
-        return isinstance(self.uses[0].op, Parameter)
+        return self.first_order or isinstance(self.uses[0].op, Parameter)
 
     @property
     def diagonal(self) -> bool:
@@ -206,17 +217,40 @@ class Layer:
 
 
 def layers_of(
-    nodes: Iterable[Node], sizes: dict[str, int], trainable: bool = True
+    nodes: Iterable[Node], sizes: dict[str, int], trainable: bool = True, computed: bool = False
 ) -> dict[str, Layer]:
     """The trainable or frozen layers by name, in the order of their first uses; ``sizes`` of all nodes.
 
-    Raises :class:`~gncompile.errors.InternalError` where uses of one layer disagree.
+    With ``computed`` those whose weights are no parameters. Raises
+    :class:`~gncompile.errors.InternalError` where uses of one layer disagree.
     """
     uses: dict[str, list[Node]] = {}
+    wanted = trainable, computed
     for node in nodes:
-        if isinstance(node.op, LayerOp) and node.op.trainable is trainable:
-            uses.setdefault(node.op.layer, []).append(node)
+        op = node.op
+        if isinstance(op, LayerOp) and (op.trainable, op.computed is not None) == wanted:
+            uses.setdefault(op.layer, []).append(node)
     return {name: _layer(name, tuple(found), sizes) for name, found in uses.items()}
+
+
+def vectors_of(nodes: Iterable[Node]) -> dict[str, Layer]:
+    """The parameters that weights are computed of, as vectors by name: W̄ is ``[size, 1]``.
+
+    Their uses are all nodes that they meet, in weights or by themselves.
+    """
+    uses = [node for node in nodes if isinstance(node.op, LayerOp)]
+    sizes: dict[str, int] = {}
+    for node in uses:
+        if isinstance(node.op, LayerOp) and node.op.computed is not None:
+            sizes |= {name: made.size for name, made in node.op.computed.inputs.items()}
+    return {
+        name: Layer(
+            name, name, None, size, 1, 1, False,
+            tuple(n for n in uses if isinstance(n.op, LayerOp) and name in n.op.parameters),
+            first_order=True,
+        )
+        for name, size in sizes.items()
+    }  # fmt: skip
 
 
 def _layer(name: str, uses: tuple[Node, ...], sizes: dict[str, int]) -> Layer:
@@ -229,7 +263,8 @@ def _layer(name: str, uses: tuple[Node, ...], sizes: dict[str, int]) -> Layer:
             f"the uses of layer {name!r} disagree: shapes {shapes}, biases {biases}"
         )
     ((rows, columns),) = shapes
-    flipped = all(op.reversed for op in ops)
+    # a gradient that goes on to parameters is made as the weight lies in memory
+    flipped = all(op.reversed for op in ops) and ops[0].computed is None
     if flipped:
         rows, columns = columns, rows
     places = Counter[bool]()

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 import networkx as nx
 
 from ..errors import InternalError
-from .layers import Layer, layers_of
+from .layers import Layer, layers_of, vectors_of
 from .nodes import Input, Node, Output, Pointwise, describe
 
 if TYPE_CHECKING:
@@ -101,13 +101,33 @@ class ModelGraph:
 
     @cached_property
     def layers(self) -> dict[str, Layer]:
-        """Trainable layers by name, in the topological order of their first uses."""
-        return layers_of(self, {node.name: node.size for node in self})
+        """Trainable layers that have curvature factors, by name, in the topological order of first uses."""
+        found = layers_of(self, self._sizes)
+        return {name: layer for name, layer in found.items() if name not in self.first_order}
+
+    @cached_property
+    def computed(self) -> dict[str, Layer]:
+        """Layers whose weight is computed of parameters, by name."""
+        return layers_of(self, self._sizes, computed=True)
+
+    @cached_property
+    def first_order(self) -> dict[str, Layer]:
+        """The parameters that weights are computed of, which a first-order rule trains, by name."""
+        return vectors_of(self)
+
+    @cached_property
+    def trained(self) -> dict[str, Layer]:
+        """All that is trained: the layers with factors, then the parameters without."""
+        return {**self.layers, **self.first_order}
 
     @cached_property
     def frozen(self) -> dict[str, Layer]:
         """Layers whose weight is not trained, by name."""
-        return layers_of(self, {node.name: node.size for node in self}, trainable=False)
+        return layers_of(self, self._sizes, trainable=False)
+
+    @cached_property
+    def _sizes(self) -> dict[str, int]:
+        return {node.name: node.size for node in self}
 
     def consumers(self, name: str) -> list[Node]:
         """Nodes that read ``name``, in topological order, each once."""

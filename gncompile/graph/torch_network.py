@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,8 +25,9 @@ from ..losses.vocabulary import (
     SumLoss,
 )
 from ..losses.weighting import output_shape
+from .computed import Computed
 from .layers import LayerOp
-from .model_graph import TracedModel
+from .model_graph import ModelGraph, TracedModel
 from .nodes import FixedLinear, Input, Node, Output, Pointwise, Select
 
 
@@ -73,9 +74,14 @@ class Network:
             case Input(position):
                 return inputs[position]
             case LayerOp(_, weight, bias):
-                h = node.op.apply(
-                    parameters[weight], None if bias is None else parameters[bias], *x
+                w = (
+                    self._computed(node.op.computed, parameters)
+                    if node.op.computed
+                    else parameters[weight]
                 )
+                shape = node.op.matrix(node.size, [each.shape[1] for each in x])
+                w = w.reshape(shape) if node.op.computed else w
+                h = node.op.apply(w, None if bias is None else parameters[bias], *x)
                 return h.expand(len(inputs[0]), -1)
             case FixedLinear(matrix, before, after):
                 a = constants[matrix]
@@ -91,6 +97,13 @@ class Network:
             case Output():
                 return x[0]
         return node.op.plain(*x)
+
+    def _computed(self, computed: Computed, parameters: Mapping[str, Tensor]) -> Tensor:
+        """A weight that is computed of parameters, which are the one sample of a network."""
+        graph = ModelGraph(list(computed.nodes))
+        network = Network(replace(self.traced, graph=graph, trunk=None))
+        sample = tuple(parameters[name].reshape(1, -1) for name in computed.parameters)
+        return network({}, sample)[0]
 
 
 def flat_output(z: Any) -> Tensor:

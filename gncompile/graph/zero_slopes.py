@@ -31,7 +31,7 @@ def require_slopes(graph: ModelGraph, traced: ModelGraph | None = None) -> None:
     With ``traced``, the graph that this one was composed from, also for its layers that are gone: in one
     expression their slopes have cancelled.
     """
-    if traced is not None and (gone := [x for x in traced.layers if x not in graph.layers]):
+    if traced is not None and (gone := [x for x in traced.trained if x not in graph.trained]):
         raise no_gradient(traced, gone)
     reached = {graph.output.name}
     for node in reversed(list(graph)):
@@ -39,7 +39,7 @@ def require_slopes(graph: ModelGraph, traced: ModelGraph | None = None) -> None:
             reached.update(x for i, x in enumerate(node.inputs) if not is_flat(node, i))
     dead = [
         name
-        for name, layer in graph.layers.items()
+        for name, layer in graph.trained.items()
         if not any(node.name in reached for node in layer.uses)
     ]
     if dead:
@@ -51,8 +51,8 @@ def no_gradient(graph: ModelGraph, layers: Collection[str]) -> CompileError:
     parameters: list[str] = []
     cuts: dict[str, Node] = {}
     for layer in layers:
-        parameters += graph.layers[layer].parameters
-        for use in graph.layers[layer].uses:
+        parameters += graph.trained[layer].parameters
+        for use in graph.trained[layer].uses:
             cuts |= {node.name: node for node in _cuts(graph, use)}
     shown = [f"{describe(node)}, at {node.origin}" for node in cuts.values()]
     rest = len(shown) - SHOWN

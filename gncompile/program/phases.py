@@ -93,6 +93,7 @@ _BEGIN = (
     Phase("guard", sees=("gradient",)),
     Phase("compare", Stage.COMPARISON, ("gradient",), lambda now: now.comparison),
     Phase("damping_begin", Stage.COMPARISON, when=lambda now: now.factor_damping),
+    Phase("first_order", Stage.KEEPING, ("gradient",)),
 )
 
 _END = (

@@ -93,7 +93,7 @@ class ReferenceStep:
                 first = self.dims["N"] - self.dims["F"] if rows == "F" else 0
                 return v[0].narrow(specs[0].samples_axis, first, self.dims[str(rows)])
             case ir.Repeat(rows, size):
-                return v[0].expand(self.dims[str(rows)], size).clone()
+                return v[0].expand(rows if isinstance(rows, int) else self.dims[rows], size).clone()
             case ir.Columns(first):
                 return columns(v, self.column_start - first, self.dims["S"])
             case ir.DiagonalMoment():

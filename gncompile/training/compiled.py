@@ -45,13 +45,13 @@ class Compiled:
 
     def trained(self) -> dict[str, Tensor]:
         """The parameters that are updated, by name, in graph order."""
-        layers = self.traced.graph.layers.values()
+        layers = self.traced.graph.trained.values()
         names = [name for layer in layers for name in layer.parameters]
         return {name: self.traced.parameters[name].detach() for name in names}
 
     def split(self, by_layer: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Values shaped like ``W̄ = [W, b]`` by layer, in the parameters' shapes by their names."""
-        layers = self.traced.graph.layers
+        layers = self.traced.graph.trained
         parts: dict[str, Tensor] = {}
         for name, value in by_layer.items():
             parts |= layers[name].split(value)
@@ -74,7 +74,7 @@ class Compiled:
                 )
         zeros = {name: torch.zeros_like(p) for name, p in trained.items()}
         given = {**zeros, **by_parameter}
-        return {name: x.joined(given) for name, x in self.traced.graph.layers.items()}
+        return {name: x.joined(given) for name, x in self.traced.graph.trained.items()}
 
     # --- What the last phases found -------------------------------------------------------------------
 

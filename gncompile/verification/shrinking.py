@@ -45,7 +45,8 @@ def shrink(
 
 def _can_shrink(node: Node) -> bool:
     """Whether the node's features can be left out one by one: not of a layer at several places."""
-    alone = type(node.op) is Affine and node.op.places == 1 and not node.op.transposed
+    alone = isinstance(node.op, Affine) and node.op.places == 1 and not node.op.transposed
+    alone = alone and isinstance(node.op, Affine) and node.op.computed is None
     alone = alone or (isinstance(node.op, FixedLinear) and node.op.copies == 1)
     return alone or isinstance(node.op, Input | Select | Pointwise | Output)
 

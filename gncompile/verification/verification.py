@@ -96,7 +96,7 @@ def verify(
         *problem.tangents(),
         *problem.quadratic(),
     ]
-    places = {layer: place for place, layer in enumerate(["", *traced.graph.layers])}
+    places = {layer: place for place, layer in enumerate(["", *traced.graph.trained])}
     checks.sort(key=lambda check: places[check.layer])
     return VerifyReport(traced.name, seed, _sizes(traced.graph, small.graph), tuple(checks))
 
@@ -177,7 +177,7 @@ class Problem:
         plain = grad(lambda p: single._value(p, tuple(x.float() for x in flat), _float32(y)))
         by_torch = plain(single._trained())
         checks = []
-        for layer, record in self.graph.layers.items():
+        for layer, record in self.graph.trained.items():
             expected = record.joined(wanted)
             found = _error(executable.result(f"grad.{layer}"), expected)
             checks.append(Check(layer, "gradient, full size", "the module under autograd", found))
@@ -208,7 +208,7 @@ class Problem:
         slopes = grad(lambda parameters: self._value(parameters, inputs, y))(trained)
         reference = "its torch module" if self.loss_module else "its formula in torch"
         checks = [Check("", "loss", reference, _error(executable.result("loss"), expected))]
-        for layer, record in self.graph.layers.items():
+        for layer, record in self.graph.trained.items():
             found, wanted = executable.result(f"grad.{layer}"), record.joined(slopes)
             checks.append(Check(layer, "gradient", "torch.func.grad", _error(found, wanted)))
         return checks
@@ -237,7 +237,7 @@ class Problem:
         inputs, y = self.batch(SAMPLES)
         executable = self._executable(tangent_program(self.graph))
         checks = []
-        for layer, record in self.graph.layers.items():
+        for layer, record in self.graph.trained.items():
             direction = self._direction(record)
             self._set_direction(executable, direction)
             self._load(executable, inputs, y, "gradient", "quadratic")
@@ -251,7 +251,7 @@ class Problem:
         inputs, y = self.batch(SAMPLES)
         settings = Settings()
         executable = self._executable(quadratic_program(self.graph, self.loss, settings, 1))
-        direction = self._direction(*self.graph.layers.values())
+        direction = self._direction(*self.graph.trained.values())
         self._set_direction(executable, direction)
         self._load(executable, inputs, y, "gradient", "quadratic")
         r, curvature = self._tangent(inputs, direction), self._output_hessians(inputs, y)
@@ -316,7 +316,7 @@ class Problem:
     # --- parameters by name and by layer --------------------------------------------------------------
 
     def _trained(self) -> dict[str, Tensor]:
-        names = [name for layer in self.graph.layers.values() for name in layer.parameters]
+        names = [name for layer in self.graph.trained.values() for name in layer.parameters]
         return {name: self.traced.parameters[name] for name in names}
 
     def _direction(self, *layers: Layer) -> dict[str, Tensor]:
@@ -327,7 +327,7 @@ class Problem:
         return direction
 
     def _set_direction(self, executable: Executable, direction: Mapping[str, Tensor]) -> None:
-        for name, layer in self.graph.layers.items():
+        for name, layer in self.graph.trained.items():
             executable.memory.states[f"direction0.{name}"].copy_(layer.joined(direction))
 
     # --- compiled programs ----------------------------------------------------------------------------

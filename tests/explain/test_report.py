@@ -520,6 +520,22 @@ def test_a_trainer_reports(tmp_path: Path) -> None:
     assert "my net" in trainer.report_latex(tmp_path / "x.tex", "my net").read_text()
 
 
+def test_a_recurrence_and_a_computed_weight_have_reports(tmp_path: Path) -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.recurrent = nn.GRU(3, 2, batch_first=True)
+            self.out = nn.utils.parametrizations.weight_norm(nn.Linear(2, 1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.recurrent(x)[0][:, -1])
+
+    trainer = compile_model(Network(), "mse", torch.randn(4, 2, 3), tune="off")
+    trainer.report(tmp_path / "report")
+    pages = "".join(page.read_text() for page in (tmp_path / "report").glob("*.html"))
+    assert "out.parametrizations.weight.original1, of first order" in pages
+
+
 def test_explain_writes_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = curves_model(tmp_path, 9, 4, 16, loss="bce_with_logits")
     out, article = tmp_path / "out", tmp_path / "small.tex"

@@ -132,12 +132,6 @@ def test_recurrent_function() -> None:
     refused(module, "lstm cannot be compiled: it is unrolled only as a module", shape=(5, 3))
 
 
-def test_large_computed_weight() -> None:
-    module = Function(lambda self, h: functional.linear(h, self.w.sin()))  # type: ignore[operator]
-    module.w = nn.Parameter(torch.randn(2000, 4))
-    refused(module, "that is computed of trainable parameters", "at most 4,096 entries")
-
-
 # modes
 
 
@@ -162,9 +156,32 @@ class Tied(nn.Module):
         return self.second(torch.tanh(self.first(x)))
 
 
-def test_reparametrised_weight() -> None:
-    module = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
-    refused(module, "weight_norm_interface is computed of trainable parameters alone", "freeze")
+def test_lookups_without_a_rule() -> None:
+    class Looked(nn.Module):
+        def __init__(self, table: nn.Module) -> None:
+            super().__init__()
+            self.table = table
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.table(x).flatten(1)
+
+    x = torch.arange(6).view(2, 3)
+    with pytest.raises(TraceError, match=r"embedding_bag cannot[\s\S]*embedding\(x\).mean\(1\)"):
+        trace(Looked(nn.EmbeddingBag(9, 4)), x)
+    with pytest.raises(TraceError, match=r"max_norm rescales rows[\s\S]*functional.normalize"):
+        trace(Looked(nn.Embedding(9, 4, max_norm=1.0)), x)
+    module = Function(lambda self, h: h.gather(1, (h > 0).long()))
+    refused(module, "gather cannot be compiled: which features it takes depends", "torch.where")
+
+
+def test_parameters_without_elements() -> None:
+    module = nn.Sequential(nn.Linear(4, 0), nn.Linear(0, 2))
+    refused(module, "0.weight, 0.bias, 1.weight have no elements", "give the layers features")
+
+
+def test_weight_computed_by_what_has_no_rule() -> None:
+    module = nn.utils.parametrizations.orthogonal(nn.Linear(4, 4))
+    refused(module, "is computed of trainable parameters by what has no rule", "freeze")
 
 
 def test_unused_parameters_are_named_together() -> None:

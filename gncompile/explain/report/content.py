@@ -11,7 +11,8 @@ from ...graph.model_graph import ModelGraph
 from ...graph.nodes import Input, Node, Output, Pointwise, Select
 from ...losses.loss_types import SoftmaxCrossEntropy
 from ..formulas import Equation
-from ..readback import METHODS, Row, in_units
+from ..methods import METHODS
+from ..readback import Row, in_units
 from .blocks import (
     Block,
     Cell,
@@ -72,7 +73,7 @@ def overview(views: Views) -> Page:
 
 def _head(views: Views) -> Iterator[tuple[str, Cell]]:
     read = views.read
-    layers = count(len(read.graph.layers), "trainable layer")
+    layers = count(len(read.graph.trained), "trainable layer")
     yield "network", f"{layers}, {read.parameter_count:,} trained parameters"
     yield "loss", [Link(read.loss.name), f": {read.loss.scale}"]
     yield from read.method_lines()
@@ -95,7 +96,7 @@ def _node_rows(views: Views) -> Iterator[list[Cell]]:
 
 
 def _by_layer(views: Views, rows: list[Row]) -> Iterator[list[Cell]]:
-    layers = views.read.graph.layers
+    layers = views.read.graph.trained
     for row in rows:
         first = Link(row[0], layers[row[0]].node) if row[0] in layers else row[0]
         yield [first, *row[1:]]
@@ -177,10 +178,13 @@ def _facts(views: Views, node: Node) -> Iterator[tuple[str, Cell]]:
 def _layer_facts(views: Views, node: Node) -> Iterator[tuple[str, Cell]]:
     read = views.read
     assert isinstance(node.op, LayerOp)
-    if node.op.layer not in read.graph.layers:
+    if node.op.computed is not None:
+        yield "weight", f"computed of {', '.join(node.op.computed.parameters)}, of first order"
+        return
+    if node.op.layer not in read.graph.trained:
         yield "training", "frozen: curvature passes through, there are no factors"
         return
-    name, layer = node.op.layer, read.graph.layers[node.op.layer]
+    name, layer = node.op.layer, read.graph.trained[node.op.layer]
     flops, traffic = in_units(read.mean_cost(name))
     yield "computes", f"{read.layer_text(layer)}, {read.parameters(layer):,} parameters"
     q, g = (read.factor_text(kind, name) for kind in "QG")

@@ -48,7 +48,7 @@ class Views:
     @cached_property
     def owners(self) -> dict[str, str]:
         """For every instruction the node it is shown with; ``""`` for what the nodes share."""
-        layers = {name: layer.node.name for name, layer in self.read.graph.layers.items()}
+        layers = {name: layer.node.name for name, layer in self.read.graph.trained.items()}
         work = (i for i in self.read.program if not isinstance(i.op, ir.Leaf))
         return {i.name: i.origin.node or layers.get(i.origin.layer, "") for i in work}
 
@@ -91,9 +91,10 @@ class Views:
 
     def stored(self, node: Node) -> str:
         """The forward value: its name, its bytes, and whether something outside the forward pass reads it."""
-        if node.name not in self.read.program.nodes:  # an input without features, say
-            return "nothing: no instruction reads it"
-        value = self.read.program[self.read.program.nodes[node.name]]
+        name = self.read.program.nodes.get(node.name)
+        if name is None:  # zeros that a recurrence begins with, say
+            return "nothing: what follows does not read it"
+        value = self.read.program[name]
         size = self.read.costs.elements(value.spec) * self.read.itemsize
         readers = [i for i in self.read.program.readers[value.name] if i.origin.role != "forward"]
         phases = list(
