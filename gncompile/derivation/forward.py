@@ -79,8 +79,7 @@ class Forward:
                 views[name] = value
                 continue
             with self.work_for(name):
-                view = self.builder.emit(ir.Share(rows), value, name=f"{value.name}_{rows}")
-            views[name] = view
+                views[name] = self.builder.emit(ir.Share(rows), value, name=f"{value.name}_{rows}")
         return Forward(self.builder, self.graph, views, f"_{rows}", rows)
 
     @property
@@ -105,8 +104,7 @@ class Forward:
         """A value with a row for every sample: what all samples share is repeated."""
         if has_rows(value):
             return value
-        repeat = ir.Repeat(self.rows, value.width)
-        return self.builder.emit(repeat, value, name=f"{value.name}_rows")
+        return self.builder.emit(ir.Repeat(self.rows, value.width), value, name=f"{value.name}_rows")
 
     def rule(self, node: Node) -> NodeRule:
         """The rule of a node in this pass."""
@@ -162,11 +160,9 @@ class Forward:
 
     def moved_by(self, layers: Collection[str]) -> frozenset[str]:
         """Names of nodes that move with one of these layers: a slope other than zero leads to them."""
-
-        def uses(node: Node) -> bool:
-            return isinstance(node.op, LayerOp) and node.op.trainable and node.op.layer in layers
-
-        return self._moved(uses)
+        return self._moved(
+            lambda node: isinstance(node.op, LayerOp) and node.op.trainable and node.op.layer in layers
+        )
 
     @property
     def moved_by_inputs(self) -> frozenset[str]:
