@@ -104,7 +104,9 @@ class Forward:
         """A value with a row for every sample: what all samples share is repeated."""
         if has_rows(value):
             return value
-        return self.builder.emit(ir.Repeat(self.rows, value.width), value, name=f"{value.name}_rows")
+        return self.builder.emit(
+            ir.Repeat(self.rows, value.width), value, name=f"{value.name}_rows"
+        )
 
     def rule(self, node: Node) -> NodeRule:
         """The rule of a node in this pass."""
@@ -161,7 +163,9 @@ class Forward:
     def moved_by(self, layers: Collection[str]) -> frozenset[str]:
         """Names of nodes that move with one of these layers: a slope other than zero leads to them."""
         return self._moved(
-            lambda node: isinstance(node.op, LayerOp) and node.op.trainable and node.op.layer in layers
+            lambda node: (
+                isinstance(node.op, LayerOp) and node.op.trainable and node.op.layer in layers
+            )
         )
 
     @property
