@@ -73,13 +73,12 @@ class Forward:
 
     def share(self, rows: specs.Dim) -> Forward:
         """The same pass seen on a share of the batch: views, nothing is computed again."""
-        views: dict[str, Value] = {}
+        views = dict(self.values)
         for name, value in self.values.items():
-            if not has_rows(value):
-                views[name] = value
-                continue
-            with self.work_for(name):
-                views[name] = self.builder.emit(ir.Share(rows), value, name=f"{value.name}_{rows}")
+            if has_rows(value):
+                with self.work_for(name):
+                    view = self.builder.emit(ir.Share(rows), value, name=f"{value.name}_{rows}")
+                views[name] = view
         return Forward(self.builder, self.graph, views, f"_{rows}", rows)
 
     @property
@@ -104,9 +103,8 @@ class Forward:
         """A value with a row for every sample: what all samples share is repeated."""
         if has_rows(value):
             return value
-        return self.builder.emit(
-            ir.Repeat(self.rows, value.width), value, name=f"{value.name}_rows"
-        )
+        repeat = ir.Repeat(self.rows, value.width)
+        return self.builder.emit(repeat, value, name=f"{value.name}_rows")
 
     def rule(self, node: Node) -> NodeRule:
         """The rule of a node in this pass."""
@@ -162,11 +160,11 @@ class Forward:
 
     def moved_by(self, layers: Collection[str]) -> frozenset[str]:
         """Names of nodes that move with one of these layers: a slope other than zero leads to them."""
-        return self._moved(
-            lambda node: (
-                isinstance(node.op, LayerOp) and node.op.trainable and node.op.layer in layers
-            )
-        )
+
+        def uses(node: Node) -> bool:
+            return isinstance(node.op, LayerOp) and node.op.trainable and node.op.layer in layers
+
+        return self._moved(uses)
 
     @property
     def moved_by_inputs(self) -> frozenset[str]:
@@ -241,9 +239,7 @@ class LinearRule(NodeRule[Kind]):
 _RULES: dict[type[Op], type[NodeRule[Any]]] = {}
 
 
-def node_rule(
-    kind: type[Op],
-) -> Callable[[type[NodeRule[Any]]], type[NodeRule[Any]]]:
+def node_rule(kind: type[Op]) -> Callable[[type[NodeRule[Any]]], type[NodeRule[Any]]]:
     """Declare the rule of a kind of node, as a decorator of its class; once for each kind."""
 
     def declare(rule: type[NodeRule[Any]]) -> type[NodeRule[Any]]:
