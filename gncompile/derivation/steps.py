@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import sympy
 
@@ -15,6 +15,9 @@ from .lengths import allowed_length, note_length
 from .loss_rules import LossRules
 from .optimiser import CHOSEN, Optimiser
 from .propagation import push_forward
+
+MOST_APART = 32
+"""Step sizes of layers at most: each costs an R-operator, every two a product. Neighbours share one beyond."""
 
 a, b, c, d = sympy.symbols("a b c d", real=True)
 
@@ -31,7 +34,7 @@ def quadratic(
     """Step sizes c from the full Gauss-Newton quadratic ``bᵀc + ½ cᵀMc`` [MG §7], by R-operator.
 
     One for the direction Δ, one for the part of it that a first-order rule makes if there is such, and one
-    for the last step δ; ``by_layer`` one for each layer's part of Δ.
+    for the last step δ; ``by_layer`` one for each layer's part of Δ, or in deep networks that of neighbours.
     Block-diagonal preconditioning lets all layers answer the same error at once; joint step sizes for
     the layers undo that.
 
@@ -41,7 +44,7 @@ def quadratic(
     """
     layers = optimiser.forward.graph.layers
     apart = [int(bool(layers) and layer not in layers) for layer in deltas]  # of first order
-    groups = tuple(range(len(deltas))) if by_layer else tuple(apart)
+    groups = _by_layer(apart) if by_layer else tuple(apart)
     directions: list[dict[str, Value]] = [{} for _ in range(max(groups) + 1)]
     for group, (layer, delta) in zip(groups, deltas.items(), strict=True):
         directions[group][layer] = delta
@@ -56,6 +59,14 @@ def quadratic(
         leads = {a: optimiser.scalar(LEADS)}
         bounds.append(optimiser.builder.pointwise(1 - a, leads, name="largest_momentum"))
     optimiser.builder.emit(op, *upper, *rhs, *bounds, into=optimiser.sizes, name="step_sizes_now")
+
+
+def _by_layer(apart: Sequence[int]) -> tuple[int, ...]:
+    """A group for each layer, or for neighbours of the same kind where they are more than the most."""
+    count = len(apart)
+    places = [(k * min(count, MOST_APART) // count, kind) for k, kind in enumerate(apart)]
+    numbers = {place: number for number, place in enumerate(dict.fromkeys(places))}
+    return tuple(numbers[place] for place in places)
 
 
 def model(

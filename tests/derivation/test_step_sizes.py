@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gncompile.derivation import steps
 from gncompile.runtime import linalg
 
 
@@ -133,3 +134,17 @@ def test_without_a_slope_there_is_no_step() -> None:
     for usual in (0.0, 1e-300):
         found = chosen(zero, zero[0], usual=usual, growth=2.0)
         assert all(not value.any() for value in found.values())
+
+
+@pytest.mark.parametrize("layers", [1, steps.MOST_APART, steps.MOST_APART + 1, 100])
+def test_layers_share_a_step_size_only_where_there_are_many(layers: int) -> None:
+    groups = steps._by_layer([0] * layers)
+    assert sorted(set(groups)) == list(range(min(layers, steps.MOST_APART)))
+    assert list(groups) == sorted(groups)
+
+
+def test_parts_of_first_order_share_no_step_size_with_others() -> None:
+    apart = [0] * 50 + [1] * 3
+    groups = steps._by_layer(apart)
+    assert not set(groups[:50]) & set(groups[50:])
+    assert set(groups) == set(range(max(groups) + 1))
