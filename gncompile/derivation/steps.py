@@ -17,7 +17,7 @@ from .optimiser import CHOSEN, Optimiser
 from .propagation import push_forward
 
 MOST_APART = 32
-"""Step sizes of layers at most: each costs an R-operator, every two a product. Neighbours share one beyond."""
+"""Step sizes of layers at most: each costs an R-operator, two of them a product. Others share a neighbour's."""
 
 a, b, c, d = sympy.symbols("a b c d", real=True)
 
