@@ -17,7 +17,7 @@ from .optimiser import CHOSEN, Optimiser
 from .propagation import push_forward
 
 MOST_APART = 32
-"""Step sizes of layers at most: each costs an R-operator, two of them a product. Others share a neighbour's."""
+"""Step sizes of layers at most: each costs an R-operator, two of them a product. Beyond, neighbours share."""
 
 a, b, c, d = sympy.symbols("a b c d", real=True)
 
