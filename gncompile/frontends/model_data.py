@@ -83,14 +83,14 @@ def _misfit(file: ModelFile, part: str, y: Any, error: BatchError) -> str:
     """Why the loss cannot take these targets, in terms of the model file."""
     values: Tensor = tensors_of(y)[0]
     kind = "labels" if not values.is_floating_point() else f"{values.shape[1]} numbers a sample"
-    first = str(error).split("\n  what to do:")[0]
+    first = str(error).split("\n  where:")[0].split("\n  what to do:")[0]
     whole = values.is_floating_point() and values.shape[1] == 1
     whole = whole and bool((values == values.round()).all())
-    labels = 'target = "label" in [data], if these are class numbers; or ' if whole else ""
+    labels = 'write target = "label" in [data], if these are class numbers; or ' if whole else ""
     return message(
         f"the loss cannot take the {part} targets, {kind}, of a network with {file.output_size} outputs\n"
         + first,
         where=str(file.path),
         instead=f"{labels}change the last of layers, or the last node, in [network], to "
-        f"{file.outputs_wanted}; target or targets in [data]; or [loss]",
+        f"{file.outputs_wanted}; or change target or targets in [data], or [loss]",
     )

@@ -169,6 +169,10 @@ def _explain(problem: dict[str, Any]) -> str:
         return f"{_dotted(location)}.op: unknown operation {shown(tag)}. {hint}"
     expected = problem["msg"].removeprefix("Input should be ")
     expected = _IN_TOML.get(expected, expected)
+    if location == ("training", "early_stop"):
+        expected = "a number of validations, a table, or false"
+    elif len(location) == 1:
+        expected = f"a section, [{location[0]}]"
     return (
         f"wrong value for {_dotted(location)!r}\n{expected_got(expected, _short(problem['input']))}"
     )

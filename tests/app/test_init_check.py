@@ -265,6 +265,8 @@ def test_all_mistakes_of_several_kinds(tmp_path: Path) -> None:
         ('[training]\nmetrics = ["accuracy"]\n', "is for one cross-entropy or binary loss"),
         ('loss = "mse"\n', "loss is a section of its own: write [loss]"),
         ('[training]\nseed = "1"\n', "expected: a whole number"),
+        ("[training]\nearly_stop = true\n", "expected: a number of validations, a table, or false"),
+        ("[[training]]\nepochs = 3\n", "expected: a section, [training]"),
     ],
 )
 def test_mistakes_are_found_without_training(
