@@ -15,6 +15,7 @@ from ..frontends.model_data import load_data
 from ..frontends.model_file import ModelFile, load_model_file
 from ..losses.targets import tensors_of
 from ..losses.vocabulary import resolve_loss
+from ..training.metrics import resolve_metrics
 from .output_bias import set_output_bias
 from .training_run import compile_file, trainer_options
 
@@ -57,7 +58,9 @@ def _check_options(file: ModelFile) -> None:
     try:
         Settings.from_options(method=file.training.method, **options)
     except GncompileError as error:
-        raise ModelFileError(str(error), where=f"[training.options] of {file.path}") from None
+        raise ModelFileError(
+            str(error), where=f"[training], and its options, of {file.path}"
+        ) from None
 
 
 def _check_extras(file: ModelFile) -> None:
@@ -80,6 +83,7 @@ def _compiled(file: ModelFile) -> Trainer:
     trainer = compile_file(file, tune="cached" if tune in ("quick", "full") else tune)
     if file.training.output_bias == "mean":
         set_output_bias(file, trainer.model, file.split.train_y)
+    resolve_metrics(file.training.metrics, trainer.compiled.loss)  # which the training would refuse
     return trainer
 
 

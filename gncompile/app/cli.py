@@ -17,7 +17,7 @@ from rich.console import Console
 from ..errors import GncompileError, InternalError, visible
 from .command_errors import explained
 from .command_list import Commands
-from .interrupts import sigterm_interrupts
+from .interrupts import Stopped, sigterm_interrupts, was_interrupt
 from .run_commands import RunPath, evaluate, predict
 
 if TYPE_CHECKING:
@@ -56,7 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
         with warnings.catch_warnings(), sigterm_interrupts():
             warnings.showwarning = _warn  # type: ignore[assignment]
             app(arguments, prog_name="gncompile")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if not was_interrupt(stop):
+            raise
         _complain("interrupted")
         return 130
     except Exception as error:
@@ -377,8 +379,6 @@ def env() -> None:
 
 def _finish(run: TrainingRun) -> None:
     """Train, and say where the results are or how to go on."""
-    from .interrupts import Stopped
-
     try:
         run.train()
     except Stopped:

@@ -13,10 +13,10 @@ import numpy as np
 from ..base.files import atomic_write
 from ..base.tables import count
 from ..base.untrusted import shown, slug
-from ..data.data_files import ARCHIVES
+from ..data.data_files import ARCHIVES, Missing
 from ..data.table import Array, Table
 from ..data.tables import TABLES, read_table
-from ..errors import DataError, GncompileError
+from ..errors import DataError, GncompileError, visible
 from ..frontends.network_schema import HIDDEN
 from ..frontends.training_schema import EPOCHS, PATIENCE
 
@@ -167,15 +167,17 @@ def guess_table(table: Table, target: str | None = None) -> Guess:
     inputs = [name for name in usable if name != target]
     ignored = [name for name in inputs if table.is_text(name) and is_identifier(table, name)]
     inputs = [name for name in inputs if name not in ignored]
+    more = ", …" if len(inputs) > 5 else ""
     lines = [
         f"targets = {listed([target])}  # {what}",
         f'target = "{"label" if classes else "value"}"',
-        f"# inputs = {listed(inputs[:5])}  # by default all others: {count(len(inputs), 'column')}",
+        f"# inputs = {listed(inputs[:5])}{more}  # by default all others: {count(len(inputs), 'column')}",
     ]
     if ignored or table.refused:
         lines.append(
             f"ignore = {listed([*ignored, *table.refused])}  # identifiers, dates, mixed columns"
         )
+        lines += [why(error) for error in table.refused.values()]
     texts = [name for name in inputs if table.is_text(name)]
     if texts:
         lines.append(f"# categories, embedded: {', '.join(map(in_toml, texts))}")
@@ -229,16 +231,26 @@ def is_identifier(table: Table, name: str) -> bool:
     return len(levels) > max(2, MANY * len(table))
 
 
+def why(error: DataError) -> str:
+    """What is odd in a column that is left out, and in which line first, as a comment."""
+    found, *more = str(error).removeprefix("cannot read the data file: ").splitlines()
+    place = next((line.strip() for line in more if line.strip().startswith("where:")), "")
+    return visible(f"#   {found}, {place.removeprefix('where:').strip()}")
+
+
 # --- What an archive seems to hold -------------------------------------------------------------------
 
 
 def guess_arrays(path: Path) -> Guess:
     """The arrays x and y of an archive."""
-    found = ARCHIVES[path.suffix](path, ("x", "y"))
+    try:
+        found, there = ARCHIVES[path.suffix](path, ("x", "y")), ""
+    except Missing as error:
+        found, there = {}, f", but {error}"
     x, y = found.get("x"), found.get("y")
     if x is None or not x.size or not x.ndim:
         raise DataError(
-            "no array 'x' with samples",
+            f"no array 'x' with samples{there}",
             where=str(path),
             instead="store numbers as arrays x [N, ...] and y [N] or [N, K]",
         )
@@ -246,7 +258,8 @@ def guess_arrays(path: Path) -> Guess:
     if y is None or not y.size:
         line = f'target = "input"  # an autoencoder: {size}, and there is no y'
         return Guess(len(x), False, autoencoder=True, lines=[line])
-    labels = y.size == len(y) and y.dtype.kind in "iu" and are_labels(y)
+    numbers = y.dtype.kind in "iu" and are_labels(y)
+    labels = y.size == len(y) and (numbers or y.dtype.kind in "bO")  # truths, or texts
     kind = f"{size}, y: {list(y.shape)}"
     images = x.ndim > 2 or x.dtype == np.uint8
     lines = [

@@ -15,6 +15,14 @@ class Stopped(KeyboardInterrupt):
     """The user interrupted the training; the step in progress was finished first."""
 
 
+def was_interrupt(stop: BaseException) -> bool:
+    """Whether a KeyboardInterrupt ends the program: typer makes a SystemExit of one, and says nothing."""
+    if isinstance(stop, KeyboardInterrupt):
+        return True
+    leaving = stop.__context__
+    return leaving is not None and isinstance(leaving.__cause__, KeyboardInterrupt)
+
+
 @contextmanager
 def signals_set(stop: threading.Event) -> Iterator[None]:
     """The first SIGINT or SIGTERM sets ``stop``; a second one interrupts at once."""

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 Rows = str | os.PathLike[str] | Table | Mapping[str, Any]
 """Rows to predict: a file, a table that was read of one, or columns by name."""
 Tensors = Tensor | tuple[Tensor, ...]
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass
@@ -69,32 +70,38 @@ class Run:
         """The loss of the network's outputs."""
         return bind_loss(resolve_loss(self.file.loss), (self.file.output_size,))
 
-    def predict(self, data: Rows | Tensors) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+    def predict(self, data: Rows | Tensors | Array) -> dict[str, Array]:
         """Columns that the network predicts for each row, in the rows' order and the file's units.
 
         Of classes these are the likeliest one, by name, and ``probability_CLASS`` of each. ``data`` are rows,
-        of which the columns that go in are enough, or the network's inputs as tensors. Raises
+        of which the columns that go in are enough, or the network's inputs as tensors or an array. Raises
         :class:`~gncompile.errors.DataError` for rows that do not fit, by row and column.
         """
-        rows = isinstance(data, Tensor | tuple)
-        x = data if rows else self.schema.encode(self._table(data, targets=False))  # type: ignore[arg-type]
+        if isinstance(data, np.ndarray):
+            data = torch.as_tensor(data, dtype=self.file.dtype)
+        if isinstance(data, Tensor | tuple):
+            x = self._inputs(data)
+        else:
+            x = self.schema.encode(self._table(data, targets=False))
         outputs = outputs_of(self.module, self._cast(x))
         return self.schema.decode(outputs if self.schema.classes else predicted(self.loss, outputs))
 
     def evaluate(
         self,
-        data: Rows | tuple[Tensors, Any] | None = None,
+        data: Rows | tuple[Tensors | Array, Any] | None = None,
         metrics: Sequence[str] | None = None,
     ) -> dict[str, float]:
         """``{"loss": …}`` with the metrics, those of the model file or others, on all rows of ``data``.
 
-        ``data`` are rows with targets, or tensors ``(x, y)``; by default the run's own validation data.
+        ``data`` are rows with targets, or tensors or arrays ``(x, y)``; by default the run's own validation
+        data.
         """
         if data is None:
             split = self.data()
             x, y = split.validation_x, split.validation_y
         elif isinstance(data, tuple):
-            x, y = data
+            x, y = mapped(torch.as_tensor, data)
+            x = self._inputs(x)
         else:
             table = self._table(data, targets=True)
             x = self.schema.encode(table)
@@ -113,22 +120,39 @@ class Run:
             )
         return data
 
+    def _inputs(self, x: Tensors) -> Tensors:
+        """The network's inputs, which are as wide as the schema says."""
+        numbers = x[0] if isinstance(x, tuple) else x
+        if numbers.dim() != 2 or numbers.shape[1] != self.schema.inputs:
+            raise DataError(
+                "the inputs do not fit the network\n"
+                + expected_got(f"[N, {self.schema.inputs}]", str(list(numbers.shape))),
+                instead="give a row for each sample, the columns in the order of run.schema",
+            )
+        return x
+
     def _table(self, data: Rows, targets: bool) -> Table:
         """Rows of a file, or columns by name."""
         if isinstance(data, Table):
             return data
+        if not isinstance(data, str | os.PathLike | Mapping):
+            raise DataError(
+                f"the data is of type {type(data).__name__}",
+                instead="give a file's path, columns by name (of a data frame: dict(frame)), or the "
+                "network's inputs as tensors, the columns in the order of run.schema",
+            )
         if not isinstance(data, Mapping):
             return read_rows(os.fspath(data), self.schema, targets)
         columns = {name: np.asarray(column) for name, column in data.items()}
         lengths = sorted({len(column) for column in columns.values()})
         if len(lengths) != 1:
-            raise DataError(f"columns of {lengths or 'no'} rows", where="the columns by name")
+            raise DataError(f"columns of {lengths or 'no'} rows", where="the given data")
         texts = {
             name: column.astype(object)
             for name, column in columns.items()
             if column.dtype.kind == "U"
         }
-        return Table(columns | texts, "the columns by name", np.arange(lengths[0]), "index")
+        return Table(columns | texts, "the given data", np.arange(lengths[0]), "index")
 
     def _cast(self, tensors: Any) -> Any:
         """Numbers in the network's dtype; whole numbers, as of classes, stay so."""

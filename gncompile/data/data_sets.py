@@ -59,7 +59,7 @@ def _check(spec: DataSpec) -> None:
     for name, value in wrong.items():
         least = 0 if name == "seed" else 1
         raise DataError(
-            f"{name} = {value} is no number from {least}",
+            f"{name} = {value} is no whole number from {least}",
             where="[data]",
             instead=f"give a whole number from {least}, or leave it out"
             + ("; of a file also a share below 1" if name == "validation" else ""),

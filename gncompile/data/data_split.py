@@ -216,7 +216,8 @@ def _held_out(spec: DataSpec, rows: int, where: str) -> int:
         raise DataError(
             f"cannot hold {held} of {rows} samples out for validation",
             where=where,
-            instead="give fewer, or provide validation_x or validation_file",
+            instead=f"give {'fewer' if rows > 1 else 'more samples'}, or provide validation_x or "
+            "validation_file",
         )
     return held
 

@@ -12,12 +12,18 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validato
 
 from ..base.untrusted import shown
 from ..errors import DataError, expected_got
-from .table import EXACT, Array, Table, first_cell, plain_name
+from .table import EXACT, Array, Table, first_cell, is_number, plain_name
 
 COARSEST = 0.01
 """Of a column's scale, between two neighbouring numbers."""
 LEAVE_OUT = "leave the samples out, or write numbers there"
 IMPUTE = 'leave the samples or the column out (ignore), or write missing = "impute" in [data]'
+IN_CATEGORIES = ', name the column in ignore of [data], or write missing = "impute"'
+AS_NUMBERS = {
+    "category": "; if these numbers are no names, leave the column out of categories",
+    "label": '; if these numbers are no classes, write target = "value" in [data], and a loss of numbers',
+}
+"""What else to do where names are numbers."""
 _WHOLE = re.compile(r"-?[0-9]{1,15}")
 Name = Annotated[str, Field(min_length=1)]
 
@@ -320,11 +326,8 @@ def _codes(
             f"the {what} {shown(levels[codes[row]], 60)} is in no training sample",
             where=table.place(row, name),
             instead="give training samples of it, leave the sample out"
-            + (
-                ', name the column in ignore of [data], or write missing = "impute"'
-                if what == "category"
-                else ""
-            ),
+            + (IN_CATEGORIES if what == "category" else "")
+            + (AS_NUMBERS[what] if is_number(levels[codes[row]]) else ""),
         )
     return given, empty
 

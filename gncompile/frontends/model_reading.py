@@ -12,6 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from ..base.settings import HINTS, Settings
 from ..base.untrusted import shown
+from ..data.data_files import ARCHIVES
+from ..data.tables import TABLES
 from ..errors import ModelFileError, expected_got, message, nearest
 from .model_schema import Sections
 from .network_schema import VARIANTS, Layers
@@ -38,6 +40,11 @@ def read(path: Path) -> bytes:
         ) from None
     except (OSError, ValueError) as error:
         raise ModelFileError(_unreadable(error, path, "check the path")) from error
+    if path.suffix in (*TABLES, *ARCHIVES):
+        raise ModelFileError(
+            f"{shown(str(path))} holds data, and is no model file",
+            instead=f"write a model file for it: gncompile init {path.name}",
+        )
     if len(content) > MAX_BYTES:
         raise ModelFileError(
             f"the model file is longer than {MAX_BYTES} bytes",
@@ -161,9 +168,25 @@ def _explain(problem: dict[str, Any]) -> str:
         hint = nearest(tag, VARIANTS) or f"Use one of {problem['ctx']['expected_tags']}."
         return f"{_dotted(location)}.op: unknown operation {shown(tag)}. {hint}"
     expected = problem["msg"].removeprefix("Input should be ")
+    expected = _IN_TOML.get(expected, expected)
+    if location == ("training", "early_stop"):
+        expected = "a number of validations, a table, or false"
+    elif len(location) == 1:
+        expected = f"a section, [{location[0]}]"
     return (
         f"wrong value for {_dotted(location)!r}\n{expected_got(expected, _short(problem['input']))}"
     )
+
+
+_IN_TOML = {
+    "an object": "a table",
+    "a valid array": "a list, in [ ]",
+    "a valid string": "text, in quotes",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+}
+"""What pydantic expects of JSON, in the words of a model file."""
 
 
 def _short(value: object) -> str:
@@ -194,6 +217,8 @@ def _hint(location: tuple[int | str, ...]) -> str:
         return f"{similar} {elsewhere}".rstrip()
     if elsewhere:
         return elsewhere
+    if key in _SECTIONS:
+        return f"{key} is a section of its own: write [{key}]"
     said = _WORDS.get(key.lower()) or HINTS.get(key.lower())
     if here and said:
         return said[0].upper() + said[1:]

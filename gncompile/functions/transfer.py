@@ -280,7 +280,7 @@ def transfer(name: str, **parameters: float) -> TransferFunction:
     if name not in _DECLARED:
         load_plugins(TRANSFERS)
     if name not in _DECLARED:
-        instead = nearest(name, _DECLARED) or f"the known ones are {', '.join(transfer_names())}"
+        instead = nearest(name, _DECLARED) or f"the known ones are {', '.join(transfer_names())}."
         raise ExpressionError(
             f"the transfer function {name!r} is unknown",
             instead=f"{instead} New ones are declared by register_transfer(name, expression).",

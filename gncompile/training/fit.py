@@ -118,7 +118,7 @@ class Fit:
         """Raise :class:`~gncompile.errors.GncompileError` for what no fit can do."""
         length = self.epochs if self.updates is None else self.updates
         if (self.updates is None) == (self.epochs is None) or not is_whole(length):
-            found = f"updates={self.updates}, epochs={self.epochs}"
+            found = f"updates={self.updates!r}, epochs={self.epochs!r}"
             raise GncompileError(
                 f"fit was given {found}", instead="give one of them, a number from 1"
             )

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from ..base.tables import count
 from ..errors import BatchError, ShortDataWarning, warn
 from .batches import Target
 from .callbacks import Callbacks
@@ -184,14 +185,15 @@ class Fitting:
         """Why the fit has ended otherwise; a warning where the data was not enough."""
         updates, epochs, gathering = self._asked.updates, self._asked.epochs, self._gathering
         if epochs is not None and (finished or gathering.passes >= epochs):
-            return f"{epochs} epochs made"
+            return f"{count(epochs, 'epoch')} made"
         if finished:
-            return f"{updates} updates made"
+            return f"{count(updates or 0, 'update')} made"
         asked = f"{updates} updates" if epochs is None else f"{epochs} epochs"
-        found = f"the data ended after {len(self._history)} updates of the {asked} asked for"
+        made = count(len(self._history), "update")
+        found = f"the data ended after {made} of the {asked} asked for"
         warn(
             ShortDataWarning,
-            f"{found}, with {gathering.taken} batches",
+            f"{found}, with {count(gathering.taken, 'batch', 'es')}",
             instead="pass something that can be gone through again: a Batches, a DataLoader, a list; a "
             "generator only once",
         )

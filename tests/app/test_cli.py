@@ -414,12 +414,21 @@ def test_whatever_is_raised_ends_in_a_text(
         assert "in fails" in report.read_text()
 
 
-def test_an_interrupt_anywhere(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_anywhere(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("gncompile.app.training_run.compile_file", interrupted)
     assert run("explain", model) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_data_in_place_of_a_model_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
+    assert run("train", tmp_path / "rows.csv") == 1
+    assert "gncompile init rows.csv" in capsys.readouterr().err
 
 
 def test_errors_show_no_control_characters(

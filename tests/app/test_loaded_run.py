@@ -88,6 +88,20 @@ def test_predictions_need_no_training_data(copied: Path) -> None:
         loaded.evaluate()
 
 
+def test_arrays_are_the_inputs(trained: Path) -> None:
+    loaded = gncompile.load(trained)
+    split = loaded.data()
+    x, y = split.validation_x, split.validation_y
+    assert isinstance(x, torch.Tensor)
+    for name, column in loaded.predict(x).items():
+        np.testing.assert_array_equal(loaded.predict(x.double().numpy())[name], column)
+    assert loaded.evaluate((x.numpy(), y.numpy())) == loaded.evaluate((x, y))
+    with pytest.raises(DataError, match=rf"expected: \[N, {x.shape[1]}\]\n  got:      \[2, 5\]"):
+        loaded.predict(np.zeros((2, 5)))
+    with pytest.raises(DataError, match="the data is of type list\n.*dict\\(frame\\)"):
+        loaded.predict([[1.0]])  # type: ignore[arg-type]
+
+
 def test_a_run_in_progress_has_the_weights_of_its_checkpoint(trained: Path, tmp_path: Path) -> None:
     model = shutil.copy(trained.parent / "model.toml", tmp_path)
     shutil.copy(trained.parent / "images.npz", tmp_path)

@@ -497,13 +497,13 @@ def test_tables_as_other_programs_write_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "text"),
     [
-        ({"train": -5}, "train = -5 is no number from 1"),
-        ({"validation": -1}, "validation = -1 is no number from 1"),
-        ({"validation": 0}, "validation = 0 is no number from 1"),
-        ({"seed": -1}, "seed = -1 is no number from 0"),
-        ({"seed": 10**40}, "is no number from 0"),
-        ({"train": True}, "train = True is no number"),
-        ({"shape": (-7, 4)}, "shape = -7 is no number from 1"),
+        ({"train": -5}, "train = -5 is no whole number from 1"),
+        ({"validation": -1}, "validation = -1 is no whole number from 1"),
+        ({"validation": 0}, "validation = 0 is no whole number from 1"),
+        ({"seed": -1}, "seed = -1 is no whole number from 0"),
+        ({"seed": 10**40}, "is no whole number from 0"),
+        ({"train": True}, "train = True is no whole number"),
+        ({"shape": (-7, 4)}, "shape = -7 is no whole number from 1"),
     ],
 )
 def test_numbers_that_no_data_set_has(spec: dict[str, object], text: str) -> None:

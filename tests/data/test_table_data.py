@@ -150,9 +150,9 @@ def test_a_share_and_a_number_of_samples(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "text"),
     [
-        ({"validation": 0.0}, "validation = 0.0 is no number"),
-        ({"validation": 1.0}, "validation = 1.0 is no number"),
-        ({"validation": float("nan")}, "validation = nan is no number"),
+        ({"validation": 0.0}, "validation = 0.0 is no whole number"),
+        ({"validation": 1.0}, "validation = 1.0 is no whole number"),
+        ({"validation": float("nan")}, "validation = nan is no whole number"),
         ({"validation": 0.9999}, "cannot hold 4 of 4"),
         ({"validation_column": "x", "validation_file": "b.csv"}, "by a file and by a column"),
         ({"validation_file": "absent.csv"}, "no data file 'absent.csv'"),

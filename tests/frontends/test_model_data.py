@@ -176,6 +176,32 @@ def test_losses_without_units_leave_the_targets_alone(rides: Path) -> None:
     assert not model.units
 
 
+@pytest.mark.parametrize(
+    ("loss", "good", "bad"),
+    [
+        ("bce_with_logits", (0.0, 1.0), (0.0, 1.5)),
+        ("poisson_nll", (0.0, 7.0), (-1.0, 7.0)),
+        ("soft_margin", (-1.0, 1.0), (0.0, 1.0)),
+    ],
+)
+def test_targets_that_a_loss_is_not_made_for(
+    tmp_path: Path, loss: str, good: tuple[float, float], bad: tuple[float, float]
+) -> None:
+    text = f'[data]\nname = "rows.csv"\ntargets = ["y"]\n{SMALL}[loss]\nname = "{loss}"\n'
+    write_csv(tmp_path / "rows.csv", {"a": range(40), "y": good * 20})
+    assert len(load_data(loaded(tmp_path, text)).train_y) == 36
+    write_csv(tmp_path / "rows.csv", {"a": range(40), "y": bad * 20})
+    with pytest.raises(ModelFileError, match=f"got:      numbers from {bad[0]:g} to {bad[1]:g}"):
+        load_data(loaded(tmp_path, text))
+
+
+def test_numbers_that_are_no_classes(tmp_path: Path) -> None:
+    write_csv(tmp_path / "rows.csv", {"a": range(40), "y": range(40)})
+    text = '[data]\nname = "rows.csv"\ntargets = ["y"]\n[loss]\nname = "cross_entropy"\n'
+    with pytest.raises(GncompileError, match='no classes, write target = "value"'):
+        load_data(loaded(tmp_path, text))
+
+
 def test_weights_of_samples(rides: Path) -> None:
     text = '[data]\nname = "rows.csv"\ntargets = ["price"]\nweights = "length"\n'
     file = loaded(rides, text + SMALL)

@@ -136,6 +136,15 @@ def test_a_loader_without_a_length() -> None:
     assert (len(history), history.ended) == (8, "2 epochs made")
 
 
+def test_one_is_told_in_the_singular() -> None:
+    trainer = compiled(network())
+    assert trainer.fit([(X, Y)], epochs=1, progress=False).ended == "1 epoch made"
+    with pytest.warns(
+        ShortDataWarning, match="ended after 1 update of the 3 updates.*, with 1 batch"
+    ):
+        trainer.fit(iter([(X, Y)]), updates=3, progress=False)
+
+
 @pytest.mark.parametrize("length", [{"updates": 20}, {"epochs": 3}])
 def test_data_that_end_early_are_told(length: dict[str, int]) -> None:
     trainer = compiled(network())
