@@ -52,12 +52,14 @@ class Forward:
         values: dict[str, Value],
         suffix: str = "",
         rows: specs.Dim = "N",
+        whole: Forward | None = None,
     ) -> None:
         self.builder = builder
         self.graph = graph
         self.values = values
         self.suffix = suffix
         self.rows = rows
+        self.whole = whole
 
     @classmethod
     def emit(cls, builder: ProgramBuilder, graph: ModelGraph, rows: specs.Dim = "N") -> Forward:
@@ -71,15 +73,17 @@ class Forward:
 
     def share(self, rows: specs.Dim) -> Forward:
         """The same pass seen on a share of the batch: views, nothing is computed again."""
-        views: dict[str, Value] = {}
+        forward = Forward(self.builder, self.graph, {}, f"_{rows}", rows, self)
         for name, value in self.values.items():
-            if not value.spec.samples:
-                views[name] = value
-                continue
             with self.work_for(name):
-                view = self.builder.emit(ir.Share(rows), value, name=f"{value.name}_{rows}")
-            views[name] = view
-        return Forward(self.builder, self.graph, views, f"_{rows}", rows)
+                forward.values[name] = forward.share_of(value)
+        return forward
+
+    def share_of(self, value: Value) -> Value:
+        """The rows of a value of ``whole`` that this pass sees; what has none is the same for all."""
+        if not value.spec.samples:
+            return value
+        return self.builder.emit(ir.Share(self.rows), value, name=f"{value.name}{self.suffix}")
 
     @property
     def output(self) -> Value:

@@ -1,13 +1,15 @@
 """Convolutions and pooling on flat grids ``[.., C·P]``, for emitted steps.
 
 Convolutions are torch's own kernels. Pooling is not: on a CPU torch's goes point by point, and the maximum of
-whole slices of the grid, one a tap, is many times faster; a dimension after the other for the value.
+whole slices of the grid, one a tap, is many times faster; a dimension after the other for the value. From and
+to the winners goes one gather or scatter by the numbers of their points.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -142,25 +144,50 @@ def winners(x: Tensor, maxima: Tensor, w: Window, out: Tensor) -> None:
 
 def pick(r: Tensor, chosen: Tensor, w: Window, out: Tensor) -> None:
     """``r`` at the winners."""
-    grid, result = _padded(_grids(r, w.size), w, 0.0), _grids(out, w.places)
-    chosen = _grids(chosen, w.places)
-    for number, tap in enumerate(w.taps):
-        torch.where(chosen == number, _slice(grid, w, tap), result, out=result)
+    grid = _padded(_grids(r, w.size), w, 0.0).flatten(-len(w.size))
+    points = _points(chosen, w).expand(*grid.shape[:-1], -1)
+    out.copy_(grid.gather(-1, points).reshape(out.shape))
 
 
 def spread(g: Tensor, chosen: Tensor | None, w: Window, out: Tensor) -> None:
     """``g`` at the winners, or without them at every tap; what several windows give a point adds up."""
     given, grid = _grids(g, w.places), _grids(out, w.size)
+    if chosen is None and w.tiles:
+        dims = len(w.size)
+        for split in zip(w.places, w.kernel, strict=True):  # the taps behind all places
+            grid = grid.unflatten(-dims, split).movedim(-dims, -1)
+        grid.copy_(given[(..., *[None] * dims)])
+        return
     whole = _padded(grid, w, 0.0).zero_()
-    chosen = None if chosen is None else _grids(chosen, w.places)
-    for number, tap in enumerate(w.taps):
-        part = given if chosen is None else given * (chosen == number)
-        point = _slice(whole, w, tap)
-        (point.copy_ if w.disjoint else point.add_)(part)
+    if chosen is not None:
+        flat, vectors = whole.flatten(-len(w.size)), given.flatten(-len(w.size))
+        points = _points(chosen, w).expand_as(vectors)
+        (flat.scatter_ if w.disjoint else flat.scatter_add_)(-1, points, vectors)
+    else:
+        for tap in w.taps:
+            point = _slice(whole, w, tap)
+            (point.copy_ if w.disjoint else point.add_)(given)
     if whole is not grid:
         for axis, (before, size) in enumerate(zip(w.padding, w.size, strict=True)):
             whole = whole.narrow(axis - len(w.size), before, size)
         grid.copy_(whole)
+
+
+def _points(chosen: Tensor, w: Window) -> Tensor:
+    """The points of the padded grid behind the winners: ``[.., C·T] → [.., C, T]``."""
+    numbers = chosen.unflatten(-1, (-1, math.prod(w.places))).long()
+    points = _points_of_taps(w, chosen.device)
+    first = torch.arange(0, points.numel(), len(w.taps), device=chosen.device)
+    return points.take(numbers.add_(first))
+
+
+@lru_cache(maxsize=64)  # the few windows of the networks at hand
+def _points_of_taps(w: Window, device: torch.device) -> Tensor:
+    """The point of the padded grid behind every tap of every window: ``[T, k]``."""
+    axes = zip(w.size, w.padding, w.overhang, strict=True)
+    padded = tuple(size + before + max(0, after) for size, before, after in axes)
+    points = torch.arange(math.prod(padded), device=device).view(1, *padded)
+    return torch.stack([_slice(points, w, tap).flatten() for tap in w.taps], dim=-1)
 
 
 def one_hot(numbers: Tensor, count: int, out: Tensor) -> None:
