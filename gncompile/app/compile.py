@@ -97,7 +97,7 @@ def compile_into(
     ``solver`` turns gradients into directions (:mod:`gncompile.solvers.solver`).
     """
     traced, declared, reader = understand(model, loss, example_inputs)
-    settings = Settings.from_options(method=method, **options)
+    settings = Settings.from_options(method=method, **options).at_places(traced.graph.places)
     check_arguments(dtype=dtype, backend=backend, precision=precision, tune=tune)
     settings.check_parameters(list(traced.parameters))
     seed = checked_seed(seed)

@@ -104,6 +104,11 @@ class ModelGraph:
         """Trainable layers by name, in the topological order of their first uses."""
         return layers_of(self, {node.name: node.size for node in self})
 
+    @property
+    def places(self) -> int:
+        """At how many places of a sample a weight is applied at most."""
+        return max((layer.places for layer in self.layers.values()), default=1)
+
     @cached_property
     def frozen(self) -> dict[str, Layer]:
         """Layers whose weight is not trained, by name."""

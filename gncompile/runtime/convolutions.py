@@ -56,11 +56,30 @@ def convolve(
 def adjoint(g: Tensor, weight: Tensor, of: Geometry, out: Tensor | None = None) -> Tensor:
     """``W ∗ g``: vectors at the places back to the grid."""
     w = of.window
+    if _one_tap(of):
+        return _at_points(g, weight, w, out)
     result = torch.convolution(
         _grids(g, w.places).flatten(end_dim=-2 - len(w.size)), _kernels(weight, of), None,
         w.stride, w.padding, w.dilation, True, w.beyond, of.groups,
     )  # fmt: skip
     return _kept(result, g, out)
+
+
+def _one_tap(of: Geometry) -> bool:
+    """Whether every place sees one point, and some points are seen by none."""
+    w = of.window
+    inside = math.prod(w.kernel) == 1 and not any(w.padding)
+    return inside and math.prod(w.stride) > 1 and of.groups == 1
+
+
+def _at_points(g: Tensor, weight: Tensor, w: Window, out: Tensor | None) -> Tensor:
+    """``Wᵀ g`` at the points that places see, else zero; torch's kernel goes through all taps of all points."""
+    if out is None:
+        out = g.new_empty(*g.shape[:-1], weight.shape[1] * math.prod(w.size))
+    vectors = torch.matmul(weight.mT, _grids(g, w.places).flatten(-len(w.size)))
+    points = _slice(_grids(out.zero_(), w.size), w, (0,) * len(w.size))
+    points.copy_(vectors.unflatten(-1, w.places))
+    return out
 
 
 def gradient(

@@ -4,7 +4,7 @@ Text from outside enters a file as literals, names, comments and docstrings only
 :mod:`gncompile.emit.literals`. This is the second wall: whatever an emitter may ever be made to write, a file
 runs only if it consists of
 
-* a docstring, imports from a fixed list, and functions of assignments, calls, ``return`` and ``pass``;
+* a docstring, imports from a fixed list, and functions of assignments, calls, ``del``, ``return`` and ``pass``;
 * expressions of names, numbers, strings, tuples, lists, dictionaries, slices, arithmetic and comparisons;
 * calls of functions and methods by name from fixed lists: of tensors, torch, Triton and the libraries here;
 * reading and assigning ``s.name`` for the names that ``memory.numbers`` was given.
@@ -195,6 +195,8 @@ class _Check:
             self.value(node.value)
             for target in node.targets:
                 self.target(target)
+        elif isinstance(node, ast.Delete) and all(isinstance(t, ast.Name) for t in node.targets):
+            self.values(node.targets)
         elif isinstance(node, ast.FunctionDef):
             self.function(node)
         elif isinstance(node, ast.Return):
