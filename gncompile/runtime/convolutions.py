@@ -73,7 +73,7 @@ def _one_tap(of: Geometry) -> bool:
 
 
 def _at_points(g: Tensor, weight: Tensor, w: Window, out: Tensor | None) -> Tensor:
-    """``Wᵀ g`` at the points that places see, else zero; torch's kernel goes through all taps of all points."""
+    """``Wᵀ g`` at the points that places see, else zero; torch's kernel takes several times as long."""
     if out is None:
         out = g.new_empty(*g.shape[:-1], weight.shape[1] * math.prod(w.size))
     vectors = torch.matmul(weight.mT, _grids(g, w.places).flatten(-len(w.size)))

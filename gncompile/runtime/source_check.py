@@ -4,7 +4,8 @@ Text from outside enters a file as literals, names, comments and docstrings only
 :mod:`gncompile.emit.literals`. This is the second wall: whatever an emitter may ever be made to write, a file
 runs only if it consists of
 
-* a docstring, imports from a fixed list, and functions of assignments, calls, ``del`` of what was assigned, ``return`` and ``pass``;
+* a docstring, imports from a fixed list, and functions of assignments, calls, ``del`` of what they have
+  assigned, ``return`` and ``pass``;
 * expressions of names, numbers, strings, tuples, lists, dictionaries, slices, arithmetic and comparisons;
 * calls of functions and methods by name from fixed lists: of tensors, torch, Triton and the libraries here;
 * reading and assigning ``s.name`` for the names that ``memory.numbers`` was given.
