@@ -155,7 +155,9 @@ def winners(x: Tensor, maxima: Tensor, w: Window, out: Tensor) -> None:
     """How many taps come before the first that holds the maximum: ``Σ_a Π_{b ≤ a} [x_b ≠ y]``."""
     grid, most = _padded(_grids(x, w.size), w, -math.inf), _grids(maxima, w.places)
     before = torch.ones_like(most, dtype=torch.bool)
-    small = torch.uint8 if len(w.taps) <= 256 else torch.int32  # counted in bytes, in a third less time
+    small = (
+        torch.uint8 if len(w.taps) <= 256 else torch.int32
+    )  # counted in bytes, in a third less time
     found = torch.zeros_like(most, dtype=small)
     for tap in w.taps[:-1]:
         before &= _slice(grid, w, tap) != most
