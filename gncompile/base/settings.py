@@ -239,7 +239,6 @@ class Settings:
                 f"samples = {self.samples} together with the columns of 'kflr' in other layers",
                 instead="use samples=1, or 'kfra' in place of 'kflr'",
             )
-        self._warn_of_no_effect()
 
     def _warn_of_no_effect(self) -> None:
         """Say which options the method does not look at; one set of options may serve several methods."""
@@ -272,7 +271,9 @@ class Settings:
                         ["use some of", *(f"    {g}: {', '.join(x)}" for g, x in groups().items())]
                     ),
                 )
-        return cls(**options)  # type: ignore[arg-type]
+        settings = cls(**options)  # type: ignore[arg-type]
+        settings._warn_of_no_effect()  # here, for settings that replace these would repeat it
+        return settings
 
     def check_parameters(self, names: Collection[str]) -> None:
         """Raise :class:`~gncompile.errors.CompileError` for a pattern of ``l2`` that matches no parameter."""
