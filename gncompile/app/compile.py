@@ -130,7 +130,7 @@ def _compile_into(
     options: Mapping[str, Any],
 ) -> Trainer:
     traced, declared, reader = understand(model, loss, example_inputs)
-    settings = Settings.from_options(method=method, **options)
+    settings = Settings.from_options(method=method, **options).at_places(traced.graph.places)
     check_arguments(dtype=dtype, backend=backend, precision=precision, tune=tune)
     settings.check_parameters(list(traced.parameters))
     if settings.strict:

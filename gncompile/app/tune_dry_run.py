@@ -96,7 +96,7 @@ def bench_for(file: ModelFile, figures: Figures) -> GpuBench:
         options.pop(name, None)
     samples = file.batch_size
     traced, loss, reader = understand(file.build(), file.loss, file.example(2), file.dtype)
-    settings = Settings.from_options(**options)
+    settings = Settings.from_options(**options).at_places(traced.graph.places)
     settings = replace(settings, guarded=settings.second_order)  # as on any CUDA device
     program = step_program(traced.graph, loss, settings)
     dims = sizes_of(program, settings, samples, reader.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -12,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
 from ..errors import CompileError, OptionWarning, nearest, warn
-from .options import STRICT, Count, Steps, explained
+from .options import STRICT, WHOLE_BOUND, Count, Steps, explained
 
 CurvatureMethod = Literal["kfra", "kflr", "kfac", "kfac_rp", "empirical"]
 Sharing = Literal["expand", "reduce", "nearest"]
@@ -31,6 +32,9 @@ GROUPS: Mapping[str, str] = {
     "learning_rate": "first-order baselines",
 }
 """The groups of the options, each by its first one, in the order of :class:`Settings`."""
+
+FACTOR_SAMPLES, FACTOR_SAMPLES_AT_PLACES, MANY_PLACES = 256, 64, 64
+"""Samples for the factors at least, and where a weight is applied at so many places of a sample."""
 
 SHOWN = 8
 """Parameters that an error lists."""
@@ -129,8 +133,13 @@ class Settings:
     factor_share: Share = 0.25
     """Share of the batch that the curvature factors are computed on [MG §8: ⅛]; their running averages make
     up for the rest."""
-    factor_samples: Count = 256
-    """Samples that the factors are computed on at least, if the batch has them."""
+    factor_samples: Annotated[
+        Annotated[int, Field(ge=1, lt=WHOLE_BOUND)] | None,
+        Field(description="None or a whole number, 1 or greater"),
+    ] = None
+    """Samples that the factors are computed on at least, if the batch has them. None: 256, or 64 where a
+    weight is applied at 64 and more places of a sample, as in convolutions, for its moments then have 64
+    times as many rows."""
     whole_inputs: Steps = 10
     """First steps in which the input factors Q are made of the whole batch, whatever ``factor_share``: the
     running average of a few shares has too low a rank."""
@@ -249,7 +258,6 @@ class Settings:
                 f"samples = {self.samples} together with the columns of 'kflr' in other layers",
                 instead="use samples=1, or 'kfra' in place of 'kflr'",
             )
-        self._warn_of_no_effect()
 
     def _warn_of_no_effect(self) -> None:
         """Say which options the method does not look at; one set of options may serve several methods."""
@@ -282,7 +290,9 @@ class Settings:
                         ["use some of", *(f"    {g}: {', '.join(x)}" for g, x in groups().items())]
                     ),
                 )
-        return cls(**options)  # type: ignore[arg-type]
+        settings = cls(**options)  # type: ignore[arg-type]
+        settings._warn_of_no_effect()  # here, for settings that replace these would repeat it
+        return settings
 
     def check_parameters(self, names: Collection[str]) -> None:
         """Raise :class:`~gncompile.errors.CompileError` for a pattern of ``l2`` that matches no parameter."""
@@ -296,6 +306,13 @@ class Settings:
                     instead=f"the parameters are {', '.join(shown)}{more}",
                 )
 
+    def at_places(self, places: int) -> Settings:
+        """With the ``factor_samples`` of a network whose weights are applied at up to so many places."""
+        if self.factor_samples is not None or not self.second_order:
+            return self
+        many = places >= MANY_PLACES
+        return replace(self, factor_samples=FACTOR_SAMPLES_AT_PLACES if many else FACTOR_SAMPLES)
+
     @property
     def second_order(self) -> bool:
         """Whether the method uses curvature factors."""
@@ -304,7 +321,7 @@ class Settings:
     def rows(self, batch: int) -> dict[str, int]:
         """The samples of a batch for the factors (F), the quadratic model (Q), and that of the layers (L)."""
         return {
-            "F": _share(batch, self.factor_share, self.factor_samples),
+            "F": _share(batch, self.factor_share, self.factor_samples or FACTOR_SAMPLES),
             "Q": _share(batch, self.quadratic_share, self.quadratic_samples),
             "L": _share(batch, self.quadratic_share / 2, math.ceil(self.quadratic_samples / 2)),
         }

@@ -34,7 +34,7 @@ from ..graph.embedding import is_whole
 from ..graph.layers import Layer, LayerOp
 from ..graph.model_graph import ModelGraph
 from ..graph.nodes import FixedLinear, Input, Node, Op, Output, Pointwise, Select
-from ..graph.zero_slopes import is_flat
+from ..graph.reached import LayersAbove, moved
 from ..program import operations as ir
 from ..program import specs
 from ..program.builder import Factor, ProgramBuilder, Value
@@ -53,13 +53,14 @@ class Forward:
         values: dict[str, Value],
         suffix: str = "",
         rows: specs.Dim = "N",
+        whole: Forward | None = None,
     ) -> None:
         self.builder = builder
         self.graph = graph
         self.values = values
         self.suffix = suffix
         self.rows = rows
-        self._last_common: dict[tuple[str, ...], str] = {}
+        self.whole = whole
 
     @classmethod
     def emit(cls, builder: ProgramBuilder, graph: ModelGraph, rows: specs.Dim = "N") -> Forward:
@@ -73,13 +74,17 @@ class Forward:
 
     def share(self, rows: specs.Dim) -> Forward:
         """The same pass seen on a share of the batch: views, nothing is computed again."""
-        views = dict(self.values)
+        forward = Forward(self.builder, self.graph, {}, f"_{rows}", rows, self)
         for name, value in self.values.items():
-            if has_rows(value):
-                with self.work_for(name):
-                    view = self.builder.emit(ir.Share(rows), value, name=f"{value.name}_{rows}")
-                views[name] = view
-        return Forward(self.builder, self.graph, views, f"_{rows}", rows)
+            with self.work_for(name):
+                forward.values[name] = forward.share_of(value)
+        return forward
+
+    def share_of(self, value: Value) -> Value:
+        """The rows of a value of ``whole`` that this pass sees; what has none is the same for all."""
+        if not has_rows(value):
+            return value
+        return self.builder.emit(ir.Share(self.rows), value, name=f"{value.name}{self.suffix}")
 
     @property
     def output(self) -> Value:
@@ -138,20 +143,11 @@ class Forward:
 
     def layer_of(self, *names: str) -> str:
         """The last trainable layer that all of these nodes depend on, or are; ``""`` if there is none."""
-        if names not in self._last_common:
-            common = frozenset.intersection(*(self._layers_above[name] for name in names))
-            last = next((layer for layer in reversed(self.graph.layers) if layer in common), "")
-            self._last_common[names] = last
-        return self._last_common[names]
+        return self._above.last_of_all(names)
 
     @cached_property
-    def _layers_above(self) -> dict[str, frozenset[str]]:
-        above: dict[str, frozenset[str]] = {}
-        for node in self.graph:
-            above[node.name] = frozenset().union(*(above[name] for name in node.inputs))
-            if isinstance(node.op, LayerOp) and node.op.trainable:
-                above[node.name] |= {node.op.layer}
-        return above
+    def _above(self) -> LayersAbove:
+        return LayersAbove(self.graph)
 
     @cached_property
     def active(self) -> frozenset[str]:
@@ -164,20 +160,12 @@ class Forward:
         def uses(node: Node) -> bool:
             return isinstance(node.op, LayerOp) and node.op.trainable and node.op.layer in layers
 
-        return self._moved(uses)
+        return moved(self.graph, uses)
 
     @property
     def moved_by_inputs(self) -> frozenset[str]:
         """Names of nodes that move with an input of real numbers."""
-        return self._moved(lambda node: isinstance(node.op, Input) and not is_whole(node.op))
-
-    def _moved(self, begins: Callable[[Node], bool]) -> frozenset[str]:
-        found: set[str] = set()
-        for node in self.graph:
-            moved = (i for i, name in enumerate(node.inputs) if name in found)
-            if begins(node) or any(not is_flat(node, i) for i in moved):
-                found.add(node.name)
-        return frozenset(found)
+        return moved(self.graph, lambda node: isinstance(node.op, Input) and not is_whole(node.op))
 
 
 def has_rows(value: Value) -> bool:

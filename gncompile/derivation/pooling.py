@@ -19,7 +19,7 @@ from ..program import convolutions as grids
 from ..program import operations as ir
 from ..program import specs
 from ..program.builder import Value
-from .forward import LinearRule, node_rule
+from .forward import Forward, LinearRule, node_rule
 from .jacobians import Fixed, Jacobian
 
 
@@ -45,10 +45,20 @@ class MaxPoolRule(LinearRule[MaxPool]):
         )  # fmt: skip
 
     def jacobian(self, position: int) -> Jacobian:
-        x, y = (self.forward.values[n] for n in (self.node.inputs[0], self.node.name))
-        name = f"winners_{self.node.name}{self.forward.suffix}"
-        winners = self.builder.emit(grids.Winners(self.op.window), x, y, name=name)
-        return Won(self.builder, self.op.window, x.width, winners)
+        return Won(
+            self.builder,
+            self.op.window,
+            self.forward.graph[self.node.inputs[0]].size,
+            self._winners(self.forward),
+        )
+
+    def _winners(self, forward: Forward) -> Value:
+        """Found once: a share of the batch sees its part of them."""
+        if forward.whole is not None:
+            return forward.share_of(self._winners(forward.whole))
+        x, y = (forward.values[n] for n in (self.node.inputs[0], self.node.name))
+        name = f"winners_{self.node.name}{forward.suffix}"
+        return self.builder.emit(grids.Winners(self.op.window), x, y, name=name)
 
 
 @dataclass(frozen=True)

@@ -227,15 +227,33 @@ class TorchWriter:
     # --- phases ---------------------------------------------------------------------------------------
 
     def _phase(self, name: str) -> Section:
-        return self._defined(
-            name,
-            [
-                line
-                for i in self.program.phase(name)
-                if not isinstance(i.op, ir.VIEWS)
-                for line in self._commented(i)
-            ],
-        )
+        lines: list[Statement] = []
+        done = self._done(name)
+        for i in self.program.phase(name):
+            if not isinstance(i.op, ir.VIEWS):
+                lines += self._commented(i)
+            if i.name in done:
+                lines.append(Statement(name, (), f"del {', '.join(done[i.name])}"))
+        return self._defined(name, lines)
+
+    def _done(self, phase: str) -> dict[str, list[str]]:
+        """Results that bring memory of their own, by the last that reads them.
+
+        Given up there, it serves the next one; kept until the phase ends, every run would ask the system
+        for new pages, which takes a quarter of a convolutional network's gradient.
+        """
+        last: dict[str, str] = {}
+        for i in self.program.phase(phase):
+            last |= {name: i.name for name in (*i.inputs, i.name) if self._brought(name)}
+        done: dict[str, list[str]] = {}
+        for name, reader in last.items():
+            done.setdefault(reader, []).append(name)
+        return done
+
+    def _brought(self, name: str) -> bool:
+        """Whether the value is a torch kernel's own result, which no memory waits for."""
+        brings = isinstance(self.program[name].op, grids.Convolve | grids.ConvolveAdjoint)
+        return brings and not self.buffered(name)
 
     def _defined(self, phase: str, statements: Sequence[Statement]) -> Section:
         argument = "start" if self.program.goes_by_columns(phase) else ""

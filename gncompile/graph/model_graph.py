@@ -120,6 +120,11 @@ class ModelGraph:
         """All that is trained: the layers with factors, then the parameters without."""
         return {**self.layers, **self.first_order}
 
+    @property
+    def places(self) -> int:
+        """At how many places of a sample a weight is applied at most."""
+        return max((layer.places for layer in self.layers.values()), default=1)
+
     @cached_property
     def frozen(self) -> dict[str, Layer]:
         """Layers whose weight is not trained, by name."""

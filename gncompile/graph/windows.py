@@ -57,6 +57,12 @@ class Window:
         return all(s >= r for s, r in zip(self.stride, self.reach, strict=True))
 
     @property
+    def tiles(self) -> bool:
+        """Whether every point of the grid, and no other, is in one window."""
+        exact = (t * k == n for t, k, n in zip(self.places, self.kernel, self.size, strict=True))
+        return self.disjoint and self.stride == self.kernel and not any(self.padding) and all(exact)
+
+    @property
     def taps(self) -> tuple[tuple[int, ...], ...]:
         """The taps of a window by their numbers along each dimension."""
         return tuple(product(*map(range, self.kernel)))

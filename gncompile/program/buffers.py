@@ -28,7 +28,7 @@ def plan_buffers(
     any number and order. ``order`` gives the launches to follow instead of the program's own order; what
     stays inside a kernel needs no buffer, nor do the values ``without``. Without an order, a convolution's
     result that never leaves its phase, nor is viewed, has none either: torch's kernel brings memory of its
-    own, and to copy that costs a pass over it::
+    own, to copy that costs a pass over it, and an emitted step gives it up after the last use::
 
         r1 = x V      r1
         r2 = f(r1)    r2

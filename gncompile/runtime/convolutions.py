@@ -1,13 +1,15 @@
 """Convolutions and pooling on flat grids ``[.., C·P]``, for emitted steps.
 
 Convolutions are torch's own kernels. Pooling is not: on a CPU torch's goes point by point, and the maximum of
-whole slices of the grid, one a tap, is many times faster; a dimension after the other for the value.
+whole slices of the grid, one a tap, is many times faster; a dimension after the other for the value. From and
+to the winners goes one gather or scatter by the numbers of their points.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -54,11 +56,30 @@ def convolve(
 def adjoint(g: Tensor, weight: Tensor, of: Geometry, out: Tensor | None = None) -> Tensor:
     """``W ∗ g``: vectors at the places back to the grid."""
     w = of.window
+    if _one_tap(of):
+        return _at_points(g, weight, w, out)
     result = torch.convolution(
         _grids(g, w.places).flatten(end_dim=-2 - len(w.size)), _kernels(weight, of), None,
         w.stride, w.padding, w.dilation, True, w.beyond, of.groups,
     )  # fmt: skip
     return _kept(result, g, out)
+
+
+def _one_tap(of: Geometry) -> bool:
+    """Whether every place sees one point, and some points are seen by none."""
+    w = of.window
+    inside = math.prod(w.kernel) == 1 and not any(w.padding)
+    return inside and math.prod(w.stride) > 1 and of.groups == 1
+
+
+def _at_points(g: Tensor, weight: Tensor, w: Window, out: Tensor | None) -> Tensor:
+    """``Wᵀ g`` at the points that places see, else zero; torch's kernel takes several times as long."""
+    if out is None:
+        out = g.new_empty(*g.shape[:-1], weight.shape[1] * math.prod(w.size))
+    vectors = torch.matmul(weight.mT, _grids(g, w.places).flatten(-len(w.size)))
+    points = _slice(_grids(out.zero_(), w.size), w, (0,) * len(w.size))
+    points.copy_(vectors.unflatten(-1, w.places))
+    return out
 
 
 def gradient(
@@ -133,34 +154,63 @@ def _pool(join: Callable[..., Tensor], grid: Tensor, w: Window, out: Tensor) -> 
 def winners(x: Tensor, maxima: Tensor, w: Window, out: Tensor) -> None:
     """How many taps come before the first that holds the maximum: ``Σ_a Π_{b ≤ a} [x_b ≠ y]``."""
     grid, most = _padded(_grids(x, w.size), w, -math.inf), _grids(maxima, w.places)
-    found = _grids(out.zero_(), w.places)
     before = torch.ones_like(most, dtype=torch.bool)
+    small = (
+        torch.uint8 if len(w.taps) <= 256 else torch.int32
+    )  # counted in bytes, in a third less time
+    found = torch.zeros_like(most, dtype=small)
     for tap in w.taps[:-1]:
         before &= _slice(grid, w, tap) != most
-        found += before
+        found += before.view(torch.uint8)
+    out.copy_(found.reshape(out.shape))
 
 
 def pick(r: Tensor, chosen: Tensor, w: Window, out: Tensor) -> None:
     """``r`` at the winners."""
-    grid, result = _padded(_grids(r, w.size), w, 0.0), _grids(out, w.places)
-    chosen = _grids(chosen, w.places)
-    for number, tap in enumerate(w.taps):
-        torch.where(chosen == number, _slice(grid, w, tap), result, out=result)
+    grid = _padded(_grids(r, w.size), w, 0.0).flatten(-len(w.size))
+    points = _points(chosen, w).expand(*grid.shape[:-1], -1)
+    out.copy_(grid.gather(-1, points).reshape(out.shape))
 
 
 def spread(g: Tensor, chosen: Tensor | None, w: Window, out: Tensor) -> None:
     """``g`` at the winners, or without them at every tap; what several windows give a point adds up."""
     given, grid = _grids(g, w.places), _grids(out, w.size)
+    if chosen is None and w.tiles:
+        dims = len(w.size)
+        for split in zip(w.places, w.kernel, strict=True):  # the taps behind all places
+            grid = grid.unflatten(-dims, split).movedim(-dims, -1)
+        grid.copy_(given[(..., *[None] * dims)])
+        return
     whole = _padded(grid, w, 0.0).zero_()
-    chosen = None if chosen is None else _grids(chosen, w.places)
-    for number, tap in enumerate(w.taps):
-        part = given if chosen is None else given * (chosen == number)
-        point = _slice(whole, w, tap)
-        (point.copy_ if w.disjoint else point.add_)(part)
+    if chosen is not None:
+        flat, vectors = whole.flatten(-len(w.size)), given.flatten(-len(w.size))
+        points = _points(chosen, w).expand_as(vectors)
+        (flat.scatter_ if w.disjoint else flat.scatter_add_)(-1, points, vectors)
+    else:
+        for tap in w.taps:
+            point = _slice(whole, w, tap)
+            (point.copy_ if w.disjoint else point.add_)(given)
     if whole is not grid:
         for axis, (before, size) in enumerate(zip(w.padding, w.size, strict=True)):
             whole = whole.narrow(axis - len(w.size), before, size)
         grid.copy_(whole)
+
+
+def _points(chosen: Tensor, w: Window) -> Tensor:
+    """The points of the padded grid behind the winners: ``[.., C·T] → [.., C, T]``."""
+    numbers = chosen.unflatten(-1, (-1, math.prod(w.places))).long()
+    points = _points_of_taps(w, chosen.device)
+    first = torch.arange(0, points.numel(), len(w.taps), device=chosen.device)
+    return points.take(numbers.add_(first))
+
+
+@lru_cache(maxsize=64)  # the few windows of the networks at hand
+def _points_of_taps(w: Window, device: torch.device) -> Tensor:
+    """The point of the padded grid behind every tap of every window: ``[T, k]``."""
+    axes = zip(w.size, w.padding, w.overhang, strict=True)
+    padded = tuple(size + before + max(0, after) for size, before, after in axes)
+    points = torch.arange(math.prod(padded), device=device).view(1, *padded)
+    return torch.stack([_slice(points, w, tap).flatten() for tap in w.taps], dim=-1)
 
 
 def one_hot(numbers: Tensor, count: int, out: Tensor) -> None:

@@ -16,6 +16,9 @@ from . import scalars
 BLOCK, FEWEST_ROWS = 256, 128
 """Default width of the diagonal blocks of a symmetric product: below it, and for sums of fewer rows, one
 plain product is faster."""
+TALL, TALL_BLOCK = 4096, 72
+"""From so many rows on, as vectors and patches at places have, narrower blocks are faster: 288 columns of
+16384 rows take 22 ms for 28, 150 of 25600 12 for 14.5."""
 
 
 BORDER, CONFLICT = 8, 128
@@ -206,7 +209,7 @@ def symmetric_product(
 def block_count(rows: int, size: int, block: int | str | None) -> int:
     """How many diagonal blocks of a width a symmetric product of ``[rows, size]`` has."""
     if block == "auto":
-        block = BLOCK if rows >= FEWEST_ROWS else None
+        block = TALL_BLOCK if rows >= TALL else BLOCK if rows >= FEWEST_ROWS else None
     return 1 if block is None else -(-size // int(block))
 
 

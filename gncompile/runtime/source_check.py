@@ -4,7 +4,8 @@ Text from outside enters a file as literals, names, comments and docstrings only
 :mod:`gncompile.emit.literals`. This is the second wall: whatever an emitter may ever be made to write, a file
 runs only if it consists of
 
-* a docstring, imports from a fixed list, and functions of assignments, calls, ``return`` and ``pass``;
+* a docstring, imports from a fixed list, and functions of assignments, calls, ``del`` of what they have
+  assigned, ``return`` and ``pass``;
 * expressions of names, numbers, strings, tuples, lists, dictionaries, slices, arithmetic and comparisons;
 * calls of functions and methods by name from fixed lists: of tensors, torch, Triton and the libraries here;
 * reading and assigning ``s.name`` for the names that ``memory.numbers`` was given.
@@ -149,6 +150,7 @@ class _Check:
         self.imported: dict[str, str] = {}
         self.bound: set[str] = set()
         self.numbers: set[str] = set()
+        self.own: set[str] = set()  # what the function being read assigns to
         for node in tree.body:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 self.imports(node)
@@ -182,8 +184,10 @@ class _Check:
         self.bind(node, node.name)
         for argument in given.args:
             self.bind(argument, argument.arg)
+        outer, self.own = self.own, _assigned(node)
         for statement in node.body:
             self.statement(statement)
+        self.own = outer
 
     def statement(self, node: ast.stmt) -> None:
         if isinstance(node, ast.Expr):
@@ -195,6 +199,10 @@ class _Check:
             self.value(node.value)
             for target in node.targets:
                 self.target(target)
+        elif isinstance(node, ast.Delete):
+            for target in node.targets:
+                if not (isinstance(target, ast.Name) and target.id in self.own):
+                    raise _Unknown(node, "something other than a function's own value is deleted")
         elif isinstance(node, ast.FunctionDef):
             self.function(node)
         elif isinstance(node, ast.Return):
@@ -283,6 +291,12 @@ class _Check:
             self.value(inner)
         elif not _members(root)(rest):
             raise _Unknown(node, f"{dotted!r}")
+
+
+def _assigned(function: ast.FunctionDef) -> set[str]:
+    """The names that a function's own statements give a value."""
+    assignments = (s for s in function.body if isinstance(s, ast.Assign))
+    return {t.id for s in assignments for t in s.targets if isinstance(t, ast.Name)}
 
 
 def _is_tile(name: str) -> bool:

@@ -6,6 +6,7 @@ Jacobians of the module itself, and of patches by ``torch.nn.functional.unfold``
 
 from __future__ import annotations
 
+import ast
 import functools
 from collections.abc import Callable
 
@@ -23,6 +24,8 @@ from oracles import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import gncompile
+from gncompile.base.settings import Settings
 from gncompile.derivation.batch_gradient import BatchGradient
 from gncompile.frontends.torch_export import trace
 from gncompile.graph.model_graph import TracedModel
@@ -314,3 +317,34 @@ def test_the_average_at_a_maximum_is_exact() -> None:
     block = congruence(jacobian, above).mean(dim=0)
     by_place = block.unflatten(0, (2, -1)).unflatten(2, (2, -1))
     assert_close(step.result("G.0"), torch.einsum("itjt->ij", by_place) / h[0, 0].numel())
+
+
+def test_many_places_need_fewer_samples() -> None:
+    """A weight at 64 places has 64 rows of every sample; what the user asks for is taken as it is."""
+    model, x = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Flatten()), torch.zeros(1, 1, 8, 8)
+    trainer = gncompile.compile(model, "mse", x, method="kfac_rp")
+    assert trainer.settings.factor_samples == 64
+    assert trainer.settings.rows(200) == {"F": 64, "Q": 200, "L": 128}
+    assert Settings().at_places(63).rows(1000)["F"] == 256
+    assert Settings().at_places(64).rows(1000)["F"] == 250
+    assert Settings(factor_samples=80).at_places(64).factor_samples == 80
+
+
+def test_what_a_convolution_brings_is_given_up_and_winners_are_found_once() -> None:
+    """Every result that no buffer holds is deleted in its phase, after its last use."""
+    model, shape = NETWORKS["lenet"]()
+    trainer = gncompile.compile(model, NAME, torch.zeros(1, *shape))
+    assert trainer.source_file is not None
+    text = trainer.source_file.read_text()
+    assert text.count("convolutions.winners(") == 1
+    functions = [f for f in ast.walk(ast.parse(text)) if isinstance(f, ast.FunctionDef)]
+    phases = [f for f in functions if f.name != "bind"]
+    assert any(isinstance(s, ast.Delete) for f in phases for s in f.body)
+    for phase in phases:
+        held: set[str] = set()
+        for statement in phase.body:
+            if isinstance(statement, ast.Assign):
+                held |= {t.id for t in statement.targets if isinstance(t, ast.Name)}
+            elif isinstance(statement, ast.Delete):
+                held -= {t.id for t in statement.targets if isinstance(t, ast.Name)}
+        assert not held, phase.name

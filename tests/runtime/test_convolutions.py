@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from comparison import assert_close
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
@@ -116,6 +116,22 @@ def test_convolutions_are_those_of_torch(g: Geometry, biased: bool) -> None:
         assert_close(written, plain.detach())
 
 
+@settings(max_examples=20, deadline=None)
+@given(windows(), st.integers(1, 2))
+def test_vectors_of_one_tap_go_to_the_points_that_places_see(w: Window, leading: int) -> None:
+    ones = (1,) * len(w.size)
+    g = Geometry(Window(w.size, ones, w.stride, (0,) * len(w.size), w.dilation), 2, 3)
+    stack = random(*(2,) * (leading - 1), N, g.outputs * g.places)
+    weight = random(g.outputs, g.columns, seed=1)
+    check(
+        windowed(grids.ConvolveAdjoint(g), [stack, weight]), grids.ConvolveAdjoint(g), stack, weight
+    )
+    assert_close(
+        convolutions.adjoint(stack, weight, g),  # into memory of its own
+        windowed(grids.ConvolveAdjoint(g), [stack, weight]),
+    )
+
+
 def test_columns_go_through_like_samples() -> None:
     g = Geometry(Window((5, 4), (3, 2), (2, 1), (1, 0), (1, 1)), 2, 3)
     weight, stack = random(3, g.columns), random(6, N, g.size)
@@ -153,6 +169,7 @@ def test_maxima_and_their_winners_are_those_of_torch(w: Window, tied: bool) -> N
 
 @settings(max_examples=30, deadline=None)
 @given(windows(pooling=True))
+@example(Window((2, 4, 6), (2, 2, 3), (2, 2, 3), (0, 0, 0), (1, 1, 1)))  # tiles
 def test_sums_are_convolutions_with_ones(w: Window) -> None:
     assume(not w.ceil)
     x = random(N, 2 * math.prod(w.size)).requires_grad_()

@@ -169,6 +169,7 @@ REFUSED = (
     "try:\n        pass\n    except N:\n        pass",
     "global N",
     "del N",
+    "x = N\n    del x.T",
     "raise N",
     "assert N",
     "class A:\n        pass",
