@@ -145,7 +145,7 @@ def test_constants_are_of_each_model_though_the_program_is_one() -> None:
     def trainer(number: float) -> Trainer:
         model = Changed(torch.tanh)
         model.register_buffer("scale", torch.tensor([1.0, number, 2.0, 1.0]))
-        model.f = lambda h: h.tanh() * model.scale
+        model.f = lambda h: h.tanh() * model.get_buffer("scale")
         return compiled(model)
 
     alone = [losses(trainer(number)) for number in (1.5, 3.0)]
