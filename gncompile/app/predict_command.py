@@ -24,11 +24,14 @@ Columns = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
 def predict(run: Path, data: Path, out: Path) -> str:
     """Write what the network in ``run`` predicts for the rows of ``data`` to ``out``, in their order.
 
-    The file is written in one step, and never over ``data`` or a file of the run. Returns a line to print.
+    The file is written in one step, and never over ``data``, the data of the run or one of its files.
+    Returns a line to print.
     """
     write = _writer(out)
     loaded = load(run)
-    _require_other(out, [data, *loaded.folder.path.iterdir()])
+    trained_on = (loaded.file.data.name, loaded.file.data.validation_file)
+    kept = [data, *map(Path, filter(None, trained_on)), *loaded.folder.path.iterdir()]
+    _require_other(out, kept)
     columns = loaded.predict(data)
     if loaded.schema.archive and loaded.schema.classes is None and out.suffix == ".npz":
         name = (loaded.schema.targets or [loaded.schema.numeric[0].name])[0]
@@ -58,7 +61,7 @@ def _listed(names: Sequence[str], most: int = 5) -> str:
 
 
 def _require_other(written: Path, given: Sequence[Path]) -> None:
-    """Refuse to replace what a command reads."""
+    """Refuse to replace what a command reads, or needs to be able to go on."""
     if written.exists() and any(each.exists() and written.samefile(each) for each in given):
         raise GncompileError(
             f"{shown(str(written))} would be replaced", instead="write to another file"

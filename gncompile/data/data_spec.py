@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from ..errors import DataError
 from ..losses.targets import mapped, tensors_of
@@ -41,7 +41,7 @@ class DataSpec:
     below 1 (default: a tenth), are held out in an order that ``seed`` decides.
     """
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "strict": True}
 
     name: Annotated[
         str,
@@ -158,6 +158,12 @@ class DataSplit:
 
         train_x, validation_x = mapped(cast, self.train_x), mapped(cast, self.validation_x)
         train_y = train_x if self.train_y is self.train_x else mapped(cast, self.train_y)
+        if self.schema is not None and self.schema.weights and not train_y[1].any():
+            raise DataError(
+                f"the weights are all 0 in {dtype}, the largest being {self.train_y[1].max():g}",
+                where=f"column {self.schema.weights!r}",
+                instead="multiply them by a large number",
+            )
         same = self.validation_y is self.validation_x
         validation_y = validation_x if same else mapped(cast, self.validation_y)
         return replace(

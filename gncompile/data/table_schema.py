@@ -96,6 +96,11 @@ class TableSchema(Record):
         names = self.columns
         if len(set(names)) < len(names) or not names:
             raise ValueError("the columns that go in need names that differ")
+        for listed in (self.targets, self.classes or (), *(c.levels for c in self.categories)):
+            if len(set(listed)) < len(listed):
+                raise ValueError("targets, classes and levels need names that differ")
+        if self.target != "input" and not self.targets:
+            raise ValueError("what is produced needs a name")
         if self.archive and (self.categories or len(self.numeric) != 1):
             raise ValueError("an archive has one array that goes in")
         if not self.archive and any(c.size > 1 for c in self.numeric):

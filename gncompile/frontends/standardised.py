@@ -61,6 +61,12 @@ class Standardised(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         inner = self.module((x - self.input_mean) / self.input_scale)
         outputs: Tensor = self.output_mean + self.output_scale * inner
+        if outputs.shape != inner.shape:
+            raise DataError(
+                f"{list(self.output_mean.shape)} means for samples of {list(inner.shape[1:])} outputs",
+                where=type(self).__name__,
+                instead="give one for each output",
+            )
         return outputs
 
 

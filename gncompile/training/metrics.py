@@ -61,7 +61,20 @@ class Metric:
 
     def __call__(self, outputs: Returned, targets: Target) -> float:
         """The value; NaN, with a warning, where it is undefined."""
-        return float(self.function(outputs, targets))
+        found = self.function(outputs, targets)
+        try:
+            return float(found)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise GncompileError(
+                f"the metric {self.name!r} gives {_kind(found)}, not a number",
+                where="metrics",
+                instead="take a mean or a sum over everything",
+            ) from error
+
+
+def _kind(found: object) -> str:
+    shape = getattr(found, "shape", None)
+    return type(found).__name__ if shape is None else f"a tensor of shape {list(shape)}"
 
 
 def resolve_metrics(given: object, loss: Loss) -> tuple[Metric, ...]:

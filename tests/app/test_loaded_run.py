@@ -240,10 +240,11 @@ def test_files_of_predictions(trained: Path, tmp_path: Path) -> None:
     assert np.array_equal(np.stack([column.to_numpy() for column in table.columns], 1), expected)
 
 
-def test_predictions_replace_nothing_that_was_read(
-    copied: Path, capsys: pytest.CaptureFixture[str]
+def test_predictions_replace_nothing_that_is_read(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = copied.parent / "images.npz"
+    data, more = copied.parent / "images.npz", tmp_path / "more.npz"
+    shutil.copy(data, more)
     link = copied.parent / "link.npz"
     link.symlink_to(copied / "weights.safetensors")
     before = {path: path.read_bytes() for path in (data, copied / "weights.safetensors")}
@@ -253,8 +254,9 @@ def test_predictions_replace_nothing_that_was_read(
         (copied.parent / "p.txt", "ends in .csv, .parquet, .npz"),
         (copied.parent, "ends in"),
     ):
-        assert run("predict", copied, data, "-o", out) == 1
-        assert found in capsys.readouterr().err
+        for given in (data, more):  # of other rows, too: the run is trained on the first
+            assert run("predict", copied, given, "-o", out) == 1
+            assert found in capsys.readouterr().err
     assert {path: path.read_bytes() for path in before} == before
 
 

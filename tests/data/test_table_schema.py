@@ -201,6 +201,16 @@ def test_weights_come_beside_the_targets() -> None:
             schema.targets_of(table(x=[1, 2], y=[1, 2], w=[1, bad]))
 
 
+def test_weights_that_vanish_in_single_precision_are_refused() -> None:
+    rows = table(a=[1, 2, 3], w=[0.0, 1e-60, 1e-50], y=[1, 2, 3])
+    schema = learned(rows, targets=("y",), weights="w")
+    x, y = schema.encode(rows), schema.targets_of(rows)
+    split = DataSplit(x, y, x, y, (1,), schema)
+    assert split.to(torch.float64).train_y[1].any()
+    with pytest.raises(DataError, match="all 0 in torch.float32, the largest being 1e-50"):
+        split.to(torch.float32)
+
+
 def test_an_autoencoder_gives_its_columns_back() -> None:
     rows = table(a=[1, 3], b=[10, 30])
     schema = learned(rows, target="input")
@@ -336,6 +346,10 @@ def test_a_schema_is_the_same_after_its_json(schema: TableSchema) -> None:
         {"numeric": ({"name": "a", "mean": float("nan")},)},
         {"numeric": ({"name": "a"}, {"name": "a"})},
         {"numeric": ({"name": "a", "mean": (1.0, 2.0)},)},
+        {"categories": ({"name": "c", "levels": ("u", "u")},)},
+        {"targets": ("y", "y"), "outputs": 2},
+        {"target": "label", "classes": ("u", "u"), "outputs": 2},
+        {"target": "label", "classes": ("u", "v"), "outputs": 2, "targets": ()},
     ],
 )
 def test_a_schema_of_a_stranger_is_checked(change: dict[str, object]) -> None:

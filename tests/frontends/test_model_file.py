@@ -306,6 +306,8 @@ def test_mistakes_in_nodes(tmp_path: Path, old: str, new: str, expected: str) ->
             "'data.targts'. Did you mean 'target",
         ),
         ('name = "curves"', 'name = "curves"\ntarget = "in"', "'input', 'label' or 'value'"),
+        ('name = "curves"', 'name = "curves"\ntrain = "20"', "a valid integer\n  got:      '20'"),
+        ('name = "curves"', 'name = "curves"\nvalidation = true', "integer\n  got:      True"),
         ("updates = 3", 'updates = 3\ndtype = "half"', "'float32' or 'float64'"),
         ("updates = 3", "updates = 1979-05-27", "wrong value for 'training.updates'"),
     ],

@@ -89,6 +89,12 @@ def test_numbers_that_cannot_be_scales(scales: dict[str, list[float]], expected:
         Standardised(nn.Linear(1, 1), **scales)  # type: ignore[arg-type]
 
 
+def test_one_mean_for_each_output() -> None:
+    """They would be added to every output in turn, and make more of one."""
+    with pytest.raises(DataError, match=r"\[2\] means for samples of \[1\] outputs"):
+        Standardised(nn.Linear(1, 1), output_mean=[0.0, 1.0])(torch.zeros(3, 1))
+
+
 def test_samples_without_a_scale() -> None:
     with pytest.raises(DataError, match="no finite means"):
         means_and_scales(torch.zeros(0, 3))

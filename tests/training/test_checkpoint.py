@@ -73,6 +73,18 @@ def test_resume_is_bitwise(variant: str, path: Path, backend: str) -> None:
     assert_same_state(snapshot(resumed), snapshot(whole))
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_resume_after_the_first_steps_on_all_samples(steps: int, path: Path) -> None:
+    x, y = samples(30)
+    trainer = compiled(network())
+    for _ in range(steps):
+        trainer.step(x, y)
+    trainer.save(path)
+    resumed = Trainer.resume(path, network(seed=8))
+    for _ in range(3):
+        assert resumed.step(x, y).loss == trainer.step(x, y).loss
+
+
 GO_ON = """
 import json, sys
 sys.path.insert(0, sys.argv[1])

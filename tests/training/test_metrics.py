@@ -157,6 +157,12 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
     assert own[0](Z, Y) == 1.0
 
 
+def test_a_metric_is_a_number() -> None:
+    each = gncompile.Metric("each", lambda z, y: (z - y).abs())
+    with pytest.raises(GncompileError, match=r"'each' gives a tensor of shape \[3, 1\], not a num"):
+        each(torch.zeros(3, 1), torch.ones(3, 1))
+
+
 def test_an_object_may_tell_its_direction() -> None:
     """As those of torchmetrics do."""
 
