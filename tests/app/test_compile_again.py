@@ -80,13 +80,14 @@ SIMILAR: list[tuple[nn.Module, Any, dict[str, Any]]] = [
 def test_similar_ones_are_not_taken_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is what deriving gives that knows of no other."""
     monkeypatch.setattr(pipeline, "_programs", Recent(kept=100))
+    asked: list[tuple[Any, ...]] = []
+    for model, loss, options in SIMILAR:
+        traced, declared, _reader = understand(model, loss, X)
+        asked.append((traced.graph, declared, Settings.from_options(**options), Kronecker))
+    alone = [told(pipeline._derived(*each)) for each in asked]
     for _ in range(2):
-        programs = []
-        for model, loss, options in SIMILAR:
-            traced, declared, _reader = understand(model, loss, X)
-            asked = traced.graph, declared, Settings.from_options(**options), Kronecker
-            programs.append(pipeline.step_program(*asked))
-            assert told(programs[-1]) == told(pipeline._derived(*asked))
+        programs = [pipeline.step_program(*each) for each in asked]
+        assert list(map(told, programs)) == alone
     assert len({id(program) for program in programs}) == len(SIMILAR)
 
 
