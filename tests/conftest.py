@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
-from gncompile.emit import torch_statements
+from gncompile import pipeline
+from gncompile.base.exact_key import Recent
+from gncompile.emit import step_source, torch_statements
 from gncompile.functions import derive, stable_forms
+from gncompile.runtime import source_files
 
 SEED = 0
+
+KEPT = ((pipeline, "_programs"), (step_source, "_sources"), (source_files, "_loaded"))
+"""The caches of programs, of their sources, and of these as modules."""
+PROGRAMS = 50
+"""What each keeps of a file of tests."""
+CHANGES = {"monkeypatch", "underived"}
+"""Fixtures of tests that change constants and rules."""
 
 # `derandomize` draws the same examples on every machine and run, so a failure can be repeated. There
 # is no deadline: the first example of a shape compiles a program, and takes longer than the next.
@@ -79,11 +89,27 @@ def _seeded() -> None:
     torch.manual_seed(SEED)
 
 
+@contextmanager
+def _no_programs_yet() -> Iterator[None]:
+    """Nothing derived, written or loaded before is used within the block, nor what is made in it later."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, cache in KEPT:
+            patch.setattr(module, cache, Recent(kept=PROGRAMS))
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_a_file() -> Iterator[None]:
+    """The tests of a file compile many networks again and again: each is derived for the first of them."""
+    with _no_programs_yet():
+        yield
+
+
 @pytest.fixture(autouse=True)
-def _no_programs_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests change constants that programs are derived by: what was derived before must not stand for it."""
-    if pipeline := sys.modules.get("gncompile.pipeline"):
-        monkeypatch.setattr(pipeline, "_programs", type(pipeline._programs)(kept=8))
+def _programs_of_a_change(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that may change what programs are derived by shares none with others."""
+    with _no_programs_yet() if CHANGES & set(request.fixturenames) else nullcontext():
+        yield
 
 
 @pytest.fixture(params=["reference", "torch"])

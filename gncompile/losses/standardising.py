@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeGuard
 
 import sympy
 import torch
@@ -28,12 +29,7 @@ def standardised(loss: LossSpec, scale: torch.Tensor) -> Loss:
     (0.25, 0.01)
     """
     declared = resolve_loss(loss)
-    if (
-        not isinstance(declared, SeparableLoss)
-        or not is_of_differences(declared)
-        or declared.weights
-        or declared.constants
-    ):
+    if not has_units(declared):
         raise LossError(
             f"the loss {declared.name!r} is not one of the differences z - y, which could be standardised",
             where="the loss",
@@ -54,6 +50,13 @@ def standardised(loss: LossSpec, scale: torch.Tensor) -> Loss:
         curvature_form=curvature and curvature.subs(inner, simultaneous=True) / symbol**2,
         constants=((_SCALE, PerOutput.of(scale, "the scale of the targets")), *declared.constants),
     )
+
+
+def has_units(loss: Loss) -> TypeGuard[SeparableLoss]:
+    """Whether ``loss`` is ``Σ_j e(z_j - y_j)`` with one e for all outputs, whose units then count."""
+    if not isinstance(loss, SeparableLoss) or loss.weights or loss.constants:
+        return False
+    return is_of_differences(loss)
 
 
 def is_of_differences(loss: Loss) -> bool:

@@ -11,7 +11,7 @@ from ..errors import SmallBatchWarning, UnscaledDataWarning, warn
 from ..graph.embedding import is_whole
 from ..graph.layers import LayerOp
 from ..graph.nodes import Node
-from ..losses.standardising import is_of_differences
+from ..losses.standardising import has_units
 from .batches import Target, input_tensors
 from .compiled import Compiled
 
@@ -60,7 +60,7 @@ class FirstBatches:
             )
 
     def _look_at_scales(self, inputs: tuple[Tensor, ...], y: Target) -> None:
-        """Warn of inputs, or targets of a loss of differences, whose columns are unlike (:func:`unlike`)."""
+        """Warn of inputs, or targets in units that count, whose columns are unlike (:func:`unlike`)."""
         nodes = [] if self._compiled.traced.trunk else self._compiled.traced.inputs
         columns = [
             (f"input {node.name!r}", x)
@@ -69,7 +69,7 @@ class FirstBatches:
         ]
         told = [found for each in columns if (found := unlike(*each, offsets=True))]
         pair = "True"
-        if isinstance(y, Tensor) and is_of_differences(self._compiled.loss):
+        if isinstance(y, Tensor) and has_units(self._compiled.loss):
             of_targets = unlike("the target", y)
             told, pair = told + [of_targets] * bool(of_targets), "(x, y)" if of_targets else pair
         if told:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,8 @@ from gncompile.app.run_folder import RunFolder
 from gncompile.app.training_run import TrainingRun, load_data
 from gncompile.errors import BatchError, ModelFileError
 from gncompile.frontends.model_file import load_model_file
+
+pytestmark = pytest.mark.usefixtures("without_pictures")
 
 MODEL = f"""{HEAD}dtype = "float64"
 """
@@ -45,11 +49,18 @@ def run(*arguments: object) -> int:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nothing interrupted, beside its model file."""
+def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a run that nothing interrupted, beside its model file, and what it printed."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    assert run("train", write_model(out.parent, MODEL), "--out", out, "--quiet") == 0
-    return out
+    with redirect_stdout(io.StringIO()) as shown:
+        assert run("train", write_model(out.parent, MODEL), "--out", out, "--quiet") == 0
+    return out, shown.getvalue()
+
+
+@pytest.fixture(scope="module")
+def whole(told: tuple[Path, str]) -> Path:
+    """The folder of that run."""
+    return told[0]
 
 
 def losses(folder: Path) -> list[float]:
@@ -61,10 +72,8 @@ def losses(folder: Path) -> list[float]:
 # --- Training
 
 
-def test_train_writes_the_run_folder(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = model.parent / "out"
-    assert run("train", model, "--out", out, "--quiet") == 0
-    shown = capsys.readouterr().out
+def test_train_writes_the_run_folder(told: tuple[Path, str]) -> None:
+    out, shown = told
     names = ["checkpoint.safetensors", "history.jsonl", "loss.png", "model.toml"]
     for name in [*names, "reconstructions.png", "report.md", "run.json"]:
         assert (out / name).exists(), name
@@ -99,40 +108,50 @@ def test_options_go_before_the_model_file(model: Path) -> None:
     assert a != c
 
 
-INTERRUPTED_BY = """
+KILLED = """
 import os, signal, sys
 from gncompile.app.cli import main
 from gncompile.app.run_folder import RunFolder
 
 append = RunFolder.append
 
-def append_and_interrupt(folder, record):
+def append_and_end(folder, record):
     append(folder, record)
     if record["update"] == 13:
-        os.kill(os.getpid(), signal.{signal})
+        os.kill(os.getpid(), signal.SIGKILL)
 
-RunFolder.append = append_and_interrupt
+RunFolder.append = append_and_end
 sys.exit(main(sys.argv[1:]))
 """
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
-def test_an_interrupted_training_resumes_bitwise(model: Path, name: str, whole: Path) -> None:
-    parts = model.parent / "parts"
+def test_an_interrupted_training_resumes_bitwise(
+    model: Path,
+    name: str,
+    whole: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    parts, append = model.parent / "parts", RunFolder.append
     arguments = ["train", str(model), "--out", str(parts), "--checkpoint-every", "5", "--quiet"]
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED_BY.format(signal=name), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert len(losses(parts)) == 13
+
+    def append_and_interrupt(folder: RunFolder, record: dict[str, object]) -> None:
+        append(folder, record)
+        if record["update"] == 13:
+            os.kill(os.getpid(), signal.SIGINT)
+
     if name == "SIGINT":
-        assert done.returncode == 130, done.stderr
-        assert "stopped after 13 updates" in done.stdout
-        assert f"gncompile resume {parts}" in done.stdout
+        with monkeypatch.context() as patch:
+            patch.setattr(RunFolder, "append", append_and_interrupt)
+            assert run(*arguments) == 130
+        shown = capsys.readouterr().out
+        assert "stopped after 13 updates" in shown
+        assert f"gncompile resume {parts}" in shown
     else:
-        assert done.returncode == -signal.SIGKILL, done.stderr
+        killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False)
+        assert killed.returncode == -signal.SIGKILL
+    assert len(losses(parts)) == 13
     assert run("resume", parts, "--quiet") == 0
     assert losses(parts) == losses(whole)
     assert (parts / "report.md").exists()
@@ -202,7 +221,7 @@ def test_a_changed_run_record_is_refused(
     assert "run.json" in capsys.readouterr().err
 
 
-def test_resume_writes_through_no_link(model: Path) -> None:
+def test_resume_writes_through_no_link(model: Path, pictures: None) -> None:
     out, victim = model.parent / "out", model.parent / "victim"
     assert run("train", model, "--out", out, "--updates", 2, "--quiet") == 0
     victim.mkdir()
@@ -364,6 +383,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_places_that_cannot_be_written(
     model: Path,
+    pictures: None,
     arguments: tuple[str, ...],
     expected: str,
     capsys: pytest.CaptureFixture[str],

@@ -128,14 +128,14 @@ SIMILAR: list[tuple[nn.Module, Any, dict[str, Any]]] = [
 def test_similar_ones_are_not_taken_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is what deriving gives that knows of no other."""
     monkeypatch.setattr(pipeline, "_programs", Recent(kept=100))
-    asked = []
+    asked: list[tuple[Any, ...]] = []
     for model, loss, options in SIMILAR:
         traced, declared, _reader = understand(model, loss, X)
         asked.append((traced.graph, declared, Settings.from_options(**options), Kronecker))
     alone = [told(pipeline._derived(*each)) for each in asked]
     for _ in range(2):
         programs = [pipeline.step_program(*each) for each in asked]
-        assert [told(program) for program in programs] == alone
+        assert list(map(told, programs)) == alone
     assert len({id(program) for program in programs}) == len(SIMILAR)
 
 

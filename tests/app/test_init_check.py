@@ -222,6 +222,7 @@ def test_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = init_file(write_csv(tmp_path / "houses.csv", table()))
     assert run("check", path) == 0
     shown = capsys.readouterr().out
+    words = " ".join(shown.split())
     for expected in (
         "houses.csv",
         "54 to train, 6 to validate",

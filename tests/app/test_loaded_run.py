@@ -22,6 +22,8 @@ from gncompile.app.run_folder import RunFolder
 from gncompile.app.training_run import TrainingRun
 from gncompile.errors import BatchError, CheckpointError, DataError
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 UPDATES = 9
 MODEL = HEAD.replace("updates = 30", f"updates = {UPDATES}") + 'dtype = "float64"\n'
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ from sympy import Integer, Symbol, exp, tanh
 from torch import nn
 
 import gncompile
+from gncompile.data.table_schema import CategoryColumn, NumericColumn, TableSchema
 from gncompile.errors import TraceError
 from gncompile.frontends import torch_export
 from gncompile.frontends.declared_graph import declared_graph
 from gncompile.frontends.declared_network import ARGUMENT, DeclaredNetwork
-from gncompile.frontends.model_schema import Concat, Linear, Node, Pointwise, Select, Slice
+from gncompile.frontends.network_schema import Concat, Linear, Node, Pointwise, Select, Slice
+from gncompile.frontends.table_network import TableNetwork, table_width
 from gncompile.functions.applied import Function
 from gncompile.graph.model_graph import TracedModel
 
@@ -22,10 +25,17 @@ U, V = ARGUMENT, Symbol("v", real=True)
 TRANSFERS = (tanh(U), U, U / (1 + exp(-U)), 2 * U, Integer(2))
 
 
+Declared = tuple[Sequence[Node], Mapping[str, Function], Mapping[str, int]]
+
+
 def random_network(seed: int) -> DeclaredNetwork:
+    return DeclaredNetwork(5, *random_nodes(seed, 5), seed)
+
+
+def random_nodes(seed: int, inputs: int) -> Declared:
     """Nodes of every kind that read any earlier ones, ended so that all weights are used."""
     draw = random.Random(seed)
-    sizes = {"input": 5}
+    sizes = {"input": inputs}
     nodes: list[Node] = []
     functions: dict[str, Function] = {}
 
@@ -63,26 +73,78 @@ def random_network(seed: int) -> DeclaredNetwork:
             add(Select(name=name, op="select", inputs=(read,), index=index), len(index))
     add(Concat(name="all", op="concat", inputs=tuple(sizes)), sum(sizes.values()))
     add(Linear(name="last", op="linear", inputs=("all",), size=2), 2)
-    return DeclaredNetwork(5, nodes, functions, sizes, seed)
+    return nodes, functions, sizes
 
 
-def exported(module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> TracedModel:
+def check_it_is_the_exported_graph(
+    module: nn.Module, examples: tuple[torch.Tensor, ...], monkeypatch: pytest.MonkeyPatch
+) -> TracedModel:
     with monkeypatch.context() as patched:
         patched.setattr(torch_export, "declared_graph", lambda *given: None)
-        return torch_export.trace(module, torch.zeros(3, 5))
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_it_is_the_exported_graph(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = random_network(seed)
-    theirs = exported(module, monkeypatch)
-    mine = declared_graph(module, (torch.zeros(3, 5),), "DeclaredNetwork")
+        theirs = torch_export.trace(module, examples)
+    mine = declared_graph(module, examples, type(module).__name__)
     assert mine is not None
     assert list(mine.graph) == list(theirs.graph)  # names, operations, inputs, shapes, origins
     assert mine.graph.to_text() == theirs.graph.to_text()
     assert list(mine.parameters) == list(theirs.parameters)
     assert all(mine.parameters[name] is theirs.parameters[name] for name in mine.parameters)
-    assert (mine.constants, mine.name, mine.trunk) == (theirs.constants, theirs.name, theirs.trunk)
+    assert (mine.name, mine.trunk) == (theirs.name, theirs.trunk)
+    assert list(mine.constants) == list(theirs.constants)
+    assert all(torch.equal(mine.constants[name], theirs.constants[name]) for name in mine.constants)
+    return mine
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_it_is_the_exported_graph(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_it_is_the_exported_graph(random_network(seed), (torch.zeros(3, 5),), monkeypatch)
+
+
+def table_network(numbers: int, levels: Sequence[int], units: bool, standardise: bool, seed: int):
+    schema = TableSchema(
+        target="value",
+        numeric=tuple(NumericColumn(name=f"x{i}", mean=i, scale=2.0 + i) for i in range(numbers)),
+        # the name of a module's attribute, and of a node
+        categories=tuple(
+            CategoryColumn(name=name, levels=tuple(map(str, range(size))))
+            for name, size in zip(("keys", "n1", "c"), levels, strict=False)
+        ),
+        targets=("y", "z"),
+        target_mean=(-1.0, 300.0),
+        target_scale=(2.0, 70.0),
+        outputs=2,
+        standardise=standardise,
+    )
+    declared = random_nodes(seed, table_width(schema))
+    return TableNetwork(schema, units, *declared, seed)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "levels", "units", "standardise"),
+    [
+        (3, (), True, True),
+        (2, (3,), False, True),
+        (1, (3, 2, 4), True, False),
+        (0, (5,), True, True),
+        (0, (3, 2), False, False),
+    ],
+)
+def test_of_a_table_too(
+    numbers: int,
+    levels: Sequence[int],
+    units: bool,
+    standardise: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = table_network(numbers, levels, units, standardise, numbers + len(levels))
+    x, categories = torch.zeros(3, numbers), torch.zeros(3, len(levels), dtype=torch.int64)
+    examples = (x, categories) if levels else (x,)
+    mine = check_it_is_the_exported_graph(module, examples, monkeypatch)
+    scales = 2 * (standardise and numbers > 0) + 2 * units
+    assert (len(mine.constants), len(module.embeddings)) == (scales, len(levels))
+    if levels:
+        assert declared_graph(module, (x, x), "floats") is None
+        module.embeddings["keys_2"].max_norm = 1.0
+        assert declared_graph(module, examples, "changed") is None
 
 
 def changed(how: str) -> DeclaredNetwork:

@@ -82,7 +82,7 @@ def test_answers_are_without_dropout_and_change_nothing(options: dict[str, Any])
         asked.gradients(x, y)
         asked.predict(x[:5])
     assert same_state(trainer, asked)
-    trainer._reported.hide()  # the model holds the latest parameters
+    trainer.reported.hide()  # the model holds the latest parameters
     plain = copy.deepcopy(model).eval()
     z = plain(x)
     expected = (z - y).square().sum(1).mean() / 2

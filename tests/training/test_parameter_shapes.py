@@ -65,8 +65,8 @@ def test_the_averages_are_means_in_the_parameters_own_shapes(guarded: bool) -> N
 
 def test_better_averages_are_reported_and_stored() -> None:
     trainer, _ = trained(3)
-    trainer._reported._states[BETTER].fill_(1.0)
-    trainer._reported.note()
+    trainer.reported._states[BETTER].fill_(1.0)
+    trainer.reported.note()
     state = trainer.state_dict()
     assert {name: t.shape for name, t in state["model"].items()} == {
         name: p.shape for name, p in trainer.model.named_parameters()

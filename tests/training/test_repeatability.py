@@ -1,4 +1,4 @@
-"""Two trainings of one seed on one machine are bitwise the same on a CPU, each in a process of its own."""
+"""Two trainings of one seed on one machine are bitwise the same on a CPU, in another process too."""
 
 from __future__ import annotations
 
@@ -63,15 +63,14 @@ def in_turns() -> Trace:
     return found
 
 
-def in_a_process(order: str) -> Trace:
-    command = [sys.executable, __file__, order]
-    root = Path(__file__).parents[2]
+def in_a_process() -> Trace:
+    command, root = [sys.executable, __file__], Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout))
 
 
 def test_equal_seeds_give_equal_bits() -> None:
-    first, turns = in_a_process("after"), in_a_process("turns")
+    first, turns = one_after_another(), in_a_process()
     assert [len(values) for values in first.values()] == [len(v) for v in turns.values()]
     assert first == turns
 
@@ -84,4 +83,4 @@ def test_another_seed_gives_other_bits() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps(one_after_another() if sys.argv[1] == "after" else in_turns()))
+    print(json.dumps(in_turns()))
