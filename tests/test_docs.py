@@ -1,89 +1,31 @@
-"""Every Python block of the README and of docs/ runs, and prints what stands below it.
+"""Every block of the README and of docs/ runs, and prints what stands below it.
 
-A ``python`` block is executed; a ``text`` block right after it is what it prints. The blocks of a file share
-one namespace. Numbers may differ in the last digits from machine to machine, everything else may not.
-``python tests/test_docs.py`` writes the printed texts anew, to be read before they are committed.
+See :mod:`pages` for what is run. Numbers may differ in the last digits from machine to machine, everything
+else may not. ``python tests/support/pages.py`` writes the printed texts anew, to be read before they are committed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import math
-import os
 import re
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import sympy
-import torch
+from pages import PAGES, ROOT, play, same, somewhere_else
 
-from gncompile.base import config
 from gncompile.base.settings import Settings, groups
-from gncompile.functions import PRIMITIVES, SHORTHANDS, parsing, transfer
-from gncompile.losses import vocabulary as losses
+from gncompile.functions import PRIMITIVES, SHORTHANDS, parsing
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 READ = [*PAGES, ROOT / "benchmarks/README.md", *sorted((ROOT / "benchmarks/notes").glob("*.md"))]
-BLOCK = re.compile(
-    r"^```python\n(?P<code>.*?)^```\n(?:\n*^```text\n(?P<printed>.*?)^```\n)?", re.M | re.S
-)
-NUMBER = re.compile(r"-?\d+\.\d+(?:e[+-]?\d+)?|-?\d+e[+-]?\d+")
-
-
-def run_blocks(page: Path, check: Callable[[str, str, int], None]) -> None:
-    """Execute the page's blocks in order; ``check(expected, printed, line)`` for those with a text."""
-    text = page.read_text()
-    namespace: dict[str, object] = {"__name__": "docs"}
-    for block in BLOCK.finditer(text):
-        line = text[: block.start()].count("\n") + 2
-        # Blank lines keep line numbers in tracebacks those of the page.
-        code = compile("\n" * (line - 1) + block["code"], str(page), "exec")
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            exec(code, namespace)
-        check(block["printed"] or "", printed.getvalue(), line)
-
-
-@contextlib.contextmanager
-def somewhere_else() -> Iterator[None]:
-    """Run in an empty folder, with emitted sources kept there; what a page registers is forgotten."""
-    here = Path.cwd()
-    registries = (transfer._DECLARED, parsing.FUNCTIONS, losses._registered)
-    before = [dict(registry) for registry in registries]
-    with tempfile.TemporaryDirectory() as folder, config.using(cache=folder):
-        os.chdir(folder)
-        torch.manual_seed(0)
-        try:
-            yield
-        finally:
-            os.chdir(here)
-            for registry, known in zip(registries, before, strict=True):
-                registry.clear()
-                registry.update(known)
-
-
-def same(expected: str, printed: str) -> bool:
-    """Equal texts, up to the last digits of their decimal numbers."""
-    pairs = zip(NUMBER.findall(expected), NUMBER.findall(printed), strict=False)
-    close = all(math.isclose(float(a), float(b), rel_tol=1e-2, abs_tol=1e-12) for a, b in pairs)
-    skeletons = [NUMBER.sub("#", text).rstrip() for text in (expected, printed)]
-    return close and skeletons[0] == skeletons[1]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_page_runs_and_prints_what_it_says(page: Path) -> None:
-    def check(expected: str, printed: str, line: int) -> None:
-        if not same(expected, printed):
-            assert printed == expected, f"{page.name}:{line}"
-
     with somewhere_else():
-        run_blocks(page, check)
+        for line, said, prints in play(page):
+            if not same(said, prints):
+                assert prints == said, f"{page.name}:{line}"
 
 
 def test_the_comparison_sees_differences() -> None:
@@ -91,6 +33,8 @@ def test_the_comparison_sees_differences() -> None:
     assert not same("loss 1.2345 at 3", "loss 1.3345 at 3")
     assert not same("loss 1.2345 at 3", "loss 1.2345 at 4")
     assert not same("loss 1.2345", "loss 1.2345 2.0")
+    assert same("loss ... in 2.0 s\nend", "loss 7 of 8 in 3.5 s\nend")
+    assert not same("loss ... in 2.0 s", "loss 7 of 8 in 3.5 ms, more")
 
 
 def prose(page: Path) -> str:
@@ -163,23 +107,3 @@ def test_the_commands_of_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for goal in re.findall(r"^ +make (\w+)", readme, re.M):
         assert re.search(rf"^{goal}:", makefile, re.M), goal
-
-
-def rewrite(page: Path) -> None:
-    """Put what the blocks print into the page."""
-    results: list[str] = []
-    with somewhere_else():
-        run_blocks(page, lambda expected, printed, line: results.append(printed))
-    printed = iter(results)
-
-    def updated(block: re.Match[str]) -> str:
-        text = next(printed)
-        code = f"```python\n{block['code']}```\n"
-        return f"{code}\n```text\n{text.rstrip()}\n```\n" if text or block["printed"] else code
-
-    page.write_text(BLOCK.sub(updated, page.read_text()))
-
-
-if __name__ == "__main__":
-    for chosen in [Path(name).resolve() for name in sys.argv[1:]] or PAGES:
-        rewrite(chosen)
