@@ -1,7 +1,8 @@
 """Every block of the README and of docs/ runs, and prints what stands below it.
 
 See :mod:`pages` for what is run. Numbers may differ in the last digits from machine to machine, everything
-else may not. ``python tests/support/pages.py`` writes the printed texts anew, to be read before they are committed.
+else may not. ``python tests/support/pages.py`` writes the printed texts anew, to be read before they are
+committed.
 """
 
 from __future__ import annotations
@@ -33,8 +34,11 @@ def test_the_comparison_sees_differences() -> None:
     assert not same("loss 1.2345 at 3", "loss 1.3345 at 3")
     assert not same("loss 1.2345 at 3", "loss 1.2345 at 4")
     assert not same("loss 1.2345", "loss 1.2345 2.0")
-    assert same("loss ... in 2.0 s\nend", "loss 7 of 8 in 3.5 s\nend")
-    assert not same("loss ... in 2.0 s", "loss 7 of 8 in 3.5 ms, more")
+    assert same("loss ...\nend", "loss 7 of 8\nend")
+    assert not same("loss ...\nend", "loss 7 of 8\nend, more")
+    assert same("$ run\n2 updates in 2.0 s", "$ run\n2 updates in 3.5 s")
+    assert not same("$ run\n2 updates in 2.0 s", "$ run\n3 updates in 2.0 s")
+    assert not same("2.0 s", "3.5 s")
 
 
 def prose(page: Path) -> str:

@@ -42,6 +42,7 @@ BLOCK = re.compile(
 NUMBER = r"-?\d+\.\d+(?:e[+-]?\d+)?|-?\d+e[+-]?\d+"
 PACE = r"[\d.,]+ (?:samples/s|ms|s)\b|\d\d:\d\d(?: left)?"
 PARTS = re.compile(rf"({PACE})|({NUMBER})|(\.\.\.)")
+PARTS_OF_PRINT = re.compile(rf"(?!)()|({NUMBER})|(\.\.\.)")
 
 
 def play(page: Path) -> Iterator[tuple[int, str, str]]:
@@ -69,17 +70,19 @@ def _commands(session: str) -> Iterator[str]:
         program, *arguments = shlex.split(typed.removeprefix("$ "), comments=True)
         assert program == "gncompile", typed
         stopped = re.match(r"(?:.*\n)*?\^C\nstopped after (\d+) updates", shown)
-        with contextlib.redirect_stdout(io.StringIO()) as out:
-            with contextlib.redirect_stderr(out), _interrupted(stopped and int(stopped[1])):
-                # The command line ends a process; here its code is of no interest, what it says is.
-                with contextlib.suppress(SystemExit):
-                    main(arguments)
+        with (
+            contextlib.redirect_stdout(io.StringIO()) as out,
+            contextlib.redirect_stderr(out),
+            contextlib.suppress(SystemExit),
+            _interrupted(int(stopped[1]) if stopped else 0),
+        ):
+            main(arguments)
         yield f"{typed}\n{out.getvalue()}"
 
 
 @contextlib.contextmanager
-def _interrupted(update: int | None) -> Iterator[None]:
-    """Press Ctrl-C in this update."""
+def _interrupted(update: int) -> Iterator[None]:
+    """Press Ctrl-C in this update, counted from 1."""
     append = RunFolder.append
 
     def append_and_interrupt(folder: RunFolder, record: dict[str, object]) -> None:
@@ -112,10 +115,11 @@ def somewhere_else() -> Iterator[None]:
 
 
 def same(expected: str, printed: str) -> bool:
-    """Equal texts, up to the last digits of their decimal numbers, to times, and to what ``...`` leaves out."""
+    """Equal up to the last digits of decimal numbers, to what ``...`` leaves out, in a session to times."""
     pattern, position, numbers = "", 0, []
     expected, printed = expected.rstrip(), printed.rstrip()
-    for part in PARTS.finditer(expected):
+    parts = PARTS if expected.startswith("$ ") else PARTS_OF_PRINT
+    for part in parts.finditer(expected):
         pattern += re.escape(expected[position : part.start()])
         pattern += PACE.join(("(?:", ")")) if part[1] else f"({NUMBER})" if part[2] else "(?s:.*?)"
         numbers += [part[2]] if part[2] else []
