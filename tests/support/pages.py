@@ -4,7 +4,7 @@
 ```` ```python ````             is executed; the blocks of a page share one namespace. A ``text`` block
                                 right after it is what it prints
 ```` ```console ````            ``$ gncompile …`` is run by :func:`gncompile.app.cli.main`, and prints what
-                                follows. ``^C`` there stops it after as many updates as the next line says
+                                follows. ``^C`` there stops it after as many updates as is said below
 ```` ```toml title="NAME" ````  is written to NAME
 =============================== ==================================================================
 """
@@ -69,7 +69,7 @@ def _commands(session: str) -> Iterator[str]:
         typed, _, shown = command.partition("\n")
         program, *arguments = shlex.split(typed.removeprefix("$ "), comments=True)
         assert program == "gncompile", typed
-        stopped = re.match(r"(?:.*\n)*?\^C\nstopped after (\d+) updates", shown)
+        stopped = re.search(r"\^C\n(?:.*\n)*?stopped after (\d+)", shown)
         with (
             contextlib.redirect_stdout(io.StringIO()) as out,
             contextlib.redirect_stderr(out),
