@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import sympy
 from pages import PAGES, ROOT, play, same, somewhere_else
+from typer.testing import CliRunner
 
+import gncompile
+import gncompile.data
+import gncompile.losses
+from gncompile.app.cli import app
 from gncompile.base.settings import Settings, groups
 from gncompile.functions import PRIMITIVES, SHORTHANDS, parsing
 
@@ -47,9 +53,10 @@ def prose(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """What ``page.md#anchor`` may name: the page's headings, as GitHub spells them."""
+    """What ``page.md#anchor`` may name: the page's headings, as GitHub spells them, and documented names."""
     headings = re.findall(r"^#+ (.+)$", prose(page), re.M)
-    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+    names = re.findall(r"^::: (\S+)", prose(page), re.M)  # of the reference
+    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings} | {*names}
 
 
 @pytest.mark.parametrize("page", READ, ids=lambda page: str(page.relative_to(ROOT)))
@@ -100,14 +107,27 @@ def test_what_an_expression_may_contain_is_read() -> None:
     assert {name for name, _ in calls} == {*PRIMITIVES, *SHORTHANDS, "where"}
 
 
-def test_the_commands_of_the_readme_exist() -> None:
-    from typer.testing import CliRunner
-
-    from gncompile.app.cli import app
-
+def test_the_commands_that_are_shown_exist() -> None:
+    """Names and options of every command line in a block of shell, and of the README's table."""
     readme = (ROOT / "README.md").read_text()
-    for command in re.findall(r"^\| `gncompile (\w+)", readme, re.M):
-        assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0, command
+    rows = "".join(re.findall(r"^\| `gncompile.*", readme, re.M))
+    lines = [f"{name} --help" for name in re.findall(r"`gncompile (\w+)", rows)]
+    for page in READ:
+        for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.M | re.S):
+            lines += re.findall(r"^gncompile (.+)$", block, re.M)
+    assert len(lines) > 20
+    for line in lines:
+        given = [*shlex.split(line, comments=True), "--help"]  # options are parsed first
+        assert CliRunner().invoke(app, given).exit_code == 0, line
     makefile = (ROOT / "Makefile").read_text()
     for goal in re.findall(r"^ +make (\w+)", readme, re.M):
         assert re.search(rf"^{goal}:", makefile, re.M), goal
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    page = (ROOT / "docs/reference.md").read_text()
+    listed = {path.rpartition(".")[2] for path in re.findall(r"^::: (\S+)", page, re.M)}
+    names = {*gncompile.__all__, *gncompile.data.__all__, *gncompile.losses.__all__}
+    symbols_and_types = {"NOISE", "OUTPUT", "TARGET", "Loss"}
+    assert names - symbols_and_types - {"optim"} <= listed
+    assert {"GaussNewton", "errors"} <= listed
