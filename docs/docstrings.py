@@ -1,4 +1,4 @@
-"""Docstrings as the site shows them: roles become code, doctests fenced blocks."""
+"""Docstrings as the site shows them: roles become links, doctests fenced blocks."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ class Plain(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **more: Any) -> None:
         """Rewrite one docstring."""
         if obj.docstring is not None:
-            text = ROLE.sub(_code, obj.docstring.value)
+            text = ROLE.sub(_link, obj.docstring.value)
             obj.docstring.value = DOCTEST.sub(_fenced, f"{text}\n")
 
 
-def _code(role: re.Match[str]) -> str:
+def _link(role: re.Match[str]) -> str:
+    """The name, as a link where the reference has it."""
     path = role["path"]
-    return f"`{path.rpartition('.')[2] if role['short'] else path}`"
+    shown = path.rpartition(".")[2] if role["short"] else path
+    whole = path if path.startswith("gncompile.") else f"gncompile.{path}"
+    return f'<autoref identifier="{whole}" optional><code>{shown}</code></autoref>'
 
 
 def _fenced(example: re.Match[str]) -> str:

@@ -1,89 +1,38 @@
-"""Every Python block of the README and of docs/ runs, and prints what stands below it.
+"""Every block of the README and of docs/ runs, and prints what stands below it.
 
-A ``python`` block is executed; a ``text`` block right after it is what it prints. The blocks of a file share
-one namespace. Numbers may differ in the last digits from machine to machine, everything else may not.
-``python tests/test_docs.py`` writes the printed texts anew, to be read before they are committed.
+See :mod:`pages` for what is run. Numbers may differ in the last digits from machine to machine, everything
+else may not. ``python tests/support/pages.py`` writes the printed texts anew, to be read before they are
+committed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import math
-import os
 import re
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
+import shlex
 from pathlib import Path
 
 import pytest
 import sympy
-import torch
+from pages import PAGES, ROOT, play, same, somewhere_else
+from typer.testing import CliRunner
 
-from gncompile.base import config
+import gncompile
+import gncompile.data
+import gncompile.losses
+from gncompile.app.cli import app
 from gncompile.base.settings import Settings, groups
-from gncompile.functions import PRIMITIVES, SHORTHANDS, parsing, transfer
-from gncompile.losses import vocabulary as losses
+from gncompile.functions import PRIMITIVES, SHORTHANDS, parsing
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 READ = [*PAGES, ROOT / "benchmarks/README.md", *sorted((ROOT / "benchmarks/notes").glob("*.md"))]
-BLOCK = re.compile(
-    r"^```python\n(?P<code>.*?)^```\n(?:\n*^```text\n(?P<printed>.*?)^```\n)?", re.M | re.S
-)
-NUMBER = re.compile(r"-?\d+\.\d+(?:e[+-]?\d+)?|-?\d+e[+-]?\d+")
-
-
-def run_blocks(page: Path, check: Callable[[str, str, int], None]) -> None:
-    """Execute the page's blocks in order; ``check(expected, printed, line)`` for those with a text."""
-    text = page.read_text()
-    namespace: dict[str, object] = {"__name__": "docs"}
-    for block in BLOCK.finditer(text):
-        line = text[: block.start()].count("\n") + 2
-        # Blank lines keep line numbers in tracebacks those of the page.
-        code = compile("\n" * (line - 1) + block["code"], str(page), "exec")
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            exec(code, namespace)
-        check(block["printed"] or "", printed.getvalue(), line)
-
-
-@contextlib.contextmanager
-def somewhere_else() -> Iterator[None]:
-    """Run in an empty folder, with emitted sources kept there; what a page registers is forgotten."""
-    here = Path.cwd()
-    registries = (transfer._DECLARED, parsing.FUNCTIONS, losses._registered)
-    before = [dict(registry) for registry in registries]
-    with tempfile.TemporaryDirectory() as folder, config.using(cache=folder):
-        os.chdir(folder)
-        torch.manual_seed(0)
-        try:
-            yield
-        finally:
-            os.chdir(here)
-            for registry, known in zip(registries, before, strict=True):
-                registry.clear()
-                registry.update(known)
-
-
-def same(expected: str, printed: str) -> bool:
-    """Equal texts, up to the last digits of their decimal numbers."""
-    pairs = zip(NUMBER.findall(expected), NUMBER.findall(printed), strict=False)
-    close = all(math.isclose(float(a), float(b), rel_tol=1e-2, abs_tol=1e-12) for a, b in pairs)
-    skeletons = [NUMBER.sub("#", text).rstrip() for text in (expected, printed)]
-    return close and skeletons[0] == skeletons[1]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_page_runs_and_prints_what_it_says(page: Path) -> None:
-    def check(expected: str, printed: str, line: int) -> None:
-        if not same(expected, printed):
-            assert printed == expected, f"{page.name}:{line}"
-
     with somewhere_else():
-        run_blocks(page, check)
+        for line, said, prints in play(page):
+            if not same(said, prints):
+                assert prints == said, f"{page.name}:{line}"
 
 
 def test_the_comparison_sees_differences() -> None:
@@ -91,6 +40,11 @@ def test_the_comparison_sees_differences() -> None:
     assert not same("loss 1.2345 at 3", "loss 1.3345 at 3")
     assert not same("loss 1.2345 at 3", "loss 1.2345 at 4")
     assert not same("loss 1.2345", "loss 1.2345 2.0")
+    assert same("loss ...\nend", "loss 7 of 8\nend")
+    assert not same("loss ...\nend", "loss 7 of 8\nend, more")
+    assert same("$ run\n2 updates in 2.0 s", "$ run\n2 updates in 3.5 s")
+    assert not same("$ run\n2 updates in 2.0 s", "$ run\n3 updates in 2.0 s")
+    assert not same("2.0 s", "3.5 s")
 
 
 def prose(page: Path) -> str:
@@ -99,9 +53,10 @@ def prose(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """What ``page.md#anchor`` may name: the page's headings, as GitHub spells them."""
+    """What ``page.md#anchor`` may name: the page's headings, as GitHub spells them, and documented names."""
     headings = re.findall(r"^#+ (.+)$", prose(page), re.M)
-    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+    names = re.findall(r"^::: (\S+)", prose(page), re.M)  # of the reference
+    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings} | {*names}
 
 
 @pytest.mark.parametrize("page", READ, ids=lambda page: str(page.relative_to(ROOT)))
@@ -152,34 +107,27 @@ def test_what_an_expression_may_contain_is_read() -> None:
     assert {name for name, _ in calls} == {*PRIMITIVES, *SHORTHANDS, "where"}
 
 
-def test_the_commands_of_the_readme_exist() -> None:
-    from typer.testing import CliRunner
-
-    from gncompile.app.cli import app
-
+def test_the_commands_that_are_shown_exist() -> None:
+    """Names and options of every command line in a block of shell, and of the README's table."""
     readme = (ROOT / "README.md").read_text()
-    for command in re.findall(r"^\| `gncompile (\w+)", readme, re.M):
-        assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0, command
+    rows = "".join(re.findall(r"^\| `gncompile.*", readme, re.M))
+    lines = [f"{name} --help" for name in re.findall(r"`gncompile (\w+)", rows)]
+    for page in READ:
+        for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.M | re.S):
+            lines += re.findall(r"^gncompile (.+)$", block, re.M)
+    assert len(lines) > 20
+    for line in lines:
+        given = [*shlex.split(line, comments=True), "--help"]  # options are parsed first
+        assert CliRunner().invoke(app, given).exit_code == 0, line
     makefile = (ROOT / "Makefile").read_text()
     for goal in re.findall(r"^ +make (\w+)", readme, re.M):
         assert re.search(rf"^{goal}:", makefile, re.M), goal
 
 
-def rewrite(page: Path) -> None:
-    """Put what the blocks print into the page."""
-    results: list[str] = []
-    with somewhere_else():
-        run_blocks(page, lambda expected, printed, line: results.append(printed))
-    printed = iter(results)
-
-    def updated(block: re.Match[str]) -> str:
-        text = next(printed)
-        code = f"```python\n{block['code']}```\n"
-        return f"{code}\n```text\n{text.rstrip()}\n```\n" if text or block["printed"] else code
-
-    page.write_text(BLOCK.sub(updated, page.read_text()))
-
-
-if __name__ == "__main__":
-    for chosen in [Path(name).resolve() for name in sys.argv[1:]] or PAGES:
-        rewrite(chosen)
+def test_every_public_name_is_in_the_reference() -> None:
+    page = (ROOT / "docs/reference.md").read_text()
+    listed = {path.rpartition(".")[2] for path in re.findall(r"^::: (\S+)", page, re.M)}
+    names = {*gncompile.__all__, *gncompile.data.__all__, *gncompile.losses.__all__}
+    symbols_and_types = {"NOISE", "OUTPUT", "TARGET", "Loss"}
+    assert names - symbols_and_types - {"optim"} <= listed
+    assert {"GaussNewton", "errors"} <= listed
