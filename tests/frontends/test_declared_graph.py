@@ -14,7 +14,7 @@ from gncompile.errors import TraceError
 from gncompile.frontends import torch_export
 from gncompile.frontends.declared_graph import declared_graph
 from gncompile.frontends.declared_network import ARGUMENT, DeclaredNetwork
-from gncompile.frontends.model_schema import Concat, Linear, Node, Pointwise, Select, Slice
+from gncompile.frontends.network_schema import Concat, Linear, Node, Pointwise, Select, Slice
 from gncompile.functions.applied import Function
 from gncompile.graph.model_graph import TracedModel
 
