@@ -105,7 +105,7 @@ class Forward:
         if has_rows(value):
             return value
         return self.builder.emit(
-            ir.Repeat(self.rows, value.width), value, name=f"{value.name}_rows"
+            ir.Repeat((self.rows, value.width)), value, name=f"{value.name}_rows"
         )
 
     def rule(self, node: Node) -> NodeRule:
@@ -401,4 +401,4 @@ class ElementwiseRule(NodeRule[Pointwise]):
         """``value [N, d]``: what follows from constants alone is one row, or a number, and is repeated."""
         if has_rows(value):
             return value
-        return self.builder.emit(ir.Repeat(self.forward.rows, self.node.size), value, name=name)
+        return self.builder.emit(ir.Repeat((self.forward.rows, self.node.size)), value, name=name)

@@ -38,7 +38,7 @@ from ..errors import InternalError
 class Primitive(sympy.Function):
     """A real function of one real argument that knows its derivative and its definition."""
 
-    nargs = (1,)
+    nargs: tuple[int, ...] | None = (1,)
 
     def definition(self) -> Expr:
         """The same function in plain sympy."""

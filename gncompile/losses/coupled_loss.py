@@ -108,7 +108,7 @@ class CoupledLoss:
 
     @cached_property
     def convexity(self) -> Convexity:
-        """The verdict on ``𝓗 ≥ 0``: exact for a constant 𝓗, by rules of composition, or seen at many points."""
+        """The verdict on ``𝓗 ≥ 0``: of a constant 𝓗, by rules of composition, or seen at many points."""
         entries = self.hessian.values()
         if all(entry.is_number for entry in entries) and not kinked(self.value):
             matrix = sympy.Matrix(self.outputs, self.outputs, lambda i, j: self.entry(i, j))
@@ -273,8 +273,8 @@ def seen_convexity(loss: CoupledLoss) -> Convexity:
             at = ", ".join(f"{s} = {v:.4g}" for s, v in zip((*loss.z, *loss.y), point, strict=True))
             shown = mpmath.nstr(second[2], 4)
             return Convexity("not convex", f"𝓗 has the eigenvalue {shown} at {at}")
-    if at := bad_kink(loss):
-        return Convexity("not convex", f"e jumps, or its slope falls, at {at}")
+    if kink := bad_kink(loss):
+        return Convexity("not convex", f"e jumps, or its slope falls, at {kink}")
     found = f"𝓗 was seen to have no negative eigenvalue at {len(usable)} points"
     return Convexity("unproved", found)
 

@@ -163,12 +163,6 @@ def spread(g: Tensor, chosen: Tensor | None, w: Window, out: Tensor) -> None:
         grid.copy_(whole)
 
 
-def one_hot(numbers: Tensor, count: int, out: Tensor) -> None:
-    """1 at the place that each number gives, 0 at the others."""
-    places = torch.arange(count, device=numbers.device)
-    out.unflatten(-1, (-1, count)).copy_(numbers[..., None] == places)
-
-
 # --- grids --------------------------------------------------------------------------------------------
 
 
