@@ -333,7 +333,7 @@ REFUSED: Mapping[str, str] = {
     **dict.fromkeys(_ORDERED, _ORDER),
     **dict.fromkeys(_words("fractional_max_pool2d fractional_max_pool3d"), _DRAWN),
     **dict.fromkeys(_words("embedding_bag _embedding_bag _embedding_bag_forward_only"), _BAG),
-    **dict.fromkeys(_words("gather take_along_dim take"), _BY_VALUES),
+    **dict.fromkeys(_words("gather take_along_dim take masked_select nonzero"), _BY_VALUES),
     "embedding_renorm": _RENORM,
     **dict.fromkeys(
         _words("rand rand_like randn randn_like randint bernoulli normal multinomial randperm"),

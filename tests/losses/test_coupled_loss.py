@@ -216,6 +216,22 @@ def test_a_log_sum_trains_on_every_backend(backend: str) -> None:
     assert nn.functional.cross_entropy(model(x), y) < expected
 
 
+def test_a_predicted_variance_is_refused_with_the_remedy() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mean, self.spread = nn.Linear(3, 1), nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.mean(x), self.spread(x).exp()
+
+    x = torch.randn(4, 3)
+    with pytest.raises(LossError, match=r"mean and log-variance[\s\S]*negative_curvature='clip'"):
+        gncompile.compile(Both(), nn.GaussianNLLLoss(), x)
+    with pytest.raises(LossError, match="takes some of the outputs or targets: write z1"):
+        resolve_loss(lambda z, y: (z[0] - y).square().mean())
+
+
 def test_what_a_kink_takes_away() -> None:
     assert resolve_loss("z1**2 + z2**2 + max(z1, z2)").convexity.verdict == "convex"
     for text in ("z1**2 + z2**2 - abs(z1 - z2)", "z1**2 + z2**2 + select(z1 - z2 - 1, 1, 0)"):
