@@ -8,7 +8,7 @@ function              meaning                        derivative
 ``log1p(x)``          ``log(1 + x)``                 ``1 / (1 + x)``
 ``expm1(x)``          ``e^x - 1``                    ``e^x``
 ``erfc(x)``           ``1 - erf(x)``                 ``-2/sqrt(pi) e^(-x^2)``
-``logsumexp(u, …)``   ``log(e^u + …)``               ``e^(u - logsumexp(u, …))`` in ``u``
+``logsumexp(u, …)``   ``log(e^u + …)``               ``e^-logsumexp(0, v - u, …)`` in ``u``
 ``select(c, u, v)``   ``u`` where ``c > 0``, else v  ``select(c, u', v')``, none in ``c``
 ====================  =============================  ===========================================
 
@@ -158,7 +158,9 @@ class logsumexp(Primitive):
         return functools.reduce(lambda total, u: total + softplus(u - total), ordered)
 
     def fdiff(self, argindex: int = 1) -> Expr:
-        return sympy.exp(self.args[argindex - 1] - self)
+        """``e^(u - self)``, by differences that do not cancel."""
+        u = self.args[argindex - 1]
+        return sympy.exp(-logsumexp(*(v - u for v in self.args)))
 
     def definition(self) -> Expr:
         return sympy.log(sympy.Add(*map(sympy.exp, self.args)))

@@ -116,7 +116,9 @@ class _Elements:
         raise _Unknown("asks for the truth of a tensor; torch.where chooses per element")
 
     def __getitem__(self, index: object) -> NoReturn:
-        raise _Unknown("takes some of the outputs or targets: write z1, z2, …, y1, … in an expression")
+        raise _Unknown(
+            "takes some of the outputs or targets: write z1, z2, …, y1, … in an expression"
+        )
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("_"):

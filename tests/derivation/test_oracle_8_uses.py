@@ -188,5 +188,6 @@ def first_order(mixed: Mixed, traced: TracedModel, loss: str, x: Tensor, y: Tens
     for layer, record in traced.graph.trained.items():
         parts = record.split(run.memory.states[f"direction0.{layer}"])
         direction |= {n: p.reshape(parameters[n].shape) for n, p in parts.items()}
+    direction = {name: direction[name] for name in parameters if name in direction}
     along = tangent(model.eval(), x, direction)
     assert_close(run.result("tangent"), along, EXACT, f"tangent in {model}")
