@@ -28,7 +28,7 @@ def make_masks(builder: ProgramBuilder, graph: ModelGraph) -> None:
         mask = _drawn(builder, name, op)
         with builder.phase("no_dropout"), builder.origin(node=name):
             rest = builder.pointwise(sympy.Integer(op.rest))
-            builder.emit(ir.BroadcastRows(), rest, mask, into=mask, name=f"{mask.name}_rest")
+            builder.emit(ir.Repeat(mask.spec.shape), rest, into=mask, name=f"{mask.name}_rest")
 
 
 def _drawn(builder: ProgramBuilder, name: str, op: Mask) -> Value:

@@ -104,12 +104,12 @@ class Forward:
         """The trained bias ``[rows]`` of a layer, if it has one."""
         return None if layer.bias is None else self.parameter(layer.bias, (layer.rows,))
 
-    def rows_of(self, value: Value) -> Value:
-        """A value with a row for every sample: what all samples share is repeated."""
+    def rows_of(self, value: Value, size: int | None = None, name: str = "") -> Value:
+        """A value ``[N, size]``, a row for every sample: what all share, a row or a number, is repeated."""
         if has_rows(value):
             return value
-        repeat = ir.Repeat(self.rows, value.width)
-        return self.builder.emit(repeat, value, name=f"{value.name}_rows")
+        shape = self.rows, size or value.width
+        return self.builder.emit(ir.Repeat(shape), value, name=name or f"{value.name}_rows")
 
     def rule(self, node: Node) -> NodeRule:
         """The rule of a node in this pass."""
@@ -345,7 +345,7 @@ class ElementwiseRule(NodeRule[Pointwise]):
         )
         if not any(map(has_rows, inputs)) and result.spec.shape:
             return result  # of parameters alone: a row that all samples share
-        return self._in_rows(result, name)
+        return self.forward.rows_of(result, self.node.size, name)
 
     def jacobian(self, position: int) -> Jacobian | None:
         name = self.node.name
@@ -379,10 +379,4 @@ class ElementwiseRule(NodeRule[Pointwise]):
         symbols = {**self._symbols(), self.derived.output: result}
         name += self.forward.suffix
         value = self.builder.pointwise(expression, symbols, name=name, comment=comment)
-        return self._in_rows(value, name)
-
-    def _in_rows(self, value: Value, name: str) -> Value:
-        """``value [N, d]``: what follows from constants alone is one row, or a number, and is repeated."""
-        if has_rows(value):
-            return value
-        return self.builder.emit(ir.Repeat(self.forward.rows, self.node.size), value, name=name)
+        return self.forward.rows_of(value, self.node.size, name)

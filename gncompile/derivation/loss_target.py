@@ -100,4 +100,4 @@ def in_rows(builder: ProgramBuilder, value: Value, like: Value) -> Value:
     """
     if len(value.spec.shape) == len(like.spec.shape):
         return value
-    return builder.emit(ir.BroadcastRows(), value, like, name=value.name)
+    return builder.emit(ir.Repeat(like.spec.shape), value, name=value.name)

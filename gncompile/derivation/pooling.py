@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from ..graph.pooling import MaxPool, SumPool
 from ..graph.windows import Window
 from ..program import convolutions as grids
+from ..program import lookups, specs
 from ..program import operations as ir
-from ..program import specs
 from ..program.builder import Value
 from .forward import Forward, LinearRule, node_rule
 from .jacobians import Fixed, Jacobian
@@ -117,7 +117,8 @@ class Won(Jacobian):
 
     def _indicators(self) -> Value:
         """``1_a`` of all taps side by side: ``[N, T·k]``."""
-        return self.builder.emit(grids.OneHot(len(self.window.taps)), self.winners)
+        rows = self.builder.emit(lookups.OneHot(len(self.window.taps)), self.winners)
+        return self.builder.emit(ir.Flatten(), rows)
 
     def _by_taps(self, m: Value) -> Value:
         """A window's column for each of its taps."""

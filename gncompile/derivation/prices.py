@@ -6,7 +6,7 @@ Building it allocates nothing: blocks far larger than memory are names and shape
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from ..base.settings import Settings
@@ -50,6 +50,8 @@ class Prices:
     graph: ModelGraph
     settings: Settings
     obstacles: Mapping[str, Node]
+    known: dict[tuple[str, ...], Expense] = field(default_factory=dict, compare=False)
+    """What was asked for already, by roles: choosing asks for the same layers time and again."""
 
     @classmethod
     def of(
@@ -87,8 +89,10 @@ class Prices:
         """Of the factors of every layer by its method."""
         chosen = {f"{method}.{layer}" for layer, method in methods.items()}
         chosen |= {f"Q.{layer}" for layer in methods}
-        roles = [role for role in self.program.results if role in chosen]
-        return self._expense([*self.gradient_roles, *roles], Stage.MEASUREMENT)
+        roles = tuple(role for role in self.program.results if role in chosen)
+        if roles not in self.known:
+            self.known[roles] = self._expense([*self.gradient_roles, *roles], Stage.MEASUREMENT)
+        return self.known[roles]
 
     def averaged(
         self, layers: Collection[str], affordable: Callable[[Expense], bool]

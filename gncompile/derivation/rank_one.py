@@ -153,7 +153,7 @@ class RankOne(Jacobian):
         if self._is_wide(factor):
             return factor
         value = self.builder.pointwise(factor) if isinstance(factor, float) else factor
-        return self.builder.emit(ir.BroadcastRows(), value, self.b)
+        return self.builder.emit(ir.Repeat(self.b.spec.shape), value)
 
     def _product(self, *factors: Factor) -> Factor:
         return reduce(self.builder.times, factors)

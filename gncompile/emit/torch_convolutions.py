@@ -47,8 +47,6 @@ def write_windowed(w: GridFile, i: Instruction, out: str, v: list[str]) -> list[
             call = f"spread({v[0]}, {v[1] if len(v) > 1 else None}, {_window(w, window)}"
         case grids.BlockDiagonal(blocks):
             call = f"block_diagonal({v[0]}, {literal(blocks)}"
-        case grids.OneHot(count):
-            call = f"one_hot({v[0]}, {literal(count)}"
         case _:
             raise InternalError(f"the torch backend does not know {i.op}")
     return [f"convolutions.{call}, out={out})"]

@@ -176,7 +176,7 @@ def _lookup(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) 
     return [f"lookups.{name}({', '.join(v)}, out={out})"]
 
 
-@writes(ir.BroadcastRows, ir.Repeat)
+@writes(ir.Repeat)
 def _repeat(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"{out}.copy_({v[0]})"]
 

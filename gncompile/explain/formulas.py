@@ -292,12 +292,11 @@ _CALLS: Mapping[type, Callable[[list[Math]], Math]] = {
     ir.SampleRoot: lambda v: Call("root", (v[0],)),
     ir.SampleMultiply: lambda v: product(*v),
     ir.Columns: lambda v: product(Word("columns of"), v[0]),
-    ir.BroadcastRows: lambda v: product(v[0], Word("in every row")),
     ir.Scatter: lambda v: Call("selectᵀ", (v[0],)),
     ir.Eigen: lambda v: Call("eigen", (v[0],)),
     ir.Densify: lambda v: Call("full", (v[0],)),
     ir.Zeros: lambda v: Number("0"),
-    ir.Repeat: lambda v: product(v[0], Word("at every place")),
+    ir.Repeat: lambda v: product(v[0], Word("in every row")),
     lookups.Lookup: lambda v: Call("rows", (v[1], v[0])),
     lookups.LookupGradient: lambda v: _mean(product(Transpose(Call("indicators", (v[0],))), v[1])),
     lookups.Counts: lambda v: _mean(Call("counts", (v[0],))),
@@ -310,7 +309,6 @@ _CALLS: Mapping[type, Callable[[list[Math]], Math]] = {
     grids.Winners: lambda v: Call("winners", (v[0],)),
     grids.Pick: lambda v: Call("pick", tuple(v)),
     grids.Spread: lambda v: Call("spread", tuple(v)),
-    grids.OneHot: lambda v: Call("indicators", (v[0],)),
     grids.BlockDiagonal: lambda v: Call("blocks", (v[0],)),
 }
 

@@ -303,7 +303,6 @@ CREATORS = _words(
     "empty empty_like full full_like new_empty new_full new_ones new_zeros ones ones_like scalar_tensor "
     "zeros zeros_like"
 )
-
 # of another tensor these want its shape or dtype alone
 SHAPED_AS = _words("expand_as reshape_as type_as view_as")
 
@@ -314,8 +313,9 @@ SIZES = _words("sym_numel sym_size")
 ASSERTS = _words("_assert_async _assert_scalar _assert_tensor_metadata sym_constrain_range")
 
 _RECURRENT = "it is unrolled only as a module with trainable parameters"
-_POOLING = "a maximum over features is neither linear nor elementwise"
+_ORDER = "it depends on the order of a sample's features"
 RANDOM = "random numbers inside the network make the loss a different function at every call"
+_DRAWN = "its windows are drawn at random"
 _DETACH = "it cuts the gradient, and the compiled gradient would not be the one autograd gives"
 _ASSIGNMENT = "a value is assigned to a part of a tensor"
 _BAG = "rows are looked up and summed in one operator"
@@ -326,15 +326,14 @@ _STEPS = "its slope is zero wherever it is defined, so nothing below it would le
 _WRITERS = _words(
     "copy slice_scatter select_scatter index_put fill diagonal_scatter as_strided_scatter"
 )
-_MAXIMA = _words(
-    "max min median sort topk argmax argmin fractional_max_pool2d fractional_max_pool3d"
-)
+_ORDERED = _words("median nanmedian mode kthvalue sort argsort topk argmax argmin cummax cummin")
 REFUSED: Mapping[str, str] = {
     **dict.fromkeys(_words("detach detach_"), _DETACH),
     **dict.fromkeys(_words("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell"), _RECURRENT),
-    **dict.fromkeys(_MAXIMA, _POOLING),
+    **dict.fromkeys(_ORDERED, _ORDER),
+    **dict.fromkeys(_words("fractional_max_pool2d fractional_max_pool3d"), _DRAWN),
     **dict.fromkeys(_words("embedding_bag _embedding_bag _embedding_bag_forward_only"), _BAG),
-    **dict.fromkeys(_words("gather take_along_dim take"), _BY_VALUES),
+    **dict.fromkeys(_words("gather take_along_dim take masked_select nonzero"), _BY_VALUES),
     "embedding_renorm": _RENORM,
     **dict.fromkeys(
         _words("rand rand_like randn randn_like randint bernoulli normal multinomial randperm"),
@@ -346,6 +345,7 @@ REFUSED: Mapping[str, str] = {
 
 INSTEAD: Mapping[str, str] = {
     _DETACH: "leave it out; buffers and frozen parameters (requires_grad_(False)) are constants without it",
+    _ORDER: "use what takes the largest or smallest: amax, amin, max pooling",
     _BAG: "use nn.Embedding, and sum or average its rows: embedding(x).mean(1)",
     _BY_VALUES: "choose by torch.where, or multiply by functional.one_hot(indices, K) and sum",
     _RENORM: "leave max_norm out, and divide in forward: functional.normalize(embedding(x), dim=-1)",

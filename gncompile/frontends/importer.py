@@ -70,6 +70,14 @@ class Importer:
 
     def refuse_mixing(self, node: fx.Node) -> NoReturn:
         """An operator whose result is not one row a sample, computed from that sample alone."""
+        dtypes = [getattr(each.meta.get("val"), "dtype", None) for each in node.all_input_nodes[1:]]
+        if torch.bool in dtypes and op_name(node) == "index":
+            self.refuse(
+                node,
+                "an index by a condition keeps the rows where it holds, and their number depends on values",
+                "choose by torch.where, or leave samples out of the loss by weights of 0: "
+                "gncompile.losses.weighted",
+            )
         self.refuse(
             node,
             f"{op_name(node)} mixes samples: dimension 0 is the batch, and no output row may depend on "

@@ -20,7 +20,7 @@ import torch
 from sympy import Add, Expr, Integer, Mul, Pow, Symbol, cosh
 
 from ..errors import InternalError
-from .primitives import hypot, select, softplus, spelling
+from .primitives import hypot, logsumexp, select, softplus, spelling
 
 
 def to_float(value: Expr) -> float:
@@ -159,6 +159,8 @@ def evaluate(expression: Expr, values: Mapping[Symbol, torch.Tensor]) -> torch.T
         if isinstance(e, select):
             c, u, v = map(tensor, e.args)
             return torch.where(c > 0, u, v)
+        if isinstance(e, logsumexp):
+            return value(e.folded(e.args))
         if isinstance(e, softplus):
             return torch.logaddexp(tensor(e.args[0]), tensor(Integer(0)))
         return getattr(torch, spelling(e).torch)(*map(tensor, e.args))

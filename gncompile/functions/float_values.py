@@ -32,6 +32,11 @@ def _float_sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
+def _float_logsumexp(*u: float) -> float:
+    largest = max(u)
+    return largest + math.log(sum(math.exp(each - largest) for each in u))
+
+
 def _unraised(function: Callable[[float], float]) -> Callable[[float], float]:
     """Overflow to ±inf as tensors do; Python would raise, also in a branch not taken."""
 
@@ -48,6 +53,7 @@ _FLOAT: dict[str, Callable[..., float]] = {
     **{f.__name__: _unraised(f) for f in (math.exp, math.expm1, math.cosh, math.sinh)},
     "sigmoid": _float_sigmoid,
     "softplus": lambda x: max(x, 0.0) + math.log1p(math.exp(-abs(x))),
+    "logsumexp": _float_logsumexp,
     "select": lambda condition, above, below: above if condition > 0 else below,
     "sign": lambda x: float((x > 0) - (x < 0)),
     "Abs": abs,

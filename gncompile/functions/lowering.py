@@ -21,7 +21,7 @@ from sympy import Add, Expr, Mul, Pow, Symbol
 
 from ..errors import InternalError
 from .expressions import Product, may_underflow, power_of_root, to_float
-from .primitives import select, spelling
+from .primitives import logsumexp, select, spelling
 
 Operand: TypeAlias = Symbol | int | float
 """An input, the number of the value, or a constant."""
@@ -70,6 +70,8 @@ class Lowering:
             return self.power(e)
         if isinstance(e, select):
             return self.branch(e)
+        if isinstance(e, logsumexp):
+            return self.lower(e.folded(e.args))
         return self.value(spelling(e).function.__name__, *map(self.lower, e.args), meaning=e)
 
     def branch(self, e: select) -> Operand:

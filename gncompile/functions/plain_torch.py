@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import InternalError
-from .primitives import Primitive, erfc, expm1, log1p, select, sigmoid, softplus
+from .primitives import Primitive, erfc, expm1, log1p, logsumexp, select, sigmoid, softplus
 
 FUNCTIONS: Mapping[type[Expr], Callable[[Tensor], Tensor]] = {
     sympy.exp: torch.exp,
@@ -75,6 +75,8 @@ def plain(expression: Expr, values: Mapping[Symbol, Tensor]) -> Tensor:
         if isinstance(e, sympy.Max | sympy.Min):
             extreme = torch.maximum if isinstance(e, sympy.Max) else torch.minimum
             return functools.reduce(extreme, map(tensor, e.args))
+        if isinstance(e, logsumexp):
+            return torch.stack(torch.broadcast_tensors(*map(tensor, e.args))).logsumexp(dim=0)
         if isinstance(e, Primitive) and type(e) not in FUNCTIONS:
             return value(e.definition())
         if type(e) not in FUNCTIONS:

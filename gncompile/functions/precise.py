@@ -21,8 +21,10 @@ MAX_EXPONENT = 1e4
 """Beyond ``e^±10000`` a value counts as infinite or zero: no float comes near."""
 
 
-def precise_function(expression: sympy.Expr, symbols: Sequence[sympy.Symbol]) -> Function:
-    """``expression`` as a function of ``symbols`` in mpmath's working precision."""
+def precise_function(
+    expression: sympy.Expr | sympy.Tuple, symbols: Sequence[sympy.Symbol]
+) -> Function:
+    """``expression``, or several, as a function of ``symbols`` in mpmath's working precision."""
     bounded = written_out(expression, DEFINITIONS).replace(
         _grows, lambda power: _power(*power.args)
     )

@@ -8,6 +8,7 @@ function              meaning                        derivative
 ``log1p(x)``          ``log(1 + x)``                 ``1 / (1 + x)``
 ``expm1(x)``          ``e^x - 1``                    ``e^x``
 ``erfc(x)``           ``1 - erf(x)``                 ``-2/sqrt(pi) e^(-x^2)``
+``logsumexp(u, …)``   ``log(e^u + …)``               ``e^-logsumexp(0, v - u, …)`` in ``u``
 ``select(c, u, v)``   ``u`` where ``c > 0``, else v  ``select(c, u', v')``, none in ``c``
 ====================  =============================  ===========================================
 
@@ -21,6 +22,7 @@ checks, the reference and both emitters read what is declared.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -36,7 +38,7 @@ from ..errors import InternalError
 class Primitive(sympy.Function):
     """A real function of one real argument that knows its derivative and its definition."""
 
-    nargs = (1,)
+    nargs: tuple[int, ...] | None = (1,)
 
     def definition(self) -> Expr:
         """The same function in plain sympy."""
@@ -133,6 +135,35 @@ class erfc(Primitive):
 
     def definition(self) -> Expr:
         return 1 - sympy.erf(self.args[0])
+
+
+class logsumexp(Primitive):
+    """``log Σ_i e^(u_i)`` of two numbers or more; of two, a softplus."""
+
+    nargs = None
+
+    @classmethod
+    def eval(cls, *u: Expr) -> Expr | None:
+        if len(u) < 2:
+            raise TypeError(f"logsumexp takes two arguments or more, not {len(u)}")
+        if len(u) == 2:
+            return cls.folded(u)
+        ordered = tuple(sorted(u, key=sympy.default_sort_key))
+        return None if ordered == u else cls(*ordered)
+
+    @staticmethod
+    def folded(terms: tuple[Expr, ...]) -> Expr:
+        """As it is computed, one term after another: ``log(e^t + e^u) = t + softplus(u - t)``."""
+        ordered = sorted(terms, key=lambda e: (not e.is_number, sympy.default_sort_key(e)))
+        return functools.reduce(lambda total, u: total + softplus(u - total), ordered)
+
+    def fdiff(self, argindex: int = 1) -> Expr:
+        """``e^(u - self)``, by differences that do not cancel."""
+        u = self.args[argindex - 1]
+        return sympy.exp(-logsumexp(*(v - u for v in self.args)))
+
+    def definition(self) -> Expr:
+        return sympy.log(sympy.Add(*map(sympy.exp, self.args)))
 
 
 class select(Primitive):
@@ -343,6 +374,7 @@ declare(
     values=(0, math.inf),
     related=lambda u, t: {sigmoid(u): -expm1(-t), sigmoid(-u): sympy.exp(-t)},
 )
+declare(logsumexp, "logaddexp", "accurate.softplus")  # see logsumexp.folded
 declare(log1p, "log1p", "accurate.log1p", keeps_sign=True)
 declare(
     expm1,

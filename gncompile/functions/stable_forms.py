@@ -37,6 +37,7 @@ from .primitives import (
     is_power_of_two,
     kinked,
     log1p,
+    logsumexp,
     maximum,
     minimum,
     number,
@@ -276,7 +277,7 @@ def _is_divisor(base: Expr, power: Expr) -> bool:
 
 
 def logarithms(e: Expr) -> Expr | None:
-    """``log(e^u + e^v) -> v + softplus(u-v)``, ``log(1+u) -> log1p(u)``,
+    """``log(e^u + e^v + …) -> logsumexp(u, v, …)``, ``log(1+u) -> log1p(u)``,
     ``log(cosh(u)) -> softplus(2u) - u - log(2)``
     """
     if isinstance(e, log1p) and isinstance(e.args[0], exp):
@@ -292,9 +293,8 @@ def logarithms(e: Expr) -> Expr | None:
         return softplus(2 * u) - u + log(scale / 2)
     if isinstance(inside, Add):
         powers = [p for p in map(_exponent, inside.args) if p is not None]
-        if len(powers) == 2 == len(inside.args):
-            v, u = sorted(powers, key=lambda p: (not p.is_number, sympy.default_sort_key(p)))
-            return v + softplus(u - v)
+        if len(powers) == len(inside.args):
+            return logsumexp(*powers)
         one, rest = inside.as_coeff_Add()
         return log1p(rest) if one == 1 else None
     return None

@@ -23,9 +23,11 @@ import sympy
 from sympy import Expr, Symbol
 
 from ..errors import LossError
+from ..functions.composition import is_convex
 from ..functions.convexity import Convexity
 from ..functions.derive import differentiate
 from ..functions.precise import Number, precise_function, real_value
+from ..functions.primitives import kinked
 from ..functions.stable_forms import stable
 from .loss_scale import PER_SAMPLE, Scale
 from .targets import check_elementwise_target, element_weights, rows_of, taken_apart, within
@@ -106,14 +108,19 @@ class CoupledLoss:
 
     @cached_property
     def convexity(self) -> Convexity:
-        """The verdict on ``𝓗 ≥ 0``: exact for a constant 𝓗, else by eigenvalues at many points."""
+        """The verdict on ``𝓗 ≥ 0``: of a constant 𝓗, by rules of composition, or seen at many points."""
         entries = self.hessian.values()
-        if all(entry.is_number for entry in entries):
+        if all(entry.is_number for entry in entries) and not kinked(self.value):
             matrix = sympy.Matrix(self.outputs, self.outputs, lambda i, j: self.entry(i, j))
             if matrix.is_positive_semidefinite:
                 return Convexity(
                     "convex", "the output Hessian is constant and has no negative eigenvalue"
                 )
+        signed = self.value
+        if self.targets[0] >= 0:
+            signed = signed.subs({y: Symbol(y.name, nonnegative=True) for y in self.y})
+        if is_convex(signed, self.z):
+            return Convexity("convex", "it is composed of convex functions by rules that keep that")
         return seen_convexity(self)
 
     def entry(self, i: int, j: int) -> Expr:
@@ -224,6 +231,8 @@ RELATIVE, ABSOLUTE = 1e-15, 1e-30
 """Far above the errors of the differences, far below any wrong rule."""
 
 RESTRICT = "choose another branch there with select, or declare the targets: targets=(low, high)"
+CHORD, CHORD_ERROR = 1e-4, 1e-11
+"""Half a chord's length, and what rounding to float64 can lift a value above it."""
 TOLERANCE = 1e-12
 """Relative to the largest eigenvalue: what float64 can tell from zero."""
 
@@ -264,8 +273,35 @@ def seen_convexity(loss: CoupledLoss) -> Convexity:
             at = ", ".join(f"{s} = {v:.4g}" for s, v in zip((*loss.z, *loss.y), point, strict=True))
             shown = mpmath.nstr(second[2], 4)
             return Convexity("not convex", f"𝓗 has the eigenvalue {shown} at {at}")
+    if kink := bad_kink(loss):
+        return Convexity("not convex", f"e jumps, or its slope falls, at {kink}")
     found = f"𝓗 was seen to have no negative eigenvalue at {len(usable)} points"
     return Convexity("unproved", found)
+
+
+def bad_kink(loss: CoupledLoss) -> str | None:
+    """Where ``e`` lies above a short chord across one of its kinks, met from the probes along a direction."""
+    import torch
+
+    from ..functions.expressions import evaluate
+
+    points = torch.tensor(probes(loss), dtype=torch.float64)
+    along = torch.zeros_like(points)
+    along[:, : loss.outputs] = points[:, : loss.outputs].roll(1, 0).sign() + 0.25
+
+    def at(where: torch.Tensor, e: Expr) -> torch.Tensor:
+        columns = dict(zip((*loss.z, *loss.y), where.T, strict=True))
+        return evaluate(e, columns).expand(len(where))
+
+    for kink in sorted({part.args[0] for part in kinked(loss.value)}, key=sympy.default_sort_key):
+        here, there = at(points, kink), at(points + along, kink)
+        middle = points + along * (here / (here - there))[:, None]  # the root, of an affine one
+        below, top, above = (at(middle + s * CHORD * along, loss.value) for s in (-1, 0, 1))
+        bent = 2 * top - below - above > CHORD_ERROR * (1 + top.abs())
+        for row in bent.nonzero().flatten().tolist():
+            z = middle[row].tolist()
+            return ", ".join(f"{s} = {v:.4g}" for s, v in zip((*loss.z, *loss.y), z, strict=True))
+    return None
 
 
 def directional(
@@ -290,13 +326,13 @@ def directional(
 def check_derivatives(loss: CoupledLoss) -> None:
     """Raise :class:`LossError` unless gradient and Hessian agree with differences of the declared expression.
 
-    Compared are ``gᵀd`` and ``dᵀ𝓗d`` along directions d in general position at some of the probes, and
-    float32 evaluation, which must be finite where the mathematics is.
+    Compared are ``gᵀd`` and ``dᵀ𝓗d`` along directions d in general position at some of the probes that are
+    no kinks, and float32 evaluation, which must be finite where the mathematics is.
     """
     with mpmath.workdps(DIGITS):
         symbols = (*loss.z, *loss.y)
-        slopes = [precise_function(g, symbols) for g in loss.gradient]
-        entries = {key: precise_function(h, symbols) for key, h in loss.hessian.items()}
+        kinks = precise_function(sympy.Tuple(*(k.args[0] for k in kinked(loss.value))), symbols)
+        derived = precise_function(sympy.Tuple(*loss.gradient, *loss.hessian.values()), symbols)
         generator = random.Random(1)
         for point in _few(probes(loss)):
             drawn = [generator.uniform(0.5, 1.5) * generator.choice((-1, 1)) for _ in loss.z]
@@ -304,10 +340,14 @@ def check_derivatives(loss: CoupledLoss) -> None:
             expected = directional(loss, point, d)
             if expected is None:
                 raise _wrong(loss, point, "its value is not a finite real number", RESTRICT)
-            at = [mpmath.mpf(p) for p in point]
-            first = mpmath.fsum(s(*at) * di for s, di in zip(slopes, d, strict=True))
+            if 0 in kinks(*map(mpmath.mpf, point)):
+                continue
+            values = derived(*map(mpmath.mpf, point))
+            slopes, entries = values[: loss.outputs], values[loss.outputs :]
+            first = mpmath.fsum(s * di for s, di in zip(slopes, d, strict=True))
             second = mpmath.fsum(
-                h(*at) * d[i] * d[j] * (1 if i == j else 2) for (i, j), h in entries.items()
+                h * d[i] * d[j] * (1 if i == j else 2)
+                for (i, j), h in zip(loss.hessian, entries, strict=True)
             )
             pairs = {"gradient": (expected[1], first), "output Hessian": (expected[2], second)}
             for what, (wanted, got) in pairs.items():

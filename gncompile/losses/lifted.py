@@ -115,6 +115,11 @@ class _Elements:
     def __bool__(self) -> NoReturn:
         raise _Unknown("asks for the truth of a tensor; torch.where chooses per element")
 
+    def __getitem__(self, index: object) -> NoReturn:
+        raise _Unknown(
+            "takes some of the outputs or targets: write z1, z2, …, y1, … in an expression"
+        )
+
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("_"):
             raise AttributeError(name)

@@ -6,23 +6,21 @@
 
 from __future__ import annotations
 
-import functools
-
 import sympy
 from sympy import Add, Expr, Mul, exp, log
 
-from ..functions.primitives import softplus
+from ..functions.primitives import logsumexp
 from ..functions.stable_forms import stable
 
 ROUNDS = 3
 
 
 def stable_loss(expression: Expr) -> Expr:
-    """The same loss with its logarithms taken apart, sums of exponentials in terms of softplus, and stable.
+    """The same loss with its logarithms taken apart, those of sums of exponentials kept whole, and stable.
 
     >>> z1, z2, z3 = sympy.symbols("z1 z2 z3", real=True)
     >>> stable_loss(log(exp(z1) / (exp(z1) + exp(z2) + exp(z3))))
-    z1 - z3 - softplus(z2 - z3 + softplus(z1 - z2))
+    z1 - logsumexp(z1, z2, z3)
     """
     for _ in range(
         ROUNDS
@@ -35,7 +33,7 @@ def stable_loss(expression: Expr) -> Expr:
 
 
 def _apart(inside: Expr) -> Expr:
-    """``log(u v^n) = log u + n log v`` for positive factors, and each ``log Σ e^u`` by softplus."""
+    """``log(u v^n) = log u + n log v`` for positive factors, and each ``log Σ e^u`` as one function."""
     inside = sympy.together(inside) if _is_complement(inside) else inside
     whole = sympy.expand_log(log(inside), deep=False)
     if not whole.has(log):
@@ -53,15 +51,12 @@ def _is_complement(inside: Expr) -> bool:
 
 
 def _log_sum(inside: Expr) -> Expr:
-    """``log Σ_i c_i e^(u_i)``, one term after another: ``log(a + e^u) = u + softplus(log a - u)``."""
+    """``log Σ_i c_i e^(u_i) = logsumexp(u_i + log c_i)``."""
     terms = [_exponent(term) for term in Add.make_args(inside)]
     exponents = [term for term in terms if term is not None]
     if len(exponents) < max(2, len(terms)) or all(e.is_number for e in exponents):
         return log(inside)
-    exponents.sort(key=lambda e: (not e.is_number, sympy.default_sort_key(e)))
-    if exponents[0].is_number:  # log(1 + e^u) is softplus(u) itself
-        return functools.reduce(lambda total, u: total + softplus(u - total), exponents)
-    return functools.reduce(lambda total, u: u + softplus(total - u), exponents)
+    return logsumexp(*exponents)
 
 
 def _exponent(term: Expr) -> Expr | None:

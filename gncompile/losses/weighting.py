@@ -18,6 +18,13 @@ NORMALIZED: Mapping[Over, Over] = {
 }
 
 
+VARIANCE_PREDICTED = (
+    "pass the variances with the targets, (y, variance). Where the network predicts them the loss is not "
+    "convex: return mean and log-variance in one tensor [N, 2], and leave its negative curvature out: "
+    "gncompile.register_loss(name, 'exp(-z2)*(z1 - y1)**2/2 + z2/2', negative_curvature='clip')"
+)
+
+
 def with_weights(loss: Loss, normalize: bool) -> Loss:
     """The loss whose targets are ``(y, w)``; see :func:`gncompile.losses.weighted`."""
     if isinstance(loss, SumLoss):
@@ -57,7 +64,9 @@ def bind_loss(loss: Loss, shape: tuple[int, ...], outputs: Outputs = ()) -> Loss
         raise LossError(
             f"the network returns {len(outputs)} outputs, the loss {loss.name!r} is for one",
             where="the loss",
-            instead="give a dict of losses by the outputs' names, or a list of them",
+            instead=VARIANCE_PREDICTED
+            if loss.name == "GaussianNLLLoss"
+            else "give a dict of losses by the outputs' names, or a list of them",
         )
     return loss.bound(shape)
 

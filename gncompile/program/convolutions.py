@@ -7,7 +7,7 @@ op ::= Convolve(geometry)                     W ⋆ x [+ b]
     |  MaxPool(window) | SumPool(window)      of the taps of every window
     |  Winners(window)                        which tap is the maximum
     |  Pick(window) | Spread(window)          from and to the winners; Spread also to all taps
-    |  OneHot(count) | BlockDiagonal(blocks)
+    |  BlockDiagonal(blocks)
 
 A batch of grids is a value ``[.., N, C·P]`` of C channels of P points, or the same for columns and rows of
 matrices: whatever stands before the features is one batch.
@@ -170,16 +170,6 @@ class Spread(Windowed):
 
 
 @dataclass(frozen=True)
-class OneHot(Windowed):
-    """For every whole number below ``count`` as many numbers, 1 at its place: ``[.., d] → [.., d·count]``."""
-
-    count: int
-
-    def result(self, inputs: Sequence[Spec]) -> Spec:
-        return _with_features(inputs[0], _features(inputs[0]) * self.count)
-
-
-@dataclass(frozen=True)
 class BlockDiagonal(Windowed):
     """A symmetric M within its diagonal blocks, else zero."""
 
@@ -194,7 +184,7 @@ class BlockDiagonal(Windowed):
 
 GridOp = (
     Convolve | ConvolveAdjoint | ConvolveGradient | Patches | MaxPool | SumPool | Winners
-    | Pick | Spread | OneHot | BlockDiagonal
+    | Pick | Spread | BlockDiagonal
 )  # fmt: skip
 
 

@@ -11,6 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+
+from sympy import Expr
 
 from . import convolutions as grids
 from . import operations as ir
@@ -41,6 +44,11 @@ class Cost:
         return Cost(self.flops * times, self.bytes * times)
 
 
+@lru_cache(maxsize=4096)  # the layers of a network have most of their expressions in common
+def _operations(expression: Expr) -> int:
+    return int(expression.count_ops())
+
+
 def total(costs: Iterable[Cost]) -> Cost:
     """The sum of costs."""
     return sum(costs, start=Cost())
@@ -60,7 +68,7 @@ class CostModel:
     rows: Mapping[str, int] = field(default_factory=dict)
     columns: int = 1
 
-    @property
+    @cached_property  # asked for every dimension of every operand
     def dims(self) -> dict[str, int]:
         """The values of the symbolic dimensions."""
         return {
@@ -140,7 +148,7 @@ class CostModel:
         out = self.elements(i.spec)
         match i.op:
             case ir.Pointwise(expression):
-                return out * int(expression.count_ops())
+                return out * _operations(expression)
             case ir.Affine():
                 inner = sum(s[-1] for s in sizes[1:4:2])
                 return out * (2 * inner + len(inputs) % 2)

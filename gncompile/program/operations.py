@@ -11,11 +11,11 @@ op ::= Leaf(kind, key)             input, target, parameter, constant, state or 
     |  Mean() | Total() | RowSum() | Dot(mean)                                     reductions
     |  Multiply()                  M b for a structured M
     |  SymmetricProduct()          aᵀ b, known to be symmetric
-    |  AddDiagonal() | Densify() | Trace() | PlusTranspose() | BroadcastRows()
+    |  AddDiagonal() | Densify() | Trace() | PlusTranspose()
     |  Transpose() | AsMatrix(structure) | Part(which) | Element(index) | Share(rows)  views
     |  Unflatten(sizes, axis) | Flatten(count, axis) | Permute(order)                views
     |  Lookup() | LookupGradient(classes) | Counts(classes) | OneHot(classes)          by whole numbers
-    |  Repeat(rows, size) | PlaceBlocks(places, last) | PlaceDots(places)
+    |  Repeat(shape) | PlaceBlocks(places, last) | PlaceDots(places)
     |  DiagonalMoment() | TakeDiagonal()
     |  Stack() | Zeros(spec) | Softmax() | LogSumExp() | SampleCategorical() | Random(kind) | Columns()
     |  SampleDiagonal() | SampleOuter() | ScaleSides()           per-sample matrices [N, d, d]
@@ -167,21 +167,15 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class BroadcastRows:
-    """A scalar or row repeated to the shape of the second input."""
-
-
-@dataclass(frozen=True)
 class PlusTranspose:
     """``A + Aᵀ``, symmetric."""
 
 
 @dataclass(frozen=True)
 class Repeat:
-    """A number or row, the same for all samples, as a matrix ``[rows, size]``."""
+    """A number or row, repeated to this ``shape``."""
 
-    rows: Dim
-    size: int
+    shape: tuple[Dim, ...]
 
 
 @dataclass(frozen=True)
@@ -358,7 +352,7 @@ class StepSizes:
 Op = (
     Leaf | Affine | MatMul | Pointwise | Gather | Scatter | Moment | PlaceMoments | Mean | Total | RowSum
     | Dot | Multiply | SymmetricProduct | Hadamard | AddDiagonal | Densify | Trace | PlusTranspose
-    | BroadcastRows | Repeat | DiagonalMoment | TakeDiagonal | PlaceBlocks | PlaceDots | Transpose
+    | Repeat | DiagonalMoment | TakeDiagonal | PlaceBlocks | PlaceDots | Transpose
     | AsMatrix | Part | Element | Share | Unflatten | Flatten | Permute | Stack | Zeros | Softmax
     | LogSumExp | SampleCategorical | Random | Columns | SampleDiagonal | SampleOuter | SampleMatrix
     | SampleRoot | SampleMultiply | ScaleSides | Decay | Average | DampedInverse

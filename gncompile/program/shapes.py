@@ -13,7 +13,6 @@ from .operations import (
     Affine,
     AsMatrix,
     Average,
-    BroadcastRows,
     Columns,
     DampedInverse,
     Decay,
@@ -114,8 +113,6 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
             return matrix(Structure.SYMMETRIC, inputs[0].size)
         case Transpose():
             return Spec((*shapes[0][:-2], shapes[0][-1], shapes[0][-2]))
-        case BroadcastRows():
-            return Spec(shapes[1])
         case lookups.Lookup():
             return Spec((*shapes[1], shapes[0][-1]))
         case lookups.LookupGradient(classes):
@@ -124,8 +121,8 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
             return Spec((classes,))
         case lookups.OneHot(classes):
             return Spec((*shapes[0], classes))
-        case Repeat(rows, size):
-            return Spec((rows, size))
+        case Repeat(shape):
+            return Spec(shape)
         case DiagonalMoment() | TakeDiagonal():
             return matrix(Structure.DIAGONAL, _int(shapes[0][-1]))
         case PlaceBlocks(places):

@@ -213,12 +213,6 @@ def _points_of_taps(w: Window, device: torch.device) -> Tensor:
     return torch.stack([_slice(points, w, tap).flatten() for tap in w.taps], dim=-1)
 
 
-def one_hot(numbers: Tensor, count: int, out: Tensor) -> None:
-    """1 at the place that each number gives, 0 at the others."""
-    places = torch.arange(count, device=numbers.device)
-    out.unflatten(-1, (-1, count)).copy_(numbers[..., None] == places)
-
-
 # --- grids --------------------------------------------------------------------------------------------
 
 

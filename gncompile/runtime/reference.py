@@ -92,8 +92,8 @@ class ReferenceStep:
             case ir.Share(rows):
                 first = self.dims["N"] - self.dims["F"] if rows == "F" else 0
                 return v[0].narrow(specs[0].samples_axis, first, self.dims[str(rows)])
-            case ir.Repeat(rows, size):
-                return v[0].expand(rows if isinstance(rows, int) else self.dims[rows], size).clone()
+            case ir.Repeat(shape):
+                return v[0].expand(bind_shape(shape, self.dims)).clone()
             case ir.Columns(first):
                 return columns(v, self.column_start - first, self.dims["S"])
             case ir.DiagonalMoment():
@@ -207,8 +207,6 @@ def apply(op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
         case ir.PlaceDots(places):
             blocks = [row.chunk(places, dim=1) for row in v[0].chunk(places)]
             return torch.stack([torch.stack([(m * v[1]).sum() for m in row]) for row in blocks])
-        case ir.BroadcastRows():
-            return v[0].expand(v[1].shape).clone()
     return apply_matrix(op, v, specs)
 
 

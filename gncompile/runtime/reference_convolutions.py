@@ -52,8 +52,6 @@ def windowed(op: grids.Windowed, v: list[Tensor]) -> Tensor:
         case grids.BlockDiagonal(blocks):
             group = torch.arange(blocks, device=v[0].device).repeat_interleave(len(v[0]) // blocks)
             return torch.where(group[:, None] == group, v[0], 0.0)
-        case grids.OneHot(count):
-            return torch.nn.functional.one_hot(v[0].long(), count).to(v[0]).flatten(-2)
     raise InternalError(f"the reference backend does not know {op}")
 
 

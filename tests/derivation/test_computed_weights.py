@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -113,14 +114,21 @@ def compiled(model: nn.Module, x: Tensor, **options: object) -> Trainer:
     return gncompile.compile(model, "mse", x, **{"tune": "off", **options})  # type: ignore[arg-type]
 
 
+@cache
+def untrained(make: Callable[[], nn.Module]) -> tuple[nn.Module, Tensor, Tensor, Trainer]:
+    """A problem and its trainer, which no test steps."""
+    model, x, y = problem(make)
+    return model, x, y, compiled(model, x)
+
+
 def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return 0.5 * (model(x) - y).square().sum() / len(x)
 
 
 @pytest.mark.parametrize("make", SHAPES)
 def test_gradient_and_tangent(make: Callable[[], nn.Module]) -> None:
-    model, x, y = problem(make)
-    trainer, parameters = compiled(model, x), trained(model)
+    model, x, y, trainer = untrained(make)
+    parameters = trained(model)
     found = trainer.gradients(x, y)
     expected = torch.autograd.grad(loss(model, x, y), list(parameters.values()))
     assert set(found) == set(parameters)
@@ -139,9 +147,8 @@ def test_gradient_and_tangent(make: Callable[[], nn.Module]) -> None:
 
 @pytest.mark.parametrize("make", SHAPES)
 def test_every_parameter_has_a_row_of_the_summary(make: Callable[[], nn.Module]) -> None:
-    model, x, _ = problem(make)
-    trainer = compiled(model, x)
-    text, layers = trainer.summary(), trainer.compiled.traced.graph.trained
+    model, _, _, trainer = untrained(make)
+    text, layers = trainer.summary(width=200), trainer.compiled.traced.graph.trained
     named = [name for layer in layers.values() for name in layer.parameters]
     assert sorted(named) == sorted(trained(model))
     assert f"{sum(p.numel() for p in trained(model).values()):,} trained parameters" in text
@@ -243,12 +250,11 @@ def test_strict_names_what_has_no_rule() -> None:
 
 def test_a_frozen_part_follows_the_model() -> None:
     """What is frozen of a computed weight stays the user's own tensor."""
-    model, x, y = problem(LowRank)
+    model, x, y, trainer = untrained(LowRank)
     assert isinstance(model, LowRank)
-    trainer = compiled(model, x)
-    with torch.no_grad():
-        model.frozen.mul_(2.0)
-    assert_close(trainer.loss(x, y), loss(model, x, y), 1e-12, "loss")
+    for factor in (2.0, 0.5):
+        model.frozen.mul_(factor)
+        assert_close(trainer.loss(x, y), loss(model, x, y).detach(), 1e-12, "loss")
 
 
 def test_verify() -> None:

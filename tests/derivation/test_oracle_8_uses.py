@@ -6,10 +6,12 @@ exact for every layer that it reaches. Masks of dropout are those that the progr
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import oracles
+import pytest
 import torch
 from comparison import assert_close
 from hypothesis import given, settings
@@ -109,6 +111,22 @@ def test_networks_of_every_kind_of_node(problem: tuple[Mixed, str, int, int]) ->
     assert_derived(*problem)
 
 
+@pytest.mark.parametrize("seed", [5, 11, 23, 42])
+def test_recurrences_and_computed_weights_among_them(seed: int) -> None:
+    """Gradient and tangent; their factors are of tests of their own."""
+    every(seed)
+
+
+def every(seed: int) -> None:
+    draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    torch.manual_seed(0)
+    mixed = mixed_network(draw, draw.randint(2, 4), draw.randint(2, 3), every=True)
+    x, loss = mixed.inputs(3, generator), LOSSES[seed % len(LOSSES)]
+    traced = trace(mixed.model, x, passes=prepare)
+    y = EVERY_LOSS[loss].targets(generator, 3, traced.graph.output.size)
+    first_order(mixed, traced, loss, x, y)
+
+
 def assert_derived(mixed: Mixed, loss: str, samples: int, seed: int) -> None:
     """Everything derived for one network equals brute force."""
     model, generator = mixed.model, torch.Generator().manual_seed(seed)
@@ -159,7 +177,7 @@ def first_order(mixed: Mixed, traced: TracedModel, loss: str, x: Tensor, y: Tens
         slopes = torch.autograd.grad(objective, list(parameters.values()), materialize_grads=True)
     expected = dict(zip(parameters, slopes, strict=True))
     covered = set()
-    for layer, record in traced.graph.layers.items():
+    for layer, record in traced.graph.trained.items():
         covered |= set(record.parameters)
         found = run.result(f"grad.{layer}")
         assert_close(found, record.joined(expected), EXACT, f"gradient of {layer} in {model}")
@@ -167,8 +185,9 @@ def first_order(mixed: Mixed, traced: TracedModel, loss: str, x: Tensor, y: Tens
         assert not bool(expected[name].any()), f"{name} has no layer in {model}"
     run = executed(tangent_program(without_dropout(traced.graph)), traced, loss, x, y)
     direction = {}
-    for layer, record in traced.graph.layers.items():
+    for layer, record in traced.graph.trained.items():
         parts = record.split(run.memory.states[f"direction0.{layer}"])
         direction |= {n: p.reshape(parameters[n].shape) for n, p in parts.items()}
+    direction = {name: direction[name] for name in parameters if name in direction}
     along = tangent(model.eval(), x, direction)
     assert_close(run.result("tangent"), along, EXACT, f"tangent in {model}")

@@ -122,7 +122,7 @@ VARYING: dict[str, tuple[Function, str]] = {
     "turn": (lambda m, x, h: h.roll(len_(x), 1), "roll computes with the batch size"),
     "branch": (lambda m, x, h: h if len_(x) > 4 else -h, "fixes the batch size"),
     "branch for one": (lambda m, x, h: h if len_(x) == 1 else -h, "for a sample alone"),
-    "deviation": (lambda m, x, h: h + ones(x).std(0), "for a sample alone"),
+    "deviation": (lambda m, x, h: h + ones(x).std(0), "depends on the number of samples"),
 }
 
 MIXING: dict[str, Function] = {

@@ -88,7 +88,7 @@ def test_a_table_of_categories_alone(rides: Path) -> None:
     x = torch.zeros(3, 0), torch.tensor([[0], [1], [2]])
     torch.testing.assert_close(trainer.predict(x), trainer.model(*x))
     trainer.report(rides / "pages")
-    assert "no instruction reads it" in (rides / "pages" / "00-x.html").read_text()
+    assert "what follows does not read it" in (rides / "pages" / "00-x.html").read_text()
 
 
 def test_an_autoencoder_has_a_code(tmp_path: Path) -> None:

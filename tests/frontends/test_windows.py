@@ -133,9 +133,6 @@ REFUSED: dict[str, tuple[nn.Module, tuple[int, ...], str, str]] = {
         nn.Sequential(nn.Linear(4, 4), Function(by_itself)), (2, 4, 4),
         "whole numbers", "use the maxima alone",
     ),
-    "a computed weight": (
-        nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 3, 3)), (2, 4, 4), "weight_norm", "requires_grad",
-    ),
     "output padding": (
         nn.ConvTranspose1d(2, 3, 3, dilation=2, output_padding=1), (2, 4), "output_padding", "pad",
     ),

@@ -100,5 +100,5 @@ def test_numbers_are_the_decimals_they_show():
 def test_every_primitive_of_one_argument_is_real():
     u = Symbol("u", real=True)
     for name, function in PRIMITIVES.items():
-        if name not in ("select", "log", "log1p", "tan"):
+        if name not in ("select", "logsumexp", "log", "log1p", "tan"):
             assert function(u).is_real, name

@@ -7,6 +7,7 @@ from functools import cache
 
 import oracles
 import pytest
+import sympy
 import torch
 from architectures import Act, Fork, Linear, build, calibrate, normal
 from comparison import assert_close, assert_inputs, assert_outputs
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 import gncompile
 from gncompile.errors import BatchError, CompileError, LossError
+from gncompile.functions.expressions import evaluate
 from gncompile.losses import register_loss, resolve_loss
 from gncompile.losses import vocabulary as losses
 from gncompile.losses.coupled_loss import CoupledLoss
@@ -148,9 +150,93 @@ def test_a_saddle_is_found_with_a_point_where_it_is_one() -> None:
 
 def test_verdicts() -> None:
     assert resolve_loss("(z1 - y1)**2 + (z2 - y2)**2 + z1*z2").convexity.verdict == "convex"
-    seen = resolve_loss(DISTANCE).convexity
+    composed = resolve_loss(DISTANCE).convexity
+    assert (composed.verdict, composed.reason.split()[2]) == ("convex", "composed")
+    seen = resolve_loss("z1**4 + z1**2*z2**2 + z2**4").convexity
     assert seen.verdict == "unproved"
     assert "241 points" in seen.reason
+
+
+LOG_SUMS = {
+    "log(exp(z1) + exp(z2) + exp(z3) + exp(z4)) - z2": 4,
+    "logsumexp(z1, z2, z3, z4, z5) - y1*z1 - y2*z5": 5,
+    "-log(exp(2*z1)/(exp(2*z1) + exp(z2 - 1) + 3*exp(z3) + 5))": 3,
+    "2*log(exp(z1)/7 + exp(z2)/2 + exp(z3 - y1)) + logsumexp(z1**2, z2, -z3)/3": 3,
+    f"logsumexp({', '.join(f'z{i}' for i in range(1, 10))})": 9,
+}
+
+
+@pytest.mark.parametrize("text", LOG_SUMS)
+def test_logarithms_of_sums_of_exponentials(text: str) -> None:
+    """Proved convex, exact against ``torch.func``, and finite where the exponentials are not."""
+    outputs = LOG_SUMS[text]
+    loss = resolve_loss(text)
+    assert (loss.outputs, loss.convexity.verdict) == (outputs, "convex")
+    generator = torch.Generator().manual_seed(2)
+    z, y = 3 * normal(generator, 7, outputs), normal(generator, 7, loss.targets_count)
+    names = {f"z{i}": i - 1 for i in range(1, 17)}, {f"y{i}": i - 1 for i in range(1, 17)}
+
+    def written(z: Tensor, y: Tensor) -> Tensor:
+        known = {n: z[i] for n, i in names[0].items() if i < outputs}
+        known |= {n: y[i] for n, i in names[1].items() if i < len(y)}
+        known |= {"log": torch.log, "exp": torch.exp}
+        known["logsumexp"] = lambda *u: torch.stack(u).logsumexp(0)
+        return eval(text, known)  # the text of this test, read by Python alone
+
+    columns = dict(zip((*loss.z, *loss.y), (*z.T, *y.T), strict=True))
+
+    def derived(e: sympy.Expr) -> Tensor:
+        return evaluate(e, columns).expand(len(z))
+
+    slopes = torch.func.vmap(torch.func.grad(written))(z, y)
+    curvatures = torch.func.vmap(torch.func.hessian(written))(z, y)
+    assert_close(derived(loss.value), torch.func.vmap(written)(z, y), 1e-13, "value")
+    for i in range(outputs):
+        assert_close(derived(loss.gradient[i]), slopes[:, i], 1e-12, f"slope {i}")
+        for j in range(outputs):
+            assert_close(derived(loss.entry(i, j)), curvatures[:, i, j], 1e-12, f"{i}, {j}")
+    far = {symbol: torch.tensor([300.0, -300.0]) for symbol in (*loss.z, *loss.y)}
+    if "**" not in text:
+        for e in (loss.value, *loss.gradient, *loss.hessian.values()):
+            assert evaluate(e, far).isfinite().all()
+
+
+def test_a_log_sum_trains_on_every_backend(backend: str) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Linear(3, 4).double(), torch.randn(9, 3).double()
+    y = torch.randint(4, (9,))
+    text = f"logsumexp(z1, z2, z3, z4) - {' - '.join(f'y{i}*z{i}' for i in range(1, 5))}"
+    trainer = gncompile.compile(model, text, x, backend=backend)
+    expected = nn.functional.cross_entropy(model(x), y)
+    expected.backward()
+    found = trainer.gradients(x, nn.functional.one_hot(y, 4).double())
+    for name, p in model.named_parameters():
+        assert_close(found[name], p.grad, 1e-12, name)
+    trainer.step(x, nn.functional.one_hot(y, 4).double())
+    assert nn.functional.cross_entropy(model(x), y) < expected
+
+
+def test_a_predicted_variance_is_refused_with_the_remedy() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mean, self.spread = nn.Linear(3, 1), nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.mean(x), self.spread(x).exp()
+
+    x = torch.randn(4, 3)
+    with pytest.raises(LossError, match=r"mean and log-variance[\s\S]*negative_curvature='clip'"):
+        gncompile.compile(Both(), nn.GaussianNLLLoss(), x)
+    with pytest.raises(LossError, match="takes some of the outputs or targets: write z1"):
+        resolve_loss(lambda z, y: (z[0] - y).square().mean())
+
+
+def test_what_a_kink_takes_away() -> None:
+    assert resolve_loss("z1**2 + z2**2 + max(z1, z2)").convexity.verdict == "convex"
+    for text in ("z1**2 + z2**2 - abs(z1 - z2)", "z1**2 + z2**2 + select(z1 - z2 - 1, 1, 0)"):
+        with pytest.raises(LossError, match="e jumps, or its slope falls, at z1 = "):
+            resolve_loss(text)
 
 
 def test_indices_may_start_at_zero_in_brackets() -> None:
@@ -167,6 +253,7 @@ def test_indices_may_start_at_zero_in_brackets() -> None:
         ("z17**2", "the name 'z17' is unknown"),
         ("y1 - y2", "has no outputs"),
         ("z1 - y1", "zero curvature"),
+        ("logsumexp(z1) - y1", "logsumexp takes two arguments or more"),
         ("log(cosh(z1) + cosh(z2) + exp(z3)) + z1**2", "not finite in float32"),
         ("z1**2 + sqrt(z2)", "not a finite real number"),
         ("*".join(f"(z{i} + y{i})" for i in range(1, 13)), "not convex"),

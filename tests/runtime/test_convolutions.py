@@ -67,8 +67,6 @@ def results(op: grids.Windowed, *v: Tensor) -> list[Tensor]:
             convolutions.patches(*v, g, out=out)
         case grids.Spread(window):
             convolutions.spread(v[0], v[1] if len(v) > 1 else None, window, out=out)
-        case grids.OneHot(count):
-            convolutions.one_hot(*v, count, out=out)
         case grids.MaxPool() | grids.SumPool() | grids.Winners() | grids.Pick():
             names = {grids.MaxPool: "max_pool", grids.SumPool: "sum_pool"}
             name = names.get(type(op), type(op).__name__.lower())
@@ -180,14 +178,6 @@ def test_sums_are_convolutions_with_ones(w: Window) -> None:
     vectors = random(*y.shape, seed=1)
     (back,) = torch.autograd.grad(y, x, vectors)
     check(back, grids.Spread(w), vectors)
-
-
-def test_numbers_become_ones_at_their_places() -> None:
-    check(
-        torch.tensor([[0.0, 0, 1, 1, 0, 0]]).double(),
-        grids.OneHot(3),
-        torch.tensor([[2.0, 0.0]]).double(),
-    )
 
 
 @pytest.mark.parametrize("value", [torch.inf, torch.nan, 1e300])

@@ -120,6 +120,31 @@ class Outer(nn.Module):
         return torch.bmm(self.a(x).transpose(1, 2), torch.tanh(self.b(x)))
 
 
+class Computed(nn.Module):
+    """A linear layer whose weight is computed of parameters: ``g v/‖v‖``, or ``W_0 + s B A``."""
+
+    def __init__(self, width: int, out: int, low_rank: bool) -> None:
+        super().__init__()
+        self.g, self.v = nn.Parameter(torch.rand(out, 1)), nn.Parameter(torch.randn(out, width))
+        self.b = nn.Parameter(torch.randn(width, 2)) if low_rank else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.b is None:
+            return F.linear(x, self.g * self.v / self.v.norm(dim=1, keepdim=True))
+        return F.linear(x, (self.v @ self.b @ self.b.T + 0.3) * self.g)
+
+
+class Recurrent(nn.Module):
+    """The states of a recurrence at all tokens."""
+
+    def __init__(self, kind: type[nn.RNNBase], width: int, out: int, both_ways: bool) -> None:
+        super().__init__()
+        self.of = kind(width, out, batch_first=True, bidirectional=both_ways)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.of(x)[0]
+
+
 class Token(nn.Module):
     """A learned token in front of the others."""
 
@@ -173,9 +198,14 @@ def anywhere(draw: random.Random, shape: Shape) -> nn.Module:
     return act(draw)
 
 
-def of_features(draw: random.Random, shape: Shape) -> nn.Module:
-    """A part for ``[d]`` or tokens ``[T, d]``."""
+def of_features(draw: random.Random, shape: Shape, every: bool) -> nn.Module:
+    """A part for ``[d]`` or tokens ``[T, d]``; ``every`` kind, or those whose weights are all in layers."""
     width, out = shape[-1], draw.randint(1, 4)
+    if every and draw.random() < 0.5:
+        if len(shape) == 2:
+            kind = draw.choice((nn.RNN, nn.GRU, nn.LSTM))
+            return Recurrent(kind, width, out, draw.random() < 0.4)
+        return nn.Sequential(Computed(width, out, draw.random() < 0.5), act(draw))
     kinds = ["linear", "twice", "tied", "fork", "any", "any"]
     if len(shape) == 2:
         kinds += ["outer", "token", "turned"]
@@ -332,8 +362,11 @@ class Mixed:
         return torch.randn(samples, *self.shape, generator=generator, dtype=torch.float64)
 
 
-def mixed_network(draw: random.Random, depth: int, outputs: int) -> Mixed:
-    """A random network in float64, in training mode but for batch norms, with parameters of size one."""
+def mixed_network(draw: random.Random, depth: int, outputs: int, every: bool = False) -> Mixed:
+    """A random network in float64, in training mode but for batch norms, with parameters of size one.
+
+    With ``every`` also of recurrences, and of weights that are computed.
+    """
     start = draw.choice(("features", "tokens", "line", "grid", "embedding"))
     classes, grid = 0, start in ("line", "grid")
     shape: Shape = {
@@ -365,7 +398,7 @@ def mixed_network(draw: random.Random, depth: int, outputs: int) -> Mixed:
             part, grid = bridge(draw, now, grid)
             grow(part)
         else:
-            grow(of_grids(draw, now) if grid and len(now) > 1 else of_features(draw, now))
+            grow(of_grids(draw, now) if grid and len(now) > 1 else of_features(draw, now, every))
     if value.dim() > 2:
         grow(nn.Flatten())
     parts.append(nn.Linear(value.shape[1], outputs))
