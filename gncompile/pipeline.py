@@ -50,8 +50,12 @@ from .program import specs
 from .program.builder import ProgramBuilder, Value
 from .program.phases import DIRECTION, step_phases
 from .program.step_program import StepProgram
+from .solvers.exact import Exact
 from .solvers.kronecker import Kronecker
 from .solvers.solver import Solver
+
+SOLVERS: Mapping[str, type[Solver]] = {"kronecker": Kronecker, "exact": Exact}
+"""By name, as settings have them."""
 
 PASSES: tuple[Callable[[ModelGraph], ModelGraph], ...] = (
     fuse_pointwise,  # before derivation, so that a chain is averaged once
@@ -81,9 +85,13 @@ def prepare(graph: ModelGraph) -> ModelGraph:
 
 
 def step_program(
-    graph: ModelGraph, loss: Loss, settings: Settings, solver: type[Solver] = Kronecker
+    graph: ModelGraph, loss: Loss, settings: Settings, solver: type[Solver] | None = None
 ) -> StepProgram:
-    """The whole training step of ``graph`` under ``loss``: docs/mathematics.md#the-optimiser."""
+    """The whole training step of ``graph`` under ``loss``: docs/mathematics.md#the-optimiser.
+
+    The solver is that of the settings, unless one is given.
+    """
+    solver = solver or SOLVERS[settings.solver]
     builder = ProgramBuilder(step_phases(solver.phases(settings)))
     batch = BatchGradient(builder, graph, loss)
     optimiser = Optimiser(builder, batch.forward, settings)

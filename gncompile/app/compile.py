@@ -16,7 +16,7 @@ from ..frontends.agreement import agrees
 from ..losses.vocabulary import LossSpec
 from ..pipeline import step_program
 from ..runtime.executable import Executable
-from ..solvers.kronecker import Kronecker
+from ..solvers.exact import choose_form
 from ..solvers.solver import Solver
 from ..training.arguments import check_arguments, checked_seed
 from ..training.batches import input_tensors
@@ -39,6 +39,7 @@ def compile(
     backend: str = "torch",
     precision: str = "highest",
     tune: Tune = "cached",
+    solver: str = "kronecker",
     **options: object,
 ) -> Trainer:
     """Compile a feedforward module and a loss into a :class:`Trainer`.
@@ -52,7 +53,9 @@ def compile(
     ``"adam"`` or ``"sgd"``; ``"auto"`` chooses for every layer by cost
     (:mod:`gncompile.derivation.method_choice`), and a mapping of layer patterns chooses by name, ``{"*":
     "kfra", "decoder.*": "kfac"}``. ``options`` are the fields of
-    :class:`~gncompile.base.settings.Settings`. ``seed`` starts the sampling of KFAC, and the orders that
+    :class:`~gncompile.base.settings.Settings`. ``solver`` is
+    ``"kronecker"``, factors of each layer by ``method``, or ``"exact"``, the whole Gauss-Newton matrix, for small
+    networks or batches (:mod:`gncompile.solvers.exact`). ``seed`` starts the sampling of KFAC, and the orders that
     steps read their rows in. ``backend`` is ``"torch"``, ``"triton"`` (CUDA) or ``"reference"``;
     ``precision`` is that of the Triton backend's float32 products, in the words of
     ``torch.set_float32_matmul_precision``: ``"highest"``, ``"high"`` or ``"medium"``. ``tune`` chooses
@@ -73,7 +76,7 @@ def compile(
     """
     return compile_into(
         Trainer.__new__(Trainer), model, loss, example_inputs, method, seed=seed, dtype=dtype,
-        backend=backend, precision=precision, tune=tune, solver=Kronecker, **options,
+        backend=backend, precision=precision, tune=tune, solver=solver, **options,
     )  # fmt: skip
 
 
@@ -89,15 +92,17 @@ def compile_into(
     backend: str,
     precision: str,
     tune: Tune,
-    solver: type[Solver] = Kronecker,
+    solver: str | type[Solver] = "kronecker",
     **options: object,
 ) -> Trainer:
     """:func:`compile` for a trainer that is not initialised yet, and may be referred to already.
 
-    ``solver`` turns gradients into directions (:mod:`gncompile.solvers.solver`).
+    ``solver`` is a name, or a class that turns gradients into directions (:mod:`gncompile.solvers.solver`).
     """
     traced, declared, reader = understand(model, loss, example_inputs)
-    settings = Settings.from_options(method=method, **options)
+    own = None if isinstance(solver, str) else solver
+    named = "kronecker" if own else solver
+    settings = Settings.from_options(method=method, solver=named, **options)
     check_arguments(dtype=dtype, backend=backend, precision=precision, tune=tune)
     settings.check_parameters(list(traced.parameters))
     seed = checked_seed(seed)
@@ -113,7 +118,12 @@ def compile_into(
             f"inverse='newton_schulz' with the backend {backend!r}",
             instead="use backend='triton', or inverse='cholesky'",
         )
-    program = step_program(traced.graph, declared, settings, solver)
+    samples = reader.inputs(example_inputs)[0].shape[0]
+    stated = ""
+    if settings.solver == "exact" and settings.second_order:
+        form, stated = choose_form(traced.graph, settings, samples, reader.dtype.itemsize)
+        settings = replace(settings, exact_form=form)
+    program = step_program(traced.graph, declared, settings, own)
     if isinstance(settings.method, Mapping) and program.reasons:
         warn(
             MethodWarning,
@@ -124,10 +134,11 @@ def compile_into(
     def again(variants: Variants) -> Trainer:
         return compile(
             copy.deepcopy(model), loss, example_inputs, method, seed=seed, dtype=dtype,
-            backend=backend, precision=precision, tune=variants, **options,
+            backend=backend, precision=precision, tune=variants, solver=settings.solver, **options,
         )  # fmt: skip
 
-    samples = reader.inputs(example_inputs)[0].shape[0]
+    if stated:
+        program = replace(program, reasons=(stated,))
     place: dict[str, Any] = {"backend": backend, "device": reader.device, "precision": precision}
     bench = tunable(program, settings, samples, reader.dtype, **place)
     executable = Executable(

@@ -15,8 +15,8 @@ from ..graph.convolution import Convolution, ConvolutionTransposed
 from ..graph.layers import Affine
 from ..graph.model_graph import ModelGraph
 from ..program import convolutions as grids
+from ..program import exact, specs
 from ..program import operations as ir
-from ..program import specs
 from ..program.step_program import Instruction, StepProgram
 from .notation import (
     Bracket,
@@ -239,6 +239,11 @@ def _damped(v: list[Math]) -> Math:
     return Inverse(_plus(Infix("⊗", (v[1], v[2])), product(v[3], IDENTITY)))
 
 
+def _shifted(v: list[Math]) -> Math:
+    """``(A + c I)⁻¹``."""
+    return Inverse(_plus(v[0], product(v[1], IDENTITY)))
+
+
 _CALLS: Mapping[type, Callable[[list[Math]], Math]] = {
     ir.Mean: lambda v: _mean(v[0]),
     ir.Softmax: lambda v: Call("softmax", (v[0],)),
@@ -260,6 +265,12 @@ _CALLS: Mapping[type, Callable[[list[Math]], Math]] = {
     ir.Eigen: lambda v: Call("eigen", (v[0],)),
     ir.Densify: lambda v: Call("full", (v[0],)),
     ir.Zeros: lambda v: Number("0"),
+    exact.Rows: lambda v: product(v[0], Transpose(v[1])),
+    exact.RowGram: lambda v: Call("Gram", tuple(v)),
+    exact.RootSolve: lambda v: product(Inverse(v[0]), v[1]),
+    exact.RootRest: lambda v: Call("rest", tuple(v)),
+    exact.DualSolve: lambda v: product(_shifted(v), v[2]),
+    exact.PrimalSolve: lambda v: Sum(((False, product(_shifted(v), v[2])),)),
     grids.ConvolveAdjoint: lambda v: Infix("∗", (v[1], v[0])),
     grids.ConvolveGradient: lambda v: _mean(Infix("⋆", tuple(v))),
     grids.Patches: lambda v: Call("patches", (v[0],)),

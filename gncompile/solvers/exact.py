@@ -1,0 +1,335 @@
+"""The whole Gauss-Newton matrix, unfactored: ``(G + λI) Δ = −∇``, the step of Levenberg and Marquardt.
+
+With the root ``C C ᵀ = 𝓗_L`` of K columns and ``J = Cᵀ ∂z/∂θ``, a row for each sample and column, is
+``G = (1/N) Jᵀ J``. J is N K × P, and the system is solved in the smaller of two forms::
+
+    primal    Δ = −(G + D)⁻¹ ∇                                     P × P, from the rows of J
+    dual      Δ = −p − (1/N) D⁻¹ Jᵀ (I + (1/N) J D⁻¹ Jᵀ)⁻¹ (r − J p)    N K × N K, J is never formed
+
+with ``D = λ + η`` of every parameter. The dual form splits the loss's gradient at the output into ``C r`` and a
+rest, 0 for most losses: ``∇ = (1/N) Jᵀ r + D p``, so that nothing is divided by a small λ but what is to be.
+``J Jᵀ`` is a sum of Hadamard products of small Grams over places and uses, ``Jᵀ v`` a weight gradient whose
+columns are scaled by v, and ``J p`` a tangent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+import sympy
+
+from ..base.settings import Settings
+from ..base.tables import binary_size, engineering
+from ..derivation.layer_rules import LayerRule
+from ..derivation.propagation import pull_back, push_forward, uses, weight_gradients
+from ..errors import CompileError
+from ..functions.primitives import as_float
+from ..graph.convolution import Convolution, ConvolutionTransposed
+from ..graph.embedding import Embedding
+from ..graph.layers import Layer
+from ..graph.model_graph import ModelGraph
+from ..graph.nodes import Node, describe
+from ..losses.vocabulary import SeparableLoss
+from ..program import exact, lookups
+from ..program import operations as ir
+from ..program.builder import Value
+from ..program.phases import DIRECTION, Phase, Repeat, Stage
+from ..program.specs import Spec, Structure, matrix
+from .solver import Solver
+
+a, b, k = sympy.symbols("a b k", real=True)
+
+
+class Exact(Solver):
+    """Solves with G of the whole batch; ``settings.exact_form`` says in which form."""
+
+    @classmethod
+    def phases(cls, settings: Settings) -> tuple[Phase, ...]:
+        return (
+            Phase("rows_begin", Stage.MEASUREMENT),
+            Phase("rows", Stage.MEASUREMENT, ("gradient",), repeat=Repeat.COLUMNS),
+            Phase(DIRECTION, Stage.DIRECTION, ("gradient", "rows")),
+        )
+
+    def prepare(self) -> None:
+        """The columns at every use, and of them G or the Gram matrix of all rows."""
+        if self.settings.gather_noise is not None:
+            raise CompileError(
+                f"gather_noise = {self.settings.gather_noise} together with solver='exact'",
+                instead="use gather_noise=None: the direction is that of the whole batch",
+            )
+        self.forward, self.layers = self.batch.forward, self.batch.graph.layers
+        self.dual = self.settings.exact_form == "dual"
+        self.builder.columns = self.batch.graph.output.size
+        size = sum(rows * columns for rows, columns in (x.shape for x in self.layers.values()))
+        if not self.dual:
+            with self.builder.phase("rows_begin"):
+                spec = matrix(Structure.SYMMETRIC, size)
+                self.matrix = self.builder.emit(ir.Zeros(spec), name="G_zero")
+        with self.builder.phase("rows"):
+            with self.forward.work_at_output():
+                self.root = self.batch.rules.root_columns()
+            columns = pull_back(self.forward, self.root, prefix="c")
+            self.matrix = self._gram(columns) if self.dual else self._whole(columns)
+
+    def directions(self, gradients: Mapping[str, Value]) -> dict[str, Value]:
+        """``Δ = −(G + D)⁻¹ ∇`` by layer, for the gradient of the batch."""
+        return self._dual() if self.dual else self._primal(gradients)
+
+    # --- rows of J ------------------------------------------------------------------------------------
+
+    def _sides(
+        self, node: Node, rule: LayerRule, layer: Layer, columns: Mapping[str, Value]
+    ) -> tuple[Value, Value]:
+        """What stands left and right in a use's part of ``∇W̄``: ``[S, N, T, a]`` and ``[N, T, b]``."""
+        op = node.op
+        if isinstance(op, Convolution | ConvolutionTransposed) and op.geometry.groups > 1:
+            raise CompileError(
+                f"solver='exact' of {describe(node)}: its groups see different inputs",
+                where=str(node.origin),
+                instead="use solver='kronecker', or groups=1",
+            )
+        left = self._at_places(rule.left(columns[node.name]), 2)
+        x = self.forward.values[node.inputs[0]]
+        if isinstance(op, Embedding):
+            right = self.builder.emit(lookups.OneHot(op.classes), x, name=f"hot_{node.name}")
+            if op.padding is not None:
+                kept = tuple(-1 if i == op.padding else i for i in range(op.classes))
+                right = self.builder.emit(ir.Gather(kept), right, name=f"hot_{node.name}_kept")
+        else:
+            right = rule.right(self.forward.rows_of(x))
+        right = self._at_places(right, 1)
+        return (right, left) if rule.op.reversed != layer.flipped else (left, right)
+
+    def _at_places(self, side: Value, leading: int) -> Value:
+        if len(side.spec.shape) == leading + 2:
+            return side
+        return self.builder.emit(ir.Unflatten((1, side.width)), side, name=f"{side.name}_at")
+
+    def _whole(self, columns: Mapping[str, Value]) -> Value:
+        """G, to which every chunk of columns adds its part."""
+        builder, rows = self.builder, []
+        for layer in self.layers.values():
+            parts = []
+            for node, rule in uses(self.forward, layer.uses):
+                if node.name not in columns:
+                    continue
+                with self.forward.work_for(node.name):
+                    if layer.vector:
+                        parts.append(columns[node.name])
+                        continue
+                    op = exact.Rows(layer.homogeneous, rule.coordinate(layer))
+                    sides = self._sides(node, rule, layer, columns)
+                    parts.append(builder.emit(op, *sides, name=f"rows_{node.name}"))
+            rows.append(parts[0] if len(parts) == 1 else builder.add(*parts, name="rows"))
+        moment = builder.emit(ir.Moment(), self._joined(rows, "rows"), name="G_part")
+        return builder.add(self.matrix, moment, name="G", into=self.matrix)
+
+    def _gram(self, columns: Mapping[str, Value]) -> Value:
+        """``κ (1/N) J D⁻¹ Jᵀ``, weight after weight and bias after bias."""
+        total: Value | None = None
+        for name, layer in self.builder.layerwise(self.layers):
+            weights, biases = [], []
+            for node, rule in uses(self.forward, layer.uses):
+                if node.name not in columns:
+                    continue
+                with self.forward.work_for(node.name):
+                    if layer.vector:
+                        biases.append(self._at_places(columns[node.name], 2))
+                        continue
+                    left, right = self._sides(node, rule, layer, columns)
+                    weights += [left, right]
+                    if layer.homogeneous and rule.coordinate(layer):
+                        biases.append(left)
+            etas = self.optimiser.etas(name)
+            for sides, eta, bias in (
+                (weights, etas[0], False),
+                (biases, etas[not layer.vector], True),
+            ):
+                if sides:
+                    before = [] if total is None else [total]
+                    op = exact.RowGram(bias, adds=bool(before))
+                    operands = [self._share_of(eta), *sides, *before]
+                    total = self.builder.emit(op, *operands, name=f"gram_{layer.node.name}")
+        assert total is not None
+        return total
+
+    # --- dampings -------------------------------------------------------------------------------------
+
+    @cached_property
+    def _least(self) -> float:
+        """The least η of a parameter."""
+        return min(
+            eta
+            for name, layer in self.layers.items()
+            for eta in self.optimiser.etas(name)[: len(layer.parameters)]
+        )
+
+    @property
+    def _kappa(self) -> Value:
+        """κ, the least element of D."""
+        return self._shifted(self._least)
+
+    def _shifted(self, eta: float) -> Value:
+        """``λ + η``."""
+        damping = self.optimiser.damping
+        return self.builder.pointwise(k + as_float(eta), {k: damping}, name="kappa") if eta else damping
+
+    def _share_of(self, eta: float) -> Value:
+        """``κ / (λ + η)``."""
+        if eta == self._least:
+            return self.builder.pointwise(1.0, name="whole")
+        damping, least = self.optimiser.damping, as_float(self._least)
+        return self.builder.pointwise((k + least) / (k + as_float(eta)), {k: damping}, name="share")
+
+    def _etas(self, layer: str) -> Value | float:
+        """η of a layer's parameters, one number or as they stand in W̄."""
+        record, (weight, bias) = self.layers[layer], self.optimiser.etas(layer)
+        if not record.homogeneous or weight == bias:
+            return weight
+        zeros = self.builder.emit(ir.Zeros(Spec(record.shape)), name="zeros")
+        ones = [
+            self.builder.pointwise(k + 1, {k: self.optimiser.part(which, layer, zeros)}, name="ones")
+            for which in ("weight", "bias")
+        ]
+        return self.builder.emit(
+            ir.Decay(weight, bias), zeros, *ones[: 1 + bool(bias)], name=f"eta_{record.node.name}"
+        )
+
+    # --- primal ---------------------------------------------------------------------------------------
+
+    def _primal(self, gradients: Mapping[str, Value]) -> dict[str, Value]:
+        builder, whole = self.builder, self.matrix
+        etas = {name: self._etas(name) for name in self.layers}
+        kappa = self._kappa
+        if any(isinstance(eta, Value) or eta != self._least for eta in etas.values()):
+            rows = [self._flat(self._as_matrix(name, etas[name]), name) for name in self.layers]
+            whole = builder.emit(
+                ir.AddDiagonal(), whole, self._joined(rows, "etas"), name="G_decayed"
+            )
+            kappa = self.optimiser.damping
+        flat = [self._flat(gradients[name], name) for name in self.layers]
+        gradient = self._joined(flat, "gradient")
+        delta = builder.emit(exact.PrimalSolve(), whole, kappa, gradient, name="delta")
+        result, first = {}, 0
+        for name, layer in builder.layerwise(self.layers):
+            rows, columns = layer.shape
+            place = ir.Gather(tuple(range(first, first + rows * columns)))
+            called = f"delta_{layer.node.name}"
+            part = builder.emit(place, delta, name=called)
+            result[name] = builder.emit(ir.Unflatten(layer.shape), part, name=f"{called}_matrix")
+            first += rows * columns
+        return result
+
+    def _as_matrix(self, layer: str, eta: Value | float) -> Value:
+        if isinstance(eta, Value):
+            return eta
+        zeros = self.builder.emit(ir.Zeros(Spec(self.layers[layer].shape)), name="zeros")
+        return self.builder.pointwise(k + as_float(eta), {k: zeros}, name="etas")
+
+    def _flat(self, value: Value, layer: str) -> Value:
+        return self.builder.emit(ir.Flatten(), value, name=f"{value.name}_flat")
+
+    def _joined(self, parts: list[Value], name: str) -> Value:
+        """Rows side by side."""
+        if len(parts) == 1:
+            return parts[0]
+        index = tuple(range(sum(part.width for part in parts)))
+        return self.builder.emit(ir.Gather(index), *parts, name=name)
+
+    # --- dual -----------------------------------------------------------------------------------------
+
+    def _dual(self) -> dict[str, Value]:
+        builder, rules = self.builder, self.batch.rules
+        with self.forward.work_at_output():
+            g = rules.gradient()
+            diagonal = isinstance(self.batch.loss, SeparableLoss) or g.width == 1
+            r = builder.emit(exact.RootSolve(diagonal), self.root, g, name="residual")
+        plain = self._rest(g, r)
+        if plain:
+            moved = push_forward(self.forward, plain, "p")
+            with self.forward.work_at_output():
+                dots = builder.emit(ir.RowSum(), builder.times(self.root, moved), name="rows_times_p")
+                r = builder.pointwise(a - b, {a: r, b: dots}, name="residual_left")
+        v = builder.emit(exact.DualSolve(), self.matrix, self._kappa, r, name="solution")
+        with self.forward.work_at_output():
+            scaled = builder.times(self.root, v)
+            mean = builder.emit(ir.Mean(), scaled, name="seed_mean")
+            seed = builder.scaled(mean, float(builder.columns), "seed")
+        back = weight_gradients(self.forward, pull_back(self.forward, seed, prefix="d"))
+        result = {}
+        for name, layer in builder.layerwise(self.layers):
+            share, values = self._divided(name)
+            expression = -share * a
+            values = {**values, a: back[name]}
+            if plain:
+                expression, values = expression - b, {**values, b: plain[name]}
+            result[name] = builder.pointwise(
+                expression, values, name=f"delta_{layer.node.name}"
+            )
+        return result
+
+    def _rest(self, g: Value, r: Value) -> dict[str, Value]:
+        """p by layer: what is not ``(1/N) Jᵀ r`` of the gradient, divided by D; nothing where it is 0."""
+        loss = self.batch.loss
+        solved = isinstance(loss, SeparableLoss) and loss.curvature.is_positive and loss.curvature.is_number
+        decayed = any(any(self.optimiser.etas(name)) for name in self.layers)
+        if solved and not decayed:
+            return {}
+        with self.forward.work_at_output():
+            rest = self.builder.emit(exact.RootRest(), self.root, g, r, name="rest")
+        left = weight_gradients(self.forward, pull_back(self.forward, rest, prefix="e"))
+        result = {}
+        for name, value in self.builder.layerwise(self.optimiser.decayed(left)):
+            eta = self._etas(name)
+            values = {a: value, k: self.optimiser.damping}
+            by = as_float(eta) if isinstance(eta, float) else b
+            values |= {b: eta} if isinstance(eta, Value) else {}
+            called = f"p_{self.layers[name].node.name}"
+            result[name] = self.builder.pointwise(a / (k + by), values, name=called)
+        return result
+
+    def _divided(self, layer: str) -> tuple[sympy.Expr, dict[sympy.Symbol, Value]]:
+        """``κ / D`` of a layer's parameters."""
+        eta = self._etas(layer)
+        if isinstance(eta, float) and eta == self._least:
+            return sympy.Integer(1), {}
+        d, least = sympy.Symbol("d", real=True), as_float(self._least)
+        if isinstance(eta, float):
+            return (k + least) / (k + as_float(eta)), {k: self.optimiser.damping}
+        return (k + least) / (k + d), {k: self.optimiser.damping, d: eta}
+
+
+def choose_form(graph: ModelGraph, settings: Settings, samples: int, itemsize: int) -> tuple[str, str]:
+    """The cheaper form whose matrix fits into the memory budget, and what both cost, for a batch of N.
+
+    Counted are Gram matrix or rows, and a Cholesky factorisation; an eigendecomposition, where λ is near
+    the roundings of G, takes 27 times the latter. Raises :class:`~gncompile.errors.CompileError` where
+    neither fits, or not the one that ``settings.exact_form`` asks for.
+    """
+    outputs = graph.output.size
+    rows = samples * outputs
+    parameters = sum(x * y for x, y in (layer.shape for layer in graph.layers.values()))
+    wide = sum(sum(layer.shape) for layer in graph.layers.values())
+    flops = {
+        "primal": rows * parameters**2 + parameters**3 // 3,
+        "dual": rows**2 * wide + rows**3 // 3,
+    }
+    held = {"primal": 3 * parameters**2 * itemsize, "dual": 4 * rows**2 * itemsize}
+    costs = {
+        form: f"{form} {size:,} × {size:,}, {engineering(flops[form])}FLOP and {binary_size(held[form])} a step"
+        for form, size in (("primal", parameters), ("dual", rows))
+    }
+    asked = list(flops) if settings.exact_form == "auto" else [settings.exact_form]
+    fitting = [form for form in asked if held[form] <= settings.memory_budget]
+    about = f"a batch of {samples} samples, {outputs} outputs and {parameters:,} parameters"
+    if not fitting:
+        raise CompileError(
+            f"solver='exact' for {about}: {'; '.join(costs[form] for form in asked)}; "
+            f"memory_budget is {binary_size(settings.memory_budget)}",
+            instead="use solver='kronecker', smaller batches, or a larger memory_budget",
+        )
+    chosen = min(fitting, key=flops.__getitem__)
+    other = "; ".join(costs[form] for form in costs if form != chosen)
+    return chosen, f"solver exact, {costs[chosen]} (against {other}), for {about}"
