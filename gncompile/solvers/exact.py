@@ -29,7 +29,8 @@ from ..graph.convolution import Convolution, ConvolutionTransposed
 from ..graph.embedding import Embedding
 from ..graph.layers import Layer
 from ..graph.model_graph import ModelGraph
-from ..graph.nodes import Node, describe
+from ..graph.nodes import Node
+from ..graph.windows import Geometry
 from ..losses.vocabulary import SeparableLoss
 from ..program import exact, lookups
 from ..program import operations as ir
@@ -83,16 +84,15 @@ class Exact(Solver):
         self, node: Node, rule: LayerRule, layer: Layer, columns: Mapping[str, Value]
     ) -> tuple[Value, Value]:
         """What stands left and right in a use's part of ``∇W̄``: ``[S, N, T, a]`` and ``[N, T, b]``."""
-        op = node.op
-        if isinstance(op, Convolution | ConvolutionTransposed) and op.geometry.groups > 1:
-            raise CompileError(
-                f"solver='exact' of {describe(node)}: its groups see different inputs",
-                where=str(node.origin),
-                instead="use solver='kronecker', or groups=1",
-            )
-        left = self._at_places(rule.left(columns[node.name]), 2)
+        op, c = node.op, columns[node.name]
         x = self.forward.values[node.inputs[0]]
-        if isinstance(op, Embedding):
+        if isinstance(op, Convolution) and op.geometry.groups > 1:
+            left = self._by_group(c, op.geometry)
+        else:
+            left = self._at_places(rule.left(c), 2)
+        if isinstance(op, ConvolutionTransposed) and op.geometry.groups > 1:
+            right = self._by_group(self.forward.rows_of(x), op.geometry)
+        elif isinstance(op, Embedding):
             right = self.builder.emit(lookups.OneHot(op.classes), x, name=f"hot_{node.name}")
             if op.padding is not None:
                 kept = tuple(-1 if i == op.padding else i for i in range(op.classes))
@@ -101,6 +101,19 @@ class Exact(Solver):
             right = rule.right(self.forward.rows_of(x))
         right = self._at_places(right, 1)
         return (right, left) if rule.op.reversed != layer.flipped else (left, right)
+
+    def _by_group(self, grid: Value, geometry: Geometry) -> Value:
+        """Channels at the places of every group, 0 but for those of the group: ``[.., N, G T, outputs]``."""
+        each, places = geometry.outputs // geometry.groups, geometry.places
+        index = tuple(
+            channel * places + place if channel // each == group else -1
+            for group in range(geometry.groups)
+            for place in range(places)
+            for channel in range(geometry.outputs)
+        )
+        wide = self.builder.emit(ir.Gather(index), grid, name=f"{grid.name}_groups")
+        sizes = geometry.groups * places, geometry.outputs
+        return self.builder.emit(ir.Unflatten(sizes), wide, name=f"{grid.name}_places")
 
     def _at_places(self, side: Value, leading: int) -> Value:
         if len(side.spec.shape) == leading + 2:
