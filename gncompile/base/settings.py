@@ -25,9 +25,9 @@ SolverName = Literal["kronecker", "exact"]
 ExactForm = Literal["auto", "primal", "dual"]
 SOLVER_DEFAULTS: Mapping[str, Mapping[str, object]] = {
     "exact": {
-        "factor_share": 1.0, "factors_every": 1, "damping_rate": 0.25, "damping_period": 1,
-        "search_steps": 0, "momentum": False, "layer_steps": 0, "step_growth": None,
-        "quadratic_share": 1.0, "average": 0.0, "gather_noise": None,
+        "factor_share": 1.0, "factors_every": 1, "damping_rate": 0.7, "damping_period": 1,
+        "momentum": False, "layer_steps": 0, "step_growth": None, "quadratic_share": 1.0,
+        "average": 0.0, "gather_noise": None,
     },
 }  # fmt: skip
 """Options whose default is another with a solver. An exact direction needs no other step size than 1 and no

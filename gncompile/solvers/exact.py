@@ -61,6 +61,7 @@ class Exact(Solver):
                 instead="use gather_noise=None: the direction is that of the whole batch",
             )
         self.forward, self.layers = self.batch.forward, self.batch.graph.layers
+        self.builder.methods = dict.fromkeys(self.layers, "exact")
         self.dual = self.settings.exact_form == "dual"
         self.builder.columns = self.batch.graph.output.size
         size = sum(rows * columns for rows, columns in (x.shape for x in self.layers.values()))
@@ -345,4 +346,4 @@ def choose_form(graph: ModelGraph, settings: Settings, samples: int, itemsize: i
         )
     chosen = min(fitting, key=flops.__getitem__)
     other = "; ".join(costs[form] for form in costs if form != chosen)
-    return chosen, f"solver exact, {costs[chosen]} (against {other}), for {about}"
+    return chosen, f"{about}: {costs[chosen]}, against {other}"
