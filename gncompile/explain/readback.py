@@ -141,7 +141,8 @@ class Readback:
             of = {m: ", ".join(x for x, method in chosen.items() if method == m) for m in used}
             lines = [("method", f"{m} of {of[m]}: {METHODS[m]}") for m in used]
         why = "auto" if self.settings.method == AUTO else "because"
-        shared = shared_lines(self.graph, self.settings, chosen)
+        factored = [layer for layer, method in chosen.items() if method != "exact"]
+        shared = shared_lines(self.graph, self.settings, factored)
         return [*lines, *shared, *((why, reason) for reason in self.program.reasons)]
 
     @property
