@@ -53,10 +53,10 @@ def compile(
     ``"adam"`` or ``"sgd"``; ``"auto"`` chooses for every layer by cost
     (:mod:`gncompile.derivation.method_choice`), and a mapping of layer patterns chooses by name, ``{"*":
     "kfra", "decoder.*": "kfac"}``. ``options`` are the fields of
-    :class:`~gncompile.base.settings.Settings`. ``solver`` is
-    ``"kronecker"``, factors of each layer by ``method``, or ``"exact"``, the whole Gauss-Newton matrix, for small
-    networks or batches (:mod:`gncompile.solvers.exact`). ``seed`` starts the sampling of KFAC, and the orders that
-    steps read their rows in. ``backend`` is ``"torch"``, ``"triton"`` (CUDA) or ``"reference"``;
+    :class:`~gncompile.base.settings.Settings`. ``solver`` is ``"kronecker"``, factors of each layer by
+    ``method``, or ``"exact"``, the whole Gauss-Newton matrix instead, for small networks or batches
+    (:mod:`gncompile.solvers.exact`). ``seed`` starts the sampling of KFAC, and the orders that steps read
+    their rows in. ``backend`` is ``"torch"``, ``"triton"`` (CUDA) or ``"reference"``;
     ``precision`` is that of the Triton backend's float32 products, in the words of
     ``torch.set_float32_matmul_precision``: ``"highest"``, ``"high"`` or ``"medium"``. ``tune`` chooses
     variants of the torch backend's operations on a CPU and settings of the Triton backend's launches

@@ -109,9 +109,9 @@ class Settings:
     solver: Annotated[
         SolverName, Field(description=f"a name: one of {', '.join(get_args(SolverName))}")
     ] = "kronecker"
-    """What is done with the curvature: ``kronecker``, pairs of factors of each layer by ``method``; ``exact``,
-    the whole Gauss-Newton matrix, unfactored, for networks of few parameters or batches of few samples
-    (:mod:`gncompile.solvers.exact`), with defaults of its own (:data:`SOLVER_DEFAULTS`)."""
+    """``kronecker``: a pair of factors of each layer by ``method``; ``exact``: the whole Gauss-Newton matrix
+    instead, for networks of few parameters or batches of few samples (:mod:`gncompile.solvers.exact`), with
+    defaults of its own (:data:`SOLVER_DEFAULTS`)."""
     exact_form: Annotated[
         ExactForm, Field(description=f"a name: one of {', '.join(get_args(ExactForm))}")
     ] = "auto"

@@ -35,7 +35,7 @@ def _root_solve(w: File, i: Instruction, out: str, v: list[str], specs: list[Spe
 
 @writes(exact.RootRest, exact.DualSolve, exact.PrimalSolve)
 def _solve(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
-    names = {
+    names: dict[type, str] = {
         exact.RootRest: "root_rest", exact.DualSolve: "dual_solve", exact.PrimalSolve: "primal_solve"
     }  # fmt: skip
     return [f"jacobian_rows.{names[type(i.op)]}({', '.join(v)}, out={out})"]

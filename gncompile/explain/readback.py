@@ -41,8 +41,7 @@ METHODS = {
     "kfac_rp": "random ±1 projections of a root of the output Hessian",
     "empirical": "the training gradients themselves",
     "exact": "the whole Gauss-Newton matrix of the batch, unfactored",
-    "adam": "no curvature",
-    "sgd": "no curvature",
+    **dict.fromkeys(("adam", "sgd"), "no curvature"),
 }
 
 RULES = {
@@ -52,8 +51,7 @@ RULES = {
     "kfac_rp": "sampled",
     "empirical": "empirical",
     "exact": "whole",
-    "adam": "first-order",
-    "sgd": "first-order",
+    **dict.fromkeys(("adam", "sgd"), "first-order"),
 }
 """What each method's Ḡ is, in a word; the exact solver has the whole matrix instead."""
 
@@ -141,8 +139,7 @@ class Readback:
             of = {m: ", ".join(x for x, method in chosen.items() if method == m) for m in used}
             lines = [("method", f"{m} of {of[m]}: {METHODS[m]}") for m in used]
         why = "auto" if self.settings.method == AUTO else "because"
-        factored = [layer for layer, method in chosen.items() if method != "exact"]
-        shared = shared_lines(self.graph, self.settings, factored)
+        shared = shared_lines(self.graph, self.settings, () if "exact" in used else chosen)
         return [*lines, *shared, *((why, reason) for reason in self.program.reasons)]
 
     @property

@@ -60,4 +60,4 @@ class DualSolve(JacobianOp):
 
 @dataclass(frozen=True)
 class PrimalSolve(JacobianOp):
-    """``−(G + κ I)⁻¹ ∇`` for G ``[P, P]`` (inputs G, κ, ∇); what is rounding both of G and of ∇ is left out."""
+    """``−(G + κ I)⁻¹ ∇`` for G ``[P, P]`` (inputs G, κ, ∇), without what is rounding both of G and of ∇."""

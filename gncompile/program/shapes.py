@@ -184,12 +184,12 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
             size = inputs[0].size
             return inputs[0] if inputs[0].is_thin else Spec((size + 1, size))
         case exact.Rows(homogeneous):
-            columns = max(shapes, key=len)[:2]
+            lead = max(shapes, key=len)[:2]
             width = _int(shapes[0][-1]) * (_int(shapes[1][-1]) + int(homogeneous))
-            return Spec((*columns, width))
+            return Spec((*lead, width))
         case exact.RowGram():
-            rows = next(shape for shape in shapes[1:] if len(shape) == 4)[:2]
-            return Spec((*rows, *rows))
+            lead = max(shapes, key=len)[:2]
+            return Spec((*lead, *lead))
         case exact.RootSolve():
             return Spec((*shapes[0][:2], 1))
         case exact.RootRest():

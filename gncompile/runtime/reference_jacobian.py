@@ -1,4 +1,4 @@
-"""Operations on the Jacobian's rows as they are defined: rows are formed, and systems solved by eigenvalues."""
+"""Operations on the Jacobian's rows as defined: rows are formed, and systems solved by eigenvalues."""
 
 from __future__ import annotations
 
@@ -31,7 +31,11 @@ def of_rows(op: exact.JacobianOp, v: list[Tensor]) -> Tensor:
             c, g = v[0].permute(1, 2, 0), v[1]
             if diagonal:
                 root = c.diagonal(dim1=1, dim2=2)
-                return torch.where(root != 0, g / root, 0.0).nan_to_num(posinf=0, neginf=0).T[..., None]
+                return (
+                    torch.where(root != 0, g / root, 0.0)
+                    .nan_to_num(posinf=0, neginf=0)
+                    .T[..., None]
+                )
             length = c.norm(dim=1, keepdim=True)
             length = torch.where(length > 0, length, 1.0)
             some = torch.linalg.pinv(c / length) @ g[:, :, None] / length.mT

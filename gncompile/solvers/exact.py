@@ -1,25 +1,26 @@
 """The whole Gauss-Newton matrix, unfactored: ``(G + λI) Δ = −∇``, the step of Levenberg and Marquardt.
 
-With the root ``C C ᵀ = 𝓗_L`` of K columns and ``J = Cᵀ ∂z/∂θ``, a row for each sample and column, is
+With the root ``C Cᵀ = 𝓗_L`` of K columns and ``J = Cᵀ ∂z/∂θ``, a row for each sample and column, is
 ``G = (1/N) Jᵀ J``. J is N K × P, and the system is solved in the smaller of two forms::
 
     primal    Δ = −(G + D)⁻¹ ∇                                     P × P, from the rows of J
     dual      Δ = −p − (1/N) D⁻¹ Jᵀ (I + (1/N) J D⁻¹ Jᵀ)⁻¹ (r − J p)    N K × N K, J is never formed
 
-with ``D = λ + η`` of every parameter. The dual form splits the loss's gradient at the output into ``C r`` and a
-rest, 0 for most losses: ``∇ = (1/N) Jᵀ r + D p``, so that nothing is divided by a small λ but what is to be.
-``J Jᵀ`` is a sum of Hadamard products of small Grams over places and uses, ``Jᵀ v`` a weight gradient whose
-columns are scaled by v, and ``J p`` a tangent.
+with ``D = λ + η`` of every parameter. The dual form splits the loss's gradient at the output into ``C r`` and
+a rest, 0 for most losses: ``∇ = (1/N) Jᵀ r + D p``, so that nothing else is divided by a small λ. ``J Jᵀ`` is
+a sum of Hadamard products of small Grams over places and uses, ``Jᵀ v`` a weight gradient whose columns are
+scaled by v, and ``J p`` a tangent.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
 
 import sympy
 
-from ..base.settings import Settings
+from ..base.settings import ExactForm, Settings
 from ..base.tables import binary_size, engineering
 from ..derivation.layer_rules import LayerRule
 from ..derivation.propagation import pull_back, push_forward, uses, weight_gradients
@@ -64,7 +65,7 @@ class Exact(Solver):
         self.builder.methods = dict.fromkeys(self.layers, "exact")
         self.dual = self.settings.exact_form == "dual"
         self.builder.columns = self.batch.graph.output.size
-        size = sum(rows * columns for rows, columns in (x.shape for x in self.layers.values()))
+        size = sum(math.prod(layer.shape) for layer in self.layers.values())
         if not self.dual:
             with self.builder.phase("rows_begin"):
                 spec = matrix(Structure.SYMMETRIC, size)
@@ -123,7 +124,7 @@ class Exact(Solver):
 
     def _whole(self, columns: Mapping[str, Value]) -> Value:
         """G, to which every chunk of columns adds its part."""
-        builder, rows = self.builder, []
+        builder, rows = self.builder, list[Value]()
         for layer in self.layers.values():
             parts = []
             for node, rule in uses(self.forward, layer.uses):
@@ -188,7 +189,9 @@ class Exact(Solver):
     def _shifted(self, eta: float) -> Value:
         """``λ + η``."""
         damping = self.optimiser.damping
-        return self.builder.pointwise(k + as_float(eta), {k: damping}, name="kappa") if eta else damping
+        if not eta:
+            return damping
+        return self.builder.pointwise(k + as_float(eta), {k: damping}, name="kappa")
 
     def _share_of(self, eta: float) -> Value:
         """``κ / (λ + η)``."""
@@ -204,7 +207,9 @@ class Exact(Solver):
             return weight
         zeros = self.builder.emit(ir.Zeros(Spec(record.shape)), name="zeros")
         ones = [
-            self.builder.pointwise(k + 1, {k: self.optimiser.part(which, layer, zeros)}, name="ones")
+            self.builder.pointwise(
+                k + 1, {k: self.optimiser.part(which, layer, zeros)}, name="ones"
+            )
             for which in ("weight", "bias")
         ]
         return self.builder.emit(
@@ -228,12 +233,12 @@ class Exact(Solver):
         delta = builder.emit(exact.PrimalSolve(), whole, kappa, gradient, name="delta")
         result, first = {}, 0
         for name, layer in builder.layerwise(self.layers):
-            rows, columns = layer.shape
-            place = ir.Gather(tuple(range(first, first + rows * columns)))
+            size = math.prod(layer.shape)
+            place = ir.Gather(tuple(range(first, first + size)))
             called = f"delta_{layer.node.name}"
             part = builder.emit(place, delta, name=called)
             result[name] = builder.emit(ir.Unflatten(layer.shape), part, name=f"{called}_matrix")
-            first += rows * columns
+            first += size
         return result
 
     def _as_matrix(self, layer: str, eta: Value | float) -> Value:
@@ -264,11 +269,12 @@ class Exact(Solver):
         if plain:
             moved = push_forward(self.forward, plain, "p")
             with self.forward.work_at_output():
-                dots = builder.emit(ir.RowSum(), builder.times(self.root, moved), name="rows_times_p")
+                products = builder.pointwise(a * b, {a: self.root, b: moved})
+                dots = builder.emit(ir.RowSum(), products, name="rows_times_p")
                 r = builder.pointwise(a - b, {a: r, b: dots}, name="residual_left")
         v = builder.emit(exact.DualSolve(), self.matrix, self._kappa, r, name="solution")
         with self.forward.work_at_output():
-            scaled = builder.times(self.root, v)
+            scaled = builder.pointwise(a * b, {a: self.root, b: v}, name="seeds")
             mean = builder.emit(ir.Mean(), scaled, name="seed_mean")
             seed = builder.scaled(mean, float(builder.columns), "seed")
         back = weight_gradients(self.forward, pull_back(self.forward, seed, prefix="d"))
@@ -279,15 +285,15 @@ class Exact(Solver):
             values = {**values, a: back[name]}
             if plain:
                 expression, values = expression - b, {**values, b: plain[name]}
-            result[name] = builder.pointwise(
-                expression, values, name=f"delta_{layer.node.name}"
-            )
+            result[name] = builder.pointwise(expression, values, name=f"delta_{layer.node.name}")
         return result
 
     def _rest(self, g: Value, r: Value) -> dict[str, Value]:
         """p by layer: what is not ``(1/N) Jᵀ r`` of the gradient, divided by D; nothing where it is 0."""
         loss = self.batch.loss
-        solved = isinstance(loss, SeparableLoss) and loss.curvature.is_positive and loss.curvature.is_number
+        solved = isinstance(loss, SeparableLoss) and bool(
+            loss.curvature.is_number and loss.curvature.is_positive
+        )
         decayed = any(any(self.optimiser.etas(name)) for name in self.layers)
         if solved and not decayed:
             return {}
@@ -315,7 +321,9 @@ class Exact(Solver):
         return (k + least) / (k + d), {k: self.optimiser.damping, d: eta}
 
 
-def choose_form(graph: ModelGraph, settings: Settings, samples: int, itemsize: int) -> tuple[str, str]:
+def choose_form(
+    graph: ModelGraph, settings: Settings, samples: int, itemsize: int
+) -> tuple[ExactForm, str]:
     """The cheaper form whose matrix fits into the memory budget, and what both cost, for a batch of N.
 
     Counted are Gram matrix or rows, and a Cholesky factorisation; an eigendecomposition, where λ is near
@@ -324,16 +332,21 @@ def choose_form(graph: ModelGraph, settings: Settings, samples: int, itemsize: i
     """
     outputs = graph.output.size
     rows = samples * outputs
-    parameters = sum(x * y for x, y in (layer.shape for layer in graph.layers.values()))
+    parameters = sum(math.prod(layer.shape) for layer in graph.layers.values())
     wide = sum(sum(layer.shape) for layer in graph.layers.values())
-    flops = {
+    flops: dict[ExactForm, int] = {
         "primal": rows * parameters**2 + parameters**3 // 3,
         "dual": rows**2 * wide + rows**3 // 3,
     }
-    held = {"primal": 3 * parameters**2 * itemsize, "dual": 4 * rows**2 * itemsize}
+    held: dict[ExactForm, int] = {
+        "primal": 3 * parameters**2 * itemsize,
+        "dual": 4 * rows**2 * itemsize,
+    }
+    sizes: dict[ExactForm, int] = {"primal": parameters, "dual": rows}
     costs = {
-        form: f"{form} {size:,} × {size:,}, {engineering(flops[form])}FLOP and {binary_size(held[form])} a step"
-        for form, size in (("primal", parameters), ("dual", rows))
+        form: f"{form} {size:,} × {size:,}, {engineering(flops[form])}FLOP and "
+        f"{binary_size(held[form])} a step"
+        for form, size in sizes.items()
     }
     asked = list(flops) if settings.exact_form == "auto" else [settings.exact_form]
     fitting = [form for form in asked if held[form] <= settings.memory_budget]

@@ -1,4 +1,4 @@
-"""The exact solver against dense solutions with ``torch.func``'s Jacobian, and SciPy's Levenberg-Marquardt."""
+"""The exact solver against dense solutions with ``torch.func``, and SciPy's Levenberg-Marquardt."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ LOSSES = ("MSELoss", "bce_with_logits", "cross_entropy", "poisson", "huber")
 EXACT = 1e-9
 
 
-def dense(model: nn.Module, loss: str, x: Tensor, y: Tensor, damping: float, l2: object) -> dict[str, Tensor]:
+def dense(
+    model: nn.Module, loss: str, x: Tensor, y: Tensor, damping: float, l2: object
+) -> dict[str, Tensor]:
     """``−(G + λ + η)⁻¹ ∇`` by parameter name, all formed with torch.func."""
     at = oracles.parameters(model)
     argument = EVERY_LOSS[loss].argument
@@ -43,10 +45,12 @@ def dense(model: nn.Module, loss: str, x: Tensor, y: Tensor, damping: float, l2:
     flat = torch.cat([j[name].flatten(2) for name in names], dim=2)
     hessian = oracles.output_hessian(argument, z, y)
     g = torch.einsum("nkp,nkl,nlq->pq", flat, hessian, flat) / len(x)
-    etas = torch.cat([
-        at[name].new_full((at[name].numel(),), Settings.from_options(l2=l2).l2_of(name))
-        for name in names
-    ])
+    etas = torch.cat(
+        [
+            at[name].new_full((at[name].numel(),), Settings.from_options(l2=l2).l2_of(name))
+            for name in names
+        ]
+    )
     theta = torch.cat([at[name].flatten() for name in names])
     slope = torch.cat([gradient[name].flatten() for name in names]) + etas * theta
     delta = -torch.linalg.solve(g + torch.diag(etas + damping), slope)
@@ -79,7 +83,9 @@ def direction(
     return found
 
 
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: float, what: str) -> None:
+def assert_same(
+    found: dict[str, Tensor], expected: dict[str, Tensor], rtol: float, what: str
+) -> None:
     """As vectors: a parameter that hardly moves has the rounding of the others."""
     flat = [torch.cat([d[name].flatten() for name in sorted(found)]) for d in (found, expected)]
     assert_close(*flat, rtol, what)
@@ -216,7 +222,7 @@ def test_a_guarded_program_steps_alike() -> None:
 
 
 def test_the_cheaper_form_is_chosen_and_told() -> None:
-    model, x, y, loss = small("fewer parameters")
+    model, x, _, loss = small("fewer parameters")
     trainer = gncompile.compile(model, loss, x, solver="exact")
     assert trainer.settings.exact_form == "primal"
     assert "40 samples, 2 outputs and 20 parameters: primal 20 × 20" in " ".join(
@@ -227,7 +233,9 @@ def test_the_cheaper_form_is_chosen_and_told() -> None:
 
 def test_what_exceeds_the_memory_budget_is_refused_with_numbers() -> None:
     model, x, y, loss = small("fewer parameters")
-    with pytest.raises(CompileError, match=r"primal 20 × 20.*dual 80 × 80.*memory_budget is 8.0 KiB"):
+    with pytest.raises(
+        CompileError, match=r"primal 20 × 20.*dual 80 × 80.*memory_budget is 8.0 KiB"
+    ):
         gncompile.compile(model, loss, x, solver="exact", memory_budget=8 << 10)
     trainer = gncompile.compile(model, loss, x[:2], solver="exact", memory_budget=8 << 10)
     with pytest.raises(BatchError, match=r"40 samples meet in a matrix of 80 rows"):
