@@ -134,7 +134,7 @@ def dual_solve(gram: Tensor, damping: Tensor, r: Tensor, out: Tensor) -> None:
     m, rhs = gram.reshape(size, size), r.reshape(size, 1)
     solution = _by_cholesky(m, damping, rhs)
     if solution is None:
-        values, vectors = symmetric_eigen(m)
+        values, vectors = _eigenvalues(m)
         weights = 1 / (values.clamp(min=0) + damping)
         weights = torch.where(values > _cut(values), weights, 0.0)[:, None]
         solution = vectors @ (weights * (vectors.T @ rhs))
@@ -145,13 +145,20 @@ def primal_solve(g: Tensor, damping: Tensor, gradient: Tensor, out: Tensor) -> N
     """``out ← −(G + κ I)⁻¹ ∇``, without what is rounding both of G and of ∇."""
     solution = _by_cholesky(g, damping, gradient[:, None])
     if solution is None:
-        values, vectors = symmetric_eigen(g)
+        values, vectors = _eigenvalues(g)
         along = vectors.T @ gradient
         noise = ROUNDING * len(g) * torch.finfo(g.dtype).eps * gradient.norm()
         rounding = (values <= _cut(values)) & (along.abs() <= noise)
         weights = 1 / (values.clamp(min=0) + damping)
         solution = vectors @ torch.where(rounding, 0.0, weights * along)
     torch.neg(solution.view(out.shape), out=out)
+
+
+def _eigenvalues(m: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors, NaN where M is not finite, which no routine takes."""
+    finite = m.isfinite().all()
+    values, vectors = symmetric_eigen(torch.where(finite, m, 0.0))
+    return torch.where(finite, values, torch.nan), torch.where(finite, vectors, torch.nan)
 
 
 def _cut(values: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 import sympy
 
@@ -26,21 +27,22 @@ from ..derivation.layer_rules import LayerRule
 from ..derivation.propagation import pull_back, push_forward, uses, weight_gradients
 from ..errors import CompileError
 from ..functions.primitives import as_float
-from ..graph.convolution import Convolution, ConvolutionTransposed
-from ..graph.embedding import Embedding
 from ..graph.layers import Layer
 from ..graph.model_graph import ModelGraph
 from ..graph.nodes import Node
-from ..graph.windows import Geometry
 from ..losses.vocabulary import SeparableLoss
-from ..program import exact, lookups
+from ..program import exact
 from ..program import operations as ir
 from ..program.builder import Value
 from ..program.phases import DIRECTION, Phase, Repeat, Stage
 from ..program.specs import Spec, Structure, matrix
 from .solver import Solver
 
-a, b, k = sympy.symbols("a b k", real=True)
+a, b, d, k = sympy.symbols("a b d k", real=True)
+
+
+def _number(eta: float) -> sympy.Expr:
+    return as_float(eta) if eta else sympy.Integer(0)
 
 
 class Exact(Solver):
@@ -83,41 +85,15 @@ class Exact(Solver):
     # --- rows of J ------------------------------------------------------------------------------------
 
     def _sides(
-        self, node: Node, rule: LayerRule, layer: Layer, columns: Mapping[str, Value]
+        self, node: Node, rule: LayerRule[Any], layer: Layer, columns: Mapping[str, Value]
     ) -> tuple[Value, Value]:
-        """What stands left and right in a use's part of ``∇W̄``: ``[S, N, T, a]`` and ``[N, T, b]``."""
-        op, c = node.op, columns[node.name]
-        x = self.forward.values[node.inputs[0]]
-        if isinstance(op, Convolution) and op.geometry.groups > 1:
-            left = self._by_group(c, op.geometry)
-        else:
-            left = self._at_places(rule.left(c), 2)
-        if isinstance(op, ConvolutionTransposed) and op.geometry.groups > 1:
-            right = self._by_group(self.forward.rows_of(x), op.geometry)
-        elif isinstance(op, Embedding):
-            right = self.builder.emit(lookups.OneHot(op.classes), x, name=f"hot_{node.name}")
-            if op.padding is not None:
-                kept = tuple(-1 if i == op.padding else i for i in range(op.classes))
-                right = self.builder.emit(ir.Gather(kept), right, name=f"hot_{node.name}_kept")
-        else:
-            right = rule.right(self.forward.rows_of(x))
-        right = self._at_places(right, 1)
+        """What stands left and right in a use's part of ``∇W̄``, one of them with columns."""
+        left, right = rule.sides(columns[node.name], self.forward.values[node.inputs[0]])
+        left, right = self._at_places(left, 2), self._at_places(right, 1)
         return (right, left) if rule.op.reversed != layer.flipped else (left, right)
 
-    def _by_group(self, grid: Value, geometry: Geometry) -> Value:
-        """Channels at the places of every group, 0 but for those of the group: ``[.., N, G T, outputs]``."""
-        each, places = geometry.outputs // geometry.groups, geometry.places
-        index = tuple(
-            channel * places + place if channel // each == group else -1
-            for group in range(geometry.groups)
-            for place in range(places)
-            for channel in range(geometry.outputs)
-        )
-        wide = self.builder.emit(ir.Gather(index), grid, name=f"{grid.name}_groups")
-        sizes = geometry.groups * places, geometry.outputs
-        return self.builder.emit(ir.Unflatten(sizes), wide, name=f"{grid.name}_places")
-
     def _at_places(self, side: Value, leading: int) -> Value:
+        """A side with a dimension for its places, where there is one place too."""
         if len(side.spec.shape) == leading + 2:
             return side
         return self.builder.emit(ir.Unflatten((1, side.width)), side, name=f"{side.name}_at")
@@ -184,21 +160,18 @@ class Exact(Solver):
     @property
     def _kappa(self) -> Value:
         """κ, the least element of D."""
-        return self._shifted(self._least)
-
-    def _shifted(self, eta: float) -> Value:
-        """``λ + η``."""
-        damping = self.optimiser.damping
-        if not eta:
-            return damping
-        return self.builder.pointwise(k + as_float(eta), {k: damping}, name="kappa")
+        least = {k: self.optimiser.damping}
+        return self.builder.pointwise(k + _number(self._least), least, name="kappa")
 
     def _share_of(self, eta: float) -> Value:
-        """``κ / (λ + η)``."""
-        if eta == self._least:
-            return self.builder.pointwise(1.0, name="whole")
-        damping, least = self.optimiser.damping, as_float(self._least)
-        return self.builder.pointwise((k + least) / (k + as_float(eta)), {k: damping}, name="share")
+        """``κ / (λ + η)``, at most 1."""
+        share = (k + _number(self._least)) / (k + _number(eta))
+        return self.builder.pointwise(share, {k: self.optimiser.damping}, name="share")
+
+    def _damped(self, layer: str) -> tuple[sympy.Expr, dict[sympy.Symbol, Value]]:
+        """D of a layer's parameters, as they stand in W̄."""
+        eta, values = self._etas(layer), {k: self.optimiser.damping}
+        return (k + d, {**values, d: eta}) if isinstance(eta, Value) else (k + _number(eta), values)
 
     def _etas(self, layer: str) -> Value | float:
         """η of a layer's parameters, one number or as they stand in W̄."""
@@ -223,12 +196,12 @@ class Exact(Solver):
         etas = {name: self._etas(name) for name in self.layers}
         kappa = self._kappa
         if any(isinstance(eta, Value) or eta != self._least for eta in etas.values()):
-            rows = [self._flat(self._as_matrix(name, etas[name]), name) for name in self.layers]
+            rows = [self._flat(self._as_matrix(name, etas[name])) for name in self.layers]
             whole = builder.emit(
                 ir.AddDiagonal(), whole, self._joined(rows, "etas"), name="G_decayed"
             )
             kappa = self.optimiser.damping
-        flat = [self._flat(gradients[name], name) for name in self.layers]
+        flat = [self._flat(gradients[name]) for name in self.layers]
         gradient = self._joined(flat, "gradient")
         delta = builder.emit(exact.PrimalSolve(), whole, kappa, gradient, name="delta")
         result, first = {}, 0
@@ -245,9 +218,10 @@ class Exact(Solver):
         if isinstance(eta, Value):
             return eta
         zeros = self.builder.emit(ir.Zeros(Spec(self.layers[layer].shape)), name="zeros")
-        return self.builder.pointwise(k + as_float(eta), {k: zeros}, name="etas")
+        return self.builder.pointwise(k + _number(eta), {k: zeros}, name="etas")
 
-    def _flat(self, value: Value, layer: str) -> Value:
+    def _flat(self, value: Value) -> Value:
+        """W̄ row by row."""
         return self.builder.emit(ir.Flatten(), value, name=f"{value.name}_flat")
 
     def _joined(self, parts: list[Value], name: str) -> Value:
@@ -280,12 +254,10 @@ class Exact(Solver):
         back = weight_gradients(self.forward, pull_back(self.forward, seed, prefix="d"))
         result = {}
         for name, layer in builder.layerwise(self.layers):
-            share, values = self._divided(name)
-            expression = -share * a
-            values = {**values, a: back[name]}
-            if plain:
-                expression, values = expression - b, {**values, b: plain[name]}
-            result[name] = builder.pointwise(expression, values, name=f"delta_{layer.node.name}")
+            damped, values = self._damped(name)
+            delta = -(k + _number(self._least)) / damped * a - (b if plain else 0)
+            values |= {a: back[name]} | ({b: plain[name]} if plain else {})
+            result[name] = builder.pointwise(delta, values, name=f"delta_{layer.node.name}")
         return result
 
     def _rest(self, g: Value, r: Value) -> dict[str, Value]:
@@ -302,23 +274,10 @@ class Exact(Solver):
         left = weight_gradients(self.forward, pull_back(self.forward, rest, prefix="e"))
         result = {}
         for name, value in self.builder.layerwise(self.optimiser.decayed(left)):
-            eta = self._etas(name)
-            values = {a: value, k: self.optimiser.damping}
-            by = as_float(eta) if isinstance(eta, float) else b
-            values |= {b: eta} if isinstance(eta, Value) else {}
+            damped, values = self._damped(name)
             called = f"p_{self.layers[name].node.name}"
-            result[name] = self.builder.pointwise(a / (k + by), values, name=called)
+            result[name] = self.builder.pointwise(a / damped, {**values, a: value}, name=called)
         return result
-
-    def _divided(self, layer: str) -> tuple[sympy.Expr, dict[sympy.Symbol, Value]]:
-        """``κ / D`` of a layer's parameters."""
-        eta = self._etas(layer)
-        if isinstance(eta, float) and eta == self._least:
-            return sympy.Integer(1), {}
-        d, least = sympy.Symbol("d", real=True), as_float(self._least)
-        if isinstance(eta, float):
-            return (k + least) / (k + as_float(eta)), {k: self.optimiser.damping}
-        return (k + least) / (k + d), {k: self.optimiser.damping, d: eta}
 
 
 def choose_form(
