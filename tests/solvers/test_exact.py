@@ -140,7 +140,7 @@ SHARED = {
         nn.Tanh(),
         nn.ConvTranspose1d(4, 2, 2, groups=2, bias=False),
         nn.Flatten(),
-    ),  # fmt: skip
+    ),
     "embedding": lambda: nn.Sequential(
         nn.Embedding(4, 2, padding_idx=1), nn.Flatten(), nn.Linear(6, 2)
     ),
