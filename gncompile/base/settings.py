@@ -33,6 +33,12 @@ SOLVER_DEFAULTS: Mapping[str, Mapping[str, object]] = {
 """Options whose default is another with a solver. An exact direction needs no other step size than 1 and no
 momentum, and λ, its only damping, is adapted after each step: Levenberg and Marquardt's method."""
 
+FACTORED = frozenset({
+    "sharing", "samples", "trace_correction", "factor_samples", "whole_inputs", "factor_average",
+    "factor_damping_period", "inverse", "refresh_every", "refresh_always",
+})  # fmt: skip
+"""Options of the Kronecker factors, which no other solver looks at."""
+
 GROUPS: Mapping[str, str] = {
     "method": "objective and curvature",
     "damping": "damping and inverses",
@@ -265,6 +271,12 @@ class Settings:
                     OptionWarning,
                     f"option {name} = {value!r} has no effect with method={self.method!r}",
                     instead=f"leave it out, or use {users}",
+                )
+            elif name in FACTORED and value != field.default and self.solver != "kronecker":
+                warn(
+                    OptionWarning,
+                    f"option {name} = {value!r} has no effect with solver={self.solver!r}",
+                    instead="leave it out, or use solver='kronecker'",
                 )
 
     @classmethod

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 import gncompile
 from gncompile.base.settings import Settings
-from gncompile.errors import BatchError, CompileError
+from gncompile.errors import BatchError, CompileError, OptionWarning
 from gncompile.frontends.torch_export import trace
 from gncompile.graph.model_graph import TracedModel
 from gncompile.losses import resolve_loss
@@ -287,3 +287,8 @@ def test_noise_is_not_measured() -> None:
     model, x, _, loss = small("one sample")
     with pytest.raises(CompileError, match="gather_noise"):
         gncompile.compile(model, loss, x, solver="exact", gather_noise=0.5)
+
+
+def test_options_of_the_factors_are_said_to_have_no_effect() -> None:
+    with pytest.warns(OptionWarning, match="inverse = 'eigen' has no effect with solver='exact'"):
+        Settings.from_options(solver="exact", inverse="eigen")
