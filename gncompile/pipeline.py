@@ -52,8 +52,12 @@ from .program import specs
 from .program.builder import ProgramBuilder, Value
 from .program.phases import DIRECTION, step_phases
 from .program.step_program import StepProgram
+from .solvers.exact import Exact
 from .solvers.kronecker import Kronecker
 from .solvers.solver import Solver
+
+SOLVERS: Mapping[str, type[Solver]] = {"kronecker": Kronecker, "exact": Exact}
+"""By name, as settings have them."""
 
 PASSES: tuple[Callable[[ModelGraph], ModelGraph], ...] = (
     fuse_pointwise,  # before derivation, so that a chain is averaged once
@@ -83,12 +87,14 @@ def prepare(graph: ModelGraph) -> ModelGraph:
 
 
 def step_program(
-    graph: ModelGraph, loss: Loss, settings: Settings, solver: type[Solver] = Kronecker
+    graph: ModelGraph, loss: Loss, settings: Settings, solver: type[Solver] | None = None
 ) -> StepProgram:
     """The whole training step of ``graph`` under ``loss``: docs/mathematics.md#the-optimiser.
 
-    The last few programs are kept: nothing but the arguments enters one, so equal ones have the same.
+    The solver is that of the settings, unless one is given. The last few programs are kept: nothing but the
+    arguments enters one, so equal ones have the same.
     """
+    solver = solver or SOLVERS[settings.solver]
     try:
         key = exact_key((tuple(graph), loss, settings, solver))
     except NoKeyError:

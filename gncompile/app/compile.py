@@ -18,7 +18,7 @@ from ..graph.model_graph import ModelGraph
 from ..losses.vocabulary import LossSpec
 from ..pipeline import step_program
 from ..runtime.executable import Executable
-from ..solvers.kronecker import Kronecker
+from ..solvers.exact import choose_form
 from ..solvers.solver import Solver
 from ..training.arguments import check_arguments, checked_seed
 from ..training.batches import input_tensors
@@ -43,6 +43,7 @@ def compile(
     precision: str = "highest",
     tune: Tune = "cached",
     standardise: Standardise = False,
+    solver: str = "kronecker",
     **options: object,
 ) -> Trainer:
     """Compile a feedforward module and a loss into a :class:`Trainer`.
@@ -56,8 +57,10 @@ def compile(
     ``"adam"`` or ``"sgd"``; ``"auto"`` chooses for every layer by cost
     (:mod:`gncompile.derivation.method_choice`), and a mapping of layer patterns chooses by name, ``{"*":
     "kfra", "decoder.*": "kfac"}``. ``options`` are the fields of
-    :class:`~gncompile.base.settings.Settings`. ``seed`` starts the sampling of KFAC, and the orders that
-    steps read their rows in. ``backend`` is ``"torch"``, ``"triton"`` (CUDA) or ``"reference"``;
+    :class:`~gncompile.base.settings.Settings`. ``solver`` is ``"kronecker"``, factors of each layer by
+    ``method``, or ``"exact"``, the whole Gauss-Newton matrix instead, for small networks or batches
+    (:mod:`gncompile.solvers.exact`). ``seed`` starts the sampling of KFAC, and the orders that steps read
+    their rows in. ``backend`` is ``"torch"``, ``"triton"`` (CUDA) or ``"reference"``;
     ``precision`` is that of the Triton backend's float32 products, in the words of
     ``torch.set_float32_matmul_precision``: ``"highest"``, ``"high"`` or ``"medium"``. ``tune`` chooses
     variants of the torch backend's operations on a CPU and settings of the Triton backend's launches
@@ -85,7 +88,7 @@ def compile(
         model, loss = standardised_model(model, loss, example_inputs, standardise)
     return compile_into(
         Trainer.__new__(Trainer), model, loss, example_inputs, method, seed=seed, dtype=dtype,
-        backend=backend, precision=precision, tune=tune, solver=Kronecker, **options,
+        backend=backend, precision=precision, tune=tune, solver=solver, **options,
     )  # fmt: skip
 
 
@@ -101,12 +104,12 @@ def compile_into(
     backend: str,
     precision: str,
     tune: Tune,
-    solver: type[Solver] = Kronecker,
+    solver: str | type[Solver] = "kronecker",
     **options: object,
 ) -> Trainer:
     """:func:`compile` for a trainer that is not initialised yet, and may be referred to already.
 
-    ``solver`` turns gradients into directions (:mod:`gncompile.solvers.solver`).
+    ``solver`` is a name, or a class that turns gradients into directions (:mod:`gncompile.solvers.solver`).
     """
     with collector_paused():
         return _compile_into(
@@ -126,11 +129,14 @@ def _compile_into(
     backend: str,
     precision: str,
     tune: Tune,
-    solver: type[Solver],
+    solver: str | type[Solver],
     options: Mapping[str, Any],
 ) -> Trainer:
     traced, declared, reader = understand(model, loss, example_inputs)
-    settings = Settings.from_options(method=method, **options).at_places(traced.graph.places)
+    own = None if isinstance(solver, str) else solver
+    named = "kronecker" if own else solver
+    settings = Settings.from_options(method=method, solver=named, **options)
+    settings = settings.at_places(traced.graph.places)
     check_arguments(dtype=dtype, backend=backend, precision=precision, tune=tune)
     settings.check_parameters(list(traced.parameters))
     if settings.strict:
@@ -148,7 +154,12 @@ def _compile_into(
             f"inverse='newton_schulz' with the backend {backend!r}",
             instead="use backend='triton', or inverse='cholesky'",
         )
-    program = step_program(traced.graph, declared, settings, solver)
+    samples = reader.inputs(example_inputs)[0].shape[0]
+    stated = ""
+    if settings.solver == "exact" and settings.second_order:
+        form, stated = choose_form(traced.graph, settings, samples, reader.dtype.itemsize)
+        settings = replace(settings, exact_form=form)
+    program = step_program(traced.graph, declared, settings, own)
     if isinstance(settings.method, Mapping) and program.reasons:
         warn(
             MethodWarning,
@@ -159,10 +170,12 @@ def _compile_into(
     def again(variants: Variants) -> Trainer:
         return compile(
             copy.deepcopy(model), loss, example_inputs, method, seed=seed, dtype=dtype,
-            backend=backend, precision=precision, tune=variants, standardise=False, **options,
+            backend=backend, precision=precision, tune=variants, standardise=False,
+            solver=settings.solver, **options,
         )  # fmt: skip
 
-    samples = reader.inputs(example_inputs)[0].shape[0]
+    if stated:
+        program = replace(program, reasons=(stated,))
     place: dict[str, Any] = {"backend": backend, "device": reader.device, "precision": precision}
     bench = tunable(program, settings, samples, reader.dtype, **place)
     executable = Executable(

@@ -24,7 +24,7 @@ RESERVED = frozenset(
         *(name for name in dir(builtins) if not name.startswith("_")),
         # The arguments and imports of every file,
         *("N", "F", "Q", "L", "S", "torch", "linalg", "memory", "start", "phases", "values"),
-        *("scalars", "s", "convolutions"),
+        *("scalars", "s", "convolutions", "jacobian_rows"),
         *("bind", "kernels", "precision", "exact", "random_state", "run", "advance", "categorical"),
         # of a step that launches kernels,
         *("products", "moments", "inverses", "tiles", "congruence", "gemm", "Layer", "reduce"),

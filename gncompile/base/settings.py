@@ -22,6 +22,23 @@ CURVATURE_METHODS = get_args(CurvatureMethod)
 SAMPLED_METHODS = ("kfac", "kfac_rp")
 FIRST_ORDER_METHODS = ("adam", "sgd")
 AUTO = "auto"
+SolverName = Literal["kronecker", "exact"]
+ExactForm = Literal["auto", "primal", "dual"]
+SOLVER_DEFAULTS: Mapping[str, Mapping[str, object]] = {
+    "exact": {
+        "factor_share": 1.0, "factors_every": 1, "damping_rate": 0.7, "damping_period": 1,
+        "momentum": False, "layer_steps": 0, "step_growth": None, "quadratic_share": 1.0,
+        "average": 0.0, "gather_noise": None,
+    },
+}  # fmt: skip
+"""Options whose default is another with a solver. An exact direction needs no other step size than 1 and no
+momentum, and λ, its only damping, is adapted after each step: Levenberg and Marquardt's method."""
+
+FACTORED = frozenset({
+    "sharing", "samples", "trace_correction", "factor_samples", "whole_inputs", "factor_average",
+    "factor_damping_period", "inverse", "refresh_every", "refresh_always",
+})  # fmt: skip
+"""Options of the Kronecker factors, which no other solver looks at."""
 
 GROUPS: Mapping[str, str] = {
     "method": "objective and curvature",
@@ -112,6 +129,17 @@ class Settings:
             description=f"a name: one of {', '.join((*CURVATURE_METHODS, *FIRST_ORDER_METHODS, AUTO))}"
         ),
     ] = "kfra"
+    solver: Annotated[
+        SolverName, Field(description=f"a name: one of {', '.join(get_args(SolverName))}")
+    ] = "kronecker"
+    """``kronecker``: a pair of factors of each layer by ``method``; ``exact``: the whole Gauss-Newton matrix
+    instead, for networks of few parameters or batches of few samples (:mod:`gncompile.solvers.exact`), with
+    defaults of its own (:data:`SOLVER_DEFAULTS`)."""
+    exact_form: Annotated[
+        ExactForm, Field(description=f"a name: one of {', '.join(get_args(ExactForm))}")
+    ] = "auto"
+    """With ``solver="exact"``: whether the system that is solved has the size of the parameters (``primal``)
+    or of samples times outputs (``dual``); ``auto`` takes the cheaper for the batch compiled with."""
     l2: Annotated[
         Coefficient | Mapping[str, Coefficient],
         Field(
@@ -271,6 +299,12 @@ class Settings:
                     f"option {name} = {value!r} has no effect with method={self.method!r}",
                     instead=f"leave it out, or use {users}",
                 )
+            elif name in FACTORED and value != field.default and self.solver != "kronecker":
+                warn(
+                    OptionWarning,
+                    f"option {name} = {value!r} has no effect with solver={self.solver!r}",
+                    instead="leave it out, or use solver='kronecker'",
+                )
 
     @classmethod
     def from_options(cls, **options: object) -> Settings:
@@ -290,6 +324,8 @@ class Settings:
                         ["use some of", *(f"    {g}: {', '.join(x)}" for g, x in groups().items())]
                     ),
                 )
+        if options.get("method") not in FIRST_ORDER_METHODS:
+            options = {**SOLVER_DEFAULTS.get(str(options.get("solver")), {}), **options}
         settings = cls(**options)  # type: ignore[arg-type]
         settings._warn_of_no_effect()  # here, for settings that replace these would repeat it
         return settings

@@ -78,6 +78,19 @@ class ConvolvedRule(LayerRule[Kind]):
         whole = self.builder.emit(ir.Unflatten(sizes), places, name=f"{places.name}_channels")
         return self.builder.emit(ir.Transpose(), whole, name=f"{places.name}_places")
 
+    def apart(self, grid: Value) -> Value:
+        """Channels at the places of every group, 0 but for the group's own: ``[.., N, G T, outputs]``."""
+        geometry, each = self.geometry, self.geometry.outputs // self.geometry.groups
+        index = tuple(
+            channel * geometry.places + place if channel // each == group else -1
+            for group in range(geometry.groups)
+            for place in range(geometry.places)
+            for channel in range(geometry.outputs)
+        )
+        wide = self.builder.emit(ir.Gather(index), grid, name=f"{grid.name}_groups")
+        sizes = geometry.groups * geometry.places, geometry.outputs
+        return self.builder.emit(ir.Unflatten(sizes), wide, name=f"{grid.name}_places")
+
     def by_group(self, m: Value, name: str, into: Value | None = None) -> Value:
         """A factor of channels between those of a group; others see none of each other's patches."""
         if self.geometry.groups == 1 or not m.is_full:
@@ -114,6 +127,10 @@ class ConvolutionRule(ConvolvedRule[Convolution]):
         x, comment = self.forward.rows_of(x), f"gradient of {layer.name}"
         return self.builder.emit(op, g, x, name=name, comment=comment)
 
+    def sides(self, columns: Value, x: Value) -> tuple[Value, Value]:
+        left, right = super().sides(columns, x)
+        return (self.apart(columns) if self.geometry.groups > 1 else left), right
+
     def column_moment(self, columns: Value, layer: Layer, name: str) -> Value:
         return self.by_group(super().column_moment(columns, layer, name), name)
 
@@ -149,6 +166,11 @@ class ConvolutionTransposedRule(ConvolvedRule[ConvolutionTransposed]):
         x, comment = self.forward.rows_of(x), f"gradient of {layer.name}"
         whole = self.builder.emit(op, x, g, name=name, comment=comment)
         return self.builder.transpose(whole) if layer.flipped else whole
+
+    def sides(self, columns: Value, x: Value) -> tuple[Value, Value]:
+        left, right = super().sides(columns, x)
+        grid = self.forward.rows_of(x)
+        return left, (self.apart(grid) if self.geometry.groups > 1 else right)
 
     def input_moment(
         self, x: Value | None, layer: Layer, name: str, into: Value | None = None

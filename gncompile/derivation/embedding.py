@@ -19,7 +19,7 @@ from .layer_rules import LayerRule
 class EmbeddingRule(LayerRule[Embedding]):
     """``y_s = W[i_s]``; the input moves with nothing, so nothing passes back through it.
 
-    One-hot rows are never formed: their second moment is the diagonal of mean counts.
+    The second moment of one-hot rows is the diagonal of mean counts, so factors need none of them.
     """
 
     def value(self, inputs: list[Value]) -> Value:
@@ -52,6 +52,14 @@ class EmbeddingRule(LayerRule[Embedding]):
             op, x, self.left(g), name=name, comment=f"gradient of {layer.name}"
         )
         return self.builder.transpose(found) if layer.flipped else found
+
+    def sides(self, columns: Value, x: Value) -> tuple[Value, Value]:
+        """The right side is one-hot rows, which are formed here only; none of the padding's index."""
+        hot = self.builder.emit(lookups.OneHot(self.op.classes), x, name=f"hot_{self.node.name}")
+        if self.op.padding is not None:
+            kept = tuple(-1 if i == self.op.padding else i for i in range(self.op.classes))
+            hot = self.builder.emit(ir.Gather(kept), hot, name=f"hot_{self.node.name}_kept")
+        return self.left(columns), hot
 
     def input_moment(
         self, x: Value | None, layer: Layer, name: str, into: Value | None = None

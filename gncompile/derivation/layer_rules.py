@@ -98,6 +98,13 @@ class LayerRule(LinearRule[Kind]):
         comment = f"gradient of {layer.name}"
         return self.builder.emit(op, left, right, name=name, comment=comment)
 
+    def sides(self, columns: Value, x: Value) -> tuple[Value, Value]:
+        """Columns c and input x at the places, ``[S, N, T, a]`` and ``[N, T, b]``.
+
+        ``Σ_s c_s x_sᵀ`` are the rows of the Jacobian.
+        """
+        return self.left(columns), self.right(self.forward.rows_of(x))
+
     def coordinate(self, layer: Layer) -> float:
         """The homogeneous coordinate c: 0 for a use without the layer's bias."""
         return 1.0 if self._op.homogeneous or not layer.homogeneous else 0.0

@@ -14,13 +14,13 @@ from dataclasses import replace
 from ..base.names import RESERVED, Names
 from ..errors import InternalError
 from ..program import convolutions as grids
-from ..program import lookups
+from ..program import exact, lookups
 from ..program import operations as ir
 from ..program.operations import Leaf, Op
 from ..program.program_check import check_types
 from ..program.specs import Dim, Spec
 from ..program.step_program import Instruction, StepProgram
-from . import torch_selections  # noqa: F401  # declares how they are written
+from . import torch_jacobian, torch_selections  # noqa: F401  # declare how they are written
 from .layout import WIDTH, Statement, filled
 from .literals import comment, dimension, docstring, literal, plain_name, quoted
 from .scalar_source import cells, is_float, scalar_lines
@@ -126,7 +126,11 @@ class TorchWriter:
 
     def _runtime(self) -> str:
         """The modules of the runtime that not every program needs."""
-        asked = {"convolutions": grids.Windowed, "lookups": lookups.Indexed}
+        asked = {
+            "convolutions": grids.Windowed,
+            "jacobian_rows": exact.JacobianOp,
+            "lookups": lookups.Indexed,
+        }
         used = [m for m, kind in asked.items() if any(isinstance(i.op, kind) for i in self.program)]
         return "".join(f", {module}" for module in used)
 

@@ -16,7 +16,7 @@ from ..graph.convolution import Convolution, ConvolutionTransposed
 from ..graph.layers import Affine
 from ..graph.model_graph import ModelGraph
 from ..program import convolutions as grids
-from ..program import lookups, specs
+from ..program import exact, lookups, specs
 from ..program import operations as ir
 from ..program.step_program import Instruction, StepProgram
 from .notation import (
@@ -276,6 +276,11 @@ def _damped(v: list[Math]) -> Math:
     return Inverse(_plus(Infix("⊗", (v[1], v[2])), product(v[3], IDENTITY)))
 
 
+def _shifted(v: list[Math]) -> Math:
+    """``(A + c I)⁻¹``."""
+    return Inverse(_plus(v[0], product(v[1], IDENTITY)))
+
+
 _CALLS: Mapping[type, Callable[[list[Math]], Math]] = {
     ir.Mean: lambda v: _mean(v[0]),
     ir.Softmax: lambda v: Call("softmax", (v[0],)),
@@ -301,6 +306,12 @@ _CALLS: Mapping[type, Callable[[list[Math]], Math]] = {
     lookups.LookupGradient: lambda v: _mean(product(Transpose(Call("indicators", (v[0],))), v[1])),
     lookups.Counts: lambda v: _mean(Call("counts", (v[0],))),
     lookups.OneHot: lambda v: Call("indicators", (v[0],)),
+    exact.Rows: lambda v: product(v[0], Transpose(v[1])),
+    exact.RowGram: lambda v: Call("Gram", tuple(v)),
+    exact.RootSolve: lambda v: product(Inverse(v[0]), v[1]),
+    exact.RootRest: lambda v: Call("rest", tuple(v)),
+    exact.DualSolve: lambda v: product(_shifted(v), v[2]),
+    exact.PrimalSolve: lambda v: Sum(((False, product(_shifted(v), v[2])),)),
     grids.ConvolveAdjoint: lambda v: Infix("∗", (v[1], v[0])),
     grids.ConvolveGradient: lambda v: _mean(Infix("⋆", tuple(v))),
     grids.Patches: lambda v: Call("patches", (v[0],)),

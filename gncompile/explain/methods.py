@@ -10,6 +10,7 @@ METHODS = {
     "kfac": "gradients of targets sampled from the model [MG §3]",
     "kfac_rp": "random ±1 projections of a root of the output Hessian",
     "empirical": "the training gradients themselves",
+    "exact": "the whole Gauss-Newton matrix of the batch, unfactored",
     "adam": "no curvature",
     "sgd": "no curvature",
 }
@@ -21,7 +22,8 @@ RULES = {
     "kfac": "sampled",
     "kfac_rp": "sampled",
     "empirical": "empirical",
+    "exact": "whole",
     "adam": "first-order",
     "sgd": "first-order",
 }
-"""What each method's Ḡ is, in a word."""
+"""What each method's Ḡ is, in a word; the exact solver has the whole matrix instead."""

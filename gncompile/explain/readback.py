@@ -140,7 +140,7 @@ class Readback:
             of = {m: [x for x, method in by_layer.items() if method == m] for m in used}
             lines = [("method", f"{m} of {listed(of[m], NAMED)}: {METHODS[m]}") for m in used]
         why = "auto" if self.settings.method == AUTO else "because"
-        shared = shared_lines(self.graph, self.settings, chosen)
+        shared = shared_lines(self.graph, self.settings, () if "exact" in used else chosen)
         return [*lines, *shared, *((why, reason) for reason in self.program.reasons)]
 
     @property

@@ -16,8 +16,8 @@ from functools import cached_property, lru_cache
 from sympy import Expr
 
 from . import convolutions as grids
+from . import exact, specs
 from . import operations as ir
-from . import specs
 from .buffers import plan_buffers
 from .schedule import Schedule
 from .specs import Spec
@@ -163,6 +163,8 @@ class CostModel:
                 return rows * d * (d + 1)
             case grids.Windowed():
                 return i.op.flops(sizes, out)
+            case exact.JacobianOp():
+                return _of_rows(i.op, sizes, out)
             case ir.Multiply():
                 return out if inputs[0].is_thin else 2 * out * inputs[0].size
         return self._flops_of_matrix(i, inputs, sizes, out)
@@ -224,8 +226,36 @@ def _moment(sizes: list[list[int]], homogeneous: bool) -> int:
     return 2 * rows * d * sizes[1][-1] + appended
 
 
+def _of_rows(op: exact.JacobianOp, sizes: list[list[int]], out: int) -> int:
+    """What operations on the Jacobian's rows take; of a Gram matrix the cheaper of the two ways to it."""
+    match op:
+        case exact.Rows():
+            return 2 * out * sizes[0][-2]
+        case exact.RowGram(bias):
+            n = math.isqrt(out)
+            sides = [s for s in sizes[1:] if len(s) > 2][: None if bias else 2]
+            places = sum(s[-2] for s in sizes[1 : len(sizes) - int(op.adds) : 1 if bias else 2])
+            if bias:
+                return n * (n + 1) * sides[0][-1]
+            left, right = (s[-1] for s in sides)
+            shared = (sizes[1][-3] if len(sizes[1]) == 4 else sizes[2][-3]) ** 2
+            pairs = places**2 * (out * (left + 1) + shared * right)
+            rows = n * (n + 1) * left * right + (2 * n * places * left * right if places > 1 else 0)
+            return pairs if places == 1 else min(pairs, rows)
+        case exact.RootSolve(diagonal):
+            samples, outputs = sizes[1]
+            return out if diagonal else EIGEN_FLOPS * samples * outputs**3
+        case exact.RootRest():
+            return 2 * math.prod(sizes[0])
+        case exact.PrimalSolve():
+            return sizes[0][0] ** 3 // 3
+    return out**3 // 3
+
+
 def columns_within(program: StepProgram, batch: int, itemsize: int, budget: int) -> int:
-    """How many of KFLR's columns fit into ``budget`` bytes at once; at least one."""
+    """How many of KFLR's columns fit into ``budget`` bytes at once; at least one, and all where they meet."""
+    if program.columns_meet:
+        return program.columns
     column = column_bytes(program, batch, itemsize)
     return max(1, min(program.columns, budget // column)) if column else 1
 
@@ -245,8 +275,8 @@ def samples_within(
     return batch
 
 
-def column_bytes(program: StepProgram, batch: int, itemsize: int) -> int:
-    """Bytes of all values that are made for one column of ``batch`` samples."""
-    one = CostModel(program, batch, itemsize)
+def column_bytes(program: StepProgram, batch: int, itemsize: int, columns: int = 1) -> int:
+    """Bytes of all values that are made for one column of ``batch`` samples, or several at once."""
+    one = CostModel(program, batch, itemsize, columns=columns)
     held = [i for i in program if i.spec.has_columns and not isinstance(i.op, ir.VIEWS)]
     return sum(one.elements(i.spec) for i in held) * itemsize

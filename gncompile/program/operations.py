@@ -23,6 +23,7 @@ op ::= Leaf(kind, key)             input, target, parameter, constant, state or 
     |  Decay(weight, bias)         ∇W̄ + [η_W W, η_b b]
     |  Average() | DampedInverse() | Eigen() | Precondition() | PreconditionEigen() | StepSizes(groups, …)
     |  Convolve(geometry) | Patches(geometry) | MaxPool(window) | …    on grids: program/convolutions
+    |  Rows(..) | RowGram(..) | RootSolve(..) | RootRest() | DualSolve() | PrimalSolve()   program/exact
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import Literal
 
 import sympy
 
-from . import lookups
+from . import exact, lookups
 from .convolutions import GridOp
 from .specs import Dim, Spec
 from .views import VIEWS as VIEWS
@@ -358,7 +359,8 @@ Op = (
     | SampleRoot | SampleMultiply | ScaleSides | Decay | Average | DampedInverse
     | lookups.Lookup | lookups.LookupGradient | lookups.Counts | lookups.OneHot
     | Eigen | Precondition | PreconditionEigen | StepSizes
-    | GridOp | FeaturesLast
+    | exact.Rows | exact.RowGram | exact.RootSolve | exact.RootRest | exact.DualSolve
+    | exact.PrimalSolve | GridOp | FeaturesLast
 )  # fmt: skip
 
 

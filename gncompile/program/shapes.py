@@ -6,7 +6,7 @@ import math
 from functools import reduce
 
 from ..errors import InternalError
-from . import lookups
+from . import exact, lookups
 from .convolutions import FeaturesLast, Windowed
 from .operations import (
     AddDiagonal,
@@ -180,6 +180,19 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
         case Eigen():
             size = inputs[0].size
             return inputs[0] if inputs[0].is_thin else Spec((size + 1, size))
+        case exact.Rows(homogeneous):
+            lead = max(shapes, key=len)[:2]
+            width = _int(shapes[0][-1]) * (_int(shapes[1][-1]) + int(homogeneous))
+            return Spec((*lead, width))
+        case exact.RowGram():
+            lead = max(shapes, key=len)[:2]
+            return Spec((*lead, *lead))
+        case exact.RootSolve():
+            return Spec((*shapes[0][:2], 1))
+        case exact.RootRest():
+            return Spec(shapes[1])
+        case exact.DualSolve() | exact.PrimalSolve():
+            return Spec(shapes[2])
         case FeaturesLast():
             return Spec((*shapes[0][1:], shapes[0][0]))
         case Windowed():

@@ -17,7 +17,7 @@ from ..errors import InternalError
 from .convolutions import FeaturesLast, Windowed
 from .operations import VIEWS, Flatten, Leaf, LeafKind, Op, Unflatten, describe
 from .phases import Phase, Repeat
-from .specs import Spec
+from .specs import COLUMNS, Spec
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,11 @@ class StepProgram:
     def goes_by_columns(self, name: str) -> bool:
         """Whether a phase is run for one chunk of columns, or draw, after another."""
         return self.record(name).repeat is Repeat.COLUMNS
+
+    @cached_property
+    def columns_meet(self) -> bool:
+        """Whether a value has numbers for each pair of columns, so that all have to be there at once."""
+        return any(i.spec.shape.count(COLUMNS) > 1 for i in self)
 
     def leaves(self, kind: LeafKind | None = None) -> list[Instruction]:
         """Leaf instructions, of one kind if given."""

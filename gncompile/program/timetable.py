@@ -61,7 +61,9 @@ def due(settings: Settings, updates: int, since_refresh: int) -> Due:
         factors=factors,
         whole_inputs=updates < settings.whole_inputs,
         inverses=since_refresh + 1 >= (settings.refresh_every if waits else period),
-        factor_damping=updates > 0 and updates % settings.factor_damping_period == 0,
+        factor_damping=settings.solver == "kronecker"
+        and updates > 0
+        and updates % settings.factor_damping_period == 0,
         damping=search or (updates + 1) % settings.damping_period == 0,
         search=search,
         comparison=settings.average > 0 and updates > 0 and updates % COMPARED == 0,

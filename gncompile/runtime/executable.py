@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from ..base.debug import dump
+from ..base.tables import binary_size
 from ..emit.step_source import StepSource, emit_step
 from ..emit.torch_operations import Options
-from ..errors import CompileError
+from ..errors import BatchError, CompileError
 from ..graph.model_graph import TracedModel
 from ..losses.constants import constants_of
 from ..losses.vocabulary import Loss
 from ..program.buffers import plan_buffers
-from ..program.costs import columns_within, samples_within
+from ..program.costs import column_bytes, columns_within, samples_within
 from ..program.specs import SAMPLES
 from ..program.step_program import StepProgram
 from .draws import PhiloxDraws, TorchDraws
@@ -195,6 +196,7 @@ class Executable:
             for old in list(self._bound)[: len(self._bound) - BOUND_SHAPES_KEPT + 1]:
                 del self._bound[old]
             dims = {"N": batch, **self.rows(batch), "S": self.chunk(batch)}
+            self._require_columns(batch)
             self._require_buffers(dims)
             if self._bind_emitted is None:
                 self._bound[batch] = ReferenceStep(self.program, self.memory, dims)
@@ -209,6 +211,21 @@ class Executable:
             held = memory.buffer_bytes
             require_buffers(self.program, self._buffers, dims, held, memory.dtype, memory.device)
             self._largest = dims["N"]
+
+    def _require_columns(self, batch: int) -> None:
+        """Refuse a batch whose columns have to be there at once and take more than the memory budget."""
+        program, itemsize = self.program, self.memory.dtype.itemsize
+        if not program.columns_meet:
+            return
+        needed = column_bytes(program, batch, itemsize, program.columns)
+        if needed > self.memory_budget:
+            raise BatchError(
+                f"the {program.columns} columns of a batch of {batch} samples meet in a matrix of "
+                f"{batch * program.columns:,} rows; that takes {binary_size(needed)}, and memory_budget is "
+                f"{binary_size(self.memory_budget)}",
+                instead="use smaller batches, a larger memory_budget, or exact_form='primal', whose matrix "
+                "has a row for each parameter",
+            )
 
     def chunk(self, batch: int) -> int:
         """How many of KFLR's columns go through the network at once within the memory budget."""

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from ..program import exact
 from ..program import operations as ir
 from ..program.step_program import Instruction, StepProgram
 from .draws import TorchDraws
@@ -36,6 +37,8 @@ def _factorises(instruction: Instruction) -> bool:
     match instruction.op:
         case ir.DampedInverse(refined=False) | ir.Eigen() | ir.SampleRoot():
             return len(instruction.spec.shape) > 1
+        case exact.RootSolve(diagonal=False) | exact.DualSolve() | exact.PrimalSolve():
+            return True
     return False
 
 

@@ -55,7 +55,7 @@ def damped_inverse(m: Tensor, damping: Tensor, out: Tensor, border: int = BORDER
     if not bool(torch.isfinite(shifted).all()):
         out.fill_(float("nan"))
         return
-    values, vectors = _eigh(m)
+    values, vectors = symmetric_eigen(m)
     values = values.clamp(min=0) + damping
     torch.mm(vectors / values, vectors.T, out=out)
 
@@ -70,7 +70,7 @@ def bordered(size: int, border: int = BORDER) -> int:
     return whole + border if border > 1 and whole % CONFLICT == 0 else whole
 
 
-def _eigh(m: Tensor) -> tuple[Tensor, Tensor]:
+def symmetric_eigen(m: Tensor) -> tuple[Tensor, Tensor]:
     """``torch.linalg.eigh``; in float64, where LAPACK's float32 routine fails to converge."""
     try:
         values, vectors = torch.linalg.eigh(m)
@@ -84,7 +84,7 @@ def eigen(m: Tensor, out: Tensor) -> None:
     if m.dim() < 2:
         out.copy_(m.clamp(min=0))
         return
-    values, vectors = _eigh(m)
+    values, vectors = symmetric_eigen(m)
     out[0] = values.clamp(min=0)
     out[1:] = vectors
 
@@ -330,7 +330,7 @@ def sample_roots(m: Tensor, out: Tensor) -> None:
     NaN where M is not finite. Eigenvalues rather than Cholesky, because output Hessians are often singular.
     """
     finite = m.isfinite().all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
-    values, vectors = _eigh(torch.where(finite, m, 0.0))
+    values, vectors = symmetric_eigen(torch.where(finite, m, 0.0))
     torch.mul(vectors, values.clamp(min=0).sqrt()[:, None, :], out=out)
     out.masked_fill_(~finite, float("nan"))
 

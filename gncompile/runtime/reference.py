@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import InternalError
 from ..functions.expressions import evaluate
 from ..program import convolutions as grids
-from ..program import lookups
+from ..program import exact, lookups
 from ..program import operations as ir
 from ..program.operations import Op
 from ..program.specs import Spec
@@ -22,6 +22,7 @@ from ..program.step_program import Instruction, StepProgram
 from . import scalars
 from .memory import Memory, bind_shape, dense
 from .reference_convolutions import windowed
+from .reference_jacobian import of_rows
 
 
 class ReferenceStep:
@@ -181,6 +182,8 @@ def apply(op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
             return v[0].movedim(0, -1)
         case grids.Windowed():
             return windowed(op, v)
+        case exact.JacobianOp():
+            return of_rows(op, v)
         case ir.SampleRoot():
             finite = v[0].isfinite().flatten(1).all(dim=1)[:, None, None]
             values, vectors = eigenvalues(torch.where(finite, v[0], 0.0))

@@ -1,0 +1,183 @@
+"""Rows of the Jacobian, their Gram matrix, and solutions with it; see ``program/exact.py``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .linalg import symmetric_eigen
+
+ROUNDING = 64
+"""Roundings of a number that are taken for none of it."""
+
+
+def rows(left: Tensor, right: Tensor, homogeneous: bool, coordinate: float, out: Tensor) -> None:
+    """``out[k, n] ← Σ_s l_s [r_s, c]ᵀ``, row by row."""
+    width = right.shape[-1]
+    whole = out.unflatten(-1, (left.shape[-1], width + int(homogeneous)))
+    whole[..., :width] = left.mT @ right
+    if homogeneous:
+        whole[..., width] = coordinate * left.sum(-2)
+
+
+def row_gram(
+    weight: Tensor, sides: list[Tensor], bias: bool, before: Tensor | None, out: Tensor
+) -> None:
+    """``out ← K + (w/N) J Jᵀ`` of one parameter, K where there is one ``before``.
+
+    By Hadamard products of the sides' Grams at every pair of places, or, at many places of a small weight,
+    by its rows a few at a time: for T places ``T² (a + b)`` numbers a pair of rows against ``a b``.
+    """
+    columns, samples = out.shape[:2]
+    scale = weight / samples
+    if bias:
+        total = sum((side.sum(-2) for side in sides[1:]), start=sides[0].sum(-2)).flatten(0, 1)
+        gram = (total @ total.T).view(out.shape)
+    else:
+        uses = list(zip(sides[::2], sides[1::2], strict=True))
+        a, b = uses[0][0].shape[-1], uses[0][1].shape[-1]
+        places = sum(left.shape[-2] for left, _ in uses)
+        if places == 1 or places**2 * (a + b) <= a * b:
+            gram = _by_pairs(uses, out.shape)
+        else:
+            gram = _by_rows(uses, max(1, columns * samples // b)).view(out.shape)
+    torch.mul(gram, scale, out=out)
+    if before is not None:
+        out.add_(before)
+
+
+def _by_pairs(uses: list[tuple[Tensor, Tensor]], shape: torch.Size) -> Tensor:
+    """``Σ_st (l_s l_tᵀ) ⊙ (r_s r_tᵀ)`` over the places of all uses."""
+    places = [
+        (_with_columns(left)[..., s, :], _with_columns(right)[..., s, :])
+        for left, right in uses
+        for s in range(left.shape[-2])
+    ]
+    total = uses[0][0].new_zeros(shape)
+    for i, (left, right) in enumerate(places):
+        for other_left, other_right in places[: i + 1]:
+            product = _gram(left, other_left) * _gram(right, other_right)
+            total += product
+            if other_left is not left:
+                total += product.permute(2, 3, 0, 1)
+    return total
+
+
+def _with_columns(side: Tensor) -> Tensor:
+    """A side ``[S, N, T, a]``, S = 1 where it is the same for all columns."""
+    return side if side.dim() == 4 else side[None]
+
+
+def _gram(x: Tensor, y: Tensor) -> Tensor:
+    """``⟨x_kn, y_lm⟩``: ``[S, N, S, N]``, S = 1 for a side that is the same for all columns."""
+    return (x.flatten(0, 1) @ y.flatten(0, 1).T).view(*x.shape[:2], *y.shape[:2])
+
+
+def _by_rows(uses: list[tuple[Tensor, Tensor]], count: int) -> Tensor:
+    """``J Jᵀ`` from the rows themselves, those of ``count`` left features at a time."""
+    total: Tensor | None = None
+    for first in range(0, uses[0][0].shape[-1], count):
+        part = slice(first, first + count)
+        made = sum(
+            (left[..., part].mT @ right for left, right in uses[1:]),
+            start=uses[0][0][..., part].mT @ uses[0][1],
+        )
+        j = made.flatten(2).flatten(0, 1)
+        total = j @ j.T if total is None else total.addmm_(j, j.T)
+    assert total is not None
+    return total
+
+
+def root_solve(columns: Tensor, g: Tensor, diagonal: bool, out: Tensor) -> None:
+    """``out ← r``, the least with ``Σ_k C_k r_k = g``; where C is 0, or g more than it reaches, so is r.
+
+    By singular values of the columns scaled to length 1, for these may differ by many orders (``√p_k``).
+    """
+    if diagonal:
+        root = columns.diagonal(dim1=0, dim2=2)  # [N, K]
+        r = (g / root).masked_fill(root == 0, 0.0)
+        out.copy_(r.masked_fill(r.isinf(), 0.0).T[..., None])
+        return
+    c = columns.permute(1, 2, 0)  # [N, K, S]
+    finite = (c.isfinite().all(1).all(1) & g.isfinite().all(1))[:, None, None]
+    c = torch.where(finite, c, 0.0)
+    length = torch.linalg.vector_norm(c, dim=1, keepdim=True)
+    length = torch.where(length > 0, length, 1.0)
+    u, values, vh = torch.linalg.svd(c / length, full_matrices=False)
+    small = values <= c.shape[-1] * torch.finfo(c.dtype).eps * values.amax(-1, keepdim=True)
+    inverse = (1 / values).masked_fill(small, 0.0)[..., None]
+    scaled_g = torch.where(finite, g[..., None], 0.0)
+    r = (vh.mT @ (inverse * (u.mT @ scaled_g))) / length.mT
+    # What C maps to 0 is no part of the least r.
+    null = (vh.mT / length.mT) * small[:, None, :]
+    null = null / torch.linalg.vector_norm(null, dim=1, keepdim=True).clamp(min=1e-30)
+    r = r - null @ (torch.linalg.pinv(null) @ r)
+    r = torch.where(finite, r, torch.nan)
+    out.copy_(r[:, :, 0].T[..., None])
+
+
+def root_rest(columns: Tensor, g: Tensor, r: Tensor, out: Tensor) -> None:
+    """``out ← g − Σ_k C_k r_k``, 0 for samples of which no more than rounding is left."""
+    rest = g - (columns * r).sum(0)
+    bound = ROUNDING * g.shape[1] * torch.finfo(g.dtype).eps
+    left = rest.norm(dim=1, keepdim=True) <= bound * g.norm(dim=1, keepdim=True)
+    out.copy_(rest.masked_fill(left, 0.0))
+
+
+def dual_solve(gram: Tensor, damping: Tensor, r: Tensor, out: Tensor) -> None:
+    """``out ← (K + κ I)⁻¹ r``; the part of r whose eigenvalue is rounding is left out.
+
+    No parameter moves such residuals, so what the solution has there, r/κ, would only be rounded away
+    afterwards, and for a κ near the roundings of K would not be small then.
+    """
+    size = gram.shape[0] * gram.shape[1]
+    m, rhs = gram.reshape(size, size), r.reshape(size, 1)
+    solution = _by_cholesky(m, damping, rhs)
+    if solution is None:
+        values, vectors = _eigenvalues(m)
+        weights = 1 / (values.clamp(min=0) + damping)
+        weights = torch.where(values > _cut(values), weights, 0.0)[:, None]
+        solution = vectors @ (weights * (vectors.T @ rhs))
+    out.copy_(solution.view(out.shape))
+
+
+def primal_solve(g: Tensor, damping: Tensor, gradient: Tensor, out: Tensor) -> None:
+    """``out ← −(G + κ I)⁻¹ ∇``, without what is rounding both of G and of ∇."""
+    solution = _by_cholesky(g, damping, gradient[:, None])
+    if solution is None:
+        values, vectors = _eigenvalues(g)
+        along = vectors.T @ gradient
+        noise = ROUNDING * len(g) * torch.finfo(g.dtype).eps * gradient.norm()
+        rounding = (values <= _cut(values)) & (along.abs() <= noise)
+        weights = 1 / (values.clamp(min=0) + damping)
+        solution = vectors @ torch.where(rounding, 0.0, weights * along)
+    torch.neg(solution.view(out.shape), out=out)
+
+
+def _eigenvalues(m: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors, NaN where M is not finite, which no routine takes."""
+    finite = m.isfinite().all()
+    values, vectors = symmetric_eigen(torch.where(finite, m, 0.0))
+    return torch.where(finite, values, torch.nan), torch.where(finite, vectors, torch.nan)
+
+
+def _cut(values: Tensor) -> Tensor:
+    """Below it an eigenvalue is rounding."""
+    return len(values) * torch.finfo(values.dtype).eps * values[-1].clamp(min=0)
+
+
+def _by_cholesky(m: Tensor, damping: Tensor, rhs: Tensor) -> Tensor | None:
+    """``(M + c I)⁻¹ b``, where on a CPU c is well above the roundings of M; else nothing.
+
+    On a device a host that asked would wait.
+    """
+    if m.device.type != "cpu":
+        return None
+    if not bool(m.isfinite().all() and rhs.isfinite().all()):
+        return torch.full_like(rhs, torch.nan)
+    if not bool(damping > torch.finfo(m.dtype).eps ** 0.5 * m.diagonal().sum()):
+        return None
+    shifted = m.clone()
+    shifted.diagonal().add_(damping)
+    factor, info = torch.linalg.cholesky_ex(shifted)
+    return torch.cholesky_solve(rhs, factor) if int(info) == 0 else None

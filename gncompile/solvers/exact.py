@@ -1,0 +1,321 @@
+"""The whole Gauss-Newton matrix, unfactored: ``(G + λI) Δ = −∇``, the step of Levenberg and Marquardt.
+
+With the root ``C Cᵀ = 𝓗_L`` of K columns and ``J = Cᵀ ∂z/∂θ``, a row for each sample and column, is
+``G = (1/N) Jᵀ J``. J is N K × P, and the system is solved in the smaller of two forms::
+
+    primal    Δ = −(G + D)⁻¹ ∇                                     P × P, from the rows of J
+    dual      Δ = −p − (1/N) D⁻¹ Jᵀ (I + (1/N) J D⁻¹ Jᵀ)⁻¹ (r − J p)    N K × N K, J is never formed
+
+with ``D = λ + η`` of every parameter. The dual form splits the loss's gradient at the output into ``C r`` and
+a rest, 0 for most losses: ``∇ = (1/N) Jᵀ r + D p``, so that nothing else is divided by a small λ. ``J Jᵀ`` is
+a sum of Hadamard products of small Grams over places and uses, ``Jᵀ v`` a weight gradient whose columns are
+scaled by v, and ``J p`` a tangent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import sympy
+
+from ..base.settings import ExactForm, Settings
+from ..base.tables import binary_size, engineering
+from ..derivation.layer_rules import LayerRule
+from ..derivation.propagation import pull_back, push_forward, uses, weight_gradients
+from ..errors import CompileError
+from ..functions.primitives import as_float
+from ..graph.layers import Layer
+from ..graph.model_graph import ModelGraph
+from ..graph.nodes import Node
+from ..losses.vocabulary import SeparableLoss
+from ..program import exact
+from ..program import operations as ir
+from ..program.builder import Value
+from ..program.phases import DIRECTION, Phase, Repeat, Stage
+from ..program.specs import Spec, Structure, matrix
+from .solver import Solver
+
+a, b, d, k = sympy.symbols("a b d k", real=True)
+
+
+def _number(eta: float) -> sympy.Expr:
+    return as_float(eta) if eta else sympy.Integer(0)
+
+
+class Exact(Solver):
+    """Solves with G of the whole batch; ``settings.exact_form`` says in which form."""
+
+    @classmethod
+    def phases(cls, settings: Settings) -> tuple[Phase, ...]:
+        return (
+            Phase("rows_begin", Stage.MEASUREMENT),
+            Phase("rows", Stage.MEASUREMENT, ("gradient",), repeat=Repeat.COLUMNS),
+            Phase(DIRECTION, Stage.DIRECTION, ("gradient", "rows")),
+        )
+
+    def prepare(self) -> None:
+        """The columns at every use, and of them G or the Gram matrix of all rows."""
+        if self.settings.gather_noise is not None:
+            raise CompileError(
+                f"gather_noise = {self.settings.gather_noise} together with solver='exact'",
+                instead="use gather_noise=None: the direction is that of the whole batch",
+            )
+        self.forward, self.layers = self.batch.forward, self.batch.graph.layers
+        self.builder.methods = dict.fromkeys(self.layers, "exact")
+        self.dual = self.settings.exact_form == "dual"
+        self.builder.columns = self.batch.graph.output.size
+        size = sum(math.prod(layer.shape) for layer in self.layers.values())
+        if not self.dual:
+            with self.builder.phase("rows_begin"):
+                spec = matrix(Structure.SYMMETRIC, size)
+                self.matrix = self.builder.emit(ir.Zeros(spec), name="G_zero")
+        with self.builder.phase("rows"):
+            with self.forward.work_at_output():
+                self.root = self.batch.rules.root_columns()
+            columns = pull_back(self.forward, self.root, prefix="c")
+            self.matrix = self._gram(columns) if self.dual else self._whole(columns)
+
+    def directions(self, gradients: Mapping[str, Value]) -> dict[str, Value]:
+        """``Δ = −(G + D)⁻¹ ∇`` by layer, for the gradient of the batch."""
+        return self._dual() if self.dual else self._primal(gradients)
+
+    # --- rows of J ------------------------------------------------------------------------------------
+
+    def _sides(
+        self, node: Node, rule: LayerRule[Any], layer: Layer, columns: Mapping[str, Value]
+    ) -> tuple[Value, Value]:
+        """What stands left and right in a use's part of ``∇W̄``, one of them with columns."""
+        left, right = rule.sides(columns[node.name], self.forward.values[node.inputs[0]])
+        left, right = self._at_places(left, 2), self._at_places(right, 1)
+        return (right, left) if rule.op.reversed != layer.flipped else (left, right)
+
+    def _at_places(self, side: Value, leading: int) -> Value:
+        """A side with a dimension for its places, where there is one place too."""
+        if len(side.spec.shape) == leading + 2:
+            return side
+        return self.builder.emit(ir.Unflatten((1, side.width)), side, name=f"{side.name}_at")
+
+    def _whole(self, columns: Mapping[str, Value]) -> Value:
+        """G, to which every chunk of columns adds its part."""
+        builder, rows = self.builder, list[Value]()
+        for layer in self.layers.values():
+            parts = []
+            for node, rule in uses(self.forward, layer.uses):
+                if node.name not in columns:
+                    continue
+                with self.forward.work_for(node.name):
+                    if layer.vector:
+                        parts.append(columns[node.name])
+                        continue
+                    op = exact.Rows(layer.homogeneous, rule.coordinate(layer))
+                    sides = self._sides(node, rule, layer, columns)
+                    parts.append(builder.emit(op, *sides, name=f"rows_{node.name}"))
+            rows.append(parts[0] if len(parts) == 1 else builder.add(*parts, name="rows"))
+        moment = builder.emit(ir.Moment(), self._joined(rows, "rows"), name="G_part")
+        return builder.add(self.matrix, moment, name="G", into=self.matrix)
+
+    def _gram(self, columns: Mapping[str, Value]) -> Value:
+        """``κ (1/N) J D⁻¹ Jᵀ``, weight after weight and bias after bias."""
+        total: Value | None = None
+        for name, layer in self.builder.layerwise(self.layers):
+            weights, biases = [], []
+            for node, rule in uses(self.forward, layer.uses):
+                if node.name not in columns:
+                    continue
+                with self.forward.work_for(node.name):
+                    if layer.vector:
+                        biases.append(self._at_places(columns[node.name], 2))
+                        continue
+                    left, right = self._sides(node, rule, layer, columns)
+                    weights += [left, right]
+                    if layer.homogeneous and rule.coordinate(layer):
+                        biases.append(left)
+            etas = self.optimiser.etas(name)
+            for sides, eta, bias in (
+                (weights, etas[0], False),
+                (biases, etas[not layer.vector], True),
+            ):
+                if sides:
+                    before = [] if total is None else [total]
+                    op = exact.RowGram(bias, adds=bool(before))
+                    operands = [self._share_of(eta), *sides, *before]
+                    total = self.builder.emit(op, *operands, name=f"gram_{layer.node.name}")
+        assert total is not None
+        return total
+
+    # --- dampings -------------------------------------------------------------------------------------
+
+    @cached_property
+    def _least(self) -> float:
+        """The least η of a parameter."""
+        return min(
+            eta
+            for name, layer in self.layers.items()
+            for eta in self.optimiser.etas(name)[: len(layer.parameters)]
+        )
+
+    @property
+    def _kappa(self) -> Value:
+        """κ, the least element of D."""
+        least = {k: self.optimiser.damping}
+        return self.builder.pointwise(k + _number(self._least), least, name="kappa")
+
+    def _share_of(self, eta: float) -> Value:
+        """``κ / (λ + η)``, at most 1."""
+        share = (k + _number(self._least)) / (k + _number(eta))
+        return self.builder.pointwise(share, {k: self.optimiser.damping}, name="share")
+
+    def _damped(self, layer: str) -> tuple[sympy.Expr, dict[sympy.Symbol, Value]]:
+        """D of a layer's parameters, as they stand in W̄."""
+        eta, values = self._etas(layer), {k: self.optimiser.damping}
+        return (k + d, {**values, d: eta}) if isinstance(eta, Value) else (k + _number(eta), values)
+
+    def _etas(self, layer: str) -> Value | float:
+        """η of a layer's parameters, one number or as they stand in W̄."""
+        record, (weight, bias) = self.layers[layer], self.optimiser.etas(layer)
+        if not record.homogeneous or weight == bias:
+            return weight
+        zeros = self.builder.emit(ir.Zeros(Spec(record.shape)), name="zeros")
+        ones = [
+            self.builder.pointwise(
+                k + 1, {k: self.optimiser.part(which, layer, zeros)}, name="ones"
+            )
+            for which in ("weight", "bias")
+        ]
+        return self.builder.emit(
+            ir.Decay(weight, bias), zeros, *ones[: 1 + bool(bias)], name=f"eta_{record.node.name}"
+        )
+
+    # --- primal ---------------------------------------------------------------------------------------
+
+    def _primal(self, gradients: Mapping[str, Value]) -> dict[str, Value]:
+        builder, whole = self.builder, self.matrix
+        etas = {name: self._etas(name) for name in self.layers}
+        kappa = self._kappa
+        if any(isinstance(eta, Value) or eta != self._least for eta in etas.values()):
+            rows = [self._flat(self._as_matrix(name, etas[name])) for name in self.layers]
+            whole = builder.emit(
+                ir.AddDiagonal(), whole, self._joined(rows, "etas"), name="G_decayed"
+            )
+            kappa = self.optimiser.damping
+        flat = [self._flat(gradients[name]) for name in self.layers]
+        gradient = self._joined(flat, "gradient")
+        delta = builder.emit(exact.PrimalSolve(), whole, kappa, gradient, name="delta")
+        result, first = {}, 0
+        for name, layer in builder.layerwise(self.layers):
+            size = math.prod(layer.shape)
+            place = ir.Gather(tuple(range(first, first + size)))
+            called = f"delta_{layer.node.name}"
+            part = builder.emit(place, delta, name=called)
+            result[name] = builder.emit(ir.Unflatten(layer.shape), part, name=f"{called}_matrix")
+            first += size
+        return result
+
+    def _as_matrix(self, layer: str, eta: Value | float) -> Value:
+        if isinstance(eta, Value):
+            return eta
+        zeros = self.builder.emit(ir.Zeros(Spec(self.layers[layer].shape)), name="zeros")
+        return self.builder.pointwise(k + _number(eta), {k: zeros}, name="etas")
+
+    def _flat(self, value: Value) -> Value:
+        """W̄ row by row."""
+        return self.builder.emit(ir.Flatten(), value, name=f"{value.name}_flat")
+
+    def _joined(self, parts: list[Value], name: str) -> Value:
+        """Rows side by side."""
+        if len(parts) == 1:
+            return parts[0]
+        index = tuple(range(sum(part.width for part in parts)))
+        return self.builder.emit(ir.Gather(index), *parts, name=name)
+
+    # --- dual -----------------------------------------------------------------------------------------
+
+    def _dual(self) -> dict[str, Value]:
+        builder, rules = self.builder, self.batch.rules
+        with self.forward.work_at_output():
+            g = rules.gradient()
+            diagonal = isinstance(self.batch.loss, SeparableLoss) or g.width == 1
+            r = builder.emit(exact.RootSolve(diagonal), self.root, g, name="residual")
+        plain = self._rest(g, r)
+        if plain:
+            moved = push_forward(self.forward, plain, "p")
+            with self.forward.work_at_output():
+                products = builder.pointwise(a * b, {a: self.root, b: moved})
+                dots = builder.emit(ir.RowSum(), products, name="rows_times_p")
+                r = builder.pointwise(a - b, {a: r, b: dots}, name="residual_left")
+        v = builder.emit(exact.DualSolve(), self.matrix, self._kappa, r, name="solution")
+        with self.forward.work_at_output():
+            scaled = builder.pointwise(a * b, {a: self.root, b: v}, name="seeds")
+            mean = builder.emit(ir.Mean(), scaled, name="seed_mean")
+            seed = builder.scaled(mean, float(builder.columns), "seed")
+        back = weight_gradients(self.forward, pull_back(self.forward, seed, prefix="d"))
+        result = {}
+        for name, layer in builder.layerwise(self.layers):
+            damped, values = self._damped(name)
+            delta = -(k + _number(self._least)) / damped * a - (b if plain else 0)
+            values |= {a: back[name]} | ({b: plain[name]} if plain else {})
+            result[name] = builder.pointwise(delta, values, name=f"delta_{layer.node.name}")
+        return result
+
+    def _rest(self, g: Value, r: Value) -> dict[str, Value]:
+        """p by layer: what is not ``(1/N) Jᵀ r`` of the gradient, divided by D; nothing where it is 0."""
+        loss = self.batch.loss
+        solved = isinstance(loss, SeparableLoss) and bool(
+            loss.curvature.is_number and loss.curvature.is_positive
+        )
+        decayed = any(any(self.optimiser.etas(name)) for name in self.layers)
+        if solved and not decayed:
+            return {}
+        with self.forward.work_at_output():
+            rest = self.builder.emit(exact.RootRest(), self.root, g, r, name="rest")
+        left = weight_gradients(self.forward, pull_back(self.forward, rest, prefix="e"))
+        result = {}
+        for name, value in self.builder.layerwise(self.optimiser.decayed(left)):
+            damped, values = self._damped(name)
+            called = f"p_{self.layers[name].node.name}"
+            result[name] = self.builder.pointwise(a / damped, {**values, a: value}, name=called)
+        return result
+
+
+def choose_form(
+    graph: ModelGraph, settings: Settings, samples: int, itemsize: int
+) -> tuple[ExactForm, str]:
+    """The cheaper form whose matrix fits into the memory budget, and what both cost, for a batch of N.
+
+    Counted are Gram matrix or rows, and a Cholesky factorisation; an eigendecomposition, where λ is near
+    the roundings of G, takes 27 times the latter. Raises :class:`~gncompile.errors.CompileError` where
+    neither fits, or not the one that ``settings.exact_form`` asks for.
+    """
+    outputs = graph.output.size
+    rows = samples * outputs
+    parameters = sum(math.prod(layer.shape) for layer in graph.layers.values())
+    wide = sum(sum(layer.shape) for layer in graph.layers.values())
+    flops: dict[ExactForm, int] = {
+        "primal": rows * parameters**2 + parameters**3 // 3,
+        "dual": rows**2 * wide + rows**3 // 3,
+    }
+    held: dict[ExactForm, int] = {
+        "primal": 3 * parameters**2 * itemsize,
+        "dual": 4 * rows**2 * itemsize,
+    }
+    sizes: dict[ExactForm, int] = {"primal": parameters, "dual": rows}
+    costs = {
+        form: f"{form} {size:,} × {size:,}, {engineering(flops[form])}FLOP and "
+        f"{binary_size(held[form])} a step"
+        for form, size in sizes.items()
+    }
+    asked = list(flops) if settings.exact_form == "auto" else [settings.exact_form]
+    fitting = [form for form in asked if held[form] <= settings.memory_budget]
+    about = f"a batch of {samples} samples, {outputs} outputs and {parameters:,} parameters"
+    if not fitting:
+        raise CompileError(
+            f"solver='exact' for {about}: {'; '.join(costs[form] for form in asked)}; "
+            f"memory_budget is {binary_size(settings.memory_budget)}",
+            instead="use solver='kronecker', smaller batches, or a larger memory_budget",
+        )
+    chosen = min(fitting, key=flops.__getitem__)
+    other = "; ".join(costs[form] for form in costs if form != chosen)
+    return chosen, f"{about}: {costs[chosen]}, against {other}"
