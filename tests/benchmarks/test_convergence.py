@@ -309,7 +309,8 @@ def test_a_linear_network_of_one_layer_is_aligned_exactly() -> None:
     assert 0 < cosines["gradient"] < 0.999
 
 
-def test_alignment_is_measured_and_written(tmp_path: Path) -> None:
+def test_alignment_is_measured_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # a row a line
     found = alignment.measure(tiny(), moments=(0, 3), dampings=(0.1,), batch_size=12)
     assert [each.method for each in found] == ["gradient", *alignment.METHODS] * 2
     assert all(0 < each.cosine <= 1 + 1e-12 for each in found)
