@@ -66,7 +66,8 @@ def report() -> Report:
     return Report([row("a", 3, 2.0, 1.0, 1.0), row("b", 1, 8.0, 1.0, 2.0)])
 
 
-def test_means_totals_and_the_worst() -> None:
+def test_means_totals_and_the_worst(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # a row a line
     found = report()
     assert found.mean("default") == pytest.approx(4.0)
     assert found.mean("fallback") == pytest.approx(math.sqrt(2))
