@@ -8,6 +8,7 @@ import torch
 
 from gncompile.emit.triton_functions import kernels_module, triton_function
 from gncompile.functions import PRIMITIVES, select, sigmoid, softplus
+from gncompile.functions.primitives import logsumexp
 from gncompile.functions.transfer import ARGUMENT, transfer
 from gncompile.runtime.source_files import load_source
 from gncompile.triton_kernels import elementwise, gemm, inverse, random, reduce, sampling, softmax
@@ -25,9 +26,8 @@ HEAVY = ("gelu", "mish")
 def functions(tmp_path_factory):
     """Generated functions: every primitive, a loss with its gradient, a small update."""
     folder = tmp_path_factory.mktemp("source")
-    every = [
-        function(x, y, x) if function is select else function(x) for function in PRIMITIVES.values()
-    ]
+    several = {select: (x, y, x), logsumexp: (x, y, -x)}
+    every = [function(*several.get(function, (x,))) for function in PRIMITIVES.values()]
     rules = {name: transfer(name).rule for name in HEAVY}
     texts = [
         *(

@@ -17,6 +17,7 @@ def test_a_dry_run_says_what_the_best_candidates_use(
     """The weight gradients of a model file: two kernels and the default's compiled, nothing is stored."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
     monkeypatch.setenv("GNCOMPILE_TUNING", str(tmp_path / "tuning"))
+    monkeypatch.setenv("COLUMNS", "200")  # a row a line
     path = curves_model(tmp_path, 64, 64, 64, '[training.options]\nprecision = "high"\n')
     arguments = ["--dry-run", "--target", "sm_90", "--kernel", "grad_layer1", "--limit", "1"]
     with pytest.raises(SystemExit, match="0"):
