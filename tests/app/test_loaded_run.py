@@ -243,21 +243,20 @@ def test_files_of_predictions(trained: Path, tmp_path: Path) -> None:
 
 
 def test_predictions_replace_nothing_that_is_read(
-    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data, more = copied.parent / "images.npz", tmp_path / "more.npz"
+    data, more, link = trained.parent / "images.npz", tmp_path / "more.npz", tmp_path / "link.npz"
     shutil.copy(data, more)
-    link = copied.parent / "link.npz"
-    link.symlink_to(copied / "weights.safetensors")
-    before = {path: path.read_bytes() for path in (data, copied / "weights.safetensors")}
+    link.symlink_to(trained / "weights.safetensors")
+    before = {path: path.read_bytes() for path in (data, trained / "weights.safetensors")}
     for out, found in (
         (data, "would be replaced"),
         (link, "would be replaced"),
-        (copied.parent / "p.txt", "ends in .csv, .parquet, .npz"),
-        (copied.parent, "ends in"),
+        (tmp_path / "p.txt", "ends in .csv, .parquet, .npz"),
+        (tmp_path, "ends in"),
     ):
         for given in (data, more):  # of other rows, too: the run is trained on the first
-            assert run("predict", copied, given, "-o", out) == 1
+            assert run("predict", trained, given, "-o", out) == 1
             assert found in capsys.readouterr().err
     assert {path: path.read_bytes() for path in before} == before
 

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gncompile
-from gncompile.errors import TraceError
 from gncompile.graph import layers
 
 
@@ -208,16 +207,3 @@ def test_a_trainable_bias_and_scale_of_what_is_frozen() -> None:
     report = gncompile.verify(model, nn.MSELoss(), torch.randn(5, 4, dtype=torch.float64))
     assert report.ok
     assert {check.layer for check in report.checks} >= {"0.bias", "1.weight", "1.bias"}
-
-
-def test_a_parameter_is_used_in_one_way() -> None:
-    class Both(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(3, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.layer(x) + x * self.layer.weight[0]
-
-    with pytest.raises(TraceError, match=r"layer.weight"):
-        gncompile.compile(Both(), "mse", torch.zeros(2, 3))

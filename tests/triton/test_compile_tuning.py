@@ -28,7 +28,7 @@ def test_a_dry_run_says_what_the_best_candidates_use(
     assert found is not None
     assert int(found[1]) > int(found[2]) > 10
     details = out[out.index("grouped_cross_moment 64x65x64x64x65x64 float32: grad_layer1") :]
-    used = re.findall(r"  (default|block_m=\d+).* (\d+) +(\d+) B +(\d+) B +\d+ (\w+)", details)
+    used = re.findall(r"\n(default|block_m=\d+).* (\d+) +(\d+) B +(\d+) B +\d+ (\w+)", details)
     assert used[0][0] == "default"
     assert len(used) == 3
     for _, registers, spilled, shared, products in used:
