@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -119,13 +119,18 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def underived() -> Iterator[None]:
-    """Nothing derived or lowered before or under a wrong rule is remembered."""
+def underived() -> Iterator[Callable[[], None]]:
+    """Nothing derived or lowered before or under a wrong rule is remembered; call it to forget once more."""
     caches = (
         derive.pointwise_rule, derive.differentiate, stable_forms.stable, torch_statements._lowered,
     )  # fmt: skip
-    for cached in caches:
-        cached.cache_clear()
-    yield
-    for cached in caches:
-        cached.cache_clear()
+
+    def forget() -> None:
+        for cached in caches:
+            cached.cache_clear()
+        for module, cache in KEPT:
+            setattr(module, cache, Recent(kept=PROGRAMS))
+
+    forget()
+    yield forget
+    forget()

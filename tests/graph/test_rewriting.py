@@ -323,7 +323,7 @@ def test_random_expressions_and_their_slopes(seed: int) -> None:
             check_emitted(rule.value, backend, d, sizes=(1.0,))
 
 
-def test_the_check_sees_a_wrong_power(monkeypatch: pytest.MonkeyPatch, underived: None) -> None:
+def test_the_check_sees_a_wrong_power(monkeypatch: pytest.MonkeyPatch, underived: object) -> None:
     """Powers rounded to half numbers, as they once were."""
     monkeypatch.setattr("gncompile.functions.lowering.power_of_root", lambda base, exponent: None)
     monkeypatch.setattr(

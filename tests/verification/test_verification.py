@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gncompile.derivation import forward, loss_rules
-from gncompile.emit import torch_statements
 from gncompile.errors import LossError
 from gncompile.frontends.torch_export import trace
 from gncompile.functions import derive, expressions, stable_forms
@@ -191,19 +190,21 @@ class Applied(nn.Module):
 
 
 def test_a_wrong_order_of_multiplication_is_found(
-    monkeypatch: pytest.MonkeyPatch, underived: None
+    monkeypatch: pytest.MonkeyPatch, underived: Callable[[], None]
 ) -> None:
     """Powers that are not whole, rounded down: whatever evaluates as the compiler does would agree."""
     model = Applied(lambda h: h * (1 + h * h) ** -0.3)
     assert verify(model, "mse", torch.zeros(2, 20)).ok
-    torch_statements._lowered.cache_clear()
+    underived()
     monkeypatch.setattr(expressions, "_repeated", lambda base, power: [base] * int(power))
     found = failed(verify(model, "mse", torch.zeros(2, 20)))
     assert ("first", "gradient") in found
     assert ("", "loss") in found
 
 
-def test_a_wrong_rewriting_rule_is_found(monkeypatch: pytest.MonkeyPatch, underived: None) -> None:
+def test_a_wrong_rewriting_rule_is_found(
+    monkeypatch: pytest.MonkeyPatch, underived: Callable[[], None]
+) -> None:
     """``1 - tanh² → cosh^-1``: value right, slope wrong."""
     wrong = {**stable_forms._SQUARES, (sympy.tanh, sympy.Integer(2)): lambda u: sympy.cosh(u) ** -1}
     monkeypatch.setattr(stable_forms, "_SQUARES", wrong)
@@ -213,12 +214,12 @@ def test_a_wrong_rewriting_rule_is_found(monkeypatch: pytest.MonkeyPatch, underi
 
 
 def test_slopes_from_a_shifted_output_are_found(
-    monkeypatch: pytest.MonkeyPatch, underived: None
+    monkeypatch: pytest.MonkeyPatch, underived: Callable[[], None]
 ) -> None:
     """Right in the mathematics and in float64; in float32 the shift has eaten the digits."""
     model = Applied(lambda h: 300 + 0.01 * torch.tanh(h))
     assert verify(model, "mse", torch.zeros(2, 20)).ok
-    derive.pointwise_rule.cache_clear()
+    underived()
     monkeypatch.setattr(derive, "_keeps_digits", lambda *_: True)
     report = verify(model, "mse", torch.zeros(2, 20))
     found = [check for check in report.checks if not check.ok]
@@ -228,13 +229,12 @@ def test_slopes_from_a_shifted_output_are_found(
 
 @pytest.mark.parametrize("bound", [0.29, 0.57])
 def test_branches_that_the_output_cannot_tell_are_found(
-    bound: float, monkeypatch: pytest.MonkeyPatch, underived: None
+    bound: float, monkeypatch: pytest.MonkeyPatch, underived: Callable[[], None]
 ) -> None:
     """``100 a < 29``, asked of ``a = 0.29``, is true in floating point."""
     model = Applied(nn.Hardtanh(-0.3, bound))
     assert verify(model, "mse", torch.zeros(2, 20)).ok
-    for cached in (derive.pointwise_rule, derive.differentiate, stable_forms.stable):
-        cached.cache_clear()
+    underived()
     monkeypatch.setattr(stable_forms, "is_power_of_two", lambda _: True)
     monkeypatch.setattr(derive, "is_power_of_two", lambda _: True)
     found = failed(verify(model, "mse", torch.zeros(2, 20)))
