@@ -103,8 +103,6 @@ class History:
     def __getattr__(self, name: str) -> list[Any]:
         if name.startswith("_"):  # copies and pickles ask before there are records
             raise AttributeError(name)
-        if name.startswith("_"):  # copying asks for these before there are records
-            raise AttributeError(name)
         measured = {key for record in self.records for key in record.metrics}
         known = [f.name for f in fields(Record)]
         if name in measured:
