@@ -356,8 +356,8 @@ def _require_convex(loss: SeparableLoss | CoupledLoss) -> None:
     points = (
         unstable_point((e.slope, e.curvature), OUTPUT, TARGET, e.targets) for e in loss.instances
     )
-    if found := next(filter(None, points), None):
-        point, remedy = found
+    if unstable := next(filter(None, points), None):
+        point, remedy = unstable
         raise LossError(
             f"the loss {loss.name!r} overflows where its derivatives are finite: {point}",
             where=where,

@@ -54,8 +54,10 @@ def display(active: bool, total: int | None, history: History) -> Iterator[Show]
         )
         raise
     finally:
-        if history.batches:
-            _print(console, f"{history.batches}; gather_samples=1, gather_noise=None keep them apart")
+        if history.joining:
+            _print(
+                console, f"{history.joining}; gather_samples=1, gather_noise=None keep them apart"
+            )
         _print(console, line.last(history, raised or history.ended))
 
 

@@ -90,7 +90,7 @@ class History:
         return min(known, key=lambda each: each[0], default=(0.0, None))[1]
 
     @property
-    def batches(self) -> str:
+    def joining(self) -> str:
         """That most updates were on several batches, in words; nothing where they were not."""
         if 2 * self.joined <= len(self):
             return ""
@@ -98,7 +98,7 @@ class History:
         return f"small batches joined to {samples} samples or more"
 
     def __repr__(self) -> str:
-        parts = [count(len(self), "update"), *filter(None, [self.batches])]
+        parts = [count(len(self), "update"), *filter(None, [self.joining])]
         if self.records:
             parts.append(f"loss {self[0].loss:.5g} → {self[-1].loss:.5g}")
         if self.best is not None:

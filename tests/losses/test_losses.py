@@ -404,12 +404,16 @@ def test_zero_curvature_is_refused(text: str) -> None:
     ("text", "told"),
     [
         ("log(2 + cosh(z)) - y*z", r"in cosh\(z\)\n.*\n.*write it with softplus"),
-        ("z**2 - log(softplus(2*z))", r"in 1/softplus\(2\*z\)\n.*\n.*softplus\(2\*z\) is all but 0"),
+        (
+            "z**2 - log(softplus(2*z))",
+            r"in 1/softplus\(2\*z\)\n.*\n.*softplus\(2\*z\) is all but 0",
+        ),
     ],
 )
 def test_an_expression_that_overflows_needlessly_is_refused(text: str, told: str) -> None:
     with pytest.raises(
-        LossError, match=rf"overflows where its derivatives are finite: .* at z = -1000, y = 0\.5, {told}"
+        LossError,
+        match=rf"overflows where its derivatives are finite: .* at z = -1000, y = 0\.5, {told}",
     ):
         resolve_loss(text)
 
