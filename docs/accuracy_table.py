@@ -138,10 +138,10 @@ def primitive_table() -> Iterator[str]:
 
 
 def primitives() -> Iterator[TransferFunction]:
-    """Each primitive of one argument as its function, for all but those that do not round."""
+    """Each primitive as a function of its argument, for all but those that do not round."""
     domains = {"log": (0.0, torch.inf), "log1p": (-1.0, torch.inf)}
     for name, primitive in PRIMITIVES.items():
-        if name not in ("abs", "sign", "select", "logsumexp"):
+        if name not in ("abs", "sign", "select"):
             domain = domains.get(name, (-torch.inf, torch.inf))
             yield TransferFunction(name, primitive(ARGUMENT), ARGUMENT, domain=domain)
 
