@@ -131,7 +131,7 @@ class GaussNewton(torch.optim.Optimizer):
         Raises :class:`~gncompile.errors.CheckpointError`, and changes nothing, if it is that of another model
         or of other options.
         """
-        if not state and self._trainer is None:
+        if state == {} and self._trainer is None:
             return
         where = "GaussNewton.load_state_dict"
         found = checkpoint.from_memory(state, where)
@@ -171,9 +171,22 @@ class Group(dict[str, Any]):
     """A group of parameters, without the learning rate that a scheduler would change."""
 
     def __missing__(self, key: str) -> NoReturn:
-        if key not in ("lr", "initial_lr"):
-            raise KeyError(key)
-        raise GncompileError("a second-order step has no learning rate", instead=SCHEDULERS)
+        self._refuse_rate(key)
+        raise KeyError(key)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._refuse_rate(key)
+        super().__setitem__(key, value)
+
+    def update(self, *given: Any, **named: Any) -> None:
+        """As of a dict, each by ``[key] =``."""
+        for key, value in dict(*given, **named).items():
+            self[key] = value
+
+    @staticmethod
+    def _refuse_rate(key: str) -> None:
+        if key in ("lr", "initial_lr"):
+            raise GncompileError("a second-order step has no learning rate", instead=SCHEDULERS)
 
 
 class StepLoss(Tensor):

@@ -111,6 +111,8 @@ def test_a_state_of_another_training_is_refused(
         optimiser.load_state_dict(state)
     with pytest.raises(CheckpointError, match="no state of a compiled training"):
         optimiser.load_state_dict({"state": {}, "param_groups": []})  # of another optimiser
+    with pytest.raises(CheckpointError, match="no state of a compiled training"):
+        GaussNewton(net(), "mse").load_state_dict(None)  # type: ignore[arg-type]
     assert len(steps(optimiser)) == 6
 
 
@@ -140,8 +142,10 @@ def test_old_habits_of_step_are_answered(call: Callable[[GaussNewton], object], 
         lambda o: torch.optim.lr_scheduler.StepLR(o, 3),
         lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o),
         lambda o: o.param_groups[0]["lr"],
+        lambda o: o.param_groups[0].__setitem__("lr", 0.1),
+        lambda o: o.param_groups[0].update(lr=0.1),
     ],
-    ids=["StepLR", "ReduceLROnPlateau", "param_groups"],
+    ids=["StepLR", "ReduceLROnPlateau", "param_groups", "lr = 0.1", "update"],
 )
 def test_schedulers_are_refused(schedule: Callable[[GaussNewton], object]) -> None:
     with pytest.raises(GncompileError, match=r"no learning rate\n.*leave the .* scheduler out"):

@@ -77,14 +77,20 @@ class Run:
         of which the columns that go in are enough, or the network's inputs as tensors or an array. Raises
         :class:`~gncompile.errors.DataError` for rows that do not fit, by row and column.
         """
+        outputs = outputs_of(self.module, self.encode(data))
+        return self.schema.decode(outputs if self.schema.classes else predicted(self.loss, outputs))
+
+    def encode(self, data: Rows | Tensors | Array) -> Any:
+        """What :attr:`module` takes for ``data``, in its dtype: ``run.module(run.encode("new.csv"))``.
+
+        A tensor, or where there are categories two, ``run.module(*run.encode(…))``. ``data``, and what is
+        raised, are as for :meth:`predict`.
+        """
         if isinstance(data, np.ndarray):
             data = torch.as_tensor(data, dtype=self.file.dtype)
         if isinstance(data, Tensor | tuple):
-            x = self._inputs(data)
-        else:
-            x = self.schema.encode(self._table(data, targets=False))
-        outputs = outputs_of(self.module, self._cast(x))
-        return self.schema.decode(outputs if self.schema.classes else predicted(self.loss, outputs))
+            return self._cast(self._inputs(data))
+        return self._cast(self.schema.encode(self._table(data, targets=False)))
 
     def evaluate(
         self,

@@ -12,6 +12,7 @@ from ..data.data_spec import DataSplit
 from ..errors import visible
 from ..losses.targets import mapped, tensors_of
 from ..training.early_stop import VALIDATION_LOSS
+from ..training.metrics import higher_is_better
 from .evaluation import evaluated, outputs_of, predicted
 from .loaded_run import Run
 from .run_folder import PICTURES
@@ -93,7 +94,7 @@ def _history(run: Run) -> dict[str, str]:
     monitor = stop.monitor if stop else VALIDATION_LOSS
     validated = [r for r in records if r.get(monitor) is not None]
     if validated:
-        pick = min if monitor in (VALIDATION_LOSS, "rmse", "mae") else max
+        pick = max if higher_is_better(monitor) else min
         best = pick(validated, key=lambda record: float(record[monitor]))
         told["best update"] = f"{best['update']}, {monitor} {best[monitor]:.6g}"
     return told

@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
@@ -126,11 +126,12 @@ def _fixed_batch(where: str, found: str) -> TraceError:
 
 @contextmanager
 def without_graph_dumps() -> Iterator[None]:
-    """Keep off stderr the graph that ``torch.export`` prints, once a decorator, before it raises."""
+    """Keep off stderr what ``torch.export`` says before it raises: its graph, and :data:`LOGGED`."""
     held = _Held(sys.stderr)
     dumped = ""
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    logger.addFilter(_says_where)
+    filtered = {logging.getLogger(name): wanted for name, wanted in LOGGED.items()}
+    for logger, wanted in filtered.items():
+        logger.addFilter(wanted)
     try:
         with redirect_stderr(held):
             yield
@@ -138,14 +139,21 @@ def without_graph_dumps() -> Iterator[None]:
         dumped = str(getattr(error, "partial_fx_graph", ""))
         raise
     finally:
-        logger.removeFilter(_says_where)
+        for logger, wanted in filtered.items():
+            logger.removeFilter(wanted)
         written = "".join(held.parts)
         held.stream.write(written.replace(f"{dumped}\n", "") if dumped else written)
 
 
-def _says_where(record: logging.LogRecord) -> bool:
-    """Not the warning that no line of the user's was found: our error names the line."""
-    return not str(record.msg).startswith("Unable to find user code")
+def _all_but(start: str) -> Callable[[logging.LogRecord], bool]:
+    return lambda record: not str(record.msg).startswith(start)
+
+
+LOGGED = {
+    "torch.fx.experimental.symbolic_shapes": _all_but("Unable to find user code"),
+    "torch._subclasses.fake_tensor": _all_but("failed while attempting to run meta"),
+}
+"""What torch logs that our error says better: where in the user's code, and which shapes do not fit."""
 
 
 class _Held:

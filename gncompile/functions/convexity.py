@@ -349,8 +349,8 @@ def unstable_point(
     output: sympy.Symbol,
     target: sympy.Symbol,
     targets: tuple[float, float],
-) -> str | None:
-    """Where a formula overflows at ``|z| ≤ 1000`` although its value is moderate, or None.
+) -> tuple[str, str] | None:
+    """Where a formula overflows at ``|z| ≤ 1000`` although its value is moderate, and what helps; or None.
 
     The formulas are evaluated in float64, whose range ends near ``exp(709)`` as float32's does near
     ``exp(88)``: ``exp(z)/(1 + exp(z))`` fails at 1000 here, and at 100 in a float32 run.
@@ -364,5 +364,28 @@ def unstable_point(
             with mpmath.workdps(1000):
                 value = real_value(exact, z, y)
             if value is not None and abs(value) < 1e30 and float_value(plain, z, y) is None:
-                return f"{formula} at z = {z:g}, y = {y:g}"
+                part = _overflowing_part(formula, (output, target), (z, y))
+                where = "" if part == formula else f", in {part}"
+                return f"{formula} at z = {z:g}, y = {y:g}{where}", _remedy(part)
     return None
+
+
+def _overflowing_part(
+    formula: sympy.Expr, symbols: tuple[sympy.Symbol, sympy.Symbol], at: tuple[float, float]
+) -> sympy.Expr:
+    """The first part that has no value in float64, although all that it is made of has one."""
+
+    def has_none(part: sympy.Expr) -> bool:
+        return float_value(float_function(part, symbols), *at) is None
+
+    parts = (e for e in sympy.postorder_traversal(formula) if isinstance(e, sympy.Expr))
+    return next(filter(has_none, parts), formula)
+
+
+def _remedy(part: sympy.Expr) -> str:
+    if part.is_Pow and part.exp.is_negative:
+        return (
+            f"{part.base} is all but 0 there, and is divided by: keep it away from 0 in the loss, say by "
+            f"{part.base} + 1e-6"
+        )
+    return "write it with softplus, sigmoid, tanh or log1p, which do not overflow"

@@ -356,9 +356,10 @@ def _require_convex(loss: SeparableLoss | CoupledLoss) -> None:
     points = (
         unstable_point((e.slope, e.curvature), OUTPUT, TARGET, e.targets) for e in loss.instances
     )
-    if point := next(filter(None, points), None):
+    if unstable := next(filter(None, points), None):
+        point, remedy = unstable
         raise LossError(
-            f"the loss {loss.name!r} overflows where its value is finite: {point}",
+            f"the loss {loss.name!r} overflows where its derivatives are finite: {point}",
             where=where,
-            instead="write it with softplus, sigmoid, tanh or log1p, which do not overflow",
+            instead=remedy,
         )

@@ -55,7 +55,7 @@ class Evaluation:
                     instead="pass one row a sample in each, and one sample at least",
                 )
             samples += sizes[0]
-            for rows in _parts(sizes[0], SAMPLES) if divides else ():
+            for rows in parts(sizes[0], SAMPLES) if divides else ():
                 part = part_of(y, rows)
                 sums.append(
                     divisor_sums(
@@ -84,7 +84,7 @@ class Evaluation:
             for x, y in batches:
                 given = input_tensors(x)
                 samples += len(given[0])
-                for rows in _parts(len(given[0]), batch_size):
+                for rows in parts(len(given[0]), batch_size):
                     part = part_of(y, rows)
                     inputs, target = reader.pair(tuple(t[rows] for t in given), part)
                     reader.all_finite(inputs, target)
@@ -105,5 +105,6 @@ class Evaluation:
         return total
 
 
-def _parts(count: int, size: int) -> Iterator[slice]:
+def parts(count: int, size: int = SAMPLES) -> Iterator[slice]:
+    """Rows that are computed together."""
     return (slice(start, start + size) for start in range(0, count, size))

@@ -152,6 +152,7 @@ class Fitting:
         records = self._history.records
         told = len(records)
         records += self._started.read()
+        self._history.joined = self._gathering.joined
         if last is not None:
             self._trainer.settle(*last)
         if validates:

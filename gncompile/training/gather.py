@@ -101,6 +101,8 @@ class Gathering:
         """Batches of ``train`` taken so far."""
         self.passes = 0
         """Whole passes over ``train`` so far."""
+        self.joined = 0
+        """How often several batches were given as one."""
         self.epoch = 0
         """The pass that the latest batch is of, from 0; a :class:`~gncompile.data.Batches` counts its own."""
 
@@ -148,6 +150,7 @@ class Gathering:
         """The batches kept, as one."""
         if len(self._parts) > 1:
             self._given = None
+            self.joined += 1
         self._last, self._parts = _joined(self._parts), []
         self._as_joined = Written.of(*self._last)
         return self._last

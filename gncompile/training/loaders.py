@@ -12,12 +12,13 @@ and a dict by the names of the outputs. Nothing is guessed: another form is refu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor
 
+from ..data.data_sets import Batches
 from ..errors import BatchError, GncompileError
 from ..losses.sum_loss import SumLoss
 from .batches import BatchReader, Target, first_tensor, input_tensors
@@ -48,6 +49,20 @@ class PairOf:
         input_tensors(x)
         first_tensor(y)
         return x, y
+
+    def inputs(self, batch: Any) -> Rows:
+        """The inputs of a batch, which needs no target: of a tuple its first entries."""
+        if self.own:
+            x = self._own(batch)[0]
+        elif isinstance(batch, Mapping) and all(name in batch for name in self.names):
+            x = tuple(batch[name] for name in self.names)
+        elif isinstance(batch, tuple | list) and batch and isinstance(batch[0], Tensor):
+            x = tuple(batch[: len(self.names)])
+        elif isinstance(batch, tuple | list) and batch:
+            x = batch[0]
+        else:
+            x = batch
+        return input_tensors(x)
 
     @property
     def names(self) -> list[str]:
@@ -125,6 +140,51 @@ def _form(batch: object) -> str:
     if isinstance(batch, tuple | list):
         return f"a {type(batch).__name__} of {len(batch)}"
     return f"a {type(batch).__name__}"
+
+
+def data_set(data: object, what: str) -> Iterable[object]:
+    """One batch in a list, or what gives several; ``what`` is the data's name in errors.
+
+    A ``Batches`` is its tensors: to go through it would be to draw an order. A list is one of batches.
+    """
+    if isinstance(data, Batches):
+        return [(data.x, data.y)]
+    if isinstance(data, tuple | Tensor | Mapping):
+        return [data]
+    tensors = isinstance(data, list) and any(isinstance(each, Tensor) for each in data)
+    if tensors or isinstance(data, str) or not isinstance(data, Iterable):
+        found = f"of type {type(data).__name__}{' and holds tensors' * tensors}"
+    elif isinstance(data, Iterator):
+        found = f"a {type(data).__name__}, which can be gone through once"
+    else:
+        return data
+    raise GncompileError(
+        f"{what} is {found}",
+        instead=f"give a tuple of tensors (x, y), the whole {what} set, or batches: a Batches, a "
+        "DataLoader, a list of pairs",
+    )
+
+
+def gives_batches(data: object) -> TypeGuard[Iterable[object]]:
+    """Whether ``data`` is a loader, and not a batch: a ``Batches``, a list of batches, ``DataLoader``, ….
+
+    A list or tuple of tensors is one batch, and so is what is like a tensor.
+    """
+    if isinstance(data, list):
+        return any(isinstance(each, tuple | list | Mapping) for each in data)
+    single = isinstance(data, Tensor | tuple | Mapping | str) or hasattr(data, "__array__")
+    return isinstance(data, Batches) or (isinstance(data, Iterable) and not single)
+
+
+def the_only(train: object, more: tuple[object, ...]) -> Any:
+    """``train``, or :class:`~gncompile.errors.GncompileError` where ``fit`` was given more without a name."""
+    if more:
+        kinds = " and ".join(type(each).__name__ for each in (train, *more))
+        raise GncompileError(
+            f"fit was given {kinds}, and takes one thing that gives batches",
+            instead="fit(gncompile.data.Batches(X, Y, batch_size), epochs=...), with all else by name",
+        )
+    return train
 
 
 def require_batches(train: object) -> None:

@@ -118,7 +118,7 @@ def _resolved(given: object, loss: Loss) -> Metric:
     if isinstance(given, str):
         if given not in _NAMED:
             raise _unknown(given)
-        return Metric(given, _Named(given, loss), higher_is_better=given not in ("rmse", "mae"))
+        return Metric(given, _Named(given, loss), higher_is_better(given))
     if not callable(given):
         raise _unknown(given)
     name = getattr(given, "__name__", type(given).__name__)
@@ -198,6 +198,12 @@ _NAMED: Mapping[str, Callable[[Answers], float]] = {
     "accuracy": _accuracy, "auc": _auc, "r2": _r2, "rmse": _rmse, "mae": _mae,
 }  # fmt: skip
 _OF_CLASSES = "accuracy", "auc"
+_ERRORS = "rmse", "mae"
+
+
+def higher_is_better(name: str) -> bool:
+    """Whether more is better of the metric ``name``; of ``"validation_loss"``, as of errors, it is not."""
+    return name in _NAMED and name not in _ERRORS
 
 
 class _Named:

@@ -4,7 +4,7 @@ A line has what fits the width, and always the count, the loss, the rate and the
 
     ━━━━━━━━━━╸━━━━━━━━━  1200/3200  loss 0.31  validation 0.35  25,300 samples/s  02:15 left
 
-The last one says why the fit ended, and with which loss.
+The last one says why the fit ended, and with which loss; one before it where small batches were joined.
 """
 
 from __future__ import annotations
@@ -54,6 +54,10 @@ def display(active: bool, total: int | None, history: History) -> Iterator[Show]
         )
         raise
     finally:
+        if history.joining:
+            _print(
+                console, f"{history.joining}; gather_samples=1, gather_noise=None keep them apart"
+            )
         _print(console, line.last(history, raised or history.ended))
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ..errors import CompileError, require_whole
+from ..data.data_sets import Batches
+from ..errors import CompileError, DataError, require_whole
 from ..graph.dropout import without_dropout
 from ..graph.embedding import is_whole
 from ..graph.model_graph import TracedModel
@@ -18,10 +19,11 @@ from ..pipeline import input_gradient_program, quadratic_program, tangent_progra
 from ..program.step_program import StepProgram
 from ..runtime.executable import Executable
 from ..runtime.memory import dense
-from .batches import Returned, Target, as_returned, first_tensor, input_tensors
+from .batches import Returned, Target, as_returned, first_tensor, input_tensors, joined_targets
 from .compiled import Compiled
-from .evaluation import Evaluation
+from .evaluation import Evaluation, parts
 from .factors import KroneckerFactors
+from .loaders import Pair, PairOf, data_set, gives_batches
 from .reported import Reported
 
 
@@ -98,8 +100,28 @@ class Questions:
         self._run("predict", "evaluate")
         return self._executable.result("evaluated_loss").clone()
 
-    def predict(self, x: Tensor | tuple[Tensor, ...], averaged: bool | None = None) -> Returned:
+    def predict(self, x: object, averaged: bool | None = None) -> Returned:
         """See :meth:`Trainer.predict`."""
+        return (
+            self._predicted_of_all(x, averaged)
+            if gives_batches(x)
+            else self._predicted(x, averaged)
+        )
+
+    def _predicted_of_all(self, loader: Iterable[object], averaged: bool | None) -> Returned:
+        """Predictions of all batches, in their order."""
+        inputs = PairOf(self._compiled.reader).inputs
+        batches = [loader.x] if isinstance(loader, Batches) else map(inputs, loader)
+        found = [
+            self._predicted(tuple(each[rows] for each in x), averaged)
+            for x in map(input_tensors, batches)
+            for rows in parts(len(x[0]))
+        ]
+        if not found:
+            raise DataError("the data has no batches", where="predict")
+        return joined_targets(found)
+
+    def _predicted(self, x: Any, averaged: bool | None) -> Returned:
         inputs = self._compiled.reader.inputs(x)
         with self.parameters(averaged):
             self._executable.load(inputs)
@@ -109,15 +131,19 @@ class Questions:
 
     def evaluate(
         self,
-        x: Tensor | tuple[Tensor, ...],
-        y: Target,
+        x: object,
+        y: Target = None,
         batch_size: int = 1000,
         averaged: bool | None = None,
     ) -> float:
         """See :meth:`Trainer.evaluate`."""
         require_whole("batch_size", batch_size)
-        whole = self.evaluation.whole([(x, y)])
-        return self.evaluation.loss([(x, y)], whole, batch_size, averaged)
+        pair, data = PairOf(self._compiled.reader), data_set(x, "data") if y is None else None
+
+        def pairs() -> Iterable[Pair]:
+            return [(x, y)] if data is None else map(pair, data)  # type: ignore[list-item]
+
+        return self.evaluation.loss(pairs(), self.evaluation.whole(pairs()), batch_size, averaged)
 
     def factors(self) -> dict[str, KroneckerFactors]:
         """See :meth:`Trainer.factors`."""

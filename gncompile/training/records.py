@@ -71,6 +71,8 @@ class History:
     records: list[Record] = field(default_factory=list)
     skipped: int = 0
     """Bad batches left out (``skip_bad_batches=True``)."""
+    joined: int = 0
+    """Updates on several batches put together, as ``gather_samples`` and ``gather_noise`` ask for."""
     stopped_early: bool = False
     """Whether early stopping or a callback ended the fit."""
     ended: str = ""
@@ -87,8 +89,16 @@ class History:
         known = [(value, record) for value, record in known if math.isfinite(value)] or known
         return min(known, key=lambda each: each[0], default=(0.0, None))[1]
 
+    @property
+    def joining(self) -> str:
+        """That most updates were on several batches, in words; nothing where they were not."""
+        if 2 * self.joined <= len(self):
+            return ""
+        samples = min(record.samples for record in self)
+        return f"small batches joined to {samples} samples or more"
+
     def __repr__(self) -> str:
-        parts = [count(len(self), "update")]
+        parts = [count(len(self), "update"), *filter(None, [self.joining])]
         if self.records:
             parts.append(f"loss {self[0].loss:.5g} → {self[-1].loss:.5g}")
         if self.best is not None:
@@ -102,8 +112,6 @@ class History:
 
     def __getattr__(self, name: str) -> list[Any]:
         if name.startswith("_"):  # copies and pickles ask before there are records
-            raise AttributeError(name)
-        if name.startswith("_"):  # copying asks for these before there are records
             raise AttributeError(name)
         measured = {key for record in self.records for key in record.metrics}
         known = [f.name for f in fields(Record)]

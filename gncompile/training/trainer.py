@@ -31,7 +31,7 @@ from .first_batches import FirstBatches
 from .fit import Fit
 from .fitting import Fitting
 from .gather import Gathering, Wanted
-from .loaders import Pair, ReadBatch
+from .loaders import Pair, ReadBatch, the_only
 from .metrics import Metric
 from .place import Place
 from .questions import Questions
@@ -137,7 +137,7 @@ class Trainer:
     def fit(
         self,
         train: Batches | Iterable[object],
-        *,
+        *more: object,
         updates: int | None = None,
         epochs: int | None = None,
         validation: object = None,
@@ -165,8 +165,9 @@ class Trainer:
         [300, 300, 300, 400]
         """
         asked = Fit(
-            train, updates, epochs, validation, validate_every, callbacks, progress, checkpoint,
-            checkpoint_every, early_stop, keep_best, metrics, loggers, skip_bad_batches, continue_order, batch
+            the_only(train, more), updates, epochs, validation, validate_every, callbacks, progress,
+            checkpoint, checkpoint_every, early_stop, keep_best, metrics, loggers, skip_bad_batches,
+            continue_order, batch,
         )  # fmt: skip
         return Fitting(asked, self).run()
 
@@ -220,23 +221,22 @@ class Trainer:
         """The data loss of one batch at the parameters that the model holds, a scalar tensor."""
         return self._asked.loss(x, y)
 
-    def predict(self, x: Inputs, averaged: bool | None = None) -> Returned:
-        """The network output ``[N, …]`` by the compiled forward pass, at the parameters of :meth:`evaluate`.
+    def predict(self, x: Inputs | Iterable[object], averaged: bool | None = None) -> Returned:
+        """The network output ``[N, …]`` of inputs, or of all that a loader gives, in its order.
 
-        ``averaged`` is as there. Raises :class:`~gncompile.errors.BatchError` for no samples.
+        At the parameters of :meth:`evaluate`, as there; :class:`~gncompile.errors.BatchError` for no samples.
         """
         return self._asked.predict(x, averaged)
 
     def evaluate(
-        self, x: Inputs, y: Target, batch_size: int = 1000, averaged: bool | None = None
+        self, x: object, y: Target = None, batch_size: int = 1000, averaged: bool | None = None
     ) -> float:
-        """The data loss of a whole data set at the reported parameters, in batches.
+        """The data loss of a whole data set, ``x, y`` or alone what ``fit`` validates: a loader, ``Batches``.
 
-        The mean over samples (the sum, for losses that sum). What is *reported* is told at :class:`Trainer`;
-        ``averaged=True`` asks for the averages, ``averaged=False`` for the latest.
-
-        Raises :class:`~gncompile.errors.BatchError` for no samples, other numbers of inputs and targets, and
-        values that are not finite.
+        In batches: the mean over samples (the sum, for losses that sum). Of the reported parameters, see
+        :class:`Trainer`; ``averaged=True`` asks for the averages, ``averaged=False`` for the latest.
+        :class:`~gncompile.errors.BatchError` for no samples, other numbers of inputs and targets, and values
+        that are not finite.
         """
         return self._asked.evaluate(x, y, batch_size, averaged)
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
-from torch import Tensor
-
 from ..data.data_sets import Batches
-from ..errors import BatchError, GncompileError
+from ..errors import BatchError
 from .batches import Target
 from .compiled import Compiled
 from .evaluation import Evaluation
 from .gather import Gathering
-from .loaders import Pair, PairOf, ReadBatch, Rows
+from .loaders import Pair, PairOf, ReadBatch, Rows, data_set
 from .metrics import Collected, Metric
 
 EVERY = 20
@@ -52,7 +50,7 @@ class Validation:
     ) -> None:
         self._trainer, self._metrics = trainer, metrics
         self._pair = PairOf(trainer.compiled.reader, batch)
-        self._data: Iterable[object] = _batches(data)
+        self._data: Iterable[object] = data_set(data, "validation")
         try:
             self._whole = trainer.evaluation.whole(self._checked())
         except BatchError as error:
@@ -73,29 +71,6 @@ class Validation:
         for x, y in self._pairs():
             self._trainer.check_batch(x, y)
             yield x, y
-
-
-def _batches(data: object) -> Iterable[object]:
-    """One batch in a list, or what gives several.
-
-    A ``Batches`` is its tensors: to go through it would be to draw an order. A list is one of batches.
-    """
-    if isinstance(data, Batches):
-        return [(data.x, data.y)]
-    if isinstance(data, tuple | Tensor | Mapping):
-        return [data]
-    tensors = isinstance(data, list) and any(isinstance(each, Tensor) for each in data)
-    if tensors or isinstance(data, str) or not isinstance(data, Iterable):
-        found = f"of type {type(data).__name__}{' and holds tensors' * tensors}"
-    elif isinstance(data, Iterator):
-        found = f"a {type(data).__name__}, which can be gone through once"
-    else:
-        return data
-    raise GncompileError(
-        f"validation is {found}",
-        instead="give a tuple of tensors (x, y), the whole validation set, or batches: a Batches, a "
-        "DataLoader, a list of pairs",
-    )
 
 
 class Schedule:

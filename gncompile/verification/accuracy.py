@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ..base.tables import table
 from ..emit.torch_statements import torch_statements
+from ..errors import ExpressionError
 from ..functions.exact_values import ExactFunction, plain_slope
 from ..functions.expressions import evaluate
 from ..functions.primitives import kinked, select
@@ -82,7 +83,7 @@ class Accuracy:
 
 def measure_accuracy(
     function: TransferFunction | str,
-    *,
+    *more: object,
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64),
     density: int = 100,
 ) -> Accuracy:
@@ -90,12 +91,19 @@ def measure_accuracy(
 
     Each is computed on every backend over :func:`grid`, about ``4 density`` points, and compared with mpmath
     (:mod:`~gncompile.functions.exact_values`); the measures are defined at the head of this file. Takes
-    about a second. Raises :class:`ExpressionError` for an unknown name.
+    about a second. Raises :class:`ExpressionError` for an unknown name, and for what is no transfer function.
 
     >>> worst = measure_accuracy("relu").measurements[0].ulps
     >>> worst.error
     0.0
     """
+    if more or not isinstance(function, TransferFunction | str):
+        raise ExpressionError(
+            f"measure_accuracy was given {' and '.join(type(e).__name__ for e in (function, *more))}, and "
+            "measures the rounding errors of one transfer function",
+            instead="measure_accuracy('tanh'); for a network's accuracy on data "
+            "fit(..., validation=..., metrics=['accuracy']), and trainer.evaluate for its loss",
+        )
     declared = transfer(function) if isinstance(function, str) else function
     subject = _Subject(declared)
     found = [

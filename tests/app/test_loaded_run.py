@@ -86,6 +86,9 @@ def test_predictions_need_no_training_data(copied: Path) -> None:
         columns = loaded.predict(given)
         assert list(columns) == [f"x[{i}]" for i in range(9)]
         np.testing.assert_allclose(np.stack([*columns.values()], 1), outputs, rtol=1e-12)
+        with torch.no_grad():
+            direct = loaded.module(loaded.encode(given)).sigmoid()
+        torch.testing.assert_close(direct, outputs, rtol=1e-12, atol=0.0)
     with pytest.raises(DataError, match="no data file"):
         loaded.evaluate()
 

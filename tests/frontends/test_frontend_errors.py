@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Callable
@@ -325,6 +326,21 @@ def test_assignment_to_a_part() -> None:
 def test_graph_of_a_failed_export_is_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
     refused(Function(lambda self, h: h if h.sum() > 0 else -h), "control flow")
     assert capfd.readouterr().err == ""
+
+
+def test_a_shape_that_does_not_fit_is_told_by_our_error_alone() -> None:
+    """And not by torch's log of its own traceback, whose handler writes to the stderr of torch's start."""
+    records: list[logging.LogRecord] = []
+    logger, handler = logging.getLogger("torch._subclasses.fake_tensor"), logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(TraceError, match="mat1 and mat2"):
+            trace(nn.Sequential(nn.Linear(3, 2)), torch.ones(4, 5))
+        logger.error("something else")
+    finally:
+        logger.removeHandler(handler)
+    assert [record.msg for record in records] == ["something else"]
 
 
 def test_what_forward_prints_is_printed(capfd: pytest.CaptureFixture[str]) -> None:

@@ -400,11 +400,26 @@ def test_zero_curvature_is_refused(text: str) -> None:
         resolve_loss(text)
 
 
-def test_an_expression_that_overflows_needlessly_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("log(2 + cosh(z)) - y*z", r"in cosh\(z\)\n.*\n.*write it with softplus"),
+        (
+            "z**2 - log(softplus(2*z))",
+            r"in 1/softplus\(2\*z\)\n.*\n.*softplus\(2\*z\) is all but 0",
+        ),
+    ],
+)
+def test_an_expression_that_overflows_needlessly_is_refused(text: str, told: str) -> None:
     with pytest.raises(
-        LossError, match=r"overflows where its value is finite: .* at z = -1000, y = 0\.5"
+        LossError,
+        match=rf"overflows where its derivatives are finite: .* at z = -1000, y = 0\.5, {told}",
     ):
-        resolve_loss("log(2 + cosh(z)) - y*z")
+        resolve_loss(text)
+
+
+def test_the_remedy_for_what_is_all_but_zero_is_taken() -> None:
+    resolve_loss("z**2 - log(softplus(2*z) + 1e-6)")
 
 
 @pytest.mark.parametrize(

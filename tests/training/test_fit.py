@@ -21,6 +21,7 @@ from training import (
     snapshot,
 )
 
+import gncompile
 from gncompile.data import Batches
 from gncompile.errors import BatchError, DataError, GncompileError
 from gncompile.training import started
@@ -328,6 +329,20 @@ def test_progress_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
     assert last.startswith("5 updates in 00:0")
     assert ", validation " in last
     assert last.endswith("ended: 5 updates made")
+
+
+def test_small_batches_that_are_joined_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    (x, y), model = samples(600), network()
+    trainer = gncompile.compile(model, "mse", x)
+    history = trainer.fit(Batches(x, y, 32), epochs=1)
+    told, last = capsys.readouterr().err.splitlines()[-2:]
+    joined = f"small batches joined to {min(history.samples)} samples or more"
+    assert told == f"{joined}; gather_samples=1, gather_noise=None keep them apart"
+    assert joined in repr(history)
+    assert "updates in" in last
+    assert history.joined == len(history) == 3
+    apart = trainer.fit([(x[:300], y[:300]), (x, y)], epochs=1)
+    assert "joined" not in capsys.readouterr().err + repr(apart)
 
 
 def test_progress_on_a_terminal(

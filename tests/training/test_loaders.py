@@ -237,3 +237,46 @@ def test_a_batch_that_does_not_fit_is_told_before_the_training() -> None:
     with pytest.raises(BatchError, match="validation: "):
         trainer.fit([(x, y)], updates=1, validation=[(x, y), (x, y[:, :2])], progress=False)
     assert trainer.updates == 0
+
+
+# --- evaluate, predict and fit on what gives batches ----------------------------------------------------
+
+
+def test_evaluate_and_predict_take_loaders() -> None:
+    trainer, (x, y) = compiled(network()), samples(70)
+    loss, outputs = trainer.evaluate(x, y), trainer.predict(x)
+    given = DataLoader(TensorDataset(x, y), 16), Batches(x, y, 16), [(x[:3], y[:3]), (x[3:], y[3:])]
+    for loader in given:
+        assert trainer.evaluate(loader) == pytest.approx(loss, rel=1e-6)
+        torch.testing.assert_close(trainer.predict(loader), outputs)
+    inputs_alone = DataLoader(TensorDataset(x), 16)
+    torch.testing.assert_close(trainer.predict(inputs_alone), outputs)
+    assert trainer.evaluate((x, y)) == loss
+
+
+def test_predictions_of_several_inputs_and_outputs_come_from_loaders() -> None:
+    reads = gncompile.compile(
+        Two(2), {"mean": "mse", "other": "mse"}, (torch.zeros(1, 2), torch.zeros(1, 4))
+    )
+    expected = reads.predict((A, B))
+    for batch in (A, B, Y), ((A, B), Y), {"image": A, "table": B, "mean": Y}:
+        found = reads.predict([batch, batch])
+        for name in "mean", "other":
+            torch.testing.assert_close(found[name], torch.cat([expected[name]] * 2))
+
+
+def test_what_is_no_data_set_is_refused_in_words() -> None:
+    trainer, (x, y) = compiled(network()), samples(8)
+    with pytest.raises(BatchError, match="a batch has no target"):
+        trainer.evaluate(x)
+    with pytest.raises(BatchError, match="from_numpy"):
+        trainer.predict(x.numpy())
+    with pytest.raises(BatchError, match="from_numpy"):
+        trainer.evaluate(x.numpy(), y.numpy())
+    with pytest.raises(GncompileError, match="data is a generator, which can be gone through once"):
+        trainer.evaluate(pair for pair in [(x, y)])
+    with pytest.raises(DataError, match="no batches"):
+        trainer.predict(DataLoader(TensorDataset(x[:0], y[:0]), 4))
+    for more in (y,), (y, 10):
+        with pytest.raises(GncompileError, match=r"Batches\(X, Y, batch_size\)"):
+            trainer.fit(x, *more, epochs=1)

@@ -17,7 +17,7 @@ import gncompile
 from gncompile.errors import GncompileError, MetricWarning
 from gncompile.losses import resolve_loss, weighted
 from gncompile.losses.weighting import bind_loss
-from gncompile.training.metrics import Metric, metric_values, resolve_metrics
+from gncompile.training.metrics import Metric, higher_is_better, metric_values, resolve_metrics
 
 GENERATOR = torch.Generator().manual_seed(4)
 Z = torch.randn(40, 3, generator=GENERATOR)
@@ -200,3 +200,8 @@ def test_a_fit_records_them_of_all_validation_data() -> None:
     assert history[-1].metrics == pytest.approx({
         "rmse": float((error**2).mean().sqrt()), "worst": float(error.abs().max()),
     })  # fmt: skip
+
+
+def test_more_is_better_but_of_errors() -> None:
+    names = "accuracy", "auc", "r2", "rmse", "mae", "validation_loss"
+    assert [*map(higher_is_better, names)] == [True, True, True, False, False, False]

@@ -212,3 +212,10 @@ def test_parameters_are_those_given():
     measured = measure_accuracy(transfer("leaky_relu", negative_slope=0.3), density=10)
     assert measured.function == "leaky_relu(negative_slope=0.3)"
     assert all(m.ulps.error <= 1 for m in measured.measurements)
+
+
+def test_a_network_has_no_accuracy_of_a_function() -> None:
+    model = torch.nn.Linear(2, 1)
+    for more in (), (torch.ones(3, 2),):
+        with pytest.raises(ExpressionError, match=r"given Linear.*\n.*metrics=\['accuracy'\]"):
+            measure_accuracy(model, *more)  # type: ignore[arg-type]
