@@ -97,8 +97,14 @@ class Run:
         data.
         """
         if data is None:
-            split = self.data()
-            x, y = split.validation_x, split.validation_y
+            validation = self.data().validation
+            if validation is None:
+                raise DataError(
+                    "the run has no validation data",
+                    where=str(self.folder.path),
+                    instead="give the data to evaluate on: a file, or (x, y)",
+                )
+            x, y = validation
         elif isinstance(data, tuple):
             x, y = mapped(torch.as_tensor, data)
             x = self._inputs(x)

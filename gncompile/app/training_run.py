@@ -240,7 +240,7 @@ class TrainingRun:
         return self.trainer.fit(
             self.batches,
             updates=updates,
-            validation=(self.data.validation_x, self.data.validation_y),
+            validation=self.data.validation,
             validate_every=training.validate_every,
             callbacks=[self._after_step],
             progress=self.progress,

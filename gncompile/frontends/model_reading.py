@@ -17,7 +17,7 @@ from ..data.tables import TABLES
 from ..errors import ModelFileError, expected_got, message, nearest
 from .model_schema import Sections
 from .network_schema import VARIANTS, Layers
-from .training_schema import Training, with_length
+from .training_schema import OF_VALIDATION, Training, with_length
 
 MAX_BYTES = 16 << 20
 """Of a model file; TOML is read into objects fifty times its size."""
@@ -68,15 +68,17 @@ def validate(content: bytes, path: Path) -> Sections:
     except RecursionError:
         found = f"tables or arrays are nested more than {MAX_DEPTH} deep"
         raise ModelFileError(found, where=str(path)) from None
-    training = tables.get("training", {})
+    training, data = tables.get("training", {}), tables.get("data")
     if isinstance(training, dict):
-        tables["training"] = with_length(training)
+        validates = not isinstance(data, dict) or data.get("validation") != 0
+        tables["training"] = with_length(training, validates)
     try:
         # JSON is where pydantic's strict mode knows arrays and tables from Python's own types.
         sections = Sections.model_validate_json(json.dumps(tables, default=str))
     except ValidationError as error:
         raise ModelFileError("\n".join(_mistakes(error)), where=str(path)) from None
     _check_options(sections.training, path)
+    _check_validation(sections, path)
     return sections
 
 
@@ -125,6 +127,17 @@ def _check_options(training: Training, path: Path) -> None:
         else:
             continue
         raise ModelFileError(found, where=where, instead=instead)
+
+
+def _check_validation(sections: Sections, path: Path) -> None:
+    """Refuse what is asked of a validation that there is none of."""
+    asked = [key for key in OF_VALIDATION if getattr(sections.training, key)]
+    if sections.data.validation == 0 and asked:
+        raise ModelFileError(
+            f"validation = 0 in [data], and {', '.join(asked)} of [training] need a validation",
+            where=str(path),
+            instead=f"leave {' and '.join(asked)} out, or hold samples out: validation = 0.1",
+        )
 
 
 # --- pydantic's errors -------------------------------------------------------------------------------

@@ -279,3 +279,22 @@ def test_mistakes_are_found_without_training(
     assert run("check", path) == 1
     assert expected in capsys.readouterr().err
     assert sorted(each.name for each in tmp_path.iterdir()) == ["t.csv", "t.toml"]
+
+
+def test_all_rows_are_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "t.toml", tmp_path / "run"
+    write_csv(tmp_path / "t.csv", {"a": range(ROWS), "c": ["x", "y", "z"] * 20})
+    head = '[data]\nname = "t.csv"\ntargets = ["c"]\nvalidation = 0\n[training]\n'
+    path.write_text(head + "metrics = ['accuracy']\nearly_stop = 3\nupdates = 2\n")
+    with pytest.raises(ModelFileError, match="early_stop, metrics of .training. need a validation"):
+        load_model_file(path)
+    path.write_text(head)
+    assert run("train", path, "--out", out, "--epochs", 2, "--quiet") == 0
+    report = (out / "report.md").read_text()
+    assert "60 samples, none for validation" in report
+    assert "validation samples" not in report
+    assert run("evaluate", out) == 1
+    assert "the run has no validation data" in capsys.readouterr().err
+    assert run("evaluate", out, tmp_path / "t.csv") == 0
+    assert run("compare", path, "--updates", 1, "--out", tmp_path / "c") == 1
+    assert "a comparison needs validation data" in capsys.readouterr().err
