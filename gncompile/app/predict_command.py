@@ -49,10 +49,12 @@ def evaluate(
     data_root: Path | None,
 ) -> str:
     """The loss and the metrics of the network in ``run``, of ``data`` or of the run's own validation data."""
-    found = load(run, data_root).evaluate(data, metrics)
+    loaded = load(run, data_root)
+    found = loaded.evaluate(data, metrics)
     if as_json:
         return json.dumps(found)
-    return table({name: f"{value:.6g}" for name, value in found.items()})
+    names = {"loss": "loss, of standardised targets"} if loaded.file.in_units else {}
+    return table({names.get(name, name): f"{value:.6g}" for name, value in found.items()})
 
 
 def _listed(names: Sequence[str], most: int = 5) -> str:

@@ -59,17 +59,14 @@ def results(run: Run, data: DataSplit) -> dict[str, str]:
     shown = min(samples, EVALUATED)
     first = tuple(mapped(lambda each: each[:shown], part) for part in (data.train_x, data.train_y))
     learnt = evaluated(run.module, run.loss, *first)
-    held = (
-        evaluated(run.module, run.loss, *data.validation, training.metrics)
-        if data.validation
-        else {}
-    )
+    held = evaluated(run.module, run.loss, *data.validation, run.metrics) if data.validation else {}
     parameters = sum(parameter.numel() for parameter in run.module.parameters())
     method = run.trainer.settings.method
     shown_method = method if isinstance(method, str) else "methods by layer"
     return {
         "data": f"{Path(run.file.data.name).name}, {samples} samples, {held_out or 'none'} for validation",
-        "network": f"{parameters} parameters; loss {run.loss.name}",
+        "network": f"{parameters} parameters; loss {run.loss.name}"
+        + (", standardised" if run.file.in_units else ""),
         "training": f"{shown_method}, batches of {run.file.batch_size}, {training.dtype}",
         **_history(run),
         f"loss, first {shown} training samples": f"{learnt['loss']:.6g}",

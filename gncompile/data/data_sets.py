@@ -52,8 +52,8 @@ def _check(spec: DataSpec) -> None:
     """Raise for numbers that no data set can have."""
     share = isinstance(spec.validation, float) and 0 < spec.validation < 1
     counts = {"train": spec.train, "validation": None if share else spec.validation}
-    counts = {name: n for name, n in counts.items() if n is not None} | {"seed": spec.seed}
-    wrong = {name: n for name, n in counts.items() if not _whole(n, name == "train")}
+    given = {name: n for name, n in counts.items() if n is not None} | {"seed": spec.seed}
+    wrong = {name: n for name, n in given.items() if not _whole(n, name == "train")}
     if not all(_whole(n, 1) for n in spec.shape or ()):
         wrong["shape"] = next(n for n in spec.shape or () if not _whole(n, 1))
     for name, value in wrong.items():

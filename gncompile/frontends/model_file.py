@@ -122,7 +122,7 @@ class ModelFile:
         declared = self.declared_loss
         if not self.needs_data:
             return declared
-        if self._in_units:
+        if self.in_units:
             declared = standardised(declared, self.schema.output_scale)
         return weighted(declared) if self.schema.weights else declared
 
@@ -143,7 +143,7 @@ class ModelFile:
         )
 
     @cached_property
-    def _in_units(self) -> bool:
+    def in_units(self) -> bool:
         """Whether the network learns standardised outputs, which its module takes back into their units."""
         scales = self.needs_data and self.schema.target_scale is not None
         return scales and is_of_differences(resolve_loss(self.declared_loss))
@@ -214,7 +214,7 @@ class ModelFile:
         seed = self.training.seed if seed is None else seed
         declared = self.nodes, self.functions, self.sizes, seed, self.dtype
         if self.needs_data and (self.schema.standardise or self.schema.categories):
-            return TableNetwork(self.schema, self._in_units, *declared)
+            return TableNetwork(self.schema, self.in_units, *declared)
         return DeclaredNetwork(self.input_size, *declared)
 
 

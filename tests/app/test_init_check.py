@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from payloads import nothing_executed, payloads
 
+import gncompile
 from gncompile.app.check_command import check_file
 from gncompile.app.cli import main
 from gncompile.app.init_command import init_file
@@ -298,3 +300,19 @@ def test_all_rows_are_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert run("evaluate", out, tmp_path / "t.csv") == 0
     assert run("compare", path, "--updates", 1, "--out", tmp_path / "c") == 1
     assert "a comparison needs validation data" in capsys.readouterr().err
+
+
+def test_the_usual_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = np.random.default_rng(0).random(ROWS)
+    write_csv(tmp_path / "t.csv", {"a": numbers, "b": 100 * numbers, "c": ["x", "y"] * 30})
+    for target, found in (("b", {"r2", "rmse"}), ("c", {"accuracy"})):
+        path, out = tmp_path / f"{target}.toml", tmp_path / target
+        path.write_text(f'[data]\nname = "t.csv"\ntargets = ["{target}"]\n')
+        assert run("train", path, "--out", out, "--updates", 1, "--quiet") == 0
+        assert gncompile.load(out).evaluate().keys() == {"loss", *found}
+        capsys.readouterr()
+        assert run("evaluate", out) == 0
+        shown = capsys.readouterr().out
+        assert shown.startswith("loss, of standardised targets  ") == (target == "b")
+        assert run("evaluate", out, "--metrics", "", "--json") == 0
+        assert list(json.loads(capsys.readouterr().out)) == ["loss"]
