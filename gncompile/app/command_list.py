@@ -6,7 +6,6 @@ from typing import Any
 
 from typer.core import TyperGroup
 
-
 FIRST = "init", "check", "train", "resume", "evaluate", "predict"
 """Commands in the order in which a user comes to need them; the others follow."""
 
