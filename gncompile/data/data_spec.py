@@ -14,6 +14,8 @@ from ..losses.targets import mapped, tensors_of
 from .table_schema import TableSchema
 
 Target = Literal["input", "label", "value"]
+VALIDATION = 0.1
+"""The share of the rows that is held out where nobody says how many."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ..base.untrusted import shown
 from ..errors import DataError, expected_got, message
 from ..losses.targets import mapped
 from .data_files import ARCHIVES, FORMAT, Missing
-from .data_spec import DataSpec, DataSplit, Tensors
+from .data_spec import VALIDATION, DataSpec, DataSplit, Tensors
 from .learned_schema import input_columns, learn_schema
 from .table import Array, Table
 from .table_schema import TableSchema
@@ -216,9 +216,8 @@ def _no_rows(tensors: Tensors) -> Tensors:
 
 def _held_out(spec: DataSpec, rows: int, where: str) -> int:
     """How many of ``rows`` samples are held out."""
-    given = spec.validation
-    share = max(1, round(given * rows)) if isinstance(given, float) else given
-    held = max(1, rows // 10) if share is None else share
+    given = VALIDATION if spec.validation is None else spec.validation
+    held = max(1, round(given * rows)) if isinstance(given, float) else given
     if not 0 <= held < rows:
         raise DataError(
             f"cannot hold {held} of {rows} samples out for validation",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -316,3 +317,23 @@ def test_the_usual_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert shown.startswith("loss, of standardised targets  ") == (target == "b")
         assert run("evaluate", out, "--metrics", "", "--json") == 0
         assert list(json.loads(capsys.readouterr().out)) == ["loss"]
+
+
+@pytest.mark.parametrize("target", ["yes", 3.0, 3.5])
+def test_targets_that_are_all_the_same(tmp_path: Path, target: Any) -> None:
+    data = write_csv(tmp_path / "t.csv", {"a": range(ROWS), "b": [target] * ROWS})
+    np.savez(tmp_path / "t.npz", x=np.ones((ROWS, 2)), y=np.full(ROWS, target))
+    for path in (data, tmp_path / "t.npz"):
+        with pytest.raises(DataError, match=f"all targets are '{target}', which leaves nothing"):
+            init_file(path)
+    assert not (tmp_path / "t.toml").exists()
+
+
+def test_as_many_are_held_out_whether_or_not_it_is_said(tmp_path: Path) -> None:
+    rows = 57  # a tenth of which is no whole number
+    write_csv(tmp_path / "t.csv", {"a": range(rows), "b": [i / 7 for i in range(rows)]})
+    said = init_file(tmp_path / "t.csv")
+    unsaid = tmp_path / "unsaid.toml"
+    unsaid.write_text(re.sub("(?m)^validation = .*\n", "", said.read_text()))
+    sizes = {len(load_data(load_model_file(path)).validation_x) for path in (said, unsaid)}
+    assert sizes == {6}
