@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -260,12 +261,29 @@ def load_model_file(
     if network.complete:
         sizes_of(nodes, network.input_size or 0, path)
     check_all_read(nodes, path)
-    functions = {
-        node.name: function_of(node, known, path)
-        for node in nodes
-        if isinstance(node, Linear | Pointwise)
-    }
+    functions: dict[str, Function] = {}
+    mistakes: dict[str, GncompileError] = {}  # by what was found, which many layers may share
+    for node in nodes:
+        if isinstance(node, Linear | Pointwise):
+            with _noted(mistakes):
+                functions[node.name] = function_of(node, known, path)
+    if sections.loss is not None and sections.loss.name is not None:
+        with _noted(mistakes):
+            resolve_loss(sections.loss.name)
+    if len(mistakes) == 1:
+        raise next(iter(mistakes.values()))
+    if mistakes:
+        raise ModelFileError("\n".join(map(str, mistakes.values())))
     return ModelFile(path, content, sections, functions, transfers, schema)
+
+
+@contextmanager
+def _noted(mistakes: dict[str, GncompileError]) -> Iterator[None]:
+    """Go on after a mistake, which is kept."""
+    try:
+        yield
+    except GncompileError as error:
+        mistakes.setdefault(str(error).partition("\n")[0], error)
 
 
 def _located(name: str, roots: list[Path], key: str, path: Path) -> str:

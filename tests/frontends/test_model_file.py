@@ -306,8 +306,8 @@ def test_mistakes_in_nodes(tmp_path: Path, old: str, new: str, expected: str) ->
             "'data.targts'. Did you mean 'target",
         ),
         ('name = "curves"', 'name = "curves"\ntarget = "in"', "'input', 'label' or 'value'"),
-        ('name = "curves"', 'name = "curves"\ntrain = "20"', "a valid integer\n  got:      '20'"),
-        ('name = "curves"', 'name = "curves"\nvalidation = true', "integer\n  got:      True"),
+        ('name = "curves"', 'name = "curves"\ntrain = "20"', "a whole number\n  got:      '20'"),
+        ('name = "curves"', 'name = "curves"\nvalidation = true', "number\n  got:      True"),
         ("updates = 3", 'updates = 3\ndtype = "half"', "'float32' or 'float64'"),
         ("updates = 3", "updates = 1979-05-27", "wrong value for 'training.updates'"),
     ],
@@ -315,6 +315,14 @@ def test_mistakes_in_nodes(tmp_path: Path, old: str, new: str, expected: str) ->
 def test_mistakes_in_other_sections(tmp_path: Path, old: str, new: str, expected: str) -> None:
     assert old in HEAD
     assert expected in refusal(tmp_path, CHAIN, HEAD.replace(old, new))
+
+
+def test_names_that_are_unknown_are_listed_at_once(tmp_path: Path) -> None:
+    shown = refusal(
+        tmp_path, CHAIN.replace("u*sigmoid(1.702*u)", "reluu"), HEAD.replace("mse", "msee")
+    )
+    assert "unknown transfer function 'reluu'. Did you mean 'relu'?" in shown
+    assert "unknown loss 'msee'. Did you mean 'mse'?" in shown
 
 
 def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
