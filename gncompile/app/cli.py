@@ -135,21 +135,22 @@ def train(
 @app.command()
 def resume(
     run: RunPath,
-    updates: Annotated[int | None, typer.Option(min=1, help="Updates to make from here.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs to make from here.")] = None,
+    updates: Annotated[int | None, typer.Option(min=1, help="Updates to make now.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs to make now.")] = None,
     data_root: DataRoot = None,
     quiet: Quiet = False,
 ) -> None:
-    """Go on with a training from its last checkpoint, to its end or beyond."""
+    """Go on with a training from its last checkpoint, to its end, or for some updates more.
+
+    The end that was meant stays, unless these updates lead beyond it.
+    """
     from .training_run import TrainingRun
 
     if updates is not None and epochs is not None:
         raise typer.BadParameter("give --updates or --epochs, not both")
     resumed = TrainingRun.resume(run, not quiet, data_root, updates=updates, epochs=epochs)
-    if resumed.started.ended:
-        _print(
-            f"ended before: {resumed.started.ended}; for more: gncompile resume {run} --updates N"
-        )
+    if ended := resumed.started.ended:
+        _print(f"ended before: {ended}; for more: gncompile resume {run} --updates N")
     _finish(resumed)
 
 
@@ -196,11 +197,13 @@ def explain(
 ) -> None:
     """Print what is derived and compiled for a model file, or write it as a report."""
     from ..frontends.model_file import load_model_file
+    from .predict_command import require_other
     from .training_run import compile_file
 
     if layer is not None and (html or latex):
         raise typer.BadParameter("--html and --latex report the whole network: leave --layer out")
-    _require_other(file, latex)
+    if latex:
+        require_other(latex, [file])
     model_file = load_model_file(file, data_root=data_root)
     trainer, batch = compile_file(model_file), model_file.training.batch_size
     if html:
@@ -379,21 +382,18 @@ def env() -> None:
 
 def _finish(run: TrainingRun) -> None:
     """Train, and say where the results are or how to go on."""
+    code, folder = 0, run.folder.path
     try:
         run.train()
     except Stopped:
-        path = run.folder.path
-        _print(f"stopped after {run.trainer.updates} updates; go on with: gncompile resume {path}")
-        raise typer.Exit(130) from None
-    for path in sorted(run.folder.path.iterdir()):
+        code = 130
+    if code or not run.started.ended:
+        made = f"stopped after {run.trainer.updates} updates"
+        _print(f"{made}; go on with: gncompile resume {folder}")
+        raise typer.Exit(code)
+    for path in sorted(folder.iterdir()):
         if not path.name.startswith("."):
             _print(str(path))
-
-
-def _require_other(given: Path, written: Path | None) -> None:
-    """Refuse to replace what a command reads."""
-    if written is not None and written.exists() and written.samefile(given):
-        raise GncompileError(f"{str(written)!r} would be replaced", instead="write to another file")
 
 
 def _print(text: str) -> None:

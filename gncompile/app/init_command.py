@@ -14,6 +14,7 @@ from ..base.files import atomic_write
 from ..base.tables import count
 from ..base.untrusted import shown, slug
 from ..data.data_files import ARCHIVES, Missing
+from ..data.data_spec import VALIDATION
 from ..data.table import Array, Table
 from ..data.tables import TABLES, read_table
 from ..errors import DataError, GncompileError, visible
@@ -114,7 +115,7 @@ def written(guess: Guess, name: str, title: str) -> str:
             "[data]",
             f"name = {in_toml(name)}  # {count(guess.samples, 'sample')}",
             *guess.lines,
-            "validation = 0.1  # the share that is held out; or validation_file, validation_column",
+            f"validation = {VALIDATION}  # the share that is held out; or validation_file, validation_column",
             "",
             *network,
             "",
@@ -163,6 +164,7 @@ def guess_table(table: Table, target: str | None = None) -> Guess:
     table.require_filled(
         [(target, empty)], "leave these samples out, or choose another target with --target"
     )
+    require_several(values, f"column {shown(target)} of {table.where}")
     classes, what = classes_of(table, target)
     inputs = [name for name in usable if name != target]
     ignored = [name for name in inputs if table.is_text(name) and is_identifier(table, name)]
@@ -201,6 +203,16 @@ def missing(values: Array) -> Array:
     if values.dtype.kind != "f":
         return np.zeros(len(values), bool)
     return np.isnan(values)
+
+
+def require_several(values: Array, where: str) -> None:
+    """Raise :class:`~gncompile.errors.DataError` for targets that are all the same."""
+    if all(value == values[0] for value in values[1:]):
+        raise DataError(
+            f"all targets are {shown(str(values[0]), 40)}, which leaves nothing to learn",
+            where=where,
+            instead="give samples with others, or, of a table, choose another column with --target",
+        )
 
 
 def classes_of(table: Table, target: str) -> tuple[bool, str]:
@@ -258,6 +270,8 @@ def guess_arrays(path: Path) -> Guess:
     if y is None or not y.size:
         line = f'target = "input"  # an autoencoder: {size}, and there is no y'
         return Guess(len(x), False, autoencoder=True, lines=[line])
+    if y.size == len(y):
+        require_several(y.reshape(-1), f"array 'y' of {path}")
     numbers = y.dtype.kind in "iu" and are_labels(y)
     labels = y.size == len(y) and (numbers or y.dtype.kind in "bO")  # truths, or texts
     kind = f"{size}, y: {list(y.shape)}"

@@ -27,6 +27,7 @@ from ..frontends.model_file import ModelFile, load_model_file
 from ..losses.targets import mapped
 from ..losses.vocabulary import Loss, resolve_loss
 from ..losses.weighting import bind_loss
+from ..training.metrics import usual_metrics
 from .evaluation import evaluated, outputs_of, predicted
 from .run_folder import RunFolder
 from .started import Started
@@ -54,6 +55,11 @@ class Run:
     def schema(self) -> TableSchema:
         """Which columns go in and come out."""
         return self.file.schema
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the model file's metrics, or of the usual ones for its targets."""
+        return self.file.training.metrics or usual_metrics(self.schema.target, self.loss)
 
     @cached_property
     def trainer(self) -> Trainer:
@@ -97,14 +103,20 @@ class Run:
         data: Rows | tuple[Tensors | Array, Any] | None = None,
         metrics: Sequence[str] | None = None,
     ) -> dict[str, float]:
-        """``{"loss": …}`` with the metrics, those of the model file or others, on all rows of ``data``.
+        """``{"loss": …}`` with ``metrics``, by default :attr:`metrics`, on all rows of ``data``.
 
         ``data`` are rows with targets, or tensors or arrays ``(x, y)``; by default the run's own validation
         data.
         """
         if data is None:
-            split = self.data()
-            x, y = split.validation_x, split.validation_y
+            validation = self.data().validation
+            if validation is None:
+                raise DataError(
+                    "the run has no validation data",
+                    where=str(self.folder.path),
+                    instead="give the data to evaluate on: a file, or (x, y)",
+                )
+            x, y = validation
         elif isinstance(data, tuple):
             x, y = mapped(torch.as_tensor, data)
             x = self._inputs(x)
@@ -112,7 +124,7 @@ class Run:
             table = self._table(data, targets=True)
             x = self.schema.encode(table)
             y = x if self.schema.target == "input" else self.schema.targets_of(table)
-        metrics = self.file.training.metrics if metrics is None else metrics
+        metrics = self.metrics if metrics is None else metrics
         return evaluated(self.module, self.loss, self._cast(x), self._cast(y), metrics)
 
     def data(self) -> DataSplit:

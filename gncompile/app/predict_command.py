@@ -31,7 +31,7 @@ def predict(run: Path, data: Path, out: Path) -> str:
     loaded = load(run)
     trained_on = (loaded.file.data.name, loaded.file.data.validation_file)
     kept = [data, *map(Path, filter(None, trained_on)), *loaded.folder.path.iterdir()]
-    _require_other(out, kept)
+    require_other(out, kept)
     columns = loaded.predict(data)
     if loaded.schema.archive and loaded.schema.classes is None and out.suffix == ".npz":
         name = (loaded.schema.targets or [loaded.schema.numeric[0].name])[0]
@@ -49,10 +49,12 @@ def evaluate(
     data_root: Path | None,
 ) -> str:
     """The loss and the metrics of the network in ``run``, of ``data`` or of the run's own validation data."""
-    found = load(run, data_root).evaluate(data, metrics)
+    loaded = load(run, data_root)
+    found = loaded.evaluate(data, metrics)
     if as_json:
         return json.dumps(found)
-    return table({name: f"{value:.6g}" for name, value in found.items()})
+    names = {"loss": "loss, of standardised targets"} if loaded.file.in_units else {}
+    return table({names.get(name, name): f"{value:.6g}" for name, value in found.items()})
 
 
 def _listed(names: Sequence[str], most: int = 5) -> str:
@@ -60,7 +62,7 @@ def _listed(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _require_other(written: Path, given: Sequence[Path]) -> None:
+def require_other(written: Path, given: Sequence[Path]) -> None:
     """Refuse to replace what a command reads, or needs to be able to go on."""
     if written.exists() and any(each.exists() and written.samefile(each) for each in given):
         raise GncompileError(

@@ -34,7 +34,7 @@ def evaluate(
     ] = None,
     metrics: Annotated[
         str | None,
-        typer.Option(metavar="NAMES", help="As accuracy,auc; default those of the model file."),
+        typer.Option(metavar="NAMES", help="As accuracy,auc; default the file's, or the usual."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     data_root: Annotated[

@@ -60,14 +60,14 @@ def results(run: Run, data: DataSplit) -> dict[str, str]:
     shown = min(samples, EVALUATED)
     first = tuple(mapped(lambda each: each[:shown], part) for part in (data.train_x, data.train_y))
     learnt = evaluated(run.module, run.loss, *first)
-    validation = data.validation_x, data.validation_y
-    held = evaluated(run.module, run.loss, *validation, training.metrics)
+    held = evaluated(run.module, run.loss, *data.validation, run.metrics) if data.validation else {}
     parameters = sum(parameter.numel() for parameter in run.module.parameters())
     method = run.trainer.settings.method
     shown_method = method if isinstance(method, str) else "methods by layer"
     return {
-        "data": f"{Path(run.file.data.name).name}, {samples} samples, {held_out} for validation",
-        "network": f"{parameters} parameters; loss {run.loss.name}",
+        "data": f"{Path(run.file.data.name).name}, {samples} samples, {held_out or 'none'} for validation",
+        "network": f"{parameters} parameters; loss {run.loss.name}"
+        + (", standardised" if run.file.in_units else ""),
         "training": f"{shown_method}, batches of {run.file.batch_size}, {training.dtype}",
         **_history(run),
         f"loss, first {shown} training samples": f"{learnt['loss']:.6g}",
@@ -110,7 +110,7 @@ def draw(run: Run, data: DataSplit) -> None:
     folder, schema = run.folder.path, run.schema
     draw_loss(run.folder.history(), folder / "loss.png")
     y = tensors_of(data.validation_y)[0]
-    if schema.target == "input" and len(data.shape) != 2:
+    if data.validation is None or (schema.target == "input" and len(data.shape) != 2):
         return
     count = SHOWN if schema.target == "input" else MOST_POINTS
     x, y = mapped(lambda each: each[:count], data.validation_x), y[:count]

@@ -66,6 +66,8 @@ class TrainingRun:
     progress: bool = True
     fresh: bool = False
     """Whether the folder was made for this training, and goes where nothing was learnt."""
+    until: int | None = None
+    """Updates after which this training stops, where that is before the end of the run."""
     _stop: threading.Event = field(default_factory=threading.Event)
 
     @classmethod
@@ -130,9 +132,10 @@ class TrainingRun:
         updates: int | None = None,
         epochs: int | None = None,
     ) -> TrainingRun:
-        """A run as its last checkpoint left it, to go on to its end, or for more ``updates`` or ``epochs``.
+        """A run as its last checkpoint left it, to go on to its end, or for ``updates`` or ``epochs``.
 
-        These count from here. ``data_root`` goes before the one it was started with.
+        The end moves only where these lead beyond it, or it was reached. ``data_root`` goes before the one
+        it was started with.
         """
         from ..training.trainer import Trainer
 
@@ -148,12 +151,13 @@ class TrainingRun:
             run_folder.rewind(trainer.updates)
             batches = Batches(data.train_x, data.train_y, file.training.batch_size, started.seed)
             more = updates or (epochs or 0) * len(batches)
-            if more:
-                started = started.prolonged(trainer.updates + more, run_folder)
+            until = trainer.updates + more if more else None
+            if until and (started.ended or until > started.total(len(batches))):
+                started = started.prolonged(until, run_folder)
         except BaseException:
             run_folder.release()
             raise
-        return cls(file, run_folder, started, trainer, data, batches, progress)
+        return cls(file, run_folder, started, trainer, data, batches, progress, until=until)
 
     @property
     def updates(self) -> int:
@@ -161,14 +165,14 @@ class TrainingRun:
         return self.started.total(len(self.batches))
 
     def train(self) -> None:
-        """Go on to the end of the run, and write its results.
+        """Go on to the end of the run, and write its results; or :attr:`until`, and keep what was learnt.
 
         Raises :class:`Stopped` on SIGINT and SIGTERM. Where anything fails, what was learnt is kept and the
         error says how to go on; a fresh run that learnt nothing leaves no folder.
         """
         try:
             self._learn()
-            self._write_results()
+            (self._write_results if self.started.ended else self._keep)()
         except KeyboardInterrupt:
             self._keep()
             raise Stopped from None
@@ -186,16 +190,19 @@ class TrainingRun:
             self.folder.release()
 
     def _learn(self) -> None:
-        """Make the updates that are left, and note why they ended."""
-        remaining = self.updates - self.trainer.updates
-        if remaining > 0 and not self.started.ended:
+        """Make the updates that are left, and note why the run ended, where it did."""
+        if self.started.ended:
+            return
+        until, reason = self.until or self.updates, ""
+        remaining = until - self.trainer.updates
+        if remaining > 0:
             with signals_set(self._stop):
                 history = self._fit(remaining)
-            early = self.trainer.updates < self.updates
-            reason = history.ended if early else f"{self.updates} updates made"
+            reason = history.ended if self.trainer.updates < until else ""
+        if self.trainer.updates >= self.updates:
+            reason = f"{self.updates} updates made"
+        if reason:
             self.started = self.started.ended_with(reason, self.folder)
-        elif not self.started.ended:
-            self.started = self.started.ended_with(f"{self.updates} updates made", self.folder)
 
     def _keep(self) -> None:
         """Store what was learnt so far, as far as that can still be done."""
@@ -233,7 +240,7 @@ class TrainingRun:
         return self.trainer.fit(
             self.batches,
             updates=updates,
-            validation=(self.data.validation_x, self.data.validation_y),
+            validation=self.data.validation,
             validate_every=training.validate_every,
             callbacks=[self._after_step],
             progress=self.progress,

@@ -82,8 +82,9 @@ def tune_file(
             report=lambda outcome: advance(line(outcome)),
         )
     say(f"{file.name}, batches of {samples}, on {store.device}\n")
-    say(table(tuned))
-    say("\n" + verdict(tuned))
+    if tuned.found.outcomes:
+        say(table(tuned) + "\n")
+    say(verdict(tuned))
     say("\n".join([f"settings: {store.path}", *store.notes]))
     return not tuned.found.interrupted
 

@@ -52,12 +52,12 @@ def _check(spec: DataSpec) -> None:
     """Raise for numbers that no data set can have."""
     share = isinstance(spec.validation, float) and 0 < spec.validation < 1
     counts = {"train": spec.train, "validation": None if share else spec.validation}
-    wrong = {name: n for name, n in counts.items() if n is not None and not _whole(n, 1)}
-    wrong |= {} if _whole(spec.seed, 0) else {"seed": spec.seed}
+    given = {name: n for name, n in counts.items() if n is not None} | {"seed": spec.seed}
+    wrong = {name: n for name, n in given.items() if not _whole(n, name == "train")}
     if not all(_whole(n, 1) for n in spec.shape or ()):
         wrong["shape"] = next(n for n in spec.shape or () if not _whole(n, 1))
     for name, value in wrong.items():
-        least = 0 if name == "seed" else 1
+        least = 1 if name in ("train", "shape") else 0
         raise DataError(
             f"{name} = {value} is no whole number from {least}",
             where="[data]",
@@ -79,11 +79,12 @@ def _check_named(spec: DataSpec) -> None:
                 where=f"{key} in [data]",
                 instead="leave it out",
             )
-    if isinstance(spec.validation, float):
+    if isinstance(spec.validation, float) or spec.validation == 0:
+        share = "a share" if spec.validation else "none"
         raise DataError(
-            f"validation = {spec.validation} is a share, and {spec.name} has validation data of its own",
+            f"validation = {spec.validation} is {share}, and {spec.name} has validation data of its own",
             where="validation in [data]",
-            instead="give a number of samples, or leave it out",
+            instead="give a number of samples from 1, or leave it out",
         )
 
 

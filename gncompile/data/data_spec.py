@@ -14,6 +14,8 @@ from ..losses.targets import mapped, tensors_of
 from .table_schema import TableSchema
 
 Target = Literal["input", "label", "value"]
+VALIDATION = 0.1
+"""The share of the rows that is held out where nobody says how many."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class DataSpec:
 
     Validation rows are those of ``validation_file``, or those that ``validation_column`` marks (true, 1 or
     ``"validation"``), or an archive's ``validation_x``; else ``validation`` of them, a number or a share
-    below 1 (default: a tenth), are held out in an order that ``seed`` decides.
+    below 1 (default: a tenth), are held out in an order that ``seed`` decides. 0 trains on all rows.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "strict": True}
@@ -63,8 +65,8 @@ class DataSpec:
     validation: Annotated[
         int | float | None,
         Field(
-            description="samples held out, a number from 1 or a share below 1. Default: a tenth, or the "
-            "file's `validation_x`"
+            description="samples held out, a number or a share below 1; 0 trains on all, without a "
+            "validation. Default: a tenth, or the file's `validation_x`"
         ),
     ] = None
     seed: Annotated[
@@ -123,7 +125,7 @@ class DataSplit:
     Where a table has columns of categories, ``train_x`` and ``validation_x`` are pairs ``(numbers [N, d],
     categories [N, c])``, the latter int64; where samples have weights, the targets are pairs ``(y, weights
     [N])``, as :func:`gncompile.losses.weighted` takes them. ``schema`` turns other rows into such tensors,
-    and outputs into columns.
+    and outputs into columns. Without validation, its tensors have no rows.
     """
 
     train_x: Tensors
@@ -132,6 +134,12 @@ class DataSplit:
     validation_y: Tensors
     shape: tuple[int, ...]
     schema: TableSchema | None = None
+
+    @property
+    def validation(self) -> tuple[Tensors, Tensors] | None:
+        """``(validation_x, validation_y)``; None without validation."""
+        pair = self.validation_x, self.validation_y
+        return pair if len(tensors_of(self.validation_x)[0]) else None
 
     def to(self, dtype: torch.dtype) -> DataSplit:
         """The same data with floating point tensors in ``dtype``; labels stay integers.

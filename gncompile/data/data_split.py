@@ -10,8 +10,9 @@ import numpy as np
 
 from ..base.untrusted import shown
 from ..errors import DataError, expected_got, message
+from ..losses.targets import mapped
 from .data_files import ARCHIVES, FORMAT, Missing
-from .data_spec import DataSpec, DataSplit
+from .data_spec import VALIDATION, DataSpec, DataSplit, Tensors
 from .learned_schema import input_columns, learn_schema
 from .table import Array, Table
 from .table_schema import TableSchema
@@ -189,7 +190,8 @@ def split(
         train, held = train.take(order[rows:]), train.take(order[:rows])
     train, held = _first(train, spec.train, "train"), _first(held, count, "validation")
     schema = learn_schema(spec, train, names, classification, classes)
-    train_x, validation_x = schema.encode(train), schema.encode(held)
+    train_x = schema.encode(train)
+    validation_x = schema.encode(held) if len(held) else _no_rows(train_x)
     shape = spec.shape
     if shape is None:
         shape = (
@@ -203,16 +205,20 @@ def split(
         )
     if schema.target == "input" and schema.weights is None:
         return DataSplit(train_x, train_x, validation_x, validation_x, shape, schema)
-    train_y, validation_y = schema.targets_of(train), schema.targets_of(held)
+    train_y = schema.targets_of(train)
+    validation_y = schema.targets_of(held) if len(held) else _no_rows(train_y)
     return DataSplit(train_x, train_y, validation_x, validation_y, shape, schema)
+
+
+def _no_rows(tensors: Tensors) -> Tensors:
+    return mapped(lambda each: each[:0], tensors)
 
 
 def _held_out(spec: DataSpec, rows: int, where: str) -> int:
     """How many of ``rows`` samples are held out."""
-    given = spec.validation
-    share = max(1, round(given * rows)) if isinstance(given, float) else given
-    held = max(1, rows // 10) if share is None else share
-    if not 0 < held < rows:
+    given = VALIDATION if spec.validation is None else spec.validation
+    held = max(1, round(given * rows)) if isinstance(given, float) else given
+    if not 0 <= held < rows:
         raise DataError(
             f"cannot hold {held} of {rows} samples out for validation",
             where=where,

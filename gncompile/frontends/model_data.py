@@ -42,7 +42,8 @@ def load_data(file: ModelFile) -> DataSplit:
             where=str(file.path),
             instead=_fitting(file, f"the first of layers to {file.inputs_wanted}"),
         )
-    for part, y in (("training", data.train_y), ("validation", data.validation_y)):
+    held = () if data.validation is None else (("validation", data.validation_y),)
+    for part, y in (("training", data.train_y), *held):
         _require_range(file, part, tensors_of(y)[0])
         # The loss as declared first: what stands in the file is what an error can speak of.
         for spec, targets in ((file.declared_loss, tensors_of(y)[0]), (file.loss, y)):

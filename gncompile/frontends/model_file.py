@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -122,7 +123,7 @@ class ModelFile:
         declared = self.declared_loss
         if not self.needs_data:
             return declared
-        if self._in_units:
+        if self.in_units:
             declared = standardised(declared, self.schema.output_scale)
         return weighted(declared) if self.schema.weights else declared
 
@@ -143,7 +144,7 @@ class ModelFile:
         )
 
     @cached_property
-    def _in_units(self) -> bool:
+    def in_units(self) -> bool:
         """Whether the network learns standardised outputs, which its module takes back into their units."""
         scales = self.needs_data and self.schema.target_scale is not None
         return scales and is_of_differences(resolve_loss(self.declared_loss))
@@ -214,7 +215,7 @@ class ModelFile:
         seed = self.training.seed if seed is None else seed
         declared = self.nodes, self.functions, self.sizes, seed, self.dtype
         if self.needs_data and (self.schema.standardise or self.schema.categories):
-            return TableNetwork(self.schema, self._in_units, *declared)
+            return TableNetwork(self.schema, self.in_units, *declared)
         return DeclaredNetwork(self.input_size, *declared)
 
 
@@ -260,12 +261,29 @@ def load_model_file(
     if network.complete:
         sizes_of(nodes, network.input_size or 0, path)
     check_all_read(nodes, path)
-    functions = {
-        node.name: function_of(node, known, path)
-        for node in nodes
-        if isinstance(node, Linear | Pointwise)
-    }
+    functions: dict[str, Function] = {}
+    mistakes: dict[str, GncompileError] = {}  # by what was found, which many layers may share
+    for node in nodes:
+        if isinstance(node, Linear | Pointwise):
+            with _noted(mistakes):
+                functions[node.name] = function_of(node, known, path)
+    if sections.loss is not None and sections.loss.name is not None:
+        with _noted(mistakes):
+            resolve_loss(sections.loss.name)
+    if len(mistakes) == 1:
+        raise next(iter(mistakes.values()))
+    if mistakes:
+        raise ModelFileError("\n".join(map(str, mistakes.values())))
     return ModelFile(path, content, sections, functions, transfers, schema)
+
+
+@contextmanager
+def _noted(mistakes: dict[str, GncompileError]) -> Iterator[None]:
+    """Go on after a mistake, which is kept."""
+    try:
+        yield
+    except GncompileError as error:
+        mistakes.setdefault(str(error).partition("\n")[0], error)
 
 
 def _located(name: str, roots: list[Path], key: str, path: Path) -> str:

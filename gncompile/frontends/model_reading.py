@@ -11,13 +11,14 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from ..base.settings import HINTS, Settings
+from ..base.tables import count
 from ..base.untrusted import shown
 from ..data.data_files import ARCHIVES
 from ..data.tables import TABLES
 from ..errors import ModelFileError, expected_got, message, nearest
 from .model_schema import Sections
 from .network_schema import VARIANTS, Layers
-from .training_schema import Training, with_length
+from .training_schema import OF_VALIDATION, Training, with_length
 
 MAX_BYTES = 16 << 20
 """Of a model file; TOML is read into objects fifty times its size."""
@@ -68,15 +69,17 @@ def validate(content: bytes, path: Path) -> Sections:
     except RecursionError:
         found = f"tables or arrays are nested more than {MAX_DEPTH} deep"
         raise ModelFileError(found, where=str(path)) from None
-    training = tables.get("training", {})
+    training, data = tables.get("training", {}), tables.get("data")
     if isinstance(training, dict):
-        tables["training"] = with_length(training)
+        validates = not isinstance(data, dict) or data.get("validation") != 0
+        tables["training"] = with_length(training, validates)
     try:
         # JSON is where pydantic's strict mode knows arrays and tables from Python's own types.
         sections = Sections.model_validate_json(json.dumps(tables, default=str))
     except ValidationError as error:
         raise ModelFileError("\n".join(_mistakes(error)), where=str(path)) from None
     _check_options(sections.training, path)
+    _check_validation(sections, path)
     return sections
 
 
@@ -127,6 +130,17 @@ def _check_options(training: Training, path: Path) -> None:
         raise ModelFileError(found, where=where, instead=instead)
 
 
+def _check_validation(sections: Sections, path: Path) -> None:
+    """Refuse what is asked of a validation that there is none of."""
+    asked = [key for key in OF_VALIDATION if getattr(sections.training, key)]
+    if sections.data.validation == 0 and asked:
+        raise ModelFileError(
+            f"validation = 0 in [data], and {', '.join(asked)} of [training] need a validation",
+            where=str(path),
+            instead=f"leave {' and '.join(asked)} out, or hold samples out: validation = 0.1",
+        )
+
+
 # --- pydantic's errors -------------------------------------------------------------------------------
 
 
@@ -146,8 +160,32 @@ def _mistakes(error: ValidationError) -> list[str]:
             )
         )
     ]
+    first = _joined(first)
     more = [f"and {len(first) - MAX_MISTAKES} more"] if len(first) > MAX_MISTAKES else []
     return [_explain(problem) for problem in first[:MAX_MISTAKES]] + more
+
+
+def _joined(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A value that is none of several types as one problem, in place of one for each of them."""
+    found: dict[object, dict[str, Any]] = {}
+    for number, problem in enumerate(problems):
+        *place, last = problem["loc"]
+        expected = problem["expected"] = _expected(problem)
+        of_type = last in _TYPES or "[" in str(last)
+        same = found.setdefault((*place, repr(problem["input"])) if of_type else number, problem)
+        if same is not problem:
+            same.update(loc=tuple(place), expected=f"{same['expected']}, or {expected}")
+    return list(found.values())
+
+
+def _expected(problem: dict[str, Any]) -> str:
+    """What pydantic expected, in the words of a model file."""
+    if problem["type"] == "too_short":
+        return f"at least {count(problem['ctx']['min_length'], 'item')}"
+    if problem["type"] == "too_long":
+        return f"at most {count(problem['ctx']['max_length'], 'item')}"
+    said = problem["msg"].removeprefix("Input should be ")
+    return _IN_TOML.get(said, said)
 
 
 def _explain(problem: dict[str, Any]) -> str:
@@ -167,8 +205,7 @@ def _explain(problem: dict[str, Any]) -> str:
         tag = problem["ctx"]["tag"]
         hint = nearest(tag, VARIANTS) or f"Use one of {problem['ctx']['expected_tags']}."
         return f"{_dotted(location)}.op: unknown operation {shown(tag)}. {hint}"
-    expected = problem["msg"].removeprefix("Input should be ")
-    expected = _IN_TOML.get(expected, expected)
+    expected = problem["expected"]
     if location == ("training", "early_stop"):
         expected = "a number of validations, a table, or false"
     elif len(location) == 1:
@@ -187,6 +224,8 @@ _IN_TOML = {
     "a valid boolean": "true or false",
 }
 """What pydantic expects of JSON, in the words of a model file."""
+_TYPES = "int", "float", "str"
+"""What pydantic puts into the path of an error where a value may be of several types."""
 
 
 def _short(value: object) -> str:

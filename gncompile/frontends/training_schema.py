@@ -13,6 +13,8 @@ from .schema_types import Record, Seed, Size
 EPOCHS, PATIENCE = 200, 20
 """The length of a training that a file says nothing about, which its early stop mostly ends."""
 MONITORED = "validation_loss"
+OF_VALIDATION = "early_stop", "keep_best", "validate_every", "metrics"
+"""Keys that ask something of a validation."""
 
 Metric = Literal["accuracy", "r2", "rmse", "mae", "auc"]
 
@@ -106,8 +108,8 @@ class Training(Record):
         return self
 
 
-def with_length(training: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A file's ``[training]``, with a length if it says none."""
+def with_length(training: Mapping[str, Any], validates: bool = True) -> Mapping[str, Any]:
+    """A file's ``[training]``, with a length if it says none, and an early stop where it ``validates``."""
     if training.keys() & {"updates", "epochs"}:
         return training
-    return {"epochs": EPOCHS, "early_stop": PATIENCE, **training}
+    return {"epochs": EPOCHS, **({"early_stop": PATIENCE} if validates else {}), **training}

@@ -99,6 +99,20 @@ def resolve_metrics(given: object, loss: Loss) -> tuple[Metric, ...]:
     return metrics
 
 
+USUAL: Mapping[str, tuple[str, ...]] = {"label": ("accuracy",), "value": ("r2", "rmse")}
+"""What is told of classes and of numbers where nobody says what."""
+
+
+def usual_metrics(target: str, loss: Loss) -> tuple[str, ...]:
+    """Those of :data:`USUAL` for targets of a kind; none where they do not fit the loss, or cannot be had."""
+    names = USUAL.get(target, ())
+    try:
+        resolve_metrics(names, loss)
+    except GncompileError:
+        return ()
+    return names
+
+
 def metric_values(
     metrics: Sequence[str | Metric], outputs: Returned, targets: Target, loss: Loss
 ) -> dict[str, float]:

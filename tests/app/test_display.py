@@ -39,6 +39,13 @@ def test_help_lists_every_command_with_its_whole_line(
     for command in app.registered_commands:
         first = (command.callback.__doc__ or "").partition("\n\n")[0]  # type: ignore[union-attr]
         assert " ".join(first.split()) in words
+    listed = [
+        line.split()[0]
+        for line in shown.partition("Commands:")[2].splitlines()
+        if line[2:3].strip()
+    ]
+    assert listed[:6] == ["init", "check", "train", "resume", "evaluate", "predict"]
+    assert sorted(listed) == sorted(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import torch
 from payloads import nothing_executed, payloads
 
+import gncompile
 from gncompile.app.check_command import check_file
 from gncompile.app.cli import main
 from gncompile.app.init_command import init_file
@@ -279,3 +282,58 @@ def test_mistakes_are_found_without_training(
     assert run("check", path) == 1
     assert expected in capsys.readouterr().err
     assert sorted(each.name for each in tmp_path.iterdir()) == ["t.csv", "t.toml"]
+
+
+def test_all_rows_are_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "t.toml", tmp_path / "run"
+    write_csv(tmp_path / "t.csv", {"a": range(ROWS), "c": ["x", "y", "z"] * 20})
+    head = '[data]\nname = "t.csv"\ntargets = ["c"]\nvalidation = 0\n[training]\n'
+    path.write_text(head + "metrics = ['accuracy']\nearly_stop = 3\nupdates = 2\n")
+    with pytest.raises(ModelFileError, match="early_stop, metrics of .training. need a validation"):
+        load_model_file(path)
+    path.write_text(head)
+    assert run("train", path, "--out", out, "--epochs", 2, "--quiet") == 0
+    report = (out / "report.md").read_text()
+    assert "60 samples, none for validation" in report
+    assert "validation samples" not in report
+    assert run("evaluate", out) == 1
+    assert "the run has no validation data" in capsys.readouterr().err
+    assert run("evaluate", out, tmp_path / "t.csv") == 0
+    assert run("compare", path, "--updates", 1, "--out", tmp_path / "c") == 1
+    assert "a comparison needs validation data" in capsys.readouterr().err
+
+
+def test_the_usual_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = np.random.default_rng(0).random(ROWS)
+    write_csv(tmp_path / "t.csv", {"a": numbers, "b": 100 * numbers, "c": ["x", "y"] * 30})
+    for target, found in (("b", {"r2", "rmse"}), ("c", {"accuracy"})):
+        path, out = tmp_path / f"{target}.toml", tmp_path / target
+        path.write_text(f'[data]\nname = "t.csv"\ntargets = ["{target}"]\n')
+        assert run("train", path, "--out", out, "--updates", 1, "--quiet") == 0
+        assert gncompile.load(out).evaluate().keys() == {"loss", *found}
+        capsys.readouterr()
+        assert run("evaluate", out) == 0
+        shown = capsys.readouterr().out
+        assert shown.startswith("loss, of standardised targets  ") == (target == "b")
+        assert run("evaluate", out, "--metrics", "", "--json") == 0
+        assert list(json.loads(capsys.readouterr().out)) == ["loss"]
+
+
+@pytest.mark.parametrize("target", ["yes", 3.0, 3.5])
+def test_targets_that_are_all_the_same(tmp_path: Path, target: Any) -> None:
+    data = write_csv(tmp_path / "t.csv", {"a": range(ROWS), "b": [target] * ROWS})
+    np.savez(tmp_path / "t.npz", x=np.ones((ROWS, 2)), y=np.full(ROWS, target))
+    for path in (data, tmp_path / "t.npz"):
+        with pytest.raises(DataError, match=f"all targets are '{target}', which leaves nothing"):
+            init_file(path)
+    assert not (tmp_path / "t.toml").exists()
+
+
+def test_as_many_are_held_out_whether_or_not_it_is_said(tmp_path: Path) -> None:
+    rows = 57  # a tenth of which is no whole number
+    write_csv(tmp_path / "t.csv", {"a": range(rows), "b": [i / 7 for i in range(rows)]})
+    said = init_file(tmp_path / "t.csv")
+    unsaid = tmp_path / "unsaid.toml"
+    unsaid.write_text(re.sub("(?m)^validation = .*\n", "", said.read_text()))
+    sizes = {len(load_data(load_model_file(path)).validation_x) for path in (said, unsaid)}
+    assert sizes == {6}

@@ -152,6 +152,23 @@ def test_more_updates_are_those_of_a_longer_run(
     assert run("resume", copied, "--epochs", 1, "--updates", 1) == 2
 
 
+def test_some_updates_of_an_interrupted_run_leave_its_end(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    for name in ("model.toml", "images.npz"):
+        shutil.copy(trained.parent / name, tmp_path)
+    TrainingRun.start(tmp_path / "model.toml", out, progress=False).folder.release()
+    assert run("resume", out, "--updates", 2, "--quiet") == 0
+    assert f"stopped after 2 updates; go on with: gncompile resume {out}" in capsys.readouterr().out
+    assert not (out / "report.md").exists()
+    assert run("resume", out, "--quiet") == 0
+    assert losses(out) == losses(trained)
+    assert run("resume", out, "--updates", 2, "--quiet") == 0
+    assert len(losses(out)) == UPDATES + 2
+    assert f"{UPDATES + 2} updates made" in (out / "report.md").read_text()
+
+
 # --- Interruptions and failures
 
 

@@ -498,8 +498,8 @@ def test_tables_as_other_programs_write_them(tmp_path: Path) -> None:
     ("spec", "text"),
     [
         ({"train": -5}, "train = -5 is no whole number from 1"),
-        ({"validation": -1}, "validation = -1 is no whole number from 1"),
-        ({"validation": 0}, "validation = 0 is no whole number from 1"),
+        ({"validation": -1}, "validation = -1 is no whole number from 0"),
+        ({"validation": 0}, "validation = 0 is none, and curves has validation data of its own"),
         ({"seed": -1}, "seed = -1 is no whole number from 0"),
         ({"seed": 10**40}, "is no whole number from 0"),
         ({"train": True}, "train = True is no whole number"),

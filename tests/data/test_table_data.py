@@ -71,7 +71,7 @@ def test_tables_of_scikit_learn_are_the_same_from_every_file(tmp_path: Path, nam
     assert all(same(tables[0], other) for other in tables[1:])
     split = tables[0]
     assert split.schema is not None
-    held = len(y) // 10
+    held = round(len(y) / 10)
     assert (len(split.train_x), len(split.validation_x)) == (len(y) - held, held)
     trained = split.train_x.numpy()
     np.testing.assert_allclose(split.schema.input_mean, trained.mean(0), rtol=1e-12, atol=1e-16)

@@ -317,6 +317,23 @@ def test_mistakes_in_other_sections(tmp_path: Path, old: str, new: str, expected
     assert expected in refusal(tmp_path, CHAIN, HEAD.replace(old, new))
 
 
+def test_lists_and_values_of_several_types(tmp_path: Path) -> None:
+    head = HEAD.replace('"curves"', '"curves"\nvalidation = "x"')
+    shown = refusal(tmp_path, "[network]\nlayers = [2]\ntransfer = 3\n", head)
+    assert "'data.validation'\n  expected: a whole number, or a number\n  got:      'x'" in shown
+    assert "'network.layers'\n  expected: at least 2 items\n  got:      [2]" in shown
+    assert "'network.transfer'\n  expected: text, in quotes, or a list, in [ ]\n" in shown
+    assert shown.count("expected:") == 3
+
+
+def test_names_that_are_unknown_are_listed_at_once(tmp_path: Path) -> None:
+    shown = refusal(
+        tmp_path, CHAIN.replace("u*sigmoid(1.702*u)", "reluu"), HEAD.replace("mse", "msee")
+    )
+    assert "unknown transfer function 'reluu'. Did you mean 'relu'?" in shown
+    assert "unknown loss 'msee'. Did you mean 'mse'?" in shown
+
+
 def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
     text = refusal(tmp_path, CHAIN + "depth = 3\n", HEAD.replace("updates", "update"))
     assert "'network.depth'" in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -325,6 +326,15 @@ def test_tune_list_explain_export_import_clear(
     assert "damped_inverse" in run(capsys, "tune", "--list")[1]
     assert run(capsys, "emit", model, "--out", tmp_path / "emitted")[0] == 0
     assert "block=128" in (tmp_path / "emitted" / "training_step.py").read_text()
+
+
+def test_a_budget_that_is_too_short_shows_no_empty_table(
+    favoured: None, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, text = run(capsys, "tune", model, "--budget", "0.000001s")
+    assert code == 0
+    assert re.search(r"on .*\n\n\d+ not reached within the budget; defaults kept\n", text)
+    assert "default ms" not in text
 
 
 def test_an_interrupted_tune_keeps_what_was_found(

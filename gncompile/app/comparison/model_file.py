@@ -90,6 +90,12 @@ def task_of(file: ModelFile) -> Task:
     """The network, loss and data of a model file; its method is left to the contestants."""
     data, options = load_data(file), trainer_options(file)
     settings = Settings.from_options(**options)
+    if data.validation is None:
+        raise ModelFileError(
+            "a comparison needs validation data, and validation = 0 leaves none",
+            where=f"[data] of {file.path}",
+            instead="hold samples out: validation = 0.1",
+        )
 
     def build(seed: int) -> nn.Module:
         model = file.build(seed)
