@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..base.tables import count
 from ..errors import DataError
 
 Numbers = Tensor | Sequence[float]
@@ -68,6 +69,9 @@ class Standardised(nn.Module):
                 instead="give one for each output",
             )
         return outputs
+
+    def extra_repr(self) -> str:
+        return f"standardises {count(self.input_mean.numel(), 'column')}"
 
 
 def register_scales(module: nn.Module, like: Tensor, **scales: Numbers) -> None:

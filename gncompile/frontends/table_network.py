@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.names import Names
+from ..base.tables import count
 from ..data.table_schema import TableSchema
 from ..functions.applied import Function
 from .declared_network import DeclaredNetwork
@@ -75,6 +76,14 @@ class TableNetwork(DeclaredNetwork):
             x = torch.cat([x, *found], dim=1)
         z = super().forward(x)
         return self.output_mean + self.output_scale * z if self.units else z
+
+    def extra_repr(self) -> str:
+        told = [super().extra_repr()]
+        if self.standardises:
+            told.append(f"standardises {count(self.input_mean.numel(), 'column')}")
+        if self.units:
+            told.append(f"scales {count(self.output_mean.numel(), 'output')} back")
+        return ", ".join(told)
 
 
 def embedding_width(levels: int) -> int:

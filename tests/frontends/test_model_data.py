@@ -164,6 +164,8 @@ def test_standardised_inside_trains_as_outside(rides: Path, loss: str) -> None:
     )  # fmt: skip
     wrapped.module.load_state_dict(model.state_dict(), strict=False)
     torch.testing.assert_close(model(x), wrapped(x))
+    assert ", standardises 2 columns, scales 2 outputs back\n" in repr(model)
+    assert "  standardises 2 columns\n" in repr(wrapped)
 
 
 def test_losses_without_units_leave_the_targets_alone(rides: Path) -> None:
