@@ -94,8 +94,9 @@ class History:
         """That most updates were on several batches, in words; nothing where they were not."""
         if 2 * self.joined <= len(self):
             return ""
-        samples = min(record.samples for record in self)
-        return f"small batches joined to {samples} samples or more"
+        low, high = min(sizes := [record.samples for record in self]), max(sizes)
+        samples = f"{low}" if low == high else f"{low} to {high}"
+        return f"batches joined for most updates, {samples} samples each"
 
     def __repr__(self) -> str:
         parts = [count(len(self), "update"), *filter(None, [self.joining])]

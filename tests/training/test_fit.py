@@ -336,7 +336,9 @@ def test_small_batches_that_are_joined_are_told(capsys: pytest.CaptureFixture[st
     trainer = gncompile.compile(model, "mse", x)
     history = trainer.fit(Batches(x, y, 32), epochs=1)
     told, last = capsys.readouterr().err.splitlines()[-2:]
-    joined = f"small batches joined to {min(history.samples)} samples or more"
+    low, high = min(history.samples), max(history.samples)
+    joined = f"batches joined for most updates, {low} to {high} samples each"
+    assert 32 < low < high
     assert told == f"{joined}; gather_samples=1, gather_noise=None keep them apart"
     assert joined in repr(history)
     assert "updates in" in last
