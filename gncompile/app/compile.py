@@ -112,95 +112,79 @@ def compile_into(
     ``solver`` is a name, or a class that turns gradients into directions (:mod:`gncompile.solvers.solver`).
     """
     with collector_paused():
-        return _compile_into(
-            trainer, model, loss, example_inputs, method, seed, dtype, backend, precision, tune,
-            solver, options,
-        )  # fmt: skip
+        traced, declared, reader = understand(model, loss, example_inputs)
+        own = None if isinstance(solver, str) else solver
+        named = "kronecker" if own else solver
+        settings = Settings.from_options(method=method, solver=named, **options)
+        settings = settings.at_places(traced.graph.places)
+        check_arguments(dtype=dtype, backend=backend, precision=precision, tune=tune)
+        settings.check_parameters(list(traced.parameters))
+        if settings.strict:
+            _require_cover(traced.graph)
+        seed = checked_seed(seed)
+        if reader.device.type == "cuda" and settings.second_order:
+            settings = replace(settings, guarded=True)
+        if dtype is not None and dtype != reader.dtype:
+            raise CompileError(
+                f"the model's parameters have another dtype\n{expected_got(dtype, reader.dtype)}",
+                instead=f"convert the model first: model.to({dtype})",
+            )
+        if settings.inverse == "newton_schulz" and backend != "triton":
+            raise CompileError(
+                f"inverse='newton_schulz' with the backend {backend!r}",
+                instead="use backend='triton', or inverse='cholesky'",
+            )
+        samples = reader.inputs(example_inputs)[0].shape[0]
+        stated = ""
+        if settings.solver == "exact" and settings.second_order:
+            form, stated = choose_form(traced.graph, settings, samples, reader.dtype.itemsize)
+            settings = replace(settings, exact_form=form)
+        program = step_program(traced.graph, declared, settings, own)
+        if isinstance(settings.method, Mapping) and program.reasons:
+            warn(
+                MethodWarning,
+                "\n".join(program.reasons),
+                instead="method='auto' chooses so silently, and a mapping of layers to methods by name",
+            )
 
+        def again(variants: Variants) -> Trainer:
+            return compile(
+                copy.deepcopy(model), loss, example_inputs, method, seed=seed, dtype=dtype,
+                backend=backend, precision=precision, tune=variants, standardise=False,
+                solver=settings.solver, **options,
+            )  # fmt: skip
 
-def _compile_into(
-    trainer: Trainer,
-    model: nn.Module,
-    loss: LossSpec,
-    example_inputs: Tensor | tuple[Tensor, ...],
-    method: str | Mapping[str, str],
-    seed: int,
-    dtype: torch.dtype | None,
-    backend: str,
-    precision: str,
-    tune: Tune,
-    solver: str | type[Solver],
-    options: Mapping[str, Any],
-) -> Trainer:
-    traced, declared, reader = understand(model, loss, example_inputs)
-    own = None if isinstance(solver, str) else solver
-    named = "kronecker" if own else solver
-    settings = Settings.from_options(method=method, solver=named, **options)
-    settings = settings.at_places(traced.graph.places)
-    check_arguments(dtype=dtype, backend=backend, precision=precision, tune=tune)
-    settings.check_parameters(list(traced.parameters))
-    if settings.strict:
-        _require_cover(traced.graph)
-    seed = checked_seed(seed)
-    if reader.device.type == "cuda" and settings.second_order:
-        settings = replace(settings, guarded=True)
-    if dtype is not None and dtype != reader.dtype:
-        raise CompileError(
-            f"the model's parameters have another dtype\n{expected_got(dtype, reader.dtype)}",
-            instead=f"convert the model first: model.to({dtype})",
+        if stated:
+            program = replace(program, reasons=(stated,))
+        place: dict[str, Any] = {
+            "backend": backend,
+            "device": reader.device,
+            "precision": precision,
+        }
+        bench = tunable(program, settings, samples, reader.dtype, **place)
+        executable = Executable(
+            program,
+            traced,
+            declared,
+            dtype=reader.dtype,
+            **place,
+            seed=seed,
+            rows=settings.rows,
+            memory_budget=settings.memory_budget,
+            variants=variants_for(tune, bench, again, samples),
         )
-    if settings.inverse == "newton_schulz" and backend != "triton":
-        raise CompileError(
-            f"inverse='newton_schulz' with the backend {backend!r}",
-            instead="use backend='triton', or inverse='cholesky'",
+        examples = tuple(each[:1].detach().clone() for each in input_tensors(example_inputs))
+        identity = ModelIdentity(
+            model,
+            loss,
+            traced,
+            again=lambda: understand(model, loss, examples)[0],
+            agrees=lambda traced: agrees(model, traced, examples),
+            same_loss=lambda: loss_of(loss, traced).describe() == declared.describe(),
         )
-    samples = reader.inputs(example_inputs)[0].shape[0]
-    stated = ""
-    if settings.solver == "exact" and settings.second_order:
-        form, stated = choose_form(traced.graph, settings, samples, reader.dtype.itemsize)
-        settings = replace(settings, exact_form=form)
-    program = step_program(traced.graph, declared, settings, own)
-    if isinstance(settings.method, Mapping) and program.reasons:
-        warn(
-            MethodWarning,
-            "\n".join(program.reasons),
-            instead="method='auto' chooses so silently, and a mapping of layers to methods by name",
-        )
-
-    def again(variants: Variants) -> Trainer:
-        return compile(
-            copy.deepcopy(model), loss, example_inputs, method, seed=seed, dtype=dtype,
-            backend=backend, precision=precision, tune=variants, standardise=False,
-            solver=settings.solver, **options,
-        )  # fmt: skip
-
-    if stated:
-        program = replace(program, reasons=(stated,))
-    place: dict[str, Any] = {"backend": backend, "device": reader.device, "precision": precision}
-    bench = tunable(program, settings, samples, reader.dtype, **place)
-    executable = Executable(
-        program,
-        traced,
-        declared,
-        dtype=reader.dtype,
-        **place,
-        seed=seed,
-        rows=settings.rows,
-        memory_budget=settings.memory_budget,
-        variants=variants_for(tune, bench, again, samples),
-    )
-    examples = tuple(each[:1].detach().clone() for each in input_tensors(example_inputs))
-    identity = ModelIdentity(
-        model,
-        loss,
-        traced,
-        again=lambda: understand(model, loss, examples)[0],
-        agrees=lambda traced: agrees(model, traced, examples),
-        same_loss=lambda: loss_of(loss, traced).describe() == declared.describe(),
-    )
-    compiled = Compiled(model, traced, declared, reader, settings, executable, identity)
-    trainer.__init__(compiled)  # type: ignore[misc]
-    return trainer
+        compiled = Compiled(model, traced, declared, reader, settings, executable, identity)
+        trainer.__init__(compiled)  # type: ignore[misc]
+        return trainer
 
 
 def _require_cover(graph: ModelGraph) -> None:
