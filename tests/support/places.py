@@ -1,9 +1,10 @@
-"""Networks whose weights act at many places: a convolution, norms, and a transformer block."""
+"""Networks whose weights act at many places, or are computed: convolutions, norms, a transformer block."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 OUTPUTS = 2
 TOKENS = 7
@@ -55,7 +56,25 @@ def convolutions(channels: int = 3, side: int = 5) -> nn.Sequential:
     )  # fmt: skip
 
 
-NETWORKS = {"convolutions": convolutions, "norms": Norms, "block": Block}
+class Computed(nn.Module):
+    """A convolution and a linear layer whose weights are computed of parameters, and a plain one."""
+
+    def __init__(self, channels: int = 2) -> None:
+        super().__init__()
+        self.conv = parametrizations.weight_norm(nn.Conv2d(1, channels, 3))
+        self.linear = parametrizations.weight_norm(nn.Linear(channels * 15, 3))
+        self.out = nn.Linear(3, OUTPUTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.linear(torch.tanh(self.conv(x)).flatten(1))))
+
+
+NETWORKS = {
+    "convolutions": convolutions,
+    "norms": Norms,
+    "block": Block,
+    "computed": Computed,
+}
 
 
 def network(name: str, count: int, *sizes: int) -> tuple[nn.Module, Tensor, Tensor]:

@@ -26,7 +26,10 @@ NETWORKS: dict[str, Chain] = {
 }
 INPUTS = 6
 SEED = 5
-DISTANCE = "sqrt(1 + (z1 - y1)**2 + (z2 - y2)**2 + (z3 - y3)**2) + exp(z1 - 2*z2)/9"
+EXPRESSIONS = {
+    "distance": "sqrt(1 + (z1 - y1)**2 + (z2 - y2)**2 + (z3 - y3)**2) + exp(z1 - 2*z2)/9",
+    "log_sum": "logsumexp(z1, z2, z3) - y1*z1 - y2*z2 - y3*z3 + (z1**2 + z2**2 + z3**2)/9",
+}
 OPTIONS = {
     "l2": {"*weight": 1e-2, "*": 1e-3},
     "average": 0.9,
@@ -54,8 +57,8 @@ def target(loss: str, count: int, generator: torch.Generator) -> Tensor:
 
 
 def declared(loss: str) -> Any:
-    if loss == "distance":
-        return define_loss("distance", DISTANCE)
+    if loss in EXPRESSIONS:
+        return define_loss(loss, EXPRESSIONS[loss])
     return {"index": "cross_entropy", "soft": nn.CrossEntropyLoss()}.get(loss, loss)
 
 

@@ -53,6 +53,7 @@ def trained(one: Trainer, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         ("convolutions", "auto"),
         ("norms", "kfra"),
         ("block", "auto"),
+        ("computed", "auto"),
     ],
 )
 def test_steps_agree_with_the_reference(name: str, method: str) -> None:

@@ -45,6 +45,7 @@ CASES = [
     ("narrow", "soft", "kfac_rp", {}),
     ("narrow", "bce_with_logits", "empirical", {"momentum": False}),
     ("narrow", "distance", "kfra", {"inverse": "eigen"}),
+    ("narrow", "log_sum", "kfra", {}),
 ]
 
 
