@@ -1,4 +1,4 @@
-"""Laplace's approximation with Kronecker factors: a posterior of a trained network's weights, ready to use."""
+"""Laplace's approximation with Kronecker factors: a posterior of a trained network's weights."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def laplace(
 
     The negative log-likelihood of a sample is ``loss`` summed over outputs, whatever mean or sum the loss is
     under: ``nn.MSELoss()`` and ``"mse"`` are the same here. A squared error, ``½ Σ (z − y)²``, is divided by
-    σ², where σ = ``noise``, by default 1, is the standard deviation of the targets; no other loss has a noise.
+    σ²; σ = ``noise``, by default 1, is the standard deviation of the targets. No other loss has a noise.
 
     ``prior_precision`` is τ, or by patterns of layers that of each, ``{"0": 1.0, "head.*": 10.0}``;
     :meth:`Posterior.optimise_prior` finds it. ``subset`` are the layers that are uncertain, by default all:

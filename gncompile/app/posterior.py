@@ -1,4 +1,4 @@
-"""The posterior of Laplace's approximation: samples, predictions, the evidence, and the prior of most of it."""
+"""The posterior of Laplace's approximation: samples, predictions, evidence, and the prior of the largest."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class Posterior:
         samples: int = 1000,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The classes' probabilities, with the uncertainty of the logits averaged out; shaped like the outputs.
+        """Probabilities of classes, the logits' uncertainty averaged out; shaped like the outputs.
 
         ``"probit"``: the link at ``z / √(1 + π v/8)``, with the variance v of each logit [MacKay 1992].
         ``"mc"``: the mean of the link over ``samples`` draws from ``N(z, J Σ Jᵀ)``. The link is the loss's:
@@ -191,12 +191,12 @@ class Posterior:
         """The posterior with the prior precision of the largest evidence, one of all or one of each layer.
 
         That is the root of ``γ(τ) = τ ‖θ*‖²``: there is one and no more, because γ falls and the right side
-        rises; it is below ``P / ‖θ*‖²``. Raises :class:`~gncompile.errors.GncompileError` where there is none:
-        no curvature, or all parameters 0.
+        rises; it is below ``P / ‖θ*‖²``. Raises :class:`~gncompile.errors.GncompileError` where there is
+        none, because the curvature or all parameters are 0.
         """
         layers = list(self.factors)
         groups = [[layer] for layer in layers] if per_layer else [layers]
-        found = {}
+        found: dict[str, float] = {}
         for group in groups:
             values = torch.cat([self.curvatures[layer].flatten() for layer in group])
             square = sum(self._squares[layer] for layer in group)
@@ -218,8 +218,8 @@ class Posterior:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything but the model's code to one safetensors file, replacing it in one step.
 
-        Tensors: ``<layer>/input`` and ``<layer>/output``, Q and Ḡ; ``<name>/value``, the model's parameters and
-        buffers. The header's field ``gncompile`` holds JSON with the conventions and all numbers.
+        Tensors: ``<layer>/input`` and ``<layer>/output``, Q and Ḡ; ``<name>/value``, the model's parameters
+        and buffers. The header's field ``gncompile`` holds JSON with the conventions and all numbers.
         """
         network = self.network
         layers = {
@@ -245,7 +245,7 @@ class Posterior:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: nn.Module, example_inputs: Any) -> Posterior:
-        """The posterior saved at ``path``, for a model of the same code, whose parameters need not be trained.
+        """The posterior saved at ``path``; of ``model``, which is copied, only the code has to be the same.
 
         ``example_inputs`` are as in :func:`gncompile.compile`. Raises
         :class:`~gncompile.errors.CheckpointError` if the file is missing, damaged, or of another model.

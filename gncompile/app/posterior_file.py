@@ -36,7 +36,6 @@ CONVENTIONS = {
     "bias": "the last row and column of input, where the layer has a trained bias",
     "reduction": "input and output are means over samples; multiply their product by samples / noise²",
 }
-PRECISION_DTYPE = torch.float64
 
 
 @dataclass(frozen=True)
@@ -96,10 +95,11 @@ class StoredPosterior:
         """A copy of ``model`` with the stored parameters and buffers, if it has the same."""
         model = copy.deepcopy(model)
         own = model_tensors(model)
-        shapes = (
-            {name: list(t.shape) for name, t in tensors.items()} for tensors in (own, self.values)
+        kinds = (
+            {name: f"{t.dtype} {list(t.shape)}" for name, t in tensors.items()}
+            for tensors in (own, self.values)
         )
-        require_same(shape_differences(*shapes), Path(path))
+        require_same(shape_differences(*kinds), Path(path))
         copy_tensors(own, dict(self.values))
         return model
 
@@ -143,7 +143,7 @@ def _stored(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> StoredPo
         pair = tensors[f"{layer}/input"], tensors[f"{layer}/output"]
         for factor in pair:
             square = factor.dim() == 2 and factor.shape[0] == factor.shape[1]
-            if factor.dtype != PRECISION_DTYPE or not square or not bool(factor.isfinite().all()):
+            if factor.dtype != torch.float64 or not square or not bool(factor.isfinite().all()):
                 raise ValueError(
                     f"a factor of layer {layer!r} is no finite square matrix in float64"
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from ..runtime.linalg import symmetric_eigen
 
 ByParameter = Mapping[str, Tensor]
 """Tensors by parameter name, shaped like the parameters or with further dimensions in front."""
+V = TypeVar("V", Tensor, ByParameter)
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,12 @@ class KroneckerFactors:
         """``log det(Ḡ ⊗ Q + damping · I)``, a scalar; differentiable in ``damping``."""
         return torch.log(self.eigenvalues() + damping).sum()
 
-    def __matmul__(self, v: Tensor | ByParameter) -> Tensor | dict[str, Tensor]:
+    def __matmul__(self, v: V) -> V:
         """``(Ḡ ⊗ Q) v = Ḡ V Q``: O(out² in + out in²) for each v."""
         matrix = self._matrix(v)
         return self._like(v, self.output @ matrix @ self.input)
 
-    def solve(self, v: Tensor | ByParameter, damping: float = 0.0) -> Tensor | dict[str, Tensor]:
+    def solve(self, v: V, damping: float = 0.0) -> V:
         """``(Ḡ ⊗ Q + damping · I)⁻¹ v``, by eigendecompositions that are made once: O(out³ + in³).
 
         Raises :class:`~gncompile.errors.CompileError` without damping where the matrix is singular, as far as
@@ -189,9 +191,9 @@ class KroneckerFactors:
             )
         return v
 
-    def _like(self, v: Tensor | ByParameter, found: Tensor) -> Tensor | dict[str, Tensor]:
+    def _like(self, v: V, found: Tensor) -> V:
         """``found`` in the form of ``v``."""
-        if not isinstance(v, Mapping):
+        if isinstance(v, Tensor):
             return found
         assert self.places is not None
         return self.places.split(found)
