@@ -150,8 +150,9 @@ def example_of(model: nn.Module, batches: Iterable[object]) -> tuple[Tensor, ...
     if batch is None:
         raise BatchError("the data has no batches", instead="give at least one batch (x, y)")
     if isinstance(batch, Mapping):
-        names = inspect.signature(model.forward).parameters
-        return tuple(batch[name] for name in names if name in batch)
+        named = [n for n in inspect.signature(model.forward).parameters if n in batch]
+        # A container of modules has other names inside; whether they fit is checked when they are known.
+        return input_tensors(tuple(batch[n] for n in named or list(batch)[:1]))
     if isinstance(batch, tuple | list) and batch:
         several = len(batch) > 2 and all(isinstance(each, Tensor) for each in batch)
         batch = tuple(batch[:-1]) if several else batch[0]
