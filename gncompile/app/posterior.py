@@ -161,15 +161,14 @@ class Posterior:
 
     @property
     def log_likelihood(self) -> float:
-        """``log p(D | θ*)``; up to a constant where the loss is no normalised density."""
+        """``log p(D | θ*)``; up to a constant where the loss is no normalised density, or weighs samples."""
         if self.noise is None:
             return -self.loss
-        each = math.log(2 * math.pi * self.noise**2) / 2 * self.network.traced.graph.output.size
-        weights = (
-            self.network.loss.weights if isinstance(self.network.loss, SeparableLoss) else None
-        )
-        if weights is not None:  # 1/σ_k² of standardised targets, say
-            each -= sum(map(math.log, weights.values)) / 2
+        loss, outputs = self.network.loss, self.network.traced.graph.output.size
+        # weights are 1/σ_k² of standardised targets, say; what has weight 0 is no part of the data
+        given = loss.weights.values if isinstance(loss, SeparableLoss) and loss.weights else (1.0,)
+        logs = [math.log(2 * math.pi * self.noise**2 / w) / 2 for w in given if w > 0]
+        each = sum(logs) * outputs / len(given)
         return -self.loss / self.noise**2 - self.samples * each
 
     def log_marginal_likelihood(self, prior_precision: Precisions | None = None) -> Tensor:
@@ -291,6 +290,7 @@ def checked_precisions(given: Any, layers: Collection[str]) -> dict[str, Any]:
             instead='give one number, or numbers for all layers: {"*": 1.0, "0": 10.0}',
         )
     for tau in found.values():
+        tau = tau.detach() if isinstance(tau, Tensor) else tau
         one = not isinstance(tau, bool) and (
             isinstance(tau, int | float) or (isinstance(tau, Tensor) and tau.numel() == 1)
         )

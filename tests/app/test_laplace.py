@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
 import gncompile
+import gncompile.losses
 from gncompile import Posterior
 from gncompile.errors import CheckpointError, CompileError, GncompileError, LossError
 
@@ -172,6 +173,17 @@ def test_reductions_of_a_loss_do_not_change_its_likelihood() -> None:
     losses = "mse", nn.MSELoss(), nn.MSELoss(reduction="sum")
     found = [float(gncompile.laplace(model, e, x, y).log_marginal_likelihood()) for e in losses]
     assert found[1:] == pytest.approx(found[:1] * 2, rel=1e-12)
+
+
+def test_weights_of_outputs_are_noises_of_their_own() -> None:
+    """Targets standardised by 2 and 5 with noise ½ have the noises 1 and 2.5."""
+    model, (x, y) = mlp(nn.Tanh()), data(12)
+    scale = torch.tensor([2.0, 5.0]).double()
+    loss = gncompile.losses.standardised("mse", scale)
+    posterior = gncompile.laplace(model, loss, x, y, noise=0.5)
+    z = model(x).detach()
+    wanted = torch.distributions.Normal(z, (0.5 * scale).expand_as(z)).log_prob(y).sum()
+    assert posterior.log_likelihood == pytest.approx(float(wanted), rel=1e-12)
 
 
 def test_float32_is_close_to_float64() -> None:
