@@ -37,7 +37,7 @@ from .derivation.guards import (
     guard_step,
     report,
 )
-from .derivation.jacobian_rows import layer_rows
+from .derivation.jacobian_rows import layer_rows, single_sides
 from .derivation.loss_rules import loss_rules
 from .derivation.noise import measure_noise
 from .derivation.optimiser import Optimiser
@@ -282,9 +282,11 @@ def tangent_program(graph: ModelGraph) -> StepProgram:
 
 
 def jacobian_program(graph: ModelGraph) -> StepProgram:
-    """The output, and of each layer the rows ``∂z_k/∂W̄`` of every sample: the results ``rows.<layer>``.
+    """The output, and of each layer the rows ``∂z_k/∂W̄`` of every sample; needs no targets.
 
-    Needs no targets. The rows ``[S, N, a (b + 1)]`` are those of one chunk of outputs.
+    The rows of one chunk of outputs are the results ``rows.<layer>``, ``[S, N, a (b + 1)]``; of a weight that
+    each sample meets once they are products of ``left.<layer>``, ``[S, N, 1, a]``, and ``right.<layer>``,
+    ``[N, 1, b]``.
     """
     builder = ProgramBuilder(
         step_phases((Phase("rows", Stage.MEASUREMENT, ("gradient",), repeat=Repeat.COLUMNS),))
@@ -300,7 +302,10 @@ def jacobian_program(graph: ModelGraph) -> StepProgram:
             unit = loss_rules(builder, resolve_loss("mse"), forward.output).root_columns()
         columns = pull_back(forward, unit, prefix="c")
         for name, layer in graph.layers.items():
-            builder.results[f"rows.{name}"] = layer_rows(forward, layer, columns).name
+            if both := single_sides(forward, layer, columns):
+                builder.results |= {f"left.{name}": both[0].name, f"right.{name}": both[1].name}
+            else:
+                builder.results[f"rows.{name}"] = layer_rows(forward, layer, columns).name
     return builder.finish()
 
 

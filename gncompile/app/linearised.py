@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..base.options import by_pattern
 from ..errors import CompileError, LossError
@@ -26,6 +27,8 @@ from ..training.factors import ParameterPlaces
 from .api import understand
 
 LAST_LAYER = "last_layer"
+Rows = Tensor | tuple[Tensor, Tensor]
+"""``∂z_k/∂W̄`` of n samples, ``[K, n, out, in+1]``; or ``c: [K, n, out]`` and ``x̄: [n, in+1]`` for ``c x̄ᵀ``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,23 +83,26 @@ class Linearised:
         parameters = {name: p.detach().double() for name, p in self.traced.parameters.items()}
         return {name: layer.joined(parameters) for name, layer in self.layers.items()}
 
-    def outputs(self, x: Tensor | tuple[Tensor, ...]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """Outputs ``z: [n, K]``, and by layer ``∂z_k/∂W̄: [K, n, out, in+1]``, a few samples at a time.
+    def outputs(self, x: Tensor | tuple[Tensor, ...]) -> Iterator[tuple[Tensor, dict[str, Rows]]]:
+        """Outputs ``z: [n, K]``, and by layer the rows ``∂z_k/∂W̄``, a few samples at a time.
 
         As many as fit into ``memory_budget``, and at least one. The tensors are overwritten by the next.
         """
         inputs, executable = self.reader.inputs(x), self._executable
-        rows = max(1, self.memory_budget // self._sample_bytes)
-        for first in range(0, len(inputs[0]), rows):
-            executable.load(tuple(each[first : first + rows] for each in inputs))
+        count = max(1, self.memory_budget // self._sample_bytes)
+        for first in range(0, len(inputs[0]), count):
+            executable.load(tuple(each[first : first + count] for each in inputs))
             executable.run(*executable.program.phases)
-            yield (
-                executable.result("output"),
-                {
-                    name: executable.result(f"rows.{name}").unflatten(-1, layer.shape)
-                    for name, layer in self.layers.items()
-                },
-            )
+            rows = {name: self._rows(name, layer) for name, layer in self.layers.items()}
+            yield executable.result("output"), rows
+
+    def _rows(self, name: str, layer: Layer) -> Rows:
+        executable = self._executable
+        if f"rows.{name}" in executable.program.results:
+            return executable.result(f"rows.{name}").unflatten(-1, layer.shape)
+        left, right = (executable.result(f"{side}.{name}") for side in ("left", "right"))
+        right = functional.pad(right[:, 0], (0, int(layer.homogeneous)), value=1.0)
+        return left[:, :, 0], right
 
     @cached_property
     def _executable(self) -> Executable:

@@ -27,7 +27,7 @@ from ..losses.vocabulary import Loss, SeparableLoss, SoftmaxCrossEntropy
 from ..training.batches import as_returned
 from ..training.factors import KroneckerFactors
 from ..training.state import model_tensors
-from .linearised import Linearised
+from .linearised import Linearised, Rows
 from .posterior_file import StoredPosterior, read_posterior
 
 Precision = float | Tensor
@@ -109,18 +109,16 @@ class Posterior:
     def predict(self, x: Tensor | tuple[Tensor, ...]) -> Prediction:
         """Mean and covariance of the outputs of the network linearised at θ*: ``J Σ Jᵀ``.
 
-        Exact for the Gaussian of the weights, by the rows J of each sample in the eigenbases of the factors;
-        cost for each sample and output: one backward pass, and ``O(out² in + out in²)`` a layer.
+        Exact for the Gaussian of the weights, by the rows J of each sample in the eigenbases of the factors.
+        Cost for each sample: a backward pass for each of the K outputs, and a layer
+        ``O(K out² + in² + out in)`` where its weight is used once, else ``O(K (out² in + out in²))``.
         """
         means, covariances = [], []
         for z, rows in self.network.outputs(x):
             covariance = torch.zeros((), dtype=torch.float64, device=z.device)
             for layer, values in self.curvatures.items():
-                (_, u_g), (_, u_q) = self.factors[layer].eigen
-                along = u_g.T @ rows[layer].double() @ u_q
-                along = along / (values + self.prior_precision[layer]).sqrt()
-                along = along.flatten(-2).transpose(0, 1)  # [n, K, P]
-                covariance = covariance + along @ along.mT
+                precisions = values + self.prior_precision[layer]
+                covariance = covariance + _covariance(rows[layer], self.factors[layer], precisions)
             means.append(z.clone())
             covariances.append(covariance.to(z.dtype))
         output = self.network.traced.graph.output
@@ -278,6 +276,18 @@ class Posterior:
             f"Posterior({self.method} of {', '.join(self.factors)}: {parameters:,} parameters, "
             f"{self.samples:,} samples, prior precision {shown}{sigma})"
         )
+
+
+def _covariance(rows: Rows, factors: KroneckerFactors, precisions: Tensor) -> Tensor:
+    """``J_k Σ J_lᵀ`` of one layer, ``[n, K, K]``, with the eigenvalues of ``Σ⁻¹``, ``[out, in+1]``."""
+    (_, u_g), (_, u_q) = factors.eigen
+    if isinstance(rows, Tensor):
+        along = (u_g.T @ rows.double() @ u_q / precisions.sqrt()).flatten(-2)
+    else:  # (U_Gᵀ c)_i √(Σ_j (U_Qᵀ x̄)_j² / precision_ij)
+        columns, inputs = (side.double() for side in rows)
+        along = columns @ u_g * ((inputs @ u_q).square() @ (1 / precisions).T).sqrt()
+    along = along.transpose(0, 1)
+    return along @ along.mT
 
 
 def checked_precisions(given: Any, layers: Collection[str]) -> dict[str, Any]:

@@ -35,6 +35,17 @@ def layer_rows(forward: Forward, layer: Layer, columns: Mapping[str, Value]) -> 
     return parts[0] if len(parts) == 1 else builder.add(*parts, name="rows")
 
 
+def single_sides(
+    forward: Forward, layer: Layer, columns: Mapping[str, Value]
+) -> tuple[Value, Value] | None:
+    """c ``[S, N, 1, a]`` and x ``[N, 1, b]`` of a layer whose weight a sample meets once; else nothing."""
+    ((node, rule), *more) = uses(forward, layer.uses)
+    if more or layer.vector or rule.places > 1 or rule.coordinate(layer) != 1.0:
+        return None
+    with forward.work_for(node.name):
+        return sides(forward, node, rule, layer, columns)
+
+
 def sides(
     forward: Forward,
     node: Node,
