@@ -28,7 +28,7 @@ from .api import understand
 
 LAST_LAYER = "last_layer"
 Rows = Tensor | tuple[Tensor, Tensor]
-"""``∂z_k/∂W̄`` of n samples, ``[K, n, out, in+1]``; or ``c: [K, n, out]`` and ``x̄: [n, in+1]`` for ``c x̄ᵀ``."""
+"""``∂z_k/∂W̄`` of n samples: ``[K, n, out, in+1]``; or c ``[K, n, out]`` and x̄ ``[n, in+1]`` of ``c x̄ᵀ``."""
 
 
 @dataclass(frozen=True, eq=False)
