@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from . import optim as optim
     from .app.api import curvature as curvature
     from .app.compile import compile as compile
+    from .app.laplace import laplace as laplace
     from .app.loaded_run import load as load
+    from .app.posterior import Posterior as Posterior
     from .frontends.standardised import Standardised as Standardised
     from .frontends.torch_export import trace as trace
     from .functions.transfer import register_transfer as register_transfer
@@ -37,12 +39,14 @@ _HOMES = {
     "EarlyStop": "training.early_stop",
     "KroneckerFactors": "training.factors",
     "Metric": "training.metrics",
+    "Posterior": "app.posterior",
     "Standardised": "frontends.standardised",
     "StopTraining": "training.early_stop",
     "TensorBoardLogger": "training.loggers",
     "Trainer": "training.trainer",
     "compile": "app.compile",
     "curvature": "app.api",
+    "laplace": "app.laplace",
     "load": "app.loaded_run",
     "loss_function": "losses.vocabulary",
     "measure_accuracy": "verification.accuracy",

@@ -37,6 +37,7 @@ from .derivation.guards import (
     guard_step,
     report,
 )
+from .derivation.jacobian_rows import layer_rows, single_sides
 from .derivation.loss_rules import loss_rules
 from .derivation.noise import measure_noise
 from .derivation.optimiser import Optimiser
@@ -47,10 +48,10 @@ from .errors import CompileError
 from .graph.fuse_pointwise import fuse_pointwise
 from .graph.model_graph import ModelGraph
 from .graph.zero_slopes import require_slopes
-from .losses.vocabulary import Loss
+from .losses.vocabulary import Loss, resolve_loss
 from .program import specs
 from .program.builder import ProgramBuilder, Value
-from .program.phases import DIRECTION, step_phases
+from .program.phases import DIRECTION, Phase, Repeat, Stage, step_phases
 from .program.step_program import StepProgram
 from .solvers.exact import Exact
 from .solvers.kronecker import Kronecker
@@ -277,6 +278,34 @@ def tangent_program(graph: ModelGraph) -> StepProgram:
     with builder.phase("quadratic"):
         tangent = push_forward(forward, _direction(builder, graph, 0), "r1")
         builder.results["tangent"] = tangent.name
+    return builder.finish()
+
+
+def jacobian_program(graph: ModelGraph) -> StepProgram:
+    """The output, and of each layer the rows ``∂z_k/∂W̄`` of every sample; needs no targets.
+
+    The rows of one chunk of outputs are the results ``rows.<layer>``, ``[S, N, a (b + 1)]``; of a weight that
+    each sample meets once they are products of ``left.<layer>``, ``[S, N, 1, a]``, and ``right.<layer>``,
+    ``[N, 1, b]``.
+    """
+    builder = ProgramBuilder(
+        step_phases((Phase("rows", Stage.MEASUREMENT, ("gradient",), repeat=Repeat.COLUMNS),))
+    )
+    with builder.phase("gradient"):
+        forward = Forward.emit(builder, graph)
+        builder.results["output"] = forward.output.name
+    builder.columns = graph.output.size
+    with builder.phase("rows"):
+        with (
+            forward.work_at_output()
+        ):  # of the half squared error 𝓗 = I, so its root are unit vectors
+            unit = loss_rules(builder, resolve_loss("mse"), forward.output).root_columns()
+        columns = pull_back(forward, unit, prefix="c")
+        for name, layer in graph.layers.items():
+            if both := single_sides(forward, layer, columns):
+                builder.results |= {f"left.{name}": both[0].name, f"right.{name}": both[1].name}
+            else:
+                builder.results[f"rows.{name}"] = layer_rows(forward, layer, columns).name
     return builder.finish()
 
 

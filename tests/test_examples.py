@@ -138,3 +138,14 @@ def test_an_estimator_in_a_pipeline_and_a_search(capsys: pytest.CaptureFixture[s
     r2, right = re.findall(r"R² (\S+)|, (\S+)% right", capsys.readouterr().out)
     assert float(r2[0]) > 0.25
     assert float(right[1]) > 90
+
+
+def test_error_bars_are_wide_in_the_gap_and_hold_new_measurements(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    example("laplace_regression").main()
+    printed = capsys.readouterr().out
+    spread = {float(x): float(sd) for x, sd in re.findall(r"x = +(\S+) .*± (\S+)", printed)}
+    assert min(spread[-6.0], spread[0.0], spread[6.0]) > 3 * max(spread[-3.0], spread[3.0])
+    one, two = (float(share) for share in re.findall(r"([\d.]+)% of new", printed))
+    assert 60 < one < 80 < 90 < two <= 100

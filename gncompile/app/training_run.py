@@ -198,8 +198,9 @@ class TrainingRun:
         if remaining > 0:
             with signals_set(self._stop):
                 history = self._fit(remaining)
-            reason = history.ended if self.trainer.updates < until else ""
-        if self.trainer.updates >= self.updates:
+            early = history.stopped_early or self.trainer.updates < until
+            reason = history.ended if early else ""
+        if not reason and self.trainer.updates >= self.updates:
             reason = f"{self.updates} updates made"
         if reason:
             self.started = self.started.ended_with(reason, self.folder)

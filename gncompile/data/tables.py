@@ -162,7 +162,8 @@ def _rows_of(path: Path) -> Iterator[tuple[Any, list[str]]]:
                 raise DataError(
                     f"the cells are divided by {mark!r}",
                     where=where,
-                    instead="save the table with commas between cells, and points in numbers",
+                    instead="save the table with commas between cells, and points in numbers: "
+                    f"pandas.read_csv(name, sep={mark!r}, decimal=',').to_csv(name, index=False)",
                 )
             yield rows, header
     except UnicodeDecodeError as error:

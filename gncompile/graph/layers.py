@@ -210,10 +210,13 @@ class Layer:
         return torch.cat([weight, by_name[self.bias][:, None]], dim=1)
 
     def split(self, whole: Tensor) -> dict[str, Tensor]:
-        """The inverse of :meth:`joined`, as matrices and rows: the weight ``[rows, columns]``, the bias."""
-        weight = whole[:, : self.columns]
+        """The inverse of :meth:`joined`, as matrices and rows: the weight ``[rows, columns]``, the bias.
+
+        ``whole`` may have dimensions in front.
+        """
+        weight = whole[..., : self.columns]
         parts = {self.weight: weight.mT if self.flipped else weight}
-        return parts if self.bias is None else {**parts, self.bias: whole[:, -1]}
+        return parts if self.bias is None else {**parts, self.bias: whole[..., -1]}
 
 
 def layers_of(

@@ -17,19 +17,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
 
 import sympy
 
 from ..base.settings import ExactForm, Settings
 from ..base.tables import binary_size, engineering
-from ..derivation.layer_rules import LayerRule
+from ..derivation.jacobian_rows import at_places, layer_rows, sides
 from ..derivation.propagation import pull_back, push_forward, uses, weight_gradients
 from ..errors import CompileError
 from ..functions.primitives import as_float
-from ..graph.layers import Layer
 from ..graph.model_graph import ModelGraph
-from ..graph.nodes import Node
 from ..losses.vocabulary import SeparableLoss
 from ..program import exact
 from ..program import operations as ir
@@ -84,36 +81,10 @@ class Exact(Solver):
 
     # --- rows of J ------------------------------------------------------------------------------------
 
-    def _sides(
-        self, node: Node, rule: LayerRule[Any], layer: Layer, columns: Mapping[str, Value]
-    ) -> tuple[Value, Value]:
-        """What stands left and right in a use's part of ``∇W̄``, one of them with columns."""
-        left, right = rule.sides(columns[node.name], self.forward.values[node.inputs[0]])
-        left, right = self._at_places(left, 2), self._at_places(right, 1)
-        return (right, left) if rule.op.reversed != layer.flipped else (left, right)
-
-    def _at_places(self, side: Value, leading: int) -> Value:
-        """A side with a dimension for its places, where there is one place too."""
-        if len(side.spec.shape) == leading + 2:
-            return side
-        return self.builder.emit(ir.Unflatten((1, side.width)), side, name=f"{side.name}_at")
-
     def _whole(self, columns: Mapping[str, Value]) -> Value:
         """G, to which every chunk of columns adds its part."""
-        builder, rows = self.builder, list[Value]()
-        for layer in self.layers.values():
-            parts = []
-            for node, rule in uses(self.forward, layer.uses):
-                if node.name not in columns:
-                    continue
-                with self.forward.work_for(node.name):
-                    if layer.vector:
-                        parts.append(columns[node.name])
-                        continue
-                    op = exact.Rows(layer.homogeneous, rule.coordinate(layer))
-                    sides = self._sides(node, rule, layer, columns)
-                    parts.append(builder.emit(op, *sides, name=f"rows_{node.name}"))
-            rows.append(parts[0] if len(parts) == 1 else builder.add(*parts, name="rows"))
+        builder = self.builder
+        rows = [layer_rows(self.forward, layer, columns) for layer in self.layers.values()]
         moment = builder.emit(ir.Moment(), self._joined(rows, "rows"), name="G_part")
         return builder.add(self.matrix, moment, name="G", into=self.matrix)
 
@@ -127,21 +98,21 @@ class Exact(Solver):
                     continue
                 with self.forward.work_for(node.name):
                     if layer.vector:
-                        biases.append(self._at_places(columns[node.name], 2))
+                        biases.append(at_places(self.forward, columns[node.name], 2))
                         continue
-                    left, right = self._sides(node, rule, layer, columns)
+                    left, right = sides(self.forward, node, rule, layer, columns)
                     weights += [left, right]
                     if layer.homogeneous and rule.coordinate(layer):
                         biases.append(left)
             etas = self.optimiser.etas(name)
-            for sides, eta, bias in (
+            for found, eta, bias in (
                 (weights, etas[0], False),
                 (biases, etas[not layer.vector], True),
             ):
-                if sides:
+                if found:
                     before = [] if total is None else [total]
                     op = exact.RowGram(bias, adds=bool(before))
-                    operands = [self._share_of(eta), *sides, *before]
+                    operands = [self._share_of(eta), *found, *before]
                     total = self.builder.emit(op, *operands, name=f"gram_{layer.node.name}")
         assert total is not None
         return total

@@ -65,7 +65,7 @@ def save(compiled: Compiled, state: Mapping[str, Any], path: str | os.PathLike[s
     }
     numbers = {key: value for key, value in state.items() if key not in GROUPS}
     about = json.dumps({**_about(compiled), "numbers": numbers})
-    header = {"gncompile": about, "digest": _digest(about, tensors)}
+    header = {"gncompile": about, "digest": digest_of(about, tensors)}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=header)
 
@@ -82,7 +82,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         text = header["gncompile"]
-        if header["digest"] != _digest(text, tensors):
+        if header["digest"] != digest_of(text, tensors):
             raise ValueError("its content does not match its digest")
         if unknown := {name.partition("/")[0] for name in tensors} - {*GROUPS}:
             raise ValueError(f"tensors of an unknown group {sorted(unknown)[0]!r}")
@@ -317,7 +317,8 @@ def _grouped(tensors: Tensors) -> dict[str, Any]:
     return state
 
 
-def _digest(about: str, tensors: Tensors) -> str:
+def digest_of(about: str, tensors: Tensors) -> str:
+    """Of the header's text, and of names, types, shapes and bytes of all tensors."""
     digest = hashlib.sha256(about.encode())
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -22,7 +22,7 @@ from ..runtime.memory import dense
 from .batches import Returned, Target, as_returned, first_tensor, input_tensors, joined_targets
 from .compiled import Compiled
 from .evaluation import Evaluation, parts
-from .factors import KroneckerFactors
+from .factors import KroneckerFactors, ParameterPlaces
 from .loaders import Pair, PairOf, data_set, gives_batches
 from .reported import Reported
 
@@ -148,12 +148,13 @@ class Questions:
     def factors(self) -> dict[str, KroneckerFactors]:
         """See :meth:`Trainer.factors`."""
         states, program = self._executable.memory.states, self._executable.program
-        found = {}
-        for layer in self._compiled.traced.graph.layers:
+        traced, found = self._compiled.traced, {}
+        for layer, record in traced.graph.layers.items():
             pair = [f"Q.{layer}", f"G.{layer}"]
             if all(key in states for key in pair):
                 q, g = (dense(states[key], program.states[key].spec).clone() for key in pair)
-                found[layer] = KroneckerFactors(layer, q, g)
+                places = ParameterPlaces.of(record, traced.parameters)
+                found[layer] = KroneckerFactors(layer, q, g, None, places)
         return found
 
     def rop(self, x: Tensor | tuple[Tensor, ...], direction: Mapping[str, Tensor]) -> Returned:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import gncompile
 from gncompile.app.cli import main
 from gncompile.app.run_folder import RunFolder
+from gncompile.app.training_run import TrainingRun
 
 pytest.importorskip("sklearn")
 CITIES = ["oslo", "paris", "rome"]
@@ -136,3 +137,33 @@ def test_a_session(
     torch.testing.assert_close(loaded.module(x, city[:, None]), outputs, rtol=CLOSE, atol=CLOSE)
     loss = loaded.trainer.evaluate((x, city[:, None]), y)
     assert loss == pytest.approx(whole["loss"], rel=CLOSE)
+
+
+def test_a_stop_on_the_last_of_the_updates_asked_for_ends_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No validation is better by 1e9 than the first: of three in vain the last is that of update 4."""
+    monkeypatch.chdir(tmp_path)
+    write_table(tmp_path / "people.csv")
+    assert run(capsys, "init", "people.csv")[0] == 0
+    text = (tmp_path / "people.toml").read_text().replace("[64, 64]", "[4]")
+    changed = text.replace("early_stop = 20", "early_stop = { patience = 3, min_delta = 1e9 }")
+    assert changed != text
+    (tmp_path / "people.toml").write_text(changed)
+    append = RunFolder.append
+
+    def append_and_interrupt(folder: RunFolder, record: dict[str, object]) -> None:
+        append(folder, record)
+        if record["update"] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "append", append_and_interrupt)
+        assert run(capsys, "train", "people.toml", "--out", "run", "--quiet")[0] == 130
+    written: list[TrainingRun] = []
+    # what takes most of the time
+    monkeypatch.setattr(TrainingRun, "_write_results", lambda self: written.append(self))
+    TrainingRun.resume(Path("run"), updates=2, progress=False).train()
+    assert len(RunFolder("run").history()) == 4
+    assert written
+    assert RunFolder("run").settings["ended"] == "no better validation loss in 3 validations"

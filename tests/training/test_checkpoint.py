@@ -353,7 +353,7 @@ def _forge(path: Path, place: tuple[str, ...], value: object) -> None:
         inner = inner[key]
     inner[place[-1]] = value
     text = json.dumps(about)
-    header = {"gncompile": text, "digest": checkpoint._digest(text, tensors)}
+    header = {"gncompile": text, "digest": checkpoint.digest_of(text, tensors)}
     save_file(tensors, path, metadata=header)
 
 
