@@ -12,26 +12,15 @@ from itertools import product
 import sympy
 from sympy import Add, Integer, Rational, Symbol
 
-from ..errors import KinkWarning, warn
 from ..functions.faa_di_bruno import Derivative, chain, closed, weighted
 from ..functions.primitives import LARGEST, maximum, number, select
 from .fuse_pointwise import symbol_of
-from .nodes import Node, Pointwise, Select, describe
+from .nodes import Node, Pointwise, Select
 from .normalise import Normalise
 from .pooling import MaxPool, SumPool
 from .softmax import Softmax
 from .stream_walk import Streams, Walk
 from .windows import Window
-
-
-def warn_of_kink(node: Node) -> None:
-    """Say that a derivative of a jump is left out."""
-    warn(
-        KinkWarning,
-        f"the node {node.name} = {describe(node)} ({node.origin}) has a kink or a jump: there, the "
-        "derivatives that are taken of it hold a delta function, which is left out",
-        instead="use a smooth function (softplus, tanh, sine) where second derivatives matter",
-    )
 
 
 def bilinear_streams(walk: Walk, node: Node) -> Streams:
@@ -116,6 +105,7 @@ def normalise_streams(walk: Walk, node: Node) -> Streams:
     squares = visit(f"{label}__squares", x**2, (x, source))
     total = _visited(walk, _sum(walk, squares, node, places))
     scale = visit(f"{label}__scale", rho, (s, total))
+    walk.kinks.pop(scale, None)  # the bound is there for rounding
     spread = _visited(walk, _spread(walk, scale, node, places))
     visit(label, x * s, (x, source), (s, spread))
     return walk.streams[label]
@@ -147,7 +137,7 @@ def max_pool_streams(walk: Walk, node: Node) -> Streams:
                 first = select(values[k] - largest[k - 1], stream, first)
             found[d] = first
     if any(d.order > 1 for d in found):
-        warn_of_kink(node)
+        walk.kinks[node.name] = node
     return walk.nodes_of(node.name, found, node)
 
 

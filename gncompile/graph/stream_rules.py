@@ -21,7 +21,6 @@ from .stream_mixing import (
     max_pool_streams,
     normalise_streams,
     softmax_streams,
-    warn_of_kink,
 )
 from .stream_walk import Rule, Streams, Walk
 
@@ -123,7 +122,7 @@ def pointwise_streams(walk: Walk, node: Node) -> Streams:
     partials = Partials(op.expression, op.arguments, symbol_of(node.name), label)
     found = {d: chain(d, partials, inner) for d in walk.needed[node.name]}
     if partials.crossed:
-        warn_of_kink(node)
+        walk.kinks[node.name] = node
     constants = dict(op.constants)
     for symbol, e in partials.named.items():
         walk.pointwise(symbol.name, e, node, constants)

@@ -25,7 +25,7 @@ class Walk:
     """``nodes`` are those of the graph and the new ones; ``streams`` those of the nodes passed so far.
 
     ``rules`` give the streams of a kind of node; through the kinds in ``linear`` a derivative needs itself
-    alone.
+    alone. ``kinks`` are the nodes of which a jump was derived.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class Walk:
         self.needed = _needed(graph, self.wanted, linear)
         self.streams: dict[str, Streams] = {}
         self.stacked: dict[tuple[str, ...], str] = {}
+        self.kinks: dict[str, Node] = {}
 
     def visit(self, node: Node) -> None:
         """The streams of a node, from those of its inputs."""

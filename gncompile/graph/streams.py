@@ -20,11 +20,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..errors import CompileError
+from ..errors import CompileError, KinkWarning, warn
 from ..functions.faa_di_bruno import Derivative
 from .fuse_pointwise import composed, fuse_pointwise
 from .model_graph import ModelGraph, TracedModel
-from .nodes import Node, Output, Select
+from .nodes import Node, Output, Select, describe
 from .stream_rules import LINEAR, RULES
 from .stream_walk import Walk
 
@@ -58,6 +58,13 @@ def differentiate(
     for node in graph:
         if not isinstance(node.op, Output):
             walk.visit(node)
+    for node in walk.kinks.values():
+        warn(
+            KinkWarning,
+            f"the node {node.name} = {describe(node)} ({node.origin}) has a kink or a jump: there, the "
+            "derivatives that are taken of it hold a delta function, which is left out",
+            instead="use a smooth function (softplus, tanh, sine) where second derivatives matter",
+        )
     return _side_by_side(walk, graph.output)
 
 
