@@ -12,16 +12,17 @@ dimensions that is d + 1 derivatives instead of 2 d.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from sympy import Add, Expr, Mul, Symbol
+from sympy import Add, Expr, Mul, Symbol, default_sort_key
 
 from ..errors import CompileError
 from .derive import differentiate, in_output, pointwise_rule
 from .kinks import has_jump
-from .primitives import number
+from .primitives import declared, kinked, number
 from .stable_forms import stable, transcendental
 
 Index = tuple[int, ...]
@@ -75,11 +76,6 @@ def _rank(term: tuple[Index, float]) -> tuple[int, Index]:
     return len(term[0]), term[0]
 
 
-def weighted(weight: float, e: Expr) -> Expr:
-    """``weight · e`` with the exact number."""
-    return number(weight) * e
-
-
 def closed(wanted: Sequence[Derivative]) -> tuple[Derivative, ...]:
     """``wanted`` and all that their products are made of, lower orders first, each once."""
     every = dict.fromkeys(wanted)
@@ -120,7 +116,7 @@ def chain(
             for chosen in product(*moving):
                 each = Mul(*(inner[i][p] for i, p in zip(chosen, parts, strict=True)))
                 key = tuple(sorted(chosen))
-                factors[key] = factors.get(key, 0) + weighted(weight, each)
+                factors[key] = factors.get(key, 0) + number(weight) * each
     return Add(*(partial(key) * factor for key, factor in factors.items() if factor != 0))
 
 
@@ -128,8 +124,9 @@ class Partials:
     """The partial derivatives of ``value`` in its ``arguments``, in stable forms, each made once.
 
     What the value itself tells is written in ``output``, the symbol of φ's own value (``tanh' = 1 - φ²``), as
-    are the slopes that a backward pass keeps. What is more than a number times a symbol is called by one of
-    its own, in ``named``, also in higher derivatives. ``crossed`` are those of a jump: its delta is left out.
+    are the slopes that a backward pass keeps. What is more than a number times a symbol, and bounded
+    functions, are called by symbols of their own, in ``named``, also in higher derivatives. ``crossed`` says
+    whether a jump was derived, whose delta is left out.
     """
 
     def __init__(
@@ -137,12 +134,10 @@ class Partials:
     ) -> None:
         self._rule = pointwise_rule(value, arguments)
         self._output, self._label = output, label
-        self._direct: dict[tuple[int, ...], Expr] = {
-            (i,): slope for i, slope in enumerate(self._rule.slopes)
-        }
+        self._direct: dict[tuple[int, ...], Expr] = {(): self._rule.value}
         self._written: dict[tuple[int, ...], Expr] = {}
         self.named: dict[Symbol, Expr] = {}
-        self.crossed: dict[tuple[int, ...], Expr] = {}
+        self.crossed = False
 
     def __call__(self, positions: tuple[int, ...]) -> Expr:
         if positions not in self._written:
@@ -152,10 +147,11 @@ class Partials:
     def _derived(self, positions: tuple[int, ...]) -> Expr:
         """In the arguments."""
         if positions not in self._direct:
-            below, last = self._derived(positions[:-1]), self._rule.arguments[positions[-1]]
-            if has_jump(below, last):
-                self.crossed[positions] = below
-            self._direct[positions] = stable(differentiate(below, last))
+            *lower, last = positions
+            below, argument = self._derived(tuple(lower)), self._rule.arguments[last]
+            self.crossed |= has_jump(below, argument)
+            slope = stable(differentiate(below, argument)) if lower else self._rule.slopes[last]
+            self._direct[positions] = slope
         return self._direct[positions]
 
     def _in_output(self, positions: tuple[int, ...]) -> Expr:
@@ -166,12 +162,29 @@ class Partials:
         return found if fewer or not found.has(*arguments) else derived
 
     def _named(self, positions: tuple[int, ...], e: Expr) -> Expr:
+        for each in sorted(transcendental(e), key=default_sort_key):
+            if each not in self.named.values() and each != e and _is_shared(each, e):
+                self._name(type(each).__name__, each)
         e = e.xreplace({known: symbol for symbol, known in self.named.items()})
         _, core = e.as_coeff_Mul()
         if core.is_Symbol or core.is_number:
             return e
         one = len(self._rule.arguments) == 1
-        which = str(len(positions)) if one else "".join(map(str, positions))
-        symbol = Symbol(f"{self._label}__d{which}", real=True)
+        return self._name("d" + (str(len(positions)) if one else "".join(map(str, positions))), e)
+
+    def _name(self, suffix: str, e: Expr) -> Symbol:
+        alike = sum(symbol.name.startswith(f"{self._label}__{suffix}") for symbol in self.named)
+        again = f"_{alike + 1}" if alike else ""
+        symbol = Symbol(f"{self._label}__{suffix}{again}", real=True)
         self.named[symbol] = e
         return symbol
+
+
+def _is_shared(function: Expr, e: Expr) -> bool:
+    """Whether a function in ``e`` may be a value of its own, for all derivatives to read.
+
+    Nothing may overflow for it that does not in ``e``: it is bounded, as are its slopes, and in no branch.
+    """
+    known = declared(function)
+    bounded = known is not None and all(map(math.isfinite, known.values))
+    return bounded and not kinked(e) and not any(map(transcendental, function.args))

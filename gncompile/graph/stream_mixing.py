@@ -12,7 +12,7 @@ from itertools import product
 import sympy
 from sympy import Add, Integer, Rational, Symbol
 
-from ..functions.faa_di_bruno import Derivative, chain, closed, weighted
+from ..functions.faa_di_bruno import Derivative, chain, closed
 from ..functions.primitives import LARGEST, maximum, number, select
 from .fuse_pointwise import symbol_of
 from .nodes import Node, Pointwise, Select
@@ -46,7 +46,7 @@ def bilinear_streams(walk: Walk, node: Node) -> Streams:
                     taken = [i for i, pick in zip(index, picks, strict=True) if pick]
                     rest = [i for i, pick in zip(index, picks, strict=True) if not pick]
                     left, right = a.get(Derivative.along(*taken)), b.get(Derivative.along(*rest))
-                    terms.append(weighted(weight, times(left, right, label)))
+                    terms.append(number(weight) * times(left, right, label))
         found[d] = Add(*terms)
     return walk.nodes_of(node.name, found, node)
 

@@ -56,6 +56,7 @@ def _constant(walk: Walk, node: Node, value: float) -> str:
 
 
 def linear_streams(walk: Walk, node: Node) -> Streams:
+    """The same of every stream, without a bias."""
     op = replace(node.op, bias=None) if isinstance(node.op, LayerOp) else node.op
     known = walk.streams[node.inputs[0]]
     return {
@@ -93,6 +94,7 @@ def _side_by_side(walk: Walk, source: str, streams: list[str]) -> str:
 
 
 def select_streams(walk: Walk, node: Node) -> Streams:
+    """The same selection; of inputs whose stream is zero, and of the fill, 0."""
     assert isinstance(node.op, Select)
     sizes = [walk.nodes[name].size for name in node.inputs]
     starts = list(accumulate(sizes, initial=0))
@@ -114,10 +116,11 @@ def select_streams(walk: Walk, node: Node) -> Streams:
 
 
 def pointwise_streams(walk: Walk, node: Node) -> Streams:
+    """The chain rule of any order; the derivatives of φ that several streams read are nodes of their own."""
     op = named_after_values(node)
     inner = [walk.symbols(name) for name in node.inputs]
     label = node.name
-    while any(name.startswith(f"{label}__d") for name in walk.nodes):
+    while any(name.startswith(f"{label}__") for name in walk.nodes):
         label += "_"
     partials = Partials(op.expression, op.arguments, symbol_of(node.name), label)
     found = {d: chain(d, partials, inner) for d in walk.needed[node.name]}
