@@ -56,7 +56,11 @@ def _constant(walk: Walk, node: Node, value: float) -> str:
 
 
 def linear_streams(walk: Walk, node: Node) -> Streams:
-    """The same of every stream, without a bias."""
+    """The same of every stream; of a layer, further uses without the bias.
+
+    Side by side, as places of one product, they would be copied there and back, which costs more than it
+    saves: a sixth of a gradient on a CPU; on a GPU, where like products share a launch, further launches.
+    """
     op = replace(node.op, bias=None) if isinstance(node.op, LayerOp) else node.op
     known = walk.streams[node.inputs[0]]
     return {
@@ -64,33 +68,6 @@ def linear_streams(walk: Walk, node: Node) -> Streams:
         for d in walk.needed[node.name]
         if d in known
     }
-
-
-def affine_streams(walk: Walk, node: Node) -> Streams:
-    """All streams side by side as places of one product."""
-    (source,) = node.inputs
-    known = walk.streams[source]
-    present = [d for d in walk.needed[node.name] if d in known]
-    if len(present) < 2:
-        return linear_streams(walk, node)
-    assert isinstance(node.op, Affine)
-    op = replace(node.op, bias=None, places=node.op.places * len(present))
-    x = _side_by_side(walk, source, [known[d] for d in present])
-    h = walk.add(f"{node.name}__streams", op, [x], (len(present), *node.shape), node)
-    parts = [range(i * node.size, (i + 1) * node.size) for i in range(len(present))]
-    return {
-        d: walk.add(f"{node.name}{walk.labels[d]}", Select(tuple(part)), [h], node.shape, node)
-        for d, part in zip(present, parts, strict=True)
-    }
-
-
-def _side_by_side(walk: Walk, source: str, streams: list[str]) -> str:
-    """One node for all layers that read the same."""
-    key, of = tuple(streams), walk.nodes[source]
-    if key not in walk.stacked:
-        index, shape = tuple(range(len(key) * of.size)), (len(key), *of.shape)
-        walk.stacked[key] = walk.add(f"{source}__streams", Select(index), key, shape, of)
-    return walk.stacked[key]
 
 
 def select_streams(walk: Walk, node: Node) -> Streams:
@@ -133,11 +110,10 @@ def pointwise_streams(walk: Walk, node: Node) -> Streams:
 
 
 LINEAR: Mapping[type[Op], Rule] = {
-    Affine: affine_streams,
     Select: select_streams,
     MaxPool: max_pool_streams,
     **dict.fromkeys(
-        (FixedLinear, Centre, SumPool, Convolution, ConvolutionTransposed), linear_streams
+        (Affine, FixedLinear, Centre, SumPool, Convolution, ConvolutionTransposed), linear_streams
     ),
 }
 """Kinds of node of which a derivative is made of the same one of the inputs."""

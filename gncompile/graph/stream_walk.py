@@ -49,7 +49,6 @@ class Walk:
         self.labels = self._labels()
         self.needed = _needed(graph, self.wanted, linear)
         self.streams: dict[str, Streams] = {}
-        self.stacked: dict[tuple[str, ...], str] = {}
         self.kinks: dict[str, Node] = {}
 
     def visit(self, node: Node) -> None:

@@ -4,7 +4,7 @@ Every node that moves with the inputs gets one for each of its derivatives that 
 nodes, so gradient, R-operator and curvature follow (docs/mathematics.md#streams):
 
 ============  ====================================================================================
-affine        ``∂h = ∂a Wᵀ``, all derivatives side by side as places of one product
+affine        ``∂h = ∂a Wᵀ``: for each derivative a use of the layer without the bias
 pointwise     ``∂_ij φ(h) = φ'(h) ∂_ij h + φ''(h) ∂_i h ∂_j h``, and so on  (``faa_di_bruno``)
 bilinear      ``∂(A B) = ∂A B + A ∂B``, and so on                           (``stream_rules``)
 norm          that of the mean, the root and the product that it is made of
