@@ -87,6 +87,10 @@ class DeclarationWarning(UserWarning):
     """A declared function is well defined, but has places that training by slopes cannot see."""
 
 
+class KinkWarning(UserWarning):
+    """A derivative is taken across a kink, where it is a delta function that is left out."""
+
+
 class ShortDataWarning(UserWarning):
     """The training data ended before the updates or epochs that were asked for."""
 

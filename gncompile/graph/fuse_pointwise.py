@@ -6,7 +6,7 @@ import sympy
 
 from .dead_nodes import remove_dead_nodes
 from .model_graph import ModelGraph
-from .nodes import Node, Op, Pointwise
+from .nodes import Node, Pointwise
 
 
 def fuse_pointwise(graph: ModelGraph) -> ModelGraph:
@@ -25,11 +25,16 @@ def fuse_pointwise(graph: ModelGraph) -> ModelGraph:
 
         h = affine[fc](x)      line_12 = x + tanh(h)           output(line_12)
     """
-    simple = graph = _without_identities(remove_dead_nodes(graph))
+    return _named_after_lines(composed(graph), graph)
+
+
+def composed(graph: ModelGraph) -> ModelGraph:
+    """:func:`fuse_pointwise`, each composed node under the name of the one it ends in."""
+    graph = _without_identities(remove_dead_nodes(graph))
     fused = _fused_once(graph)
     while len(fused) < len(graph):
         graph, fused = fused, _fused_once(fused)
-    return _named_after_lines(fused, {node.name: node.op for node in simple})
+    return fused
 
 
 MAX_OPERATIONS = 200
@@ -83,35 +88,35 @@ def _composed(node: Node, inner: dict[str, Node]) -> Node:
     """
     if not isinstance(node.op, Pointwise):
         return node
-    parts = [_named_after_values(part) for part in (*inner.values(), node)]
+    parts = [named_after_values(part) for part in (*inner.values(), node)]
     *inner_parts, outer = parts
-    substitution = {_symbol(n): p.expression for n, p in zip(inner, inner_parts, strict=True)}
+    substitution = {symbol_of(n): p.expression for n, p in zip(inner, inner_parts, strict=True)}
     # simultaneous: an inner expression may read a value of the same name as another one's symbol
     expression = outer.expression.xreplace(substitution)
     inputs = [name for name in node.inputs if name not in inner]
     inputs = list(dict.fromkeys([n for part in inner.values() for n in part.inputs] + inputs))
-    used = [name for name in inputs if _symbol(name) in expression.free_symbols] or inputs[:1]
+    used = [name for name in inputs if symbol_of(name) in expression.free_symbols] or inputs[:1]
     constants = dict.fromkeys(pair for part in parts for pair in part.constants)
     op = Pointwise(
         expression,
-        tuple(_symbol(name) for name in used),
+        tuple(symbol_of(name) for name in used),
         tuple(pair for pair in constants if pair[0] in expression.free_symbols),
     )
     return Node(node.name, op, tuple(used), node.shape, node.origin)
 
 
-def _named_after_values(node: Node) -> Pointwise:
+def named_after_values(node: Node) -> Pointwise:
     """The node's operation with its symbols renamed after the values and constants they stand for.
 
     A value has one symbol everywhere, whichever node reads it; constants get a suffix of their own, which
     no value's name has.
     """
     assert isinstance(node.op, Pointwise)
-    renamed = {s: _symbol(name) for s, name in zip(node.op.arguments, node.inputs, strict=True)}
-    constants = tuple((_symbol(f"{name}.constant"), name) for _, name in node.op.constants)
+    renamed = {s: symbol_of(name) for s, name in zip(node.op.arguments, node.inputs, strict=True)}
+    constants = tuple((symbol_of(f"{name}.constant"), name) for _, name in node.op.constants)
     renamed |= {old: new for (old, _), (new, _) in zip(node.op.constants, constants, strict=True)}
     expression = node.op.expression.xreplace(renamed)
-    return Pointwise(expression, tuple(_symbol(name) for name in node.inputs), constants)
+    return Pointwise(expression, tuple(symbol_of(name) for name in node.inputs), constants)
 
 
 def _without_identities(graph: ModelGraph) -> ModelGraph:
@@ -127,13 +132,13 @@ def _without_identities(graph: ModelGraph) -> ModelGraph:
     return ModelGraph(kept)
 
 
-def _named_after_lines(graph: ModelGraph, simple: dict[str, Op]) -> ModelGraph:
+def _named_after_lines(graph: ModelGraph, simple: ModelGraph) -> ModelGraph:
     """Composed nodes, whose operation is not the one of that name in ``simple``, under their new names."""
     names: dict[str, str] = {}
     taken = {node.name for node in graph}
     for node in graph:
         line = node.origin.location.rpartition(":")[2]
-        if node.op != simple[node.name] and isinstance(node.op, Pointwise) and line.isdigit():
+        if node.op != simple[node.name].op and isinstance(node.op, Pointwise) and line.isdigit():
             path = "_".join(node.origin.module.split("."))
             names[node.name] = _free(f"{path}_line_{line}".lstrip("_"), taken)
     return ModelGraph([_renamed(node, names) for node in graph])
@@ -153,5 +158,5 @@ def _renamed(node: Node, names: dict[str, str]) -> Node:
     return Node(names.get(node.name, node.name), node.op, inputs, node.shape, node.origin)
 
 
-def _symbol(name: str) -> sympy.Symbol:
+def symbol_of(name: str) -> sympy.Symbol:
     return sympy.Symbol(name, real=True)
