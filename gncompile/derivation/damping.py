@@ -75,6 +75,8 @@ def judge(optimiser: Optimiser, before: Value, after: Value) -> None:
         name="rho_now",
     )
     rise = a - b - as_float(ROUNDING) * sympy.Abs(b)
+    if optimiser.settings.damping_tries > 1:
+        rise, values = select(measured, a - b, rise), {**values, measured: is_measured}
     harm = select(rise, sympy.Integer(1), 1 - finite(a))
     builder.pointwise(harm, values, into=optimiser.scalar("harm"), name="harm_now")
 
