@@ -13,10 +13,7 @@ def of_rows(op: exact.JacobianOp, v: list[Tensor]) -> Tensor:
     """``op(v)``, one formula each."""
     match op:
         case exact.Rows(homogeneous, coordinate):
-            left, right = v
-            if homogeneous:
-                right = torch.cat([right, torch.full_like(right[..., :1], coordinate)], dim=-1)
-            return torch.einsum("...nta,...ntb->...nab", left, right).flatten(-2)
+            return _rows(v[0], v[1], coordinate if homogeneous else None).flatten(-2)
         case exact.RowGram(bias, adds):
             sides = v[1 : len(v) - int(adds)]
             if bias:
@@ -31,13 +28,9 @@ def of_rows(op: exact.JacobianOp, v: list[Tensor]) -> Tensor:
             if vector:
                 j = torch.stack([side.sum(dim=2) for side in v]).sum(0)[..., None]
             else:
-                made = []
-                for left, right, c in zip(
-                    v[::2], v[1::2], coordinates or (None,) * len(v), strict=False
-                ):
-                    if c is not None:
-                        right = torch.cat([right, torch.full_like(right[..., :1], c)], dim=-1)
-                    made.append(torch.einsum("...nta,...ntb->...nab", left, right))
+                appended = coordinates or (None,) * (len(v) // 2)
+                uses = zip(v[::2], v[1::2], appended, strict=True)
+                made = [_rows(left, right, one) for left, right, one in uses]
                 j = torch.stack(made).sum(0)
             return j.square().sum((0, 1)) / j.shape[1]
         case exact.Joined():
@@ -77,6 +70,13 @@ def of_rows(op: exact.JacobianOp, v: list[Tensor]) -> Tensor:
             solution = vectors @ torch.where(kept, along / (values.clamp(min=0) + damping), 0.0)
             return -root * solution
     raise InternalError(f"the reference backend does not know {op}")
+
+
+def _rows(left: Tensor, right: Tensor, coordinate: float | None) -> Tensor:
+    """``Σ_s l_s [r_s, c]ᵀ``, or without c: ``[S, N, a, b]``."""
+    if coordinate is not None:
+        right = torch.cat([right, torch.full_like(right[..., :1], coordinate)], dim=-1)
+    return torch.einsum("...nta,...ntb->...nab", left, right)
 
 
 def _eigenvalues(m: Tensor) -> tuple[Tensor, Tensor]:
