@@ -133,34 +133,41 @@ class Exact(Solver):
 
     def _gram(self, columns: Mapping[str, Value]) -> Value:
         """``κ (1/N) J D⁻¹ Jᵀ``, weight after weight and bias after bias."""
-        total: Value | None = None
+        weights: dict[str, list[Value]] = {}
+        biases: dict[str, list[Value]] = {}
+        diagonals: dict[str, Value] = {}
         for name, layer in self.builder.layerwise(self.layers):
-            weights, biases = list[Value](), list[Value]()
-            coordinates = list[float]()
+            both, left_ones, coordinates = list[Value](), list[Value](), list[float]()
             for node, rule in uses(self.forward, layer.uses):
                 if node.name not in columns:
                     continue
                 with self.forward.work_for(node.name):
                     if layer.vector:
-                        biases.append(self._at_places(columns[node.name], 2))
+                        left_ones.append(self._at_places(columns[node.name], 2))
                         continue
                     left, right = self._sides(node, rule, layer, columns)
-                    weights += [left, right]
+                    both += [left, right]
                     coordinates += [rule.coordinate(layer)] * layer.homogeneous
                     if layer.homogeneous and rule.coordinate(layer):
-                        biases.append(left)
-            if self.scaled and (weights or biases):
+                        left_ones.append(left)
+            weights[name], biases[name] = both, left_ones
+            if self.scaled and (both or left_ones):
                 squares = exact.RowSquares(layer.vector, tuple(coordinates))
-                of = biases if layer.vector else weights
-                diagonal = self.builder.emit(squares, *of, name=f"squares_{layer.node.name}")
-                self.optimiser.raise_scale(name, diagonal)
-            for sides, part, bias in (
-                (weights, "weight", False),
-                (biases, "weight" if layer.vector else "bias", True),
+                sides = left_ones if layer.vector else both
+                diagonals[name] = self.builder.emit(
+                    squares, *sides, name=f"squares_{layer.node.name}"
+                )
+        if self.scaled:
+            self.optimiser.raise_scales(diagonals)
+        total: Value | None = None
+        for name, layer in self.builder.layerwise(self.layers):
+            for sides, part in (
+                (weights[name], "weight"),
+                (biases[name], "weight" if layer.vector else "bias"),
             ):
                 if sides:
                     before = [] if total is None else [total]
-                    op = exact.RowGram(bias, adds=bool(before))
+                    op = exact.RowGram(sides is biases[name], adds=bool(before))
                     operands = [self._share_of(name, part), *sides, *before]
                     total = self.builder.emit(op, *operands, name=f"gram_{layer.node.name}")
         assert total is not None
@@ -233,8 +240,7 @@ class Exact(Solver):
             kappa = self.optimiser.damping
         if self.scaled:
             diagonal = builder.emit(ir.TakeDiagonal(), self.matrix, name="G_diagonal")
-            for name, part in self._by_layer(diagonal).items():
-                self.optimiser.raise_scale(name, part)
+            self.optimiser.raise_scales(self._by_layer(diagonal))
             parts = map(self.optimiser.scale, self.layers)
             scale.append(builder.emit(exact.Joined(), *parts, name="scale"))
         gradient = builder.emit(
