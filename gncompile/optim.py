@@ -56,12 +56,14 @@ class GaussNewton(torch.optim.Optimizer):
                 f"the model is of type {type(model).__name__}",
                 instead="pass the torch.nn.Module itself, not its parameters: GaussNewton(model, loss)",
             )
-        own = compile.__kwdefaults__ or {}
-        self._settings = {"method": method} | {k: v for k, v in options.items() if k not in own}
+        options |= {} if method is None else {"method": method}
+        own = set(compile.__kwdefaults__ or {})
+        own -= {"solver"} if isinstance(options.get("solver"), str) else set()
+        self._settings = {k: v for k, v in options.items() if k not in own}
         Settings.from_options(
             **self._settings
         )  # a wrong option is told here, not at the first step
-        self._model, self._loss, self._options = model, loss, {"method": method, **options}
+        self._model, self._loss, self._options = model, loss, options
         self._trainer: Trainer | None = None
         super().__init__([p for p in model.parameters() if p.requires_grad], {})
         if example_inputs is not None:

@@ -120,7 +120,7 @@ def compile_into(
                 instead="give a name, 'kronecker', 'exact' or 'auto', or a subclass of Solver",
             )
         named = "kronecker" if own else solver
-        given = {"method": method, "solver": named, **options}
+        given = {**({} if method is None else {"method": method}), "solver": named, **options}
         samples = reader.inputs(example_inputs)[0].shape[0]
         itemsize = reader.dtype.itemsize
         settings, stated = chosen_settings(given, traced.graph, declared, samples, itemsize)

@@ -37,6 +37,12 @@ HINTS: Mapping[str, str] = {
 }
 """What to say of options that others have and these do not."""
 
+FACTORED = frozenset({
+    "sharing", "samples", "trace_correction", "factor_samples", "whole_inputs", "factor_average",
+    "factor_damping_period", "inverse", "refresh_every", "refresh_always",
+})  # fmt: skip
+"""Options of the Kronecker factors, which no other solver looks at."""
+
 IDLE: Mapping[str, Mapping[str, tuple[object, str]]] = {
     "kronecker": {"exact_form": ("auto", "exact")},
     "exact": {"factor_share": (1.0, "kronecker"), "factors_every": (1, "kronecker")},

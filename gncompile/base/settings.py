@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
 from ..errors import CompileError, OptionWarning, nearest, warn
-from .option_hints import HINTS, IDLE
+from .option_hints import FACTORED, HINTS, IDLE
 from .options import STRICT, WHOLE_BOUND, Count, Steps, explained
 
 CurvatureMethod = Literal["kfra", "kflr", "kfac", "kfac_rp", "empirical"]
@@ -37,12 +37,6 @@ SOLVER_DEFAULTS: Mapping[str, Mapping[str, object]] = {
 """Options whose default is another with a solver. An exact direction needs no other step size than 1 and no
 momentum, and λ, its only damping, is adapted after each step: Levenberg and Marquardt's method. Of a factor
 0.3 to 0.7 that λ falls by 0.5 takes the fewest steps, and on mini-batches as few (docs/solvers.md)."""
-
-FACTORED = frozenset({
-    "sharing", "samples", "trace_correction", "factor_samples", "whole_inputs", "factor_average",
-    "factor_damping_period", "inverse", "refresh_every", "refresh_always",
-})  # fmt: skip
-"""Options of the Kronecker factors, which no other solver looks at."""
 
 GROUPS: Mapping[str, str] = {
     "method": "objective and curvature",
@@ -315,8 +309,6 @@ class Settings:
                         ["use some of", *(f"    {g}: {', '.join(x)}" for g, x in groups().items())]
                     ),
                 )
-        if options.get("method") is None:
-            options.pop("method", None)
         if options.get("method") not in FIRST_ORDER_METHODS:
             options = {**SOLVER_DEFAULTS.get(str(options.get("solver")), {}), **options}
             if options.get("solver") == "exact" and options["method"] != AUTO:
