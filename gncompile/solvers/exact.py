@@ -6,10 +6,15 @@ With the root ``C Cᵀ = 𝓗_L`` of K columns and ``J = Cᵀ ∂z/∂θ``, a ro
     primal    Δ = −(G + D)⁻¹ ∇                                     P × P, from the rows of J
     dual      Δ = −p − (1/N) D⁻¹ Jᵀ (I + (1/N) J D⁻¹ Jᵀ)⁻¹ (r − J p)    N K × N K, J is never formed
 
-with ``D = λ + η`` of every parameter. The dual form splits the loss's gradient at the output into ``C r`` and
+with ``D = λ + η`` of every parameter, or ``λ S + η`` with the greatest diagonal S of G so far
+(``damping_scale="diagonal"`` [Moré 1978]: steps that do not know the units of parameters). The dual form splits the loss's gradient at the output into ``C r`` and
 a rest, 0 for most losses: ``∇ = (1/N) Jᵀ r + D p``, so that nothing else is divided by a small λ. ``J Jᵀ`` is
 a sum of Hadamard products of small Grams over places and uses, ``Jᵀ v`` a weight gradient whose columns are
 scaled by v, and ``J p`` a tangent.
+
+A step whose loss rose is tried with a greater λ, up to ``damping_tries``, on the matrix that there is: a new
+Cholesky factorisation is a small part of it. Only where the Gram matrix of the dual form is another for each
+λ, as D is no multiple of one diagonal, it is made again.
 """
 
 from __future__ import annotations
@@ -323,23 +328,23 @@ def choose_form(
 ) -> tuple[ExactForm, str]:
     """The cheaper form whose matrix fits into the memory budget, and what both cost, for a batch of N.
 
-    Counted are Gram matrix or rows, and a Cholesky factorisation; an eigendecomposition, where λ is near
-    the roundings of G, takes 27 times the latter. Raises :class:`~gncompile.errors.CompileError` where
+    Counted are Gram matrix or rows, and a Cholesky factorisation, of which a step that tries several λ makes
+    one for each; an eigendecomposition, where λ is near the roundings of G, takes 27 times the latter. Raises :class:`~gncompile.errors.CompileError` where
     neither fits, or not the one that ``settings.exact_form`` asks for.
     """
     outputs = graph.output.size
     rows = samples * outputs
     parameters = sum(math.prod(layer.shape) for layer in graph.layers.values())
-    wide = sum(sum(layer.shape) for layer in graph.layers.values())
-    if settings.damping_scale != "identity":
-        wide = parameters  # J D⁻¹ Jᵀ is no Hadamard product
+    scaled = settings.damping_scale != "identity"
+    # J D⁻¹ Jᵀ of any D is no Hadamard product.
+    row = parameters if scaled else sum(sum(layer.shape) for layer in graph.layers.values())
     flops: dict[ExactForm, int] = {
         "primal": rows * parameters**2 + parameters**3 // 3,
-        "dual": rows**2 * wide + rows**3 // 3,
+        "dual": rows**2 * row + rows**3 // 3,
     }
     held: dict[ExactForm, int] = {
-        "primal": 3 * parameters**2 * itemsize,
-        "dual": 4 * rows**2 * itemsize,
+        "primal": (3 + scaled) * parameters**2 * itemsize,
+        "dual": (4 + scaled) * rows**2 * itemsize,
     }
     sizes: dict[ExactForm, int] = {"primal": parameters, "dual": rows}
     costs = {
