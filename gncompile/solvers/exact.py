@@ -7,10 +7,11 @@ With the root ``C Cᵀ = 𝓗_L`` of K columns and ``J = Cᵀ ∂z/∂θ``, a ro
     dual      Δ = −p − (1/N) D⁻¹ Jᵀ (I + (1/N) J D⁻¹ Jᵀ)⁻¹ (r − J p)    N K × N K, J is never formed
 
 with ``D = λ + η`` of every parameter, or ``λ S + η`` with the greatest diagonal S of G so far
-(``damping_scale="diagonal"`` [Moré 1978]: steps that do not know the units of parameters). The dual form splits the loss's gradient at the output into ``C r`` and
-a rest, 0 for most losses: ``∇ = (1/N) Jᵀ r + D p``, so that nothing else is divided by a small λ. ``J Jᵀ`` is
-a sum of Hadamard products of small Grams over places and uses, ``Jᵀ v`` a weight gradient whose columns are
-scaled by v, and ``J p`` a tangent.
+(``damping_scale="diagonal"`` [Moré 1978]: steps that do not know the units of parameters). The dual form
+splits the loss's gradient at the output into ``C r`` and a rest, 0 for most losses:
+``∇ = (1/N) Jᵀ r + D p``, so that nothing else is divided by a small λ. ``J Jᵀ`` is a sum of Hadamard products
+of small Grams over places and uses, ``Jᵀ v`` a weight gradient whose columns are scaled by v, and ``J p`` a
+tangent; with S rows are made a few at a time.
 
 A step whose loss rose is tried with a greater λ, up to ``damping_tries``, on the matrix that there is: a new
 Cholesky factorisation is a small part of it. Only where the Gram matrix of the dual form is another for each
@@ -329,8 +330,9 @@ def choose_form(
     """The cheaper form whose matrix fits into the memory budget, and what both cost, for a batch of N.
 
     Counted are Gram matrix or rows, and a Cholesky factorisation, of which a step that tries several λ makes
-    one for each; an eigendecomposition, where λ is near the roundings of G, takes 27 times the latter. Raises :class:`~gncompile.errors.CompileError` where
-    neither fits, or not the one that ``settings.exact_form`` asks for.
+    one for each; an eigendecomposition, where λ is near the roundings of G, takes 27 times the latter. Raises
+    :class:`~gncompile.errors.CompileError` where neither fits, or not the one that ``settings.exact_form``
+    asks for.
     """
     outputs = graph.output.size
     rows = samples * outputs
