@@ -7,6 +7,7 @@ from pathlib import Path
 import oracles
 import pytest
 import torch
+from architectures import normal
 from exact_problems import (
     EXACT,
     FORMS,
@@ -50,6 +51,18 @@ def test_weights_with_several_uses(name: str, l2: object) -> None:
     expected, traced = dense(model, loss, x, y, 1e-2, l2), trace(model, x, passes=prepare)
     for form in FORMS:
         assert_same(direction(traced, loss, x, y, 1e-2, form, l2=l2), expected, EXACT, form)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_padding_row_is_decayed_and_no_more(form: str) -> None:
+    """A row that a sample looks up, that is not 0, and that no gradient reaches."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(4, 2, padding_idx=1), nn.Flatten(), nn.Linear(4, 2)).double()
+    with torch.no_grad():
+        model[0].weight[1] = 1.3
+    x, y = torch.tensor([[0, 1], [2, 3], [1, 1]]), normal(torch.Generator().manual_seed(1), 3, 2)
+    expected, traced = dense(model, "mse", x, y, 1e-2, 0.1), trace(model, x, passes=prepare)
+    assert_same(direction(traced, "mse", x, y, 1e-2, form, l2=0.1), expected, EXACT, form)
 
 
 SMALL = ("more parameters", "fewer parameters", "one sample", "dead units", "counts")
