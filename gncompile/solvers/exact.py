@@ -6,10 +6,16 @@ With the root ``C Cᵀ = 𝓗_L`` of K columns and ``J = Cᵀ ∂z/∂θ``, a ro
     primal    Δ = −(G + D)⁻¹ ∇                                     P × P, from the rows of J
     dual      Δ = −p − (1/N) D⁻¹ Jᵀ (I + (1/N) J D⁻¹ Jᵀ)⁻¹ (r − J p)    N K × N K, J is never formed
 
-with ``D = λ + η`` of every parameter. The dual form splits the loss's gradient at the output into ``C r`` and
-a rest, 0 for most losses: ``∇ = (1/N) Jᵀ r + D p``, so that nothing else is divided by a small λ. ``J Jᵀ`` is
-a sum of Hadamard products of small Grams over places and uses, ``Jᵀ v`` a weight gradient whose columns are
-scaled by v, and ``J p`` a tangent.
+with ``D = λ + η`` of every parameter, or ``λ S + η`` with the greatest diagonal S of G so far
+(``damping_scale="diagonal"`` [Moré 1978]: steps that do not know the units of parameters). The dual form
+splits the loss's gradient at the output into ``C r`` and a rest, 0 for most losses:
+``∇ = (1/N) Jᵀ r + D p``, so that nothing else is divided by a small λ. ``J Jᵀ`` is a sum of Hadamard products
+of small Grams over places and uses, ``Jᵀ v`` a weight gradient whose columns are scaled by v, and ``J p`` a
+tangent; with S rows are made a few at a time.
+
+A step whose loss rose is tried with a greater λ, up to ``damping_tries``, on the matrix that there is: a new
+Cholesky factorisation is a small part of it. Only where the Gram matrix of the dual form is another for each
+λ, as D is no multiple of one diagonal, it is made again.
 """
 
 from __future__ import annotations
@@ -26,6 +32,7 @@ from ..derivation.jacobian_rows import at_places, layer_rows, sides
 from ..derivation.propagation import pull_back, push_forward, uses, weight_gradients
 from ..errors import CompileError
 from ..functions.primitives import as_float
+from ..graph.embedding import Embedding
 from ..graph.model_graph import ModelGraph
 from ..losses.vocabulary import SeparableLoss
 from ..program import exact
@@ -35,7 +42,7 @@ from ..program.phases import DIRECTION, Phase, Repeat, Stage
 from ..program.specs import Spec, Structure, matrix
 from .solver import Solver
 
-a, b, d, k = sympy.symbols("a b d k", real=True)
+a, b, c, d, k = sympy.symbols("a b c d k", real=True)
 
 
 def _number(eta: float) -> sympy.Expr:
@@ -47,9 +54,16 @@ class Exact(Solver):
 
     @classmethod
     def phases(cls, settings: Settings) -> tuple[Phase, ...]:
+        stage = Stage.MEASUREMENT
+        if settings.exact_form == "dual":
+            scaled = settings.damping_scale != "identity"
+            if isinstance(settings.l2, Mapping) or (scaled and settings.l2):
+                stage = Stage.DIRECTION  # the Gram matrix of J D⁻¹ Jᵀ is another for every λ
+            elif scaled:
+                stage = Stage.KEEPING
         return (
             Phase("rows_begin", Stage.MEASUREMENT),
-            Phase("rows", Stage.MEASUREMENT, ("gradient",), repeat=Repeat.COLUMNS),
+            Phase("rows", stage, ("gradient",), repeat=Repeat.COLUMNS),
             Phase(DIRECTION, Stage.DIRECTION, ("gradient", "rows")),
         )
 
@@ -63,6 +77,7 @@ class Exact(Solver):
         self.forward, self.layers = self.batch.forward, self.batch.graph.layers
         self.builder.methods = dict.fromkeys(self.layers, "exact")
         self.dual = self.settings.exact_form == "dual"
+        self.scaled = self.settings.damping_scale != "identity"
         self.builder.columns = self.batch.graph.output.size
         size = sum(math.prod(layer.shape) for layer in self.layers.values())
         if not self.dual:
@@ -83,36 +98,54 @@ class Exact(Solver):
 
     def _whole(self, columns: Mapping[str, Value]) -> Value:
         """G, to which every chunk of columns adds its part."""
-        builder = self.builder
         rows = [layer_rows(self.forward, layer, columns) for layer in self.layers.values()]
-        moment = builder.emit(ir.Moment(), self._joined(rows, "rows"), name="G_part")
-        return builder.add(self.matrix, moment, name="G", into=self.matrix)
+        moment = self.builder.emit(ir.Moment(), self._side_by_side(rows), name="G_part")
+        return self.builder.add(self.matrix, moment, name="G", into=self.matrix)
+
+    def _side_by_side(self, rows: list[Value]) -> Value:
+        if len(rows) == 1:
+            return rows[0]
+        index = tuple(range(sum(part.width for part in rows)))
+        return self.builder.emit(ir.Gather(index), *rows, name="rows")
 
     def _gram(self, columns: Mapping[str, Value]) -> Value:
         """``κ (1/N) J D⁻¹ Jᵀ``, weight after weight and bias after bias."""
-        total: Value | None = None
+        weights: dict[str, list[Value]] = {}
+        biases: dict[str, list[Value]] = {}
+        diagonals: dict[str, Value] = {}
         for name, layer in self.builder.layerwise(self.layers):
-            weights, biases = [], []
+            both, left_ones, coordinates = list[Value](), list[Value](), list[float]()
             for node, rule in uses(self.forward, layer.uses):
                 if node.name not in columns:
                     continue
                 with self.forward.work_for(node.name):
                     if layer.vector:
-                        biases.append(at_places(self.forward, columns[node.name], 2))
+                        left_ones.append(at_places(self.forward, columns[node.name], 2))
                         continue
                     left, right = sides(self.forward, node, rule, layer, columns)
-                    weights += [left, right]
+                    both += [left, right]
+                    coordinates += [rule.coordinate(layer)] * layer.homogeneous
                     if layer.homogeneous and rule.coordinate(layer):
-                        biases.append(left)
-            etas = self.optimiser.etas(name)
-            for found, eta, bias in (
-                (weights, etas[0], False),
-                (biases, etas[not layer.vector], True),
+                        left_ones.append(left)
+            weights[name], biases[name] = both, left_ones
+            if self.scaled and (both or left_ones):
+                squares = exact.RowSquares(layer.vector, tuple(coordinates))
+                found = left_ones if layer.vector else both
+                diagonals[name] = self.builder.emit(
+                    squares, *found, name=f"squares_{layer.node.name}"
+                )
+        if self.scaled:
+            self.optimiser.raise_scales(diagonals)
+        total: Value | None = None
+        for name, layer in self.builder.layerwise(self.layers):
+            for found, part in (
+                (weights[name], "weight"),
+                (biases[name], "weight" if layer.vector else "bias"),
             ):
                 if found:
                     before = [] if total is None else [total]
-                    op = exact.RowGram(bias, adds=bool(before))
-                    operands = [self._share_of(eta), *found, *before]
+                    op = exact.RowGram(found is biases[name], adds=bool(before))
+                    operands = [self._share_of(name, part), *found, *before]
                     total = self.builder.emit(op, *operands, name=f"gram_{layer.node.name}")
         assert total is not None
         return total
@@ -134,15 +167,25 @@ class Exact(Solver):
         least = {k: self.optimiser.damping}
         return self.builder.pointwise(k + _number(self._least), least, name="kappa")
 
-    def _share_of(self, eta: float) -> Value:
-        """``κ / (λ + η)``, at most 1."""
-        share = (k + _number(self._least)) / (k + _number(eta))
-        return self.builder.pointwise(share, {k: self.optimiser.damping}, name="share")
+    def _share_of(self, layer: str, part: str) -> Value:
+        """``κ D⁻¹`` of a layer's weight or bias; without a scale one number, at most 1."""
+        eta = self.optimiser.etas(layer)[part == "bias"]
+        damped, values = k + _number(eta), {k: self.optimiser.damping}
+        if self.scaled:
+            scale = self.optimiser.part(part, layer, self.optimiser.scale(layer))
+            damped, values = k * a + _number(eta), {**values, a: scale}
+        share = (k + _number(self._least)) / damped
+        return self.builder.pointwise(share, values, name="share")
 
     def _damped(self, layer: str) -> tuple[sympy.Expr, dict[sympy.Symbol, Value]]:
         """D of a layer's parameters, as they stand in W̄."""
         eta, values = self._etas(layer), {k: self.optimiser.damping}
-        return (k + d, {**values, d: eta}) if isinstance(eta, Value) else (k + _number(eta), values)
+        damped: sympy.Expr = k
+        if self.scaled:
+            damped, values = k * c, {**values, c: self.optimiser.scale(layer)}
+        if isinstance(eta, Value):
+            return damped + d, {**values, d: eta}
+        return damped + _number(eta), values
 
     def _etas(self, layer: str) -> Value | float:
         """η of a layer's parameters, one number or as they stand in W̄."""
@@ -165,23 +208,35 @@ class Exact(Solver):
     def _primal(self, gradients: Mapping[str, Value]) -> dict[str, Value]:
         builder, whole = self.builder, self.matrix
         etas = {name: self._etas(name) for name in self.layers}
-        kappa = self._kappa
-        if any(isinstance(eta, Value) or eta != self._least for eta in etas.values()):
-            rows = [self._flat(self._as_matrix(name, etas[name])) for name in self.layers]
-            whole = builder.emit(
-                ir.AddDiagonal(), whole, self._joined(rows, "etas"), name="G_decayed"
-            )
+        kappa, scale = self._kappa, list[Value]()
+        mixed = any(isinstance(eta, Value) or eta != self._least for eta in etas.values())
+        if mixed or (self.scaled and self._least):
+            rows = [self._as_matrix(name, etas[name]) for name in self.layers]
+            decay = builder.emit(exact.Joined(), *rows, name="etas")
+            whole = builder.emit(ir.AddDiagonal(), whole, decay, name="G_decayed")
             kappa = self.optimiser.damping
-        flat = [self._flat(gradients[name]) for name in self.layers]
-        gradient = self._joined(flat, "gradient")
-        delta = builder.emit(exact.PrimalSolve(), whole, kappa, gradient, name="delta")
+        if self.scaled:
+            diagonal = builder.emit(ir.TakeDiagonal(), self.matrix, name="G_diagonal")
+            self.optimiser.raise_scales(self._by_layer(diagonal))
+            parts = map(self.optimiser.scale, self.layers)
+            scale.append(builder.emit(exact.Joined(), *parts, name="scale"))
+        gradient = builder.emit(
+            exact.Joined(), *(gradients[name] for name in self.layers), name="gradient"
+        )
+        return self._by_layer(
+            builder.emit(exact.PrimalSolve(), whole, kappa, gradient, *scale, name="delta")
+        )
+
+    def _by_layer(self, value: Value) -> dict[str, Value]:
+        """The parts of a vector of all parameters, as they stand in W̄."""
         result, first = {}, 0
-        for name, layer in builder.layerwise(self.layers):
+        for name, layer in self.builder.layerwise(self.layers):
             size = math.prod(layer.shape)
             place = ir.Gather(tuple(range(first, first + size)))
-            called = f"delta_{layer.node.name}"
-            part = builder.emit(place, delta, name=called)
-            result[name] = builder.emit(ir.Unflatten(layer.shape), part, name=f"{called}_matrix")
+            called = f"{value.name}_{layer.node.name}"
+            part = self.builder.emit(place, value, name=called)
+            matrix = ir.Unflatten(layer.shape)
+            result[name] = self.builder.emit(matrix, part, name=f"{called}_matrix")
             first += size
         return result
 
@@ -190,17 +245,6 @@ class Exact(Solver):
             return eta
         zeros = self.builder.emit(ir.Zeros(Spec(self.layers[layer].shape)), name="zeros")
         return self.builder.pointwise(k + _number(eta), {k: zeros}, name="etas")
-
-    def _flat(self, value: Value) -> Value:
-        """W̄ row by row."""
-        return self.builder.emit(ir.Flatten(), value, name=f"{value.name}_flat")
-
-    def _joined(self, parts: list[Value], name: str) -> Value:
-        """Rows side by side."""
-        if len(parts) == 1:
-            return parts[0]
-        index = tuple(range(sum(part.width for part in parts)))
-        return self.builder.emit(ir.Gather(index), *parts, name=name)
 
     # --- dual -----------------------------------------------------------------------------------------
 
@@ -212,7 +256,7 @@ class Exact(Solver):
             r = builder.emit(exact.RootSolve(diagonal), self.root, g, name="residual")
         plain = self._rest(g, r)
         if plain:
-            moved = push_forward(self.forward, plain, "p")
+            moved = push_forward(self.forward, self._as_rows_have_it(plain), "p")
             with self.forward.work_at_output():
                 products = builder.pointwise(a * b, {a: self.root, b: moved})
                 dots = builder.emit(ir.RowSum(), products, name="rows_times_p")
@@ -229,6 +273,25 @@ class Exact(Solver):
             delta = -(k + _number(self._least)) / damped * a - (b if plain else 0)
             values |= {a: back[name]} | ({b: plain[name]} if plain else {})
             result[name] = builder.pointwise(delta, values, name=f"delta_{layer.node.name}")
+        return result
+
+    def _as_rows_have_it(self, plain: Mapping[str, Value]) -> dict[str, Value]:
+        """p without an embedding's padding, which L2 moves, and with it the output, but no row of J has."""
+        result = dict(plain)
+        for name, value in plain.items():
+            uses_of = [node.op for node in self.layers[name].uses]
+            padding = {op.padding for op in uses_of if isinstance(op, Embedding)} - {None}
+            if not padding or not any(self.optimiser.etas(name)):
+                continue
+            if len(padding) > 1 or any(getattr(op, "padding", None) is None for op in uses_of):
+                raise CompileError(
+                    f"exact_form='dual' with L2 on the weight {name!r}, whose padding row is a constant to "
+                    "some of its uses only",
+                    where=str(self.layers[name].node.origin),
+                    instead="use exact_form='primal', or no l2 for this weight",
+                )
+            kept = tuple(-1 if i in padding else i for i in range(value.width))
+            result[name] = self.builder.emit(ir.Gather(kept), value, name=f"{value.name}_moving")
         return result
 
     def _rest(self, g: Value, r: Value) -> dict[str, Value]:
@@ -256,21 +319,24 @@ def choose_form(
 ) -> tuple[ExactForm, str]:
     """The cheaper form whose matrix fits into the memory budget, and what both cost, for a batch of N.
 
-    Counted are Gram matrix or rows, and a Cholesky factorisation; an eigendecomposition, where λ is near
-    the roundings of G, takes 27 times the latter. Raises :class:`~gncompile.errors.CompileError` where
-    neither fits, or not the one that ``settings.exact_form`` asks for.
+    Counted are Gram matrix or rows, and a Cholesky factorisation, of which a step that tries several λ makes
+    one for each; an eigendecomposition, where λ is near the roundings of G, takes 27 times the latter. Raises
+    :class:`~gncompile.errors.CompileError` where neither fits, or not the one that ``settings.exact_form``
+    asks for.
     """
     outputs = graph.output.size
     rows = samples * outputs
     parameters = sum(math.prod(layer.shape) for layer in graph.layers.values())
-    wide = sum(sum(layer.shape) for layer in graph.layers.values())
+    scaled = settings.damping_scale != "identity"
+    # J D⁻¹ Jᵀ of any D is no Hadamard product.
+    row = parameters if scaled else sum(sum(layer.shape) for layer in graph.layers.values())
     flops: dict[ExactForm, int] = {
         "primal": rows * parameters**2 + parameters**3 // 3,
-        "dual": rows**2 * wide + rows**3 // 3,
+        "dual": rows**2 * row + rows**3 // 3,
     }
     held: dict[ExactForm, int] = {
-        "primal": 3 * parameters**2 * itemsize,
-        "dual": 4 * rows**2 * itemsize,
+        "primal": (3 + scaled) * parameters**2 * itemsize,
+        "dual": (4 + scaled) * rows**2 * itemsize,
     }
     sizes: dict[ExactForm, int] = {"primal": parameters, "dual": rows}
     costs = {
