@@ -22,13 +22,20 @@ CURVATURE_METHODS = get_args(CurvatureMethod)
 SAMPLED_METHODS = ("kfac", "kfac_rp")
 FIRST_ORDER_METHODS = ("adam", "sgd")
 AUTO = "auto"
-SolverName = Literal["kronecker", "exact"]
+SolverName = Literal["kronecker", "exact", "block_hessian_free", "newton_cg"]
 ExactForm = Literal["auto", "primal", "dual"]
+Preconditioner = Literal["none", "kronecker"]
+CG_SOLVERS = ("block_hessian_free", "newton_cg")
 SOLVER_DEFAULTS: Mapping[str, Mapping[str, object]] = {
     "exact": {
         "factor_share": 1.0, "factors_every": 1, "damping_rate": 0.7, "damping_period": 1,
         "momentum": False, "layer_steps": 0, "step_growth": None, "quadratic_share": 1.0,
         "average": 0.0, "gather_noise": None,
+    },
+    "block_hessian_free": {"gather_noise": None},
+    "newton_cg": {
+        "cg_iterations": 250, "cg_tolerance": 0.1, "warm_start": False, "layer_steps": 0,
+        "gather_noise": None,
     },
 }  # fmt: skip
 """Options whose default is another with a solver. An exact direction needs no other step size than 1 and no
@@ -140,6 +147,25 @@ class Settings:
     ] = "auto"
     """With ``solver="exact"``: whether the system that is solved has the size of the parameters (``primal``)
     or of samples times outputs (``dual``); ``auto`` takes the cheaper for the batch compiled with."""
+    blocks: Annotated[
+        Literal["layers"] | Mapping[str, str],
+        Field(description='"layers", or a mapping from layer patterns to names of blocks'),
+    ] = "layers"
+    """With ``solver="block_hessian_free"``: the blocks of G that are kept, each layer's, or those of groups,
+    ``{"encoder.*": "encoder", "decoder.*": "decoder"}``; the last pattern that matches a layer decides."""
+    curvature_share: Share = 0.25
+    """With the solvers by conjugate gradients: share of the batch, its last samples, that curvature products
+    are computed on; the gradient is that of the whole batch."""
+    cg_iterations: Count = 10
+    """Curvature products of a step at most, in every block."""
+    cg_tolerance: Decay = 0.0
+    """ξ: a block is solved once ``‖r‖ ≤ ξ‖∇‖``; 0 makes every product."""
+    warm_start: Switch = True
+    """Whether the first product searches along the last step."""
+    preconditioner: Annotated[
+        Preconditioner, Field(description=f"a name: one of {', '.join(get_args(Preconditioner))}")
+    ] = "none"
+    """``kronecker``: the conjugate gradients are preconditioned by the factors of ``method``."""
     l2: Annotated[
         Coefficient | Mapping[str, Coefficient],
         Field(
@@ -299,7 +325,7 @@ class Settings:
                     f"option {name} = {value!r} has no effect with method={self.method!r}",
                     instead=f"leave it out, or use {users}",
                 )
-            elif name in FACTORED and value != field.default and self.solver != "kronecker":
+            elif name in FACTORED and value != field.default and not self.factored:
                 warn(
                     OptionWarning,
                     f"option {name} = {value!r} has no effect with solver={self.solver!r}",
@@ -354,18 +380,26 @@ class Settings:
         """Whether the method uses curvature factors."""
         return self.method not in FIRST_ORDER_METHODS
 
+    @property
+    def factored(self) -> bool:
+        """Whether there are Kronecker factors."""
+        return self.solver == "kronecker" or self.preconditioner == "kronecker"
+
     def rows(self, batch: int) -> dict[str, int]:
-        """The samples of a batch for the factors (F), the quadratic model (Q), and that of the layers (L)."""
+        """The samples of a batch for its curvature (F), the quadratic model (Q), and that of the layers (L)."""
+        products = self.solver in CG_SOLVERS
+        least = 1 if products else self.factor_samples or FACTOR_SAMPLES
         return {
-            "F": _share(batch, self.factor_share, self.factor_samples or FACTOR_SAMPLES),
+            "F": _share(batch, self.curvature_share if products else self.factor_share, least),
             "Q": _share(batch, self.quadratic_share, self.quadratic_samples),
             "L": _share(batch, self.quadratic_share / 2, math.ceil(self.quadratic_samples / 2)),
         }
 
     @property
     def factor_dim(self) -> str:
-        """The dimension of the samples the factors are computed on: all N, or the last F."""
-        return "N" if self.factor_share == 1 else "F"
+        """The dimension of the samples the curvature is computed on: all N, or the last F."""
+        share = self.curvature_share if self.solver in CG_SOLVERS else self.factor_share
+        return "N" if share == 1 else "F"
 
     @property
     def quadratic_dim(self) -> str:
