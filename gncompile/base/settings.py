@@ -381,16 +381,25 @@ class Settings:
         return self.method not in FIRST_ORDER_METHODS
 
     @property
+    def iterates(self) -> bool:
+        """Whether the solver is one by conjugate gradients."""
+        return self.solver in CG_SOLVERS
+
+    @property
+    def share(self) -> float:
+        """The share of the batch that its curvature is computed on."""
+        return self.curvature_share if self.iterates else self.factor_share
+
+    @property
     def factored(self) -> bool:
         """Whether there are Kronecker factors."""
-        return self.solver == "kronecker" or self.preconditioner == "kronecker"
+        return self.solver == "kronecker" or self.iterates and self.preconditioner == "kronecker"
 
     def rows(self, batch: int) -> dict[str, int]:
         """The samples of a batch for its curvature (F), the quadratic model (Q), and that of the layers (L)."""
-        products = self.solver in CG_SOLVERS
-        least = 1 if products else self.factor_samples or FACTOR_SAMPLES
+        least = 1 if self.iterates else self.factor_samples or FACTOR_SAMPLES
         return {
-            "F": _share(batch, self.curvature_share if products else self.factor_share, least),
+            "F": _share(batch, self.share, least),
             "Q": _share(batch, self.quadratic_share, self.quadratic_samples),
             "L": _share(batch, self.quadratic_share / 2, math.ceil(self.quadratic_samples / 2)),
         }
@@ -398,8 +407,7 @@ class Settings:
     @property
     def factor_dim(self) -> str:
         """The dimension of the samples the curvature is computed on: all N, or the last F."""
-        share = self.curvature_share if self.solver in CG_SOLVERS else self.factor_share
-        return "N" if share == 1 else "F"
+        return "N" if self.share == 1 else "F"
 
     @property
     def quadratic_dim(self) -> str:

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 import sympy
 
 from ..base.settings import Settings
+from ..derivation.guards import ITERATED
 from ..derivation.propagation import layer_gradients, pull_back, push_forward
 from ..errors import CompileError
 from ..functions.primitives import as_float, finite, select
@@ -40,9 +41,6 @@ from ..program.phases import DIRECTION, Phase, Repeat, Stage
 from ..program.specs import Spec
 from .kronecker import Kronecker
 from .solver import Solver
-
-PRODUCTS, RESIDUAL = "products", "residual"
-"""States: the curvature products of the last step, and ``‖r‖/‖∇‖`` after them."""
 
 BEGIN, PRODUCT = "cg_begin", "cg_product"
 
@@ -104,7 +102,7 @@ class ConjugateGradients(Solver):
         builder.methods = dict.fromkeys(self.layers, settings.solver)
         builder.products = settings.cg_iterations
         self.going = self.optimiser.scalar("going")
-        self.products, self.residual = map(self.optimiser.scalar, (PRODUCTS, RESIDUAL))
+        self.products, self.residual = map(self.optimiser.scalar, ITERATED)
         builder.results["going"] = self.going.name
         with builder.phase(BEGIN):
             self.forward, self.rules = self.batch.on_share(settings.factor_dim)
