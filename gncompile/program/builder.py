@@ -116,8 +116,8 @@ class ProgramBuilder:
         step = tuple(phase for name, phase in self._step.items() if name in self._begun)
         nodes = {node: value for node, value in self.nodes.items() if value in keep}
         tables = dict(self._states), dict(self.results), nodes
-        about = self.columns, self.methods, self.reasons, step, self.products
-        program = StepProgram(kept, *tables, *about)
+        chosen = self.methods, self.reasons
+        program = StepProgram(kept, *tables, self.columns, *chosen, step, self.products)
         check(program)
         return program
 

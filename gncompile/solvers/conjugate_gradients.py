@@ -116,8 +116,9 @@ class ConjugateGradients(Solver):
         optimiser, builder = self.optimiser, self.builder
         left = {a: optimiser.inner(self.s, self.s, "left")}
         norm = self._sum([block.square for block in self.blocks], "gradient_norm")
-        ratio = select(n, sympy.sqrt(a / n), ZERO)
-        builder.pointwise(ratio, {**left, n: norm}, into=self.residual, name="residual_now")
+        ratio = builder.pointwise(sympy.sqrt(a / n), {**left, n: norm}, name="residual_found")
+        known = select(n, select(finite(a), a, ONE), ZERO)
+        builder.pointwise(known, {a: ratio, n: norm}, into=self.residual, name="residual_now")
         first, result = self._downhill(gradients), {}
         for block in self.blocks:
             moved = optimiser.inner(block.of(self.d), block.of(self.d), "moved")
@@ -148,7 +149,8 @@ class ConjugateGradients(Solver):
         optimiser, builder = self.optimiser, self.builder
         gradients = optimiser.decayed({name: self.batch.gradients[name] for name in self.layers})
         first = self._downhill(gradients)
-        self.blocks, self.d, self.s, self.p = list[Block](), {}, {}, {}
+        self.blocks = list[Block]()
+        self.d, self.s, self.p = dict[str, Value](), dict[str, Value](), dict[str, Value]()
         for layers in self.groups():
             last = {name: optimiser.last_step(name) for name in layers}
             own = {name: gradients[name] for name in layers}
