@@ -314,8 +314,10 @@ def test_what_overflows_breaks_nothing_and_what_is_solved_stands_still(
     for name, value in oracles.parameters(model).items():
         assert torch.equal(value, before[name])
     stats = trainer.step(x, 1e17 * y).resolved()  # the squares of ∇ overflow
-    assert (stats.products, stats.residual) == (1, 1)
-    assert stats.rejected or warm  # along δ there is a step
+    if warm:  # along δ there is a step
+        assert (stats.products, stats.residual) == (1, 1)
+    else:
+        assert stats.rejected
     assert all(value.isfinite().all() for value in oracles.parameters(model).values())
     stats = trainer.step(x, y).resolved()
     assert 0 < stats.residual <= 0.1
