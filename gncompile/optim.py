@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .app.compile import compile
-from .base.settings import Settings
+from .base.settings import AUTO, Settings
 from .errors import BatchError, CheckpointError, CompileError, GncompileError, expected_got
 from .losses.vocabulary import LossSpec
 from .training import checkpoint
@@ -47,7 +47,7 @@ class GaussNewton(torch.optim.Optimizer):
         model: nn.Module,
         loss: LossSpec,
         *,
-        method: str | Mapping[str, str] = "kfra",
+        method: str | Mapping[str, str] | None = None,
         example_inputs: Inputs | None = None,
         **options: Any,
     ) -> None:
@@ -138,7 +138,7 @@ class GaussNewton(torch.optim.Optimizer):
         mine = vars(Settings.from_options(**self._settings))
         stored = found.about["settings"]
         for name in self._settings:
-            if name in stored and stored[name] != mine[name]:
+            if name in stored and mine[name] not in (stored[name], AUTO):
                 raise CheckpointError(
                     f"the state has another {name}\n{expected_got(mine[name], stored[name])}",
                     where=where,

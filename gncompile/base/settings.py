@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
 from ..errors import CompileError, OptionWarning, nearest, warn
+from .option_hints import HINTS, IDLE
 from .options import STRICT, WHOLE_BOUND, Count, Steps, explained
 
 CurvatureMethod = Literal["kfra", "kflr", "kfac", "kfac_rp", "empirical"]
@@ -22,13 +23,15 @@ CURVATURE_METHODS = get_args(CurvatureMethod)
 SAMPLED_METHODS = ("kfac", "kfac_rp")
 FIRST_ORDER_METHODS = ("adam", "sgd")
 AUTO = "auto"
-SolverName = Literal["kronecker", "exact", "block_hessian_free", "newton_cg"]
+SolverName = Literal["kronecker", "exact", "block_hessian_free", "newton_cg", "auto"]
 ExactForm = Literal["auto", "primal", "dual"]
+DampingScale = Literal["identity", "diagonal"]
 Preconditioner = Literal["none", "kronecker"]
 CG_SOLVERS = ("block_hessian_free", "newton_cg")
 SOLVER_DEFAULTS: Mapping[str, Mapping[str, object]] = {
     "exact": {
-        "factor_share": 1.0, "factors_every": 1, "damping_rate": 0.7, "damping_period": 1,
+        "method": AUTO, "factor_share": 1.0, "factors_every": 1, "damping_rate": 0.5,
+        "damping_period": 1, "damping_tries": 10, "search_steps": 0, "damping_bounds": (1e-30, 1e30),
         "momentum": False, "layer_steps": 0, "step_growth": None, "quadratic_share": 1.0,
         "average": 0.0, "gather_noise": None,
     },
@@ -39,7 +42,8 @@ SOLVER_DEFAULTS: Mapping[str, Mapping[str, object]] = {
     },
 }  # fmt: skip
 """Options whose default is another with a solver. An exact direction needs no other step size than 1 and no
-momentum, and λ, its only damping, is adapted after each step: Levenberg and Marquardt's method."""
+momentum, and λ, its only damping, is adapted after each step: Levenberg and Marquardt's method. Of a factor
+0.3 to 0.7 that λ falls by 0.5 takes the fewest steps, and on mini-batches as few (docs/solvers.md)."""
 
 FACTORED = frozenset({
     "sharing", "samples", "trace_correction", "factor_samples", "whole_inputs", "factor_average",
@@ -62,39 +66,6 @@ FACTOR_SAMPLES, FACTOR_SAMPLES_AT_PLACES, MANY_PLACES = 256, 64, 64
 
 SHOWN = 8
 """Parameters that an error lists."""
-
-HINTS: Mapping[str, str] = {
-    **dict.fromkeys(
-        ("lr", "step_size", "eta"),
-        "second-order methods choose their step size; learning_rate is that of method='adam' or 'sgd'",
-    ),
-    **dict.fromkeys(
-        ("weight_decay", "wd", "l2_reg"),
-        "use l2, the coefficient η of ½ η ‖w‖² in the objective, for all parameters or by pattern",
-    ),
-    **dict.fromkeys(("beta", "nesterov", "dampening"), "use sgd_momentum, with method='sgd'"),
-    **dict.fromkeys(
-        ("betas", "eps", "amsgrad"),
-        "leave it out: second-order methods need none, and method='adam' has torch's defaults; damping is "
-        "what keeps inverses finite",
-    ),
-    **dict.fromkeys(
-        ("clip", "clip_grad", "clip_norm", "max_norm", "grad_clip", "max_grad_norm"),
-        "leave it out: step_growth bounds steps already, and step_cap their size along the direction",
-    ),
-    **dict.fromkeys(
-        ("scheduler", "lr_scheduler", "lr_decay", "warmup"),
-        "leave it out: the step size is chosen anew in every step, and the damping adapts",
-    ),
-    **dict.fromkeys(("batch_size", "batch"), "the batch is what step or fit are given"),
-    **dict.fromkeys(
-        ("device", "to"), "move the model before: model.to(device); the step runs where it is"
-    ),
-    **dict.fromkeys(("epochs", "updates", "steps"), "give it to fit"),
-    **dict.fromkeys(("optimiser", "optimizer"), "use method"),
-    "exact_damping": "use inverse='eigen'",
-}
-"""What to say of options that others have and these do not."""
 
 
 class ReadBy(NamedTuple):
@@ -141,7 +112,8 @@ class Settings:
     ] = "kronecker"
     """``kronecker``: a pair of factors of each layer by ``method``; ``exact``: the whole Gauss-Newton matrix
     instead, for networks of few parameters or batches of few samples (:mod:`gncompile.solvers.exact`), with
-    defaults of its own (:data:`SOLVER_DEFAULTS`)."""
+    defaults of its own (:data:`SOLVER_DEFAULTS`); ``auto``: ``exact`` where it costs little more
+    (:mod:`gncompile.app.solver_choice`)."""
     exact_form: Annotated[
         ExactForm, Field(description=f"a name: one of {', '.join(get_args(ExactForm))}")
     ] = "auto"
@@ -216,6 +188,14 @@ class Settings:
     damping_rate: Between = 0.95
     """ω: λ is multiplied by ω^T or divided by it every T = ``damping_period`` steps."""
     damping_period: Count = 5
+    damping_tries: Count = 1
+    """Dampings that a step tries, each four times the one before, until one lowers the loss of its batch;
+    each costs a direction and a forward pass. Steps that run ahead of the host try one."""
+    damping_scale: Annotated[
+        DampingScale, Field(description=f"a name: one of {', '.join(get_args(DampingScale))}")
+    ] = "identity"
+    """With ``solver="exact"``: what λ multiplies. ``diagonal`` is the largest diagonal of G so far, and makes
+    steps independent of the units of the parameters [Moré 1978]."""
     search_steps: Steps = 10
     """First steps that each halve or double λ, with γ = ½√λ, at most until the first choice of γ; judged on
     the samples of the factors."""
@@ -306,6 +286,14 @@ class Settings:
                 f"option damping_bounds = {self.damping_bounds}",
                 instead="pass (low, high), 0 < low ≤ high",
             )
+        scaled = self.damping_scale != "identity" and self.solver not in ("exact", AUTO)
+        tries = self.damping_tries > 1 and self.solver == "kronecker"
+        if self.second_order and (scaled or tries):
+            name = "damping_scale" if scaled else "damping_tries"
+            raise CompileError(
+                f"{name} = {getattr(self, name)!r} together with solver={self.solver!r}",
+                instead="leave it out, or use solver='exact'",
+            )
         named = self.method.values() if isinstance(self.method, Mapping) else (self.method,)
         if "kflr" in named and set(SAMPLED_METHODS) & set(named) and self.samples > 1:
             raise CompileError(
@@ -315,6 +303,9 @@ class Settings:
 
     def _warn_of_no_effect(self) -> None:
         """Say which options the method does not look at; one set of options may serve several methods."""
+        unread = {} if self.factored else dict.fromkeys(FACTORED, "kronecker")
+        idle = {n: (self.__pydantic_fields__[n].default, by) for n, by in unread.items()}
+        idle |= IDLE.get(self.solver, {})
         for name, field in self.__pydantic_fields__.items():
             value, marks = getattr(self, name), [m for m in field.metadata if type(m) is ReadBy]
             looked_at = self.method in marks[0].methods if marks else self.second_order
@@ -325,11 +316,11 @@ class Settings:
                     f"option {name} = {value!r} has no effect with method={self.method!r}",
                     instead=f"leave it out, or use {users}",
                 )
-            elif name in FACTORED and value != field.default and not self.factored:
+            elif name in idle and value != idle[name][0] and self.second_order:
                 warn(
                     OptionWarning,
                     f"option {name} = {value!r} has no effect with solver={self.solver!r}",
-                    instead="leave it out, or use solver='kronecker'",
+                    instead=f"leave it out, or use solver={idle[name][1]!r}",
                 )
 
     @classmethod
@@ -350,8 +341,16 @@ class Settings:
                         ["use some of", *(f"    {g}: {', '.join(x)}" for g, x in groups().items())]
                     ),
                 )
+        if options.get("method") is None:
+            options.pop("method", None)
         if options.get("method") not in FIRST_ORDER_METHODS:
             options = {**SOLVER_DEFAULTS.get(str(options.get("solver")), {}), **options}
+            if options.get("solver") == "exact" and options["method"] != AUTO:
+                raise CompileError(
+                    f"method = {options['method']!r} together with solver='exact', which has the whole "
+                    "Gauss-Newton matrix and no factors",
+                    instead="leave method out, or use solver='kronecker'",
+                )
         settings = cls(**options)  # type: ignore[arg-type]
         settings._warn_of_no_effect()  # here, for settings that replace these would repeat it
         return settings
@@ -370,10 +369,16 @@ class Settings:
 
     def at_places(self, places: int) -> Settings:
         """With the ``factor_samples`` of a network whose weights are applied at up to so many places."""
-        if self.factor_samples is not None or not self.second_order:
+        if self.factor_samples is not None or not self.second_order or self.solver == "exact":
             return self
         many = places >= MANY_PLACES
         return replace(self, factor_samples=FACTOR_SAMPLES_AT_PLACES if many else FACTOR_SAMPLES)
+
+    @property
+    def factored(self) -> bool:
+        """Whether there are, or may be, Kronecker factors."""
+        preconditioned = self.iterates and self.preconditioner == "kronecker"
+        return self.solver in ("kronecker", AUTO) or preconditioned
 
     @property
     def second_order(self) -> bool:
@@ -389,11 +394,6 @@ class Settings:
     def share(self) -> float:
         """The share of the batch that its curvature is computed on."""
         return self.curvature_share if self.iterates else self.factor_share
-
-    @property
-    def factored(self) -> bool:
-        """Whether there are Kronecker factors."""
-        return self.solver == "kronecker" or self.iterates and self.preconditioner == "kronecker"
 
     def rows(self, batch: int) -> dict[str, int]:
         """The samples of a batch for its curvature (F), the quadratic model (Q), and that of the layers (L)."""

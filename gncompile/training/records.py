@@ -32,7 +32,8 @@ class StepStats:
     """Updates undone or refused so far."""
     noise: float | None = None
     """The noise's share of the squared gradient (see ``derivation/noise.py``), on steps that measure it."""
-
+    tried: int = 1
+    """Dampings λ tried; ``damping_tries`` bounds them."""
     products: int | None = None
     """Curvature products of a solver by conjugate gradients."""
     residual: float | None = None

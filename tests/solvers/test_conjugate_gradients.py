@@ -11,13 +11,11 @@ import pytest
 import torch
 from architectures import normal
 from comparison import assert_close
+from exact_problems import EXACT, SHARED, assert_same, problems
 from hypothesis import given, settings
-from hypothesis import strategies as st
-from mixed_networks import mixed_network
 from problems import EVERY_LOSS
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
-from torch.nn import functional as F
 
 import gncompile
 from gncompile.base.settings import Settings
@@ -25,13 +23,10 @@ from gncompile.errors import CompileError
 from gncompile.program.costs import CostModel
 from gncompile.training.trainer import Trainer
 
-LOSSES = ("MSELoss", "bce_with_logits", "cross_entropy", "poisson", "huber")
 ONE_DIRECTION = {"momentum": False, "layer_steps": 0, "average": 0.0, "step_growth": None}
 """The step is a multiple of the direction."""
 QUIET = {**ONE_DIRECTION, "search_steps": 0, "damping_period": 5, "damping": 1e-2}
 """λ stays as it is for four steps, and none is undone, whatever the loss does."""
-# Of condition (tr G + λ) / λ up to 1e5, float64 leaves 1e-10 of a solution's scale.
-EXACT = 1e-9
 
 
 class Dense:
@@ -93,36 +88,12 @@ def direction(trainer: Trainer, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     return {name: (after[name] - value) / stats.step_size for name, value in before.items()}
 
 
-def assert_same(
-    found: dict[str, Tensor], expected: dict[str, Tensor], rtol: float, what: str
-) -> None:
-    """As vectors: a parameter that hardly moves has the rounding of the others."""
-    flat = [torch.cat([d[name].flatten() for name in sorted(expected)]) for d in (found, expected)]
-    assert_close(*flat, rtol, what)
-
-
 def once(
     model: nn.Module, loss: str, x: Tensor, y: Tensor, solver: str, **options: object
 ) -> dict[str, Tensor]:
     """The first direction, with λ of 0.01."""
     given = {**QUIET, "cg_iterations": 200, "cg_tolerance": 0.0, "curvature_share": 1.0, **options}
     return direction(compiled(copy.deepcopy(model), loss, x, solver, **given), x, y)
-
-
-@st.composite
-def problems(draw: st.DrawFn) -> tuple[nn.Module, str, Tensor, Tensor, object]:
-    """A network of any kind of node, a loss, a batch and L2 coefficients."""
-    rng = draw(st.randoms(use_true_random=False, note_method_calls=False))
-    torch.manual_seed(0)
-    mixed = mixed_network(rng, draw(st.integers(1, 3)), draw(st.integers(2, 3)))
-    model, generator = mixed.model.eval(), torch.Generator().manual_seed(draw(st.integers(0, 99)))
-    loss, samples = draw(st.sampled_from(LOSSES)), draw(st.integers(1, 4))
-    x = mixed.inputs(samples, generator)
-    with torch.no_grad():
-        outputs = model(x).shape[1]
-    y = EVERY_LOSS[loss].targets(generator, samples, outputs)
-    l2 = draw(st.sampled_from((0.0, 0.1, {"*weight": 0.05}, {"*bias": 0.2, "*weight": 0.03})))
-    return model, loss, x, y, l2
 
 
 @given(problem=problems())
@@ -136,42 +107,16 @@ def test_the_direction_is_the_dense_solution(
     assert_same(found, dense.solve(1e-2, l2), EXACT, f"{loss}, l2={l2}, in {model}")
 
 
-class Tied(nn.Module):
-    """An autoencoder with one matrix, called twice the right way round and once transposed, and a vector."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.code, self.scale = nn.Linear(3, 3), nn.Parameter(torch.rand(3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.scale * torch.tanh(self.code(torch.tanh(self.code(x))))
-        return F.linear(h, self.code.weight.t())
-
-
 BLOCKS = {
     "tied": (["scale"], ["code.weight"], ["code.bias"]),  # the transposed use has none of the bias
-    "convolutions": (["0.weight", "0.bias"], ["2.weight"]),
+    "groups": (["0.weight", "0.bias"], ["2.weight"]),
     "embedding": (["0.weight"], ["2.weight", "2.bias"]),
 }
-SHARED = {
-    "tied": Tied,
-    "convolutions": lambda: nn.Sequential(
-        nn.Conv1d(2, 4, 2, groups=2),
-        nn.Tanh(),
-        nn.ConvTranspose1d(4, 2, 2, groups=2, bias=False),
-        nn.Flatten(),
-    ),
-    "embedding": lambda: nn.Sequential(
-        nn.Embedding(4, 2, padding_idx=1), nn.Flatten(), nn.Linear(6, 2)
-    ),
-}
-
-
 @pytest.mark.parametrize("name", SHARED)
 def test_blocks_of_layers_with_several_uses(name: str) -> None:
     torch.manual_seed(0)
     model, generator = SHARED[name]().double(), torch.Generator().manual_seed(1)
-    x = normal(generator, 4, *((2, 4) if name == "convolutions" else (3,)))
+    x = normal(generator, 4, *((2, 4) if name == "groups" else (3,)))
     x = torch.randint(4, (4, 3), generator=generator) if name == "embedding" else x
     y = normal(generator, 4, model(x).shape[1])
     l2 = {"*bias": 0.2, "*weight": 0.03}
