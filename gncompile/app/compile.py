@@ -60,8 +60,8 @@ def compile(
     ``method``, ``"exact"``, the whole Gauss-Newton matrix instead, for small networks or batches
     (:mod:`gncompile.solvers.exact`), ``"block_hessian_free"`` or ``"newton_cg"``, conjugate gradients
     (:mod:`gncompile.solvers.conjugate_gradients`), or ``"auto"``, ``exact`` where it costs little more than
-    factors. ``seed`` starts the sampling of KFAC, and the orders that steps read their rows in. ``backend`` is ``"torch"``,
-    ``"triton"`` (CUDA) or ``"reference"``;
+    factors. ``seed`` starts the sampling of KFAC, and the orders that steps read their rows in. ``backend``
+    is ``"torch"``, ``"triton"`` (CUDA) or ``"reference"``;
     ``precision`` is that of the Triton backend's float32 products, in the words of
     ``torch.set_float32_matmul_precision``: ``"highest"``, ``"high"`` or ``"medium"``. ``tune`` chooses
     variants of the torch backend's operations on a CPU and settings of the Triton backend's launches

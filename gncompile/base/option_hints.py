@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+GROUPS: Mapping[str, str] = {
+    "method": "objective and curvature",
+    "damping": "damping and inverses",
+    "momentum": "the step",
+    "gather_samples": "batches",
+    "guarded": "execution",
+    "learning_rate": "first-order baselines",
+}
+"""The groups of the options, each by its first one, in the order of ``Settings``."""
+
 HINTS: Mapping[str, str] = {
     **dict.fromkeys(
         ("lr", "step_size", "eta"),

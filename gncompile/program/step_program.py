@@ -70,8 +70,8 @@ class StepProgram:
     ``nodes`` names the value that holds each node's result on the whole batch. ``step`` are its phases as
     records, in the order of a step. ``columns`` is how many columns or draws those that repeat for them
     have to go through, ``products`` how many curvature products at most; the result ``going`` is 0 once more
-    would change nothing. ``methods`` is the curvature method of every layer, and ``reasons`` says why if it was
-    chosen by cost.
+    would change nothing. ``methods`` is the curvature method of every layer, and ``reasons`` says why if it
+    was chosen by cost.
     """
 
     instructions: tuple[Instruction, ...]

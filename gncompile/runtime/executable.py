@@ -252,7 +252,7 @@ class Executable:
                     self.step.run(phase)
 
     def _starts(self, phase: str) -> Iterable[int]:
-        """Where the runs of a phase begin: at the first column of each chunk, at each product, or once at 0."""
+        """Where the runs of a phase begin: at the first column of each chunk; products by number; or 0."""
         repeat = self.program.record(phase).repeat
         if phase not in self.program.phases:
             return ()  # nothing is left to do in it

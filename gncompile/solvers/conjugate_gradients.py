@@ -17,9 +17,10 @@ of the quadratic model, the residual up to its sign::
 Where it starts warm, p is the last step δ at first: the first product finds the best multiple of δ, where
 [Zhang et al. 2017] take a fixed one, and the second begins anew, with ``p = z``.
 
-All scalars stay on the device. A block stands still once ``‖s‖ ≤ ξ‖∇‖``, or where the curvature along p is not
-positive and finite, which rounding and overflow can do; its later products change nothing. If none changed
-anything, the direction is ``−P ∇``: where its curvature overflows too, the step is refused and λ rises.
+All scalars stay on the device. A block stands still once ``‖s‖ ≤ ξ‖∇‖``, or where the curvature along p is
+not positive and finite, which rounding and overflow can do; its later products change nothing. If none
+changed anything, the direction is ``−P ∇``: where its curvature overflows too, the step is refused and λ
+rises.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ a, b, c, k, m, n, on = sympy.symbols("a b c k m n on", real=True)
 
 @dataclass(frozen=True)
 class Block:
-    """The layers of a block and its scalars: ``‖∇‖²``, 1 while it goes on, and where it starts warm ``‖δ‖²``."""
+    """The layers of a block and its scalars: ``‖∇‖²``, 1 while it goes on, and ``‖δ‖²`` if it starts warm."""
 
     layers: Sequence[str]
     square: Value
@@ -96,7 +97,9 @@ class ConjugateGradients(Solver):
                 instead="use gather_noise=None: the direction is no fixed multiple of a gradient",
             )
         self.layers = self.batch.graph.layers
-        self.preconditioner = Preconditioner(self.batch, self.optimiser) if settings.factored else None
+        self.preconditioner = (
+            Preconditioner(self.batch, self.optimiser) if settings.factored else None
+        )
         if self.preconditioner:
             self.preconditioner.prepare()
         builder.methods = dict.fromkeys(self.layers, settings.solver)

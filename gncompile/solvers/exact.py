@@ -21,7 +21,8 @@ from typing import Any
 
 import sympy
 
-from ..base.settings import ExactForm, Settings
+from ..base.settings import Settings
+from ..base.solver_options import ExactForm
 from ..base.tables import binary_size, engineering
 from ..derivation.layer_rules import LayerRule
 from ..derivation.propagation import pull_back, push_forward, uses, weight_gradients

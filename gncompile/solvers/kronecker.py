@@ -96,9 +96,7 @@ class Kronecker(Solver):
             if self.optimiser.layers[layer].vector:
                 self._invert_vector(layer, g)
                 continue
-            root = self.builder.pointwise(
-                sympy.sqrt(k), {k: self.kappa(layer)}, name="root_kappa"
-            )
+            root = self.builder.pointwise(sympy.sqrt(k), {k: self.kappa(layer)}, name="root_kappa")
             means = {s: self._mean_eigenvalue(f) for s, f in ((a, q), (b, g))}
             pi = self.builder.pointwise(sympy.sqrt(a / b), means, name=f"pi_{layer}")
             q_damping = self.builder.pointwise(a * b, {a: pi, b: root}, name="q_damping")

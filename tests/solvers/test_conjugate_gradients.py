@@ -112,6 +112,8 @@ BLOCKS = {
     "groups": (["0.weight", "0.bias"], ["2.weight"]),
     "embedding": (["0.weight"], ["2.weight", "2.bias"]),
 }
+
+
 @pytest.mark.parametrize("name", SHARED)
 def test_blocks_of_layers_with_several_uses(name: str) -> None:
     torch.manual_seed(0)
@@ -282,7 +284,8 @@ def test_blocks_have_to_cover_all_layers() -> None:
 def test_costs_count_every_product() -> None:
     x, _ = batch()
     few, many = (
-        compiled(chain(), "mse", x, "newton_cg", cg_iterations=n)._executable.program for n in (1, 9)
+        compiled(chain(), "mse", x, "newton_cg", cg_iterations=n)._executable.program
+        for n in (1, 9)
     )
     one, nine = (CostModel(program, 16).phase("cg_product") for program in (few, many))
     assert nine == one * 9
