@@ -32,8 +32,8 @@ DEFAULTS: Mapping[str, Mapping[str, object]] = {
     },
     "block_hessian_free": {"gather_noise": None},
     "newton_cg": {
-        "cg_iterations": 250, "cg_tolerance": 0.1, "warm_start": False, "layer_steps": 0,
-        "gather_noise": None,
+        "curvature_share": 1.0, "cg_iterations": 250, "cg_tolerance": 0.1, "warm_start": False,
+        "layer_steps": 0, "gather_noise": None,
     },
 }  # fmt: skip
 """Options whose default is another with a solver. An exact direction needs no other step size than 1 and no
