@@ -1,7 +1,7 @@
 """Newton-CG on a share of the batch: CG with the whole Gauss-Newton matrix until the residual is small.
 
 Wang, Tan, Hsieh, Keerthi and Lin, *Distributed Newton methods for deep neural networks*, 2018, arXiv
-1802.00130, §2. Their step then goes by backtracking, here by the quadratic model as every step does.
+1802.00130. Their step then goes by backtracking, here by the quadratic model as every step does.
 """
 
 from __future__ import annotations

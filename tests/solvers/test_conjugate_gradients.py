@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from problems import EVERY_LOSS
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
+from torch.nn.utils.parametrizations import weight_norm
 
 import gncompile
 from gncompile.base.settings import Settings
@@ -97,7 +98,7 @@ def once(
 
 
 @given(problem=problems())
-@settings(max_examples=2)
+@settings(max_examples=1)
 def test_the_direction_is_the_dense_solution(
     problem: tuple[nn.Module, str, Tensor, Tensor, object],
 ) -> None:
@@ -290,3 +291,18 @@ def test_costs_count_every_product() -> None:
     one, nine = (CostModel(program, 16).phase("cg_product") for program in (few, many))
     assert nine == one * 9
     assert "cg_product" in compiled(chain(), "mse", x, "newton_cg").summary()
+
+
+@pytest.mark.parametrize("drops", [True, False])
+def test_masks_and_parameters_without_a_rule(drops: bool) -> None:
+    """Masks are those of the gradient, and weight norm's parameters take their own direction."""
+    x, y = batch()
+    losses = {}
+    for backend in ("torch", "reference"):
+        torch.manual_seed(0)
+        first = nn.Linear(3, 8) if drops else weight_norm(nn.Linear(3, 8))
+        model = nn.Sequential(first, nn.Tanh(), nn.Dropout(0.3 * drops), nn.Linear(8, 2)).double()
+        trainer = compiled(model, "mse", x, "block_hessian_free", backend=backend)
+        losses[backend] = [trainer.step(x, y).loss for _ in range(4)]
+    assert losses["torch"] == pytest.approx(losses["reference"], rel=1e-9)
+    assert losses["torch"][-1] < 0.7 * losses["torch"][0]
