@@ -159,11 +159,12 @@ def test_a_block_is_that_of_the_group() -> None:
     assert_same(found, dense.solve(1e-2, blocks=blocks), EXACT, "groups")
 
 
-@pytest.mark.parametrize("backend", ["torch", "reference"])
-@pytest.mark.parametrize("share", [0.25, 1.0])
+@pytest.mark.parametrize(
+    ("share", "backend"), [(0.25, "torch"), (0.25, "reference"), (1.0, "torch")]
+)
 def test_products_are_those_of_the_last_samples(share: float, backend: str) -> None:
     model, (x, y) = chain(), batch()
-    given = {**QUIET, "cg_iterations": 200, "cg_tolerance": 0.0, "curvature_share": share}
+    given = {**QUIET, "cg_iterations": 80, "cg_tolerance": 0.0, "curvature_share": share}
     trainer = compiled(copy.deepcopy(model), "mse", x, "newton_cg", backend=backend, **given)
     found, run = direction(trainer, x, y), trainer._executable
     leaves = (*run.program.leaves("input"), *run.program.leaves("target"))
