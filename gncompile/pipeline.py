@@ -53,11 +53,18 @@ from .program import specs
 from .program.builder import ProgramBuilder, Value
 from .program.phases import DIRECTION, Phase, Repeat, Stage, step_phases
 from .program.step_program import StepProgram
+from .solvers.block_hessian_free import BlockHessianFree
 from .solvers.exact import Exact
 from .solvers.kronecker import Kronecker
+from .solvers.newton_cg import NewtonCG
 from .solvers.solver import Solver
 
-SOLVERS: Mapping[str, type[Solver]] = {"kronecker": Kronecker, "exact": Exact}
+SOLVERS: Mapping[str, type[Solver]] = {
+    "kronecker": Kronecker,
+    "exact": Exact,
+    "block_hessian_free": BlockHessianFree,
+    "newton_cg": NewtonCG,
+}
 """By name, as settings have them."""
 
 PASSES: tuple[Callable[[ModelGraph], ModelGraph], ...] = (

@@ -58,9 +58,10 @@ def compile(
     "kfra", "decoder.*": "kfac"}``. ``options`` are the fields of
     :class:`~gncompile.base.settings.Settings`. ``solver`` is ``"kronecker"``, factors of each layer by
     ``method``, ``"exact"``, the whole Gauss-Newton matrix instead, for small networks or batches
-    (:mod:`gncompile.solvers.exact`), or ``"auto"``, the latter where it costs little more. ``seed`` starts
-    the sampling of KFAC, and the orders that steps read their rows in. ``backend`` is ``"torch"``,
-    ``"triton"`` (CUDA) or ``"reference"``;
+    (:mod:`gncompile.solvers.exact`), ``"block_hessian_free"`` or ``"newton_cg"``, conjugate gradients
+    (:mod:`gncompile.solvers.conjugate_gradients`), or ``"auto"``, ``exact`` where it costs little more than
+    factors. ``seed`` starts the sampling of KFAC, and the orders that steps read their rows in. ``backend``
+    is ``"torch"``, ``"triton"`` (CUDA) or ``"reference"``;
     ``precision`` is that of the Triton backend's float32 products, in the words of
     ``torch.set_float32_matmul_precision``: ``"highest"``, ``"high"`` or ``"medium"``. ``tune`` chooses
     variants of the torch backend's operations on a CPU and settings of the Triton backend's launches
@@ -117,7 +118,7 @@ def compile_into(
         if own is not None and not (isinstance(own, type) and issubclass(own, Solver)):
             raise CompileError(
                 f"the solver is of type {type(own).__name__}",
-                instead="give a name, 'kronecker', 'exact' or 'auto', or a subclass of Solver",
+                instead="give a name, 'kronecker' or 'exact' say, or a subclass of Solver",
             )
         named = "kronecker" if own else solver
         given = {**({} if method is None else {"method": method}), "solver": named, **options}

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+GROUPS: Mapping[str, str] = {
+    "method": "objective and curvature",
+    "damping": "damping and inverses",
+    "momentum": "the step",
+    "gather_samples": "batches",
+    "guarded": "execution",
+    "learning_rate": "first-order baselines",
+}
+"""The groups of the options, each by its first one, in the order of ``Settings``."""
+
 HINTS: Mapping[str, str] = {
     **dict.fromkeys(
         ("lr", "step_size", "eta"),
@@ -37,14 +47,22 @@ HINTS: Mapping[str, str] = {
 }
 """What to say of options that others have and these do not."""
 
-FACTORED = frozenset({
-    "sharing", "samples", "trace_correction", "factor_samples", "whole_inputs", "factor_average",
-    "factor_damping_period", "inverse", "refresh_every", "refresh_always",
-})  # fmt: skip
-"""Options of the Kronecker factors, which no other solver looks at."""
-
-IDLE: Mapping[str, Mapping[str, tuple[object, str]]] = {
-    "kronecker": {"exact_form": ("auto", "exact")},
-    "exact": {"factor_share": (1.0, "kronecker"), "factors_every": (1, "kronecker")},
+Said = Mapping[str, tuple[object, str]]
+_FORM: Said = {"exact_form": ("auto", "exact")}
+_BLOCKS: Said = {"blocks": ("layers", "block_hessian_free")}
+_PRODUCTS: Said = {
+    **_BLOCKS,
+    "curvature_share": (0.25, "newton_cg"),
+    "cg_iterations": (10, "newton_cg"),
+    "cg_tolerance": (0.0, "newton_cg"),
+    "warm_start": (True, "newton_cg"),
+    "preconditioner": ("none", "newton_cg"),
+}
+_SHARE: Said = {"factor_share": (0.25, "kronecker")}
+IDLE: Mapping[str, Said] = {
+    "kronecker": {**_FORM, **_PRODUCTS},
+    "exact": {"factor_share": (1.0, "kronecker"), "factors_every": (1, "kronecker"), **_PRODUCTS},
+    "block_hessian_free": {**_FORM, **_SHARE},
+    "newton_cg": {**_FORM, **_SHARE, **_BLOCKS},
 }
 """Options that a solver does not look at: the value that says nothing, and a solver that does look at it."""

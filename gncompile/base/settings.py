@@ -13,7 +13,8 @@ from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
 from ..errors import CompileError, OptionWarning, nearest, warn
-from .option_hints import FACTORED, HINTS, IDLE
+from . import solver_options as of_solvers
+from .option_hints import GROUPS, HINTS, IDLE
 from .options import STRICT, WHOLE_BOUND, Count, Steps, explained
 
 CurvatureMethod = Literal["kfra", "kflr", "kfac", "kfac_rp", "empirical"]
@@ -23,31 +24,6 @@ CURVATURE_METHODS = get_args(CurvatureMethod)
 SAMPLED_METHODS = ("kfac", "kfac_rp")
 FIRST_ORDER_METHODS = ("adam", "sgd")
 AUTO = "auto"
-SolverName = Literal["kronecker", "exact", "auto"]
-ExactForm = Literal["auto", "primal", "dual"]
-DampingScale = Literal["identity", "diagonal"]
-SOLVER_DEFAULTS: Mapping[str, Mapping[str, object]] = {
-    "exact": {
-        "method": AUTO, "factor_share": 1.0, "factors_every": 1, "damping_rate": 0.5,
-        "damping_period": 1, "damping_tries": 10, "search_steps": 0, "damping_bounds": (1e-30, 1e30),
-        "momentum": False, "layer_steps": 0, "step_growth": None, "quadratic_share": 1.0,
-        "average": 0.0, "gather_noise": None,
-    },
-}  # fmt: skip
-"""Options whose default is another with a solver. An exact direction needs no other step size than 1 and no
-momentum, and λ, its only damping, is adapted after each step: Levenberg and Marquardt's method. Of a factor
-0.3 to 0.7 that λ falls by 0.5 takes the fewest steps, and on mini-batches as few (docs/solvers.md)."""
-
-GROUPS: Mapping[str, str] = {
-    "method": "objective and curvature",
-    "damping": "damping and inverses",
-    "momentum": "the step",
-    "gather_samples": "batches",
-    "guarded": "execution",
-    "learning_rate": "first-order baselines",
-}
-"""The groups of the options, each by its first one, in the order of :class:`Settings`."""
-
 FACTOR_SAMPLES, FACTOR_SAMPLES_AT_PLACES, MANY_PLACES = 256, 64, 64
 """Samples for the factors at least, and where a weight is applied at so many places of a sample."""
 
@@ -94,18 +70,33 @@ class Settings:
             description=f"a name: one of {', '.join((*CURVATURE_METHODS, *FIRST_ORDER_METHODS, AUTO))}"
         ),
     ] = "kfra"
-    solver: Annotated[
-        SolverName, Field(description=f"a name: one of {', '.join(get_args(SolverName))}")
-    ] = "kronecker"
+    solver: of_solvers.SolverName = "kronecker"
     """``kronecker``: a pair of factors of each layer by ``method``; ``exact``: the whole Gauss-Newton matrix
-    instead, for networks of few parameters or batches of few samples (:mod:`gncompile.solvers.exact`), with
-    defaults of its own (:data:`SOLVER_DEFAULTS`); ``auto``: ``exact`` where it costs little more
-    (:mod:`gncompile.app.solver_choice`)."""
-    exact_form: Annotated[
-        ExactForm, Field(description=f"a name: one of {', '.join(get_args(ExactForm))}")
-    ] = "auto"
+    instead, for networks of few parameters or batches of few samples (:mod:`gncompile.solvers.exact`);
+    ``block_hessian_free``, ``newton_cg``: conjugate gradients with it, in blocks or as a whole
+    (:mod:`gncompile.solvers.conjugate_gradients`); each with defaults of its own
+    (:data:`~gncompile.base.solver_options.DEFAULTS`); ``auto``: ``exact`` where it costs little more than
+    factors (:mod:`gncompile.app.solver_choice`)."""
+    exact_form: of_solvers.ExactForm = "auto"
     """With ``solver="exact"``: whether the system that is solved has the size of the parameters (``primal``)
     or of samples times outputs (``dual``); ``auto`` takes the cheaper for the batch compiled with."""
+    blocks: Annotated[
+        Literal["layers"] | Mapping[str, str],
+        Field(description='"layers", or a mapping from layer patterns to names of blocks'),
+    ] = "layers"
+    """With ``solver="block_hessian_free"``: the blocks of G that are kept, each layer's, or those of groups,
+    ``{"encoder.*": "encoder", "decoder.*": "decoder"}``; the last pattern that matches a layer decides."""
+    curvature_share: Share = 0.25
+    """With the solvers by conjugate gradients: share of the batch, its last samples, that curvature products
+    are computed on; the gradient is that of the whole batch."""
+    cg_iterations: Count = 10
+    """Curvature products of a step at most, in every block."""
+    cg_tolerance: Decay = 0.0
+    """ξ: a block is solved once ``‖r‖ ≤ ξ‖∇‖``; 0 makes every product."""
+    warm_start: Switch = True
+    """Whether the first product searches along the last step."""
+    preconditioner: of_solvers.Preconditioner = "none"
+    """``kronecker``: the conjugate gradients are preconditioned by the factors of ``method``."""
     l2: Annotated[
         Coefficient | Mapping[str, Coefficient],
         Field(
@@ -159,9 +150,7 @@ class Settings:
     damping_tries: Count = 1
     """Dampings that a step tries, each four times the one before, until one lowers the loss of its batch;
     each costs a direction and a forward pass. Steps that run ahead of the host try one."""
-    damping_scale: Annotated[
-        DampingScale, Field(description=f"a name: one of {', '.join(get_args(DampingScale))}")
-    ] = "identity"
+    damping_scale: of_solvers.DampingScale = "identity"
     """With ``solver="exact"``: what λ multiplies. ``diagonal`` is the largest diagonal of G so far, and makes
     steps independent of the units of the parameters [Moré 1978]."""
     search_steps: Steps = 10
@@ -271,7 +260,7 @@ class Settings:
 
     def _warn_of_no_effect(self) -> None:
         """Say which options the method does not look at; one set of options may serve several methods."""
-        unread = {} if self.factored else dict.fromkeys(FACTORED, "kronecker")
+        unread = {} if self.factored else dict.fromkeys(of_solvers.FACTORED, "kronecker")
         idle = {n: (self.__pydantic_fields__[n].default, by) for n, by in unread.items()}
         idle |= IDLE.get(self.solver, {})
         for name, field in self.__pydantic_fields__.items():
@@ -310,7 +299,7 @@ class Settings:
                     ),
                 )
         if options.get("method") not in FIRST_ORDER_METHODS:
-            options = {**SOLVER_DEFAULTS.get(str(options.get("solver")), {}), **options}
+            options = {**of_solvers.DEFAULTS.get(str(options.get("solver")), {}), **options}
             if options.get("solver") == "exact" and options["method"] != AUTO:
                 raise CompileError(
                     f"method = {options['method']!r} together with solver='exact', which has the whole "
@@ -343,25 +332,37 @@ class Settings:
     @property
     def factored(self) -> bool:
         """Whether there are, or may be, Kronecker factors."""
-        return self.solver in ("kronecker", AUTO)
+        preconditioned = self.iterates and self.preconditioner == "kronecker"
+        return self.solver in ("kronecker", AUTO) or preconditioned
 
     @property
     def second_order(self) -> bool:
         """Whether the method uses curvature factors."""
         return self.method not in FIRST_ORDER_METHODS
 
+    @property
+    def iterates(self) -> bool:
+        """Whether the solver is one by conjugate gradients."""
+        return self.solver in of_solvers.CG_SOLVERS
+
+    @property
+    def share(self) -> float:
+        """The share of the batch that its curvature is computed on."""
+        return self.curvature_share if self.iterates else self.factor_share
+
     def rows(self, batch: int) -> dict[str, int]:
-        """The samples of a batch for the factors (F), the quadratic model (Q), and that of the layers (L)."""
+        """The samples of a batch for curvature (F), the quadratic model (Q), and that of the layers (L)."""
+        least = 1 if self.iterates else self.factor_samples or FACTOR_SAMPLES
         return {
-            "F": _share(batch, self.factor_share, self.factor_samples or FACTOR_SAMPLES),
+            "F": _share(batch, self.share, least),
             "Q": _share(batch, self.quadratic_share, self.quadratic_samples),
             "L": _share(batch, self.quadratic_share / 2, math.ceil(self.quadratic_samples / 2)),
         }
 
     @property
     def factor_dim(self) -> str:
-        """The dimension of the samples the factors are computed on: all N, or the last F."""
-        return "N" if self.factor_share == 1 else "F"
+        """The dimension of the samples the curvature is computed on: all N, or the last F."""
+        return "N" if self.share == 1 else "F"
 
     @property
     def quadratic_dim(self) -> str:

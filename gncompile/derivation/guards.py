@@ -29,6 +29,7 @@ from collections.abc import Iterable, Mapping
 
 import sympy
 
+from ..base.settings import Settings
 from ..functions.primitives import as_float, finite, select
 from ..program import operations as ir
 from ..program.builder import Value
@@ -148,16 +149,25 @@ REPORTED = (
     "noise",
 )
 """The elements of the result ``report``, as :class:`~gncompile.training.records.StepStats` names them."""
+ITERATED = ("products", "residual")
+"""States that follow them with a solver by conjugate gradients."""
+
+
+def reported(settings: Settings) -> tuple[str, ...]:
+    """The elements of the report of a program with these settings."""
+    return (*REPORTED, *ITERATED) if settings.iterates else REPORTED
 
 
 def report(optimiser: Optimiser, loss: Value, objective: Value) -> Value:
-    """What a trainer tells of a step as one vector, :data:`REPORTED`; ρ is that of the last check."""
+    """What a trainer tells of a step as one vector, see :func:`reported`; ρ is that of the last check."""
     known = {"loss": loss, "objective": objective, "damping": optimiser.damping}
     known |= {"rho": optimiser.scalar("rho"), "measured": optimiser.measured}
     known |= {role: optimiser.chosen(at) for role, at in CHOSEN.items() if role in REPORTED}
     known["rejected"] = optimiser.scalar("refused")
     known["noise"] = optimiser.scalar("noise")
-    return optimiser.builder.emit(ir.Stack(), *(known[role] for role in REPORTED), name="report")
+    known |= {role: optimiser.scalar(role) for role in ITERATED}
+    roles = reported(optimiser.settings)
+    return optimiser.builder.emit(ir.Stack(), *(known[role] for role in roles), name="report")
 
 
 def _sum(optimiser: Optimiser, values: list[Value]) -> Value:

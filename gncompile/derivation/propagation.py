@@ -24,16 +24,22 @@ from .layer_rules import LayerRule
 
 
 def pull_back(
-    forward: Forward, seed: Value, prefix: str = "g", to_inputs: bool = False
+    forward: Forward,
+    seed: Value,
+    prefix: str = "g",
+    to_inputs: bool = False,
+    layers: Collection[str] | None = None,
 ) -> dict[str, Value]:
     """Pass vectors ``∂·/∂z`` back to every active node: ``g_x = Σ_consumers g_y J``.
 
-    With ``to_inputs`` to what moves with an input instead. ``seed`` is ``[N, K]`` or ``[S, N, K]`` (S
+    With ``to_inputs`` to what moves with an input instead, with ``layers`` to what moves with one of these.
+    ``seed`` is ``[N, K]`` or ``[S, N, K]`` (S
     columns); the results have the same leading dimensions. Contributions add at a fork, which is exact for
     vectors.
     """
     graph = forward.graph
     active = forward.moved_by_inputs if to_inputs else forward.active
+    active = active if layers is None else forward.moved_by(layers)
     apart = _apart(forward, active)
     terms: dict[str, list[Value]] = {graph.output.inputs[0]: [seed]}
     parts: dict[str, list[tuple[Picked, Value]]] = {}
@@ -110,6 +116,17 @@ def weight_gradients(forward: Forward, vectors: Mapping[str, Value]) -> dict[str
         name: total(forward, trained[name], parts, f"grad_{trained[name].node.name}")
         for name, parts in terms.items()
         if parts
+    }
+
+
+def layer_gradients(
+    forward: Forward, vectors: Mapping[str, Value], layers: Mapping[str, Layer]
+) -> dict[str, Value]:
+    """``∇W̄`` of these layers alone, whose weights are parameters themselves."""
+    return {
+        name: total(forward, layer, parts, f"grad_{layer.node.name}")
+        for name, layer in layers.items()
+        if (parts := _terms(forward, vectors, layer))
     }
 
 

@@ -11,6 +11,8 @@ METHODS = {
     "kfac_rp": "random ±1 projections of a root of the output Hessian",
     "empirical": "the training gradients themselves",
     "exact": "the whole Gauss-Newton matrix of the batch, unfactored",
+    "block_hessian_free": "conjugate gradients with each block of the Gauss-Newton matrix",
+    "newton_cg": "conjugate gradients with the whole Gauss-Newton matrix",
     "adam": "no curvature",
     "sgd": "no curvature",
 }
@@ -23,7 +25,9 @@ RULES = {
     "kfac_rp": "sampled",
     "empirical": "empirical",
     "exact": "whole",
+    "block_hessian_free": "products",
+    "newton_cg": "products",
     "adam": "first-order",
     "sgd": "first-order",
 }
-"""What each method's Ḡ is, in a word; the exact solver has the whole matrix instead."""
+"""What each method's Ḡ is, in a word; other solvers have the matrix itself, or products with it."""

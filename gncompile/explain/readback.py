@@ -45,6 +45,8 @@ PARTS = {
     "output factor": "Output factor Ḡ: the recursion's step",
     "average": "Running averages",
     "invert": "Damped inverses",
+    "cg_begin": "Conjugate gradients: beginning",
+    "cg_product": "Conjugate gradients: a product with the Gauss-Newton matrix",
     "direction": "Direction",
     "quadratic": "R-operator: the output's change along Δ (r1) and the last step δ (r2)",
     "layer_quadratic": "R-operator layer by layer, for a step size each",
@@ -140,7 +142,7 @@ class Readback:
             of = {m: [x for x, method in by_layer.items() if method == m] for m in used}
             lines = [("method", f"{m} of {listed(of[m], NAMED)}: {METHODS[m]}") for m in used]
         why = "auto" if self.settings.method == AUTO else "because"
-        shared = shared_lines(self.graph, self.settings, () if "exact" in used else chosen)
+        shared = shared_lines(self.graph, self.settings, chosen if self.settings.factored else ())
         return [*lines, *shared, *((why, reason) for reason in self.program.reasons)]
 
     @property

@@ -76,6 +76,7 @@ class ProgramBuilder:
         self.results: dict[str, str] = {}
         self.nodes: dict[str, str] = {}
         self.columns = 0
+        self.products = 0
         self.methods: dict[str, str] = {}
         self.reasons: tuple[str, ...] = ()
 
@@ -115,7 +116,8 @@ class ProgramBuilder:
         step = tuple(phase for name, phase in self._step.items() if name in self._begun)
         nodes = {node: value for node, value in self.nodes.items() if value in keep}
         tables = dict(self._states), dict(self.results), nodes
-        program = StepProgram(kept, *tables, self.columns, self.methods, self.reasons, step)
+        chosen = self.methods, self.reasons
+        program = StepProgram(kept, *tables, self.columns, *chosen, step, self.products)
         check(program)
         return program
 

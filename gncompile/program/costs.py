@@ -19,6 +19,7 @@ from . import convolutions as grids
 from . import exact, specs
 from . import operations as ir
 from .buffers import plan_buffers
+from .phases import Repeat
 from .schedule import Schedule
 from .specs import Spec
 from .step_program import Instruction, StepProgram
@@ -94,12 +95,16 @@ class CostModel:
         return Cost(self._flops(instruction, inputs), moved * self.itemsize)
 
     def runs(self, phase: str) -> int:
-        """How often a step runs a phase when it runs it at all: once for every chunk of columns or draw."""
-        return (
-            math.ceil(self.program.columns / self.columns)
-            if self.program.goes_by_columns(phase)
-            else 1
-        )
+        """How often a step runs a phase when it runs it at all, at most.
+
+        That is once for every chunk of columns or draw, or for every curvature product.
+        """
+        match self.program.record(phase).repeat:
+            case Repeat.COLUMNS:
+                return math.ceil(self.program.columns / self.columns)
+            case Repeat.PRODUCTS:
+                return self.program.products
+        return 1
 
     def phase(self, name: str) -> Cost:
         """Cost of a phase, all its runs together."""

@@ -209,9 +209,10 @@ class PlaceDots:
 
 @dataclass(frozen=True)
 class Zeros:
-    """Zeros of a given shape."""
+    """Zeros of a given shape; ``number`` tells apart those that are overwritten later."""
 
     spec: Spec
+    number: int = 0
 
 
 @dataclass(frozen=True)

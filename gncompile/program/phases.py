@@ -45,6 +45,8 @@ class Repeat(Enum):
     """Once for every chunk of columns, or every draw; the phase is told where the chunk starts."""
     DAMPINGS = auto()
     """Where γ is chosen once for each that is tried, and for the chosen one."""
+    PRODUCTS = auto()
+    """Once for every curvature product that a solver asks for."""
 
 
 When = Callable[[Due], bool]

@@ -69,8 +69,9 @@ class StepProgram:
 
     ``nodes`` names the value that holds each node's result on the whole batch. ``step`` are its phases as
     records, in the order of a step. ``columns`` is how many columns or draws those that repeat for them
-    have to go through. ``methods`` is the curvature method of every layer, and ``reasons`` says why if it was
-    chosen by cost.
+    have to go through, ``products`` how many curvature products at most; the result ``going`` is 0 once more
+    would change nothing. ``methods`` is the curvature method of every layer, and ``reasons`` says why if it
+    was chosen by cost.
     """
 
     instructions: tuple[Instruction, ...]
@@ -81,6 +82,7 @@ class StepProgram:
     methods: dict[str, str] = field(default_factory=dict)
     reasons: tuple[str, ...] = ()
     step: tuple[Phase, ...] = ()
+    products: int = 0
 
     def __iter__(self) -> Iterator[Instruction]:
         return iter(self.instructions)

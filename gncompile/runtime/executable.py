@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -23,6 +24,7 @@ from ..losses.constants import constants_of
 from ..losses.vocabulary import Loss
 from ..program.buffers import plan_buffers
 from ..program.costs import column_bytes, columns_within, samples_within
+from ..program.phases import Repeat
 from ..program.specs import SAMPLES
 from ..program.step_program import StepProgram
 from .draws import PhiloxDraws, TorchDraws
@@ -238,7 +240,8 @@ class Executable:
         return samples_within(self.program, self._buffers, self.rows, itemsize, budget)
 
     def run(self, *phases: str) -> None:
-        """Execute phases in order; one that goes by columns for every chunk of them.
+        """Execute phases in order; one that goes by columns for every chunk of them, one of curvature
+        products for each.
 
         Raises :class:`~gncompile.errors.InternalError` for a phase that the program does not have.
         """
@@ -248,12 +251,20 @@ class Executable:
                     self.step.column_start = start
                     self.step.run(phase)
 
-    def _starts(self, phase: str) -> range:
-        """Where the runs of a phase begin: at the first column of each chunk, or once at 0."""
-        by_columns = self.program.goes_by_columns(phase)
+    def _starts(self, phase: str) -> Iterable[int]:
+        """Where the runs of a phase begin: at the first column of each chunk; products by number; or 0."""
+        repeat = self.program.record(phase).repeat
         if phase not in self.program.phases:
-            return range(0)  # nothing is left to do in it
-        return range(0, self.program.columns, self.step.dims["S"]) if by_columns else range(1)
+            return ()  # nothing is left to do in it
+        if repeat is Repeat.PRODUCTS:
+            return takewhile(lambda _: self._going, range(self.program.products))
+        columns = range(0, self.program.columns, self.step.dims["S"])
+        return columns if repeat is Repeat.COLUMNS else (0,)
+
+    @property
+    def _going(self) -> bool:
+        """Whether more products are needed, as far as asking costs no waiting for a device."""
+        return self.memory.device.type != "cpu" or float(self.result("going")) > 0
 
     def on_device(self) -> AbstractContextManager[object]:
         """Triton and graphs use the current CUDA device, which need not be the model's."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import sympy
 import torch
 from torch import Tensor
 
@@ -141,6 +142,8 @@ def apply(op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
             return affine(v)
         case ir.MatMul(ta, tb):
             return (v[0].mT if ta else v[0]) @ (v[1].mT if tb else v[1])
+        case ir.Pointwise(sympy.Symbol()):
+            return v[0].clone()
         case ir.Pointwise(expression, symbols):
             result = evaluate(expression, dict(zip(symbols, v, strict=True)))
             return result.expand(torch.broadcast_shapes(*(x.shape for x in v)))

@@ -26,7 +26,8 @@ from functools import cached_property
 
 import sympy
 
-from ..base.settings import ExactForm, Settings
+from ..base.settings import Settings
+from ..base.solver_options import ExactForm
 from ..base.tables import binary_size, engineering
 from ..derivation.jacobian_rows import at_places, layer_rows, sides
 from ..derivation.propagation import pull_back, push_forward, uses, weight_gradients

@@ -77,6 +77,10 @@ class Kronecker(Solver):
                 state = self._factor(kind, layer, factor.spec)
                 self.optimiser.lerp(state, factor, epsilon, f"{kind}_average")
 
+    def kappa(self, layer: str) -> Value:
+        """κ, the damping of a layer's factors."""
+        return self.optimiser.kappa(layer)
+
     def _factor(self, kind: str, layer: str, spec: Spec) -> Value:
         return self.builder.state(f"{kind}.{layer}", spec)
 
@@ -92,9 +96,7 @@ class Kronecker(Solver):
             if self.optimiser.layers[layer].vector:
                 self._invert_vector(layer, g)
                 continue
-            root = self.builder.pointwise(
-                sympy.sqrt(k), {k: self.optimiser.kappa(layer)}, name="root_kappa"
-            )
+            root = self.builder.pointwise(sympy.sqrt(k), {k: self.kappa(layer)}, name="root_kappa")
             means = {s: self._mean_eigenvalue(f) for s, f in ((a, q), (b, g))}
             pi = self.builder.pointwise(sympy.sqrt(a / b), means, name=f"pi_{layer}")
             q_damping = self.builder.pointwise(a * b, {a: pi, b: root}, name="q_damping")
@@ -112,7 +114,7 @@ class Kronecker(Solver):
 
     def _invert_vector(self, layer: str, g: Value) -> None:
         """``(Ḡ + κ I)⁻¹``: the block of a trainable vector is no product, and Q stays 1."""
-        kappa = self.optimiser.kappa(layer)
+        kappa = self.kappa(layer)
         inverse = self._inverse("G", layer, g.spec)
         op = ir.DampedInverse(self.settings.inverse == "newton_schulz" and len(g.spec.shape) == 2)
         self.builder.emit(op, g, kappa, into=inverse, name=f"G_inverse_{layer}")
@@ -148,7 +150,7 @@ class Kronecker(Solver):
             if self.settings.inverse == "eigen":
                 q, g = (self._eigen(kind, layer, s) for kind, s in zip("QG", specs, strict=True))
                 op: ir.Op = ir.PreconditionEigen()
-                operands = [gradient, g, q, self.optimiser.kappa(layer)]
+                operands = [gradient, g, q, self.kappa(layer)]
             else:
                 q, g = (self._inverse(kind, layer, s) for kind, s in zip("QG", specs, strict=True))
                 op, operands = ir.Precondition(), [gradient, g, q]

@@ -11,10 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..base.settings import Settings
-from ..derivation.guards import REPORTED
+from ..derivation.guards import reported
 from ..errors import BatchError
 from ..program.phases import plan
 from ..program.timetable import Due, due
@@ -24,6 +23,8 @@ from .records import StepStats
 
 KEPT = 4096
 """Steps whose statistics can still be read."""
+COUNTS = ("rejected", "products")
+"""What of these is a whole number."""
 
 
 class AheadOfHost:
@@ -41,7 +42,8 @@ class AheadOfHost:
         self._graphs = Graphs(executable)
         self.keep_parameters()
         memory = executable.memory
-        self._rows = torch.zeros(KEPT, len(REPORTED), dtype=memory.dtype, device=memory.device)
+        width = len(reported(settings))
+        self._rows = torch.zeros(KEPT, width, dtype=memory.dtype, device=memory.device)
         self._written = 0
 
     def keep_parameters(self) -> None:
@@ -64,14 +66,16 @@ class AheadOfHost:
         self._written += 1
         return DeferredStats(self, self._written, updates + 1, now), now
 
-    def read(self, number: int) -> Tensor:
-        """The report of the ``number``-th step, on the host."""
+    def read(self, number: int) -> dict[str, Any]:
+        """The report of the ``number``-th step, on the host, by name."""
         if self._written - number >= KEPT:
             raise BatchError(
                 f"the statistics of step {number} are gone, {self._written - number} steps later",
                 instead=f"read them within {KEPT} steps",
             )
-        return self._rows[(number - 1) % KEPT].cpu()
+        row = self._rows[(number - 1) % KEPT].tolist()
+        numbers = dict(zip(reported(self._settings), row, strict=True))
+        return numbers | {name: int(numbers[name]) for name in COUNTS if name in numbers}
 
     def momentum_is_chosen(self) -> bool:
         """Whether steps have a momentum."""
@@ -94,8 +98,7 @@ class DeferredStats:
     def resolved(self) -> StepStats:
         """The statistics themselves; waits for the step."""
         if self._resolved is None:
-            numbers = dict(zip(REPORTED, self._steps.read(self._number).tolist(), strict=True))
-            numbers["rejected"] = int(numbers["rejected"])
+            numbers = self._steps.read(self._number)
             if not (numbers.pop("measured") and self._now.damping):
                 numbers["rho"] = None
             if not self._now.noise:

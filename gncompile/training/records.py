@@ -34,6 +34,10 @@ class StepStats:
     """The noise's share of the squared gradient (see ``derivation/noise.py``), on steps that measure it."""
     tried: int = 1
     """Dampings λ tried; ``damping_tries`` bounds them."""
+    products: int | None = None
+    """Curvature products of a solver by conjugate gradients."""
+    residual: float | None = None
+    """``‖r‖/‖∇‖`` that these leave, of all blocks together."""
 
     def resolved(self) -> StepStats:
         """The statistics themselves, as those of a step that runs ahead of the host have to be waited for."""

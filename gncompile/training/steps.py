@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..derivation.damping import ROUNDING, TRIED, factor_bounds
+from ..derivation.guards import ITERATED
 from ..program.phases import Repeat, Stage, due_phases, names
 from ..program.timetable import Due, due
 from .compiled import Compiled
@@ -163,8 +164,16 @@ class LookedAfter:
             self._number("rho") if now.damping and self._number("measured") else None,
             self._count.rejected,
             float(self._states["noise"]) if now.noise else None,
-            tried=tried,
+            tried,
+            *self._iterated(),
         )
+
+    def _iterated(self) -> tuple[int | None, float | None]:
+        """The products of conjugate gradients, and what they leave."""
+        if not self._settings.iterates:
+            return None, None
+        products, residual = (float(self._states[name]) for name in ITERATED)
+        return int(products), residual
 
     def undo(self, overlong: bool = True) -> None:
         """Return to the parameters before the last update, if that is the suspect; ``overlong``: λ rises."""

@@ -84,7 +84,7 @@ def trained(one: Trainer, loss: str, sizes: tuple[int, ...]) -> dict[str, Tensor
     for count in sizes:
         x, y = normal(generator, count, INPUTS), target(loss, count, generator)
         one.step(x.to(one.dtype), y.to(one.dtype) if y.is_floating_point() else y)
-    # Measured here, as it is due after more steps only.
-    one._executable.run("gradient", "direction", "gradient_noise")
+    if one.settings.gather_noise is not None:  # Measured here, as it is due after more steps only.
+        one._executable.run("gradient", "direction", "gradient_noise")
     state = one.state_dict()
     return {**state["model"], **state["states"]}

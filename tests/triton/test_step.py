@@ -149,3 +149,22 @@ def test_a_batch_without_a_gradient_changes_nothing() -> None:
     assert all(value.isfinite().all() for value in after.values())
     assert one.rejected == 0
     assert one.step(x, y).loss > float(one.loss(x, y))
+
+
+@pytest.mark.parametrize(
+    ("network", "loss", "options"),
+    [
+        ("residual", "bce_with_logits", {"solver": "block_hessian_free", "guarded": True}),
+        ("chain", "mse", {"solver": "newton_cg", "preconditioner": "kronecker"}),
+    ],
+)
+def test_conjugate_gradients_agree_with_the_reference(
+    network: str, loss: str, options: dict[str, Any]
+) -> None:
+    """Five iterations keep sums that are 1e-16 apart within a few digits of that."""
+    given = {**QUICK, "cg_iterations": 5, "curvature_share": 0.5, "l2": 1e-2, **options}
+    got, expected = (
+        trained(trainer(network, loss, "kfra", backend, torch.float64, **given), loss, (17, 5))
+        for backend in ("triton", "reference")
+    )
+    assert_same(got, expected, 1e-10)
