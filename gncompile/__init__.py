@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .app.loaded_run import load as load
     from .frontends.standardised import Standardised as Standardised
     from .frontends.torch_export import trace as trace
+    from .functions.interpolate import interpolate as interpolate
     from .functions.transfer import register_transfer as register_transfer
     from .functions.transfer import transfer as transfer
     from .functions.transfer import transfer_function as transfer_function
@@ -43,6 +44,7 @@ _HOMES = {
     "Trainer": "training.trainer",
     "compile": "app.compile",
     "curvature": "app.api",
+    "interpolate": "functions.interpolate",
     "load": "app.loaded_run",
     "loss_function": "losses.vocabulary",
     "measure_accuracy": "verification.accuracy",

@@ -176,6 +176,15 @@ def _lookup(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) 
     return [f"lookups.{name}({', '.join(v)}, out={out})"]
 
 
+@writes(ir.Interpolate)
+def _interpolate(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+    assert isinstance(i.op, ir.Interpolate)
+    of, (grid, *places) = i.op.of, v
+    how = f"{quoted(of.kernel)}, {quoted(of.padding)}, {literal(of.order)}"
+    how += "" if of.corners else ", corners=False"
+    return [f"interpolation.interpolate({grid}, [{', '.join(places)}], {how}, out={out})"]
+
+
 @writes(ir.Repeat)
 def _repeat(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     return [f"{out}.copy_({v[0]})"]

@@ -306,6 +306,7 @@ _CALLS: Mapping[type, Callable[[list[Math]], Math]] = {
     lookups.LookupGradient: lambda v: _mean(product(Transpose(Call("indicators", (v[0],))), v[1])),
     lookups.Counts: lambda v: _mean(Call("counts", (v[0],))),
     lookups.OneHot: lambda v: Call("indicators", (v[0],)),
+    ir.Interpolate: lambda v: Call("interpolate", tuple(v)),
     exact.Rows: lambda v: product(v[0], Transpose(v[1])),
     exact.RowGram: lambda v: Call("Gram", tuple(v)),
     exact.RootSolve: lambda v: product(Inverse(v[0]), v[1]),
