@@ -1,7 +1,7 @@
 """Interpolation at places that a network computes: elementwise, with slopes that are interpolants too.
 
-``∂/∂u_i`` and ``∂²/∂u_i∂u_j`` of a grid's interpolant are the same sum over its points with derivatives of the
-kernel, so that tangents, vectors, averages and second derivatives are those of a pointwise node.
+Derivatives of a grid's interpolant are the same sum over its points with derivatives of the kernel, so that
+tangents, vectors, averages and second derivatives are those of a pointwise node.
 """
 
 from __future__ import annotations

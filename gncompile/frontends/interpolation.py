@@ -66,17 +66,11 @@ def _grid(importer: Importer, node: fx.Node, value: Any, batched: bool) -> tuple
         return value.name, value.tensor[0] if batched else value.tensor
     if isinstance(value, Weight) and not value.trainable and not batched:
         return value.name, value.tensor
-    if isinstance(value, Activation):
-        importer.refuse(
-            node,
-            f"{op_name(node)} reads an image that differs between samples",
-            "read one that is a buffer, repeated over the batch: self.image.expand(n, -1, -1, -1)",
-        )
-    importer.refuse(
+    repeated = ", repeated over the batch: self.image.expand(n, -1, -1, -1)" if batched else ""
+    return importer.refuse(
         node,
-        f"{op_name(node)} reads an image that is trained",
-        "keep it as a buffer, or freeze it with requires_grad_(False): places can be trained, the "
-        "image's values cannot",
+        f"{op_name(node)} reads an image that is no constant: it is trained, or differs between samples",
+        f"keep it as a buffer{repeated}; the places may be computed, the image's values may not",
     )
 
 

@@ -1,17 +1,17 @@
-"""Interpolation on a regular grid, and its derivatives: in plain torch, and as an operator of exported graphs.
+"""Interpolation on a regular grid and its derivatives, in plain torch and as an operator of exported graphs.
 
-A grid ``T`` of P dimensions holds values at the whole numbers; at a place x the interpolant is
+A grid T holds values at the whole numbers; at a place x the interpolant is::
 
-    ``y(x) = Σ_k T[k] Π_i w(x_i − k_i)``
+    y(x) = Σ_k T[k] Π_i w(x_i − k_i)
 
 with the kernel w of :data:`KERNELS`. Where k is outside the grid, ``T[k]`` is what the padding says:
 ``zeros``, the value of the nearest point (``border``), or of the point mirrored at the grid's edge
-(``reflection``: at the outer points, or, without ``corners``, half a step beyond). A derivative is the same sum with
-derivatives of w, so that an interpolant and all its derivatives are one family, by the ``order`` on each axis.
+(``reflection``: at the outer points, or without ``corners`` half a step beyond). A derivative is the same sum
+with derivatives of w: an interpolant and its derivatives are one family, by the ``order`` on each axis.
 
-``linear`` and ``cubic`` are ``torch.nn.functional.grid_sample``'s ``bilinear`` and ``bicubic`` in any dimension. The cubic
-kernel is Keys' with a = −3/4 (R. Keys, *Cubic convolution interpolation for digital image processing*, 1981,
-eq. 4 with a for −1/2), whose first derivative is continuous.
+In any dimension ``linear`` and ``cubic`` are what ``bilinear`` and ``bicubic`` are to
+``torch.nn.functional.grid_sample``. The cubic kernel is Keys' with a = −3/4 (R. Keys, *Cubic convolution
+interpolation for digital image processing*, 1981, §II); its first derivative is continuous.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Interpolant:
 
 @cache
 def taps(kernel: str, order: int) -> tuple[tuple[float, ...], ...]:
-    """``d^order w(f − k) / df^order`` for f in [0, 1) and each point k that counts: coefficients of 1, f, f², …"""
+    """``d^order w(f − k) / df^order`` for f in [0, 1) and each k that counts: coefficients of 1, f, f², …"""
     f, pieces, found = sympy.Symbol("f"), KERNELS[kernel], []
     for k in range(1 - len(pieces), len(pieces) + 1):
         s = f - k if k <= 0 else k - f
@@ -88,7 +88,7 @@ def taps(kernel: str, order: int) -> tuple[tuple[float, ...], ...]:
 def interpolated(of: Interpolant, grid: Tensor, places: Sequence[Tensor]) -> Tensor:
     """``[.., C, P]`` of a grid ``[C, *size]`` at ``places``, a tensor ``[.., C or 1, P]`` for every axis.
 
-    Differentiable by autograd, to any order. NaN where a place is not finite.
+    Differentiable by autograd, to any order. NaN where a place is.
     """
     index = torch.arange(len(grid), device=grid.device)[:, None, None]
     weights = grid.new_ones(())
@@ -101,15 +101,15 @@ def interpolated(of: Interpolant, grid: Tensor, places: Sequence[Tensor]) -> Ten
 
 def _taps(of: Interpolant, axis: int, x: Tensor) -> tuple[Tensor, Tensor]:
     """The points that count at x ``[..]`` along an axis, and their weights: ``[.., k]`` each."""
-    size, order, sign = of.size[axis], of.order[axis], 1.0
-    if of.folds:
-        sign, x = _sign(of, x, size) ** order if order else 1.0, _folded(of, x, size)
+    size, order = of.size[axis], of.order[axis]
+    sign = _sign(of, x, size) if of.folds and order else None
+    x = _folded(of, x, size) if of.folds else x
     below = x.detach().floor()
     f = (x - below)[..., None]
     polynomials = taps(of.kernel, order)
     weights = torch.cat([_horner(coefficients, f) for coefficients in polynomials], dim=-1)
-    if order:
-        weights = weights * (sign[..., None] if isinstance(sign, Tensor) else 1.0)
+    if sign is not None:  # the linear kernel has no derivatives but the first
+        weights = weights * sign[..., None]
     k = below[..., None] + torch.arange(of.first, of.first + len(polynomials)).to(below)
     if of.padding == "zeros":
         weights = weights * ((k >= 0) & (k <= size - 1))
@@ -166,8 +166,8 @@ def interpolate(
     """What a grid holds between its points, at places that a network computes: ``[N, C, …]``.
 
     ``y(x) = Σ_k grid[:, k] Π_i w(x_i − k_i)`` with w linear, or Keys' cubic kernel with a = −3/4: values as
-    ``torch.nn.functional.grid_sample`` has them, in one, two and three dimensions. It is plain torch wherever it
-    runs, and one node of value and slopes where a network is compiled, in which the grid is a constant.
+    ``torch.nn.functional.grid_sample`` has them, in one, two and three dimensions. It is plain torch, which
+    autograd derives; where a network is compiled, it is one node of value and slopes, the grid a constant.
 
     Args:
         grid: ``[C, *size]``, C numbers at each point of a regular grid of one to three dimensions: a buffer,
@@ -182,7 +182,7 @@ def interpolate(
             box. By default the value.
 
     Returns:
-        ``[N, C, …]``. NaN where a place is not finite.
+        ``[N, C, …]``. NaN where a place is.
 
     Raises :class:`~gncompile.errors.CompileError` for a grid, places or settings of another form. The cost is
     ``2^d`` or ``4^d`` points a place and channel.
@@ -223,7 +223,8 @@ def _check(
         found = f"a grid of shape {list(grid.shape)}"
         instead = "give it [C, *size] with one to three dimensions after the channels: image[None]"
     elif places.dim() < 2 or places.shape[-1] != rank:
-        found = f"places of shape {list(places.shape)} for a grid of {rank} dimensions"
+        shape = ["N", *places.shape[1:]]
+        found = f"places of shape [{', '.join(map(str, shape))}] for a grid of {rank} dimensions"
         instead = f"give them [N, …, {rank}], a coordinate for every dimension of the grid"
     elif mode == "nearest":
         found = "the mode 'nearest', whose slope is zero wherever it is defined"
