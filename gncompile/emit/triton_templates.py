@@ -393,3 +393,12 @@ def _categorical(w: File, kernel: Kernel, function: Function) -> list[Call]:
     p, uniform = _operands(w, kernel, kernel.root.inputs)
     words = _of_tiles(w, kernel, function)
     return [template("categorical", p, uniform, _tensor(w, kernel.stores[0]), **words)]
+
+
+@_plans(Kind.INTERPOLATION)
+def _interpolation(w: File, kernel: Kernel, function: Function) -> list[Call]:
+    root = kernel.root
+    assert isinstance(root.op, ir.Interpolate)
+    of, (grid, *places) = root.op.of, _tensors(w, root.inputs)
+    how = quoted(of.kernel), quoted(of.padding), literal(of.order), literal(of.corners)
+    return [template("interpolate", grid, tuple(places), _tensor(w, root.name), *how)]

@@ -96,7 +96,9 @@ def rop_by_rows(model: nn.Module, x: Tensor, along: dict[str, Tensor]) -> Tensor
     rows = [
         sum(
             (g * along[name]).sum()
-            for name, g in zip(names, torch.autograd.grad(e, values, retain_graph=True), strict=True)
+            for name, g in zip(
+                names, torch.autograd.grad(e, values, retain_graph=True), strict=True
+            )
         )
         for e in z.flatten()
     ]
@@ -161,9 +163,7 @@ def test_kfra_of_a_batch_averages_at_the_node() -> None:
 def test_a_step_lowers_the_loss_with_shares_of_the_batch() -> None:
     """Factors and quadratic model on a part of the samples see views of the slopes."""
     model, (x, y) = Reads(), data(n=40)
-    trainer = gncompile.compile(
-        model, "mse", x, "kfra", factor_share=0.5, quadratic_share=0.5
-    )
+    trainer = gncompile.compile(model, "mse", x, "kfra", factor_share=0.5, quadratic_share=0.5)
     losses = [trainer.step(x, y).loss for _ in range(15)]
     assert losses[-1] < losses[0] / 2
 

@@ -1,0 +1,55 @@
+"""Grids read between their points, against torch."""
+
+import itertools
+
+import pytest
+import torch
+from matrices import assert_surroundings_untouched, matrix, result
+
+from gncompile.triton_kernels.elementwise import ElementwiseSettings
+from gncompile.triton_kernels.interpolate import interpolate, interpolate_reference
+
+SIZES = {1: (6,), 2: (5, 7), 3: (4, 1, 3)}
+ORDERS = {1: [(0,), (1,)], 2: [(0, 0), (1, 0), (1, 1)], 3: [(0, 0, 0), (0, 0, 1)]}
+CASES = [
+    (rank, order, *how)
+    for rank in (1, 2)
+    for order in ORDERS[rank]
+    for how in itertools.product(("linear", "cubic"), ("zeros", "border", "reflection"))
+]
+SMALL = ElementwiseSettings(8, 16)
+
+
+def read(rank, order, kernel, padding, corners=True, dtype=torch.float64, rows=17, per_channel=3):
+    torch.manual_seed(0)
+    grid = torch.randn(*SIZES[rank], 2, dtype=dtype).movedim(-1, 0)  # not contiguous
+    # halves, so that grid points and edges are met: there slopes are chosen
+    places = [(matrix(rows, 2 * per_channel, dtype) * 8).round_().div_(2) for _ in range(rank)]
+    places[0][0, :2] = torch.nan
+    out, expected = result(rows, 2 * per_channel, dtype), torch.empty(rows, 2 * per_channel)
+    expected = expected.to(torch.float64)
+    interpolate(grid, places, out, kernel, padding, order, corners, settings=SMALL)
+    wide = [x.double() for x in places]
+    interpolate_reference(grid.double(), wide, expected, kernel, padding, order, corners)
+    # sums of at most 64 terms of size one, times slopes of the kernel
+    atol = 256 * torch.finfo(dtype).eps
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=atol, equal_nan=True)
+    assert_surroundings_untouched(out)
+
+
+@pytest.mark.parametrize(("rank", "order", "kernel", "padding"), CASES)
+def test_values_and_slopes(rank, order, kernel, padding):
+    read(rank, order, kernel, padding)
+
+
+@pytest.mark.parametrize("kernel", ["linear", "cubic"])
+@pytest.mark.parametrize("order", ORDERS[3])
+def test_volumes(order, kernel):
+    read(3, order, kernel, "reflection", rows=3, per_channel=1)
+
+
+@pytest.mark.parametrize("order", ORDERS[2])
+@pytest.mark.parametrize("kernel", ["linear", "cubic"])
+def test_reflection_beyond_the_points_and_float32(order, kernel):
+    read(2, order, kernel, "reflection", corners=False)
+    read(2, order, kernel, "zeros", dtype=torch.float32, rows=1, per_channel=65)
