@@ -77,8 +77,8 @@ def interpolate_kernel(
             x, sign = folded(x, SIZE[axis], PADDING, CORNERS)
             if SLOPES[axis]:
                 slope *= sign
-        below = below + (tl.floor(x),)
-        fractions = fractions + (x - tl.floor(x),)
+        below = below + (tl.floor(x),)  # type: ignore[assignment]
+        fractions = fractions + (x - tl.floor(x),)  # type: ignore[assignment]
     total = tl.zeros((BLOCK_M, BLOCK_N), DTYPE)
     for point in tl.static_range(len(POINTS)):
         weight, at = slope, channel

@@ -178,11 +178,16 @@ def _lookup(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) 
 
 @writes(ir.Interpolate)
 def _interpolate(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+    read = f"{v[0]}, [{', '.join(v[1:])}], {how_interpolated(i)}"
+    return [f"interpolation.interpolate({read}, out={out})"]
+
+
+def how_interpolated(i: Instruction) -> str:
+    """The arguments that say how a grid is read between its points."""
     assert isinstance(i.op, ir.Interpolate)
-    of, (grid, *places) = i.op.of, v
-    how = f"{quoted(of.kernel)}, {quoted(of.padding)}, {literal(of.order)}"
-    how += "" if of.corners else ", corners=False"
-    return [f"interpolation.interpolate({grid}, [{', '.join(places)}], {how}, out={out})"]
+    of = i.op.of
+    corners = "" if of.corners else ", corners=False"
+    return f"{quoted(of.kernel)}, {quoted(of.padding)}, {literal(of.order)}{corners}"
 
 
 @writes(ir.Repeat)
