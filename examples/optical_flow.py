@@ -53,7 +53,7 @@ def motorcycle() -> Pair:
 
     left, right, disparity = data.stereo_motorcycle()
     known = np.isfinite(disparity) & (disparity > 0)
-    truth = np.stack([0 * disparity, -disparity], axis=-1)
+    truth = np.stack([np.zeros_like(disparity), -disparity], axis=-1)
     blurs = (16, 8, 4, 2, 1, 0)
     return Pair(
         "motorcycle", left / 255, right / 255, truth, known, (1,), blurs, 30.0, 0.3, 3.0, 2048

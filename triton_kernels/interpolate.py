@@ -58,7 +58,7 @@ def interpolate_kernel(
     image, out, places, strides, row_count, column_count, per_channel,
     SIZE: tl.constexpr, POLYNOMIALS: tl.constexpr, FIRST: tl.constexpr, FOLDS: tl.constexpr,
     PADDING: tl.constexpr, CORNERS: tl.constexpr, SLOPES: tl.constexpr,
-    KINDS: tl.constexpr, POINTS: tl.constexpr, DTYPE: tl.constexpr,
+    KINDS: tl.constexpr, POINTS: tl.constexpr, VALUE: tl.constexpr, DTYPE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Program ``(i, j)`` computes a tile of the result; ``strides`` are the image's, its channels' first."""
@@ -79,20 +79,25 @@ def interpolate_kernel(
                 slope *= sign
         below = below + (tl.floor(x),)  # type: ignore[assignment]
         fractions = fractions + (x - tl.floor(x),)  # type: ignore[assignment]
-    total = tl.zeros((BLOCK_M, BLOCK_N), DTYPE)
+    total, first = tl.zeros((BLOCK_M, BLOCK_N), DTYPE), tl.zeros((BLOCK_M, BLOCK_N), DTYPE)
     for point in tl.static_range(len(POINTS)):
-        weight, at = slope, channel
+        weight, at, inside = slope, channel, mask
         for axis in tl.static_range(len(SIZE)):
             k = below[axis] + (FIRST + POINTS[point][axis])
             weight = weight * polynomial(fractions[axis], POLYNOMIALS, axis, POINTS[point][axis])
             if PADDING == "zeros":
-                weight = weight * ((k >= 0) & (k <= SIZE[axis] - 1)).to(DTYPE)
+                inside = inside & (k >= 0) & (k <= SIZE[axis] - 1)
             elif not FOLDS:
                 k, _ = folded(k, SIZE[axis], PADDING, CORNERS)
             # A NaN is no number to convert: a place that is none reads the first point, and stays NaN.
             k = tl.where(k >= 0, tl.where(k <= SIZE[axis] - 1, k, SIZE[axis] - 1.0), 0.0)
             at = at + offsets(k.to(tl.int32), strides[axis + 1])
-        total += weight * tl.load(at, mask=mask, other=0.0).to(DTYPE)
+        value = tl.load(at, mask=inside, other=0.0).to(DTYPE)
+        if point == 0:
+            first = value
+        total += weight * (value - first)  # the weights sum to 1, or to 0 in a derivative
+    if VALUE:
+        total += first
     store_tile(out, total, rows, columns, row_mask, column_mask)
 
 
@@ -145,6 +150,7 @@ def _interpolate(
         "SLOPES": tuple(o > 0 for o in order),
         "KINDS": kinds(places, rows, columns),
         "POINTS": points,
+        "VALUE": not any(order),
         "DTYPE": arithmetic_type((grid, *places)),
         "BLOCK_M": settings.block_m,
         "BLOCK_N": settings.block_n,

@@ -89,18 +89,26 @@ def interpolated(of: Interpolant, grid: Tensor, places: Sequence[Tensor]) -> Ten
     """``[.., C, P]`` of a grid ``[C, *size]`` at ``places``, a tensor ``[.., C or 1, P]`` for every axis.
 
     Differentiable by autograd, to any order. NaN where a place is.
+
+    The weights sum to 1, or to 0 in a derivative: what is weighted are differences to the first point, so that
+    slopes of an image that is nearly constant keep their digits.
     """
     index = torch.arange(len(grid), device=grid.device)[:, None, None]
-    weights = grid.new_ones(())
+    weights, inside = grid.new_ones(1), torch.ones(1, dtype=torch.bool, device=grid.device)
     for axis, x in enumerate(places):
         k, w = _taps(of, axis, x)
-        index = (index[..., :, None] * of.size[axis] + k[..., None, :]).flatten(-2)
-        weights = (weights[..., :, None] * w[..., None, :]).flatten(-2) if axis else w
-    return (grid.flatten()[index] * weights).sum(-1)
+        at = k.nan_to_num().clamp(0, of.size[axis] - 1).long()
+        index = (index[..., :, None] * of.size[axis] + at[..., None, :]).flatten(-2)
+        weights = (weights[..., :, None] * w[..., None, :]).flatten(-2)
+        inside = (inside[..., :, None] & (at == k)[..., None, :]).flatten(-2)
+    points = torch.where(inside, grid.flatten()[index], 0.0)
+    first = points[..., :1]
+    y = ((points - first) * weights).sum(-1)
+    return y if any(of.order) else y + first[..., 0]
 
 
 def _taps(of: Interpolant, axis: int, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The points that count at x ``[..]`` along an axis, and their weights: ``[.., k]`` each."""
+    """The points that count at x ``[..]`` along an axis, as numbers, and their weights: ``[.., k]`` each."""
     size, order = of.size[axis], of.order[axis]
     sign = _sign(of, x, size) if of.folds and order else None
     x = _folded(of, x, size) if of.folds else x
@@ -111,11 +119,7 @@ def _taps(of: Interpolant, axis: int, x: Tensor) -> tuple[Tensor, Tensor]:
     if sign is not None:  # the linear kernel has no derivatives but the first
         weights = weights * sign[..., None]
     k = below[..., None] + torch.arange(of.first, of.first + len(polynomials)).to(below)
-    if of.padding == "zeros":
-        weights = weights * ((k >= 0) & (k <= size - 1))
-    elif not of.folds:
-        k = _folded(of, k, size)
-    return k.nan_to_num().clamp(0, size - 1).long(), weights
+    return k if of.padding == "zeros" else _folded(of, k, size), weights
 
 
 def _horner(coefficients: Sequence[float], f: Tensor) -> Tensor:

@@ -189,3 +189,20 @@ GRID, PLACES = torch.zeros(1, 3, 4), torch.zeros(5, 2)
 def test_other_arguments_are_refused(given: dict[str, object], message: str) -> None:
     with pytest.raises(CompileError, match=message):
         gncompile.interpolate(**{"grid": GRID, "places": PLACES, **given})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kernel", ["linear", "cubic"])
+def test_slopes_of_an_image_that_is_nearly_constant_keep_their_digits_in_float32(
+    kernel: str,
+) -> None:
+    """Weights of size 1 that sum to 0: of the points themselves only roundings of 1e-7 would be left."""
+    grid, x = 1 + 2.0**-20 * normal(0, 1, 6, 6).float().round(decimals=0), uniform(1, 50, 2) * 5
+    x = x.float()
+
+    def slopes(dtype: torch.dtype) -> Tensor:
+        return gncompile.interpolate(grid.to(dtype), x.to(dtype), mode=kernel, order=(1, 0))  # type: ignore[arg-type]
+
+    exact = slopes(torch.float64)
+    torch.testing.assert_close(
+        slopes(torch.float32).double(), exact, rtol=0, atol=1e-5 * float(exact.abs().max())
+    )
