@@ -16,6 +16,7 @@ from ..graph.interpolate import Interpolate
 from .fx_nodes import label_of, op_name, origin_of
 from .importer import Importer
 from .special import Handler
+from .structural import linear_operator
 from .values import Activation, Args, Constant, Shape, Weight
 
 MODES: Mapping[int, Kernel] = {0: "linear", 2: "cubic"}
@@ -24,6 +25,8 @@ PADDINGS: Mapping[int, Padding] = {0: "zeros", 1: "border", 2: "reflection"}
 
 def grid_sample(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activation:
     """An image that is repeated over the batch, at places in ``[−1, 1]``, the last axis first."""
+    if isinstance(args["input"], Activation) and isinstance(args["grid"], Constant):
+        return linear_operator(importer, node, op_name(node), args, shape)  # at the same places always
     mode, corners = args["interpolation_mode"], args["align_corners"]
     if mode not in MODES:
         importer.refuse(

@@ -171,6 +171,24 @@ def test_a_step_lowers_the_loss_with_shares_of_the_batch() -> None:
 # --- the graph ----------------------------------------------------------------------------------------
 
 
+class OfActivations(Reads):
+    """Two small images, computed, at places that are constant: a linear map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        images = self.up(x).reshape(-1, 1, 2, 2)
+        at = self.image[..., :2].tanh().reshape(1, -1, 1, 2)
+        y = F.grid_sample(images, at.expand(x.shape[0], -1, -1, -1), align_corners=False)
+        z: Tensor = self.down(y.flatten(1)[:, : self.down.in_features])
+        return z
+
+
+def test_an_image_of_activations_is_read_at_constant_places() -> None:
+    model, (x, y) = OfActivations(), data()
+    assert not any(isinstance(node.op, Interpolate) for node in trace(model, x).graph)
+    found = gncompile.compile(model, "mse", x, "adam").gradients(x, y)
+    assert_tensors(found, oracles.gradient(model, "mse", x, y), what="gradient")
+
+
 def test_the_node_says_what_it_reads() -> None:
     graph = trace(Reads("bilinear", "zeros"), torch.zeros(2, 3).double()).graph
     (node,) = [node for node in graph if isinstance(node.op, Interpolate)]
