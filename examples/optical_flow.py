@@ -1,13 +1,14 @@
 """Optical flow: a network of coordinates whose displacement brings one image onto another.
 
-Run it: ``pip install scikit-image``, then ``python examples/optical_flow.py``. The energy is Horn and Schunck's
-(*Determining optical flow*, 1981) with penalties that forgive occlusions and edges (Black and Anandan, 1996)::
+Run it: ``pip install scikit-image``, then ``python examples/optical_flow.py``. The energy is that of Horn and
+Schunck (*Determining optical flow*, 1981) with penalties that forgive occlusions and edges (Black and Anandan,
+*The robust estimation of multiple motions*, 1996)::
 
-    E(θ) = (1/N) Σ_x ρ(I₂(x + u(x)) − I₁(x)) + ρ'(α ∇u(x)),     ρ(r) = √(r² + ε²)
+    E(θ) = (1/N) Σ_x ρ(I₂(x + u(x)) − I₁(x)) + ρ(α ∇u(x)),     ρ(r) = √(r² + ε²), an ε for each
 
-The images are read where the network says (``gncompile.interpolate``), so that a pixel is a sample and the
-differences are its outputs, of which the compiled steps are Gauss-Newton's. Images are blurred, less and less,
-and each blur goes on with the last one's network. Errors are measured against the true displacement: of the
+The images are read where the network says (``gncompile.interpolate``): a pixel is a sample, the differences are
+its outputs, and the compiled steps are Gauss-Newton's. Images are blurred, less and less, and each blur goes
+on with the last one's network. Errors are measured against the true displacement: of the
 ``motorcycle`` pair of Middlebury's stereo benchmark, which scikit-image brings, and of a face (in the folder
 GNCOMPILE_DATA) that is warped by a known one.
 """
@@ -155,7 +156,9 @@ def solve(
             trainer.step(pixels[torch.randint(len(pixels), (pair.batch,))], none)
         seconds += time.perf_counter() - begun
         error = end_point_error(displacement(flow, pair), pair)
-        print(f"  {method:>5}, blur {blur:>2}: error {error:.3f} px after {seconds:.1f} s", flush=True)
+        print(
+            f"  {method:>5}, blur {blur:>2}: error {error:.3f} px after {seconds:.1f} s", flush=True
+        )
         report(seconds, error)
     return displacement(flow, pair)
 
@@ -221,7 +224,9 @@ def compare(pair: Pair, updates: int, first_order: int, folder: Path) -> dict[st
     for name, error in errors.items():
         print(f"  {name:<16} {error:.3f} px")
     best = min(others, key=errors.__getitem__)
-    picture(pair, {"Gauss-Newton": ours, best: others[best]}, curves, folder / f"flow_{pair.name}.png")
+    picture(
+        pair, {"Gauss-Newton": ours, best: others[best]}, curves, folder / f"flow_{pair.name}.png"
+    )
     return errors
 
 

@@ -1,4 +1,4 @@
-"""Registration: a smooth deformation that brings one image onto another, a face onto a face, a digit onto a digit.
+"""Registration: a smooth deformation that brings a face onto another face, and a digit onto another digit.
 
 Run it: ``python examples/registration.py``. Faces and digits are looked for in the folder GNCOMPILE_DATA; the
 example needs scipy, and matplotlib for its pictures. A network of coordinates gives the displacement u. With
@@ -7,9 +7,9 @@ the energy of a moving image M and a fixed one F is::
 
     E(θ) = ½ (1/N) Σ_x (M(x + u(x)) − F(x))² + α² (|∇u|² + (div u)²)
 
-M is read where the network says (``gncompile.interpolate``): a pixel is a sample, all terms are its outputs, and
-the compiled steps are Gauss-Newton's. What is told of a result: the sum of squared differences (SSD) before and
-after, the overlap of what is bright in both images (Dice), and the share of pixels where x + u(x) folds,
+M is read where the network says (``gncompile.interpolate``): a pixel is a sample, all terms are its outputs,
+and the compiled steps are Gauss-Newton's. What is told of a result: the sum of squared differences (SSD) before
+and after, the overlap of what is bright in both images (Dice), and the share of pixels where x + u(x) folds,
 det J ≤ 0.
 """
 
@@ -103,10 +103,14 @@ def register(
     with torch.no_grad():
         u = energy.displacement(pixels)
         there = gncompile.interpolate(energy.moving, pixels + u, mode="cubic")
-    return _measured(there.reshape(size, size).numpy(), u.reshape(size, size, 2).numpy(), moving, fixed)
+    return _measured(
+        there.reshape(size, size).numpy(), u.reshape(size, size, 2).numpy(), moving, fixed
+    )
 
 
-def _measured(image: np.ndarray, u: np.ndarray, moving: np.ndarray, fixed: np.ndarray) -> Registered:
+def _measured(
+    image: np.ndarray, u: np.ndarray, moving: np.ndarray, fixed: np.ndarray
+) -> Registered:
     ssd = tuple(float(((each - fixed) ** 2).sum()) for each in (moving, image))
     bright = fixed > fixed.mean()
     shapes = (each > fixed.mean() for each in (moving, image))

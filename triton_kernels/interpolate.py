@@ -1,7 +1,7 @@
 """A constant grid read between its points, or a derivative of that, place by place.
 
-Every element of the result is a sum over the ``2^d`` or ``4^d`` points of the grid around its place. Places are
-read once; the grid's points are gathered, by strides, and near places find them in the cache.
+Every element of the result is a sum over the ``2^d`` or ``4^d`` points of the grid around its place. Places
+are read once; the grid's points are gathered, by strides, and near places find them in the cache.
 """
 
 from __future__ import annotations

@@ -26,7 +26,9 @@ PADDINGS: Mapping[int, Padding] = {0: "zeros", 1: "border", 2: "reflection"}
 def grid_sample(importer: Importer, node: fx.Node, args: Args, shape: Shape) -> Activation:
     """An image that is repeated over the batch, at places in ``[−1, 1]``, the last axis first."""
     if isinstance(args["input"], Activation) and isinstance(args["grid"], Constant):
-        return linear_operator(importer, node, op_name(node), args, shape)  # at the same places always
+        return linear_operator(
+            importer, node, op_name(node), args, shape
+        )  # at the same places always
     mode, corners = args["interpolation_mode"], args["align_corners"]
     if mode not in MODES:
         importer.refuse(

@@ -90,8 +90,8 @@ def interpolated(of: Interpolant, grid: Tensor, places: Sequence[Tensor]) -> Ten
 
     Differentiable by autograd, to any order. NaN where a place is.
 
-    The weights sum to 1, or to 0 in a derivative: what is weighted are differences to the first point, so that
-    slopes of an image that is nearly constant keep their digits.
+    The weights sum to 1, or to 0 in a derivative: what is weighted are differences to the first point, so
+    that slopes of an image that is nearly constant keep their digits.
     """
     index = torch.arange(len(grid), device=grid.device)[:, None, None]
     weights, inside = grid.new_ones(1), torch.ones(1, dtype=torch.bool, device=grid.device)

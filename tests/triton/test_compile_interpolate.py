@@ -14,7 +14,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("capability", (80, 90, 100))
+@pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("size", "kernel", "padding", "order"), CASES)
 def test_nothing_spills(size, kernel, padding, order, dtype, capability):
