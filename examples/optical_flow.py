@@ -1,14 +1,14 @@
 """Optical flow: a network of coordinates whose displacement brings one image onto another.
 
 Run it: ``pip install scikit-image``, then ``python examples/optical_flow.py``. The energy is that of Horn and
-Schunck (*Determining optical flow*, 1981) with penalties that forgive occlusions and edges (Black and Anandan,
-*The robust estimation of multiple motions*, 1996)::
+Schunck (*Determining optical flow*, 1981) with penalties that forgive occlusions and edges (Black and
+Anandan, *The robust estimation of multiple motions*, 1996)::
 
     E(θ) = (1/N) Σ_x ρ(I₂(x + u(x)) − I₁(x)) + ρ(α ∇u(x)),     ρ(r) = √(r² + ε²), an ε for each
 
-The images are read where the network says (``gncompile.interpolate``): a pixel is a sample, the differences are
-its outputs, and the compiled steps are Gauss-Newton's. Images are blurred, less and less, and each blur goes
-on with the last one's network. Errors are measured against the true displacement: of the
+The images are read where the network says (``gncompile.interpolate``): a pixel is a sample, the differences
+are its outputs, and the compiled steps are Gauss-Newton's. Images are blurred, less and less, and each blur
+goes on with the last one's network. Errors are measured against the true displacement: of the
 ``motorcycle`` pair of Middlebury's stereo benchmark, which scikit-image brings, and of a face (in the folder
 GNCOMPILE_DATA) that is warped by a known one.
 """

@@ -8,9 +8,9 @@ the energy of a moving image M and a fixed one F is::
     E(θ) = ½ (1/N) Σ_x (M(x + u(x)) − F(x))² + α² (|∇u|² + (div u)²)
 
 M is read where the network says (``gncompile.interpolate``): a pixel is a sample, all terms are its outputs,
-and the compiled steps are Gauss-Newton's. What is told of a result: the sum of squared differences (SSD) before
-and after, the overlap of what is bright in both images (Dice), and the share of pixels where x + u(x) folds,
-det J ≤ 0.
+and the compiled steps are Gauss-Newton's. What is told of a result: the sum of squared differences (SSD)
+before and after, the overlap of what is bright in both images (Dice), and the share of pixels where
+x + u(x) folds, det J ≤ 0.
 """
 
 import os
