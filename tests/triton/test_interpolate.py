@@ -6,6 +6,7 @@ import pytest
 import torch
 from matrices import assert_surroundings_untouched, matrix, result
 
+import gncompile
 from gncompile.triton_kernels.elementwise import ElementwiseSettings
 from gncompile.triton_kernels.interpolate import interpolate, interpolate_reference
 
@@ -53,3 +54,30 @@ def test_volumes(order, kernel):
 def test_reflection_beyond_the_points_and_float32(order, kernel):
     read(2, order, kernel, "reflection", corners=False)
     read(2, order, kernel, "zeros", dtype=torch.float32, rows=1, per_channel=65)
+
+
+class Reads(torch.nn.Module):
+    """A layer gives the places of an image of two channels, a layer reads what is there."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down = torch.nn.Linear(3, 6), torch.nn.Linear(6, 2)
+        self.register_buffer("image", torch.randn(2, 4, 5).mT)  # not contiguous
+
+    def forward(self, x):
+        places = 2 + self.up(x).unflatten(1, (3, 2))
+        return self.down(gncompile.interpolate(self.image, places, mode="cubic").flatten(1))
+
+
+def test_a_step_reads_images_by_kernels():
+    x, y = torch.randn(9, 3).double(), torch.randn(9, 2).double()
+    model = Reads().double()
+    assert "interpolate.launches" in gncompile.compile(model, "mse", x, backend="triton").source
+    for method in ("kfra", "kflr"):
+        got, expected = (
+            gncompile.curvature(model, "mse", x, y, method=method, backend=backend)
+            for backend in ("triton", "reference")
+        )
+        for name, factors in expected.items():
+            torch.testing.assert_close(got[name].output, factors.output, rtol=1e-12, atol=1e-12)
