@@ -306,7 +306,6 @@ _CALLS: Mapping[type, Callable[[list[Math]], Math]] = {
     lookups.LookupGradient: lambda v: _mean(product(Transpose(Call("indicators", (v[0],))), v[1])),
     lookups.Counts: lambda v: _mean(Call("counts", (v[0],))),
     lookups.OneHot: lambda v: Call("indicators", (v[0],)),
-    ir.Interpolate: lambda v: Call("interpolate", tuple(v)),
     exact.Rows: lambda v: product(v[0], Transpose(v[1])),
     exact.RowGram: lambda v: Call("Gram", tuple(v)),
     exact.RootSolve: lambda v: product(Inverse(v[0]), v[1]),
@@ -334,6 +333,9 @@ def _call(op: ir.Op, v: list[Math]) -> Math:
         return Call("select", tuple(v))
     if isinstance(op, ir.Random):
         return Word(f"random {op.kind}")
+    if isinstance(op, ir.Interpolate):
+        of = f"∂{list(op.of.order)} " if any(op.of.order) else ""
+        return Call(f"{of}interpolate", tuple(v))
     written = _CALLS.get(type(op))
     return written(v) if written else Call(_words(op), tuple(v))
 

@@ -118,7 +118,8 @@ def _taps(of: Interpolant, axis: int, x: Tensor) -> tuple[Tensor, Tensor]:
     weights = torch.cat([_horner(coefficients, f) for coefficients in polynomials], dim=-1)
     if sign is not None:  # the linear kernel has no derivatives but the first
         weights = weights * sign[..., None]
-    k = below[..., None] + torch.arange(of.first, of.first + len(polynomials)).to(below)
+    near = torch.arange(len(polynomials), dtype=x.dtype, device=x.device) + of.first
+    k = below[..., None] + near
     return k if of.padding == "zeros" else _folded(of, k, size), weights
 
 
@@ -143,8 +144,8 @@ def _folded(of: Interpolant, x: Tensor, size: int) -> Tensor:
         beyond = (x - low).abs()
         rest, flips = beyond.fmod(span), (beyond.detach() / span).floor()
         x = low + torch.where(flips % 2 == 0, rest, span - rest)
-    top = x.new_tensor(size - 1.0)
-    return torch.where(x <= 0, 0 * top, torch.where(x >= top, top, x))
+    top = size - 1.0
+    return torch.where(x <= 0, 0.0, torch.where(x >= top, top, x))
 
 
 def _sign(of: Interpolant, x: Tensor, size: int) -> Tensor:
