@@ -93,33 +93,38 @@ def interpolated(of: Interpolant, grid: Tensor, places: Sequence[Tensor]) -> Ten
     The weights sum to 1, or to 0 in a derivative: what is weighted are differences to the first point, so
     that slopes of an image that is nearly constant keep their digits.
     """
-    index = torch.arange(len(grid), device=grid.device)[:, None, None]
-    weights, inside = grid.new_ones(1), torch.ones(1, dtype=torch.bool, device=grid.device)
+    ones = [1] * (places[0].dim() - 2)
+    index = torch.arange(len(grid), device=grid.device).view(
+        1, *ones, -1, 1
+    )  # points first: [k, .., C, P]
+    weights = inside = torch.ones_like(index, dtype=torch.bool)
     for axis, x in enumerate(places):
         k, w = _taps(of, axis, x)
         at = k.nan_to_num().clamp(0, of.size[axis] - 1).long()
-        index = (index[..., :, None] * of.size[axis] + at[..., None, :]).flatten(-2)
-        weights = (weights[..., :, None] * w[..., None, :]).flatten(-2)
-        inside = (inside[..., :, None] & (at == k)[..., None, :]).flatten(-2)
-    points = torch.where(inside, grid.flatten()[index], 0.0)
-    first = points[..., :1]
-    y = ((points - first) * weights).sum(-1)
-    return y if any(of.order) else y + first[..., 0]
+        index = (index[:, None] * of.size[axis] + at).flatten(0, 1)
+        weights = (weights[:, None] * w).flatten(0, 1)
+        if of.padding == "zeros":
+            inside = (inside[:, None] & (at == k)).flatten(0, 1)
+    points = grid.take(index)
+    if of.padding == "zeros":
+        points = torch.where(inside, points, 0.0)
+    first = points[0]
+    y = ((points - first) * weights).sum(0)
+    return y if any(of.order) else y + first
 
 
 def _taps(of: Interpolant, axis: int, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The points that count at x ``[..]`` along an axis, as numbers, and their weights: ``[.., k]`` each."""
+    """The points that count at x ``[..]`` along an axis, as numbers, and their weights: ``[k, ..]`` each."""
     size, order = of.size[axis], of.order[axis]
     sign = _sign(of, x, size) if of.folds and order else None
     x = _folded(of, x, size) if of.folds else x
     below = x.detach().floor()
-    f = (x - below)[..., None]
-    polynomials = taps(of.kernel, order)
-    weights = torch.cat([_horner(coefficients, f) for coefficients in polynomials], dim=-1)
+    f, polynomials = x - below, taps(of.kernel, order)
+    weights = torch.stack([_horner(coefficients, f) for coefficients in polynomials])
     if sign is not None:  # the linear kernel has no derivatives but the first
-        weights = weights * sign[..., None]
+        weights = weights * sign
     near = torch.arange(len(polynomials), dtype=x.dtype, device=x.device) + of.first
-    k = below[..., None] + near
+    k = below + near.view(-1, *[1] * x.dim())
     return k if of.padding == "zeros" else _folded(of, k, size), weights
 
 
