@@ -123,7 +123,7 @@ class Energy(nn.Module):
 
 def pixels_of(pair: Pair) -> Tensor:
     """All of them, ``[H W, 2]``."""
-    return torch.from_numpy(np.argwhere(pair.known | True)).float()
+    return torch.from_numpy(np.argwhere(np.ones_like(pair.known))).float()
 
 
 def displacement(flow: Flow, pair: Pair) -> np.ndarray:

@@ -89,7 +89,7 @@ def register(
     """Bring ``moving`` onto ``fixed``, images of one size in [0, 1], blurred first and then as they are."""
     torch.manual_seed(0)
     size = len(fixed)
-    energy, pixels = Energy(size, alpha), torch.tensor(np.argwhere(fixed == fixed)).float()
+    energy, pixels = Energy(size, alpha), torch.tensor(np.argwhere(np.ones_like(fixed))).float()
     trainer = gncompile.compile(energy, {"data": "mse", "smooth": "mse"}, pixels, method, **options)
     none = {"data": torch.zeros(len(pixels), 1), "smooth": torch.zeros(len(pixels), 5)}
     begun = time.perf_counter()
