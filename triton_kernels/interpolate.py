@@ -11,8 +11,6 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from gncompile.functions.interpolate import Interpolant, interpolated, taps
-
 from .elementwise import ElementwiseSettings, arithmetic_type, default_settings
 from .language import tl, triton
 from .launches import Launch, Template, kinds, matrix, require, rows_of
@@ -105,7 +103,7 @@ def _interpolate(
     grid: Tensor,
     places: Sequence[Tensor],
     out: Tensor,
-    kernel: str,
+    polynomials: Sequence[Sequence[Sequence[float]]],
     padding: str,
     order: Sequence[int],
     corners: bool = True,
@@ -118,7 +116,8 @@ def _interpolate(
         grid: ``[C, *size]`` of one to three dimensions, of any strides.
         places: For every axis ``[.., C·P]``, in points of the grid, rows at any strides.
         out: ``[.., C·P]``.
-        kernel: ``linear`` or ``cubic``.
+        polynomials: For every axis and each of the 2 or 4 points around a place, its weight's coefficients of
+            1, f, f², …, with f what the place is beyond the point below it.
         padding: ``zeros``, ``border`` or ``reflection``.
         order: Of the derivative, by axis.
         corners: Whether a reflection is at the outer points, or half a point beyond.
@@ -128,9 +127,8 @@ def _interpolate(
     rows, columns = out.shape
     for x in places:
         require("places of an interpolation", x, rows, columns)
-    of = Interpolant(tuple(grid.shape[1:]), kernel, padding, corners, tuple(order))  # type: ignore[arg-type]
-    polynomials = tuple(taps(kernel, o) for o in order)
-    points = tuple(itertools.product(range(len(polynomials[0])), repeat=len(of.size)))
+    near = len(polynomials[0])
+    points = tuple(itertools.product(range(near), repeat=len(places)))
     # An element's points are all under way at once: few elements a thread, so that nothing spills.
     settings = settings or default_settings(rows, columns, 256 if len(points) <= 16 else 128)
     arguments = {
@@ -141,10 +139,10 @@ def _interpolate(
         "row_count": rows,
         "column_count": columns,
         "per_channel": columns // len(grid),
-        "SIZE": of.size,
+        "SIZE": tuple(grid.shape[1:]),
         "POLYNOMIALS": polynomials,
-        "FIRST": of.first,
-        "FOLDS": of.folds,
+        "FIRST": 1 - near // 2,
+        "FOLDS": near == 2 and padding != "zeros",  # places themselves, and else the points around
         "PADDING": padding,
         "CORNERS": corners,
         "SLOPES": tuple(o > 0 for o in order),
@@ -166,18 +164,3 @@ def cost(grid: Tensor, places: Sequence[Tensor], out: Tensor, points: int) -> tu
     """Flops, two for each of ``points`` around a place, and bytes moved where points stay in the cache."""
     moved = sum(t.numel() * t.element_size() for t in (grid, *places, out))
     return 2 * points * out.numel(), moved
-
-
-def interpolate_reference(
-    grid: Tensor,
-    places: Sequence[Tensor],
-    out: Tensor,
-    kernel: str,
-    padding: str,
-    order: Sequence[int],
-    corners: bool = True,
-) -> None:
-    """:data:`interpolate` in torch."""
-    of = Interpolant(tuple(grid.shape[1:]), kernel, padding, corners, tuple(order))  # type: ignore[arg-type]
-    by_channel = [x.unflatten(-1, (len(grid), -1)) for x in places]
-    out.copy_(interpolated(of, grid, by_channel).flatten(-2))

@@ -397,4 +397,4 @@ def _categorical(w: File, kernel: Kernel, function: Function) -> list[Call]:
 @_plans(Kind.INTERPOLATION)
 def _interpolation(w: File, kernel: Kernel, function: Function) -> list[Call]:
     (grid, *places), out = _tensors(w, kernel.root.inputs), _tensor(w, kernel.root.name)
-    return [template("interpolate", grid, tuple(places), out, how_interpolated(kernel.root))]
+    return [template("interpolate", grid, tuple(places), out, how_interpolated(kernel.root, True))]

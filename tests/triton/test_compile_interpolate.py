@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from gncompile.functions.interpolate import taps
 from gncompile.triton_kernels.interpolate import interpolate
 from gncompile.triton_kernels.resources import resources
 
@@ -20,7 +21,9 @@ CASES = [
 def test_nothing_spills(size, kernel, padding, order, dtype, capability):
     places = [torch.ones(1000, 300, dtype=dtype) for _ in size]
     out, grid = torch.ones(1000, 300, dtype=dtype), torch.ones(3, *size, dtype=dtype)
-    (launch,) = interpolate.launches(grid, places, out, kernel, padding, order)
+    (launch,) = interpolate.launches(
+        grid, places, out, tuple(taps(kernel, o) for o in order), padding, order
+    )
     used = resources(launch, capability)
     assert used.spilled == 0
     assert not used.is_trap

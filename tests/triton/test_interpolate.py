@@ -7,8 +7,9 @@ import torch
 from matrices import assert_surroundings_untouched, matrix, result
 
 import gncompile
+from gncompile.functions.interpolate import Interpolant, interpolated, taps
 from gncompile.triton_kernels.elementwise import ElementwiseSettings
-from gncompile.triton_kernels.interpolate import interpolate, interpolate_reference
+from gncompile.triton_kernels.interpolate import interpolate
 
 SIZES = {1: (6,), 2: (5, 7), 3: (4, 1, 3)}
 ORDERS = {1: [(0,), (1,)], 2: [(0, 0), (1, 0), (1, 1)], 3: [(0, 0, 0), (0, 0, 1)]}
@@ -27,11 +28,12 @@ def read(rank, order, kernel, padding, corners=True, dtype=torch.float64, rows=1
     # halves, so that grid points and edges are met: there slopes are chosen
     places = [(matrix(rows, 2 * per_channel, dtype) * 8).round_().div_(2) for _ in range(rank)]
     places[0][0, :2] = torch.nan
-    out, expected = result(rows, 2 * per_channel, dtype), torch.empty(rows, 2 * per_channel)
-    expected = expected.to(torch.float64)
-    interpolate(grid, places, out, kernel, padding, order, corners, settings=SMALL)
-    wide = [x.double() for x in places]
-    interpolate_reference(grid.double(), wide, expected, kernel, padding, order, corners)
+    out = result(rows, 2 * per_channel, dtype)
+    weights = tuple(taps(kernel, o) for o in order)
+    interpolate(grid, places, out, weights, padding, order, corners, settings=SMALL)
+    of = Interpolant(SIZES[rank], kernel, padding, corners, order)
+    wide = [x.double().unflatten(1, (2, -1)) for x in places]
+    expected = interpolated(of, grid.double(), wide).flatten(1)
     # sums of at most 64 terms of size one, times slopes of the kernel
     atol = 256 * torch.finfo(dtype).eps
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=atol, equal_nan=True)
