@@ -51,9 +51,10 @@ class Trained:
 
 @dataclass(frozen=True)
 class Constant:
-    """An argument that is a buffer."""
+    """An argument that is a buffer, or one that is repeated over the batch and comes first."""
 
     value: Tensor
+    repeated: bool = False
 
 
 SECOND = object()
@@ -175,7 +176,8 @@ FUNCTIONS: dict[str, Probe] = {
     "pixel_shuffle": probe(4, 3, 3, args=(2,)), "pixel_unshuffle": probe(1, 4, 4, args=(2,)),
     "channel_shuffle": probe(4, 3, 3, args=(2,)), "native_channel_shuffle": probe(4, 3, 3, args=(2,)),
     "fold": probe(8, 9, args=((4, 4), (2, 2))), "unfold": probe(*GRID, args=((2, 2),)),
-    "grid_sample": probe(2, 4, 4, args=(Constant(torch.zeros(SAMPLES, 3, 3, 2)),)),
+    "grid_sample": probe(3, 3, 2, args=(Constant(torch.arange(32.0).reshape(2, 4, 4).sin(), True),),
+                         align_corners=False),
     "affine_grid": probe(2, 3, args=((SAMPLES, 1, 3, 3),)),
 }  # fmt: skip
 HELPERS = re.compile(
@@ -214,8 +216,12 @@ class Around(nn.Module):
                 else next(others) if each is SECOND else each
                 for i, each in enumerate(self.given.args)
             ]  # fmt: skip
+            args.insert(0, activations[0])
+            if any(isinstance(each, Constant) and each.repeated for each in self.given.args):
+                at, image = args  # an image, and the places that it is read at
+                args = [image.expand(at.shape[0], *image.shape), at]
             mode = {"training": self.training} if "training" in self.given.kwargs else {}
-            found = self.inner(activations[0], *args, **{**self.given.kwargs, **mode})
+            found = self.inner(*args, **{**self.given.kwargs, **mode})
         while isinstance(found, tuple):
             found = found[0]
         found = found.flatten(1) if found.dim() > 1 else found[:, None]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .app.posterior import Posterior as Posterior
     from .frontends.standardised import Standardised as Standardised
     from .frontends.torch_export import trace as trace
+    from .functions.interpolate import interpolate as interpolate
     from .functions.transfer import register_transfer as register_transfer
     from .functions.transfer import transfer as transfer
     from .functions.transfer import transfer_function as transfer_function
@@ -46,6 +47,7 @@ _HOMES = {
     "Trainer": "training.trainer",
     "compile": "app.compile",
     "curvature": "app.api",
+    "interpolate": "functions.interpolate",
     "laplace": "app.laplace",
     "load": "app.loaded_run",
     "loss_function": "losses.vocabulary",

@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
@@ -149,3 +150,21 @@ def test_error_bars_are_wide_in_the_gap_and_hold_new_measurements(
     assert min(spread[-6.0], spread[0.0], spread[6.0]) > 3 * max(spread[-3.0], spread[3.0])
     one, two = (float(share) for share in re.findall(r"([\d.]+)% of new", printed))
     assert 60 < one < 80 < 90 < two <= 100
+
+
+def test_a_flow_is_found_and_an_image_is_registered() -> None:
+    """A smooth pattern that is moved by one pixel, and a disc that is not where another one is."""
+    flow = example("optical_flow")
+    rows, columns = np.mgrid[:24, :24] / 4
+    one, two = (np.sin(rows)[..., None] * np.cos(columns - d)[..., None] for d in (0.0, 0.25))
+    truth = np.broadcast_to([0.0, 1.0], (24, 24, 2))
+    known = np.ones((24, 24), bool)
+    pair = flow.Pair("waves", one, two, truth, known, (1,), (0.5,), 3.0, 0.05, 0.5, 256)
+    assert flow.end_point_error(flow.solve(pair, "kflr", 12), pair) < 0.3
+
+    registration = example("registration")
+    near, far = (np.exp(-((rows - 3) ** 2) - (columns - c) ** 2) for c in (2.6, 3.4))
+    found = registration.register(far, near, 0.1, updates=6)
+    assert found.ssd[1] < 0.2 * found.ssd[0]
+    assert found.dice[1] > found.dice[0]
+    assert found.folded == 0.0

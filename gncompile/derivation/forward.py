@@ -12,6 +12,7 @@ select         ``x[index]``        ``r[index]``             adds back to its sou
 fixed linear   ``x Aᵀ``            ``r Aᵀ``                 ``g A``
 norm, softmax  their formula       ``d ⊙ (r − c (bᵀr) a)``  the same transposed         (``rank_one``)
 bilinear       ``A B``             ``R B + A S``            ``G Bᵀ``, ``Aᵀ G``          (``bilinear``)
+interpolate    ``T(u, v)``         ``T_u ⊙ r + T_v ⊙ s``    ``g ⊙ T_u``, ``g ⊙ T_v``   (``interpolate``)
 =============  ==================  =======================  ==========================
 
 A kind of node is an :class:`~gncompile.graph.nodes.Op` and its rule, declared with :func:`node_rule`,

@@ -5,6 +5,7 @@ from . import (  # noqa: F401
     convolution,
     dropout,
     embedding,
+    interpolate,
     layer_rules,
     normalise,
     pooling,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from ..functions.interpolate import taps
 from ..program import lookups
 from ..program import operations as ir
 from ..program.specs import Dim, Spec, Structure
@@ -174,6 +175,22 @@ def _lookup(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) 
             return [f"lookups.counts({v[0]}, {literal(padding)}, out={out})"]
     name = "lookup" if isinstance(i.op, lookups.Lookup) else "one_hot"
     return [f"lookups.{name}({', '.join(v)}, out={out})"]
+
+
+@writes(ir.Interpolate)
+def _interpolate(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+    read = f"{v[0]}, [{', '.join(v[1:])}], {how_interpolated(i)}"
+    return [f"interpolation.interpolate({read}, out={out})"]
+
+
+def how_interpolated(i: Instruction, by_polynomials: bool = False) -> str:
+    """The arguments that say how a grid is read between its points: the kernel by name, or its weights."""
+    assert isinstance(i.op, ir.Interpolate)
+    of = i.op.of
+    weights = tuple(taps(of.kernel, order) for order in of.order)
+    corners = "" if of.corners else ", corners=False"
+    kernel = literal(weights) if by_polynomials else quoted(of.kernel)
+    return f"{kernel}, {quoted(of.padding)}, {literal(of.order)}{corners}"
 
 
 @writes(ir.Repeat)

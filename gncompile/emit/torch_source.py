@@ -128,6 +128,7 @@ class TorchWriter:
         """The modules of the runtime that not every program needs."""
         asked = {
             "convolutions": grids.Windowed,
+            "interpolation": ir.Interpolate,
             "jacobian_rows": exact.JacobianOp,
             "lookups": lookups.Indexed,
         }

@@ -25,6 +25,7 @@ IMPORTS = {
         "plan_elementwise_group",
     ),
     "gemm": ("gemm",),
+    "interpolate": ("interpolate",),
     "launches": ("run",),
     "library": ("library_product",),
     "precondition": ("Layer", "grouped_precondition"),

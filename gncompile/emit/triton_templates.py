@@ -14,7 +14,7 @@ from ..program.schedule import Function, Kernel, Kind, Launch, averaged_rows, fu
 from ..program.specs import Dim
 from ..program.step_program import StepProgram
 from .literals import dimension, literal, plain_name, quoted
-from .torch_operations import Options
+from .torch_operations import Options, how_interpolated
 from .triton_calls import Call, Expression, Tensor, TileFunction, call, template
 
 Kernels = tuple[Kernel, ...]
@@ -340,10 +340,9 @@ def _decay(w: File, kernels: Kernels) -> list[Call]:
 def _reduction(w: File, kernel: Kernel, function: Function) -> list[Call]:
     root = kernel.root
     over = {ir.Mean: "rows", ir.RowSum: "columns"}.get(type(root.op))
-    rest = tuple(name for name in kernel.stores if name != root.name)
     words: dict[str, Expression | None] = {
         "over": quoted(over) if over else None,
-        "outputs": _tensors(w, rest) or None,
+        "outputs": _tensors(w, tuple(n for n in kernel.stores if n != root.name)) or None,
         "settings": _chosen(w, "ReduceSettings", kernel.stores[0]),
         "alpha": _mean(w, kernel),
     }
@@ -393,3 +392,9 @@ def _categorical(w: File, kernel: Kernel, function: Function) -> list[Call]:
     p, uniform = _operands(w, kernel, kernel.root.inputs)
     words = _of_tiles(w, kernel, function)
     return [template("categorical", p, uniform, _tensor(w, kernel.stores[0]), **words)]
+
+
+@_plans(Kind.INTERPOLATION)
+def _interpolation(w: File, kernel: Kernel, function: Function) -> list[Call]:
+    (grid, *places), out = _tensors(w, kernel.root.inputs), _tensor(w, kernel.root.name)
+    return [template("interpolate", grid, tuple(places), out, how_interpolated(kernel.root, True))]

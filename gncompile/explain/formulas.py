@@ -335,6 +335,9 @@ def _call(op: ir.Op, v: list[Math]) -> Math:
         return Call("select", tuple(v))
     if isinstance(op, ir.Random):
         return Word(f"random {op.kind}")
+    if isinstance(op, ir.Interpolate):
+        of = f"∂{list(op.of.order)} " if any(op.of.order) else ""
+        return Call(f"{of}interpolate", tuple(v))
     written = _CALLS.get(type(op))
     return written(v) if written else Call(_words(op), tuple(v))
 

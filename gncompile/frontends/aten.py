@@ -10,7 +10,7 @@ Every operator the frontend understands is in exactly one table:
 * :data:`BILINEAR`: products of two activations as matrices; of one and a constant they are linear,
 * :data:`COUPLING`: neither linear nor elementwise in a sample's features, with a rule of its own,
 * :data:`CONVOLUTIONS`: a weight at every place of a grid,
-* :data:`POOLS`: the maximum or average of windows,
+* :data:`POOLS`, :data:`LOOKUPS`: the maximum or average of windows; tables and grids, read at places,
 * :data:`CREATORS`: constants,
 * :data:`REFUSED`: understood, and impossible or not supported yet, with the reason.
 
@@ -269,7 +269,7 @@ SELECTING = _words(
 
 PRODUCTS = _words("linear addmm matmul mm")
 
-LOOKUPS = _words("embedding one_hot")
+LOOKUPS = _words("embedding one_hot interpolate grid_sampler grid_sampler_2d grid_sampler_3d")
 
 LINEAR = _words(
     "bmm col2im cumsum einsum mean mv sum tril triu "

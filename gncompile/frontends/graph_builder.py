@@ -15,6 +15,7 @@ from ..functions.primitives import number
 from ..graph.computed import Computed
 from ..graph.dead_nodes import remove_dead_nodes
 from ..graph.embedding import Embedding, OneHot
+from ..graph.interpolate import Interpolate
 from ..graph.layers import Affine, LayerOp, Parameter
 from ..graph.model_graph import ModelGraph, TracedModel
 from ..graph.nodes import FixedLinear, Input, Node, Op, Origin, Output, Pointwise, Select
@@ -243,6 +244,7 @@ class GraphBuilder:
         ops += inner
         constants = {op.matrix for op in ops if isinstance(op, FixedLinear)}
         constants |= {n for op in ops if isinstance(op, Pointwise) for _, n in op.constants}
+        constants |= {op.grid for op in ops if isinstance(op, Interpolate)}
         return TracedModel(
             graph,
             {n: tensor for n, tensor in self.parameters.items() if n in parameters},

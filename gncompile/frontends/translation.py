@@ -16,6 +16,7 @@ from . import (
     bilinear,
     computed,
     convolution,
+    interpolation,
     normalising,
     pooling,
     special,
@@ -43,7 +44,7 @@ from .values import (
     values_in,
 )  # fmt: skip
 
-RULES = {**special.RULES, **convolution.RULES, **pooling.RULES}
+RULES = {**special.RULES, **convolution.RULES, **pooling.RULES, **interpolation.RULES}
 """Operators whose rules are functions of their own."""
 
 

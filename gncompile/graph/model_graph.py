@@ -13,6 +13,7 @@ Grammar (one :class:`Node` is ``name = op(inputs) : shape``), open to more kinds
           |  Normalise(places, eps)                y_s = x_s / √(mean(x_s²) + eps), or by its length
           |  Softmax(places, log)                  softmax of x_s, or its logarithm
           |  Bilinear(batch, rows, inner, …)       Y_b = A_b B_b            two inputs
+          |  Interpolate(grid, channels, of)       y = T(u, v), between the points of a constant grid
           |  Output()                              marks the network output z; one input
 
 Every tensor is a batch of flat feature vectors ``[N, size]``; ``shape`` keeps the user's per-sample shape

@@ -11,11 +11,13 @@ from ..functions.primitives import number
 from .bilinear import Bilinear
 from .convolution import Convolution, ConvolutionTransposed
 from .fuse_pointwise import named_after_values, symbol_of
+from .interpolate import Interpolate
 from .layers import Affine, LayerOp
 from .nodes import FixedLinear, Input, Node, Op, Pointwise, Select
 from .normalise import Centre, Normalise
 from .pooling import MaxPool, SumPool
 from .softmax import Softmax
+from .stream_interpolation import interpolate_streams
 from .stream_mixing import (
     bilinear_streams,
     max_pool_streams,
@@ -122,6 +124,7 @@ RULES: Mapping[type[Op], Rule] = {
     **LINEAR,
     Input: input_streams,
     Pointwise: pointwise_streams,
+    Interpolate: interpolate_streams,
     Bilinear: bilinear_streams,
     Softmax: softmax_streams,
     Normalise: normalise_streams,

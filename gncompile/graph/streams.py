@@ -10,6 +10,7 @@ bilinear      ``∂(A B) = ∂A B + A ∂B``, and so on                         
 norm          that of the mean, the root and the product that it is made of
 softmax       that of ``exp(x − log Σ exp(x))``
 maximum pool  that of the largest
+a grid        the chain rule, with grids of slopes as partials                (``stream_interpolation``)
 others        linear in what moves: the same of every derivative
 ============  ====================================================================================
 

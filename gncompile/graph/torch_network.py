@@ -26,6 +26,7 @@ from ..losses.vocabulary import (
 )
 from ..losses.weighting import output_shape
 from .computed import Computed
+from .interpolate import Interpolate
 from .layers import LayerOp
 from .model_graph import ModelGraph, TracedModel
 from .nodes import FixedLinear, Input, Node, Output, Pointwise, Select
@@ -94,6 +95,8 @@ class Network:
                 values = dict(zip(arguments, x, strict=True))
                 values |= {symbol: constants[name] for symbol, name in named}
                 return plain(expression, values).expand(max(map(len, x)), node.size)
+            case Interpolate(grid):
+                return node.op.between(constants[grid], *x)
             case Output():
                 return x[0]
         return node.op.plain(*x)

@@ -166,6 +166,8 @@ class CostModel:
             case ir.SymmetricProduct():
                 rows, d = sizes[0]
                 return rows * d * (d + 1)
+            case ir.Interpolate():
+                return 2 * out * i.op.points
             case grids.Windowed():
                 return i.op.flops(sizes, out)
             case exact.JacobianOp():

@@ -238,6 +238,8 @@ def _template_of(program: StepProgram, members: list[Instruction]) -> Kind:
             return Kind.REDUCTION
         case ir.Softmax() | ir.LogSumExp() if len(shapes[0]) > 1:
             return Kind.SOFTMAX
+        case ir.Interpolate():
+            return Kind.INTERPOLATION
         case ir.SampleCategorical() if len(shapes[0]) == 2:
             return Kind.CATEGORICAL
         case ir.Decay():
@@ -326,7 +328,7 @@ def _can_share(program: StepProgram, kernel: Kernel) -> bool:
     match kernel.kind:
         case Kind.TORCH:
             return isinstance(kernel.root.op, ir.Zeros)
-        case Kind.CONGRUENCE | Kind.SOFTMAX | Kind.CATEGORICAL:
+        case Kind.CONGRUENCE | Kind.SOFTMAX | Kind.CATEGORICAL | Kind.INTERPOLATION:
             return False
         case Kind.SECOND_MOMENT | Kind.CROSS_MOMENT:
             return True  # of rows, whatever they are the rows of

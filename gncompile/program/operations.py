@@ -15,6 +15,7 @@ op ::= Leaf(kind, key)             input, target, parameter, constant, state or 
     |  Transpose() | AsMatrix(structure) | Part(which) | Element(index) | Share(rows)  views
     |  Unflatten(sizes, axis) | Flatten(count, axis) | Permute(order)                views
     |  Lookup() | LookupGradient(classes) | Counts(classes) | OneHot(classes)          by whole numbers
+    |  Interpolate(of)              a constant grid between its points: program/interpolation
     |  Repeat(shape) | PlaceBlocks(places, last) | PlaceDots(places)
     |  DiagonalMoment() | TakeDiagonal()
     |  Stack() | Zeros(spec) | Softmax() | LogSumExp() | SampleCategorical() | Random(kind) | Columns()
@@ -35,6 +36,7 @@ import sympy
 
 from . import exact, lookups
 from .convolutions import GridOp
+from .interpolation import Interpolate as Interpolate
 from .specs import Dim, Spec
 from .views import VIEWS as VIEWS
 from .views import AsMatrix as AsMatrix
@@ -361,7 +363,7 @@ Op = (
     | lookups.Lookup | lookups.LookupGradient | lookups.Counts | lookups.OneHot
     | Eigen | Precondition | PreconditionEigen | StepSizes
     | exact.Rows | exact.RowGram | exact.RowSquares | exact.Joined | exact.RootSolve | exact.RootRest
-    | exact.DualSolve | exact.PrimalSolve | GridOp | FeaturesLast
+    | exact.DualSolve | exact.PrimalSolve | GridOp | FeaturesLast | Interpolate
 )  # fmt: skip
 
 

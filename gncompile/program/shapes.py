@@ -8,6 +8,7 @@ from functools import reduce
 from ..errors import InternalError
 from . import exact, lookups
 from .convolutions import FeaturesLast, Windowed
+from .interpolation import Interpolate
 from .operations import (
     AddDiagonal,
     Affine,
@@ -121,6 +122,8 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
             return Spec((classes,))
         case lookups.OneHot(classes):
             return Spec((*shapes[0], classes))
+        case Interpolate():
+            return Spec(shapes[1])
         case Repeat(shape):
             return Spec(shape)
         case DiagonalMoment() | TakeDiagonal():

@@ -23,6 +23,7 @@ from ..program.step_program import Instruction, StepProgram
 from . import scalars
 from .memory import Memory, bind_shape, dense
 from .reference_convolutions import windowed
+from .reference_interpolation import interpolate
 from .reference_jacobian import of_rows
 
 
@@ -206,6 +207,8 @@ def apply(op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
             return hot.T @ v[1].flatten(end_dim=-2) / len(v[0])
         case lookups.OneHot(classes):
             return one_hot(v[0], classes, None)
+        case ir.Interpolate():
+            return interpolate(op, *v)
         case ir.PlaceBlocks():
             return place_blocks(op, *v)
         case ir.TakeDiagonal():

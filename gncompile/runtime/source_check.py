@@ -83,7 +83,7 @@ TRITON_LANGUAGE = frozenset(
     }
 )
 BUILTINS = frozenset({"range", "float", "abs"})
-RUNTIME = ("linalg", "convolutions", "lookups", "jacobian_rows", "scalars")
+RUNTIME = ("linalg", "convolutions", "interpolation", "lookups", "jacobian_rows", "scalars")
 """Modules beside this one that a step may call the functions of."""
 
 _CONSTANTS = frozenset({bool, int, float, str, type(None), type(...)})

@@ -17,6 +17,7 @@ from mixed_networks import Mixed, mixed_network
 from streams import derived, laplacian, value
 from torch import Tensor, nn
 
+import gncompile
 from gncompile.errors import CompileError, KinkWarning
 from gncompile.frontends.torch_export import trace
 from gncompile.functions.faa_di_bruno import Partials, closed, partitions
@@ -267,3 +268,27 @@ def test_inputs_before_a_frozen_part_are_refused() -> None:
     assert traced.trunk is not None
     with pytest.raises(CompileError, match="through a frozen part"):
         differentiated(traced, [Derivative.along(0)])
+
+
+class Warped(nn.Module):
+    """An image read where a network says, cubic or linear between its points."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.mode = mode
+        self.register_buffer("image", torch.randn(2, 6, 7, dtype=torch.float64))
+        self.moved = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = x + self.moved(x)
+        return gncompile.interpolate(self.image, places, mode=self.mode, box=((-1, 1), (-1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("mode", "wanted"), [("linear", THIRD[:1]), ("cubic", (THIRD[1], THIRD[3]))]
+)
+def test_a_grid_read_between_its_points(mode: str, wanted: tuple[Derivative, ...]) -> None:
+    torch.manual_seed(0)
+    module = Warped(mode).double()
+    x = 0.3 * torch.randn(7, 2, dtype=torch.float64)
+    assert error(trace(module, x), x, *wanted) < EXACT
