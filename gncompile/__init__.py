@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from . import optim as optim
     from .app.api import curvature as curvature
     from .app.compile import compile as compile
+    from .app.curve_fit import fit as fit
     from .app.loaded_run import load as load
     from .frontends.standardised import Standardised as Standardised
     from .frontends.torch_export import trace as trace
@@ -43,6 +44,7 @@ _HOMES = {
     "Trainer": "training.trainer",
     "compile": "app.compile",
     "curvature": "app.api",
+    "fit": "app.curve_fit",
     "load": "app.loaded_run",
     "loss_function": "losses.vocabulary",
     "measure_accuracy": "verification.accuracy",
