@@ -1,4 +1,4 @@
-"""``gncompile.fit``: regression on all data at once until it converges, and how well its parameters are known."""
+"""``gncompile.fit``: regression on all data at once until it converges, and how sure its parameters are."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class CurveFit:
     """Of all numbers of the parameters in this order, each parameter row by row, ``[P, P]``; None where
     there is none, ``notes`` tell why."""
     cost: float
-    """``½ Σ w (z − y)²`` of squared errors, with the loss's weights but whatever sums and means it is under; of
-    other losses the sum of their values."""
+    """``½ Σ w (z − y)²`` of squared errors, with the loss's weights but whatever its sums and means; of other
+    losses the sum of their values."""
     loss: float
     """The loss that was given, at the fitted parameters."""
     optimality: float
@@ -57,8 +57,8 @@ class CurveFit:
     njev: int
     """Evaluations of the Jacobian."""
     status: int
-    """Why it ended: 0 after ``max_nfev`` evaluations, 1 by ``gtol``, 2 by ``ftol``, 3 by ``xtol``, 4 by both of
-    these, -2 by a callback."""
+    """Why it ended: 0 after ``max_nfev`` evaluations, 1 by ``gtol``, 2 by ``ftol``, 3 by ``xtol``, 4 by both
+    of these, -2 by a callback."""
     message: str
     """The same in words."""
     notes: tuple[str, ...]
@@ -126,7 +126,7 @@ def fit(
     absolute_sigma: bool = False,
     callback: Callback | Sequence[Callback] = (),
     verbose: int = 0,
-    **options: object,
+    **options: Any,
 ) -> CurveFit:
     """Fit a module's parameters to ``(x, y)``, all samples in every step, until the fit has converged.
 
@@ -141,20 +141,21 @@ def fit(
     :func:`gncompile.losses.weighted` and ``y = (y, w)``, where ``w = 1/σ²`` for measurements of standard
     deviation σ.
 
-    ``ftol``, ``xtol`` and ``gtol`` end the fit, each by itself (:class:`~gncompile.training.converged.Tolerances`);
-    so do ``max_nfev`` evaluations of the loss, by default ``100 (P + 1)`` for P numbers, and a ``callback``, as
-    ``Trainer.fit`` takes them, that returns True. None leaves a tolerance out. Take a float64 module: in
-    float32 the tolerances are 1.2e-7 at least, and a minimum is known to half of these digits.
+    ``ftol``, ``xtol`` and ``gtol`` end the fit, each by itself
+    (:class:`~gncompile.training.converged.Tolerances`); so do ``max_nfev`` evaluations of the loss, by
+    default ``100 (P + 1)`` for P numbers, and a ``callback`` of ``Trainer.fit``'s kind that returns True.
+    None leaves a tolerance out. With SciPy's 1e-8 most parameters have four to eight digits, with 1e-14 all
+    that there are. Take a float64 module: in float32 no tolerance is below 1.2e-7.
 
-    The covariance is ``σ² (JᵀWJ)⁻¹`` of the residuals' Jacobian J and the weights W, for squared errors with
-    ``σ² = 2 cost / (n − P)``, and 1 if ``absolute_sigma``: as in ``curve_fit``. For other losses, as far as they
-    are negative log likelihoods, it is ``(Σ_n J_nᵀ 𝓗_n J_n)⁻¹``, the inverse of the Gauss-Newton matrix, which
-    is Fisher's for the likelihoods of ``torch.nn``. Where it is singular its pseudo-inverse is taken, in
-    units in which the diagonal is 1, and ``notes`` say so.
+    The covariance is ``σ² (JᵀWJ)⁻¹`` for squared errors, J being the outputs' Jacobian and W the weights,
+    with ``σ² = 2 cost / (n − P)``, or 1 if ``absolute_sigma``: as in ``curve_fit``. For other losses, as far
+    as they are negative log likelihoods, it is ``(Σ_n J_nᵀ 𝓗_n J_n)⁻¹``, the inverse of the Gauss-Newton
+    matrix, which for those of ``torch.nn`` is Fisher's. Where the matrix is singular its pseudo-inverse is
+    taken, in units in which the diagonal is 1, and ``notes`` say so.
 
-    ``verbose`` prints nothing, 1 the result, 2 also a line of progress. Raises what ``compile`` and
-    :meth:`Trainer.step` raise. Costs a step of the exact solver for each Jacobian, and ``N K P² + P³`` for the
-    covariance.
+    ``verbose=1`` prints the result, 2 also a line of progress. Raises what ``compile`` and
+    :meth:`Trainer.step` raise. Costs a step of the exact solver for each Jacobian, and ``N K P² + P³`` for
+    the covariance.
 
     >>> line = nn.Linear(1, 1).double()
     >>> x = torch.linspace(0, 1, 5).double()[:, None]
@@ -241,10 +242,9 @@ def _found(
 
 
 def _inverse(matrix: Tensor) -> tuple[Tensor, int]:
-    """The inverse of a positive semidefinite matrix, and its rank; where it has less, a pseudo-inverse.
+    """``D⁻¹ S⁺ D⁻¹`` of a positive semidefinite ``M = D S D``, S having the diagonal 1, and the rank of S.
 
-    Both are of ``S = D⁻¹ M D⁻¹`` with the diagonal 1, which knows no units, as far as its eigenvalues are more
-    than roundings: ``D⁻¹ S⁺ D⁻¹``.
+    Eigenvalues of S that are roundings count as 0. Unlike those of M they do not depend on units.
     """
     diagonal = matrix.diagonal().sqrt()
     scale = 1 / torch.where(diagonal > 0, diagonal, 1.0)

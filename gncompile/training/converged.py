@@ -28,12 +28,14 @@ Tolerance = Annotated[float, Field(ge=0, lt=1)] | None
 
 @dataclass(frozen=True)
 class Tolerances:
-    """Where a fit ends; None leaves a test out. With L the objective and δ a step that was taken:
+    """Where a fit ends, None leaves a test out. For the objective L, at a step δ of θ that was taken:
 
-    ``ftol``: the change of L that the quadratic model predicts, and the one found, are at most ``ftol · |L|``.
-    ``xtol``: ``‖δ‖ ≤ xtol (xtol + ‖θ‖)`` for every parameter tensor by itself.
-    ``gtol``: the predicted change is at most ``gtol² |L|``. For squared errors that is the cosine of the angle
-    between the residuals and what the parameters can change of them, and needs no units, as a gradient would.
+    ``ftol``: the change of L is at most ``ftol · |L|``, both as the quadratic model predicts it and as it
+    was.
+    ``xtol``: ``‖δ‖ ≤ xtol (xtol + ‖θ‖)``, for every parameter tensor by itself.
+    ``gtol``: the predicted change is at most ``gtol² · |L|``. For squared errors the root of their ratio is
+    the cosine of the angle between the residuals and all changes of them that the parameters can make;
+    unlike a gradient it has no units.
     """
 
     ftol: float | None
