@@ -24,9 +24,11 @@ FIRST_ORDER_METHODS = ("adam", "sgd")
 AUTO = "auto"
 SolverName = Literal["kronecker", "exact"]
 ExactForm = Literal["auto", "primal", "dual"]
+DampingScale = Literal["identity", "diagonal"]
 SOLVER_DEFAULTS: Mapping[str, Mapping[str, object]] = {
     "exact": {
-        "factor_share": 1.0, "factors_every": 1, "damping_rate": 0.7, "damping_period": 1,
+        "factor_share": 1.0, "factors_every": 1, "damping_rate": 0.5, "damping_period": 1,
+        "damping_tries": 10, "search_steps": 0, "damping_bounds": (1e-30, 1e30),
         "momentum": False, "layer_steps": 0, "step_growth": None, "quadratic_share": 1.0,
         "average": 0.0, "gather_noise": None,
     },
@@ -190,6 +192,14 @@ class Settings:
     damping_rate: Between = 0.95
     """ω: λ is multiplied by ω^T or divided by it every T = ``damping_period`` steps."""
     damping_period: Count = 5
+    damping_tries: Count = 1
+    """Dampings that a step tries, each four times the one before, until one lowers the loss of its batch;
+    each costs a direction and a forward pass. Steps that run ahead of the host try one."""
+    damping_scale: Annotated[
+        DampingScale, Field(description=f"a name: one of {', '.join(get_args(DampingScale))}")
+    ] = "identity"
+    """With ``solver="exact"``: what λ multiplies. ``diagonal`` is the largest diagonal of G so far, and makes
+    steps independent of the units of the parameters [Moré 1978]."""
     search_steps: Steps = 10
     """First steps that each halve or double λ, with γ = ½√λ, at most until the first choice of γ; judged on
     the samples of the factors."""
@@ -344,7 +354,7 @@ class Settings:
 
     def at_places(self, places: int) -> Settings:
         """With the ``factor_samples`` of a network whose weights are applied at up to so many places."""
-        if self.factor_samples is not None or not self.second_order:
+        if self.factor_samples is not None or not self.second_order or self.solver == "exact":
             return self
         many = places >= MANY_PLACES
         return replace(self, factor_samples=FACTOR_SAMPLES_AT_PLACES if many else FACTOR_SAMPLES)

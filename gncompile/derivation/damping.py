@@ -75,6 +75,8 @@ def judge(optimiser: Optimiser, before: Value, after: Value) -> None:
         name="rho_now",
     )
     rise = a - b - as_float(ROUNDING) * sympy.Abs(b)
+    if optimiser.settings.damping_tries > 1:
+        rise, values = select(measured, a - b, rise), {**values, measured: is_measured}
     harm = select(rise, sympy.Integer(1), 1 - finite(a))
     builder.pointwise(harm, values, into=optimiser.scalar("harm"), name="harm_now")
 
@@ -137,7 +139,8 @@ def _felt(optimiser: Optimiser) -> dict[sympy.Symbol, Value]:
     """a: λ, b: ``‖δ‖²`` and c: ``δᵀ(G + λI)δ`` of the last step."""
     steps = {layer: optimiser.last_step(layer) for layer in optimiser.layers}
     length = optimiser.chosen(CHOSEN["length"])
-    return {a: optimiser.damping, b: optimiser.inner(steps, steps, "squared_step"), c: length}
+    squared = optimiser.scaled_inner(steps, steps, "squared_step")
+    return {a: optimiser.damping, b: squared, c: length}
 
 
 def _change(optimiser: Optimiser, factor: sympy.Expr) -> Value:

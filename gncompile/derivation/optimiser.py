@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import sympy
 
 from ..base.settings import Settings
-from ..functions.primitives import as_float, select
+from ..functions.primitives import as_float, finite, maximum, select
 from ..graph.layers import Layer
 from ..program import operations as ir
 from ..program.builder import ProgramBuilder, Value
@@ -144,6 +144,35 @@ class Optimiser:
         """``Σ vᵀw`` over the layers of both."""
         dots = [self.builder.emit(ir.Dot(), v[k], w[k], name=f"{name}_{k}") for k in v if k in w]
         return dots[0] if len(dots) == 1 else self.builder.add(*dots, name=name)
+
+    def scale(self, layer: str) -> Value:
+        """D of a layer's parameters, which λ multiplies: the greatest diagonal of G so far [Moré 1978, §6].
+
+        A parameter that has not moved the output yet has 1.
+        """
+        return self.builder.pointwise(
+            select(a, a, sympy.Integer(1)), {a: self._greatest(layer)}, name=f"scale_{layer}"
+        )
+
+    def raise_scale(self, layer: str, diagonal: Value) -> None:
+        """Let D follow the diagonal of this batch's G, laid out as W̄, where that is finite."""
+        state = self._greatest(layer)
+        greatest = select(finite(b), maximum(a, b), a)
+        self.write(state, greatest, {a: state, b: diagonal}, f"scale_{layer}_now")
+
+    def _greatest(self, layer: str) -> Value:
+        return self.builder.state(f"scale.{layer}", Spec(self.layers[layer].shape))
+
+    def scaled_inner(self, v: Mapping[str, Value], w: Mapping[str, Value], name: str) -> Value:
+        """``Σ vᵀ D w``, D = 1 with ``damping_scale="identity"`` and where a first-order rule trains."""
+        if self.settings.damping_scale != "identity":
+            scaled = {
+                k: self.builder.pointwise(a * b, {a: w[k], b: self.scale(k)}, name=f"scaled_{k}")
+                for k in v
+                if k in w and k in self.forward.graph.layers
+            }
+            w = {**w, **scaled}
+        return self.inner(v, w, name)
 
     def pairs(self, layer: str, value: Value) -> list[tuple[Value, Value]]:
         """The parameters of a layer with their parts of a W̄-shaped value."""

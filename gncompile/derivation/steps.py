@@ -108,7 +108,7 @@ def _damped(
         return curvature
     total = optimiser.builder.pointwise(
         a + b * c,
-        {a: curvature, b: optimiser.damping, c: optimiser.inner(v, w, f"product_{pair}")},
+        {a: curvature, b: optimiser.damping, c: optimiser.scaled_inner(v, w, f"product_{pair}")},
         name=f"M_{pair}",
     )
     for layer in shared:

@@ -308,6 +308,8 @@ _CALLS: Mapping[type, Callable[[list[Math]], Math]] = {
     lookups.OneHot: lambda v: Call("indicators", (v[0],)),
     exact.Rows: lambda v: product(v[0], Transpose(v[1])),
     exact.RowGram: lambda v: Call("Gram", tuple(v)),
+    exact.RowSquares: lambda v: Call("diagonal of the Gram", tuple(v)),
+    exact.Joined: lambda v: Call("vec", tuple(v)),
     exact.RootSolve: lambda v: product(Inverse(v[0]), v[1]),
     exact.RootRest: lambda v: Call("rest", tuple(v)),
     exact.DualSolve: lambda v: product(_shifted(v), v[2]),

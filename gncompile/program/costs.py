@@ -242,6 +242,11 @@ def _of_rows(op: exact.JacobianOp, sizes: list[list[int]], out: int) -> int:
             pairs = places**2 * (out * (left + 1) + shared * right)
             rows = n * (n + 1) * left * right + (2 * n * places * left * right if places > 1 else 0)
             return pairs if places == 1 else min(pairs, rows)
+        case exact.RowSquares(vector):
+            rows = math.prod(max(sizes, key=len)[:2])
+            return rows * out * (2 if vector else 2 * sum(s[-2] for s in sizes[::2]) + 2)
+        case exact.Joined():
+            return 0
         case exact.RootSolve(diagonal):
             samples, outputs = sizes[1]
             return out if diagonal else EIGEN_FLOPS * samples * outputs**3

@@ -28,14 +28,32 @@ class Rows(JacobianOp):
 
 @dataclass(frozen=True)
 class RowGram(JacobianOp):
-    """``K + (w/N) J Jᵀ`` of one parameter, ``[S, N, S, N]``, from the sides of its uses; J is not formed.
+    """``K + (1/N) J w Jᵀ`` of one parameter, ``[S, N, S, N]``, from the sides of its uses; J is not formed.
 
-    With ``J Jᵀ = Σ_uses Σ_st (l_s l_tᵀ) ⊙ (r_s r_tᵀ)``, or ``(Σ_s l_s)(Σ_t l_t)ᵀ`` of a ``bias``, whose uses
-    have no right side. Inputs: w, the sides of every use, and K if it ``adds`` to one.
+    For one weight w ``J Jᵀ = Σ_uses Σ_st (l_s l_tᵀ) ⊙ (r_s r_tᵀ)``, or ``(Σ_s l_s)(Σ_t l_t)ᵀ`` of a ``bias``,
+    whose uses have no right side; with w ``[a, b]``, or ``[a]``, a few features' rows are made at a time.
+    Inputs: w, the sides of every use, and K if it ``adds`` to one.
     """
 
     bias: bool = False
     adds: bool = False
+
+
+@dataclass(frozen=True)
+class RowSquares(JacobianOp):
+    """``(1/N) Σ_kn J_kn²`` of a layer as W̄ lies, ``[a, b]`` or with the bias ``[a, b + 1]``: diag(G).
+
+    ``coordinates`` are the homogeneous ones of the uses, if the layer has a bias. Inputs: the sides of every
+    use, of a ``vector`` left ones only.
+    """
+
+    vector: bool = False
+    coordinates: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Joined(JacobianOp):
+    """The elements of matrices W̄, row by row and one after the other: ``[P]``."""
 
 
 @dataclass(frozen=True)
@@ -60,4 +78,7 @@ class DualSolve(JacobianOp):
 
 @dataclass(frozen=True)
 class PrimalSolve(JacobianOp):
-    """``−(G + κ I)⁻¹ ∇`` for G ``[P, P]`` (inputs G, κ, ∇), without what is rounding both of G and of ∇."""
+    """``−(G + κ D)⁻¹ ∇`` for G ``[P, P]`` (inputs G, κ, ∇), without what is rounding both of G and of ∇.
+
+    D is 1 or, in the order of G, a fourth input.
+    """

@@ -359,8 +359,8 @@ Op = (
     | SampleRoot | SampleMultiply | ScaleSides | Decay | Average | DampedInverse
     | lookups.Lookup | lookups.LookupGradient | lookups.Counts | lookups.OneHot
     | Eigen | Precondition | PreconditionEigen | StepSizes
-    | exact.Rows | exact.RowGram | exact.RootSolve | exact.RootRest | exact.DualSolve
-    | exact.PrimalSolve | GridOp | FeaturesLast
+    | exact.Rows | exact.RowGram | exact.RowSquares | exact.Joined | exact.RootSolve | exact.RootRest
+    | exact.DualSolve | exact.PrimalSolve | GridOp | FeaturesLast
 )  # fmt: skip
 
 

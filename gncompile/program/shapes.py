@@ -187,6 +187,11 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
         case exact.RowGram():
             lead = max(shapes, key=len)[:2]
             return Spec((*lead, *lead))
+        case exact.RowSquares(vector, coordinates):
+            width = 1 if vector else _int(shapes[1][-1]) + int(bool(coordinates))
+            return Spec((_int(shapes[0][-1]), width))
+        case exact.Joined():
+            return Spec((sum(math.prod(map(_int, shape)) for shape in shapes),))
         case exact.RootSolve():
             return Spec((*shapes[0][:2], 1))
         case exact.RootRest():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -23,27 +25,52 @@ def rows(left: Tensor, right: Tensor, homogeneous: bool, coordinate: float, out:
 def row_gram(
     weight: Tensor, sides: list[Tensor], bias: bool, before: Tensor | None, out: Tensor
 ) -> None:
-    """``out ← K + (w/N) J Jᵀ`` of one parameter, K where there is one ``before``.
+    """``out ← K + (1/N) J w Jᵀ`` of one parameter, K where there is one ``before``.
 
-    By Hadamard products of the sides' Grams at every pair of places, or, at many places of a small weight,
-    by its rows a few at a time: for T places ``T² (a + b)`` numbers a pair of rows against ``a b``.
+    By Hadamard products of the sides' Grams at every pair of places, or, at many places of a small weight and
+    where each of its elements has a weight of its own, by its rows a few at a time: for T places
+    ``T² (a + b)`` numbers a pair of rows against ``a b``.
     """
     columns, samples = out.shape[:2]
-    scale = weight / samples
+    own = weight.dim() > 0
     if bias:
-        total = sum((side.sum(-2) for side in sides[1:]), start=sides[0].sum(-2)).flatten(0, 1)
-        gram = (total @ total.T).view(out.shape)
+        total = _summed(sides).flatten(0, 1)
+        gram = ((total * weight.flatten() if own else total) @ total.T).view(out.shape)
     else:
         uses = list(zip(sides[::2], sides[1::2], strict=True))
         a, b = uses[0][0].shape[-1], uses[0][1].shape[-1]
         places = sum(left.shape[-2] for left, _ in uses)
-        if places == 1 or places**2 * (a + b) <= a * b:
+        if not own and (places == 1 or places**2 * (a + b) <= a * b):
             gram = _by_pairs(uses, out.shape)
         else:
-            gram = _by_rows(uses, max(1, columns * samples // b)).view(out.shape)
-    torch.mul(gram, scale, out=out)
+            count = max(1, columns * samples // b)
+            gram = _by_rows(uses, count, weight if own else None).view(out.shape)
+    torch.mul(gram, 1 / samples if own else weight / samples, out=out)
     if before is not None:
         out.add_(before)
+
+
+def row_squares(
+    sides: list[Tensor], vector: bool, coordinates: tuple[float, ...], out: Tensor
+) -> None:
+    """``out ← (1/N) Σ_kn J_kn²`` as W̄ lies, its rows a few left features at a time."""
+    lefts = sides if vector else sides[::2]
+    samples = lefts[0].shape[-3]
+    if not vector:
+        uses = list(zip(lefts, sides[1::2], strict=True))
+        width = sides[1].shape[-1]
+        columns = max(side.shape[0] if side.dim() == 4 else 1 for side in sides)
+        for part, made in _made(uses, max(1, columns * samples // width)):
+            out[part, :width] = made.square().sum((0, 1)) / samples
+    if vector or coordinates:
+        kept = coordinates or (1.0,) * len(lefts)
+        bias = _summed([c * left for c, left in zip(kept, lefts, strict=True)])
+        out[:, -1] = bias.square().sum((0, 1)) / samples
+
+
+def _summed(sides: list[Tensor]) -> Tensor:
+    """``Σ_s l_s`` over the places of all uses."""
+    return sum((side.sum(-2) for side in sides[1:]), start=sides[0].sum(-2))
 
 
 def _by_pairs(uses: list[tuple[Tensor, Tensor]], shape: torch.Size) -> Tensor:
@@ -73,19 +100,33 @@ def _gram(x: Tensor, y: Tensor) -> Tensor:
     return (x.flatten(0, 1) @ y.flatten(0, 1).T).view(*x.shape[:2], *y.shape[:2])
 
 
-def _by_rows(uses: list[tuple[Tensor, Tensor]], count: int) -> Tensor:
-    """``J Jᵀ`` from the rows themselves, those of ``count`` left features at a time."""
+def _by_rows(uses: list[tuple[Tensor, Tensor]], count: int, weight: Tensor | None = None) -> Tensor:
+    """``J w Jᵀ`` from the rows themselves, those of ``count`` left features at a time."""
     total: Tensor | None = None
-    for first in range(0, uses[0][0].shape[-1], count):
-        part = slice(first, first + count)
-        made = sum(
-            (left[..., part].mT @ right for left, right in uses[1:]),
-            start=uses[0][0][..., part].mT @ uses[0][1],
-        )
+    for part, made in _made(uses, count):
         j = made.flatten(2).flatten(0, 1)
-        total = j @ j.T if total is None else total.addmm_(j, j.T)
+        weighted = j if weight is None else j * weight[part].flatten()
+        total = weighted @ j.T if total is None else total.addmm_(weighted, j.T)
     assert total is not None
     return total
+
+
+def _made(uses: list[tuple[Tensor, Tensor]], count: int) -> Iterator[tuple[slice, Tensor]]:
+    """``Σ_uses Σ_s l_s r_sᵀ`` of ``count`` left features at a time: ``[S, N, count, b]``."""
+    for first in range(0, uses[0][0].shape[-1], count):
+        part = slice(first, first + count)
+        yield (
+            part,
+            sum(
+                (left[..., part].mT @ right for left, right in uses[1:]),
+                start=uses[0][0][..., part].mT @ uses[0][1],
+            ),
+        )
+
+
+def join(matrices: list[Tensor], out: Tensor) -> None:
+    """``out ← vec``, row by row; the matrices may be transposed in memory."""
+    torch.cat([m.reshape(-1) for m in matrices], out=out)
 
 
 def root_solve(columns: Tensor, g: Tensor, diagonal: bool, out: Tensor) -> None:
@@ -141,8 +182,16 @@ def dual_solve(gram: Tensor, damping: Tensor, r: Tensor, out: Tensor) -> None:
     out.copy_(solution.view(out.shape))
 
 
-def primal_solve(g: Tensor, damping: Tensor, gradient: Tensor, out: Tensor) -> None:
-    """``out ← −(G + κ I)⁻¹ ∇``, without what is rounding both of G and of ∇."""
+def primal_solve(
+    g: Tensor, damping: Tensor, gradient: Tensor, scale: Tensor | None, out: Tensor
+) -> None:
+    """``out ← −(G + κ D)⁻¹ ∇``, without what is rounding both of G and of ∇.
+
+    With a scale D in coordinates in which it is 1: ``D^½ Δ = −(D^-½ G D^-½ + κ)⁻¹ D^-½ ∇``.
+    """
+    if scale is not None:
+        root = scale.rsqrt()
+        g, gradient = root[:, None] * g * root, root * gradient
     solution = _by_cholesky(g, damping, gradient[:, None])
     if solution is None:
         values, vectors = _eigenvalues(g)
@@ -152,6 +201,8 @@ def primal_solve(g: Tensor, damping: Tensor, gradient: Tensor, out: Tensor) -> N
         weights = 1 / (values.clamp(min=0) + damping)
         solution = vectors @ torch.where(rounding, 0.0, weights * along)
     torch.neg(solution.view(out.shape), out=out)
+    if scale is not None:
+        out.mul_(root)
 
 
 def _eigenvalues(m: Tensor) -> tuple[Tensor, Tensor]:

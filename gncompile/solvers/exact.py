@@ -38,7 +38,7 @@ from ..program.phases import DIRECTION, Phase, Repeat, Stage
 from ..program.specs import Spec, Structure, matrix
 from .solver import Solver
 
-a, b, d, k = sympy.symbols("a b d k", real=True)
+a, b, c, d, k = sympy.symbols("a b c d k", real=True)
 
 
 def _number(eta: float) -> sympy.Expr:
@@ -50,9 +50,16 @@ class Exact(Solver):
 
     @classmethod
     def phases(cls, settings: Settings) -> tuple[Phase, ...]:
+        stage = Stage.MEASUREMENT
+        if settings.exact_form == "dual":
+            scaled = settings.damping_scale != "identity"
+            if isinstance(settings.l2, Mapping) or (scaled and settings.l2):
+                stage = Stage.DIRECTION  # the Gram matrix of J D⁻¹ Jᵀ is another for every λ
+            elif scaled:
+                stage = Stage.KEEPING
         return (
             Phase("rows_begin", Stage.MEASUREMENT),
-            Phase("rows", Stage.MEASUREMENT, ("gradient",), repeat=Repeat.COLUMNS),
+            Phase("rows", stage, ("gradient",), repeat=Repeat.COLUMNS),
             Phase(DIRECTION, Stage.DIRECTION, ("gradient", "rows")),
         )
 
@@ -66,6 +73,7 @@ class Exact(Solver):
         self.forward, self.layers = self.batch.forward, self.batch.graph.layers
         self.builder.methods = dict.fromkeys(self.layers, "exact")
         self.dual = self.settings.exact_form == "dual"
+        self.scaled = self.settings.damping_scale != "identity"
         self.builder.columns = self.batch.graph.output.size
         size = sum(math.prod(layer.shape) for layer in self.layers.values())
         if not self.dual:
@@ -114,14 +122,21 @@ class Exact(Solver):
                     sides = self._sides(node, rule, layer, columns)
                     parts.append(builder.emit(op, *sides, name=f"rows_{node.name}"))
             rows.append(parts[0] if len(parts) == 1 else builder.add(*parts, name="rows"))
-        moment = builder.emit(ir.Moment(), self._joined(rows, "rows"), name="G_part")
+        moment = builder.emit(ir.Moment(), self._side_by_side(rows), name="G_part")
         return builder.add(self.matrix, moment, name="G", into=self.matrix)
+
+    def _side_by_side(self, rows: list[Value]) -> Value:
+        if len(rows) == 1:
+            return rows[0]
+        index = tuple(range(sum(part.width for part in rows)))
+        return self.builder.emit(ir.Gather(index), *rows, name="rows")
 
     def _gram(self, columns: Mapping[str, Value]) -> Value:
         """``κ (1/N) J D⁻¹ Jᵀ``, weight after weight and bias after bias."""
         total: Value | None = None
         for name, layer in self.builder.layerwise(self.layers):
-            weights, biases = [], []
+            weights, biases = list[Value](), list[Value]()
+            coordinates = list[float]()
             for node, rule in uses(self.forward, layer.uses):
                 if node.name not in columns:
                     continue
@@ -131,17 +146,22 @@ class Exact(Solver):
                         continue
                     left, right = self._sides(node, rule, layer, columns)
                     weights += [left, right]
+                    coordinates += [rule.coordinate(layer)] * layer.homogeneous
                     if layer.homogeneous and rule.coordinate(layer):
                         biases.append(left)
-            etas = self.optimiser.etas(name)
-            for sides, eta, bias in (
-                (weights, etas[0], False),
-                (biases, etas[not layer.vector], True),
+            if self.scaled and (weights or biases):
+                squares = exact.RowSquares(layer.vector, tuple(coordinates))
+                of = biases if layer.vector else weights
+                diagonal = self.builder.emit(squares, *of, name=f"squares_{layer.node.name}")
+                self.optimiser.raise_scale(name, diagonal)
+            for sides, part, bias in (
+                (weights, "weight", False),
+                (biases, "weight" if layer.vector else "bias", True),
             ):
                 if sides:
                     before = [] if total is None else [total]
                     op = exact.RowGram(bias, adds=bool(before))
-                    operands = [self._share_of(eta), *sides, *before]
+                    operands = [self._share_of(name, part), *sides, *before]
                     total = self.builder.emit(op, *operands, name=f"gram_{layer.node.name}")
         assert total is not None
         return total
@@ -163,15 +183,25 @@ class Exact(Solver):
         least = {k: self.optimiser.damping}
         return self.builder.pointwise(k + _number(self._least), least, name="kappa")
 
-    def _share_of(self, eta: float) -> Value:
-        """``κ / (λ + η)``, at most 1."""
-        share = (k + _number(self._least)) / (k + _number(eta))
-        return self.builder.pointwise(share, {k: self.optimiser.damping}, name="share")
+    def _share_of(self, layer: str, part: str) -> Value:
+        """``κ D⁻¹`` of a layer's weight or bias; without a scale one number, at most 1."""
+        eta = self.optimiser.etas(layer)[part == "bias"]
+        damped, values = k + _number(eta), {k: self.optimiser.damping}
+        if self.scaled:
+            scale = self.optimiser.part(part, layer, self.optimiser.scale(layer))
+            damped, values = k * a + _number(eta), {**values, a: scale}
+        share = (k + _number(self._least)) / damped
+        return self.builder.pointwise(share, values, name="share")
 
     def _damped(self, layer: str) -> tuple[sympy.Expr, dict[sympy.Symbol, Value]]:
         """D of a layer's parameters, as they stand in W̄."""
         eta, values = self._etas(layer), {k: self.optimiser.damping}
-        return (k + d, {**values, d: eta}) if isinstance(eta, Value) else (k + _number(eta), values)
+        damped: sympy.Expr = k
+        if self.scaled:
+            damped, values = k * c, {**values, c: self.optimiser.scale(layer)}
+        if isinstance(eta, Value):
+            return damped + d, {**values, d: eta}
+        return damped + _number(eta), values
 
     def _etas(self, layer: str) -> Value | float:
         """η of a layer's parameters, one number or as they stand in W̄."""
@@ -194,23 +224,36 @@ class Exact(Solver):
     def _primal(self, gradients: Mapping[str, Value]) -> dict[str, Value]:
         builder, whole = self.builder, self.matrix
         etas = {name: self._etas(name) for name in self.layers}
-        kappa = self._kappa
-        if any(isinstance(eta, Value) or eta != self._least for eta in etas.values()):
-            rows = [self._flat(self._as_matrix(name, etas[name])) for name in self.layers]
-            whole = builder.emit(
-                ir.AddDiagonal(), whole, self._joined(rows, "etas"), name="G_decayed"
-            )
+        kappa, scale = self._kappa, list[Value]()
+        mixed = any(isinstance(eta, Value) or eta != self._least for eta in etas.values())
+        if mixed or (self.scaled and self._least):
+            rows = [self._as_matrix(name, etas[name]) for name in self.layers]
+            decay = builder.emit(exact.Joined(), *rows, name="etas")
+            whole = builder.emit(ir.AddDiagonal(), whole, decay, name="G_decayed")
             kappa = self.optimiser.damping
-        flat = [self._flat(gradients[name]) for name in self.layers]
-        gradient = self._joined(flat, "gradient")
-        delta = builder.emit(exact.PrimalSolve(), whole, kappa, gradient, name="delta")
+        if self.scaled:
+            diagonal = builder.emit(ir.TakeDiagonal(), self.matrix, name="G_diagonal")
+            for name, part in self._by_layer(diagonal).items():
+                self.optimiser.raise_scale(name, part)
+            parts = map(self.optimiser.scale, self.layers)
+            scale.append(builder.emit(exact.Joined(), *parts, name="scale"))
+        gradient = builder.emit(
+            exact.Joined(), *(gradients[name] for name in self.layers), name="gradient"
+        )
+        return self._by_layer(
+            builder.emit(exact.PrimalSolve(), whole, kappa, gradient, *scale, name="delta")
+        )
+
+    def _by_layer(self, value: Value) -> dict[str, Value]:
+        """The parts of a vector of all parameters, as they stand in W̄."""
         result, first = {}, 0
-        for name, layer in builder.layerwise(self.layers):
+        for name, layer in self.builder.layerwise(self.layers):
             size = math.prod(layer.shape)
             place = ir.Gather(tuple(range(first, first + size)))
-            called = f"delta_{layer.node.name}"
-            part = builder.emit(place, delta, name=called)
-            result[name] = builder.emit(ir.Unflatten(layer.shape), part, name=f"{called}_matrix")
+            called = f"{value.name}_{layer.node.name}"
+            part = self.builder.emit(place, value, name=called)
+            matrix = ir.Unflatten(layer.shape)
+            result[name] = self.builder.emit(matrix, part, name=f"{called}_matrix")
             first += size
         return result
 
@@ -219,17 +262,6 @@ class Exact(Solver):
             return eta
         zeros = self.builder.emit(ir.Zeros(Spec(self.layers[layer].shape)), name="zeros")
         return self.builder.pointwise(k + _number(eta), {k: zeros}, name="etas")
-
-    def _flat(self, value: Value) -> Value:
-        """W̄ row by row."""
-        return self.builder.emit(ir.Flatten(), value, name=f"{value.name}_flat")
-
-    def _joined(self, parts: list[Value], name: str) -> Value:
-        """Rows side by side."""
-        if len(parts) == 1:
-            return parts[0]
-        index = tuple(range(sum(part.width for part in parts)))
-        return self.builder.emit(ir.Gather(index), *parts, name=name)
 
     # --- dual -----------------------------------------------------------------------------------------
 
@@ -293,6 +325,8 @@ def choose_form(
     rows = samples * outputs
     parameters = sum(math.prod(layer.shape) for layer in graph.layers.values())
     wide = sum(sum(layer.shape) for layer in graph.layers.values())
+    if settings.damping_scale != "identity":
+        wide = parameters  # J D⁻¹ Jᵀ is no Hadamard product
     flops: dict[ExactForm, int] = {
         "primal": rows * parameters**2 + parameters**3 // 3,
         "dual": rows**2 * wide + rows**3 // 3,

@@ -32,6 +32,8 @@ class StepStats:
     """Updates undone or refused so far."""
     noise: float | None = None
     """The noise's share of the squared gradient (see ``derivation/noise.py``), on steps that measure it."""
+    tried: int = 1
+    """Dampings λ tried; ``damping_tries`` bounds them."""
 
     def resolved(self) -> StepStats:
         """The statistics themselves, as those of a step that runs ahead of the host have to be waited for."""

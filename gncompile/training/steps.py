@@ -95,21 +95,37 @@ class LookedAfter:
             self._choose_factor_damping(now)
         else:
             self._run_due(now, Stage.DIRECTION)
+        tried = 1
+        while (stats := self._along_direction(now, tried)) is None:
+            self._run("restore", "reject")
+            self._run_due(now, Stage.DIRECTION)
+            tried += 1
+        return stats
+
+    def _along_direction(self, now: Due, tried: int) -> StepStats | None:
+        """The step with the ``tried``-th damping, unless it raised the loss and the next is to be tried.
+
+        What was measured at the parameters before it still holds, and only the direction is made anew.
+        """
         if not self._finite("predicted") or not self._finite("step_size"):
             self._run("reject")
             return self._refused()
         if not self._number("predicted"):
             return self._nothing_learned()
         self._run_due(now, Stage.UPDATE)
-        self._count.updates += 1
-        self._count.unconfirmed = True
+        harm = False
         if now.damping:
             self._run_due(now, Stage.JUDGEMENT)
-            if self._number("harm"):
-                self.undo(overlong=bool(self._number("measured")))
-            else:
-                self._run_due(now, Stage.DAMPING)
-        return self._stats(now)
+            harm, overlong = (bool(self._number(state)) for state in ("harm", "measured"))
+            if harm and overlong and tried < self._settings.damping_tries:
+                return None
+        self._count.updates += 1
+        self._count.unconfirmed = True
+        if harm:
+            self.undo(overlong)
+        elif now.damping:
+            self._run_due(now, Stage.DAMPING)
+        return self._stats(now, tried)
 
     def _choose_factor_damping(self, now: Due) -> None:
         """Of three factor dampings γ take the one whose step is predicted to be best [MG §6.6]."""
@@ -135,7 +151,7 @@ class LookedAfter:
         if best != tried:
             attempt(best)
 
-    def _stats(self, now: Due) -> StepStats:
+    def _stats(self, now: Due, tried: int) -> StepStats:
         return StepStats(
             self._count.updates,
             self._number("loss"),
@@ -147,6 +163,7 @@ class LookedAfter:
             self._number("rho") if now.damping and self._number("measured") else None,
             self._count.rejected,
             float(self._states["noise"]) if now.noise else None,
+            tried,
         )
 
     def undo(self, overlong: bool = True) -> None:
