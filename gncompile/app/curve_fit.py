@@ -27,6 +27,10 @@ from .compile import compile
 SHOWN = 50
 """Numbers of parameters that a printed fit lists."""
 
+DEFAULTS = {"damping": 0.01, "damping_scale": "diagonal"}
+"""Options that are others than a trainer's: parameters have units, so λ multiplies the diagonal of G [Moré 1978]
+and begins as Marquardt's [1963]."""
+
 DECIDED = ("method", "solver", "l2", "strict")
 """Options of ``compile`` that a fit decides."""
 
@@ -136,8 +140,8 @@ def fit(
     that are compiled. Write a formula as a ``forward`` whose constants are ``nn.Parameter`` vectors. The
     module holds the fitted parameters afterwards.
 
-    ``model``, ``loss``, ``x: [N, …]`` and ``y`` are those of ``compile``; ``options`` are fields of
-    :class:`~gncompile.base.settings.Settings` and arguments of ``compile``. Weights come with
+    ``model``, ``loss``, ``x: [N, …]`` and ``y`` are those of ``compile``, and so are ``options``, but for
+    ``damping=0.01`` and ``damping_scale="diagonal"``: λ is for parameters of any units. Weights come with
     :func:`gncompile.losses.weighted` and ``y = (y, w)``, where ``w = 1/σ²`` for measurements of standard
     deviation σ.
 
@@ -169,7 +173,7 @@ def fit(
             instead="leave it out: a fit is by the exact solver, of the loss alone; "
             "gncompile.compile trains in all other ways",
         )
-    trainer = compile(model, loss, x, solver="exact", strict=True, **options)
+    trainer = compile(model, loss, x, solver="exact", strict=True, **{**DEFAULTS, **options})
     names = [name for name, _ in model.named_parameters() if name in trainer.trained()]
     size = sum(trainer.trained()[name].numel() for name in names)
     if max_nfev is None:

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..base.options import checked
+from ..base.settings import Settings
 from .records import Record
 
 MESSAGES: Mapping[int, str] = {
@@ -51,21 +52,33 @@ class Tolerances:
         return cls(**{name: t if t is None else max(t, least) for name, t in read.items()})
 
 
-class Trained(Protocol):
+class Damped(Protocol):
     """What is asked of a trainer."""
+
+    settings: Settings
+    damping: float | None
 
     def trained(self) -> dict[str, Tensor]:
         """The parameters by name."""
 
 
-class Convergence:
-    """A callback that ends a fit where it has converged, and counts what it took."""
+LESS = 1e-6
+"""λ's factor for the step that confirms; as many tries as a step has come back from there."""
 
-    def __init__(self, trainer: Trained, tolerances: Tolerances, max_nfev: int) -> None:
+
+class Convergence:
+    """A callback that ends a fit where it has converged, and counts what it took.
+
+    A step may be small for no other reason than its damping, on a plateau for one. So a test has to hold
+    twice in a row, the second time with next to no damping: that step is Newton's, and doubles the digits.
+    """
+
+    def __init__(self, trainer: Damped, tolerances: Tolerances, max_nfev: int) -> None:
         self._trainer, self._tolerances, self._most = trainer, tolerances, max_nfev
         self._before, self._rejected = self._now(), 0
         self.status: int | None = None
         """A key of :data:`MESSAGES`; None as long as there is no reason to end."""
+        self._confirms = False
         self.nfev, self.njev = 1, 0
         """Evaluations of the loss, the first one included, and of the Jacobian."""
 
@@ -73,8 +86,14 @@ class Convergence:
         """Whether the step of ``record`` was the last."""
         before, self._before = self._before, self._now()
         undone, self._rejected = record.rejected > self._rejected, record.rejected
-        self.nfev, self.njev = self.nfev + getattr(record, "tried", 1), self.njev + 1
-        self.status = None if undone else self._status(record, before)
+        self.nfev, self.njev = self.nfev + record.tried, self.njev + 1
+        found = None if undone else self._status(record, before)
+        if found is None or self._confirms:
+            self.status, self._confirms = found, False
+        else:
+            self._confirms = True
+            least, _ = self._trainer.settings.damping_bounds
+            self._trainer.damping = max(LESS * (self._trainer.damping or 0.0), least)
         if self.status is None and self.nfev >= self._most:
             self.status = 0
         return self.status is not None

@@ -11,7 +11,14 @@ from strd import PROBLEMS, Problem
 import gncompile
 
 DIGITS = 6
-"""Of the certified ten; the tests of other packages ask for four to six."""
+"""Of the certified ten."""
+
+HARD = {
+    # A valley that Levenberg and Marquardt's steps follow for long: MINPACK gives up after 500 evaluations.
+    ("MGH17", 0): {"max_nfev": 2000},
+    # A damped first step goes the wrong way, to b1 = 0; Newton's comes back from there.
+    ("MGH10", 0): {"max_nfev": 2000, "damping": 1e-14},
+}
 
 
 def digits(found: Iterable[float], certified: Iterable[float]) -> float:
@@ -24,7 +31,8 @@ def digits(found: Iterable[float], certified: Iterable[float]) -> float:
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
 def test_certified_digits(problem: Problem, start: int) -> None:
     x, y = problem.data()
-    found = gncompile.fit(problem.model(start), "mse", x, y, ftol=1e-14, xtol=1e-14)
+    options = HARD.get((problem.name, start), {})
+    found = gncompile.fit(problem.model(start), "mse", x, y, ftol=1e-14, xtol=1e-14, **options)
     assert found.success, found.message
     assert found.standard_errors is not None
     got = {
