@@ -28,8 +28,8 @@ SHOWN = 50
 """Numbers of parameters that a printed fit lists."""
 
 DEFAULTS = {"damping": 0.01, "damping_scale": "diagonal"}
-"""Options that are others than a trainer's: parameters have units, so λ multiplies the diagonal of G [Moré 1978]
-and begins as Marquardt's [1963]."""
+"""Options that are others than a trainer's. A formula's parameters have units, so λ multiplies the diagonal
+of G [Moré 1978]; it begins as Marquardt's [1963]."""
 
 DECIDED = ("method", "solver", "l2", "strict")
 """Options of ``compile`` that a fit decides."""

@@ -85,9 +85,9 @@ class Convergence:
     def __call__(self, record: Record) -> bool:
         """Whether the step of ``record`` was the last."""
         before, self._before = self._before, self._now()
-        undone, self._rejected = record.rejected > self._rejected, record.rejected
+        taken, self._rejected = record.rejected == self._rejected, record.rejected
         self.nfev, self.njev = self.nfev + record.tried, self.njev + 1
-        found = None if undone else self._status(record, before)
+        found = self._status(record, before if taken else None)
         if found is None or self._confirms:
             self.status, self._confirms = found, False
         else:
@@ -101,14 +101,17 @@ class Convergence:
     def _now(self) -> list[Tensor]:
         return [parameter.clone() for parameter in self._trainer.trained().values()]
 
-    def _status(self, record: Record, before: list[Tensor]) -> int | None:
+    def _status(self, record: Record, before: list[Tensor] | None) -> int | None:
+        """Which test a step passes from the parameters ``before``, None if it was undone."""
+        if record.predicted is None or (before is None and record.rho is not None):
+            return None
         ftol, xtol, gtol = self._tolerances.ftol, self._tolerances.xtol, self._tolerances.gtol
-        size, promised = abs(record.objective), abs(record.predicted or 0.0)
+        size, promised = abs(record.objective), abs(record.predicted)
         made = abs(promised * (record.rho or 0.0))  # no ρ: rounding
         if not promised or (gtol is not None and promised <= gtol**2 * size):
             return 1
         by_f = ftol is not None and max(promised, made) <= ftol * size
-        by_x = xtol is not None and self._moved_little(before, xtol)
+        by_x = xtol is not None and before is not None and self._moved_little(before, xtol)
         return 4 if by_f and by_x else 2 if by_f else 3 if by_x else None
 
     def _moved_little(self, before: list[Tensor], xtol: float) -> bool:
