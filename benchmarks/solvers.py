@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
 import gncompile
+from gncompile.app.curve_fit import DEFAULTS
 from gncompile.base.tables import table
 
 from .convergence.networks import Build, mlp, seeded
@@ -85,9 +86,9 @@ def problems() -> list[Problem]:
     stiff, big = CONTEST["stiff"].data(), CONTEST["table"].data()
     double = torch.float64
     return [
-        Problem("stiff curve 1-30-30-1", CONTEST["stiff"].build, stiff.train_x, stiff.train_y, 1e-6, 20),
-        Problem("curve 1-20-20-1", seeded(lambda: mlp(1, 20, 20, 1), double), *curve(), 1e-6, 20),
-        Problem("table 10-32-1", seeded(lambda: mlp(10, 32, 1), double), *small_table(), 0.0135, 20),
+        Problem("stiff curve 1-30-30-1", CONTEST["stiff"].build, stiff.train_x, stiff.train_y, 1e-8, 20),
+        Problem("curve 1-20-20-1", seeded(lambda: mlp(1, 20, 20, 1), double), *curve(), 1e-8, 20),
+        Problem("table 10-32-1", seeded(lambda: mlp(10, 32, 1), double), *small_table(), 0.012, 20),
         Problem(
             "table 10-128-64-1", CONTEST["table"].build, big.train_x, big.train_y, 0.021, 60,
             CONTEST["table"].batch_size,
@@ -276,7 +277,8 @@ def torch_lm(problem: Problem, seed: int, model: nn.Module, clock: Clock) -> Non
 
 
 CONTESTANTS: Mapping[str, Contestant] = {
-    "exact": ours(solver="exact"),
+    "exact": ours(solver="exact", **DEFAULTS),
+    "exact, plain": ours(solver="exact"),
     "KFRA": ours(),
     "scipy lm": scipys("lm"),
     "scipy trf": scipys("trf"),

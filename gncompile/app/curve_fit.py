@@ -27,9 +27,9 @@ from .compile import compile
 SHOWN = 50
 """Numbers of parameters that a printed fit lists."""
 
-DEFAULTS = {"damping": 0.01, "damping_scale": "diagonal"}
+DEFAULTS = {"damping": 0.01, "damping_scale": "diagonal", "damping_rate": 0.2}
 """Options that are others than a trainer's. A formula's parameters have units, so λ multiplies the diagonal
-of G [Moré 1978]; it begins as Marquardt's [1963]."""
+of G [Moré 1978]; it begins as Marquardt's [1963], and falls fast, as another try costs no Jacobian."""
 
 DECIDED = ("method", "solver", "l2", "strict")
 """Options of ``compile`` that a fit decides."""
@@ -141,7 +141,7 @@ def fit(
     module holds the fitted parameters afterwards.
 
     ``model``, ``loss``, ``x: [N, …]`` and ``y`` are those of ``compile``, and so are ``options``, but for
-    ``damping=0.01`` and ``damping_scale="diagonal"``: λ is for parameters of any units. Weights come with
+    :data:`DEFAULTS`, which are for parameters of any units. Weights come with
     :func:`gncompile.losses.weighted` and ``y = (y, w)``, where ``w = 1/σ²`` for measurements of standard
     deviation σ.
 

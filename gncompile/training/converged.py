@@ -56,7 +56,13 @@ class Damped(Protocol):
     """What is asked of a trainer."""
 
     settings: Settings
-    damping: float | None
+
+    @property
+    def damping(self) -> float | None:
+        """λ of the next step."""
+
+    @damping.setter
+    def damping(self, value: float) -> None: ...
 
     def trained(self) -> dict[str, Tensor]:
         """The parameters by name."""
