@@ -174,6 +174,11 @@ def fit(
             "gncompile.compile trains in all other ways",
         )
     trainer = compile(model, loss, x, solver="exact", strict=True, **{**DEFAULTS, **options})
+    if trainer.compiled.identity.drops and trainer.compiled.masks(True):
+        raise CompileError(
+            "the model drops activations in its steps, which then have no common minimum",
+            instead="call model.eval() before",
+        )
     names = [name for name, _ in model.named_parameters() if name in trainer.trained()]
     size = sum(trainer.trained()[name].numel() for name in names)
     if max_nfev is None:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import curve_fit, least_squares
 from strd import PROBLEMS, Problem, saturation
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
@@ -18,6 +17,7 @@ from gncompile.app.curve_fit import CurveFit
 from gncompile.errors import CompileError
 from gncompile.losses import weighted
 
+optimize = pytest.importorskip("scipy.optimize")
 BY_NAME = {problem.name: problem for problem in PROBLEMS}
 MISRA = BY_NAME["Misra1a"]
 TIGHT = {"ftol": 1e-14, "xtol": 1e-14, "gtol": 1e-14}
@@ -62,7 +62,7 @@ def by_scipy(problem: Problem, **options: Any) -> tuple[np.ndarray, np.ndarray]:
 
     given = np.array(problem.x), np.array(problem.y, dtype=float)
     start, tight = problem.starts[1], {"ftol": 1e-15, "xtol": 1e-15}
-    return curve_fit(model, *given, p0=start, jac=jacobian, **tight, **options)[:2]
+    return optimize.curve_fit(model, *given, p0=start, jac=jacobian, **tight, **options)[:2]
 
 
 @pytest.mark.parametrize("name", ["Misra1a", "Thurber", "Eckerle4"])
@@ -124,7 +124,7 @@ def test_a_network_comes_to_least_squares_minimum() -> None:
         return (functional_call(model, named, (x,)) - y).flatten()
 
     found = gncompile.fit(model, "mse", x, y, **TIGHT)
-    expected = least_squares(
+    expected = optimize.least_squares(
         lambda flat: residuals(torch.from_numpy(flat)).numpy(),
         torch.cat([p.flatten() for p in found.parameters.values()]).numpy(),
         jac=lambda flat: jacrev(residuals)(torch.from_numpy(flat)).numpy(),
@@ -284,6 +284,14 @@ def test_what_a_fit_does_not_take_is_told(options: dict[str, Any], told: str) ->
     x, y = MISRA.data()
     with pytest.raises(CompileError, match=told):
         gncompile.fit(MISRA.model(0), "mse", x, y, **options)
+
+
+def test_dropout_has_no_minimum() -> None:
+    x, y = MISRA.data()
+    model = nn.Sequential(nn.Linear(1, 2), nn.Dropout(), nn.Linear(2, 1)).double()
+    with pytest.raises(CompileError, match="drops activations"):
+        gncompile.fit(model, "mse", x, y)
+    assert gncompile.fit(model.eval(), "mse", x / 100, y / 100, max_nfev=3).nfev >= 3
 
 
 def test_memory_bounds_the_covariance() -> None:
