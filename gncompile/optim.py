@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .app.compile import compile
-from .base.settings import Settings
+from .base.settings import AUTO, Settings
 from .errors import BatchError, CheckpointError, CompileError, GncompileError, expected_got
 from .losses.vocabulary import LossSpec
 from .training import checkpoint
@@ -47,7 +47,7 @@ class GaussNewton(torch.optim.Optimizer):
         model: nn.Module,
         loss: LossSpec,
         *,
-        method: str | Mapping[str, str] = "kfra",
+        method: str | Mapping[str, str] | None = None,
         example_inputs: Inputs | None = None,
         **options: Any,
     ) -> None:
@@ -56,12 +56,14 @@ class GaussNewton(torch.optim.Optimizer):
                 f"the model is of type {type(model).__name__}",
                 instead="pass the torch.nn.Module itself, not its parameters: GaussNewton(model, loss)",
             )
-        own = compile.__kwdefaults__ or {}
-        self._settings = {"method": method} | {k: v for k, v in options.items() if k not in own}
+        options |= {} if method is None else {"method": method}
+        own = set(compile.__kwdefaults__ or {})
+        own -= {"solver"} if isinstance(options.get("solver"), str) else set()
+        self._settings = {k: v for k, v in options.items() if k not in own}
         Settings.from_options(
             **self._settings
         )  # a wrong option is told here, not at the first step
-        self._model, self._loss, self._options = model, loss, {"method": method, **options}
+        self._model, self._loss, self._options = model, loss, options
         self._trainer: Trainer | None = None
         super().__init__([p for p in model.parameters() if p.requires_grad], {})
         if example_inputs is not None:
@@ -138,7 +140,7 @@ class GaussNewton(torch.optim.Optimizer):
         mine = vars(Settings.from_options(**self._settings))
         stored = found.about["settings"]
         for name in self._settings:
-            if name in stored and stored[name] != mine[name]:
+            if name in stored and mine[name] not in (stored[name], AUTO):
                 raise CheckpointError(
                     f"the state has another {name}\n{expected_got(mine[name], stored[name])}",
                     where=where,

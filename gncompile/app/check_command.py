@@ -56,7 +56,7 @@ def _check_options(file: ModelFile) -> None:
     for place in ("backend", "precision"):
         options.pop(place, None)
     try:
-        Settings.from_options(method=file.training.method, **options)
+        Settings.from_options(**options)
     except GncompileError as error:
         raise ModelFileError(
             str(error), where=f"[training], and its options, of {file.path}"
@@ -102,7 +102,7 @@ def described(file: ModelFile, trainer: Trainer) -> dict[str, str]:
         if training.updates
         else count(training.epochs or 0, "epoch")
     )
-    stops = training.early_stop
+    solver, stops = trainer.settings.solver, training.early_stop
     length += f", or {stops.patience} validations without a better {stops.monitor}" if stops else ""
     return {
         "model": file.name,
@@ -113,7 +113,7 @@ def described(file: ModelFile, trainer: Trainer) -> dict[str, str]:
         "network": " → ".join(str(size) for size in file.sizes.values()),
         "parameters": f"{parameters:,}",
         "loss": resolve_loss(file.loss).name,
-        "method": str(training.method),
+        "method": str(training.method) if solver == "kronecker" else f"{solver}, with all of G",
         "steps": f"of {count(file.batch_size, 'sample')}, {length}",
         "memory": _memory(file, trainer),
     }

@@ -11,14 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ..base.collector import collector_paused
-from ..base.settings import Settings
 from ..errors import CompileError, MethodWarning, expected_got, warn
 from ..frontends.agreement import agrees
 from ..graph.model_graph import ModelGraph
 from ..losses.vocabulary import LossSpec
 from ..pipeline import step_program
 from ..runtime.executable import Executable
-from ..solvers.exact import choose_form
 from ..solvers.solver import Solver
 from ..training.arguments import check_arguments, checked_seed
 from ..training.batches import input_tensors
@@ -28,6 +26,7 @@ from ..training.trainer import Trainer
 from ..tuning.problem import Variants
 from ..tuning.tuner import Tune, tunable, variants_for
 from .api import loss_of, understand
+from .solver_choice import chosen_settings
 from .standardise import Standardise, standardised_model
 
 
@@ -35,7 +34,7 @@ def compile(
     model: nn.Module,
     loss: LossSpec,
     example_inputs: Tensor | tuple[Tensor, ...],
-    method: str | Mapping[str, str] = "kfra",
+    method: str | Mapping[str, str] | None = None,
     *,
     seed: int = 0,
     dtype: torch.dtype | None = None,
@@ -53,14 +52,15 @@ def compile(
     computes), a function of tensors ``(z, y)``, one of these :func:`~gncompile.losses.weighted`, or a dict or
     list of them for a model that returns several outputs (:func:`~gncompile.losses.resolve_loss`).
     ``example_inputs`` ``[N, …]`` give shapes only; N is the batch size that ``tune`` looks at.
-    ``method`` is ``"kfra"``, ``"kflr"``, ``"kfac"``, ``"kfac_rp"``, ``"empirical"``, or a baseline,
-    ``"adam"`` or ``"sgd"``; ``"auto"`` chooses for every layer by cost
+    ``method`` is ``"kfra"``, the default, ``"kflr"``, ``"kfac"``, ``"kfac_rp"``, ``"empirical"``, or a
+    baseline, ``"adam"`` or ``"sgd"``; ``"auto"`` chooses for every layer by cost
     (:mod:`gncompile.derivation.method_choice`), and a mapping of layer patterns chooses by name, ``{"*":
     "kfra", "decoder.*": "kfac"}``. ``options`` are the fields of
     :class:`~gncompile.base.settings.Settings`. ``solver`` is ``"kronecker"``, factors of each layer by
-    ``method``, or ``"exact"``, the whole Gauss-Newton matrix instead, for small networks or batches
-    (:mod:`gncompile.solvers.exact`). ``seed`` starts the sampling of KFAC, and the orders that steps read
-    their rows in. ``backend`` is ``"torch"``, ``"triton"`` (CUDA) or ``"reference"``;
+    ``method``, ``"exact"``, the whole Gauss-Newton matrix instead, for small networks or batches
+    (:mod:`gncompile.solvers.exact`), or ``"auto"``, the latter where it costs little more. ``seed`` starts
+    the sampling of KFAC, and the orders that steps read their rows in. ``backend`` is ``"torch"``,
+    ``"triton"`` (CUDA) or ``"reference"``;
     ``precision`` is that of the Triton backend's float32 products, in the words of
     ``torch.set_float32_matmul_precision``: ``"highest"``, ``"high"`` or ``"medium"``. ``tune`` chooses
     variants of the torch backend's operations on a CPU and settings of the Triton backend's launches
@@ -97,7 +97,7 @@ def compile_into(
     model: nn.Module,
     loss: LossSpec,
     example_inputs: Tensor | tuple[Tensor, ...],
-    method: str | Mapping[str, str],
+    method: str | Mapping[str, str] | None = None,
     *,
     seed: int = 0,
     dtype: torch.dtype | None = None,
@@ -114,9 +114,16 @@ def compile_into(
     with collector_paused():
         traced, declared, reader = understand(model, loss, example_inputs)
         own = None if isinstance(solver, str) else solver
+        if own is not None and not (isinstance(own, type) and issubclass(own, Solver)):
+            raise CompileError(
+                f"the solver is of type {type(own).__name__}",
+                instead="give a name, 'kronecker', 'exact' or 'auto', or a subclass of Solver",
+            )
         named = "kronecker" if own else solver
-        settings = Settings.from_options(method=method, solver=named, **options)
-        settings = settings.at_places(traced.graph.places)
+        given = {**({} if method is None else {"method": method}), "solver": named, **options}
+        samples = reader.inputs(example_inputs)[0].shape[0]
+        itemsize = reader.dtype.itemsize
+        settings, stated = chosen_settings(given, traced.graph, declared, samples, itemsize)
         check_arguments(dtype=dtype, backend=backend, precision=precision, tune=tune)
         settings.check_parameters(list(traced.parameters))
         if settings.strict:
@@ -134,11 +141,6 @@ def compile_into(
                 f"inverse='newton_schulz' with the backend {backend!r}",
                 instead="use backend='triton', or inverse='cholesky'",
             )
-        samples = reader.inputs(example_inputs)[0].shape[0]
-        stated = ""
-        if settings.solver == "exact" and settings.second_order:
-            form, stated = choose_form(traced.graph, settings, samples, reader.dtype.itemsize)
-            settings = replace(settings, exact_form=form)
         program = step_program(traced.graph, declared, settings, own)
         if isinstance(settings.method, Mapping) and program.reasons:
             warn(
@@ -155,7 +157,7 @@ def compile_into(
             )  # fmt: skip
 
         if stated:
-            program = replace(program, reasons=(stated,))
+            program = replace(program, reasons=(*program.reasons, stated))
         place: dict[str, Any] = {
             "backend": backend,
             "device": reader.device,

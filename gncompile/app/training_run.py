@@ -34,10 +34,7 @@ def compile_file(file: ModelFile, seed: int | None = None, **options: Any) -> Tr
 
     model = file.build(seed)
     training = file.training
-    settings = {
-        **{"method": training.method, "tune": training.tune},
-        **{**trainer_options(file), **options},
-    }
+    settings = {"tune": training.tune, **trainer_options(file), **options}
     return compile_model(
         model,
         loss=file.loss,
@@ -49,8 +46,10 @@ def compile_file(file: ModelFile, seed: int | None = None, **options: Any) -> Tr
 
 
 def trainer_options(file: ModelFile) -> dict[str, Any]:
-    """The ``[training.options]`` of a model file as ``gncompile.compile`` takes them."""
-    return {name: _tuples(value) for name, value in file.training.options.items()}
+    """The ``[training.options]`` of a model file, and its method, as ``gncompile.compile`` takes them."""
+    training = file.training
+    given = {"method": training.method} if "method" in training.model_fields_set else {}
+    return {**given, **{name: _tuples(value) for name, value in training.options.items()}}
 
 
 @dataclass

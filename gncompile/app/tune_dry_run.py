@@ -7,11 +7,9 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ..base.settings import Settings
 from ..base.tables import count
 from ..base.tables import table as aligned
 from ..errors import CompileError
@@ -32,6 +30,7 @@ from ..tuning.problem import Candidate, sizes
 from ..tuning.search import ranked, weight
 from ..tuning.tuner import sizes_of
 from .api import understand
+from .solver_choice import chosen_settings
 from .training_run import trainer_options
 from .tune_command import bar
 
@@ -90,13 +89,14 @@ def dry_run_file(
 
 def bench_for(file: ModelFile, figures: Figures) -> GpuBench:
     """The launches of a model file's step as the Triton backend would run it."""
-    options: dict[str, Any] = {"method": file.training.method, **trainer_options(file)}
+    options = trainer_options(file)
     precision = options.pop("precision", "highest")
     for name in ("backend", "tune"):
         options.pop(name, None)
     samples = file.batch_size
     traced, loss, reader = understand(file.build(), file.loss, file.example(2), file.dtype)
-    settings = Settings.from_options(**options).at_places(traced.graph.places)
+    itemsize = reader.dtype.itemsize
+    settings, _ = chosen_settings(options, traced.graph, loss, samples, itemsize)
     settings = replace(settings, guarded=settings.second_order)  # as on any CUDA device
     program = step_program(traced.graph, loss, settings)
     dims = sizes_of(program, settings, samples, reader.dtype)

@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
 from ..errors import CompileError, OptionWarning, nearest, warn
+from .option_hints import FACTORED, HINTS, IDLE
 from .options import STRICT, WHOLE_BOUND, Count, Steps, explained
 
 CurvatureMethod = Literal["kfra", "kflr", "kfac", "kfac_rp", "empirical"]
@@ -22,25 +23,20 @@ CURVATURE_METHODS = get_args(CurvatureMethod)
 SAMPLED_METHODS = ("kfac", "kfac_rp")
 FIRST_ORDER_METHODS = ("adam", "sgd")
 AUTO = "auto"
-SolverName = Literal["kronecker", "exact"]
+SolverName = Literal["kronecker", "exact", "auto"]
 ExactForm = Literal["auto", "primal", "dual"]
 DampingScale = Literal["identity", "diagonal"]
 SOLVER_DEFAULTS: Mapping[str, Mapping[str, object]] = {
     "exact": {
-        "factor_share": 1.0, "factors_every": 1, "damping_rate": 0.5, "damping_period": 1,
-        "damping_tries": 10, "search_steps": 0, "damping_bounds": (1e-30, 1e30),
+        "method": AUTO, "factor_share": 1.0, "factors_every": 1, "damping_rate": 0.5,
+        "damping_period": 1, "damping_tries": 10, "search_steps": 0, "damping_bounds": (1e-30, 1e30),
         "momentum": False, "layer_steps": 0, "step_growth": None, "quadratic_share": 1.0,
         "average": 0.0, "gather_noise": None,
     },
 }  # fmt: skip
 """Options whose default is another with a solver. An exact direction needs no other step size than 1 and no
-momentum, and λ, its only damping, is adapted after each step: Levenberg and Marquardt's method."""
-
-FACTORED = frozenset({
-    "sharing", "samples", "trace_correction", "factor_samples", "whole_inputs", "factor_average",
-    "factor_damping_period", "inverse", "refresh_every", "refresh_always",
-})  # fmt: skip
-"""Options of the Kronecker factors, which no other solver looks at."""
+momentum, and λ, its only damping, is adapted after each step: Levenberg and Marquardt's method. Of a factor
+0.3 to 0.7 that λ falls by 0.5 takes the fewest steps, and on mini-batches as few (docs/solvers.md)."""
 
 GROUPS: Mapping[str, str] = {
     "method": "objective and curvature",
@@ -57,39 +53,6 @@ FACTOR_SAMPLES, FACTOR_SAMPLES_AT_PLACES, MANY_PLACES = 256, 64, 64
 
 SHOWN = 8
 """Parameters that an error lists."""
-
-HINTS: Mapping[str, str] = {
-    **dict.fromkeys(
-        ("lr", "step_size", "eta"),
-        "second-order methods choose their step size; learning_rate is that of method='adam' or 'sgd'",
-    ),
-    **dict.fromkeys(
-        ("weight_decay", "wd", "l2_reg"),
-        "use l2, the coefficient η of ½ η ‖w‖² in the objective, for all parameters or by pattern",
-    ),
-    **dict.fromkeys(("beta", "nesterov", "dampening"), "use sgd_momentum, with method='sgd'"),
-    **dict.fromkeys(
-        ("betas", "eps", "amsgrad"),
-        "leave it out: second-order methods need none, and method='adam' has torch's defaults; damping is "
-        "what keeps inverses finite",
-    ),
-    **dict.fromkeys(
-        ("clip", "clip_grad", "clip_norm", "max_norm", "grad_clip", "max_grad_norm"),
-        "leave it out: step_growth bounds steps already, and step_cap their size along the direction",
-    ),
-    **dict.fromkeys(
-        ("scheduler", "lr_scheduler", "lr_decay", "warmup"),
-        "leave it out: the step size is chosen anew in every step, and the damping adapts",
-    ),
-    **dict.fromkeys(("batch_size", "batch"), "the batch is what step or fit are given"),
-    **dict.fromkeys(
-        ("device", "to"), "move the model before: model.to(device); the step runs where it is"
-    ),
-    **dict.fromkeys(("epochs", "updates", "steps"), "give it to fit"),
-    **dict.fromkeys(("optimiser", "optimizer"), "use method"),
-    "exact_damping": "use inverse='eigen'",
-}
-"""What to say of options that others have and these do not."""
 
 
 class ReadBy(NamedTuple):
@@ -136,7 +99,8 @@ class Settings:
     ] = "kronecker"
     """``kronecker``: a pair of factors of each layer by ``method``; ``exact``: the whole Gauss-Newton matrix
     instead, for networks of few parameters or batches of few samples (:mod:`gncompile.solvers.exact`), with
-    defaults of its own (:data:`SOLVER_DEFAULTS`)."""
+    defaults of its own (:data:`SOLVER_DEFAULTS`); ``auto``: ``exact`` where it costs little more
+    (:mod:`gncompile.app.solver_choice`)."""
     exact_form: Annotated[
         ExactForm, Field(description=f"a name: one of {', '.join(get_args(ExactForm))}")
     ] = "auto"
@@ -290,6 +254,14 @@ class Settings:
                 f"option damping_bounds = {self.damping_bounds}",
                 instead="pass (low, high), 0 < low ≤ high",
             )
+        scaled = self.damping_scale != "identity" and self.solver not in ("exact", AUTO)
+        tries = self.damping_tries > 1 and self.solver == "kronecker"
+        if self.second_order and (scaled or tries):
+            name = "damping_scale" if scaled else "damping_tries"
+            raise CompileError(
+                f"{name} = {getattr(self, name)!r} together with solver={self.solver!r}",
+                instead="leave it out, or use solver='exact'",
+            )
         named = self.method.values() if isinstance(self.method, Mapping) else (self.method,)
         if "kflr" in named and set(SAMPLED_METHODS) & set(named) and self.samples > 1:
             raise CompileError(
@@ -299,6 +271,9 @@ class Settings:
 
     def _warn_of_no_effect(self) -> None:
         """Say which options the method does not look at; one set of options may serve several methods."""
+        unread = {} if self.factored else dict.fromkeys(FACTORED, "kronecker")
+        idle = {n: (self.__pydantic_fields__[n].default, by) for n, by in unread.items()}
+        idle |= IDLE.get(self.solver, {})
         for name, field in self.__pydantic_fields__.items():
             value, marks = getattr(self, name), [m for m in field.metadata if type(m) is ReadBy]
             looked_at = self.method in marks[0].methods if marks else self.second_order
@@ -309,11 +284,11 @@ class Settings:
                     f"option {name} = {value!r} has no effect with method={self.method!r}",
                     instead=f"leave it out, or use {users}",
                 )
-            elif name in FACTORED and value != field.default and self.solver != "kronecker":
+            elif name in idle and value != idle[name][0] and self.second_order:
                 warn(
                     OptionWarning,
                     f"option {name} = {value!r} has no effect with solver={self.solver!r}",
-                    instead="leave it out, or use solver='kronecker'",
+                    instead=f"leave it out, or use solver={idle[name][1]!r}",
                 )
 
     @classmethod
@@ -336,6 +311,12 @@ class Settings:
                 )
         if options.get("method") not in FIRST_ORDER_METHODS:
             options = {**SOLVER_DEFAULTS.get(str(options.get("solver")), {}), **options}
+            if options.get("solver") == "exact" and options["method"] != AUTO:
+                raise CompileError(
+                    f"method = {options['method']!r} together with solver='exact', which has the whole "
+                    "Gauss-Newton matrix and no factors",
+                    instead="leave method out, or use solver='kronecker'",
+                )
         settings = cls(**options)  # type: ignore[arg-type]
         settings._warn_of_no_effect()  # here, for settings that replace these would repeat it
         return settings
@@ -358,6 +339,11 @@ class Settings:
             return self
         many = places >= MANY_PLACES
         return replace(self, factor_samples=FACTOR_SAMPLES_AT_PLACES if many else FACTOR_SAMPLES)
+
+    @property
+    def factored(self) -> bool:
+        """Whether there are, or may be, Kronecker factors."""
+        return self.solver in ("kronecker", AUTO)
 
     @property
     def second_order(self) -> bool:

@@ -154,11 +154,14 @@ class Optimiser:
             select(a, a, sympy.Integer(1)), {a: self._greatest(layer)}, name=f"scale_{layer}"
         )
 
-    def raise_scale(self, layer: str, diagonal: Value) -> None:
-        """Let D follow the diagonal of this batch's G, laid out as W̄, where that is finite."""
-        state = self._greatest(layer)
-        greatest = select(finite(b), maximum(a, b), a)
-        self.write(state, greatest, {a: state, b: diagonal}, f"scale_{layer}_now")
+    def raise_scales(self, diagonals: Mapping[str, Value]) -> None:
+        """Let D follow the diagonal of this batch's G, by layer and laid out as W̄, if all of it is finite."""
+        sums = [self.builder.emit(ir.Total(), d, name="diagonal_sum") for d in diagonals.values()]
+        whole = sums[0] if len(sums) == 1 else self.builder.add(*sums, name="trace_G")
+        greatest = select(finite(c), maximum(a, b), a)
+        for layer, diagonal in self.builder.layerwise(diagonals):
+            state = self._greatest(layer)
+            self.write(state, greatest, {a: state, b: diagonal, c: whole}, "scale_now")
 
     def _greatest(self, layer: str) -> Value:
         return self.builder.state(f"scale.{layer}", Spec(self.layers[layer].shape))

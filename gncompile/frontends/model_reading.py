@@ -10,7 +10,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from ..base.settings import HINTS, Settings
+from ..base.option_hints import HINTS
+from ..base.settings import Settings
 from ..base.tables import count
 from ..base.untrusted import shown
 from ..data.data_files import ARCHIVES

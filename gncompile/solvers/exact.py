@@ -6,10 +6,16 @@ With the root ``C Cᵀ = 𝓗_L`` of K columns and ``J = Cᵀ ∂z/∂θ``, a ro
     primal    Δ = −(G + D)⁻¹ ∇                                     P × P, from the rows of J
     dual      Δ = −p − (1/N) D⁻¹ Jᵀ (I + (1/N) J D⁻¹ Jᵀ)⁻¹ (r − J p)    N K × N K, J is never formed
 
-with ``D = λ + η`` of every parameter. The dual form splits the loss's gradient at the output into ``C r`` and
-a rest, 0 for most losses: ``∇ = (1/N) Jᵀ r + D p``, so that nothing else is divided by a small λ. ``J Jᵀ`` is
-a sum of Hadamard products of small Grams over places and uses, ``Jᵀ v`` a weight gradient whose columns are
-scaled by v, and ``J p`` a tangent.
+with ``D = λ + η`` of every parameter, or ``λ S + η`` with the greatest diagonal S of G so far
+(``damping_scale="diagonal"`` [Moré 1978]: steps that do not know the units of parameters). The dual form
+splits the loss's gradient at the output into ``C r`` and a rest, 0 for most losses:
+``∇ = (1/N) Jᵀ r + D p``, so that nothing else is divided by a small λ. ``J Jᵀ`` is a sum of Hadamard products
+of small Grams over places and uses, ``Jᵀ v`` a weight gradient whose columns are scaled by v, and ``J p`` a
+tangent; with S rows are made a few at a time.
+
+A step whose loss rose is tried with a greater λ, up to ``damping_tries``, on the matrix that there is: a new
+Cholesky factorisation is a small part of it. Only where the Gram matrix of the dual form is another for each
+λ, as D is no multiple of one diagonal, it is made again.
 """
 
 from __future__ import annotations
@@ -133,34 +139,41 @@ class Exact(Solver):
 
     def _gram(self, columns: Mapping[str, Value]) -> Value:
         """``κ (1/N) J D⁻¹ Jᵀ``, weight after weight and bias after bias."""
-        total: Value | None = None
+        weights: dict[str, list[Value]] = {}
+        biases: dict[str, list[Value]] = {}
+        diagonals: dict[str, Value] = {}
         for name, layer in self.builder.layerwise(self.layers):
-            weights, biases = list[Value](), list[Value]()
-            coordinates = list[float]()
+            both, left_ones, coordinates = list[Value](), list[Value](), list[float]()
             for node, rule in uses(self.forward, layer.uses):
                 if node.name not in columns:
                     continue
                 with self.forward.work_for(node.name):
                     if layer.vector:
-                        biases.append(self._at_places(columns[node.name], 2))
+                        left_ones.append(self._at_places(columns[node.name], 2))
                         continue
                     left, right = self._sides(node, rule, layer, columns)
-                    weights += [left, right]
+                    both += [left, right]
                     coordinates += [rule.coordinate(layer)] * layer.homogeneous
                     if layer.homogeneous and rule.coordinate(layer):
-                        biases.append(left)
-            if self.scaled and (weights or biases):
+                        left_ones.append(left)
+            weights[name], biases[name] = both, left_ones
+            if self.scaled and (both or left_ones):
                 squares = exact.RowSquares(layer.vector, tuple(coordinates))
-                of = biases if layer.vector else weights
-                diagonal = self.builder.emit(squares, *of, name=f"squares_{layer.node.name}")
-                self.optimiser.raise_scale(name, diagonal)
-            for sides, part, bias in (
-                (weights, "weight", False),
-                (biases, "weight" if layer.vector else "bias", True),
+                sides = left_ones if layer.vector else both
+                diagonals[name] = self.builder.emit(
+                    squares, *sides, name=f"squares_{layer.node.name}"
+                )
+        if self.scaled:
+            self.optimiser.raise_scales(diagonals)
+        total: Value | None = None
+        for name, layer in self.builder.layerwise(self.layers):
+            for sides, part in (
+                (weights[name], "weight"),
+                (biases[name], "weight" if layer.vector else "bias"),
             ):
                 if sides:
                     before = [] if total is None else [total]
-                    op = exact.RowGram(bias, adds=bool(before))
+                    op = exact.RowGram(sides is biases[name], adds=bool(before))
                     operands = [self._share_of(name, part), *sides, *before]
                     total = self.builder.emit(op, *operands, name=f"gram_{layer.node.name}")
         assert total is not None
@@ -233,8 +246,7 @@ class Exact(Solver):
             kappa = self.optimiser.damping
         if self.scaled:
             diagonal = builder.emit(ir.TakeDiagonal(), self.matrix, name="G_diagonal")
-            for name, part in self._by_layer(diagonal).items():
-                self.optimiser.raise_scale(name, part)
+            self.optimiser.raise_scales(self._by_layer(diagonal))
             parts = map(self.optimiser.scale, self.layers)
             scale.append(builder.emit(exact.Joined(), *parts, name="scale"))
         gradient = builder.emit(
@@ -317,23 +329,24 @@ def choose_form(
 ) -> tuple[ExactForm, str]:
     """The cheaper form whose matrix fits into the memory budget, and what both cost, for a batch of N.
 
-    Counted are Gram matrix or rows, and a Cholesky factorisation; an eigendecomposition, where λ is near
-    the roundings of G, takes 27 times the latter. Raises :class:`~gncompile.errors.CompileError` where
-    neither fits, or not the one that ``settings.exact_form`` asks for.
+    Counted are Gram matrix or rows, and a Cholesky factorisation, of which a step that tries several λ makes
+    one for each; an eigendecomposition, where λ is near the roundings of G, takes 27 times the latter. Raises
+    :class:`~gncompile.errors.CompileError` where neither fits, or not the one that ``settings.exact_form``
+    asks for.
     """
     outputs = graph.output.size
     rows = samples * outputs
     parameters = sum(math.prod(layer.shape) for layer in graph.layers.values())
-    wide = sum(sum(layer.shape) for layer in graph.layers.values())
-    if settings.damping_scale != "identity":
-        wide = parameters  # J D⁻¹ Jᵀ is no Hadamard product
+    scaled = settings.damping_scale != "identity"
+    # J D⁻¹ Jᵀ of any D is no Hadamard product.
+    row = parameters if scaled else sum(sum(layer.shape) for layer in graph.layers.values())
     flops: dict[ExactForm, int] = {
         "primal": rows * parameters**2 + parameters**3 // 3,
-        "dual": rows**2 * wide + rows**3 // 3,
+        "dual": rows**2 * row + rows**3 // 3,
     }
     held: dict[ExactForm, int] = {
-        "primal": 3 * parameters**2 * itemsize,
-        "dual": 4 * rows**2 * itemsize,
+        "primal": (3 + scaled) * parameters**2 * itemsize,
+        "dual": (4 + scaled) * rows**2 * itemsize,
     }
     sizes: dict[ExactForm, int] = {"primal": parameters, "dual": rows}
     costs = {

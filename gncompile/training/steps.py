@@ -163,7 +163,7 @@ class LookedAfter:
             self._number("rho") if now.damping and self._number("measured") else None,
             self._count.rejected,
             float(self._states["noise"]) if now.noise else None,
-            tried,
+            tried=tried,
         )
 
     def undo(self, overlong: bool = True) -> None:

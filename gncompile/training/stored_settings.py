@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..base.settings import AUTO, CURVATURE_METHODS
 from ..base.typed import check_of
 from ..derivation.damping import TRIED
 from ..errors import CheckpointError, GncompileError
@@ -47,6 +48,8 @@ def _respell(options: dict[str, Any]) -> None:
     """The options of a checkpoint written before as they are called now."""
     if options.pop("exact_damping", False) is True:
         options["inverse"] = "eigen"
+    if options.get("solver") == "exact" and options.get("method") in CURVATURE_METHODS:
+        options["method"] = AUTO  # which it did not look at
     if options.get("factor_damping_rate") == TRIED:
         del options["factor_damping_rate"]  # no option any more, but what it always was
 

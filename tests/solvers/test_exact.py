@@ -7,7 +7,6 @@ from pathlib import Path
 import oracles
 import pytest
 import torch
-from architectures import normal
 from exact_problems import (
     EXACT,
     FORMS,
@@ -17,6 +16,7 @@ from exact_problems import (
     dense,
     direction,
     problems,
+    shared,
     small,
 )  # fmt: skip
 from hypothesis import given, settings
@@ -43,17 +43,13 @@ def test_the_direction_is_the_dense_solution(
         assert_same(found, expected, EXACT, f"{form} of {loss}, l2={l2}, in {model}")
 
 
+@pytest.mark.parametrize("l2", [0.0, {"*bias": 0.2, "*weight": 0.03}])
 @pytest.mark.parametrize("name", SHARED)
-def test_weights_with_several_uses(name: str) -> None:
-    torch.manual_seed(0)
-    model, generator = SHARED[name]().double(), torch.Generator().manual_seed(1)
-    x = normal(generator, 4, *((2, 4) if name == "groups" else (3,)))
-    x = torch.randint(4, (4, 3), generator=generator) if name == "embedding" else x
-    y = normal(generator, 4, model(x).shape[1])
-    l2 = {"*bias": 0.2, "*weight": 0.03}
-    expected, traced = dense(model, "mse", x, y, 1e-2, l2), trace(model, x, passes=prepare)
+def test_weights_with_several_uses(name: str, l2: object) -> None:
+    model, x, y, loss = shared(name)
+    expected, traced = dense(model, loss, x, y, 1e-2, l2), trace(model, x, passes=prepare)
     for form in FORMS:
-        assert_same(direction(traced, "mse", x, y, 1e-2, form, l2=l2), expected, EXACT, form)
+        assert_same(direction(traced, loss, x, y, 1e-2, form, l2=l2), expected, EXACT, form)
 
 
 SMALL = ("more parameters", "fewer parameters", "one sample", "dead units", "counts")

@@ -31,7 +31,7 @@ def dense(
     model: nn.Module, loss: str, x: Tensor, y: Tensor, damping: float, l2: object,
     scaled: bool = False,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """``−(G + λ D + η)⁻¹ ∇`` by parameter name, all formed with torch.func; D is 1, or diag(G) but for zeros."""
+    """``−(G + λ D + η)⁻¹ ∇`` by parameter name, by torch.func; D is 1, or diag(G) with 1 for 0."""
     at = oracles.parameters(model)
     argument = EVERY_LOSS[loss].argument
     z, gradient = model(x).detach(), oracles.gradient(model, argument, x, y)
@@ -128,6 +128,15 @@ SHARED = {
         nn.Embedding(4, 2, padding_idx=1), nn.Flatten(), nn.Linear(6, 2)
     ),
 }
+
+
+def shared(name: str) -> tuple[nn.Module, Tensor, Tensor, str]:
+    """A problem of which a weight has several uses, or lies transposed."""
+    torch.manual_seed(0)
+    model, generator = SHARED[name]().double(), torch.Generator().manual_seed(1)
+    x = normal(generator, 4, *((2, 4) if name == "groups" else (3,)))
+    x = torch.randint(4, (4, 3), generator=generator) if name == "embedding" else x
+    return model, x, normal(generator, 4, model(x).shape[1]), "mse"
 
 
 def small(name: str, seed: int = 1) -> tuple[nn.Module, Tensor, Tensor, str]:

@@ -89,6 +89,7 @@ def _claimed(folder: Path, file: ModelFile) -> Iterator[None]:
 def task_of(file: ModelFile) -> Task:
     """The network, loss and data of a model file; its method is left to the contestants."""
     data, options = load_data(file), trainer_options(file)
+    options.pop("method", None)
     settings = Settings.from_options(**options)
     if data.validation is None:
         raise ModelFileError(

@@ -1,0 +1,87 @@
+"""``solver="auto"``: the exact solver where its step costs little more than one with factors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..base.settings import AUTO, Settings
+from ..base.tables import engineering
+from ..errors import CompileError
+from ..graph.model_graph import ModelGraph
+from ..losses.vocabulary import Loss
+from ..pipeline import step_program
+from ..program.costs import CostModel, columns_within
+from ..program.phases import mean_runs
+from ..solvers.exact import choose_form
+
+WORTH = 4
+"""Times the FLOPs of a step with factors that an exact one may take. On full batches of small regressions and
+classifications KFRA takes 1 to 4 times as many steps to the same loss (docs/solvers.md), more towards the end
+of a fit; on mini-batches, whose noise no solver sees through, the exact solver saves fewer."""
+
+OF_EXACT = ("exact_form", "damping_scale", "damping_tries")
+"""Options that the solver with factors does not have."""
+
+
+def chosen_settings(
+    options: Mapping[str, Any], graph: ModelGraph, loss: Loss, samples: int, itemsize: int
+) -> tuple[Settings, str]:
+    """Settings of ``options`` for batches of ``samples``, solver and form chosen, and why; "" if nothing was.
+
+    Raises :class:`~gncompile.errors.CompileError` for options that do not fit, and for an exact solver asked
+    for by name whose matrix exceeds the memory budget.
+    """
+    settings = Settings.from_options(**options).at_places(graph.places)
+    if settings.solver == AUTO and settings.second_order:
+        return _cheaper(options, graph, loss, samples, itemsize)
+    if settings.solver == AUTO:
+        return replace(settings, solver="kronecker"), ""
+    if settings.solver == "exact" and settings.second_order:
+        form, why = choose_form(graph, settings, samples, itemsize)
+        return replace(settings, exact_form=form), why
+    return settings, ""
+
+
+def _cheaper(
+    options: Mapping[str, Any], graph: ModelGraph, loss: Loss, samples: int, itemsize: int
+) -> tuple[Settings, str]:
+    """Both solvers' settings are those that ``options`` mean with them."""
+
+    def named(solver: str) -> tuple[Settings, str]:
+        return chosen_settings({**options, "solver": solver}, graph, loss, samples, itemsize)
+
+    method, noise = options.get("method"), options.get("gather_noise")
+    if method not in (None, AUTO):
+        return named("kronecker")[
+            0
+        ], f"solver 'kronecker', whose factors method={method!r} asks for"
+    if noise is not None:
+        return named("kronecker")[0], "solver 'kronecker', which gather_noise asks for"
+    given = [name for name in OF_EXACT if name in options]
+    if given:
+        exact, why = named("exact")
+        return exact, f"solver 'exact', which {given[0]} asks for; {why}"
+    factored = named("kronecker")[0]
+    try:
+        exact, why = named("exact")
+    except CompileError as error:
+        return factored, f"solver 'kronecker', for want of memory: {str(error).splitlines()[0]}"
+    costs = {s.solver: _flops(s, graph, loss, samples, itemsize) for s in (factored, exact)}
+    compared = (
+        f"an exact step takes {engineering(costs['exact'])}FLOP, {costs['exact'] / costs['kronecker']:.2g} "
+        f"times one with factors, and may take {WORTH}; {why}"
+    )
+    worth = costs["exact"] <= WORTH * costs["kronecker"]
+    chosen = exact if worth else factored
+    return chosen, f"solver {chosen.solver!r}: {compared}"
+
+
+def _flops(settings: Settings, graph: ModelGraph, loss: Loss, samples: int, itemsize: int) -> float:
+    """FLOPs of a mean step."""
+    program = step_program(graph, loss, settings)
+    columns = columns_within(program, samples, itemsize, settings.memory_budget)
+    costs = CostModel(program, samples, itemsize, settings.rows(samples), columns)
+    often = mean_runs(settings, program.step)
+    return sum(costs.phase(phase).flops * often.get(phase, 0) for phase in program.phases)
