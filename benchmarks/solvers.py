@@ -277,8 +277,8 @@ def torch_lm(problem: Problem, seed: int, model: nn.Module, clock: Clock) -> Non
 
 
 CONTESTANTS: Mapping[str, Contestant] = {
-    "exact": ours(solver="exact", **DEFAULTS),
-    "exact, plain": ours(solver="exact"),
+    "exact": ours(solver="exact"),
+    "exact, of fit": ours(solver="exact", **DEFAULTS),
     "KFRA": ours(),
     "scipy lm": scipys("lm"),
     "scipy trf": scipys("trf"),
