@@ -31,7 +31,7 @@ DEFAULTS = {"damping": 0.01, "damping_scale": "diagonal", "damping_rate": 0.2}
 """Options that are others than a trainer's. A formula's parameters have units, so λ multiplies the diagonal
 of G [Moré 1978]; it begins as Marquardt's [1963], and falls fast, as another try costs no Jacobian."""
 
-DECIDED = ("method", "solver", "l2", "strict")
+DECIDED = ("method", "solver", "l2", "strict", "standardise")
 """Options of ``compile`` that a fit decides."""
 
 
@@ -141,9 +141,9 @@ def fit(
     module holds the fitted parameters afterwards.
 
     ``model``, ``loss``, ``x: [N, …]`` and ``y`` are those of ``compile``, and so are ``options``, but for
-    :data:`DEFAULTS`, which are for parameters of any units. Weights come with
-    :func:`gncompile.losses.weighted` and ``y = (y, w)``, where ``w = 1/σ²`` for measurements of standard
-    deviation σ.
+    ``damping=0.01``, ``damping_rate=0.2`` and ``damping_scale="diagonal"``, for parameters of any units.
+    Weights come with :func:`gncompile.losses.weighted` and ``y = (y, w)``, where ``w = 1/σ²`` for
+    measurements of standard deviation σ.
 
     ``ftol``, ``xtol`` and ``gtol`` end the fit, each by itself
     (:class:`~gncompile.training.converged.Tolerances`); so do ``max_nfev`` evaluations of the loss, by
@@ -170,7 +170,7 @@ def fit(
     if decided := [name for name in DECIDED if name in options]:
         raise CompileError(
             f"option {decided[0]} is given to fit",
-            instead="leave it out: a fit is by the exact solver, of the loss alone; "
+            instead="leave it out: a fit is by the exact solver, of loss and parameters as they are; "
             "gncompile.compile trains in all other ways",
         )
     trainer = compile(model, loss, x, solver="exact", strict=True, **{**DEFAULTS, **options})
@@ -214,7 +214,9 @@ def _found(
     unreduced = Unreduced.of(compiled.loss, rows, compiled.traced.graph.output.size)
     squares, share = unreduced.squares, len(rows) / unreduced.unit
     loss = float(trainer.loss(x, y))
-    cost = share * loss if squares is None else squares.sum(trainer.predict(x).flatten(1))
+    cost = (
+        share * loss if squares is None else squares.sum(trainer.predict(x).reshape(len(rows), -1))
+    )
     slopes = trainer.gradients(x, y).values()
     notes = []
     if trainer.dtype == torch.float32:
