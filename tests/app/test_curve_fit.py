@@ -286,6 +286,37 @@ def test_what_a_fit_does_not_take_is_told(options: dict[str, Any], told: str) ->
         gncompile.fit(MISRA.model(0), "mse", x, y, **options)
 
 
+class Planes(nn.Module):
+    """Two outputs of two inputs, of one matrix used twice and a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(2, 2, bias=False).double()
+        self.rate = nn.Parameter(torch.ones(2, dtype=torch.float64))
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.tanh(self.mix(a)) + torch.exp(-self.rate * self.mix(b))
+
+
+def test_several_inputs_outputs_and_uses() -> None:
+    torch.manual_seed(0)
+    a, b = torch.rand(30, 2, dtype=torch.float64), torch.rand(30, 2, dtype=torch.float64)
+    model, truth = Planes(), Planes()
+    noise = 0.05 * torch.randn(30, 2, dtype=torch.float64)
+    y = truth(a, b).detach() + noise
+    found = gncompile.fit(model, nn.MSELoss(), (a, b), y, **TIGHT)
+    at = {name: value.clone() for name, value in found.parameters.items()}
+    apart = Planes()
+    j = jacrev(lambda named: functional_call(apart, named, (a, b)))(at)
+    rows = torch.cat([j[name].flatten(2) for name in at], dim=2).flatten(0, 1)
+    residuals = functional_call(apart, at, (a, b)) - y
+    assert found.success
+    assert found.residuals == 60
+    assert found.cost == pytest.approx(float((residuals**2).sum()) / 2)
+    variance = 2 * found.cost / (60 - 6)
+    assert_same(covariance_of(found), (torch.linalg.inv(rows.T @ rows) * variance).numpy())
+
+
 def test_dropout_has_no_minimum() -> None:
     x, y = MISRA.data()
     model = nn.Sequential(nn.Linear(1, 2), nn.Dropout(), nn.Linear(2, 1)).double()
