@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from . import optim as optim
     from .app.api import curvature as curvature
     from .app.compile import compile as compile
+    from .app.curve_fit import fit as fit
     from .app.laplace import laplace as laplace
     from .app.loaded_run import load as load
     from .app.posterior import Posterior as Posterior
@@ -47,6 +48,7 @@ _HOMES = {
     "Trainer": "training.trainer",
     "compile": "app.compile",
     "curvature": "app.api",
+    "fit": "app.curve_fit",
     "interpolate": "functions.interpolate",
     "laplace": "app.laplace",
     "load": "app.loaded_run",

@@ -316,6 +316,17 @@ def jacobian_program(graph: ModelGraph) -> StepProgram:
     return builder.finish()
 
 
+def gauss_newton_program(graph: ModelGraph, loss: Loss) -> StepProgram:
+    """The whole Gauss-Newton matrix of a batch, ``gauss_newton``: of every layer's W̄ in turn, row by row."""
+    settings = Settings.from_options(solver="exact", exact_form="primal")
+    builder = ProgramBuilder(step_phases(Exact.phases(settings)))
+    batch = BatchGradient(builder, graph, loss)
+    solver = Exact(batch, Optimiser(builder, batch.forward, settings))
+    solver.prepare()
+    builder.results["gauss_newton"] = solver.matrix.name
+    return builder.finish()
+
+
 def input_gradient_program(graph: ModelGraph, loss: Loss) -> StepProgram:
     """``N ∂Ē/∂x`` of every sample for the inputs that move the loss, the results ``input.<position>``."""
     builder = ProgramBuilder(step_phases())

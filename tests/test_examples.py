@@ -55,6 +55,13 @@ def test_a_declared_activation_trains_with_every_method(custom, method):
     assert last < 0.97 * first
 
 
+def test_a_curve_is_fitted(capsys: pytest.CaptureFixture[str]) -> None:
+    example("curve_fit").main()
+    printed = capsys.readouterr().out
+    assert "standard errors by (JᵀWJ)⁻¹" in printed
+    assert re.search(r"y\(0\) = 2\.\d+ ± 0\.0", printed)
+
+
 def test_the_model_file_declares_the_same_activation(custom):
     file = load_model_file(EXAMPLES / "custom_activation.toml")
     assert file.transfers["smooth_step"].expression.equals(custom.smooth_step.expression)

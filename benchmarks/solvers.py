@@ -1,0 +1,386 @@
+"""Regressions until the same loss, by the exact solver and its rivals: ``python -m benchmarks.solvers``.
+
+Every contestant starts at the same parameters and is stopped where the loss of all data is at the problem's
+aim, or after a time limit. Counted is CPU time on one thread, without compiling, which is stated apart, and
+without looking at the loss where a contestant does not know it anyway. See README.md.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from scipy.optimize import least_squares
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev, vmap
+
+import gncompile
+from gncompile.app.curve_fit import DEFAULTS
+from gncompile.base.tables import table
+
+from .convergence.networks import Build, mlp, seeded
+from .convergence.problems import PROBLEMS as CONTEST
+from .convergence.problems import friedman, half_squares
+from .machine import environment, installed
+from .timing import JsonOption
+
+SAME = 1e-6
+"""How far a loss that is told, or a gradient, may be from torch's, relatively; a hundred times in float32."""
+EVERY = 0.2
+"""CPU seconds between two looks at the whole data's loss, where steps are on batches."""
+MOST_ROWS = 2**28
+"""Bytes of a dense Jacobian, and of its factors, that SciPy is given at most."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Data and network; who comes to a mean loss of ``aim`` first?"""
+
+    name: str
+    build: Build
+    x: Tensor
+    y: Tensor
+    aim: float
+    limit: float
+    """CPU seconds."""
+    batch: int = 0
+    """Samples of a step, for those that take batches; 0 for all."""
+
+    def loss(self, model: nn.Module) -> float:
+        """Half the squared error, summed over outputs and averaged over samples."""
+        with torch.no_grad():
+            return float(half_squares(model(self.x), self.y))
+
+    def batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Without end."""
+        if not self.batch:
+            while True:
+                yield self.x, self.y
+        yield from gncompile.data.Batches(self.x, self.y, self.batch, seed=seed).forever()
+
+
+def curve() -> tuple[Tensor, Tensor]:
+    """``sin 5x + ½ cos 17x`` at 200 points of [-1, 1], float64."""
+    x = torch.linspace(-1, 1, 200, dtype=torch.float64)[:, None]
+    return x, torch.sin(5 * x) + torch.cos(17 * x) / 2
+
+
+def small_table() -> tuple[Tensor, Tensor]:
+    """2,000 rows of Friedman's table, float64."""
+    data = friedman(2500)
+    return data.train_x.double(), data.train_y.double()
+
+
+def problems() -> list[Problem]:
+    """The contest's curve and table, and a small one of each."""
+    stiff, big = CONTEST["stiff"].data(), CONTEST["table"].data()
+    double = torch.float64
+    return [
+        Problem("stiff curve 1-30-30-1", CONTEST["stiff"].build, stiff.train_x, stiff.train_y, 1e-8, 20),
+        Problem("curve 1-20-20-1", seeded(lambda: mlp(1, 20, 20, 1), double), *curve(), 1e-8, 20),
+        Problem("table 10-32-1", seeded(lambda: mlp(10, 32, 1), double), *small_table(), 0.012, 20),
+        Problem(
+            "table 10-128-64-1", CONTEST["table"].build, big.train_x, big.train_y, 0.021, 60,
+            CONTEST["table"].batch_size,
+        ),
+    ]  # fmt: skip
+
+
+class Ended(Exception):
+    """The aim is reached, or the time is over."""
+
+
+@dataclass
+class Clock:
+    """CPU seconds of one contestant on one problem, and the least loss it has come to."""
+
+    problem: Problem
+    compiled: float = 0.0
+    """Seconds of compiling, which are not counted."""
+    spent: float = 0.0
+    least: float = math.inf
+    reached: float | None = None
+    """Seconds to the aim."""
+    evaluations: int = 0
+    _since: float = field(default=0.0, repr=False)
+    _looked: float = field(default=0.0, repr=False)
+
+    def begin(self) -> None:
+        self._since = time.process_time()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self.spent += time.process_time() - self._since
+        yield
+        self.begin()
+
+    def note(self, loss: float) -> None:
+        """A loss of all data that the contestant has just seen."""
+        with self.paused():
+            self.evaluations += 1
+            self.least = min(self.least, loss) if math.isfinite(loss) else self.least
+            if self.reached is None and self.least <= self.problem.aim:
+                self.reached = self.spent
+            if self.reached is not None or self.spent > self.problem.limit:
+                raise Ended
+
+    def look(self, loss: Callable[[], float]) -> None:
+        """The same for one that sees batches only: now and then, while the clock stands still."""
+        now = self.spent + time.process_time() - self._since
+        if now - self._looked >= EVERY:
+            with self.paused():
+                self._looked, value = now, loss()
+            self.note(value)
+
+
+Contestant = Callable[[Problem, int, nn.Module, Clock], None]
+
+
+def ours(**options: Any) -> Contestant:
+    """Steps of a compiled trainer."""
+
+    def run(problem: Problem, seed: int, model: nn.Module, clock: Clock) -> None:
+        example = problem.x[: problem.batch or None]
+        begun = time.process_time()
+        trainer = gncompile.compile(model, "mse", example, **options)
+        clock.compiled = time.process_time() - begun
+        check(problem, trainer, model)
+        batches = problem.batches(seed)
+        clock.begin()
+        for x, y in batches:
+            stats = trainer.step(x, y).resolved()
+            if problem.batch:
+                clock.look(lambda: trainer.evaluate(problem.x, problem.y))
+            elif stats.rho is not None and stats.predicted is not None:
+                clock.note(stats.objective + stats.rho * stats.predicted)
+            else:
+                clock.note(stats.objective)
+
+    return run
+
+
+def check(problem: Problem, trainer: gncompile.Trainer, model: nn.Module) -> None:
+    """Raise unless loss and gradient are those of torch."""
+    x, y = problem.x[:500], problem.y[:500]
+    loss, found = half_squares(model(x), y), trainer.gradients(x, y)
+    wanted = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+    got = torch.cat([found[name].flatten() for name, _ in model.named_parameters()])
+    off = float((got - wanted).norm() / wanted.norm())
+    off = max(off, abs(float(trainer.loss(x, y)) / loss.item() - 1))
+    if not off < SAME * (100 if x.dtype == torch.float32 else 1):
+        raise typer.Exit(
+            _told(f"{problem.name}: loss or gradient differ from torch's by {off:.1e}")
+        )
+
+
+def _told(text: str) -> int:
+    typer.echo(text, err=True)
+    return 1
+
+
+class Flat:
+    """Residuals and Jacobian of a network as functions of one vector of parameters."""
+
+    def __init__(self, problem: Problem, model: nn.Module) -> None:
+        self.problem, self.model = problem, model
+        self.shapes = {name: p.shape for name, p in model.named_parameters()}
+        self.start = torch.cat([p.detach().flatten() for p in model.parameters()]).double().numpy()
+
+    def named(self, flat: np.ndarray | Tensor) -> dict[str, Tensor]:
+        """Parameters by name."""
+        given = torch.as_tensor(flat, dtype=self.problem.x.dtype)
+        parts = given.split([math.prod(shape) for shape in self.shapes.values()])
+        return {name: p.view(s) for (name, s), p in zip(self.shapes.items(), parts, strict=True)}
+
+    def residuals(self, flat: np.ndarray) -> Tensor:
+        """``[N K]``."""
+        with torch.no_grad():
+            out = functional_call(self.model, self.named(flat), (self.problem.x,))
+        return (out - self.problem.y).flatten()
+
+    def jacobian(self, flat: np.ndarray) -> np.ndarray:
+        """``[N K, P]``, sample by sample under ``vmap``, as torch's documentation advises."""
+
+        def output(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
+            return functional_call(self.model, dict(named), (x[None],))[0]
+
+        rows = vmap(jacrev(output), in_dims=(None, 0))(self.named(flat), self.problem.x)
+        return (
+            torch.cat([rows[name].flatten(2) for name in self.shapes], dim=2).flatten(0, 1).numpy()
+        )
+
+
+def scipys(method: str) -> Contestant:
+    """``scipy.optimize.least_squares`` with the Jacobian by ``torch.func``."""
+
+    def run(problem: Problem, seed: int, model: nn.Module, clock: Clock) -> None:
+        flat, samples = Flat(problem, model), len(problem.x)
+        if samples * len(flat.start) * 8 > MOST_ROWS:
+            raise MemoryError(f"a Jacobian of {samples:,} × {len(flat.start):,}")
+
+        def residuals(b: np.ndarray) -> np.ndarray:
+            r = flat.residuals(b)
+            with clock.paused():
+                model.load_state_dict(flat.named(b))
+            clock.note(float(r @ r) / (2 * samples))
+            return r.double().numpy()
+
+        tight = {"ftol": 1e-15, "xtol": 1e-15, "gtol": 1e-15, "max_nfev": 10**6}
+        clock.begin()
+        least_squares(residuals, flat.start, jac=flat.jacobian, method=method, **tight)
+
+    return run
+
+
+def lbfgs(problem: Problem, seed: int, model: nn.Module, clock: Clock) -> None:
+    """``torch.optim.LBFGS`` with its line search, all data."""
+    endless = {"max_iter": 10**6, "max_eval": 10**7, "tolerance_grad": 0, "tolerance_change": 0}
+    optimiser = torch.optim.LBFGS(model.parameters(), line_search_fn="strong_wolfe", **endless)
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = half_squares(model(problem.x), problem.y)
+        loss.backward()
+        clock.note(loss.item())
+        return loss
+
+    clock.begin()
+    for _ in range(1000):  # a search that finds nothing ends it; the next begins without memory
+        optimiser.step(closure)
+        optimiser.state.clear()
+
+
+def torch_lm(problem: Problem, seed: int, model: nn.Module, clock: Clock) -> None:
+    """``torch-levenberg-marquardt``, with its faster solution."""
+    try:
+        training = importlib.import_module("torch_levenberg_marquardt").training
+    except ImportError as error:
+        raise ValueError(f"is not installed: {error}") from error
+    module = training.LevenbergMarquardtModule(model, solve_method="cholesky")
+    clock.begin()
+    for x, y in problem.batches(seed):
+        _, loss, _, _ = module.training_step(x, y)
+        if problem.batch:
+            clock.look(lambda: problem.loss(model))
+        else:  # of the mean square, before the step
+            clock.note(float(loss) / 2)
+
+
+CONTESTANTS: Mapping[str, Contestant] = {
+    "exact": ours(solver="exact"),
+    "exact, of fit": ours(solver="exact", **DEFAULTS),
+    "KFRA": ours(),
+    "scipy lm": scipys("lm"),
+    "scipy trf": scipys("trf"),
+    "torch LBFGS": lbfgs,
+    "torch-lm": torch_lm,
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one contestant did on one problem, from every seed."""
+
+    clocks: list[Clock]
+    refused: str = ""
+    """Why it did not run."""
+
+    @property
+    def seconds(self) -> float:
+        """The median of the times to the aim; infinite where most starts did not come to it."""
+        times = [math.inf if each.reached is None else each.reached for each in self.clocks]
+        return statistics.median(times) if times else math.inf
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "refused": self.refused,
+            "seconds": [each.reached for each in self.clocks],
+            "least loss": [each.least for each in self.clocks],
+            "looks": [each.evaluations for each in self.clocks],
+            "compile seconds": [each.compiled for each in self.clocks],
+        }
+
+
+def race(problem: Problem, name: str, seeds: int) -> Result:
+    """One contestant from every start."""
+    clocks = []
+    for seed in range(seeds):
+        model, clock = problem.build(seed), Clock(problem)
+        try:
+            CONTESTANTS[name](problem, seed, model, clock)
+        except (ValueError, MemoryError) as error:
+            return Result([], str(error).partition(".")[0])
+        except Ended:
+            pass
+        if clock.reached is not None and not problem.batch:
+            found = problem.loss(model)
+            if not found <= (1 + SAME) * problem.aim:
+                raise typer.Exit(_told(f"{problem.name}, {name}: told {clock.least}, has {found}"))
+        clocks.append(clock)
+    return Result(clocks)
+
+
+def shown(results: Mapping[str, Result]) -> str:
+    """A table of one problem, with what times the exact solver's everybody took."""
+    first = results["exact"].seconds
+    rows = [("", "seconds", "× exact", "least loss", "compile")]
+    for name, result in sorted(results.items(), key=lambda each: each[1].seconds):
+        if result.refused:
+            rows.append((name, "—", "", result.refused, ""))
+            continue
+        least = statistics.median(each.least for each in result.clocks)
+        compiled = statistics.median(each.compiled for each in result.clocks)
+        came = math.isfinite(result.seconds)
+        rows.append((
+            name,
+            f"{result.seconds:.2f}" if came else "—",
+            f"{result.seconds / first:.1f}" if came and math.isfinite(first) else "",
+            f"{least:.3g}",
+            f"{compiled:.1f}" if compiled else "",
+        ))  # fmt: skip
+    return table(rows, right=(1, 2, 4), width=100)
+
+
+def main(
+    seeds: Annotated[int, typer.Option(min=1, help="Starts of each network.")] = 3,
+    limit: Annotated[float, typer.Option(help="A factor on the time limits.")] = 1.0,
+    only: Annotated[list[str] | None, typer.Option(help="Contestants.")] = None,
+    problem: Annotated[
+        list[str] | None, typer.Option(help="Problems, by a part of the name.")
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Race on one thread; medians over the starts, in CPU seconds."""
+    torch.set_num_threads(1)
+    rows: dict[str, Any] = {}
+    for each in problems():
+        if problem and not any(part in each.name for part in problem):
+            continue
+        each = replace(each, limit=limit * each.limit)
+        names = [name for name in CONTESTANTS if not only or name in only]
+        results = {name: race(each, name, seeds) for name in dict.fromkeys(["exact", *names])}
+        typer.echo(f"{each.name}, {len(each.x):,} samples, to a loss of {each.aim:g}\n")
+        typer.echo(f"{shown(results)}\n")
+        rows[each.name] = {
+            "aim": each.aim, "limit": each.limit,
+            "contestants": {name: result.record() for name, result in results.items()},
+        }  # fmt: skip
+    if json_file:
+        versions = {name: installed(name) for name in ("scipy", "torch-levenberg-marquardt")}
+        record = {"environment": {**environment(), **versions}, "clock": "cpu", "problems": rows}
+        json_file.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
