@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from .app.api import curvature as curvature
     from .app.compile import compile as compile
     from .app.loaded_run import load as load
+    from .app.residuals import Term as Term
+    from .app.residuals import residuals as residuals
+    from .data.domains import Box as Box
+    from .data.domains import Points as Points
     from .frontends.standardised import Standardised as Standardised
     from .frontends.torch_export import trace as trace
     from .functions.transfer import register_transfer as register_transfer
@@ -33,13 +37,16 @@ if TYPE_CHECKING:
     from .verification.verification import verify as verify
 
 _HOMES = {
+    "Box": "data.domains",
     "CSVLogger": "training.loggers",
     "EarlyStop": "training.early_stop",
     "KroneckerFactors": "training.factors",
     "Metric": "training.metrics",
+    "Points": "data.domains",
     "Standardised": "frontends.standardised",
     "StopTraining": "training.early_stop",
     "TensorBoardLogger": "training.loggers",
+    "Term": "app.residuals",
     "Trainer": "training.trainer",
     "compile": "app.compile",
     "curvature": "app.api",
@@ -48,6 +55,7 @@ _HOMES = {
     "measure_accuracy": "verification.accuracy",
     "register_loss": "losses.vocabulary",
     "register_transfer": "functions.transfer",
+    "residuals": "app.residuals",
     "trace": "frontends.torch_export",
     "transfer": "functions.transfer",
     "transfer_function": "functions.transfer",
