@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .data_sets import Batches
@@ -11,8 +11,8 @@ from .data_sets import Batches
 class DrawnBatches(Batches):
     """``draw(number)`` gives the whole batch ``(x, y)`` of a draw; the draw of step k is ``k // every``.
 
-    With ``every=None`` all steps have the draw 0. The place of a loader, which a checkpoint holds, tells the
-    draw, so that a training goes on with the same samples.
+    With ``every=None`` all steps have the draw 0. The number of steps, which a checkpoint holds as the place
+    of a loader, tells the draw: a training that goes on does so with the same samples.
     """
 
     def __init__(self, draw: Callable[[int], tuple[Any, Any]], every: int | None, seed: int) -> None:
@@ -28,3 +28,8 @@ class DrawnBatches(Batches):
             self._number = number
         self._place = self.epoch + 1, 0
         return self.x, self.y
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue where ``state`` was taken; the draw that it stood in is made when it is asked for."""
+        super().load_state_dict(state)
+        self._number = -1
