@@ -26,10 +26,10 @@ from sympy.core.function import AppliedUndef
 
 from ..errors import CompileError, ExpressionError, GncompileError, nearest
 from ..functions.declarations import check_name, over_symbols, without_piecewise
+from ..functions.faa_di_bruno import Derivative
 from ..functions.parsing import FUNCTIONS, parse_expression
 from ..functions.stable_forms import stable
 from ..graph.residuals import TERM, Residuals, by_term
-from ..graph.streams import Derivative
 
 MARK = "__"
 """Between an output and what it is differentiated by."""

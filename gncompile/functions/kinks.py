@@ -11,6 +11,7 @@ from sympy import Expr
 
 from .derive import PointwiseRule
 from .precise import Function, Number, precise_function, real_value
+from .primitives import kinked, select
 from .probe_points import KINK_OFFSET, Domain, possible_kinks
 
 DIGITS = 30
@@ -58,3 +59,53 @@ def kinks_of(breaks: tuple[Number, ...], value: Function, slope: Function) -> It
         jump = jump if abs(jump) > KINK_OFFSET * scale else 0
         if jump or abs(after - before) > KINK_OFFSET * scale:
             yield Kink(*(float(mpmath.nstr(v, SHOWN)) for v in (at, before, after, taken, jump)))
+
+
+PROBES = 5
+
+
+def has_jump(expression: Expr, along: sympy.Symbol) -> bool:
+    """Whether an expression in several variables may jump as one of them moves.
+
+    That is where one of its conditions changes its sign.
+
+    Both branches are compared on a few points of the plane ``c = 0``, found by solving for a variable in which
+    ``c`` is linear; where there is none, it counts as a jump.
+    """
+    conditions = {_side(part) for part in kinked(expression)}
+    return any(_jumps_across(expression, c) for c in conditions if c.has(along))
+
+
+def _side(part: Expr) -> Expr:
+    """The condition of a part, for which and for whose opposite there is one kink."""
+    c = part.args[0]
+    return -c if c.could_extract_minus_sign() else c
+
+
+def _jumps_across(expression: Expr, c: Expr) -> bool:
+    above, below = (
+        expression.xreplace({p: _branch(p, c, sign) for p in kinked(expression) if _side(p) == c})
+        for sign in (1, -1)
+    )
+    gap = above - below
+    for symbol in sorted(c.free_symbols, key=lambda s: s.name):
+        slope = sympy.diff(c, symbol)
+        if slope.has(symbol) or slope == 0 or kinked(c):
+            continue
+        on_plane = gap.xreplace({symbol: -c.xreplace({symbol: sympy.Integer(0)}) / slope})
+        others = sorted(on_plane.free_symbols, key=lambda s: s.name)
+        for probe in range(PROBES if others else 1):
+            at = {s: sympy.Rational(3 * probe + i + 1, 7) for i, s in enumerate(others)}
+            size = on_plane.xreplace(at).evalf(DIGITS)
+            if not (size.is_number and abs(size) < KINK_OFFSET):
+                return True
+        return False
+    return bool(gap != 0)
+
+
+def _branch(part: Expr, c: Expr, sign: int) -> Expr:
+    """What a part is where ``c`` has this sign."""
+    above = sign if part.args[0] == c else -sign
+    if isinstance(part, select):
+        return part.args[1] if above > 0 else part.args[2]
+    return above * (part.args[0] if isinstance(part, sympy.Abs) else sympy.Integer(1))

@@ -83,35 +83,35 @@ def _composed(node: Node, inner: dict[str, Node]) -> Node:
     """
     if not isinstance(node.op, Pointwise):
         return node
-    parts = [_named_after_values(part) for part in (*inner.values(), node)]
+    parts = [named_after_values(part) for part in (*inner.values(), node)]
     *inner_parts, outer = parts
-    substitution = {_symbol(n): p.expression for n, p in zip(inner, inner_parts, strict=True)}
+    substitution = {symbol_of(n): p.expression for n, p in zip(inner, inner_parts, strict=True)}
     # simultaneous: an inner expression may read a value of the same name as another one's symbol
     expression = outer.expression.xreplace(substitution)
     inputs = [name for name in node.inputs if name not in inner]
     inputs = list(dict.fromkeys([n for part in inner.values() for n in part.inputs] + inputs))
-    used = [name for name in inputs if _symbol(name) in expression.free_symbols] or inputs[:1]
+    used = [name for name in inputs if symbol_of(name) in expression.free_symbols] or inputs[:1]
     constants = dict.fromkeys(pair for part in parts for pair in part.constants)
     op = Pointwise(
         expression,
-        tuple(_symbol(name) for name in used),
+        tuple(symbol_of(name) for name in used),
         tuple(pair for pair in constants if pair[0] in expression.free_symbols),
     )
     return Node(node.name, op, tuple(used), node.shape, node.origin)
 
 
-def _named_after_values(node: Node) -> Pointwise:
+def named_after_values(node: Node) -> Pointwise:
     """The node's operation with its symbols renamed after the values and constants they stand for.
 
     A value has one symbol everywhere, whichever node reads it; constants get a suffix of their own, which
     no value's name has.
     """
     assert isinstance(node.op, Pointwise)
-    renamed = {s: _symbol(name) for s, name in zip(node.op.arguments, node.inputs, strict=True)}
-    constants = tuple((_symbol(f"{name}.constant"), name) for _, name in node.op.constants)
+    renamed = {s: symbol_of(name) for s, name in zip(node.op.arguments, node.inputs, strict=True)}
+    constants = tuple((symbol_of(f"{name}.constant"), name) for _, name in node.op.constants)
     renamed |= {old: new for (old, _), (new, _) in zip(node.op.constants, constants, strict=True)}
     expression = node.op.expression.xreplace(renamed)
-    return Pointwise(expression, tuple(_symbol(name) for name in node.inputs), constants)
+    return Pointwise(expression, tuple(symbol_of(name) for name in node.inputs), constants)
 
 
 def _without_identities(graph: ModelGraph) -> ModelGraph:
@@ -153,5 +153,5 @@ def _renamed(node: Node, names: dict[str, str]) -> Node:
     return Node(names.get(node.name, node.name), node.op, inputs, node.shape, node.origin)
 
 
-def _symbol(name: str) -> sympy.Symbol:
+def symbol_of(name: str) -> sympy.Symbol:
     return sympy.Symbol(name, real=True)

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import sympy
 from sympy import Expr, Symbol
 
+from ..functions.faa_di_bruno import Derivative
 from ..functions.primitives import select
 from .dead_nodes import remove_dead_nodes
 from .layers import Parameter
 from .model_graph import ModelGraph
 from .nodes import Input, Node, Op, Origin, Output, Pointwise, Select
-from .streams import Derivative, differentiate
+from .streams import differentiate
 
 TERM = Symbol("term", real=True)
 """Which term a sample belongs to: 0, 1, …, the first column of ``data``."""
