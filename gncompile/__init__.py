@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .app.api import curvature as curvature
     from .app.compile import compile as compile
     from .app.loaded_run import load as load
-    from .app.residuals import Term as Term
+    from .app.residual_terms import Term as Term
     from .app.residuals import residuals as residuals
     from .data.domains import Box as Box
     from .data.domains import Points as Points
@@ -46,7 +46,7 @@ _HOMES = {
     "Standardised": "frontends.standardised",
     "StopTraining": "training.early_stop",
     "TensorBoardLogger": "training.loggers",
-    "Term": "app.residuals",
+    "Term": "app.residual_terms",
     "Trainer": "training.trainer",
     "compile": "app.compile",
     "curvature": "app.api",

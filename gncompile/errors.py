@@ -89,6 +89,8 @@ class DeclarationWarning(UserWarning):
 
 class PrecisionWarning(UserWarning):
     """What is to be computed needs more digits than the model's dtype has."""
+
+
 class KinkWarning(UserWarning):
     """A derivative is taken across a kink, where it is a delta function that is left out."""
 

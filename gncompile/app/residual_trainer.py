@@ -11,6 +11,7 @@ from ..base.tables import table
 from ..data.data_sets import Batches
 from ..data.drawn_batches import DrawnBatches
 from ..errors import GncompileError, is_whole
+from ..frontends.residual_network import ResidualNetwork
 from ..training.metrics import Metric
 from ..training.records import History
 from ..training.trainer import Trainer
@@ -57,7 +58,11 @@ class ResidualTrainer(Trainer):
         own += [Metric(name, self._unknown(name)) for name in self.problem.unknowns]
         given = asked.pop("metrics", ())
         several = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-        asked = {"validation": batch.pair(self.problem.equations), "validate_every": VALIDATE, **asked}
+        asked = {
+            "validation": batch.pair(self.problem.equations),
+            "validate_every": VALIDATE,
+            **asked,
+        }
         return super().fit(train, *more, metrics=[*own, *several], **asked)
 
     def terms(self, draw: int = 0) -> dict[str, float]:
@@ -74,10 +79,12 @@ class ResidualTrainer(Trainer):
             self.problem.terms.items(), self.problem.system.equations, strict=True
         ):
             said = "; ".join(map(str, equations))
-            count = self.problem.points[name].count
+            count = self.problem.sampling.points[name].count
             rows.append([name, said, str(count), f"{term.weight:g}", f"{energies[name]:.3g}"])
         unknowns = [f"{name} = {value:.6g}" for name, value in self.problem.unknowns.items()]
-        return "\n".join([super().summary(*arguments, **named), "", table(rows, right=(2, 3, 4)), *unknowns])
+        return "\n".join(
+            [super().summary(*arguments, **named), "", table(rows, right=(2, 3, 4)), *unknowns]
+        )
 
     def _draw(self, number: int) -> tuple[Any, Any]:
         return self.problem.batch(number, self.seed).pair(self.problem.equations)
@@ -91,5 +98,6 @@ class ResidualTrainer(Trainer):
     def __deepcopy__(self, memo: dict[int, Any]) -> ResidualTrainer:
         new = super().__deepcopy__(memo)
         assert isinstance(new, ResidualTrainer)
+        assert isinstance(new.model, ResidualNetwork)
         new.problem = self.problem.for_network(new.model)
         return new

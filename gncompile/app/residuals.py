@@ -9,34 +9,37 @@ All points are one batch. A sample knows its term, whose residual is its output,
 (:mod:`gncompile.graph.residuals`): gradient, R-operator and curvature are those of any network, with one
 column an equation for KFLR and for the exact step.
 
-[KP] Dangel, Müller, Zeinhofer, *Kronecker-Factored Approximate Curvature for Physics-Informed Neural Networks*,
-2024, arXiv 2405.15603.
+[KP] Dangel, Müller, Zeinhofer, *Kronecker-Factored Approximate Curvature for Physics-Informed Neural
+Networks*, 2024, arXiv 2405.15603.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..base.settings import FIRST_ORDER_METHODS, Settings
-from ..data.domains import Box, Points, generator_of
+from ..data.domains import Box
 from ..errors import CompileError, DataError, PrecisionWarning, expected_got, nearest, warn
-from ..frontends.equations import MARK, Names, System
-from ..frontends.residual_network import UNKNOWNS, Inside, ResidualNetwork, check_network, residual_graph
+from ..frontends.equations import Names, System
+from ..frontends.residual_network import (
+    UNKNOWNS,
+    Inside,
+    ResidualNetwork,
+    check_network,
+    residual_graph,
+)
 from ..frontends.torch_export import trace
-from ..functions.declarations import check_name
 from ..functions.expressions import evaluate
 from ..graph.torch_network import Network
 from ..losses.weighting import weighted
 from ..training import checkpoint as checkpoints
-from ..training.records import Record
 from .compile import compile_into
+from .residual_terms import Batch, Sampling, terms_of
 from .residual_trainer import ResidualTrainer
 
 EXACT = 3000
@@ -45,39 +48,6 @@ then takes a second or less on one core, and a few such steps do what thousands 
 
 ROWS = 4096
 """Points that are evaluated together."""
-
-Given = Tensor | Callable[[Tensor], Tensor]
-"""A field: its values at the points, or a function of them."""
-
-
-@dataclass(frozen=True)
-class Term:
-    """An equation, or several, that hold at ``points``; see :func:`residuals`.
-
-    ``equation`` is a residual as text or sympy expression, ``"u__t - u__x__x"``, a list of some, a dict of
-    them by name, or an object with ``.equations``, as PhysicsNeMo's are. ``points`` are a tensor ``[n, d]``,
-    a part of a :class:`~gncompile.Box`, or :class:`~gncompile.Points`. ``weight`` is w_t. ``fields`` are
-    data at the points by name, ``[n]``, or functions of the points.
-    """
-
-    equation: Any
-    points: Any
-    weight: float = 1.0
-    fields: Mapping[str, Given] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The points of all terms one below another: ``x [N, d]``, ``data``, weights ``[N]``, rows by term."""
-
-    x: Tensor
-    data: Tensor
-    weight: Tensor
-    rows: Mapping[str, slice]
-
-    def pair(self, equations: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Inputs and targets, as a trainer takes them: residuals are to be 0."""
-        return (self.x, self.data), (self.x.new_zeros(len(self.x), equations), self.weight)
 
 
 def residuals(
@@ -94,7 +64,7 @@ def residuals(
     """The problem of finding parameters of ``net`` for which all residuals are 0.
 
     ``net`` maps points ``[N, d]`` to ``[N, K]``; ``inputs`` and ``outputs`` name the columns. ``terms`` are
-    :class:`Term` by name, or equations alone, whose points and weights are then in ``points`` and
+    :class:`~gncompile.Term` by name, or equations alone, whose points and weights are then in ``points`` and
     ``weights``. Equations are read as :mod:`gncompile.frontends.equations` tells: ``u__x__y`` is a
     derivative of the output ``u``. ``unknowns`` are trainable numbers with their first values, for inverse
     problems. With ``box`` no point may lie outside it.
@@ -105,10 +75,12 @@ def residuals(
     Raises :class:`~gncompile.errors.GncompileError`: for names that are unknown, derivatives by what is no
     input, terms without points, points of another dimension or outside.
 
-    >>> box, net = Box({"x": (0, 1), "y": (0, 1)}), nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
+    >>> import gncompile
+    >>> box = Box({"x": (0, 1), "y": (0, 1)})
+    >>> net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
     >>> terms = {
-    ...     "interior": Term("u__x__x + u__y__y + 2*pi**2*sin(pi*x)*sin(pi*y)", box.interior(64)),
-    ...     "boundary": Term("u", box.faces(32)),
+    ...     "interior": gncompile.Term("u__x__x + u__y__y + 2*pi**2*sin(pi*x)*sin(pi*y)", box.interior(64)),
+    ...     "boundary": gncompile.Term("u", box.faces(32)),
     ... }
     >>> problem = residuals(net.double(), "x y", "u", terms)
     >>> trainer = problem.compile()
@@ -140,14 +112,12 @@ class Problem:
                 instead="pass a torch.nn.Module with trainable layers",
             )
         self.net = net
-        self.terms = _terms(terms, points or {}, weights or {})
+        self.terms = terms_of(terms, points or {}, weights or {})
         fields = dict.fromkeys(name for term in self.terms.values() for name in term.fields)
         self.names = Names(inputs, outputs, tuple(fields), tuple(unknowns or {}))
-        self.box = box
         self.system = System.read(self.names, {n: t.equation for n, t in self.terms.items()})
-        self.points = {name: Points.of(t.points, _at(name)) for name, t in self.terms.items()}
         like = next(net.parameters())
-        self.dtype, self.device = like.dtype, like.device
+        self.sampling = Sampling(self.terms, self.names, box, like.dtype, like.device)
         check_network(net, self.system, self.batch().x[:2])
         self.network = ResidualNetwork(net, self.system, unknowns or {})
         """The residuals as a module, what is compiled and trained."""
@@ -159,97 +129,13 @@ class Problem:
         return {name: float(value) for name, value in self.network.unknowns.items()}
 
     @property
-    def resampled(self) -> bool:
-        """Whether some points are others in every draw."""
-        return not all(points.fixed for points in self.points.values())
-
-    @cached_property
     def equations(self) -> int:
         """Residuals of a sample, the most that a term has."""
         return max(map(len, self.system.equations))
 
-    # --- points ---------------------------------------------------------------------------------------
-
     def batch(self, draw: int = 0, seed: int = 0) -> Batch:
         """The points of all terms; those that are drawn depend on ``seed`` and the number of the draw."""
-        parts = []
-        for number, name in enumerate(self.terms):
-            x = self.points[name].drawn(generator_of(seed, draw, number), _at(name))
-            x = self._in_order(x, self.points[name].names, name)
-            parts.append((x, self._data(number, x)))
-        sizes = [len(x) for x, _ in parts]
-        starts = [sum(sizes[:i]) for i in range(len(sizes))]
-        rows = {n: slice(i, i + k) for n, i, k in zip(self.terms, starts, sizes, strict=True)}
-        weight = [
-            x.new_full((len(x),), term.weight * sum(sizes) / len(x))
-            for (x, _), term in zip(parts, self.terms.values(), strict=True)
-        ]
-        x, data = (torch.cat(each) for each in zip(*parts, strict=True))
-        return Batch(x, data, torch.cat(weight), rows)
-
-    def _in_order(self, x: Tensor, names: tuple[str, ...] | None, term: str) -> Tensor:
-        """The columns of points as the network takes them, in its dtype."""
-        inputs = self.names.inputs
-        if names is not None and set(names) != set(inputs):
-            raise DataError(
-                "the points have other coordinates than the network\n"
-                + expected_got(", ".join(inputs), ", ".join(names)),
-                where=_at(term),
-                instead="name the coordinates of the box like the inputs",
-            )
-        if x.shape[1] != len(inputs):
-            raise DataError(
-                f"the points have another number of columns\n{expected_got(len(inputs), x.shape[1])}",
-                where=_at(term),
-                instead=f"give a column for each of {', '.join(inputs)}, in this order",
-            )
-        x = x if names is None else x[:, [names.index(name) for name in inputs]]
-        if not bool(x.isfinite().all()):
-            raise DataError("a point is not finite", where=_at(term), instead="leave it out")
-        found = None if self.box is None else self.box.outside(x, self._box_names)
-        if found is not None:
-            row, name = found
-            low, high = self.box.bounds[name]  # type: ignore[union-attr]
-            raise DataError(
-                f"the point {row} has {name} = {float(x[row, inputs.index(name)]):.6g}, outside the box",
-                where=_at(term),
-                instead=f"{name} goes from {low} to {high}; leave it out, or give a larger box",
-            )
-        return x.to(self.device, self.dtype)
-
-    @property
-    def _box_names(self) -> tuple[str, ...]:
-        assert self.box is not None
-        if set(self.box.names) != set(self.names.inputs):
-            raise DataError(
-                "the box has other coordinates than the network\n"
-                + expected_got(", ".join(self.names.inputs), ", ".join(self.box.names)),
-                where="box",
-            )
-        return self.names.inputs
-
-    def _data(self, number: int, x: Tensor) -> Tensor:
-        """The second input: the term's number, and the fields, 0 where a term has them not."""
-        name = list(self.terms)[number]
-        data = x.new_zeros(len(x), 1 + len(self.names.fields))
-        data[:, 0] = number
-        for each, given in self.terms[name].fields.items():
-            drawn = not isinstance(given, Tensor)
-            if not drawn and not self.points[name].fixed:
-                raise DataError(
-                    f"the field {each!r} is a tensor, and the points of the term are drawn",
-                    where=_at(name),
-                    instead="give a function of the points, or fixed points",
-                )
-            values = torch.as_tensor(given(x.clone()) if drawn else given)  # type: ignore[operator]
-            if values.numel() != len(x) or not bool(values.isfinite().all()):
-                raise DataError(
-                    f"the field {each!r} has the shape {list(values.shape)}, or is not finite",
-                    where=f"{_at(name)}, {len(x)} points",
-                    instead="give one finite number a point",
-                )
-            data[:, 1 + self.names.fields.index(each)] = values.reshape(-1).to(data)
-        return data
+        return self.sampling.batch(draw, seed)
 
     # --- training -------------------------------------------------------------------------------------
 
@@ -272,7 +158,7 @@ class Problem:
         Train in float64: the network's dtype counts, ``net.double()`` before. Second derivatives lose half
         of float32's digits, and the damping that leads to small errors lies below its rounding.
         """
-        if self.dtype == torch.float32:
+        if self.sampling.dtype == torch.float32:
             warn(
                 PrecisionWarning,
                 "the network is in float32: errors of derivatives are some 1e-4 of their size, and steps "
@@ -283,7 +169,9 @@ class Problem:
         if method not in FIRST_ORDER_METHODS:
             options.setdefault("gather_samples", 1)
         if solver is None:
-            solver = self._solver(len(batch.x)) if method not in FIRST_ORDER_METHODS else "kronecker"
+            solver = (
+                self._solver(len(batch.x)) if method not in FIRST_ORDER_METHODS else "kronecker"
+            )
         trainer = compile_into(
             ResidualTrainer.__new__(ResidualTrainer), self.network, weighted("mse"), (batch.x, batch.data),
             method, solver=solver, dtype=dtype, seed=seed,
@@ -311,10 +199,16 @@ class Problem:
 
     def for_network(self, network: ResidualNetwork) -> Problem:
         """The same equations and points for another network, as a copied trainer has it."""
-        terms = {n: Term(t.equation, self.points[n], t.weight, t.fields) for n, t in self.terms.items()}
-        unknowns = {name: float(value) for name, value in network.unknowns.items()}
+        names, unknowns = self.names, {n: float(p) for n, p in network.unknowns.items()}
         problem = Problem(
-            network.net, self.names.inputs, self.names.outputs, terms, None, None, unknowns, self.box
+            network.net,
+            names.inputs,
+            names.outputs,
+            self.terms,
+            None,
+            None,
+            unknowns,
+            self.sampling.box,
         )
         problem.network = network
         return problem
@@ -334,7 +228,7 @@ class Problem:
         at the network's present parameters; no autograd.
         """
         asked = self.names.outputs if names is None else _words(names)
-        x = self._in_order(Points.of(points, "points").drawn(generator_of(0)), None, "evaluate")
+        x = self.sampling.in_order(points, None, "evaluate")
         data = x.new_zeros(len(x), 1 + len(self.names.fields))
         for name, values in (fields or {}).items():
             if name not in self.names.fields:
@@ -342,7 +236,9 @@ class Problem:
                     f"there is no field {name!r}. {nearest(name, self.names.fields)}".rstrip(),
                     where="evaluate(fields=...)",
                 )
-            data[:, 1 + self.names.fields.index(name)] = torch.as_tensor(values).reshape(-1).to(data)
+            data[:, 1 + self.names.fields.index(name)] = (
+                torch.as_tensor(values).reshape(-1).to(data)
+            )
         network, widths = self._evaluator(asked)
         with torch.no_grad():
             now = dict(self.network.named_parameters())
@@ -408,43 +304,3 @@ class Problem:
 
 def _words(names: str | Iterable[str]) -> tuple[str, ...]:
     return tuple(names.replace(",", " ").split()) if isinstance(names, str) else tuple(names)
-
-
-def _at(term: str) -> str:
-    return f"points of the term {term!r}"
-
-
-def _terms(
-    given: Mapping[str, Any], points: Mapping[str, Any], weights: Mapping[str, float]
-) -> dict[str, Term]:
-    """Terms by name, each with points and a weight; :class:`CompileError` where they are not given."""
-    if not isinstance(given, Mapping) or not given:
-        raise CompileError("there are no terms", instead='write terms={"interior": "u__x__x + 1"}')
-    reserved = frozenset(Record.__dataclass_fields__)
-    found: dict[str, Term] = {}
-    for name, each in given.items():
-        check_name("term", name, reserved=reserved)
-        if isinstance(each, Term):
-            term = each
-        elif name in points:
-            term = Term(each, points[name])
-        else:
-            raise CompileError(
-                f"the term {name!r} has no points. {nearest(name, points)}".rstrip(),
-                where=f"terms={{{name!r}: ...}}",
-                instead=f"give points={{{name!r}: ...}}, or gncompile.Term(equation, points)",
-            )
-        weight = weights.get(name, term.weight)
-        if not isinstance(weight, int | float) or not 0 < weight < float("inf"):
-            raise CompileError(
-                f"the weight of the term {name!r} is {weight!r}", instead="give a positive number"
-            )
-        found[name] = Term(term.equation, term.points, float(weight), term.fields)
-    for what, names in (("points", points), ("weights", weights)):
-        for name in names:
-            if name not in found:
-                raise CompileError(
-                    f"{what} for a term {name!r} that there is not. {nearest(name, found)}".rstrip(),
-                    instead=f"the terms are {', '.join(found)}",
-                )
-    return found

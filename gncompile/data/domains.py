@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import DataError, is_whole, nearest
 
 How = Literal["sobol", "random", "grid"]
-"""Sobol's sequence, scrambled [Sobol 1967; Owen 1998]; independent uniform draws; the middles of equal cells."""
+"""Sobol's sequence, scrambled (Owen, 1998); independent uniform draws; the middles of equal cells."""
 
 Draw = Callable[[int, torch.Generator], Any]
 """From a number n and a generator to points ``[n, d]``."""
@@ -60,17 +60,17 @@ class Points:
         """What a user gives as points: these, or a tensor ``[n, d]``."""
         if isinstance(given, Points):
             return given
-        if isinstance(given, np.ndarray):
-            given = torch.from_numpy(given)
-        if isinstance(given, Tensor) and given.dim() == 2 and given.is_floating_point():
-            if not len(given):
-                raise DataError("there are no points", where=where, instead="give at least one")
-            tensor = given.detach().clone()
-            return cls(len(tensor), lambda n, generator: tensor, fixed=True)
-        shape = f" of shape {list(given.shape)}, {given.dtype}" * isinstance(given, Tensor)
-        drawn = callable(given) and not isinstance(given, Tensor)
+        given = torch.from_numpy(given) if isinstance(given, np.ndarray) else given
+        found, drawn = type(given).__name__, callable(given)
+        if isinstance(given, Tensor):
+            found, drawn = f"Tensor of shape {list(given.shape)}, {given.dtype}", False
+            if given.dim() == 2 and given.is_floating_point():
+                if not len(given):
+                    raise DataError("there are no points", where=where, instead="give at least one")
+                tensor = given.detach().clone()
+                return cls(len(tensor), lambda n, generator: tensor, fixed=True)
         raise DataError(
-            f"the points are a {type(given).__name__}{shape}",
+            f"the points are a {found}",
             where=where,
             instead="say how many are to be drawn: gncompile.Points(n, function)"
             if drawn
@@ -152,7 +152,9 @@ class Box:
                 )
         return self._points(count, how, lambda n, generator: self._scaled(n, how, generator, at))
 
-    def faces(self, count: int, of: str | Iterable[str] | None = None, how: How = "sobol") -> Points:
+    def faces(
+        self, count: int, of: str | Iterable[str] | None = None, how: How = "sobol"
+    ) -> Points:
         """``count`` points of all faces, or of those where the coordinates ``of`` are at their ends.
 
         Each face has its share by area, the largest remainders being rounded up.

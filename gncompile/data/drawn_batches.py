@@ -15,7 +15,9 @@ class DrawnBatches(Batches):
     of a loader, tells the draw: a training that goes on does so with the same samples.
     """
 
-    def __init__(self, draw: Callable[[int], tuple[Any, Any]], every: int | None, seed: int) -> None:
+    def __init__(
+        self, draw: Callable[[int], tuple[Any, Any]], every: int | None, seed: int
+    ) -> None:
         x, y = draw(0)
         super().__init__(x, y, batch_size=len(x[0]), seed=seed)
         self._draw, self._every, self._number = draw, every, 0

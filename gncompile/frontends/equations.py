@@ -8,8 +8,8 @@ Grammar: that of :mod:`gncompile.functions.parsing` over these names::
     f, …             given fields, columns of data that come with the points
     nu, …            unknowns, trainable numbers
 
-A sympy expression may hold ``u(x, t).diff(t, 2)`` as well, of a function of the output's name: the equations
-of PhysicsNeMo's ``PDE`` classes, ``.equations``, are read so. An equation ``l = r`` is its residual ``l - r``.
+A sympy expression may hold ``u(x, t).diff(t, 2)`` as well, of a function of the output's name: so the
+equations of PhysicsNeMo's ``PDE`` classes, ``.equations``, are read. ``Eq(l, r)`` is its residual ``l - r``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import sympy
 from sympy import Expr, Symbol
 from sympy.core.function import AppliedUndef
 
-from ..errors import CompileError, ExpressionError, GncompileError, nearest
+from ..errors import CompileError, ExpressionError, nearest
 from ..functions.declarations import check_name, over_symbols, without_piecewise
 from ..functions.faa_di_bruno import Derivative
 from ..functions.parsing import FUNCTIONS, parse_expression
@@ -47,7 +47,12 @@ class Names:
     unknowns: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        kinds = {"input": self.inputs, "output": self.outputs, "field": self.fields, "unknown": self.unknowns}
+        kinds = {
+            "input": self.inputs,
+            "output": self.outputs,
+            "field": self.fields,
+            "unknown": self.unknowns,
+        }
         seen: dict[str, str] = {}
         for kind, names in kinds.items():
             for name in names:
@@ -55,14 +60,18 @@ class Names:
                 if name in seen or MARK in name:
                     found = f"two names {name!r}" if name in seen else f"{MARK!r} in {name!r}"
                     raise CompileError(
-                        f"{found}, an {kind}" if MARK in name else f"{found}: {seen[name]} and {kind}",
+                        f"{found}, an {kind}"
+                        if MARK in name
+                        else f"{found}: {seen[name]} and {kind}",
                         where="inputs, outputs, fields and unknowns of the residuals",
                         instead=f"give each another name, without {MARK!r}, which marks derivatives",
                     )
                 seen[name] = kind
         for kind in ("input", "output"):
             if not kinds[kind]:
-                raise CompileError(f"no {kind} has a name", instead='write inputs="x y", outputs="u"')
+                raise CompileError(
+                    f"no {kind} has a name", instead='write inputs="x y", outputs="u"'
+                )
 
     @cached_property
     def symbols(self) -> dict[str, Symbol]:
@@ -75,10 +84,11 @@ class Names:
         output, *by = name.split(MARK)
         if output not in self.outputs:
             raise ExpressionError(
-                f"{name!r} is a derivative of {output!r}, which is no output. {nearest(output, self.outputs)}".rstrip(),
+                f"{name!r} is a derivative of {output!r}, which is no output. "
+                f"{nearest(output, self.outputs)}".rstrip(),
                 where=where,
-                instead=f"the outputs are {', '.join(self.outputs)}; derivatives are written {self.outputs[0]}"
-                f"{MARK}{self.inputs[0]}",
+                instead=f"the outputs are {', '.join(self.outputs)}; a derivative is written "
+                f"{self.outputs[0]}{MARK}{self.inputs[0]}",
             )
         for each in by:
             if each not in self.inputs:
@@ -90,6 +100,11 @@ class Names:
                 )
         return output, tuple(sorted(map(self.inputs.index, by)))
 
+    def trained(self, equation: Expr) -> bool:
+        """Whether an equation depends on an output or an unknown."""
+        heads = {symbol.name.split(MARK)[0] for symbol in equation.free_symbols}
+        return bool(heads & {*self.outputs, *self.unknowns})
+
     def symbol(self, output: str, by: Iterable[int]) -> Symbol:
         """The symbol of a derivative, its inputs in order."""
         return Symbol(MARK.join([output, *(self.inputs[i] for i in by)]), real=True)
@@ -97,7 +112,9 @@ class Names:
     def read(self, equation: object, where: str) -> Expr:
         """One equation, as text or sympy, in :attr:`symbols` and those of derivatives."""
         if isinstance(equation, str):
-            called = {m: self.symbol(*self.derivative(m, where)) for m in _DERIVATIVE.findall(equation)}
+            called = {
+                m: self.symbol(*self.derivative(m, where)) for m in _DERIVATIVE.findall(equation)
+            }
             return parse_expression(equation, {**self.symbols, **called}, where=where)
         if isinstance(equation, sympy.Eq):
             equation = equation.lhs - equation.rhs
@@ -110,7 +127,9 @@ class Names:
         return self._of_sympy(equation, where)
 
     def _of_sympy(self, equation: Expr, where: str) -> Expr:
-        derivatives = {d: self._called(d.expr, d.variables, where) for d in equation.atoms(sympy.Derivative)}
+        derivatives = {
+            d: self._called(d.expr, d.variables, where) for d in equation.atoms(sympy.Derivative)
+        }
         plain = equation.xreplace(derivatives)
         plain = plain.xreplace({f: self._called(f, (), where) for f in plain.atoms(AppliedUndef)})
         known = dict(self.symbols)
@@ -169,17 +188,19 @@ class System:
         """The equations of terms by name, as users write them; mistakes name the term."""
         read = []
         for term, given in terms.items():
-            where = f"the term {term!r}"
-            several = equations_of(given, where)
-            numbered = [where if len(several) == 1 else f"{where}, equation {i + 1}" for i in range(len(several))]
-            read.append(tuple(names.read(*each) for each in zip(several, numbered, strict=True)))
-            for equation, place in zip(read[-1], numbered, strict=True):
-                if not any(s.name.split(MARK)[0] in (*names.outputs, *names.unknowns) for s in equation.free_symbols):
+            several = equations_of(given, f"the term {term!r}")
+            places = [f"the term {term!r}"] * len(several)
+            if len(several) > 1:
+                places = [f"{place}, equation {i}" for i, place in enumerate(places, start=1)]
+            equations = tuple(names.read(*each) for each in zip(several, places, strict=True))
+            for equation, place in zip(equations, places, strict=True):
+                if not names.trained(equation):
                     raise CompileError(
                         f"the residual {equation} does not depend on the network",
                         where=place,
                         instead=f"write it with the outputs {', '.join(names.outputs)} or their derivatives",
                     )
+            read.append(equations)
         return cls(names, tuple(read))
 
     def residuals(self, unknowns: Mapping[str, str]) -> Residuals:
@@ -193,7 +214,8 @@ class System:
         outputs = max(map(len, equations))
         zero = sympy.Integer(0)
         expressions = tuple(
-            by_term([each[k] if k < len(each) else zero for each in equations]) for k in range(outputs)
+            by_term([each[k] if k < len(each) else zero for each in equations])
+            for k in range(outputs)
         )
         used = set().union(*(e.free_symbols for e in expressions))
         wanted: list[Derivative] = []
@@ -226,7 +248,7 @@ class System:
 def _with_sums(
     equations: tuple[tuple[Expr, ...], ...], names: Names
 ) -> tuple[list[list[Expr]], dict[Symbol, Derivative]]:
-    """The equations with weighted sums of pure second derivatives as symbols of their own, and what these are.
+    """The equations, weighted sums of pure second derivatives being symbols of their own, and what these are.
 
     before::
 

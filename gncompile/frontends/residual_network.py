@@ -13,6 +13,7 @@ from ..errors import TraceError, expected_got
 from ..functions.plain_torch import plain
 from ..graph.model_graph import TracedModel
 from ..graph.residuals import Residuals, with_residuals
+from ..graph.streams import differentiated
 from .equations import System
 
 UNKNOWNS = "unknowns"
@@ -44,7 +45,9 @@ class ResidualNetwork(nn.Module):
             u = self.net(x)
             values = {symbol: x[:, i] for symbol, i in of.coordinates.items()}
             values |= {symbol: data[:, i] for symbol, i in of.columns.items()}
-            values |= {s: self.get_parameter(name).expand(len(x)) for s, name in of.unknowns.items()}
+            values |= {
+                s: self.get_parameter(name).expand(len(x)) for s, name in of.unknowns.items()
+            }
             for symbol, (stream, output) in of.streams.items():
                 terms = of.wanted[stream - 1].terms if stream else (((), 1.0),)
                 parts = (w * reduce(slope(x), by, u[:, output]) for by, w in terms)
@@ -78,17 +81,14 @@ class Inside(nn.Module):
 def residual_graph(
     network: ResidualNetwork, traced: TracedModel, residuals: Residuals | None = None
 ) -> TracedModel:
-    """The graph of the residuals, or of others, from that of :class:`Inside`."""
-    if traced.trunk is not None:
-        raise TraceError(
-            "a part of the network has no rules, and so no derivatives by the inputs",
-            where="what is not trained of it",
-            instead="write that part with operators of docs/what_can_be_compiled.md",
-        )
+    """The graph of the network's residuals, or of others, from that of :class:`Inside`."""
+    residuals = residuals or network.residuals
+    names = [symbol.name for symbol in residuals.coordinates]
     unknowns = {f"{UNKNOWNS}.{name}": p for name, p in network.unknowns.items()}
+    traced = differentiated(traced, residuals.wanted, names)
     return replace(
         traced,
-        graph=with_residuals(traced.graph, residuals or network.residuals),
+        graph=with_residuals(traced.graph, residuals),
         parameters={**traced.parameters, **unknowns},
     )
 

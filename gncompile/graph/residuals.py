@@ -1,4 +1,4 @@
-"""Residuals of differential equations as the network's outputs: a pass from a network to its residuals."""
+"""Residuals of differential equations as a network's outputs: a pass after that of the streams."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from .dead_nodes import remove_dead_nodes
 from .layers import Parameter
 from .model_graph import ModelGraph
 from .nodes import Input, Node, Op, Origin, Output, Pointwise, Select
-from .streams import differentiate
 
 TERM = Symbol("term", real=True)
 """Which term a sample belongs to: 0, 1, …, the first column of ``data``."""
@@ -51,22 +50,19 @@ def by_term(equations: list[Expr]) -> Expr:
     return chosen
 
 
-def with_residuals(graph: ModelGraph, residuals: Residuals) -> ModelGraph:
-    """The network, then its streams (:func:`~gncompile.graph.streams.differentiate`), then residuals.
+def with_residuals(streams: ModelGraph, residuals: Residuals) -> ModelGraph:
+    """Residuals of what :func:`~gncompile.graph.streams.differentiate` made of a network.
 
-    before, for ``r = u__x - c x``, ``c`` an unknown::
+    before, for ``r = u__x - c x``, ``c`` an unknown, and a network of one output u::
 
-        x = input 0    u = affine[net](x)    output = output(u)
+        x = input 0      …      output = output(streams) : [2]
 
     after::
 
-        x = input 0    …    streams          u__x = select[1 features](streams)    data = input 1
-        x_ = select[1 features](x)           c = parameter[unknowns.c]
-        residual = -c·x_ + u__x              output = output(residual)
+        x = input 0      …      u__x = select[1 features](streams)      x_2 = select[1 features](x)
+        c = parameter[c]        residual = -c x_2 + u__x                output = output(residual) : [1]
     """
-    outputs = graph.output.size
-    inputs = [symbol.name for symbol in residuals.coordinates]
-    streams = differentiate(graph, residuals.wanted, inputs)
+    outputs = streams.output.size // (1 + len(residuals.wanted))
     (source,) = streams.output.inputs
     nodes = [node for node in streams if node.name != streams.output.name]
     taken = {node.name for node in nodes} | {streams.output.name}
@@ -80,7 +76,7 @@ def with_residuals(graph: ModelGraph, residuals: Residuals) -> ModelGraph:
         nodes.append(Node(name, op, inputs, (size,), origin))
         return name
 
-    x = graph.inputs[0].name
+    x = streams.inputs[0].name
     data = add("data", Input(1), (), 1 + max([0, *residuals.columns.values()]), Origin())
     values: dict[Symbol, str] = {}
 
@@ -102,12 +98,12 @@ def with_residuals(graph: ModelGraph, residuals: Residuals) -> ModelGraph:
                 values[symbol] = add(symbol.name, Select((place,)), (of,), 1, here)
         return values[symbol]
 
-    rows = []
+    rows: list[str] = []
     for number, expression in enumerate(residuals.expressions):
         symbols = tuple(sorted(expression.free_symbols, key=lambda symbol: symbol.name))
         label = "residual" if len(residuals.expressions) == 1 else f"residual_{number}"
-        inputs = tuple(map(value, symbols))
-        rows.append(add(label, Pointwise(expression, symbols), inputs, 1, Origin(code=label)))
+        read = tuple(map(value, symbols))
+        rows.append(add(label, Pointwise(expression, symbols), read, 1, Origin(code=label)))
     if len(rows) > 1:
         rows = [add("residuals", Select(tuple(range(len(rows)))), tuple(rows), len(rows), Origin())]
     end = Node(streams.output.name, Output(), (rows[0],), (len(residuals.expressions),), Origin())
