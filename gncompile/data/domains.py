@@ -228,14 +228,16 @@ def _words(of: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _shared(count: int, areas: list[float]) -> list[int]:
-    """``count`` in whole parts by area, each one at least."""
-    rest, total = count - len(areas), sum(areas)
-    exact = [rest * area / total for area in areas]
+    """``count`` in whole parts by area, the largest remainders rounded up, and each part one at least."""
+    exact = [count * area / sum(areas) for area in areas]
     shares = [int(each) for each in exact]
     by_remainder = sorted(range(len(areas)), key=lambda i: shares[i] - exact[i])
-    for i in by_remainder[: rest - sum(shares)]:
+    for i in by_remainder[: count - sum(shares)]:
         shares[i] += 1
-    return [1 + share for share in shares]
+    while 0 in shares:
+        shares[shares.index(max(shares))] -= 1
+        shares[shares.index(0)] += 1
+    return shares
 
 
 def _unit(count: int, dimensions: int, how: How, generator: torch.Generator) -> Tensor:

@@ -46,7 +46,7 @@ class ResidualNetwork(nn.Module):
             values = {symbol: x[:, i] for symbol, i in of.coordinates.items()}
             values |= {symbol: data[:, i] for symbol, i in of.columns.items()}
             values |= {
-                s: self.get_parameter(name).expand(len(x)) for s, name in of.unknowns.items()
+                s: self.unknowns[s.name].expand(len(x)) for s in of.unknowns
             }
             for symbol, (stream, output) in of.streams.items():
                 terms = of.wanted[stream - 1].terms if stream else (((), 1.0),)
