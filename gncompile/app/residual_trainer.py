@@ -47,12 +47,7 @@ class ResidualTrainer(Trainer):
         every term by its name, and the unknowns by theirs, on the first draw of the points:
         ``history.interior``; ``validation_loss`` is their weighted sum.
         """
-        if train is None:
-            if resample_every is not None and not is_whole(resample_every):
-                raise GncompileError(
-                    f"resample_every={resample_every!r}", instead="give a number of steps from 1"
-                )
-            train = DrawnBatches(self._draw, resample_every, self.seed)
+        train = self.batches(resample_every) if train is None else train
         batch = self.problem.batch(seed=self.seed)
         own = [Metric(name, self._energy(rows), False) for name, rows in batch.rows.items()]
         own += [Metric(name, self._unknown(name)) for name in self.problem.unknowns]
@@ -64,6 +59,14 @@ class ResidualTrainer(Trainer):
             **asked,
         }
         return super().fit(train, *more, metrics=[*own, *several], **asked)
+
+    def batches(self, resample_every: int | None = None) -> DrawnBatches:
+        """What ``fit`` goes over: all points as the one batch of a step, drawn anew after so many."""
+        if resample_every is not None and not is_whole(resample_every):
+            raise GncompileError(
+                f"resample_every={resample_every!r}", instead="give a number of steps from 1"
+            )
+        return DrawnBatches(self._draw, resample_every, self.seed)
 
     def terms(self, draw: int = 0) -> dict[str, float]:
         """``E_t`` of every term by name, on the points of a draw: the half mean square of its residuals."""

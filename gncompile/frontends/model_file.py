@@ -43,7 +43,7 @@ from ..losses.weighting import weighted
 from .declared_network import DeclaredNetwork
 from .declared_nodes import ARGUMENTS, check_all_read, check_names, function_of, sizes_of
 from .model_reading import read, validate
-from .model_schema import Sections
+from .model_schema import Model, Sections, Transfer
 from .network_schema import Layers, Linear, Node, Nodes, Pointwise
 from .table_network import TableNetwork, table_width
 from .training_schema import Training
@@ -69,11 +69,7 @@ class ModelFile:
     @property
     def name(self) -> str:
         """The model's name; by default the file's, or its folder's where that is ``model.toml``."""
-        if self.sections.model is not None:
-            return self.sections.model.name
-        parts = (self.path.stem, self.path.absolute().parent.name)
-        name = next((each for each in parts if each not in ("", "model")), "model")[:200]
-        return name if name.isprintable() else "model"
+        return title(self.sections.model, self.path)
 
     @property
     def data(self) -> DataSpec:
@@ -219,6 +215,15 @@ class ModelFile:
         return DeclaredNetwork(self.input_size, *declared)
 
 
+def title(model: Model | None, path: Path) -> str:
+    """The name that a model file gives, or its own, or its folder's where that is ``model.toml``."""
+    if model is not None:
+        return model.name
+    parts = (path.stem, path.absolute().parent.name)
+    name = next((each for each in parts if each not in ("", "model")), "model")[:200]
+    return name if name.isprintable() else "model"
+
+
 def _is_autoencoder(spec: DataSpec) -> bool:
     return (spec.target or ("input" if spec.name == "curves" else "")) == "input"
 
@@ -251,7 +256,7 @@ def load_model_file(
         tune = _located(sections.training.tune, roots, "[training] tune", path)
         training = sections.training.model_copy(update={"tune": tune})
         sections = sections.model_copy(update={"training": training})
-    transfers = _declared_transfers(sections, path)
+    transfers = declared_transfers(sections.transfer, path)
     own = {name: called_by_name(function, name) for name, function in transfers.items()}
     known = ChainMap(own, FUNCTIONS)
     network = sections.network or Layers()
@@ -261,20 +266,32 @@ def load_model_file(
     if network.complete:
         sizes_of(nodes, network.input_size or 0, path)
     check_all_read(nodes, path)
+    loss = None if sections.loss is None else sections.loss.name
+    functions = declared_functions(nodes, known, path, loss)
+    return ModelFile(path, content, sections, functions, transfers, schema)
+
+
+def declared_functions(
+    nodes: Sequence[Node],
+    known: Mapping[str, Callable[..., Expr]],
+    path: Path,
+    loss: str | None = None,
+) -> dict[str, Function]:
+    """The functions of a network's nodes by name; all mistakes in them, and in a ``loss``, are told."""
     functions: dict[str, Function] = {}
     mistakes: dict[str, GncompileError] = {}  # by what was found, which many layers may share
     for node in nodes:
         if isinstance(node, Linear | Pointwise):
             with _noted(mistakes):
                 functions[node.name] = function_of(node, known, path)
-    if sections.loss is not None and sections.loss.name is not None:
+    if loss is not None:
         with _noted(mistakes):
-            resolve_loss(sections.loss.name)
+            resolve_loss(loss)
     if len(mistakes) == 1:
         raise next(iter(mistakes.values()))
     if mistakes:
         raise ModelFileError("\n".join(map(str, mistakes.values())))
-    return ModelFile(path, content, sections, functions, transfers, schema)
+    return functions
 
 
 @contextmanager
@@ -308,11 +325,11 @@ def _located(name: str, roots: list[Path], key: str, path: Path) -> str:
 # --- Transfer functions ---------------------------------------------------------------------------
 
 
-def _declared_transfers(sections: Sections, path: Path) -> dict[str, TransferFunction]:
+def declared_transfers(given: Mapping[str, Transfer], path: Path) -> dict[str, TransferFunction]:
     """The file's own ``[transfer.NAME]``, each of which may call those above it."""
     declared: dict[str, TransferFunction] = {}
     own: dict[str, Callable[..., Expr]] = {}
-    for name, record in sections.transfer.items():
+    for name, record in given.items():
         place = f"[transfer.{name}] of {path}"
         if name in BUILT_IN or (name in FUNCTIONS and not is_registered(name)):
             raise ModelFileError(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -18,6 +19,7 @@ from ..data.tables import TABLES
 from ..errors import ModelFileError, expected_got, message, nearest
 from .model_schema import Sections
 from .network_schema import VARIANTS, Layers
+from .pde_schema import PdeTraining
 from .training_schema import OF_VALIDATION, Training, with_length
 
 MAX_BYTES = 16 << 20
@@ -57,6 +59,24 @@ def read(path: Path) -> bytes:
 
 def validate(content: bytes, path: Path) -> Sections:
     """The sections that the bytes of a model file say; all mistakes of one kind are listed at once."""
+    tables = tables_of(content, path)
+    if "pde" in tables:
+        raise ModelFileError(
+            "the model file has [pde], equations in place of data",
+            where=str(path),
+            instead="use check, train, resume and predict, or gncompile.residuals in Python",
+        )
+    training, data = tables.get("training", {}), tables.get("data")
+    if isinstance(training, dict):
+        validates = not isinstance(data, dict) or data.get("validation") != 0
+        tables["training"] = with_length(training, validates)
+    sections = validate_as(Sections, tables, path)
+    _check_validation(sections, path)
+    return sections
+
+
+def tables_of(content: bytes, path: Path) -> dict[str, Any]:
+    """The bytes of a model file as TOML's tables, within bounds."""
     try:
         text = content.decode("utf-8-sig")  # some editors begin a file with a byte order mark
         tables = tomllib.loads(text)
@@ -69,17 +89,20 @@ def validate(content: bytes, path: Path) -> Sections:
     except RecursionError:
         found = f"tables or arrays are nested more than {MAX_DEPTH} deep"
         raise ModelFileError(found, where=str(path)) from None
-    training, data = tables.get("training", {}), tables.get("data")
-    if isinstance(training, dict):
-        validates = not isinstance(data, dict) or data.get("validation") != 0
-        tables["training"] = with_length(training, validates)
+    return tables
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def validate_as(kind: type[T], tables: Mapping[str, Any], path: Path) -> T:
+    """Tables as a record of all sections, its options checked."""
     try:
         # JSON is where pydantic's strict mode knows arrays and tables from Python's own types.
-        sections = Sections.model_validate_json(json.dumps(tables, default=str))
+        sections = kind.model_validate_json(json.dumps(tables, default=str))
     except ValidationError as error:
         raise ModelFileError("\n".join(_mistakes(error)), where=str(path)) from None
-    _check_options(sections.training, path)
-    _check_validation(sections, path)
+    _check_options(sections.training, path)  # type: ignore[attr-defined]
     return sections
 
 
@@ -114,11 +137,11 @@ _TAKEN = ("model", "loss", "example_inputs")
 """What ``gncompile.compile`` takes besides, and gets from elsewhere in the file."""
 
 
-def _check_options(training: Training, path: Path) -> None:
+def _check_options(training: Training | PdeTraining, path: Path) -> None:
     """Refuse options that are keys of ``[training]``, or what only other sections give."""
     where = f"[training.options] of {path}"
     for name, value in training.options.items():
-        if name in Training.model_fields:
+        if name in type(training).model_fields:
             found, instead = f"{name!r} is no option", f"write {name} in [training]"
         elif name in _TAKEN:
             found, instead = f"{name!r} is no option", f"use some of {', '.join(_OPTIONS)}"

@@ -45,9 +45,7 @@ class ResidualNetwork(nn.Module):
             u = self.net(x)
             values = {symbol: x[:, i] for symbol, i in of.coordinates.items()}
             values |= {symbol: data[:, i] for symbol, i in of.columns.items()}
-            values |= {
-                s: self.unknowns[s.name].expand(len(x)) for s in of.unknowns
-            }
+            values |= {s: self.unknowns[s.name].expand(len(x)) for s in of.unknowns}
             for symbol, (stream, output) in of.streams.items():
                 terms = of.wanted[stream - 1].terms if stream else (((), 1.0),)
                 parts = (w * reduce(slope(x), by, u[:, output]) for by, w in terms)
