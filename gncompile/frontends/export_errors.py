@@ -39,6 +39,12 @@ _NUMBERS = {
     Tensor.__int__: "int(tensor)",
 }
 
+DERIVED = (
+    "leave derivatives with respect to inputs to gncompile.residuals, which takes the network without them; "
+    "write others, and maps over samples, out with tensor operators"
+)
+"""What to do about derivatives and maps inside forward."""
+
 # export itself goes through other files of that folder
 _FUNCTORCH = ("_functorch/apis.py", "_functorch/eager_transforms.py", "_functorch/vmap.py")
 
@@ -74,7 +80,7 @@ def explain_failure(
         return TraceError(
             f"forward uses torch.func ({type(error).__name__}), which no graph of operators can hold",
             where=where,
-            instead="write the derivative, or the map over samples, out with tensor operators",
+            instead=DERIVED,
         )
     if observer.seen:
         return _outside_the_graph(observer.seen)
@@ -100,7 +106,7 @@ def _outside_the_graph(seen: Mapping[str, str]) -> TraceError:
         return TraceError(
             f"forward uses {calls[0]}, which no graph of operators can hold",
             where=seen[calls[0]],
-            instead="write derivatives, and maps over samples, out with tensor operators",
+            instead=DERIVED,
         )
     what, place = next(iter(seen.items()))
     return TraceError(

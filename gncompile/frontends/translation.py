@@ -22,6 +22,7 @@ from . import (
     structural,
 )
 from .constants import is_batch_size, on_constants, symbolic_numbers
+from .export_errors import DERIVED
 from .fx_nodes import bind, label_of, op_name
 from .importer import Importer
 from .shared import on_shared
@@ -68,7 +69,7 @@ def translate(importer: Importer, node: fx.Node) -> None:
         importer.refuse(
             node,
             "torch.func or torch.vmap inside forward has no rule",
-            "write the derivative, or the map over samples, out with tensor operators",
+            DERIVED,
         )
     else:
         importer.refuse(node, f"{node.target} has no rule", "compute it outside the network")

@@ -1,12 +1,13 @@
 """Derivatives of compositions, of any order: Faà di Bruno's formula, by sympy.
 
-For ``y = φ(x_1, …, x_k)`` whose arguments move with features ``t``, a partial derivative ``α`` of y is a sum over
-the partitions of α into blocks, and over the arguments that take the blocks::
+For ``y = φ(x_1, …, x_k)`` whose arguments move with features ``t``, a partial derivative ``α`` of y is a sum
+over the partitions of α into blocks, and over the arguments that take the blocks::
 
     ∂_α y = Σ_{B_1|…|B_m = α} Σ_{i_1…i_m} ∂^m φ/∂x_{i_1}…∂x_{i_m} · ∂_{B_1} x_{i_1} ⋯ ∂_{B_m} x_{i_m}
 
-The partition of one block is linear in what it derives. So a weighted sum of derivatives, such as a Laplacian, is
-derived as one: it needs itself of the arguments, and what is of lower order in its terms.
+The partition of one block is linear in what it derives. So a weighted sum of derivatives, such as a
+Laplacian, is derived as one: it needs itself of the arguments, and the proper parts of its terms. In d
+dimensions that is d + 1 derivatives instead of 2 d.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .primitives import number
 from .stable_forms import stable, transcendental
 
 Index = tuple[int, ...]
-"""The features along which is derived, in order, each as often as it is: ``(0, 0, 1)`` is ``∂³/∂t_0²∂t_1``."""
+"""The features along which is derived, in order: ``(0, 0, 1)`` for ``∂³/∂t_0²∂t_1``."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,6 @@ class Derivative:
             for picks in product((False, True), repeat=len(index))
             if any(picks) and not all(picks)
         )
-
-    def applied(self, value: Callable[[Index], Expr]) -> Expr:
-        """The weighted sum of what ``value`` says of each term."""
-        return Add(*(weighted(weight, value(index)) for index, weight in self.terms))
 
 
 def _rank(term: tuple[Index, float]) -> tuple[int, Index]:
@@ -131,8 +128,8 @@ class Partials:
     """The partial derivatives of ``value`` in its ``arguments``, in stable forms, each made once.
 
     What the value itself tells is written in ``output``, the symbol of φ's own value (``tanh' = 1 - φ²``), as
-    slopes are that a backward pass keeps; what costs more than a product has a symbol of its own in ``named``,
-    which higher derivatives use. ``crossed`` are those of which a jump was derived: its delta is left out.
+    are the slopes that a backward pass keeps. What is more than a number times a symbol is called by one of
+    its own, in ``named``, also in higher derivatives. ``crossed`` are those of a jump: its delta is left out.
     """
 
     def __init__(
@@ -178,17 +175,3 @@ class Partials:
         symbol = Symbol(f"{self._label}__d{which}", real=True)
         self.named[symbol] = e
         return symbol
-
-
-def inlined(
-    named: Mapping[Symbol, Expr], found: Mapping[Derivative, Expr]
-) -> tuple[dict[Symbol, Expr], dict[Derivative, Expr]]:
-    """Both with those of ``named`` that one expression alone reads written into it."""
-    kept, results = dict(named), dict(found)
-    for symbol in reversed(named):
-        readers = [*(e for s, e in kept.items() if s != symbol), *results.values()]
-        if sum(e.has(symbol) for e in readers) < 2:
-            value = {symbol: kept.pop(symbol)}
-            kept = {s: e.xreplace(value) for s, e in kept.items()}
-            results = {d: e.xreplace(value) for d, e in results.items()}
-    return kept, results

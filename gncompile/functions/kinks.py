@@ -69,8 +69,8 @@ def has_jump(expression: Expr, along: sympy.Symbol) -> bool:
 
     That is where one of its conditions changes its sign.
 
-    Both branches are compared on a few points of the plane ``c = 0``, found by solving for a variable in which
-    ``c`` is linear; where there is none, it counts as a jump.
+    Both branches are compared at a few points where ``c = 0``, found by solving for a variable in which ``c``
+    is linear; where there is none, it counts as a jump.
     """
     conditions = {_side(part) for part in kinked(expression)}
     return any(_jumps_across(expression, c) for c in conditions if c.has(along))

@@ -6,7 +6,7 @@ import sympy
 
 from .dead_nodes import remove_dead_nodes
 from .model_graph import ModelGraph
-from .nodes import Node, Op, Pointwise
+from .nodes import Node, Pointwise
 
 
 def fuse_pointwise(graph: ModelGraph) -> ModelGraph:
@@ -25,11 +25,16 @@ def fuse_pointwise(graph: ModelGraph) -> ModelGraph:
 
         h = affine[fc](x)      line_12 = x + tanh(h)           output(line_12)
     """
-    simple = graph = _without_identities(remove_dead_nodes(graph))
+    return _named_after_lines(composed(graph), graph)
+
+
+def composed(graph: ModelGraph) -> ModelGraph:
+    """:func:`fuse_pointwise`, each composed node under the name of the one it ends in."""
+    graph = _without_identities(remove_dead_nodes(graph))
     fused = _fused_once(graph)
     while len(fused) < len(graph):
         graph, fused = fused, _fused_once(fused)
-    return _named_after_lines(fused, {node.name: node.op for node in simple})
+    return fused
 
 
 MAX_OPERATIONS = 200
@@ -127,13 +132,13 @@ def _without_identities(graph: ModelGraph) -> ModelGraph:
     return ModelGraph(kept)
 
 
-def _named_after_lines(graph: ModelGraph, simple: dict[str, Op]) -> ModelGraph:
+def _named_after_lines(graph: ModelGraph, simple: ModelGraph) -> ModelGraph:
     """Composed nodes, whose operation is not the one of that name in ``simple``, under their new names."""
     names: dict[str, str] = {}
     taken = {node.name for node in graph}
     for node in graph:
         line = node.origin.location.rpartition(":")[2]
-        if node.op != simple[node.name] and isinstance(node.op, Pointwise) and line.isdigit():
+        if node.op != simple[node.name].op and isinstance(node.op, Pointwise) and line.isdigit():
             path = "_".join(node.origin.module.split("."))
             names[node.name] = _free(f"{path}_line_{line}".lstrip("_"), taken)
     return ModelGraph([_renamed(node, names) for node in graph])

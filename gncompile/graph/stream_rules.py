@@ -1,175 +1,149 @@
-"""Streams of nodes that mix the features of a sample: products of matrices, norms, softmax, maxima of windows.
-
-Each is written in pointwise nodes, sums and selections, whose streams are those of
-:mod:`~gncompile.graph.streams`.
-"""
+"""The streams of each kind of node (see :mod:`~gncompile.graph.streams`)."""
 
 from __future__ import annotations
 
-import math
-from itertools import product
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import accumulate
 
-import sympy
-from sympy import Add, Integer, Rational, Symbol
-
-from ..errors import KinkWarning, warn
-from ..functions.faa_di_bruno import Derivative, chain, closed, weighted
-from ..functions.primitives import LARGEST, maximum, number, select
-from .fuse_pointwise import symbol_of
-from .nodes import Node, Pointwise, Select, describe
-from .normalise import Normalise
+from ..functions.faa_di_bruno import Partials, chain
+from ..functions.primitives import number
+from .bilinear import Bilinear
+from .convolution import Convolution, ConvolutionTransposed
+from .fuse_pointwise import named_after_values, symbol_of
+from .layers import Affine, LayerOp
+from .nodes import FixedLinear, Input, Node, Op, Pointwise, Select
+from .normalise import Centre, Normalise
 from .pooling import MaxPool, SumPool
 from .softmax import Softmax
-from .windows import Window
-
-if TYPE_CHECKING:
-    from .streams import Differentiation, Streams
-
-
-def warn_of_kink(node: Node) -> None:
-    """Say that a derivative of a jump is left out."""
-    warn(
-        KinkWarning,
-        f"the node {node.name} = {describe(node)} has a kink: where it is, the derivatives that are taken of it "
-        f"hold a delta function, which is left out ({node.origin})",
-        instead="use a smooth function (softplus, tanh, sine) where second derivatives matter",
-    )
+from .stream_mixing import (
+    bilinear_streams,
+    max_pool_streams,
+    normalise_streams,
+    softmax_streams,
+)
+from .stream_walk import Rule, Streams, Walk
 
 
-def bilinear_streams(walk: Differentiation, node: Node) -> Streams:
-    """``∂_α(A B) = Σ_{β ⊆ α} ∂_β A ∂_{α-β} B``."""
-    a, b = (walk.streams[name] for name in node.inputs)
-    products: dict[tuple[str, str], Symbol] = {}
-
-    def times(left: str | None, right: str | None, label: str) -> sympy.Expr:
-        if left is None or right is None:
-            return Integer(0)
-        if (left, right) not in products:
-            made = walk.add(f"{label}__part", node.op, (left, right), node.shape, node)
-            products[left, right] = symbol_of(made)
-        return products[left, right]
-
-    found = {}
+def input_streams(walk: Walk, node: Node) -> Streams:
+    """Rows of constants, one-hot where one feature alone is meant."""
+    first = walk.first.get(node.name)
+    if first is None:
+        return {}
+    made: dict[float, str] = {}
+    found: Streams = {}
     for d in walk.needed[node.name]:
+        slopes = {index[0] - first: w for index, w in d.terms if len(index) == 1}
+        slopes = {i: w for i, w in slopes.items() if 0 <= i < node.size}
+        if not slopes:
+            continue
+        for w in slopes.values():
+            if w not in made:
+                made[w] = _constant(walk, node, w)
+        values = list(dict.fromkeys(slopes.values()))
+        index = [values.index(slopes[i]) if i in slopes else -1 for i in range(node.size)]
         label = f"{node.name}{walk.labels[d]}"
-        terms = [times(a.get(d), node.inputs[1], label), times(node.inputs[0], b.get(d), label)]
-        for index, weight in d.terms:
-            for picks in product((True, False), repeat=len(index)):
-                if any(picks) and not all(picks):
-                    taken = [i for i, pick in zip(index, picks, strict=True) if pick]
-                    rest = [i for i, pick in zip(index, picks, strict=True) if not pick]
-                    left, right = a.get(Derivative.along(*taken)), b.get(Derivative.along(*rest))
-                    terms.append(weighted(weight, times(left, right, label)))
-        found[d] = Add(*terms)
-    return walk.nodes_of(node.name, found, node)
+        inputs = [made[w] for w in values]
+        found[d] = walk.add(label, Select(tuple(index)), inputs, node.shape, node)
+    return found
 
 
-def softmax_streams(walk: Differentiation, node: Node) -> Streams:
-    """Those of ``log p = x − log Σ exp(x)`` and ``p = exp(log p)``, both functions at values that p tells.
-
-    ``exp(x) / s`` with the constant ``s = Σ exp(x)`` has the value p, its sum the value 1.
-    """
-    op, wanted = node.op, closed(walk.needed[node.name])
-    assert isinstance(op, Softmax)
-    p = symbol_of(node.name)
-    if op.log:
-        made = walk.pointwise(f"{node.name}__p", sympy.exp(p), node)
-        assert made is not None
-        p = symbol_of(made)
-    x = walk.symbols(node.inputs[0])
-    exponentials = {d: chain(d, lambda _: p, [x]) for d in wanted}
-    terms = walk.nodes_of(f"{node.name}__exp", exponentials, node)
-    sums = {d: symbol_of(_sum(walk, name, node, op.places)) for d, name in terms.items()}
-
-    def log_at_one(positions: tuple[int, ...]) -> sympy.Expr:
-        order = len(positions)
-        return Integer((-1) ** (order - 1) * math.factorial(order - 1))
-
-    logs = walk.nodes_of(
-        f"{node.name}__log_sum", {d: chain(d, log_at_one, [sums]) for d in wanted}, node
-    )
-    spread = {d: symbol_of(_spread(walk, name, node, op.places)) for d, name in logs.items()}
-    log_p = {d: x.get(d, Integer(0)) - spread.get(d, Integer(0)) for d in wanted}
-    if op.log:
-        return walk.nodes_of(node.name, log_p, node)
-    inner = walk.nodes_of(f"{node.name}__log", log_p, node)
-    symbols = {d: symbol_of(name) for d, name in inner.items()}
-    return walk.nodes_of(node.name, {d: chain(d, lambda _: p, [symbols]) for d in wanted}, node)
+def _constant(walk: Walk, node: Node, value: float) -> str:
+    """A node of one feature that is this number."""
+    one = walk.add(f"{node.name}__first", Select((0,)), [node.name], (1,), node)
+    constant = Pointwise(number(value), (symbol_of(one),))
+    return walk.add(f"{node.name}__constant", constant, [one], (1,), node)
 
 
-def normalise_streams(walk: Differentiation, node: Node) -> Streams:
-    """The node as ``x ρ`` with ``ρ = 1/√(Σx²/d + eps)``, or ``1/max(√Σx², eps)``; its value becomes that too."""
-    op, (source,) = node.op, node.inputs
-    assert isinstance(op, Normalise)
-    x, s = Symbol("x", real=True), Symbol("s", real=True)
-    eps, root = number(op.eps), Rational(-1, 2)
-    if op.length:
-        rho = select(s - eps**2, s**root, 1 / eps)
-    else:
-        rho = (s / (node.size // op.places) + eps) ** root
-    label, places = node.name, op.places
-
-    def visit(name: str, expression: sympy.Expr, *inputs: tuple[Symbol, str]) -> str:
-        symbols, names = zip(*inputs, strict=True)
-        shape = walk.nodes[names[0]].shape
-        walk.visit(Node(name, Pointwise(expression, symbols), names, shape, node.origin))
-        return name
-
-    squares = visit(f"{label}__squares", x**2, (x, source))
-    total = _visited(walk, _sum(walk, squares, node, places))
-    scale = visit(f"{label}__scale", rho, (s, total))
-    spread = _visited(walk, _spread(walk, scale, node, places))
-    visit(label, x * s, (x, source), (s, spread))
-    return walk.streams[label]
+def linear_streams(walk: Walk, node: Node) -> Streams:
+    op = replace(node.op, bias=None) if isinstance(node.op, LayerOp) else node.op
+    known = walk.streams[node.inputs[0]]
+    return {
+        d: walk.add(f"{node.name}{walk.labels[d]}", op, [known[d]], node.shape, node)
+        for d in walk.needed[node.name]
+        if d in known
+    }
 
 
-def max_pool_streams(walk: Differentiation, node: Node) -> Streams:
-    """Of every window the streams of the tap that is largest; of equal ones the first."""
-    op, (source,) = node.op, node.inputs
-    assert isinstance(op, MaxPool)
-    channels = node.size // math.prod(op.window.places)
-    points = math.prod(op.window.size)
+def affine_streams(walk: Walk, node: Node) -> Streams:
+    """All streams side by side as places of one product."""
+    (source,) = node.inputs
+    known = walk.streams[source]
+    present = [d for d in walk.needed[node.name] if d in known]
+    if len(present) < 2:
+        return linear_streams(walk, node)
+    assert isinstance(node.op, Affine)
+    op = replace(node.op, bias=None, places=node.op.places * len(present))
+    x = _side_by_side(walk, source, [known[d] for d in present])
+    h = walk.add(f"{node.name}__streams", op, [x], (len(present), *node.shape), node)
+    parts = [range(i * node.size, (i + 1) * node.size) for i in range(len(present))]
+    return {
+        d: walk.add(f"{node.name}{walk.labels[d]}", Select(tuple(part)), [h], node.shape, node)
+        for d, part in zip(present, parts, strict=True)
+    }
 
-    def tap(name: str, number_: int, fill: float) -> str:
-        behind = [sources[number_] for sources in op.window.sources]
-        index = [c * points + i if i >= 0 else -1 for c in range(channels) for i in behind]
-        return walk.add(f"{name}__tap", Select(tuple(index), fill), [name], node.shape, node)
 
-    values = [symbol_of(tap(source, k, -float(LARGEST))) for k in range(len(op.window.taps))]
-    largest = values[:1]
-    for value in values[1:]:
-        made = walk.pointwise(f"{node.name}__largest", maximum(value, largest[-1]), node)
-        largest.append(symbol_of(str(made)))
-    found = {}
+def _side_by_side(walk: Walk, source: str, streams: list[str]) -> str:
+    """One node for all layers that read the same."""
+    key, of = tuple(streams), walk.nodes[source]
+    if key not in walk.stacked:
+        index, shape = tuple(range(len(key) * of.size)), (len(key), *of.shape)
+        walk.stacked[key] = walk.add(f"{source}__streams", Select(index), key, shape, of)
+    return walk.stacked[key]
+
+
+def select_streams(walk: Walk, node: Node) -> Streams:
+    assert isinstance(node.op, Select)
+    sizes = [walk.nodes[name].size for name in node.inputs]
+    starts = list(accumulate(sizes, initial=0))
+    found: Streams = {}
     for d in walk.needed[node.name]:
-        if d in walk.streams[source]:
-            name = walk.streams[source][d]
-            first, *others = [symbol_of(tap(name, k, 0.0)) for k in range(len(values))]
-            for k, stream in enumerate(others, start=1):
-                first = select(values[k] - largest[k - 1], stream, first)
-            found[d] = first
-    if any(d.order > 1 for d in found):
-        warn_of_kink(node)
-    return walk.nodes_of(node.name, found, node)
+        moved: list[str] = []
+        places = [-1] * starts[-1]  # of each feature of the inputs among those of their streams
+        width = 0
+        for name, start, size in zip(node.inputs, starts, sizes, strict=False):
+            if d in walk.streams[name]:
+                moved.append(walk.streams[name][d])
+                places[start : start + size] = range(width, width + size)
+                width += size
+        index = tuple(places[i] if i >= 0 else -1 for i in node.op.index)
+        if any(i >= 0 for i in index):
+            label = f"{node.name}{walk.labels[d]}"
+            found[d] = walk.add(label, Select(index), moved, node.shape, node)
+    return found
 
 
-def _window(size: int) -> Window:
-    return Window((size,), (size,), (size,), (0,), (1,))
+def pointwise_streams(walk: Walk, node: Node) -> Streams:
+    op = named_after_values(node)
+    inner = [walk.symbols(name) for name in node.inputs]
+    label = node.name
+    while any(name.startswith(f"{label}__d") for name in walk.nodes):
+        label += "_"
+    partials = Partials(op.expression, op.arguments, symbol_of(node.name), label)
+    found = {d: chain(d, partials, inner) for d in walk.needed[node.name]}
+    if partials.crossed:
+        walk.kinks[node.name] = node
+    constants = dict(op.constants)
+    for symbol, e in partials.named.items():
+        walk.pointwise(symbol.name, e, node, constants)
+    return walk.nodes_of(node.name, found, node, constants)
 
 
-def _sum(walk: Differentiation, name: str, of: Node, places: int) -> str:
-    """Over the features of every place."""
-    pool = SumPool(_window(of.size // places))
-    return walk.add(f"{name}__sum", pool, [name], (places,), of)
+LINEAR: Mapping[type[Op], Rule] = {
+    Affine: affine_streams,
+    Select: select_streams,
+    MaxPool: max_pool_streams,
+    **dict.fromkeys(
+        (FixedLinear, Centre, SumPool, Convolution, ConvolutionTransposed), linear_streams
+    ),
+}
+"""Kinds of node of which a derivative is made of the same one of the inputs."""
 
-
-def _spread(walk: Differentiation, name: str, of: Node, places: int) -> str:
-    """A number of every place to all of its features."""
-    index = tuple(place for place in range(places) for _ in range(of.size // places))
-    return walk.add(f"{name}__spread", Select(index), [name], of.shape, of)
-
-
-def _visited(walk: Differentiation, name: str) -> str:
-    walk.visit(walk.nodes[name])
-    return name
+RULES: Mapping[type[Op], Rule] = {
+    **LINEAR,
+    Input: input_streams,
+    Pointwise: pointwise_streams,
+    Bilinear: bilinear_streams,
+    Softmax: softmax_streams,
+    Normalise: normalise_streams,
+}

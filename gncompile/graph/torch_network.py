@@ -93,7 +93,7 @@ class Network:
             case Pointwise(expression, arguments, named):
                 values = dict(zip(arguments, x, strict=True))
                 values |= {symbol: constants[name] for symbol, name in named}
-                return plain(expression, values).expand_as(x[0])
+                return plain(expression, values).expand(max(map(len, x)), node.size)
             case Output():
                 return x[0]
         return node.op.plain(*x)

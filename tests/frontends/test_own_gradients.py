@@ -189,6 +189,7 @@ def test_autograd_inside_forward() -> None:
     with pytest.raises(TraceError) as caught:
         trace(module, torch.ones(2, 4))
     assert "forward uses torch.autograd.grad" in str(caught.value)
+    assert "to gncompile.residuals, which takes the network without them" in str(caught.value)
     assert "fails" not in str(caught.value)
 
 
