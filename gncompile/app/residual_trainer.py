@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -16,9 +16,6 @@ from ..training.metrics import Metric
 from ..training.records import History
 from ..training.trainer import Trainer
 
-if TYPE_CHECKING:
-    from .residuals import Problem
-
 VALIDATE = 10
 """Steps between two looks at the terms; each costs a forward pass."""
 
@@ -26,7 +23,8 @@ VALIDATE = 10
 class ResidualTrainer(Trainer):
     """A :class:`~gncompile.Trainer` that knows its problem; made by :meth:`Problem.compile`."""
 
-    problem: Problem
+    problem: Any
+    """The :class:`~gncompile.app.residuals.Problem` that it was made of."""
 
     @property
     def seed(self) -> int:
@@ -48,7 +46,7 @@ class ResidualTrainer(Trainer):
         ``history.interior``; ``validation_loss`` is their weighted sum.
         """
         train = self.batches(resample_every) if train is None else train
-        batch = self.problem.batch(seed=self.seed)
+        batch = self.problem.sampling.batch(seed=self.seed)
         own = [Metric(name, self._energy(rows), False) for name, rows in batch.rows.items()]
         own += [Metric(name, self._unknown(name)) for name in self.problem.unknowns]
         given = asked.pop("metrics", ())
@@ -70,7 +68,7 @@ class ResidualTrainer(Trainer):
 
     def terms(self, draw: int = 0) -> dict[str, float]:
         """``E_t`` of every term by name, on the points of a draw: the half mean square of its residuals."""
-        batch = self.problem.batch(draw, self.seed)
+        batch = self.problem.sampling.batch(draw, self.seed)
         z = self.predict((batch.x, batch.data))
         return {name: float(self._energy(rows)(z, None)) for name, rows in batch.rows.items()}
 
@@ -90,7 +88,7 @@ class ResidualTrainer(Trainer):
         )
 
     def _draw(self, number: int) -> tuple[Any, Any]:
-        return self.problem.batch(number, self.seed).pair(self.problem.equations)
+        return self.problem.sampling.batch(number, self.seed).pair(self.problem.equations)
 
     def _energy(self, rows: slice) -> Callable[[Any, Any], Tensor]:
         return lambda z, y: z[rows].square().sum(dim=1).mean() / 2

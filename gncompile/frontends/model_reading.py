@@ -101,7 +101,7 @@ def validate_as(kind: type[T], tables: Mapping[str, Any], path: Path) -> T:
         # JSON is where pydantic's strict mode knows arrays and tables from Python's own types.
         sections = kind.model_validate_json(json.dumps(tables, default=str))
     except ValidationError as error:
-        raise ModelFileError("\n".join(_mistakes(error)), where=str(path)) from None
+        raise ModelFileError("\n".join(_mistakes(error, kind)), where=str(path)) from None
     _check_options(sections.training, path)  # type: ignore[attr-defined]
     return sections
 
@@ -167,7 +167,7 @@ def _check_validation(sections: Sections, path: Path) -> None:
 # --- pydantic's errors -------------------------------------------------------------------------------
 
 
-def _mistakes(error: ValidationError) -> list[str]:
+def _mistakes(error: ValidationError, sections: type[BaseModel]) -> list[str]:
     """All mistakes in our words, those left out that only follow from others."""
     problems: list[dict[str, Any]] = [dict(each) for each in error.errors(include_url=False)]
     places = [problem["loc"] for problem in problems]
@@ -185,7 +185,7 @@ def _mistakes(error: ValidationError) -> list[str]:
     ]
     first = _joined(first)
     more = [f"and {len(first) - MAX_MISTAKES} more"] if len(first) > MAX_MISTAKES else []
-    return [_explain(problem) for problem in first[:MAX_MISTAKES]] + more
+    return [_explain(problem, sections) for problem in first[:MAX_MISTAKES]] + more
 
 
 def _joined(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -211,11 +211,11 @@ def _expected(problem: dict[str, Any]) -> str:
     return _IN_TOML.get(said, said)
 
 
-def _explain(problem: dict[str, Any]) -> str:
+def _explain(problem: dict[str, Any], sections: type[BaseModel]) -> str:
     """One of pydantic's errors in our words: the key with its path, what is wrong, the nearest key."""
     location, kind = problem["loc"], problem["type"]
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):  # of a record, of a dataclass
-        return f"unknown key {_dotted(location)!r}. {_hint(location)}"
+        return f"unknown key {_dotted(location)!r}. {_hint(location, sections)}"
     if kind == "missing" and location == ("data", "name"):
         return "missing key 'data.name': curves, mnist, or the path of a file"
     if kind == "missing":
@@ -267,19 +267,20 @@ def _dotted(location: tuple[int | str, ...]) -> str:
     return text.removeprefix(".")
 
 
-def _hint(location: tuple[int | str, ...]) -> str:
+def _hint(location: tuple[int | str, ...], sections: type[BaseModel]) -> str:
     """Where a key belongs that is unknown here, what it is called here, or what can be written."""
     key, here = str(location[-1]), location[:-1]
     if key in (*_OPTIONS, *_PLACE):
         return f"{key} is an option: write it in [training.options]"
-    known = _keys(here)
-    places = [f"[{section}]" for section in _SECTIONS if key in _keys((section,))]
+    known = _keys(here, sections)
+    others = [section for section in _SECTIONS if section in sections.model_fields]
+    places = [f"[{section}]" for section in others if key in _keys((section,), sections)]
     elsewhere = f"{key} belongs in {' or '.join(places)}" if places else ""
     if similar := nearest(key, known):
         return f"{similar} {elsewhere}".rstrip()
     if elsewhere:
         return elsewhere
-    if key in _SECTIONS:
+    if key in others:
         return f"{key} is a section of its own: write [{key}]"
     said = _WORDS.get(key.lower()) or HINTS.get(key.lower())
     if here and said:
@@ -287,7 +288,7 @@ def _hint(location: tuple[int | str, ...]) -> str:
     return f"The keys here are {', '.join(known)}."
 
 
-_SECTIONS = ("training", "data", "network", "loss", "model")
+_SECTIONS = ("training", "data", "network", "loss", "model", "pde")
 _WORDS = {
     **dict.fromkeys(
         ("steps", "iterations", "max_steps", "max_epochs", "num_epochs", "n_epochs"),
@@ -310,9 +311,9 @@ _WORDS = {
 """What other tools call what a key here is for."""
 
 
-def _keys(location: tuple[int | str, ...]) -> list[str]:
+def _keys(location: tuple[int | str, ...], sections: type[BaseModel]) -> list[str]:
     """The keys allowed in the table at ``location``."""
-    table: Any = Sections
+    table: Any = sections
     for part in location:
         if part in VARIANTS:
             table = VARIANTS[str(part)]
