@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -43,20 +43,19 @@ class ResidualTrainer(Trainer):
         ``resample_every`` is the number of steps after which points are drawn anew (default: never), those of
         tensors and grids stay. Every ``validate_every`` steps (:data:`VALIDATE`) the history gets ``E_t`` of
         every term by its name, and the unknowns by theirs, on the first draw of the points:
-        ``history.interior``; ``validation_loss`` is their weighted sum.
+        ``history.interior``; ``validation_loss`` is their weighted sum. With a ``validation`` of one's own it
+        gets none of this.
         """
         train = self.batches(resample_every) if train is None else train
-        batch = self.problem.sampling.batch(seed=self.seed)
-        own = [Metric(name, self._energy(rows), False) for name, rows in batch.rows.items()]
-        own += [Metric(name, self._unknown(name)) for name in self.problem.unknowns]
-        given = asked.pop("metrics", ())
-        several = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-        asked = {
-            "validation": batch.pair(self.problem.equations),
-            "validate_every": VALIDATE,
-            **asked,
-        }
-        return super().fit(train, *more, metrics=[*own, *several], **asked)
+        if "validation" not in asked:
+            batch = self.problem.batch(seed=self.seed)
+            own = [Metric(name, self._energy(rows), False) for name, rows in batch.rows.items()]
+            own += [Metric(name, self._unknown(name)) for name in self.problem.unknowns]
+            given = asked.get("metrics", ())
+            several = given if isinstance(given, list | tuple) else [given]
+            told = {"validation": batch.pair(self.problem.equations), "validate_every": VALIDATE}
+            asked = {**told, **asked, "metrics": [*own, *several]}
+        return super().fit(train, *more, **asked)
 
     def batches(self, resample_every: int | None = None) -> DrawnBatches:
         """What ``fit`` goes over: all points as the one batch of a step, drawn anew after so many."""
@@ -68,7 +67,7 @@ class ResidualTrainer(Trainer):
 
     def terms(self, draw: int = 0) -> dict[str, float]:
         """``E_t`` of every term by name, on the points of a draw: the half mean square of its residuals."""
-        batch = self.problem.sampling.batch(draw, self.seed)
+        batch = self.problem.batch(draw, self.seed)
         z = self.predict((batch.x, batch.data))
         return {name: float(self._energy(rows)(z, None)) for name, rows in batch.rows.items()}
 
@@ -88,7 +87,7 @@ class ResidualTrainer(Trainer):
         )
 
     def _draw(self, number: int) -> tuple[Any, Any]:
-        return self.problem.sampling.batch(number, self.seed).pair(self.problem.equations)
+        return self.problem.batch(number, self.seed).pair(self.problem.equations)
 
     def _energy(self, rows: slice) -> Callable[[Any, Any], Tensor]:
         return lambda z, y: z[rows].square().sum(dim=1).mean() / 2

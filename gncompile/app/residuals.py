@@ -126,7 +126,7 @@ class Problem:
     @property
     def unknowns(self) -> dict[str, float]:
         """The unknowns as they are now."""
-        return {name: float(value) for name, value in self.network.unknowns.items()}
+        return {name: float(value.detach()) for name, value in self.network.unknowns.items()}
 
     @property
     def equations(self) -> int:
@@ -199,7 +199,7 @@ class Problem:
 
     def for_network(self, network: ResidualNetwork) -> Problem:
         """The same equations and points for another network, as a copied trainer has it."""
-        names, unknowns = self.names, {n: float(p) for n, p in network.unknowns.items()}
+        names, unknowns = self.names, {n: float(p.detach()) for n, p in network.unknowns.items()}
         problem = Problem(
             network.net,
             names.inputs,
