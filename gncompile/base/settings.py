@@ -344,8 +344,7 @@ class Settings:
 
     def at_places(self, places: int) -> Settings:
         """With the ``factor_samples`` of a network whose weights are applied at up to so many places."""
-        factored = self.second_order and self.solver == "kronecker"
-        if self.factor_samples is not None or not factored:
+        if self.factor_samples or not self.second_order or self.solver != "kronecker":
             return self
         many = places >= MANY_PLACES
         return replace(self, factor_samples=FACTOR_SAMPLES_AT_PLACES if many else FACTOR_SAMPLES)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,8 +19,6 @@ from pathlib import Path
 import torch
 from sympy import Expr
 
-from ..base.memory_budget import require_memory
-from ..base.settings import FIRST_ORDER_METHODS
 from ..base.untrusted import require_within
 from ..data.data_sets import READERS, DataSpec, DataSplit, load
 from ..data.table_schema import TableSchema
@@ -44,6 +42,7 @@ from .declared_network import DeclaredNetwork
 from .declared_nodes import ARGUMENTS, check_all_read, check_names, function_of, sizes_of
 from .model_reading import read, validate
 from .model_schema import Model, Sections, Transfer
+from .network_memory import require_memory_for
 from .network_schema import Layers, Linear, Node, Nodes, Pointwise
 from .table_network import TableNetwork, table_width
 from .training_schema import Training
@@ -207,7 +206,7 @@ class ModelFile:
 
         Raises :class:`~gncompile.errors.ModelFileError` where training it would not fit into memory.
         """
-        _require_memory_for(self)
+        require_memory_for(self)
         seed = self.training.seed if seed is None else seed
         declared = self.nodes, self.functions, self.sizes, seed, self.dtype
         if self.needs_data and (self.schema.standardise or self.schema.categories):
@@ -351,41 +350,3 @@ def declared_transfers(given: Mapping[str, Transfer], path: Path) -> dict[str, T
         function.check()
         declared[name], own[name] = function, called_by_name(function, name)
     return declared
-
-
-# --- The memory of a network, from its declared sizes alone -------------------------------------------------
-
-TRACED = 2
-"""Samples that the network is traced with."""
-
-
-def _require_memory_for(file: ModelFile) -> None:
-    """Raise :class:`~gncompile.errors.ModelFileError` where there is less than the network takes at least.
-
-    Counted are what stands between reading the file and the program, which counts for itself: the weights
-    with their gradient, the draw of the largest in float64, for second-order methods the two factors of every
-    layer and their inverses, ``2 (a² + b²)`` numbers, and all values of :data:`TRACED` samples.
-    """
-    size = file.dtype.itemsize
-    layers = list(_layers(file))
-    weights = {name: a * b for name, a, b in layers}
-    needed = {f"weights of {name}": 2 * size * count for name, count in weights.items()}
-    needed["the draw of the largest weights"] = 8 * max(weights.values(), default=0)
-    if file.training.method not in FIRST_ORDER_METHODS:
-        needed |= {f"factors of {name}": 2 * size * (a**2 + b**2) for name, a, b in layers}
-    for name, features in file.sizes.items():
-        needed[f"values of {name}"] = TRACED * size * features
-    require_memory(
-        needed,
-        f"the network of {file.name!r} and its states",
-        where=f"[network] of {file.path}",
-        instead="declare smaller layers, or use a machine with more memory",
-        error=ModelFileError,
-    )
-
-
-def _layers(file: ModelFile) -> Iterable[tuple[str, int, int]]:
-    """Name, inputs (the bias's one included) and outputs of every affine layer."""
-    for node in file.nodes:
-        if isinstance(node, Linear):
-            yield node.name, file.sizes[node.inputs[0]] + node.bias, node.size

@@ -18,6 +18,7 @@ from .declared_network import DeclaredNetwork
 from .declared_nodes import check_all_read, check_names, sizes_of
 from .model_file import declared_functions, declared_transfers, title
 from .model_reading import read, tables_of, validate_as
+from .network_memory import require_memory_for
 from .network_schema import Layers, Node
 from .pde_schema import Pde, PdeSections, PdeTraining
 
@@ -46,6 +47,11 @@ class PdeFile:
         """The ``[training]`` section."""
         return self.sections.training
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating point type to train in."""
+        return torch.float64 if self.training.dtype == "float64" else torch.float32
+
     @cached_property
     def nodes(self) -> Sequence[Node]:
         """The network's nodes, its sizes those of coordinates and outputs."""
@@ -58,11 +64,14 @@ class PdeFile:
         return sizes_of(self.nodes, len(self.pde.box), self.path)
 
     def build(self, seed: int | None = None) -> DeclaredNetwork:
-        """The network with fresh weights, drawn from ``seed`` (default: the file's)."""
+        """The network with fresh weights, drawn from ``seed`` (default: the file's).
+
+        Raises :class:`~gncompile.errors.ModelFileError` where training it would not fit into memory.
+        """
+        require_memory_for(self)
         seed = self.training.seed if seed is None else seed
-        dtype = torch.float64 if self.training.dtype == "float64" else torch.float32
         size = len(self.pde.box)
-        return DeclaredNetwork(size, self.nodes, self.functions, self.sizes, seed, dtype)
+        return DeclaredNetwork(size, self.nodes, self.functions, self.sizes, seed, self.dtype)
 
 
 def describes_equations(path: str | os.PathLike[str]) -> bool:

@@ -38,7 +38,7 @@ class PdeTerm(Record):
             "or a list of several"
         )
     )
-    points: Size = Field(description="how many")
+    points: Annotated[int, Field(gt=0, le=10**7)] = Field(description="how many")
     faces: bool | Annotated[tuple[Name, ...], Field(min_length=1, max_length=MOST)] = Field(
         default=False,
         description="`true`: points on all faces of the box; a list of coordinates: where these are at "
