@@ -77,6 +77,8 @@ class Equation:
     truth: Callable[[Tensor], Tensor]
     aims: Mapping[float, float]
     """Seconds within which an error is to be reached."""
+    resample_every: int | None = None
+    """Steps after which gncompile draws the points anew; the others keep theirs."""
 
 
 def poisson_2d(widths: Sequence[int], aims: Mapping[float, float]) -> Equation:
@@ -169,7 +171,8 @@ def burgers(widths: Sequence[int], aims: Mapping[float, float]) -> Equation:
         start = u(x["start"]) + torch.sin(torch.pi * x["start"][:, 0])
         return {"interior": flow, "sides": u(x["sides"]), "start": start}
 
-    return Equation(widths, box, terms, by_hand, truth, aims)
+    # Where the shock is, it is thinner than the points lie apart.
+    return Equation(widths, box, terms, by_hand, truth, aims, resample_every=5)
 
 
 DEEP = (2, 64, 64, 48, 48, 1)
@@ -237,8 +240,9 @@ Steps = Iterator[nn.Module]
 def ours(posed: Posed, **options: Any) -> Steps:
     """gncompile's default."""
     trainer = posed.problem.compile(seed=posed.seed, **options)
+    batches = trainer.batches(posed.equation.resample_every)
     while True:
-        trainer.fit(updates=5, progress=False, validation=None)
+        trainer.fit(batches, updates=5, progress=False, validation=None)
         yield posed.problem.net
 
 

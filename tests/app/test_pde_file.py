@@ -107,6 +107,7 @@ def test_a_file_of_equations_is_checked_trained_resumed_and_asked(
         ("t = [0, 2]", "t = [2, 0]", "'t' of a box lies in"),
         ("at = { t = 0 }", "at = { t = 3 }", "t = 3.0 lies outside the box"),
         ('"exp(-t)*x"', '"exp(-t)*u"', "reference .* is no function of the inputs"),
+        ("hidden = [4]", "hidden = [900000000, 900000000]", "memory"),
         ("[network]", "[data]\nname = 'x.csv'\n[network]", "unknown key 'data'"),
     ],
 )  # fmt: skip
