@@ -172,7 +172,7 @@ def burgers(widths: Sequence[int], aims: Mapping[float, float]) -> Equation:
         return {"interior": flow, "sides": u(x["sides"]), "start": start}
 
     # Where the shock is, it is thinner than the points lie apart.
-    return Equation(widths, box, terms, by_hand, truth, aims, resample_every=5)
+    return Equation(widths, box, terms, by_hand, truth, aims, resample_every=1)
 
 
 DEEP = (2, 64, 64, 48, 48, 1)
