@@ -29,6 +29,7 @@ from gncompile.frontends.network_schema import (
     Select,
     Slice,
 )
+from gncompile.frontends.pde_schema import Pde, PdeTerm, PdeTraining
 from gncompile.frontends.training_schema import EarlyStopping, Training
 
 PAGE = Path(__file__).with_name("model_file.md")
@@ -47,6 +48,9 @@ RECORDS: dict[str, type] = {
     "[training]": Training,
     "early_stop": EarlyStopping,
     "[transfer.NAME]": Transfer,
+    "[pde]": Pde,
+    "[pde.term.NAME]": PdeTerm,
+    "[training] with [pde]": PdeTraining,
 }
 OPTIONS = "[training.options]"
 HEAD = ["| key | value | default | meaning |", "|---|---|---|---|"]
@@ -153,7 +157,8 @@ def shown(default: Any) -> str:
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"
     if isinstance(default, tuple):
-        return f"`[{', '.join(f'{each:g}' for each in default)}]`"
+        items = (f"{each:g}" if isinstance(each, float) else json.dumps(each) for each in default)
+        return f"`[{', '.join(items)}]`"
     if isinstance(default, dict):
         return "`{}`"
     return f"`{json.dumps(default)}`"

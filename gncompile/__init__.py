@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from .app.laplace import laplace as laplace
     from .app.loaded_run import load as load
     from .app.posterior import Posterior as Posterior
+    from .app.residual_terms import Term as Term
+    from .app.residuals import residuals as residuals
+    from .data.domains import Box as Box
+    from .data.domains import Points as Points
     from .frontends.standardised import Standardised as Standardised
     from .frontends.torch_export import trace as trace
     from .functions.interpolate import interpolate as interpolate
@@ -37,14 +41,17 @@ if TYPE_CHECKING:
     from .verification.verification import verify as verify
 
 _HOMES = {
+    "Box": "data.domains",
     "CSVLogger": "training.loggers",
     "EarlyStop": "training.early_stop",
     "KroneckerFactors": "training.factors",
     "Metric": "training.metrics",
     "Posterior": "app.posterior",
+    "Points": "data.domains",
     "Standardised": "frontends.standardised",
     "StopTraining": "training.early_stop",
     "TensorBoardLogger": "training.loggers",
+    "Term": "app.residual_terms",
     "Trainer": "training.trainer",
     "compile": "app.compile",
     "curvature": "app.api",
@@ -56,6 +63,7 @@ _HOMES = {
     "measure_accuracy": "verification.accuracy",
     "register_loss": "losses.vocabulary",
     "register_transfer": "functions.transfer",
+    "residuals": "app.residuals",
     "trace": "frontends.torch_export",
     "transfer": "functions.transfer",
     "transfer_function": "functions.transfer",

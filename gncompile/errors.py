@@ -87,6 +87,10 @@ class DeclarationWarning(UserWarning):
     """A declared function is well defined, but has places that training by slopes cannot see."""
 
 
+class PrecisionWarning(UserWarning):
+    """What is to be computed needs more digits than the model's dtype has."""
+
+
 class KinkWarning(UserWarning):
     """A derivative is taken across a kink, where it is a delta function that is left out."""
 

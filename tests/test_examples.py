@@ -175,3 +175,35 @@ def test_a_flow_is_found_and_an_image_is_registered() -> None:
     assert found.ssd[1] < 0.2 * found.ssd[0]
     assert found.dice[1] > found.dice[0]
     assert found.folded == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error"),
+    [
+        ("poisson_2d", {"updates": 40}, 3e-2),
+        ("poisson_5d", {"updates": 20, "points": 200}, 0.5),
+        ("heat_1d", {"updates": 25}, 1e-2),
+    ],
+)  # errors of a few updates, three times and more what they are
+def test_equations_are_solved(name, options, error, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert example(name).main(**options) < error
+    assert (tmp_path / f"{name}.png").exists()
+
+
+def test_a_coefficient_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert example("inverse_problem").main(updates=40) == pytest.approx(0.25, rel=0.1)
+
+
+def test_the_reference_of_burgers_equation_solves_it():
+    """Held against finite differences of itself, before the shock is steep."""
+    burgers = example("burgers")
+    p = torch.tensor([[0.3, 0.2], [-0.7, 0.1], [0.5, 0.3]], dtype=torch.float64)
+    x, t = torch.tensor([[1e-3, 0], [0, 1e-3]], dtype=torch.float64)
+    u, right, left, later, before = (burgers.reference(q) for q in (p, p + x, p - x, p + t, p - t))
+    flow = (later - before) / 2e-3 + u * (right - left) / 2e-3
+    diffusion = burgers.NU * (right - 2 * u + left) / 1e-6
+    assert torch.allclose(flow, diffusion, atol=1e-4)  # h² times third derivatives below 100
+    start = torch.tensor([[0.3, 0.0]], dtype=torch.float64)
+    assert burgers.reference(start) == pytest.approx(-torch.sin(torch.pi * start[:, 0]))

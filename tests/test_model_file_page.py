@@ -14,6 +14,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from gncompile.frontends.model_file import load_model_file
+from gncompile.frontends.pde_file import describes_equations, load_pde_file
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -50,7 +51,7 @@ def examples() -> list[str]:
 def test_examples_are_model_files(tmp_path: Path, text: str) -> None:
     path = tmp_path / "model.toml"
     path.write_text(text)
-    load_model_file(path)
+    (load_pde_file if describes_equations(path) else load_model_file)(path)
 
 
 def test_every_key_stands_in_an_example(reference: ModuleType) -> None:
@@ -62,12 +63,17 @@ def test_every_key_stands_in_an_example(reference: ModuleType) -> None:
             if section == "network" and key == "node":
                 for node in inner:
                     used.setdefault(node["op"], set()).update(node)
-            if isinstance(inner, dict):
+            if (section, key) == ("pde", "term"):
+                for term in inner.values():
+                    used.setdefault("pde.term", set()).update(term)
+            elif isinstance(inner, dict):
                 collect("transfer" if section == "transfer" else key, inner)
 
     for text in examples():
-        for section, value in tomllib.loads(text).items():
-            collect(section, value)
+        tables = tomllib.loads(text)
+        for section, value in tables.items():
+            equations = section == "training" and "pde" in tables
+            collect("training with pde" if equations else section, value)
     for name, record in reference.RECORDS.items():
         keys = set(TypeAdapter(record).json_schema()["properties"])
         section = re.sub(r"\.NAME|[\[\]]| of nodes", "", name)

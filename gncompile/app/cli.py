@@ -22,7 +22,7 @@ from .run_commands import RunPath, evaluate, predict
 
 if TYPE_CHECKING:
     from ..functions.transfer import TransferFunction
-    from .training_run import TrainingRun
+    from .training_run import FolderRun
 
 YOUNG = 100_000
 """Objects made between two searches for garbage; a process begins with millions that stay, its imports."""
@@ -114,11 +114,11 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a model file and write a run folder."""
-    from .training_run import TrainingRun
+    from .runs import start
 
     if updates is not None and epochs is not None:
         raise typer.BadParameter("give --updates or --epochs, not both")
-    run = TrainingRun.start(
+    run = start(
         file,
         out,
         updates=updates,
@@ -144,11 +144,11 @@ def resume(
 
     The end that was meant stays, unless these updates lead beyond it.
     """
-    from .training_run import TrainingRun
+    from .runs import go_on
 
     if updates is not None and epochs is not None:
         raise typer.BadParameter("give --updates or --epochs, not both")
-    resumed = TrainingRun.resume(run, not quiet, data_root, updates=updates, epochs=epochs)
+    resumed = go_on(run, not quiet, data_root, updates=updates, epochs=epochs)
     if ended := resumed.started.ended:
         _print(f"ended before: {ended}; for more: gncompile resume {run} --updates N")
     _finish(resumed)
@@ -178,9 +178,9 @@ def init(
 def check(file: ModelPath, data_root: DataRoot = None) -> None:
     """Say what a model file describes and needs, or list all that is wrong; trains nothing."""
     from ..base.environment import table
-    from .check_command import check_file
+    from .runs import check
 
-    _print(table(check_file(file, data_root)))
+    _print(table(check(file, data_root)))
 
 
 @app.command()
@@ -380,7 +380,7 @@ def env() -> None:
     _print(table(environment()) + "\n\n" + config.describe())
 
 
-def _finish(run: TrainingRun) -> None:
+def _finish(run: FolderRun) -> None:
     """Train, and say where the results are or how to go on."""
     code, folder = 0, run.folder.path
     try:

@@ -16,7 +16,10 @@ from ..base.environment import table
 from ..base.files import atomic_path, atomic_write
 from ..base.untrusted import in_cell, shown
 from ..errors import GncompileError
+from ..frontends.pde_file import describes_equations
 from .loaded_run import load
+from .pde_run import predict_points
+from .run_folder import RunFolder
 
 Columns = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
 
@@ -28,6 +31,10 @@ def predict(run: Path, data: Path, out: Path) -> str:
     Returns a line to print.
     """
     write = _writer(out)
+    if describes_equations(RunFolder.open(run).model_file):
+        require_other(out, [data, *run.iterdir()])
+        columns: Columns = predict_points(run, data)
+        return _written(columns, write, out)
     loaded = load(run)
     trained_on = (loaded.file.data.name, loaded.file.data.validation_file)
     kept = [data, *map(Path, filter(None, trained_on)), *loaded.folder.path.iterdir()]
@@ -36,6 +43,10 @@ def predict(run: Path, data: Path, out: Path) -> str:
     if loaded.schema.archive and loaded.schema.classes is None and out.suffix == ".npz":
         name = (loaded.schema.targets or [loaded.schema.numeric[0].name])[0]
         columns = {name: np.stack([*columns.values()], axis=1)}  # one array, as they were read
+    return _written(columns, write, out)
+
+
+def _written(columns: Columns, write: Callable[[Columns, Path], object], out: Path) -> str:
     write(columns, out)
     rows = len(next(iter(columns.values())))
     return f"{out}: {rows} rows, {_listed(list(columns))}"

@@ -44,7 +44,7 @@ from ..errors import CheckpointError, GncompileError
 Record = dict[str, Any]
 
 LOCK = ".lock"
-PICTURES = ("loss.png", "reconstructions.png", "predicted.png", "confusion.png")
+PICTURES = ("loss.png", "reconstructions.png", "predicted.png", "confusion.png", "solution.png")
 FILES = (
     *("model.toml", "data.json", "run.json", "history.jsonl", "history.csv", "report.md"),
     *("checkpoint.safetensors", "weights.safetensors", *PICTURES),

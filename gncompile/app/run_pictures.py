@@ -1,4 +1,4 @@
-"""Pictures of a run: the loss curve, reconstructions, predicted against true values, a confusion matrix.
+"""Pictures of a run: loss, reconstructions, predicted against true values, a confusion matrix, a solution.
 
 Each function returns the file it wrote; None where matplotlib is not installed, or there is nothing to draw.
 """
@@ -94,6 +94,31 @@ def draw_predicted(
         ends = [min(x.min(), y.min()), max(x.max(), y.max())]
         axes.plot(ends, ends, color="grey", linewidth=0.8)
         axes.set(xlabel="true", ylabel="predicted", title=_label(name))
+    return _save(figure, path)
+
+
+def draw_solution(
+    box: Mapping[str, tuple[float, float]], values: Mapping[str, Tensor], path: Path
+) -> Path | None:
+    """Functions on a regular grid of a box: curves over one coordinate, pictures over two."""
+    values = dict(list(values.items())[:MOST_COLUMNS])
+    figure = _figure(4.2 * min(3, max(1, len(values))), 3.4 * -(-len(values) // 3))
+    if figure is None or not values:
+        return None
+    for number, (name, value) in enumerate(values.items(), start=1):
+        axes = figure.add_subplot(-(-len(values) // 3), min(3, len(values)), number)
+        (x, ends), *others = box.items()
+        if others:
+            ((y, high),) = others
+            drawn = axes.imshow(
+                value.T.numpy(), origin="lower", extent=(*ends, *high), aspect="auto"
+            )
+            figure.colorbar(drawn, ax=axes)
+            axes.set(ylabel=_label(y))
+        else:
+            axes.plot(np.linspace(*ends, len(value)), value.numpy())
+            axes.grid(visible=True, alpha=0.3)
+        axes.set(xlabel=_label(x), title=_label(name))
     return _save(figure, path)
 
 

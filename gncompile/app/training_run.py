@@ -49,18 +49,23 @@ def trainer_options(file: ModelFile) -> dict[str, Any]:
     """The ``[training.options]`` of a model file, and its method, as ``gncompile.compile`` takes them."""
     training = file.training
     given = {"method": training.method} if "method" in training.model_fields_set else {}
-    return {**given, **{name: _tuples(value) for name, value in training.options.items()}}
+    return {**given, **{name: as_tuples(value) for name, value in training.options.items()}}
 
 
-@dataclass
-class TrainingRun:
-    """A compiled model file, its data, and its folder."""
+def new_folder(folder: Path | None, name: str, *how: Any) -> RunFolder:
+    """A run folder, by default ``runs/NAME``; ``how`` as :meth:`RunFolder.create` takes it."""
+    if folder is None:
+        return RunFolder.create_in(Path("runs"), name, *how)
+    return RunFolder.create(folder, *how)
 
-    file: ModelFile
+
+@dataclass(kw_only=True)
+class FolderRun:
+    """A compiled trainer, its batches, and the folder that it is trained into."""
+
     folder: RunFolder
     started: Started
     trainer: Trainer
-    data: DataSplit
     batches: Batches
     progress: bool = True
     fresh: bool = False
@@ -68,95 +73,6 @@ class TrainingRun:
     until: int | None = None
     """Updates after which this training stops, where that is before the end of the run."""
     _stop: threading.Event = field(default_factory=threading.Event)
-
-    @classmethod
-    def start(
-        cls,
-        model_file: Path,
-        folder: Path | None,
-        *,
-        updates: int | None = None,
-        epochs: int | None = None,
-        seed: int | None = None,
-        method: str | None = None,
-        checkpoint_every: int = 20,
-        progress: bool = True,
-        data_root: Path | None = None,
-    ) -> TrainingRun:
-        """A fresh run in ``folder``, by default ``runs/NAME``; arguments but None go before the file.
-
-        The folder is made last, and with a checkpoint: whatever can be found wrong before the first update
-        leaves none behind, and whenever a run is killed it can be resumed.
-        """
-        file = load_model_file(model_file, data_root=data_root)
-        if folder is not None:
-            RunFolder(folder).require_free()  # said before anything takes long
-        data = load_data(file)
-        training = file.training
-        seed = training.seed if seed is None else seed
-        if updates is None and epochs is None:
-            updates, epochs = training.updates, training.epochs
-        trainer = compile_file(file, seed, **({} if method is None else {"method": method}))
-        if training.output_bias == "mean":
-            set_output_bias(file, trainer.model, data.train_y)
-        settings = {
-            **{"updates": updates, "epochs": epochs, "seed": seed},
-            "checkpoint_every": checkpoint_every,
-            "data": data.digest(),
-            "data_root": None if data_root is None else str(data_root.absolute()),
-        }
-        batches = Batches(data.train_x, data.train_y, training.batch_size, seed)
-
-        def fill(made: RunFolder) -> None:
-            made.schema = file.schema
-            trainer.save(made.checkpoint)
-
-        how = model_file, settings, file.content, fill
-        run_folder = (
-            RunFolder.create_in(Path("runs"), file.name, *how)
-            if folder is None
-            else RunFolder.create(folder, *how)
-        )
-        return cls(
-            file, run_folder, Started.of(run_folder), trainer, data, batches, progress, fresh=True
-        )
-
-    @classmethod
-    def resume(
-        cls,
-        folder: Path,
-        progress: bool = True,
-        data_root: Path | None = None,
-        *,
-        updates: int | None = None,
-        epochs: int | None = None,
-    ) -> TrainingRun:
-        """A run as its last checkpoint left it, to go on to its end, or for ``updates`` or ``epochs``.
-
-        The end moves only where these lead beyond it, or it was reached. ``data_root`` goes before the one
-        it was started with.
-        """
-        from ..training.trainer import Trainer
-
-        run_folder = RunFolder.open(folder)
-        run_folder.hold()
-        try:
-            started = Started.of(run_folder)
-            root = started.data_root if data_root is None else data_root
-            file = load_model_file(run_folder.model_file, started.base, root)
-            model = file.build(started.seed)
-            data = Run(run_folder, started, file, model).data()
-            trainer = Trainer.resume(run_folder.checkpoint, model)
-            run_folder.rewind(trainer.updates)
-            batches = Batches(data.train_x, data.train_y, file.training.batch_size, started.seed)
-            more = updates or (epochs or 0) * len(batches)
-            until = trainer.updates + more if more else None
-            if until and (started.ended or until > started.total(len(batches))):
-                started = started.prolonged(until, run_folder)
-        except BaseException:
-            run_folder.release()
-            raise
-        return cls(file, run_folder, started, trainer, data, batches, progress, until=until)
 
     @property
     def updates(self) -> int:
@@ -211,16 +127,8 @@ class TrainingRun:
             draw_loss(self.folder.history(), self.folder.path / "loss.png")
 
     def _write_results(self) -> None:
-        """Weights, report and pictures of the training that has ended."""
-        self.trainer.save(self.folder.checkpoint)
-        self.trainer.finish()
-        self.save_weights()
-        run = Run(self.folder, self.started, self.file, self.trainer.model)
-        run.trainer = self.trainer
-        draw(run, self.data)
-        self.folder.write_report(report(run, self.data))
-        pages = self.folder.own_folder("derivation")
-        self.trainer.report(pages, self.file.name, self.file.batch_size)
+        """What is written of a training that has ended."""
+        raise NotImplementedError
 
     def save_weights(self) -> Path:
         """Write the model's parameters by name, as ``model.load_state_dict`` takes them."""
@@ -233,6 +141,123 @@ class TrainingRun:
         with atomic_path(self.folder.weights) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
         return self.folder.weights
+
+    def _fit(self, updates: int) -> History:
+        """Make so many updates."""
+        raise NotImplementedError
+
+    def _after_step(self, record: Record) -> None:
+        self.folder.append(record.to_dict())
+        if self._stop.is_set():
+            raise Stopped
+
+
+@dataclass(kw_only=True)
+class TrainingRun(FolderRun):
+    """A compiled model file, its data, and its folder."""
+
+    file: ModelFile
+    data: DataSplit
+
+    @classmethod
+    def start(
+        cls,
+        model_file: Path,
+        folder: Path | None,
+        *,
+        updates: int | None = None,
+        epochs: int | None = None,
+        seed: int | None = None,
+        method: str | None = None,
+        checkpoint_every: int = 20,
+        progress: bool = True,
+        data_root: Path | None = None,
+    ) -> TrainingRun:
+        """A fresh run in ``folder``, by default ``runs/NAME``; arguments but None go before the file.
+
+        The folder is made last, and with a checkpoint: whatever can be found wrong before the first update
+        leaves none behind, and whenever a run is killed it can be resumed.
+        """
+        file = load_model_file(model_file, data_root=data_root)
+        if folder is not None:
+            RunFolder(folder).require_free()  # said before anything takes long
+        data = load_data(file)
+        training = file.training
+        seed = training.seed if seed is None else seed
+        if updates is None and epochs is None:
+            updates, epochs = training.updates, training.epochs
+        trainer = compile_file(file, seed, **({} if method is None else {"method": method}))
+        if training.output_bias == "mean":
+            set_output_bias(file, trainer.model, data.train_y)
+        settings = {
+            **{"updates": updates, "epochs": epochs, "seed": seed},
+            "checkpoint_every": checkpoint_every,
+            "data": data.digest(),
+            "data_root": None if data_root is None else str(data_root.absolute()),
+        }
+        batches = Batches(data.train_x, data.train_y, training.batch_size, seed)
+
+        def fill(made: RunFolder) -> None:
+            made.schema = file.schema
+            trainer.save(made.checkpoint)
+
+        run_folder = new_folder(folder, file.name, model_file, settings, file.content, fill)
+        return cls(
+            file=file, folder=run_folder, started=Started.of(run_folder), trainer=trainer, data=data,
+            batches=batches, progress=progress, fresh=True,
+        )  # fmt: skip
+
+    @classmethod
+    def resume(
+        cls,
+        folder: Path,
+        progress: bool = True,
+        data_root: Path | None = None,
+        *,
+        updates: int | None = None,
+        epochs: int | None = None,
+    ) -> TrainingRun:
+        """A run as its last checkpoint left it, to go on to its end, or for ``updates`` or ``epochs``.
+
+        The end moves only where these lead beyond it, or it was reached. ``data_root`` goes before the one
+        it was started with.
+        """
+        from ..training.trainer import Trainer
+
+        run_folder = RunFolder.open(folder)
+        run_folder.hold()
+        try:
+            started = Started.of(run_folder)
+            root = started.data_root if data_root is None else data_root
+            file = load_model_file(run_folder.model_file, started.base, root)
+            model = file.build(started.seed)
+            data = Run(run_folder, started, file, model).data()
+            trainer = Trainer.resume(run_folder.checkpoint, model)
+            run_folder.rewind(trainer.updates)
+            batches = Batches(data.train_x, data.train_y, file.training.batch_size, started.seed)
+            more = updates or (epochs or 0) * len(batches)
+            until = trainer.updates + more if more else None
+            if until and (started.ended or until > started.total(len(batches))):
+                started = started.prolonged(until, run_folder)
+        except BaseException:
+            run_folder.release()
+            raise
+        return cls(
+            file=file, folder=run_folder, started=started, trainer=trainer, data=data, batches=batches,
+            progress=progress, until=until,
+        )  # fmt: skip
+
+    def _write_results(self) -> None:
+        """Weights, report and pictures of the training that has ended."""
+        self.trainer.save(self.folder.checkpoint)
+        self.trainer.finish()
+        self.save_weights()
+        run = Run(self.folder, self.started, self.file, self.trainer.model)
+        run.trainer = self.trainer
+        draw(run, self.data)
+        self.folder.write_report(report(run, self.data))
+        pages = self.folder.own_folder("derivation")
+        self.trainer.report(pages, self.file.name, self.file.batch_size)
 
     def _fit(self, updates: int) -> History:
         training = self.file.training
@@ -252,11 +277,6 @@ class TrainingRun:
             loggers=[LOGGERS[kind](self.folder) for kind in training.log],
         )
 
-    def _after_step(self, record: Record) -> None:
-        self.folder.append(record.to_dict())
-        if self._stop.is_set():
-            raise Stopped
-
 
 LOGGERS: Mapping[str, Callable[[RunFolder], object]] = {
     "csv": lambda folder: CSVLogger(folder.own_file("history.csv")),
@@ -265,8 +285,8 @@ LOGGERS: Mapping[str, Callable[[RunFolder], object]] = {
 """What ``[training] log`` names."""
 
 
-def _tuples(value: Any) -> Any:
+def as_tuples(value: Any) -> Any:
     """TOML's arrays as the tuples that options are."""
     if isinstance(value, Mapping):
-        return {key: _tuples(inner) for key, inner in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+        return {key: as_tuples(inner) for key, inner in value.items()}
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value

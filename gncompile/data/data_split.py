@@ -50,6 +50,26 @@ def read_rows(path: str | Path, schema: TableSchema, targets: bool = False) -> T
     return archive_table(_arrays(path, needed), needed, "", str(path))
 
 
+def read_columns(path: str | Path, names: Sequence[str], asked: str) -> Array:
+    """Columns of numbers of a table, ``[N, len(names)]``; ``asked`` says in errors what they are for."""
+    path = _located(str(path), "the file")
+    if path.suffix not in TABLES:
+        raise DataError(
+            f"{shown(str(path))} is no table",
+            instead=f"give a file that ends in {', '.join(TABLES)}, with columns {', '.join(names)}",
+        )
+    table = read_table(path)
+    columns = [table.column(name, asked) for name in names]
+    for name, column in zip(names, columns, strict=True):
+        if table.is_text(name) or not np.isfinite(column.astype(float)).all():
+            raise DataError(
+                f"the column {shown(name)} holds something else than finite numbers",
+                where=str(path),
+                instead=f"give a number in every row of {', '.join(names)}",
+            )
+    return np.stack(columns, axis=1).astype(float)
+
+
 # --- Reading -----------------------------------------------------------------------------------------
 
 

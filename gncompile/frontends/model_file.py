@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,8 +19,6 @@ from pathlib import Path
 import torch
 from sympy import Expr
 
-from ..base.memory_budget import require_memory
-from ..base.settings import FIRST_ORDER_METHODS
 from ..base.untrusted import require_within
 from ..data.data_sets import READERS, DataSpec, DataSplit, load
 from ..data.table_schema import TableSchema
@@ -43,7 +41,8 @@ from ..losses.weighting import weighted
 from .declared_network import DeclaredNetwork
 from .declared_nodes import ARGUMENTS, check_all_read, check_names, function_of, sizes_of
 from .model_reading import read, validate
-from .model_schema import Sections
+from .model_schema import Model, Sections, Transfer
+from .network_memory import require_memory_for
 from .network_schema import Layers, Linear, Node, Nodes, Pointwise
 from .table_network import TableNetwork, table_width
 from .training_schema import Training
@@ -69,11 +68,7 @@ class ModelFile:
     @property
     def name(self) -> str:
         """The model's name; by default the file's, or its folder's where that is ``model.toml``."""
-        if self.sections.model is not None:
-            return self.sections.model.name
-        parts = (self.path.stem, self.path.absolute().parent.name)
-        name = next((each for each in parts if each not in ("", "model")), "model")[:200]
-        return name if name.isprintable() else "model"
+        return title(self.sections.model, self.path)
 
     @property
     def data(self) -> DataSpec:
@@ -211,12 +206,21 @@ class ModelFile:
 
         Raises :class:`~gncompile.errors.ModelFileError` where training it would not fit into memory.
         """
-        _require_memory_for(self)
+        require_memory_for(self)
         seed = self.training.seed if seed is None else seed
         declared = self.nodes, self.functions, self.sizes, seed, self.dtype
         if self.needs_data and (self.schema.standardise or self.schema.categories):
             return TableNetwork(self.schema, self.in_units, *declared)
         return DeclaredNetwork(self.input_size, *declared)
+
+
+def title(model: Model | None, path: Path) -> str:
+    """The name that a model file gives, or its own, or its folder's where that is ``model.toml``."""
+    if model is not None:
+        return model.name
+    parts = (path.stem, path.absolute().parent.name)
+    name = next((each for each in parts if each not in ("", "model")), "model")[:200]
+    return name if name.isprintable() else "model"
 
 
 def _is_autoencoder(spec: DataSpec) -> bool:
@@ -251,7 +255,7 @@ def load_model_file(
         tune = _located(sections.training.tune, roots, "[training] tune", path)
         training = sections.training.model_copy(update={"tune": tune})
         sections = sections.model_copy(update={"training": training})
-    transfers = _declared_transfers(sections, path)
+    transfers = declared_transfers(sections.transfer, path)
     own = {name: called_by_name(function, name) for name, function in transfers.items()}
     known = ChainMap(own, FUNCTIONS)
     network = sections.network or Layers()
@@ -261,20 +265,32 @@ def load_model_file(
     if network.complete:
         sizes_of(nodes, network.input_size or 0, path)
     check_all_read(nodes, path)
+    loss = None if sections.loss is None else sections.loss.name
+    functions = declared_functions(nodes, known, path, loss)
+    return ModelFile(path, content, sections, functions, transfers, schema)
+
+
+def declared_functions(
+    nodes: Sequence[Node],
+    known: Mapping[str, Callable[..., Expr]],
+    path: Path,
+    loss: str | None = None,
+) -> dict[str, Function]:
+    """The functions of a network's nodes by name; all mistakes in them, and in a ``loss``, are told."""
     functions: dict[str, Function] = {}
     mistakes: dict[str, GncompileError] = {}  # by what was found, which many layers may share
     for node in nodes:
         if isinstance(node, Linear | Pointwise):
             with _noted(mistakes):
                 functions[node.name] = function_of(node, known, path)
-    if sections.loss is not None and sections.loss.name is not None:
+    if loss is not None:
         with _noted(mistakes):
-            resolve_loss(sections.loss.name)
+            resolve_loss(loss)
     if len(mistakes) == 1:
         raise next(iter(mistakes.values()))
     if mistakes:
         raise ModelFileError("\n".join(map(str, mistakes.values())))
-    return ModelFile(path, content, sections, functions, transfers, schema)
+    return functions
 
 
 @contextmanager
@@ -308,11 +324,11 @@ def _located(name: str, roots: list[Path], key: str, path: Path) -> str:
 # --- Transfer functions ---------------------------------------------------------------------------
 
 
-def _declared_transfers(sections: Sections, path: Path) -> dict[str, TransferFunction]:
+def declared_transfers(given: Mapping[str, Transfer], path: Path) -> dict[str, TransferFunction]:
     """The file's own ``[transfer.NAME]``, each of which may call those above it."""
     declared: dict[str, TransferFunction] = {}
     own: dict[str, Callable[..., Expr]] = {}
-    for name, record in sections.transfer.items():
+    for name, record in given.items():
         place = f"[transfer.{name}] of {path}"
         if name in BUILT_IN or (name in FUNCTIONS and not is_registered(name)):
             raise ModelFileError(
@@ -334,41 +350,3 @@ def _declared_transfers(sections: Sections, path: Path) -> dict[str, TransferFun
         function.check()
         declared[name], own[name] = function, called_by_name(function, name)
     return declared
-
-
-# --- The memory of a network, from its declared sizes alone -------------------------------------------------
-
-TRACED = 2
-"""Samples that the network is traced with."""
-
-
-def _require_memory_for(file: ModelFile) -> None:
-    """Raise :class:`~gncompile.errors.ModelFileError` where there is less than the network takes at least.
-
-    Counted are what stands between reading the file and the program, which counts for itself: the weights
-    with their gradient, the draw of the largest in float64, for second-order methods the two factors of every
-    layer and their inverses, ``2 (a² + b²)`` numbers, and all values of :data:`TRACED` samples.
-    """
-    size = file.dtype.itemsize
-    layers = list(_layers(file))
-    weights = {name: a * b for name, a, b in layers}
-    needed = {f"weights of {name}": 2 * size * count for name, count in weights.items()}
-    needed["the draw of the largest weights"] = 8 * max(weights.values(), default=0)
-    if file.training.method not in FIRST_ORDER_METHODS:
-        needed |= {f"factors of {name}": 2 * size * (a**2 + b**2) for name, a, b in layers}
-    for name, features in file.sizes.items():
-        needed[f"values of {name}"] = TRACED * size * features
-    require_memory(
-        needed,
-        f"the network of {file.name!r} and its states",
-        where=f"[network] of {file.path}",
-        instead="declare smaller layers, or use a machine with more memory",
-        error=ModelFileError,
-    )
-
-
-def _layers(file: ModelFile) -> Iterable[tuple[str, int, int]]:
-    """Name, inputs (the bias's one included) and outputs of every affine layer."""
-    for node in file.nodes:
-        if isinstance(node, Linear):
-            yield node.name, file.sizes[node.inputs[0]] + node.bias, node.size

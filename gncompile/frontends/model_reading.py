@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -19,6 +20,7 @@ from ..data.tables import TABLES
 from ..errors import ModelFileError, expected_got, message, nearest
 from .model_schema import Sections
 from .network_schema import VARIANTS, Layers
+from .pde_schema import PdeTraining
 from .training_schema import OF_VALIDATION, Training, with_length
 
 MAX_BYTES = 16 << 20
@@ -58,6 +60,24 @@ def read(path: Path) -> bytes:
 
 def validate(content: bytes, path: Path) -> Sections:
     """The sections that the bytes of a model file say; all mistakes of one kind are listed at once."""
+    tables = tables_of(content, path)
+    if "pde" in tables:
+        raise ModelFileError(
+            "the model file has [pde], equations in place of data",
+            where=str(path),
+            instead="use check, train, resume and predict, or gncompile.residuals in Python",
+        )
+    training, data = tables.get("training", {}), tables.get("data")
+    if isinstance(training, dict):
+        validates = not isinstance(data, dict) or data.get("validation") != 0
+        tables["training"] = with_length(training, validates)
+    sections = validate_as(Sections, tables, path)
+    _check_validation(sections, path)
+    return sections
+
+
+def tables_of(content: bytes, path: Path) -> dict[str, Any]:
+    """The bytes of a model file as TOML's tables, within bounds."""
     try:
         text = content.decode("utf-8-sig")  # some editors begin a file with a byte order mark
         tables = tomllib.loads(text)
@@ -70,17 +90,20 @@ def validate(content: bytes, path: Path) -> Sections:
     except RecursionError:
         found = f"tables or arrays are nested more than {MAX_DEPTH} deep"
         raise ModelFileError(found, where=str(path)) from None
-    training, data = tables.get("training", {}), tables.get("data")
-    if isinstance(training, dict):
-        validates = not isinstance(data, dict) or data.get("validation") != 0
-        tables["training"] = with_length(training, validates)
+    return tables
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def validate_as(kind: type[T], tables: Mapping[str, Any], path: Path) -> T:
+    """Tables as a record of all sections, its options checked."""
     try:
         # JSON is where pydantic's strict mode knows arrays and tables from Python's own types.
-        sections = Sections.model_validate_json(json.dumps(tables, default=str))
+        sections = kind.model_validate_json(json.dumps(tables, default=str))
     except ValidationError as error:
-        raise ModelFileError("\n".join(_mistakes(error)), where=str(path)) from None
-    _check_options(sections.training, path)
-    _check_validation(sections, path)
+        raise ModelFileError("\n".join(_mistakes(error, kind)), where=str(path)) from None
+    _check_options(sections.training, path)  # type: ignore[attr-defined]
     return sections
 
 
@@ -115,11 +138,11 @@ _TAKEN = ("model", "loss", "example_inputs")
 """What ``gncompile.compile`` takes besides, and gets from elsewhere in the file."""
 
 
-def _check_options(training: Training, path: Path) -> None:
+def _check_options(training: Training | PdeTraining, path: Path) -> None:
     """Refuse options that are keys of ``[training]``, or what only other sections give."""
     where = f"[training.options] of {path}"
     for name, value in training.options.items():
-        if name in Training.model_fields:
+        if name in type(training).model_fields:
             found, instead = f"{name!r} is no option", f"write {name} in [training]"
         elif name in _TAKEN:
             found, instead = f"{name!r} is no option", f"use some of {', '.join(_OPTIONS)}"
@@ -145,7 +168,7 @@ def _check_validation(sections: Sections, path: Path) -> None:
 # --- pydantic's errors -------------------------------------------------------------------------------
 
 
-def _mistakes(error: ValidationError) -> list[str]:
+def _mistakes(error: ValidationError, sections: type[BaseModel]) -> list[str]:
     """All mistakes in our words, those left out that only follow from others."""
     problems: list[dict[str, Any]] = [dict(each) for each in error.errors(include_url=False)]
     places = [problem["loc"] for problem in problems]
@@ -163,7 +186,7 @@ def _mistakes(error: ValidationError) -> list[str]:
     ]
     first = _joined(first)
     more = [f"and {len(first) - MAX_MISTAKES} more"] if len(first) > MAX_MISTAKES else []
-    return [_explain(problem) for problem in first[:MAX_MISTAKES]] + more
+    return [_explain(problem, sections) for problem in first[:MAX_MISTAKES]] + more
 
 
 def _joined(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -189,11 +212,11 @@ def _expected(problem: dict[str, Any]) -> str:
     return _IN_TOML.get(said, said)
 
 
-def _explain(problem: dict[str, Any]) -> str:
+def _explain(problem: dict[str, Any], sections: type[BaseModel]) -> str:
     """One of pydantic's errors in our words: the key with its path, what is wrong, the nearest key."""
     location, kind = problem["loc"], problem["type"]
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):  # of a record, of a dataclass
-        return f"unknown key {_dotted(location)!r}. {_hint(location)}"
+        return f"unknown key {_dotted(location)!r}. {_hint(location, sections)}"
     if kind == "missing" and location == ("data", "name"):
         return "missing key 'data.name': curves, mnist, or the path of a file"
     if kind == "missing":
@@ -245,19 +268,20 @@ def _dotted(location: tuple[int | str, ...]) -> str:
     return text.removeprefix(".")
 
 
-def _hint(location: tuple[int | str, ...]) -> str:
+def _hint(location: tuple[int | str, ...], sections: type[BaseModel]) -> str:
     """Where a key belongs that is unknown here, what it is called here, or what can be written."""
     key, here = str(location[-1]), location[:-1]
     if key in (*_OPTIONS, *_PLACE):
         return f"{key} is an option: write it in [training.options]"
-    known = _keys(here)
-    places = [f"[{section}]" for section in _SECTIONS if key in _keys((section,))]
+    known = _keys(here, sections)
+    others = [section for section in _SECTIONS if section in sections.model_fields]
+    places = [f"[{section}]" for section in others if key in _keys((section,), sections)]
     elsewhere = f"{key} belongs in {' or '.join(places)}" if places else ""
     if similar := nearest(key, known):
         return f"{similar} {elsewhere}".rstrip()
     if elsewhere:
         return elsewhere
-    if key in _SECTIONS:
+    if key in others:
         return f"{key} is a section of its own: write [{key}]"
     said = _WORDS.get(key.lower()) or HINTS.get(key.lower())
     if here and said:
@@ -265,7 +289,7 @@ def _hint(location: tuple[int | str, ...]) -> str:
     return f"The keys here are {', '.join(known)}."
 
 
-_SECTIONS = ("training", "data", "network", "loss", "model")
+_SECTIONS = ("training", "data", "network", "loss", "model", "pde")
 _WORDS = {
     **dict.fromkeys(
         ("steps", "iterations", "max_steps", "max_epochs", "num_epochs", "n_epochs"),
@@ -288,9 +312,9 @@ _WORDS = {
 """What other tools call what a key here is for."""
 
 
-def _keys(location: tuple[int | str, ...]) -> list[str]:
+def _keys(location: tuple[int | str, ...], sections: type[BaseModel]) -> list[str]:
     """The keys allowed in the table at ``location``."""
-    table: Any = Sections
+    table: Any = sections
     for part in location:
         if part in VARIANTS:
             table = VARIANTS[str(part)]

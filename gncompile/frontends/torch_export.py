@@ -31,6 +31,7 @@ from .graph_builder import GraphBuilder
 from .importer import Importer
 from .obstacles import Obstacles
 from .outputs import network_output
+from .residual_network import Inside, ResidualNetwork, residual_graph
 from .special import check_batch_norm, check_rrelu
 from .translation import stand_in, translate
 from .trunk import cut_trunk
@@ -94,6 +95,8 @@ def _trace_part(module: nn.Module, examples: tuple[Tensor, ...]) -> TracedModel:
 
 def _translated(module: nn.Module, examples: tuple[Tensor, ...], name: str) -> TracedModel:
     """The module as a whole, or what follows a frozen part of it that is a trunk."""
+    if isinstance(module, ResidualNetwork):
+        return residual_graph(module, _translated(Inside(module.net), examples[:1], name))
     declared = declared_graph(module, examples, name)
     if declared is not None:
         _check_all_used(module, declared.parameters)

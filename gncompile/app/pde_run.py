@@ -1,0 +1,276 @@
+"""Model files with ``[pde]``: checked, trained into a run folder, and asked for the solution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..base.environment import environment, table
+from ..base.tables import count
+from ..base.untrusted import fenced, in_markdown
+from ..data.data_split import read_columns
+from ..data.domains import Box, generator_of
+from ..errors import GncompileError, ModelFileError, visible
+from ..frontends.pde_file import PdeFile, load_pde_file
+from ..training.records import History
+from .loaded_run import give, read_weights
+from .residual_terms import Term
+from .residual_trainer import ResidualTrainer
+from .residuals import Problem, residuals
+from .run_folder import RunFolder
+from .run_pictures import draw_loss, draw_solution
+from .started import Started
+from .training_run import LOGGERS, FolderRun, as_tuples, new_folder
+
+EVALUATED = 10_000
+"""Points of the box at which the report compares with the reference."""
+
+
+def problem_of(file: PdeFile, net: nn.Module) -> Problem:
+    """The problem of a model file for a network; mistakes in equations name the file."""
+    pde = file.pde
+    try:
+        box = Box(pde.box)
+        terms = {}
+        for name, term in pde.term.items():
+            if term.at:
+                points = box.face(term.points, term.draw, **term.at)
+            elif term.faces:
+                of = term.faces if isinstance(term.faces, tuple) else None
+                points = box.faces(term.points, of, term.draw)
+            else:
+                points = box.interior(term.points, term.draw)
+            terms[name] = Term(term.equation, points, term.weight)
+        unknowns = dict(pde.unknowns)
+        return residuals(net, tuple(pde.box), pde.outputs, terms, unknowns=unknowns, box=box)
+    except GncompileError as error:
+        raise ModelFileError(f"{error}\n  file:       [pde] of {file.path}") from None
+
+
+def compile_pde(file: PdeFile, seed: int | None = None, **given: Any) -> ResidualTrainer:
+    """The trainer of a model file; ``given`` go before what it says."""
+    training = file.training
+    seed = training.seed if seed is None else seed
+    options = {name: as_tuples(value) for name, value in training.options.items()}
+    said = {"method": training.method, "tune": training.tune, **options, **given}
+    return problem_of(file, file.build(seed)).compile(seed=seed, **said)
+
+
+def check_pde(path: Path) -> dict[str, str]:
+    """What a model file describes, by name, if it can be trained; nothing is trained or written."""
+    file = load_pde_file(path)
+    trainer = compile_pde(file)
+    problem = trainer.problem
+    if file.pde.reference is not None:
+        _error(problem, file)
+    parameters = sum(p.numel() for p in problem.network.parameters())
+    terms = {
+        f"term {name}": f"{'; '.join(map(str, equations))} at {count(term.points.count, 'point')}"
+        for (name, term), equations in zip(
+            problem.terms.items(), problem.system.equations, strict=True
+        )
+    }
+    return {
+        "model": file.name,
+        "box": ", ".join(f"{low:g} ≤ {x} ≤ {high:g}" for x, (low, high) in file.pde.box.items()),
+        **terms,
+        "network": " → ".join(str(size) for size in file.sizes.values()),
+        "parameters": f"{parameters:,}",
+        "solver": trainer.settings.solver,
+        "steps": count(file.training.updates, "update"),
+    }
+
+
+@dataclass(kw_only=True)
+class PdeRun(FolderRun):
+    """A compiled model file with ``[pde]``, and its folder."""
+
+    file: PdeFile
+    trainer: ResidualTrainer
+
+    @classmethod
+    def start(
+        cls,
+        model_file: Path,
+        folder: Path | None,
+        *,
+        updates: int | None = None,
+        epochs: int | None = None,
+        seed: int | None = None,
+        method: str | None = None,
+        checkpoint_every: int = 20,
+        progress: bool = True,
+        data_root: Path | None = None,
+    ) -> PdeRun:
+        """A fresh run in ``folder``, by default ``runs/NAME``; arguments but None go before the file."""
+        file = load_pde_file(model_file)
+        if folder is not None:
+            RunFolder(folder).require_free()
+        updates = updates or epochs or file.training.updates  # all points are one batch
+        seed = file.training.seed if seed is None else seed
+        trainer = compile_pde(file, seed, **({} if method is None else {"method": method}))
+        settings = {
+            **{"updates": updates, "epochs": None, "seed": seed},
+            **{"checkpoint_every": checkpoint_every, "data": "", "data_root": None},
+        }
+
+        def fill(made: RunFolder) -> None:
+            trainer.save(made.checkpoint)
+
+        made = new_folder(folder, file.name, model_file, settings, file.content, fill)
+        return cls._of(file, made, Started.of(made), trainer, progress=progress, fresh=True)
+
+    @classmethod
+    def resume(
+        cls,
+        folder: Path,
+        progress: bool = True,
+        data_root: Path | None = None,
+        *,
+        updates: int | None = None,
+        epochs: int | None = None,
+    ) -> PdeRun:
+        """A run as its last checkpoint left it, to go on to its end, or for ``updates``."""
+        run_folder = RunFolder.open(folder)
+        run_folder.hold()
+        try:
+            started = Started.of(run_folder)
+            file = load_pde_file(run_folder.model_file)
+            problem = problem_of(file, file.build(started.seed))
+            trainer = problem.resume(run_folder.checkpoint)
+            run_folder.rewind(trainer.updates)
+            more = updates or epochs
+            until = trainer.updates + more if more else None
+            if until and (started.ended or until > started.total(1)):
+                started = started.prolonged(until, run_folder)
+        except BaseException:
+            run_folder.release()
+            raise
+        return cls._of(file, run_folder, started, trainer, progress=progress, until=until)
+
+    @classmethod
+    def _of(
+        cls,
+        file: PdeFile,
+        folder: RunFolder,
+        started: Started,
+        trainer: ResidualTrainer,
+        **others: Any,
+    ) -> PdeRun:
+        batches = trainer.batches(file.pde.resample_every)
+        own = {"folder": folder, "started": started, "trainer": trainer, "batches": batches}
+        return cls(file=file, **own, **others)  # type: ignore[arg-type]
+
+    def _fit(self, updates: int) -> History:
+        return self.trainer.fit(
+            self.batches,
+            updates=updates,
+            validate_every=self.file.training.validate_every,
+            callbacks=[self._after_step],
+            progress=self.progress,
+            checkpoint=self.folder.checkpoint,
+            checkpoint_every=self.started.checkpoint_every,
+            loggers=[LOGGERS[kind](self.folder) for kind in self.file.training.log],
+        )
+
+    def _write_results(self) -> None:
+        """Weights, report and pictures of the training that has ended."""
+        self.trainer.save(self.folder.checkpoint)
+        self.trainer.finish()
+        self.save_weights()
+        path, problem = self.folder.path, self.trainer.problem
+        draw_loss(self.folder.history(), path / "loss.png")
+        draw_solution(*solution(problem, self.file), path / "solution.png")
+        pictures = [
+            f"![{Path(name).stem}]({name})"
+            for name in ("loss.png", "solution.png")
+            if (path / name).exists()
+        ]
+        self.folder.write_report(
+            "\n\n".join(
+                [
+                    f"# {in_markdown(self.file.name)}",
+                    fenced(visible(table(self.results()))),
+                    *pictures,
+                    "## Derivation",
+                    "What was derived and compiled: [derivation/index.html](derivation/index.html).",
+                    "## Environment",
+                    fenced(table(environment())),
+                    "",
+                ]
+            )
+        )
+        self.trainer.report(self.folder.own_folder("derivation"), self.file.name)
+
+    def results(self) -> dict[str, str]:
+        """What to look at first, each under a short name."""
+        problem = self.trainer.problem
+        parameters = sum(p.numel() for p in problem.network.parameters())
+        told = {
+            "network": f"{parameters:,} parameters",
+            "training": f"{self.trainer.updates} updates, solver {self.trainer.settings.solver}",
+            **{
+                f"{name}, ½ mean r²": f"{value:.3g}" for name, value in self.trainer.terms().items()
+            },
+            **{name: f"{value:.8g}" for name, value in problem.unknowns.items()},
+        }
+        if self.file.pde.reference is not None:
+            error = _error(problem, self.file)
+            told[f"relative L2 error, {EVALUATED} points"] = f"{error:.3g}"
+        return told
+
+
+def load_problem(folder: Path) -> Problem:
+    """The problem of a run folder, its network with the weights of the run's end, or last checkpoint."""
+    run_folder = RunFolder.open(folder)
+    started = Started.of(run_folder)
+    file = load_pde_file(run_folder.model_file)
+    problem = problem_of(file, file.build(started.seed))
+    if started.ended and run_folder.weights.exists():
+        weights = read_weights(run_folder.weights, problem.network)
+        give(problem.network, weights, run_folder.weights)
+    else:
+        from ..training.checkpoint import load
+
+        path = run_folder.checkpoint
+        give(problem.network, load(path).state["model"], path)
+    return problem
+
+
+def predict_points(folder: Path, data: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """The outputs at points of a table, whose columns are named like the coordinates."""
+    problem = load_problem(folder)
+    points = torch.from_numpy(read_columns(data, problem.names.inputs, "the coordinates"))
+    return {name: value.numpy() for name, value in problem.evaluate(points).items()}
+
+
+def _error(problem: Problem, file: PdeFile) -> float:
+    box = problem.sampling.box
+    assert box is not None
+    points = box.interior(EVALUATED).drawn(generator_of(0))
+    return problem.relative_l2(file.pde.reference, points)
+
+
+def solution(
+    problem: Problem, file: PdeFile, side: int = 101
+) -> tuple[dict[str, tuple[float, float]], dict[str, Tensor]]:
+    """The box, and on a grid of it the outputs, the reference, and residuals of the terms inside.
+
+    Of one or two coordinates; nothing else is drawn.
+    """
+    box = dict(file.pde.box)
+    if len(box) > 2:
+        return box, {}
+    axes = [torch.linspace(*ends, side, dtype=torch.float64) for ends in box.values()]
+    points = torch.cartesian_prod(*axes).reshape(-1, len(box))
+    inside = [name for name, term in file.pde.term.items() if not term.faces and not term.at]
+    drawn: dict[str, Tensor] = {**problem.evaluate(points)}
+    for name in inside:
+        found = problem.evaluate(points, [name])[name]
+        drawn[f"residual {name}"] = found if found.dim() == 1 else found.norm(dim=1)
+    return box, {name: value.reshape([side] * len(box)) for name, value in drawn.items()}

@@ -1,0 +1,187 @@
+"""The terms of a residual problem, and their points as one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.domains import Box, Points, generator_of
+from ..errors import CompileError, DataError, expected_got, nearest
+from ..frontends.equations import Names
+from ..functions.declarations import check_name
+from ..training.records import Record
+
+Given = Tensor | Callable[[Tensor], Tensor]
+"""A field: its values at the points, or a function of them."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """An equation, or several, that hold at ``points``; see :func:`residuals`.
+
+    ``equation`` is a residual as text or sympy expression, ``"u__t - u__x__x"``, a list of some, a dict of
+    them by name, or an object with ``.equations``, as PhysicsNeMo's are. ``points`` are a tensor ``[n, d]``,
+    a part of a :class:`~gncompile.Box`, or :class:`~gncompile.Points`. ``weight`` is w_t. ``fields`` are
+    data at the points by name, ``[n]``, or functions of the points.
+    """
+
+    equation: Any
+    points: Any
+    weight: float = 1.0
+    fields: Mapping[str, Given] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The points of all terms one below another: ``x [N, d]``, ``data``, weights ``[N]``, rows by term."""
+
+    x: Tensor
+    data: Tensor
+    weight: Tensor
+    rows: Mapping[str, slice]
+
+    def pair(self, equations: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Inputs and targets, as a trainer takes them: residuals are to be 0."""
+        return (self.x, self.data), (self.x.new_zeros(len(self.x), equations), self.weight)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The points and fields of all terms, for a network of these names, dtype and device."""
+
+    terms: Mapping[str, Term]
+    names: Names
+    box: Box | None
+    dtype: torch.dtype
+    device: torch.device
+
+    @cached_property
+    def points(self) -> dict[str, Points]:
+        """The points of each term."""
+        return {name: Points.of(term.points, _at(name)) for name, term in self.terms.items()}
+
+    def batch(self, draw: int = 0, seed: int = 0) -> Batch:
+        """The points of all terms; those that are drawn depend on ``seed`` and the number of the draw."""
+        parts = []
+        for number, name in enumerate(self.terms):
+            x = self.points[name].drawn(generator_of(seed, draw, number), _at(name))
+            x = self.in_order(x, self.points[name].names, _at(name))
+            parts.append((x, self._data(number, x)))
+        sizes = [len(x) for x, _ in parts]
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        rows = {n: slice(i, i + k) for n, i, k in zip(self.terms, starts, sizes, strict=True)}
+        weight = [
+            x.new_full((len(x),), term.weight * sum(sizes) / len(x))
+            for (x, _), term in zip(parts, self.terms.values(), strict=True)
+        ]
+        x, data = (torch.cat(each) for each in zip(*parts, strict=True))
+        return Batch(x, data, torch.cat(weight), rows)
+
+    def in_order(self, x: Tensor, names: tuple[str, ...] | None, where: str) -> Tensor:
+        """The columns of points as the network takes them, in its dtype."""
+        inputs = self.names.inputs
+        if names is not None and set(names) != set(inputs):
+            raise DataError(
+                "the points have other coordinates than the network\n"
+                + expected_got(", ".join(inputs), ", ".join(names)),
+                where=where,
+                instead="name the coordinates of the box like the inputs",
+            )
+        if x.dim() != 2 or x.shape[1] != len(inputs):
+            raise DataError(
+                "the points have another shape\n"
+                + expected_got(f"[n, {len(inputs)}]", list(x.shape)),
+                where=where,
+                instead=f"give a column for each of {', '.join(inputs)}, in this order",
+            )
+        x = x if names is None else x[:, [names.index(name) for name in inputs]]
+        if not bool(x.isfinite().all()):
+            raise DataError("a point is not finite", where=where, instead="leave it out")
+        if self.box is not None:
+            self._require_inside(x, self.box, where)
+        return x.to(self.device, self.dtype)
+
+    def _require_inside(self, x: Tensor, box: Box, where: str) -> None:
+        inputs = self.names.inputs
+        if set(box.names) != set(inputs):
+            raise DataError(
+                "the box has other coordinates than the network\n"
+                + expected_got(", ".join(inputs), ", ".join(box.names)),
+                where="box",
+            )
+        if found := box.outside(x, inputs):
+            row, name = found
+            low, high = box.bounds[name]
+            raise DataError(
+                f"the point {row} has {name} = {float(x[row, inputs.index(name)]):.6g}, outside the box",
+                where=where,
+                instead=f"{name} goes from {low} to {high}; leave it out, or give a larger box",
+            )
+
+    def _data(self, number: int, x: Tensor) -> Tensor:
+        """The second input: the term's number, and the fields, 0 where a term has them not."""
+        name = list(self.terms)[number]
+        data = x.new_zeros(len(x), 1 + len(self.names.fields))
+        data[:, 0] = number
+        for each, given in self.terms[name].fields.items():
+            drawn = not isinstance(given, Tensor)
+            if not drawn and not self.points[name].fixed:
+                raise DataError(
+                    f"the field {each!r} is a tensor, and the points of the term are drawn",
+                    where=_at(name),
+                    instead="give a function of the points, or fixed points",
+                )
+            values = torch.as_tensor(given(x.clone()) if drawn else given)  # type: ignore[operator]
+            if values.numel() != len(x) or not bool(values.isfinite().all()):
+                raise DataError(
+                    f"the field {each!r} has the shape {list(values.shape)}, or is not finite",
+                    where=f"{_at(name)}, {len(x)} points",
+                    instead="give one finite number a point",
+                )
+            data[:, 1 + self.names.fields.index(each)] = values.reshape(-1).to(data)
+        return data
+
+
+def _at(term: str) -> str:
+    return f"points of the term {term!r}"
+
+
+def terms_of(
+    given: Mapping[str, Any], points: Mapping[str, Any], weights: Mapping[str, float]
+) -> dict[str, Term]:
+    """Terms by name, each with points and a weight; :class:`CompileError` where they are not given."""
+    if not isinstance(given, Mapping) or not given:
+        raise CompileError("there are no terms", instead='write terms={"interior": "u__x__x + 1"}')
+    reserved = frozenset(Record.__dataclass_fields__)
+    found: dict[str, Term] = {}
+    for name, each in given.items():
+        check_name("term", name, reserved=reserved)
+        if isinstance(each, Term):
+            term = each
+        elif name in points:
+            term = Term(each, points[name])
+        else:
+            raise CompileError(
+                f"the term {name!r} has no points. {nearest(name, points)}".rstrip(),
+                where=f"terms={{{name!r}: ...}}",
+                instead=f"give points={{{name!r}: ...}}, or gncompile.Term(equation, points)",
+            )
+        weight = weights.get(name, term.weight)
+        if not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+            raise CompileError(
+                f"the weight of the term {name!r} is {weight!r}", instead="give a positive number"
+            )
+        found[name] = Term(term.equation, term.points, float(weight), term.fields)
+    for what, names in (("points", points), ("weights", weights)):
+        for name in names:
+            if name not in found:
+                raise CompileError(
+                    f"{what} for a term {name!r} that there is not. {nearest(name, found)}".rstrip(),
+                    instead=f"the terms are {', '.join(found)}",
+                )
+    return found

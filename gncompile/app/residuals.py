@@ -1,0 +1,306 @@
+"""``gncompile.residuals``: differential equations whose solution is a network.
+
+The objective is a sum over terms, equations that hold on points of their own [KP]::
+
+    Ē(θ) = Σ_t w_t E_t,      E_t = ½ (1/N_t) Σ_n Σ_k r_{t,k}(x_n)²
+
+All points are one batch. A sample knows its term, whose residual is its output, and has the weight
+``w_t N / N_t``, so that the mean over the N samples is the sum above. Residuals are the network's outputs
+(:mod:`gncompile.graph.residuals`): gradient, R-operator and curvature are those of any network, with one
+column an equation for KFLR and for the exact step.
+
+[KP] Dangel, Müller, Zeinhofer, *Kronecker-Factored Approximate Curvature for Physics-Informed Neural
+Networks*, 2024, arXiv 2405.15603.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..base.settings import FIRST_ORDER_METHODS, Settings
+from ..data.domains import Box
+from ..errors import CompileError, DataError, PrecisionWarning, expected_got, nearest, warn
+from ..frontends.equations import Names, System
+from ..frontends.residual_network import (
+    UNKNOWNS,
+    Inside,
+    ResidualNetwork,
+    check_network,
+    residual_graph,
+)
+from ..frontends.torch_export import trace
+from ..functions.expressions import evaluate
+from ..graph.torch_network import Network
+from ..losses.weighting import weighted
+from ..training import checkpoint as checkpoints
+from .compile import compile_into
+from .residual_terms import Batch, Sampling, terms_of
+from .residual_trainer import ResidualTrainer
+
+EXACT = 3000
+"""The most parameters, or residuals of a batch, for which the exact step is the default: its factorisation
+then takes a second or less on one core, and a few such steps do what thousands of others do."""
+
+ROWS = 4096
+"""Points that are evaluated together."""
+
+
+def residuals(
+    net: nn.Module,
+    inputs: str | Iterable[str],
+    outputs: str | Iterable[str],
+    terms: Mapping[str, Any],
+    *,
+    points: Mapping[str, Any] | None = None,
+    weights: Mapping[str, float] | None = None,
+    unknowns: Mapping[str, float] | None = None,
+    box: Box | None = None,
+) -> Problem:
+    """The problem of finding parameters of ``net`` for which all residuals are 0.
+
+    ``net`` maps points ``[N, d]`` to ``[N, K]``; ``inputs`` and ``outputs`` name the columns. ``terms`` are
+    :class:`~gncompile.Term` by name, or equations alone, whose points and weights are then in ``points`` and
+    ``weights``. Equations are read as :mod:`gncompile.frontends.equations` tells: ``u__x__y`` is a
+    derivative of the output ``u``. ``unknowns`` are trainable numbers with their first values, for inverse
+    problems. With ``box`` no point may lie outside it.
+
+    What holds by construction is ordinary code: a module around the network that returns ``x * (1 - x) *
+    net(x)`` needs no term for its boundary.
+
+    Raises :class:`~gncompile.errors.GncompileError`: for names that are unknown, derivatives by what is no
+    input, terms without points, points of another dimension or outside.
+
+    >>> import gncompile
+    >>> box = Box({"x": (0, 1), "y": (0, 1)})
+    >>> net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
+    >>> terms = {
+    ...     "interior": gncompile.Term("u__x__x + u__y__y + 2*pi**2*sin(pi*x)*sin(pi*y)", box.interior(64)),
+    ...     "boundary": gncompile.Term("u", box.faces(32)),
+    ... }
+    >>> problem = residuals(net.double(), "x y", "u", terms)
+    >>> trainer = problem.compile()
+    >>> history = trainer.fit(updates=3, progress=False)
+    >>> sorted(problem.evaluate(torch.rand(5, 2), "u u__x"))
+    ['u', 'u__x']
+    """
+    return Problem(net, _words(inputs), _words(outputs), terms, points, weights, unknowns, box)
+
+
+class Problem:
+    """A network, equations and points; made by :func:`residuals`."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        inputs: tuple[str, ...],
+        outputs: tuple[str, ...],
+        terms: Mapping[str, Any],
+        points: Mapping[str, Any] | None,
+        weights: Mapping[str, float] | None,
+        unknowns: Mapping[str, float] | None,
+        box: Box | None,
+    ) -> None:
+        if not isinstance(net, nn.Module) or not any(True for _ in net.parameters()):
+            raise CompileError(
+                f"the network is a {type(net).__name__}"
+                + " without parameters" * isinstance(net, nn.Module),
+                instead="pass a torch.nn.Module with trainable layers",
+            )
+        self.net = net
+        self.terms = terms_of(terms, points or {}, weights or {})
+        fields = dict.fromkeys(name for term in self.terms.values() for name in term.fields)
+        self.names = Names(inputs, outputs, tuple(fields), tuple(unknowns or {}))
+        self.system = System.read(self.names, {n: t.equation for n, t in self.terms.items()})
+        like = next(net.parameters())
+        self.sampling = Sampling(self.terms, self.names, box, like.dtype, like.device)
+        check_network(net, self.system, self.batch().x[:2])
+        self.network = ResidualNetwork(net, self.system, unknowns or {})
+        """The residuals as a module, what is compiled and trained."""
+        self._graphs: dict[tuple[str, ...], Network] = {}
+
+    @property
+    def unknowns(self) -> dict[str, float]:
+        """The unknowns as they are now."""
+        return {name: float(value.detach()) for name, value in self.network.unknowns.items()}
+
+    @property
+    def equations(self) -> int:
+        """Residuals of a sample, the most that a term has."""
+        return max(map(len, self.system.equations))
+
+    def batch(self, draw: int = 0, seed: int = 0) -> Batch:
+        """The points of all terms; those that are drawn depend on ``seed`` and the number of the draw."""
+        return self.sampling.batch(draw, seed)
+
+    # --- training -------------------------------------------------------------------------------------
+
+    def compile(
+        self,
+        method: str | Mapping[str, str] = "kflr",
+        *,
+        solver: str | None = None,
+        dtype: torch.dtype | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> ResidualTrainer:
+        """Compile the training step; ``options`` are those of :func:`gncompile.compile`.
+
+        ``solver`` is ``"exact"`` where the network has at most :data:`EXACT` parameters, or the points so
+        many residuals, else ``"kronecker"``, one pair of factors a layer for the points of all terms.
+        ``method`` is for the latter: ``"kflr"``, exact in Ḡ, takes one column an equation. ``seed``
+        also starts the drawing of points.
+
+        Train in float64: the network's dtype counts, ``net.double()`` before. Second derivatives lose half
+        of float32's digits, and the damping that leads to small errors lies below its rounding.
+        """
+        if self.sampling.dtype == torch.float32:
+            warn(
+                PrecisionWarning,
+                "the network is in float32: errors of derivatives are some 1e-4 of their size, and steps "
+                "stop to improve where residuals are that small",
+                instead="make it float64 before: net.double()",
+            )
+        batch = self.batch(seed=seed)
+        if method not in FIRST_ORDER_METHODS:
+            options.setdefault("gather_samples", 1)
+        if solver is None:
+            solver = (
+                self._solver(len(batch.x)) if method not in FIRST_ORDER_METHODS else "kronecker"
+            )
+        trainer = compile_into(
+            ResidualTrainer.__new__(ResidualTrainer), self.network, weighted("mse"), (batch.x, batch.data),
+            method, solver=solver, dtype=dtype, seed=seed,
+            **{"backend": "torch", "precision": "highest", "tune": "cached", **options},
+        )  # fmt: skip
+        assert isinstance(trainer, ResidualTrainer)
+        trainer.problem = self
+        return trainer
+
+    def _solver(self, samples: int) -> str:
+        parameters = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
+        rows = samples * self.equations
+        least = min(parameters, rows)
+        fits = 4 * least**2 * 8 <= Settings().memory_budget
+        return "exact" if least <= EXACT and fits else "kronecker"
+
+    def resume(self, path: str | os.PathLike[str]) -> ResidualTrainer:
+        """The trainer that was saved to ``path``, as :meth:`Trainer.resume` gives it; points go on as drawn.
+
+        The equations, and the shapes of the network, have to be the same.
+        """
+        trainer = checkpoints.resume(path, self.network, None, ResidualTrainer)
+        trainer.problem = self
+        return trainer
+
+    def for_network(self, network: ResidualNetwork) -> Problem:
+        """The same equations and points for another network, as a copied trainer has it."""
+        names, unknowns = self.names, {n: float(p.detach()) for n, p in network.unknowns.items()}
+        problem = Problem(
+            network.net,
+            names.inputs,
+            names.outputs,
+            self.terms,
+            None,
+            None,
+            unknowns,
+            self.sampling.box,
+        )
+        problem.network = network
+        return problem
+
+    # --- questions ------------------------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        points: Tensor,
+        names: str | Iterable[str] | None = None,
+        fields: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Outputs, derivatives, residuals, or any expressions in them, at ``points``: ``[n]`` each.
+
+        ``names`` are such expressions, ``"u u__x"`` or ``["u__x**2"]``, or names of terms, whose residual is
+        meant (of several equations ``[n, k]``); by default the outputs. One pass of the differentiated graph,
+        at the network's present parameters; no autograd.
+        """
+        asked = self.names.outputs if names is None else _words(names)
+        x = self.sampling.in_order(points, None, "evaluate")
+        data = x.new_zeros(len(x), 1 + len(self.names.fields))
+        for name, values in (fields or {}).items():
+            if name not in self.names.fields:
+                raise DataError(
+                    f"there is no field {name!r}. {nearest(name, self.names.fields)}".rstrip(),
+                    where="evaluate(fields=...)",
+                )
+            data[:, 1 + self.names.fields.index(name)] = (
+                torch.as_tensor(values).reshape(-1).to(data)
+            )
+        network, widths = self._evaluator(asked)
+        with torch.no_grad():
+            now = dict(self.network.named_parameters())
+            parts = zip(x.split(ROWS), data.split(ROWS), strict=True)
+            z = torch.cat([network(now, part) for part in parts])
+        columns = z.split(widths, dim=1)
+        return {n: c[:, 0] if c.shape[1] == 1 else c for n, c in zip(asked, columns, strict=True)}
+
+    def _evaluator(self, asked: tuple[str, ...]) -> tuple[Network, list[int]]:
+        """The graph that computes what is asked for, as a function, and how many columns each takes."""
+        numbers = {name: i for i, name in enumerate(self.terms)}
+        taken = {*self.names.symbols}
+        each = [
+            self.system.equations[numbers[name]]
+            if name in numbers and name not in taken
+            else (self.names.read(name, "evaluate"),)
+            for name in asked
+        ]
+        if asked not in self._graphs:
+            system = System(self.names, (tuple(e for several in each for e in several),))
+            given = {name: f"{UNKNOWNS}.{name}" for name in self.names.unknowns}
+            self._graphs[asked] = Network(self._traced(system, given))
+        return self._graphs[asked], [len(several) for several in each]
+
+    def _traced(self, system: System, unknowns: Mapping[str, str]) -> Any:
+        example = self.batch().x[:2]
+        traced = trace(Inside(self.net), example, name=type(self.net).__name__)
+        return residual_graph(self.network, traced, system.residuals(unknowns))
+
+    def relative_l2(self, reference: Any, points: Tensor) -> float:
+        """``‖u - u*‖ / ‖u*‖`` over ``points`` and all outputs.
+
+        ``reference`` u* is a tensor ``[n]`` or ``[n, K]``, a function of the points, or an expression in the
+        inputs, of several outputs a list of them.
+        """
+        found = torch.stack(list(self.evaluate(points).values()), dim=1)
+        x = points.to(found)
+        if isinstance(reference, Tensor):
+            truth = reference
+        elif callable(reference):
+            truth = reference(x)
+        else:
+            only = Names(self.names.inputs, self.names.outputs)
+            several = reference if isinstance(reference, list | tuple) else [reference]
+            values = {only.symbols[name]: x[:, i] for i, name in enumerate(only.inputs)}
+            read = [only.read(each, "the reference") for each in several]
+            for each in read:
+                if each.free_symbols - values.keys():
+                    raise CompileError(
+                        f"the reference {each} is no function of the inputs",
+                        instead=f"write it with {', '.join(only.inputs)} alone",
+                    )
+            truth = torch.stack([evaluate(e, values).expand(len(x)) for e in read], dim=1)
+        truth = torch.as_tensor(truth).to(found)
+        if truth.numel() != found.numel():
+            raise DataError(
+                f"the reference has another shape\n{expected_got(list(found.shape), list(truth.shape))}",
+                where="relative_l2",
+            )
+        truth = truth.reshape(found.shape)
+        return float((found - truth).norm() / truth.norm())
+
+
+def _words(names: str | Iterable[str]) -> tuple[str, ...]:
+    return tuple(names.replace(",", " ").split()) if isinstance(names, str) else tuple(names)

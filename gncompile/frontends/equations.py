@@ -1,0 +1,317 @@
+"""Differential equations as users write them, read into residuals of a network.
+
+Grammar: that of :mod:`gncompile.functions.parsing` over these names::
+
+    x, y, t, …       the inputs, columns of the points
+    u, v, …          the outputs
+    u__x, u__x__y    derivatives of an output, of any order; the order of differentiation does not matter
+    f, …             given fields, columns of data that come with the points
+    nu, …            unknowns, trainable numbers
+
+A sympy expression may hold ``u(x, t).diff(t, 2)`` as well, of a function of the output's name: so the
+equations of PhysicsNeMo's ``PDE`` classes, ``.equations``, are read. ``Eq(l, r)`` is its residual ``l - r``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import sympy
+from sympy import Expr, Symbol
+from sympy.core.function import AppliedUndef
+
+from ..errors import CompileError, ExpressionError, nearest
+from ..functions.declarations import check_name, over_symbols, without_piecewise
+from ..functions.faa_di_bruno import Derivative
+from ..functions.parsing import FUNCTIONS, parse_expression
+from ..functions.stable_forms import stable
+from ..graph.residuals import TERM, Residuals, by_term
+
+MARK = "__"
+"""Between an output and what it is differentiated by."""
+
+_DERIVATIVE = re.compile(rf"[A-Za-z]\w*?{MARK}\w+")
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the names of a problem's equations stand for."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    fields: tuple[str, ...] = ()
+    unknowns: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        kinds = {
+            "input": self.inputs,
+            "output": self.outputs,
+            "field": self.fields,
+            "unknown": self.unknowns,
+        }
+        seen: dict[str, str] = {}
+        for kind, names in kinds.items():
+            for name in names:
+                check_name(kind, name, reserved=frozenset({"pi", TERM.name, *FUNCTIONS}))
+                if name in seen or MARK in name:
+                    found = f"two names {name!r}" if name in seen else f"{MARK!r} in {name!r}"
+                    raise CompileError(
+                        f"{found}, an {kind}"
+                        if MARK in name
+                        else f"{found}: {seen[name]} and {kind}",
+                        where="inputs, outputs, fields and unknowns of the residuals",
+                        instead=f"give each another name, without {MARK!r}, which marks derivatives",
+                    )
+                seen[name] = kind
+        for kind in ("input", "output"):
+            if not kinds[kind]:
+                raise CompileError(
+                    f"no {kind} has a name", instead='write inputs="x y", outputs="u"'
+                )
+
+    @cached_property
+    def symbols(self) -> dict[str, Symbol]:
+        """By name, derivatives not among them."""
+        every = (*self.inputs, *self.outputs, *self.fields, *self.unknowns)
+        return {name: Symbol(name, real=True) for name in every}
+
+    def derivative(self, name: str, where: str) -> tuple[str, tuple[int, ...]]:
+        """Output and inputs, sorted, that a name like ``u__x__y`` means; :class:`ExpressionError` if none."""
+        output, *by = name.split(MARK)
+        if output not in self.outputs:
+            raise ExpressionError(
+                f"{name!r} is a derivative of {output!r}, which is no output. "
+                f"{nearest(output, self.outputs)}".rstrip(),
+                where=where,
+                instead=f"the outputs are {', '.join(self.outputs)}; a derivative is written "
+                f"{self.outputs[0]}{MARK}{self.inputs[0]}",
+            )
+        for each in by:
+            if each not in self.inputs:
+                raise ExpressionError(
+                    f"{name!r} is a derivative by {each!r}, which is no input of the network. "
+                    f"{nearest(each, self.inputs)}".rstrip(),
+                    where=where,
+                    instead=f"the inputs are {', '.join(self.inputs)}",
+                )
+        return output, tuple(sorted(map(self.inputs.index, by)))
+
+    def trained(self, equation: Expr) -> bool:
+        """Whether an equation depends on an output or an unknown."""
+        heads = {symbol.name.split(MARK)[0] for symbol in equation.free_symbols}
+        return bool(heads & {*self.outputs, *self.unknowns})
+
+    def symbol(self, output: str, by: Iterable[int]) -> Symbol:
+        """The symbol of a derivative, its inputs in order."""
+        return Symbol(MARK.join([output, *(self.inputs[i] for i in by)]), real=True)
+
+    def read(self, equation: object, where: str) -> Expr:
+        """One equation, as text or sympy, in :attr:`symbols` and those of derivatives."""
+        if isinstance(equation, str):
+            called = {
+                m: self.symbol(*self.derivative(m, where)) for m in _DERIVATIVE.findall(equation)
+            }
+            return parse_expression(equation, {**self.symbols, **called}, where=where)
+        if isinstance(equation, sympy.Eq):
+            equation = equation.lhs - equation.rhs
+        if not isinstance(equation, Expr):
+            raise ExpressionError(
+                f"an equation is a {type(equation).__name__}",
+                where=where,
+                instead="write its residual as text, 'u__t - u__x__x', or as a sympy expression",
+            )
+        return self._of_sympy(equation, where)
+
+    def _of_sympy(self, equation: Expr, where: str) -> Expr:
+        derivatives = {
+            d: self._called(d.expr, d.variables, where) for d in equation.atoms(sympy.Derivative)
+        }
+        plain = equation.xreplace(derivatives)
+        plain = plain.xreplace({f: self._called(f, (), where) for f in plain.atoms(AppliedUndef)})
+        known = dict(self.symbols)
+        for symbol in plain.free_symbols:
+            if MARK in symbol.name:
+                known[symbol.name] = self.symbol(*self.derivative(symbol.name, where))
+            elif symbol.name not in known:
+                raise ExpressionError(
+                    f"the name {symbol.name!r} is unknown. {nearest(symbol.name, known)}".rstrip(),
+                    where=f"{where}, {equation}",
+                    instead=f"the names here are {', '.join(known)}; a number that is to be found is one of "
+                    "unknowns={...}, data are fields of a term",
+                )
+        return stable(without_piecewise(over_symbols(plain, known), where))
+
+    def _called(self, function: Expr, by: Sequence[Symbol], where: str) -> Symbol:
+        """``u(x, t)``, differentiated by symbols."""
+        of_inputs = isinstance(function, AppliedUndef) and all(
+            isinstance(each, Symbol) and each.name in self.inputs for each in function.args
+        )
+        if not of_inputs:
+            raise ExpressionError(
+                f"{function} is no function of the network's inputs",
+                where=where,
+                instead=f"write the outputs as functions of {', '.join(self.inputs)}, at no other place; the "
+                "points of a term say where it holds",
+            )
+        name = function.func.__name__
+        if not by and name not in self.outputs and name in self.symbols:
+            return self.symbols[name]  # a field that depends on the coordinates
+        text = MARK.join([name, *(each.name for each in by)])
+        return self.symbol(*self.derivative(text, where))
+
+
+def equations_of(given: object, where: str) -> list[Any]:
+    """The equations of a term one by one: of a list, a dict, or an object with ``.equations``."""
+    given = getattr(given, "equations", given)
+    if isinstance(given, Mapping):
+        given = list(given.values())
+    if not isinstance(given, list | tuple):
+        return [given]
+    if not given:
+        raise ExpressionError("a term without equations", where=where, instead="give it one")
+    return list(given)
+
+
+@dataclass(frozen=True)
+class System:
+    """The equations of all terms, each a list of residuals in the symbols of :class:`Names`."""
+
+    names: Names
+    equations: tuple[tuple[Expr, ...], ...]
+
+    @classmethod
+    def read(cls, names: Names, terms: Mapping[str, object]) -> System:
+        """The equations of terms by name, as users write them; mistakes name the term."""
+        read = []
+        for term, given in terms.items():
+            several = equations_of(given, f"the term {term!r}")
+            places = [f"the term {term!r}"] * len(several)
+            if len(several) > 1:
+                places = [f"{place}, equation {i}" for i, place in enumerate(places, start=1)]
+            equations = tuple(names.read(*each) for each in zip(several, places, strict=True))
+            for equation, place in zip(equations, places, strict=True):
+                if not names.trained(equation):
+                    raise CompileError(
+                        f"the residual {equation} does not depend on the network",
+                        where=place,
+                        instead=f"write it with the outputs {', '.join(names.outputs)} or their derivatives",
+                    )
+            read.append(equations)
+        return cls(names, tuple(read))
+
+    def residuals(self, unknowns: Mapping[str, str]) -> Residuals:
+        """What the graph is to compute; ``unknowns`` are the names of their parameters.
+
+        A sum ``Σ_j w_j u__j__j`` of pure second derivatives, its coefficients numbers, is one stream: the
+        streams of a sum cost what those of one derivative cost.
+        """
+        names = self.names
+        equations, sums = _with_sums(self.equations, names)
+        outputs = max(map(len, equations))
+        zero = sympy.Integer(0)
+        expressions = tuple(
+            by_term([each[k] if k < len(each) else zero for each in equations])
+            for k in range(outputs)
+        )
+        used = set().union(*(e.free_symbols for e in expressions))
+        wanted: list[Derivative] = []
+        streams: dict[Symbol, tuple[int, int]] = {}
+        for symbol in sorted(used, key=lambda s: s.name):
+            head = symbol.name.split(MARK)[0]
+            if symbol in sums:
+                derivative = sums[symbol]
+            elif MARK in symbol.name:
+                derivative = Derivative(((names.derivative(symbol.name, "")[1], 1.0),))
+            elif head in names.outputs:
+                streams[symbol] = 0, names.outputs.index(head)
+                continue
+            else:
+                continue
+            if derivative not in wanted:
+                wanted.append(derivative)
+            streams[symbol] = 1 + wanted.index(derivative), names.outputs.index(head)
+        symbols = names.symbols
+        return Residuals(
+            expressions,
+            coordinates={symbols[name]: i for i, name in enumerate(names.inputs)},
+            columns={TERM: 0} | {symbols[name]: 1 + i for i, name in enumerate(names.fields)},
+            unknowns={symbols[name]: parameter for name, parameter in unknowns.items()},
+            streams=streams,
+            wanted=tuple(wanted),
+        )
+
+
+def _with_sums(
+    equations: tuple[tuple[Expr, ...], ...], names: Names
+) -> tuple[list[list[Expr]], dict[Symbol, Derivative]]:
+    """The equations, weighted sums of pure second derivatives being symbols of their own, and what these are.
+
+    before::
+
+        a u__x__x + 2 a u__y__y + r
+
+    after, the sum of weights 1 and 2 being ``u__sum``::
+
+        a u__sum + r
+
+    One that is somewhere needed by itself stays: its own stream is there anyway.
+    """
+    pure = {
+        names.symbol(output, (i, i)): (output, i)
+        for output in names.outputs
+        for i in range(len(names.inputs))
+    }
+    groups = {e: _proportional(e, pure) for several in equations for e in several}
+    alone: set[Symbol] = set()
+    for equation, found in groups.items():
+        alone |= (equation.free_symbols & pure.keys()) - {s for weights in found for s in weights}
+    sums: dict[Symbol, Derivative] = {}
+
+    def sum_of(weights: Mapping[Symbol, Expr]) -> Symbol:
+        output, _ = pure[next(iter(weights))]
+        derivative = Derivative(tuple(((pure[s][1],) * 2, float(w)) for s, w in weights.items()))
+        for symbol, known in sums.items():
+            if (known, symbol.name.split(MARK)[0]) == (derivative, output):
+                return symbol
+        kind = "laplacian" if set(weights.values()) == {1} else "sum"
+        number = sum(kind in symbol.name for symbol in sums)
+        symbol = Symbol(f"{output}{MARK}{kind}{number or ''}", real=True)
+        sums[symbol] = derivative
+        return symbol
+
+    def rewritten(equation: Expr) -> Expr:
+        for weights in groups[equation]:
+            if not alone & weights.keys():
+                coefficient = equation.diff(next(iter(weights)))
+                rest = equation.xreplace(dict.fromkeys(weights, sympy.Integer(0)))
+                equation = coefficient * sum_of(weights) + rest
+        return equation
+
+    return [[rewritten(e) for e in several] for several in equations], sums
+
+
+def _proportional(
+    equation: Expr, pure: Mapping[Symbol, tuple[str, int]]
+) -> list[dict[Symbol, Expr]]:
+    """Groups of ``pure`` derivatives of one output in which ``equation`` is linear, with their weights.
+
+    Within a group coefficients are multiples of the first one by numbers.
+    """
+    found: list[tuple[str, Expr, dict[Symbol, Expr]]] = []
+    inside = sorted(equation.free_symbols & pure.keys(), key=lambda s: pure[s])
+    for symbol in inside:
+        coefficient, output = equation.diff(symbol), pure[symbol][0]
+        if coefficient.free_symbols & pure.keys():
+            continue
+        for of, first, weights in found:
+            ratio = coefficient / first
+            if of == output and ratio.is_number:
+                weights[symbol] = ratio
+                break
+        else:
+            found.append((output, coefficient, {symbol: sympy.Integer(1)}))
+    return [weights for _, _, weights in found if len(weights) > 1]

@@ -1,0 +1,132 @@
+"""Model files with ``[pde]``: checked, trained, resumed, and asked for the solution on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gncompile.app.cli import main
+from gncompile.app.pde_run import load_problem
+from gncompile.app.runs import check
+from gncompile.errors import GncompileError
+from gncompile.frontends.pde_file import load_pde_file
+
+TEXT = """
+[pde]
+box = { x = [0, 1], t = [0, 2] }
+reference = "exp(-t)*x"
+unknowns = { k = 0.5 }
+resample_every = 2
+
+[pde.term.law]
+equation = "u__t + k*u"
+points = 16
+
+[pde.term.sides]
+equation = ["u*(1 - x)", "u - x*exp(-t)"]
+points = 8
+faces = ["x"]
+weight = 2.0
+
+[pde.term.start]
+equation = "u - x"
+points = 8
+at = { t = 0 }
+draw = "grid"
+
+[network]
+hidden = [4]
+
+[training]
+updates = 4
+validate_every = 2
+"""
+
+
+@pytest.fixture
+def model_file(tmp_path: Path) -> Path:
+    path = tmp_path / "decay.toml"
+    path.write_text(TEXT)
+    return path
+
+
+def run_of(*arguments: object) -> int:
+    """The exit code of ``gncompile ARGUMENTS``."""
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+def test_a_file_of_equations_is_checked_trained_resumed_and_asked(
+    model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_of("check", model_file) == 0
+    told = capsys.readouterr().out
+    assert "u*(1 - x); u - x*exp(-t) at 8 points" in told
+    assert "2 → 4 → 1" in told
+
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert run_of("train", model_file, "--out", run, "--updates", "3", "-q") == 0
+    assert run_of("resume", run, "--updates", "1", "-q") == 0
+    assert run_of("train", model_file, "--out", whole, "-q") == 0
+    losses = [
+        [json.loads(line)["loss"] for line in (each / "history.jsonl").read_text().splitlines()]
+        for each in (run, whole)
+    ]
+    assert losses[0] == losses[1]
+    last = json.loads((run / "history.jsonl").read_text().splitlines()[1])
+    assert {"law", "sides", "start", "k"} <= last.keys()
+    report = (run / "report.md").read_text()
+    assert "relative L2 error" in report
+    assert "sides, ½ mean r²" in report
+    assert (run / "derivation" / "index.html").exists()
+
+    points, out = tmp_path / "points.csv", tmp_path / "out.csv"
+    points.write_text("t,x\n0.5,0.25\n2,1\n")
+    assert run_of("predict", run, points, "-o", out) == 0
+    found = np.loadtxt(out, skiprows=1)
+    problem = load_problem(run)
+    at = torch.tensor([[0.25, 0.5], [1, 2]], dtype=torch.float64)
+    assert np.array_equal(found, problem.evaluate(at)["u"].numpy())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ("points = 16", "point = 16", "unknown key 'pde.term.law.point'.*'points'"),
+        ("points = 16", "points = 0", "pde.term.law.points"),
+        ('at = { t = 0 }', 'at = { t = 0 }\nfaces = true', "give either faces or at"),
+        ('"u__t + k*u"', '"u__t + q*u"', r"'q' is unknown(.|\n)*term 'law'(.|\n)*\[pde\] of .*decay.toml"),
+        ('"u__t + k*u"', '"u__s + k*u"', "derivative by 's', which is no input"),
+        ('"u__t + k*u"', '"__import__(1)"', "function '__import__' is unknown"),
+        ("t = [0, 2]", "t = [2, 0]", "'t' of a box lies in"),
+        ("at = { t = 0 }", "at = { t = 3 }", "t = 3.0 lies outside the box"),
+        ('"exp(-t)*x"', '"exp(-t)*u"', "reference .* is no function of the inputs"),
+        ("hidden = [4]", "hidden = [900000000, 900000000]", "memory"),
+        ("[network]", "[data]\nname = 'x.csv'\n[network]", "unknown key 'data'"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_a_file_of_equations_are_told(
+    model_file: Path, old: str, new: str, text: str
+) -> None:
+    assert old in TEXT
+    model_file.write_text(TEXT.replace(old, new))
+    with pytest.raises(GncompileError, match=text):
+        check(model_file)
+
+
+def test_commands_on_data_say_what_the_file_is(
+    model_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_of("explain", model_file) != 0
+    assert "[pde], equations in place of data" in capsys.readouterr().err
+
+
+def test_the_example_is_read() -> None:
+    file = load_pde_file(Path(__file__).parents[2] / "examples" / "poisson_2d.toml")
+    assert file.pde.term["boundary"].faces is True
