@@ -25,7 +25,7 @@ from .residuals import Problem, residuals
 from .run_folder import RunFolder
 from .run_pictures import draw_loss, draw_solution
 from .started import Started
-from .training_run import LOGGERS, FolderRun, as_tuples, new_folder
+from .training_run import LOGGERS, FolderRun, new_folder, trainer_options
 
 EVALUATED = 10_000
 """Points of the box at which the report compares with the reference."""
@@ -56,8 +56,7 @@ def compile_pde(file: PdeFile, seed: int | None = None, **given: Any) -> Residua
     """The trainer of a model file; ``given`` go before what it says."""
     training = file.training
     seed = training.seed if seed is None else seed
-    options = {name: as_tuples(value) for name, value in training.options.items()}
-    said = {"method": training.method, "tune": training.tune, **options, **given}
+    said = {"tune": training.tune, **trainer_options(file), **given}
     return problem_of(file, file.build(seed)).compile(seed=seed, **said)
 
 

@@ -141,7 +141,7 @@ class Problem:
 
     def compile(
         self,
-        method: str | Mapping[str, str] = "kflr",
+        method: str | Mapping[str, str] | None = None,
         *,
         solver: str | None = None,
         dtype: torch.dtype | None = None,
@@ -151,9 +151,9 @@ class Problem:
         """Compile the training step; ``options`` are those of :func:`gncompile.compile`.
 
         ``solver`` is ``"exact"`` where the network has at most :data:`EXACT` parameters, or the points so
-        many residuals, else ``"kronecker"``, one pair of factors a layer for the points of all terms.
-        ``method`` is for the latter: ``"kflr"``, exact in Ḡ, takes one column an equation. ``seed``
-        also starts the drawing of points.
+        many residuals, else, or where a ``method`` is given, ``"kronecker"``, one pair of factors a layer for
+        the points of all terms; its method is ``"kflr"``, exact in Ḡ, which takes one column an equation.
+        ``seed`` also starts the drawing of points.
 
         Train in float64: the network's dtype counts, ``net.double()`` before. Second derivatives lose half
         of float32's digits, and the damping that leads to small errors lies below its rounding.
@@ -169,9 +169,9 @@ class Problem:
         if method not in FIRST_ORDER_METHODS:
             options.setdefault("gather_samples", 1)
         if solver is None:
-            solver = (
-                self._solver(len(batch.x)) if method not in FIRST_ORDER_METHODS else "kronecker"
-            )
+            solver = self._solver(len(batch.x)) if method is None else "kronecker"
+        if method is None and solver != "exact":
+            method = "kflr"
         trainer = compile_into(
             ResidualTrainer.__new__(ResidualTrainer), self.network, weighted("mse"), (batch.x, batch.data),
             method, solver=solver, dtype=dtype, seed=seed,

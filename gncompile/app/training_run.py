@@ -24,6 +24,7 @@ from .run_report import draw, report
 from .started import Started
 
 if TYPE_CHECKING:
+    from ..frontends.pde_file import PdeFile
     from ..training.records import History, Record
     from ..training.trainer import Trainer
 
@@ -45,11 +46,11 @@ def compile_file(file: ModelFile, seed: int | None = None, **options: Any) -> Tr
     )
 
 
-def trainer_options(file: ModelFile) -> dict[str, Any]:
+def trainer_options(file: ModelFile | PdeFile) -> dict[str, Any]:
     """The ``[training.options]`` of a model file, and its method, as ``gncompile.compile`` takes them."""
     training = file.training
     given = {"method": training.method} if "method" in training.model_fields_set else {}
-    return {**given, **{name: as_tuples(value) for name, value in training.options.items()}}
+    return {**given, **{name: _tuples(value) for name, value in training.options.items()}}
 
 
 def new_folder(folder: Path | None, name: str, *how: Any) -> RunFolder:
@@ -285,8 +286,8 @@ LOGGERS: Mapping[str, Callable[[RunFolder], object]] = {
 """What ``[training] log`` names."""
 
 
-def as_tuples(value: Any) -> Any:
+def _tuples(value: Any) -> Any:
     """TOML's arrays as the tuples that options are."""
     if isinstance(value, Mapping):
-        return {key: as_tuples(inner) for key, inner in value.items()}
-    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
+        return {key: _tuples(inner) for key, inner in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

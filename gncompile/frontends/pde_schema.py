@@ -91,7 +91,9 @@ class PdeTraining(Record):
 
     updates: Size = Field(default=300, description="length of the training in steps")
     method: str | dict[str, str] = Field(
-        default="kflr", description="the curvature method of the solver `kronecker`, or a baseline"
+        default="kflr",
+        description="the curvature method of the solver `kronecker`, which is taken where this is given, or "
+        "a baseline",
     )
     validate_every: Size = Field(
         default=10, description="steps between two looks at the terms and the unknowns"
