@@ -24,6 +24,7 @@ op ::= Leaf(kind, key)             input, target, parameter, constant, state or 
     |  Average() | DampedInverse() | Eigen() | Precondition() | PreconditionEigen() | StepSizes(groups, …)
     |  Convolve(geometry) | Patches(geometry) | MaxPool(window) | …    on grids: program/convolutions
     |  Rows(..) | RowGram(..) | RootSolve(..) | RootRest() | DualSolve() | PrimalSolve()   program/exact
+    |  AllReduce(over) | Reduced(start, spec)                               program/collectives
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from typing import Literal
 
 import sympy
 
-from . import exact, lookups
+from . import collectives, exact, lookups
 from .convolutions import GridOp
 from .specs import Dim, Spec
 from .views import VIEWS as VIEWS
@@ -238,12 +239,14 @@ class SampleCategorical:
 class Random:
     """Fresh random numbers for this step: standard normal, uniform on [0, 1), or signs ±1.
 
-    In a phase equal draws are one; ``number`` tells apart those that are not to be.
+    In a phase equal draws are one; ``number`` tells apart those that are not to be. A ``joined`` one is this
+    process's rows of a draw for the samples of all.
     """
 
     kind: Literal["normal", "uniform", "sign"]
     shape: tuple[Dim, ...]
     number: int = 0
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -360,7 +363,7 @@ Op = (
     | lookups.Lookup | lookups.LookupGradient | lookups.Counts | lookups.OneHot
     | Eigen | Precondition | PreconditionEigen | StepSizes
     | exact.Rows | exact.RowGram | exact.RootSolve | exact.RootRest | exact.DualSolve
-    | exact.PrimalSolve | GridOp | FeaturesLast
+    | exact.PrimalSolve | GridOp | FeaturesLast | collectives.AllReduce | collectives.Reduced
 )  # fmt: skip
 
 

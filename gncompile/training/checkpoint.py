@@ -262,6 +262,7 @@ def copied(trainer: T, memo: dict[int, Any]) -> T:
             backend=executable.backend,
             precision=memory.precision,
             tune=dict(executable.variants) or "off",
+            process_group=executable.processes.group if executable.processes else False,
             **vars(compiled.settings),
         )
     new.load_state_dict(trainer.state_dict())

@@ -31,6 +31,7 @@ from .first_batches import FirstBatches
 from .fit import Fit
 from .fitting import Fitting
 from .gather import Gathering, Wanted
+from .joining import Joining
 from .loaders import Pair, ReadBatch, the_only
 from .metrics import Metric
 from .place import Place
@@ -87,6 +88,7 @@ class Trainer:
         self._executable = executable
         self._count = Counters()
         self._steps = Stepping(compiled, self._count, self.place)
+        self.joining = Joining(compiled, self._count)
         self.reported, self._state = self._steps.reported, self._steps.state
         self._wanted, self._first_batches = Wanted(compiled, self._count), FirstBatches(compiled)
         self._questions, self._reports = Questions(compiled, self.reported), Reports(compiled)
@@ -106,9 +108,9 @@ class Trainer:
         a batch in pinned memory must not be overwritten before.
         """
         self.ready()
-        inputs, target = self.compiled.reader.pair(x, y)
+        batch = self.joining.read(x, y)
         self._first_batches.look(self.updates, x, y, self.gathers)
-        return self._steps.step(inputs, target)
+        return self._steps.step(batch)
 
     def ready(self) -> None:
         """Before any use: follow the model to other tensors of the same shapes, whole ones.
@@ -121,8 +123,9 @@ class Trainer:
         """Undo the last update if the loss of ``(x, y)`` is not finite after it, as the next step would."""
         self.ready()
         self.reported.hide()
-        if self._steps.unconfirmed and not math.isfinite(float(self.loss(x, y))):
-            self._steps.undo()
+        if self._steps.unconfirmed:
+            if not math.isfinite(self._steps.loss(self.joining.read(x, y))):
+                self._steps.undo()
 
     def finish(self) -> None:
         """Leave in the model what is reported; ``fit`` ends so.
@@ -369,7 +372,8 @@ class Trainer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the trainer, a copy of model, factors and inverses, to ``path``, replacing it in one step."""
-        checkpoints.save(self.compiled, self.state_dict(), path)
+        if self.compiled.leads:
+            checkpoints.save(self.compiled, self.state_dict(), path)
 
     @staticmethod
     def resume(path: str | os.PathLike[str], model: nn.Module, loss: object = None) -> Trainer:
