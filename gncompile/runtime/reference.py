@@ -89,6 +89,8 @@ class ReferenceStep:
                 return out
             case collectives.AllReduce():
                 return all_reduced(op, v, specs, self.memory)
+            case collectives.Reduced():
+                return reduced(op, v[0])
             case ir.Zeros(spec):
                 return self._new(torch.zeros, bind_shape(spec.shape, self.dims))
             case ir.Pointwise(expression) if not v:

@@ -109,7 +109,7 @@ class Trainer:
         """
         self.ready()
         batch = self.joining.read(x, y)
-        self._first_batches.look(self.updates, x, y, self.gathers)
+        self._first_batches.look(self.updates, x, y, self.gathers, batch.samples)
         return self._steps.step(batch)
 
     def ready(self) -> None:
