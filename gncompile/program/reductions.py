@@ -193,8 +193,8 @@ class _Reductions:
         op, into = i.op, i.into
         if isinstance(op, ir.Random) and i.spec.samples:
             op = replace(op, joined=True)
-        if i.name in self.whole and not self._accumulates(i):
-            into = None  # it is the whole that overwrites
+        if not self._accumulates(i):  # of a partial value it is the whole that overwrites
+            into = None if into is None or i.name in self.whole else self.all.get(into, into)
         return replace(i, op=op, inputs=tuple(self.all.get(n, n) for n in i.inputs), into=into)
 
     def _bucket(self, phase: str, values: list[Instruction]) -> Iterator[Instruction]:
