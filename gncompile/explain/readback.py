@@ -23,6 +23,7 @@ from ..losses.vocabulary import Loss
 from ..program.builder import ProgramBuilder
 from ..program.costs import Cost, CostModel, columns_within, total
 from ..program.phases import Repeat, Stage, first_steps, mean_runs, where_noise_leads
+from ..program.reductions import is_joined
 from ..program.schedule import Schedule
 from ..program.specs import Structure
 from ..program.step_program import StepProgram
@@ -129,7 +130,16 @@ class Readback:
             f"loss {loss.name}: {loss.scale}",
             *(f"{name} {text}" for name, text in self.method_lines()),
             f"costs of a mean step on {self.batch} samples, {8 * self.itemsize}-bit numbers",
+            *([self._joined()] if is_joined(self.program) else []),
         ]
+
+    def _joined(self) -> str:
+        """What one of many processes sends in a mean step."""
+        found = [(self.costs.sent(phase), often) for phase, often in self.mean_runs.items()]
+        size, messages = (sum(each[k] * often for each, often in found) for k in (0, 1))
+        return (
+            f"of one of many processes, which sends {binary_size(round(size))} in {messages:.3g} messages"
+        )
 
     def method_lines(self) -> list[tuple[str, str]]:
         """The method, or each one with its layers, and why they were chosen: a name and a text each."""
@@ -324,10 +334,14 @@ class Readback:
         rows = [
             [name, self.when(name), *in_units(cost)] for name, cost in self.costs.by_phase().items()
         ]
-        if self.order is None:
-            return [["phase", "when", "FLOPs", "traffic"], *rows]
-        rows = [[*row, str(len(self.order.phases[row[0]]))] for row in rows]
-        return [["phase", "when", "FLOPs", "traffic", "launches"], *rows]
+        heading = ["phase", "when", "FLOPs", "traffic"]
+        if is_joined(self.program):
+            heading = [*heading, "sent"]
+            rows = [[*row, _sent(*self.costs.sent(row[0]))] for row in rows]
+        if self.order is not None:
+            heading = [*heading, "launches"]
+            rows = [[*row, str(len(self.order.phases[row[0]]))] for row in rows]
+        return [heading, *rows]
 
     def memory_rows(self) -> list[Row]:
         """Bytes of parameters, of each kind of state, of work buffers, and in total.
@@ -381,3 +395,8 @@ class Readback:
 def in_units(cost: Cost) -> Row:
     """FLOPs and bytes for people."""
     return [engineering(cost.flops), binary_size(cost.bytes)]
+
+
+def _sent(size: int, messages: int) -> str:
+    """Bytes in so many messages, in words."""
+    return f"{binary_size(size)} in {messages}" if messages else "-"

@@ -34,7 +34,6 @@ from . import convolutions as grids
 from . import exact, lookups
 from . import operations as ir
 from .collectives import SUM, AllReduce, Reduced, sent_elements
-from .operations import Leaf
 from .phases import Phase, Repeat
 from .program_check import check
 from .specs import Spec

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-SECONDS = 90
+SECONDS = 240
 """What a whole group may take."""
 
 
