@@ -10,7 +10,8 @@ Whether a step is taken at all is decided together: where one process refuses it
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -53,6 +54,17 @@ class Joining:
         self._processes = compiled.executable.processes
         self.deals = False
         """Whether all processes are given the same batch, of which each takes its rows."""
+        self.samples = 0
+        """Those of the latest batch, of all processes together."""
+
+    @contextmanager
+    def dealing(self, deals: bool) -> Iterator[None]:
+        """Within this block all processes are given the same batches, or each its own samples."""
+        saved, self.deals = self.deals, deals
+        try:
+            yield
+        finally:
+            self.deals = saved
 
     def read(self, x: Inputs, y: Target) -> Batch:
         """The batch of ``(x, y)``; where there are several processes a collective call.
@@ -61,8 +73,11 @@ class Joining:
         """
         if self._processes is None:
             inputs, target = self._compiled.reader.pair(x, y)
-            return Batch(inputs, target, len(target))
-        return (self._dealt if self.deals else self._joined)(self._processes, x, y)
+            batch = Batch(inputs, target, len(target))
+        else:
+            batch = (self._dealt if self.deals else self._joined)(self._processes, x, y)
+        self.samples = batch.samples
+        return batch
 
     def _whole(self, count: int) -> tuple[Mapping[str, int], Tensor]:
         """The dimensions of a joined batch, and its samples in the order in which they are read."""

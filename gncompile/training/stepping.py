@@ -44,8 +44,6 @@ class Stepping:
         before = self.journal.before
         self._ahead = AheadOfHost(executable, settings, before) if settings.guarded else None
         self.unison = Unison(compiled)
-        self.samples = 0
-        """Those of the latest step, of all processes."""
         self.looked_after = LookedAfter(compiled, count, self.journal, self.reported, first_order)
 
     @property
@@ -64,7 +62,6 @@ class Stepping:
         self.unison.look(self._count.updates)
         stats = self.journal.whole(partial(self._step, batch))
         self.reported.choose({})
-        self.samples = batch.samples
         return stats
 
     def _step(self, batch: Batch) -> StepStats | DeferredStats:

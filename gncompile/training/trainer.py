@@ -156,6 +156,7 @@ class Trainer:
         skip_bad_batches: bool = False,
         continue_order: bool = True,
         batch: ReadBatch | None = None,
+        split: bool | None = None,
     ) -> History:
         """Train for ``updates`` further steps, or for ``epochs`` passes over ``train``; returns the history.
 
@@ -170,7 +171,7 @@ class Trainer:
         asked = Fit(
             the_only(train, more), updates, epochs, validation, validate_every, callbacks, progress,
             checkpoint, checkpoint_every, early_stop, keep_best, metrics, loggers, skip_bad_batches,
-            continue_order, batch,
+            continue_order, batch, split,
         )  # fmt: skip
         return Fitting(asked, self).run()
 
