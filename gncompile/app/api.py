@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..base.options import Count, checked
 from ..base.settings import CURVATURE_METHODS, Settings
 from ..errors import CompileError, require_known
+from ..frontends.wrapped import require_unwrapped
 from ..graph.dropout import without_dropout
 from ..graph.model_graph import ModelGraph, TracedModel
 from ..graph.nodes import Output
@@ -126,6 +127,7 @@ def _computed_in(model: nn.Module, dtype: torch.dtype | None) -> tuple[torch.dty
         raise CompileError(
             f"the model is of type {type(model).__name__}", instead="pass a torch.nn.Module"
         )
+    require_unwrapped(model)
     named = list(model.named_parameters())
     if not named:
         raise CompileError(

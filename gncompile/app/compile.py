@@ -78,9 +78,9 @@ def compile(
     :class:`~gncompile.frontends.standardised.Standardised` around ``model``: raw units in and out; losses
     are those of standardised targets.
 
-    In an initialised ``torch.distributed`` all processes of ``process_group``, None for the default one, train
-    one model together, on the samples that each gives (docs/many_processes.md); compiling is a collective
-    call then. With False this process is alone.
+    In an initialised ``torch.distributed`` all processes of ``process_group``, None for the default one,
+    train one model together, on the samples that each gives (docs/many_processes.md); compiling is a
+    collective call then. With False this process is alone.
 
     Raises a :class:`~gncompile.errors.GncompileError` that names the place in the model for whatever cannot
     be compiled. Compiling costs about a second; memory is a few copies of the batch's activations, of the

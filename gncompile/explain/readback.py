@@ -137,9 +137,7 @@ class Readback:
         """What one of many processes sends in a mean step."""
         found = [(self.costs.sent(phase), often) for phase, often in self.mean_runs.items()]
         size, messages = (sum(each[k] * often for each, often in found) for k in (0, 1))
-        return (
-            f"of one of many processes, which sends {binary_size(round(size))} in {messages:.3g} messages"
-        )
+        return f"of one of many processes, which sends {binary_size(round(size))} in {messages:.3g} messages"
 
     def method_lines(self) -> list[tuple[str, str]]:
         """The method, or each one with its layers, and why they were chosen: a name and a text each."""
@@ -337,7 +335,11 @@ class Readback:
         heading = ["phase", "when", "FLOPs", "traffic"]
         if is_joined(self.program):
             heading = [*heading, "sent"]
-            rows = [[*row, _sent(*self.costs.sent(row[0]))] for row in rows]
+            sent = (self.costs.sent(name) for name, *_ in rows)
+            rows = [
+                [*row, f"{binary_size(size)} in {n}" if n else "-"]
+                for row, (size, n) in zip(rows, sent, strict=True)
+            ]
         if self.order is not None:
             heading = [*heading, "launches"]
             rows = [[*row, str(len(self.order.phases[row[0]]))] for row in rows]
@@ -395,8 +397,3 @@ class Readback:
 def in_units(cost: Cost) -> Row:
     """FLOPs and bytes for people."""
     return [engineering(cost.flops), binary_size(cost.bytes)]
-
-
-def _sent(size: int, messages: int) -> str:
-    """Bytes in so many messages, in words."""
-    return f"{binary_size(size)} in {messages}" if messages else "-"

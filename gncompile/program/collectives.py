@@ -16,19 +16,21 @@ from typing import Literal
 
 from .specs import Spec, Structure
 
-SUM = "total"
-"""Instead of a dimension of samples: the value is a sum over them, and so is that of all processes."""
+Over = Literal["N", "F", "Q", "L", "total"]
+"""What a process's value is a mean over, one of :data:`~gncompile.program.specs.SAMPLES`; or :data:`SUM`."""
+SUM: Over = "total"
+"""It is a sum over samples, and so is that of all processes."""
 
 
 @dataclass(frozen=True)
 class AllReduce:
     """The inputs of all processes added up, side by side in one vector; a symmetric matrix as a triangle.
 
-    ``over`` says of each input what it is a mean over, one of :data:`~gncompile.program.specs.SAMPLES`, with
-    the process's share of whose samples it is weighed; or :data:`SUM`.
+    ``over`` says of each input what it is a mean over: it is weighed with the process's share of these
+    samples, a sum with 1.
     """
 
-    over: tuple[Literal["N", "F", "Q", "L", "total"], ...]
+    over: tuple[Over, ...]
 
 
 @dataclass(frozen=True)

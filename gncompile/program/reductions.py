@@ -12,11 +12,11 @@ may still be done with the parts. All else needs the whole: there a reduction is
                                      grad_all, loss_all = Reduced[0](bucket), Reduced[…](bucket)
                                      delta  = P(grad_all)
 
-The reductions of a phase are as few as its values allow. An instruction's *round* is the number of reductions
-that have to come before it; a phase is put in the order of rounds, with one bucket between two of them. KFRA's
-recursion meets the batch only in the mean Hessian of the loss and in moments of slopes, all known after the
-forward pass: one bucket. Where a node's average reads a block of the recursion together with the samples, as
-a normalisation's does, the program has a bucket more for each.
+The reductions of a phase are as few as its values allow. An instruction's *round* is the number of
+reductions that have to come before it; a phase is put in the order of rounds, with one bucket between two of
+them. KFRA's recursion meets the batch only in the mean Hessian of the loss and in moments of slopes, all known
+after the forward pass: one bucket. Where a node's average reads a block of the recursion together with the
+samples, as a normalisation's does, the program has a bucket more for each.
 
 What a phase that goes by columns leaves partial is reduced after all of its runs, in a phase of its own.
 """
@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import cast
 
 import sympy
 
@@ -33,7 +34,7 @@ from ..errors import CompileError, InternalError
 from . import convolutions as grids
 from . import exact, lookups
 from . import operations as ir
-from .collectives import SUM, AllReduce, Reduced, sent_elements
+from .collectives import SUM, AllReduce, Over, Reduced, sent_elements
 from .phases import Phase, Repeat
 from .program_check import check
 from .specs import Spec
@@ -74,14 +75,16 @@ class _Reductions:
         taken = {i.name for i in program} | {phase.name for phase in program.step}
         self.names = Names(RESERVED | taken)
         self.repeated = {p.name for p in program.step if p.repeat is Repeat.COLUMNS}
-        self.over: dict[str, str] = {}
+        self.over: dict[str, Over] = {}
         """What a partial value is a mean over."""
         self.waiting: set[str] = set()
         """Those that are made of other partial values."""
         self._find_partial()
         self.whole = self._wanted_whole()
         """Those that are reduced where they are made."""
-        self.all = {i.name: self.names.fresh(f"{i.name}_all") for i in program if i.name in self.whole}
+        self.all = {
+            i.name: self.names.fresh(f"{i.name}_all") for i in program if i.name in self.whole
+        }
 
     # --- what is partial, and what has to be whole ----------------------------------------------------
 
@@ -93,8 +96,8 @@ class _Reductions:
                 self.over[i.name] = next(self.over[n] for n in i.inputs if n in self.over)
                 self.waiting.add(i.name)
 
-    def _made_of_samples(self, i: Instruction) -> str:
-        """What an instruction that takes the samples away is a mean over; ``""`` for any other."""
+    def _made_of_samples(self, i: Instruction) -> Over | None:
+        """What an instruction that takes the samples away is a mean over; None for any other."""
         samples = next((s for n in i.inputs if (s := self.old[n].spec.samples)), "")
         if not samples or i.spec.samples:
             if isinstance(i.op, exact.RowGram):
@@ -103,11 +106,11 @@ class _Reductions:
                     "processes",
                     instead="use exact_form='primal', or solver='kronecker'",
                 )
-            return ""
+            return None
         if isinstance(i.op, MEANS):
-            return str(self.old[i.inputs[0]].spec.samples)
+            return cast(Over, self.old[i.inputs[0]].spec.samples)
         if isinstance(i.op, ir.Total | ir.Dot):
-            return str(samples) if i.op.mean else SUM
+            return cast(Over, samples) if i.op.mean else SUM
         raise InternalError(f"{i} takes the samples away, and it is not known how")
 
     def _waits(self, i: Instruction) -> bool:
@@ -224,7 +227,10 @@ class _Reductions:
         One that overwrites a tensor comes after those that read or wrote it; draws keep their order.
         """
         home, rounds = self.old.storage, dict[str, int]()
-        touched, written = dict[str, int](), dict[str, int]()  # by tensor, in which round the last time
+        touched, written = (
+            dict[str, int](),
+            dict[str, int](),
+        )  # by tensor, in which round the last time
         for i in self.old.phase(phase):
             own = DRAWS if isinstance(i.op, ir.Random) else home[i.name]
             made = [name for name in i.inputs if name in rounds]
@@ -236,7 +242,9 @@ class _Reductions:
             for tensor in (own, *(home[name] for name in i.inputs)):
                 touched[tensor] = max(touched.get(tensor, 0), number)
         if phase in self.repeated and any(rounds.values()):
-            raise InternalError(f"the phase {phase!r} goes by columns, and has to wait for others in it")
+            raise InternalError(
+                f"the phase {phase!r} goes by columns, and has to wait for others in it"
+            )
         return rounds
 
 

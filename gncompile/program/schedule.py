@@ -143,7 +143,7 @@ class Schedule:
 
 
 def is_draw(i: Instruction) -> bool:
-    """Whether an instruction is a draw that a kernel can make: what many processes share comes from outside."""
+    """Whether an instruction is a draw that kernels make; that of many processes comes from outside."""
     return isinstance(i.op, ir.Random) and not i.op.joined
 
 

@@ -58,7 +58,7 @@ class Part:
 
     @property
     def dims(self) -> dict[str, int]:
-        """The dimensions that a program is bound to; where there is no sample, a row of weight 0 stands in."""
+        """The dimensions that a program is bound to; a row of weight 0 stands in where there is no sample."""
         return {rows: max(1, count) for rows, count in self._counts.items()}
 
 

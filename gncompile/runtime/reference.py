@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..errors import InternalError
 from ..functions.expressions import evaluate
-from ..program import convolutions as grids
 from ..program import collectives, exact, lookups
+from ..program import convolutions as grids
 from ..program import operations as ir
 from ..program.operations import Op
 from ..program.specs import Spec

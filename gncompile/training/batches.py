@@ -138,9 +138,9 @@ class BatchReader:
     def stand_in(self) -> tuple[tuple[Tensor, ...], Tensor]:
         """A row of zeros as :meth:`pair` gives rows, where there is no sample."""
         width = sum(self.loss.layout(self.graph.output.size).values())
-        like = {"dtype": self.dtype, "device": self.device}
-        inputs = tuple(torch.zeros(1, node.size, **like) for node in self.nodes)
-        return inputs, torch.zeros(1, width, **like)
+        sizes = [*(node.size for node in self.nodes), width]
+        *inputs, target = (torch.zeros(1, n, dtype=self.dtype, device=self.device) for n in sizes)
+        return tuple(inputs), target
 
     def all_finite(self, inputs: tuple[Tensor, ...], target: Tensor | None = None) -> None:
         """:meth:`require_finite`, by one sum a tensor where all is well."""

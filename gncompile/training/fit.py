@@ -81,8 +81,9 @@ class Fit:
     """Reads what the loaders give where its form tells too little: ``batch=lambda b: (inputs, targets)``."""
 
     split: bool | None = None
-    """Of several processes: whether ``train`` gives all of them the same batches, of which each takes its rows,
-    or each its own samples. By default the former, unless it is a loader with a ``DistributedSampler``."""
+    """Of several processes: whether ``train`` gives all of them the same batches, of which each takes its
+    rows, or each its own samples. By default the former, unless it is a loader with a
+    ``DistributedSampler``."""
 
     @property
     def stop(self) -> EarlyStop | None:

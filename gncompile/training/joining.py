@@ -1,8 +1,8 @@
 """One batch of what many processes have of it, so that all of them take the same step.
 
-A process has its own samples, or all have the same batch and each takes its rows of it (``deals``). Either way
-the samples have places in one order, that of the ranks, and are read as one process would read the joined
-batch. A process without samples takes part with a row that counts nothing.
+A process has its own samples, or all have the same batch and each takes its rows of it (``deals``). Either
+way the samples have places in one order, and are read as one process would read the joined batch, own samples
+in the order of ranks. A process without samples takes part with a row that counts nothing.
 
 Whether a step is taken at all is decided together: where one process refuses its part, all refuse the batch.
 """
@@ -108,8 +108,8 @@ class Joining:
                 f"the processes were given different batches at update {self._count.updates + 1}",
                 where="batches of which every process takes its rows",
                 instead="let every process go through the same data in the same order (a DataLoader that "
-                "shuffles takes generator=torch.Generator().manual_seed(0)); or give each its own samples, by "
-                "a DistributedSampler or fit(..., split=False)",
+                "shuffles takes generator=torch.Generator().manual_seed(0)); or give each its own samples, "
+                "by a DistributedSampler or fit(..., split=False)",
             )
         return batch
 

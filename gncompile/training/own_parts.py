@@ -1,4 +1,4 @@
-"""A loader of which every process has its own part: all are gone through together, to the end of the longest."""
+"""A loader of which every process has its own part: gone through together, to the end of the longest."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ def is_distributed(loader: object) -> bool:
 
 
 class OwnParts:
-    """This process's part of the batches, with :data:`NONE` where others have one more; its length is theirs."""
+    """This process's part of the batches, with :data:`NONE` where others have one more."""
 
     def __init__(self, train: Iterable[object], processes: Processes) -> None:
         self._train, self._processes = train, processes
         told = processes.numbers([_length(train)])
-        self._length = max(length for (length,) in told) if all(each != [-1] for each in told) else None
+        self._length = (
+            max(length for (length,) in told) if all(each != [-1] for each in told) else None
+        )
 
     def __len__(self) -> int:
         if self._length is None:
@@ -48,7 +50,7 @@ class OwnParts:
     def agreed(
         self, count: int, again: bool, error: BatchError | None
     ) -> tuple[int, bool, BatchError | None]:
-        """The samples of all parts of a batch, whether all are those of before, and an error if one has any."""
+        """The samples of all parts, whether all are those of before, and an error if one has any."""
         told = self._processes.numbers([count, again, error is not None])
         bad = next((rank for rank, (_, _, refused) in enumerate(told) if refused), None)
         if bad is not None and error is None:

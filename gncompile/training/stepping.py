@@ -125,11 +125,11 @@ class Stepping:
             return bool(self._executable.memory.states["unconfirmed"])
         return self._count.unconfirmed
 
-    def loss(self, batch: Batch) -> float:
-        """The loss of the whole batch at the parameters that the model holds, without dropout."""
+    def is_sound(self, batch: Batch) -> bool:
+        """Whether the loss of the batch is finite at the parameters that the model holds, without dropout."""
         self._executable.load(batch.inputs, batch.target, part=batch.part)
         self._executable.run(*self._compiled.masks(drops=False), "predict", "evaluate")
-        return float(self._executable.result("evaluated_loss"))
+        return math.isfinite(float(self._executable.result("evaluated_loss")))
 
     def undo(self) -> None:
         """Take back the last update, as the next step would where it finds that the loss is not finite."""

@@ -7,7 +7,6 @@ in :mod:`~gncompile.training.steps` for steps that the host looks after, and in
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -67,14 +66,17 @@ class Trainer:
 
     def __init__(self, compiled: Compiled) -> None:
         self.compiled = compiled
-        self.model, self.loss_function = compiled.model, compiled.loss
-        self.settings = compiled.settings
+        self.model, self.loss_function, self.settings = (
+            compiled.model,
+            compiled.loss,
+            compiled.settings,
+        )
         self.place = Place()
         self.history = History()
         """The records of the latest fit, whether it has come to its end or not."""
         self.gathers = False
         """Whether batches are put together for this trainer; without, small ones bring a warning."""
-        executable = compiled.executable
+        executable = self._executable = compiled.executable
         self.program = executable.program
         """The step program this trainer runs."""
         self.source_file: Path | None = executable.source_file
@@ -85,7 +87,6 @@ class Trainer:
         """``"torch"``, ``"triton"`` or ``"reference"``, and that of the Triton backend's float32 products."""
         self.variants = executable.variants
         """Options of the instructions that are not computed in the default way, by name."""
-        self._executable = executable
         self._count = Counters()
         self._steps = Stepping(compiled, self._count, self.place)
         self.joining = Joining(compiled, self._count)
@@ -100,12 +101,12 @@ class Trainer:
         """Update the model's parameters on the batch ``x: [N, …]``, ``y`` (as the loss takes it).
 
         Each step reads the rows in a random order of its own, so theirs does not matter. Minibatches of fewer
-        than 32 samples bring a :class:`~gncompile.errors.SmallBatchWarning`; :meth:`gather` joins such.
-
-        Raises :class:`~gncompile.errors.BatchError` for a batch of the wrong shape or dtype or with
-        non-finite values; nothing is changed then. On a CUDA device the step only begins here: the
-        statistics wait for it when they are read, and a bad batch is left out and counted (``rejected``);
-        a batch in pinned memory must not be overwritten before.
+        than 32 samples bring a :class:`~gncompile.errors.SmallBatchWarning`; :meth:`gather` joins such. Of many
+        processes every one gives its own samples (:mod:`gncompile.training.joining`). Raises
+        :class:`~gncompile.errors.BatchError` for a batch of the wrong shape or dtype or with non-finite values;
+        nothing is changed then. On a CUDA device the step only begins here: the statistics wait for it when
+        they are read, and a bad batch is left out and counted (``rejected``); a batch in pinned memory must not
+        be overwritten before.
         """
         self.ready()
         batch = self.joining.read(x, y)
@@ -123,9 +124,8 @@ class Trainer:
         """Undo the last update if the loss of ``(x, y)`` is not finite after it, as the next step would."""
         self.ready()
         self.reported.hide()
-        if self._steps.unconfirmed:
-            if not math.isfinite(self._steps.loss(self.joining.read(x, y))):
-                self._steps.undo()
+        if self._steps.unconfirmed and not self._steps.is_sound(self.joining.read(x, y)):
+            self._steps.undo()
 
     def finish(self) -> None:
         """Leave in the model what is reported; ``fit`` ends so.
@@ -181,9 +181,9 @@ class Trainer:
         """The batches ``(x, y)`` of ``train``, put together to as many samples as are wanted for a step.
 
         For loops of one's own; ``fit`` does the same, and ``batch`` is as there. ``epochs`` is how often
-        ``train`` is gone through, None without end. A batch that is large enough is passed on as it is. A
-        step's samples may come from two passes, but a whole pass is always enough; the end of the last one
-        comes with the batch of before.
+        ``train`` is gone through, None without end. A large enough batch is passed on as it is. A step's
+        samples may come from two passes, but a whole pass is always enough; the end of the last one comes
+        with the batch of before.
 
         Raises :class:`~gncompile.errors.BatchError` for a batch that no step can be taken on.
 
@@ -296,7 +296,7 @@ class Trainer:
     def report(
         self, folder: Path | str, title: str | None = None, batch: int = BATCH
     ) -> list[Path]:
-        """Write the derivation as linked HTML pages, one a node; returns the files, ``index.html`` first.
+        """Write the derivation as linked HTML pages; returns the files, ``index.html`` first.
 
         A page a node, with formulas, cost and source lines; plots of transfer functions need matplotlib.
         """
@@ -373,8 +373,7 @@ class Trainer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the trainer, a copy of model, factors and inverses, to ``path``, replacing it in one step."""
-        if self.compiled.leads:
-            checkpoints.save(self.compiled, self.state_dict(), path)
+        checkpoints.save(self.compiled, self.state_dict(), path)
 
     @staticmethod
     def resume(path: str | os.PathLike[str], model: nn.Module, loss: object = None) -> Trainer:

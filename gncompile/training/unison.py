@@ -1,8 +1,8 @@
 """Whether processes that train one model still have the same parameters, looked at now and then.
 
-All of them compute the same step of the same sums, so they should agree to the bit. Where they do not, as with
-machines of different kinds, or a parameter that was written on one of them, they part ways, step by step, and
-nothing else would tell.
+All of them compute the same step of the same sums, so they should agree to the bit. Where they do not, as
+with machines of different kinds, or a parameter that was written on one of them, they part ways, step by
+step, and nothing else would tell.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ class Unison:
         self._compiled = compiled
 
     def look(self, updates: int) -> None:
-        """Before the step after so many ``updates``: raise :class:`~gncompile.errors.ProcessesError`, with the
-        first parameter that differs, if one does; a collective call where it is due."""
+        """Before the step after so many ``updates``, a collective call where it is due.
+
+        Raises :class:`~gncompile.errors.ProcessesError` with the first parameter that differs, if one does.
+        """
         processes = self._compiled.executable.processes
         if processes is not None and updates % EVERY == 0:
             require_same(processes, self._compiled.trained(), f"before update {updates + 1}")
@@ -49,8 +51,8 @@ def require_same(processes: Processes, tensors: Mapping[str, Tensor], when: str)
             raise ProcessesError(
                 f"the parameter {name!r} of process {apart[0]} is not that of process 0",
                 where=f"{when}, on {processes.size} processes",
-                instead="build the model from the same seed on all processes, or load the same file; where it "
-                "was the same at first, look for what writes to it on one of them only",
+                instead="build the model from the same seed on all processes, or load the same file; where "
+                "it was the same at first, look for what writes to it on one of them only",
             )
     raise ProcessesError(
         "the processes train different parameters",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from functools import cache
-from typing import Any
 
 import pytest
 import torch
@@ -21,7 +20,9 @@ def _splits(size: int, seed: int) -> tuple[tuple[int, ...], ...]:
     generator = random.Random(seed)
     found = []
     for _ in range(STEPS):
-        cuts = sorted(generator.choice((0, SAMPLES, generator.randint(0, SAMPLES))) for _ in range(size - 1))
+        cuts = sorted(
+            generator.choice((0, SAMPLES, generator.randint(0, SAMPLES))) for _ in range(size - 1)
+        )
         found.append(tuple(b - a for a, b in zip((0, *cuts), (*cuts, SAMPLES), strict=True)))
     return tuple(found)
 
@@ -35,7 +36,8 @@ GROUPS: dict[int, list[Joint]] = {
     ],
     3: [
         *(Joint("kfra", _splits(3, seed)) for seed in range(6)),
-        *(Joint(name, _splits(3, 6)) for name in ("kflr", "kfac", "dropout", "a weighted mean", "exact", "adam")),
+        *(Joint(name, _splits(3, 6)) for name in ("kflr", "kfac", "dropout", "exact", "adam")),
+        Joint("a weighted mean", _splits(3, 6)),
         Joint("kfra through norms"),
     ],
     4: [Joint("kfra"), Joint("kfra", _splits(4, 0)), Joint("two outputs", _splits(4, 1))],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -97,8 +98,7 @@ def chain(*widths: int) -> Callable[[], nn.Module]:
     """Layers of these widths with tanh in between."""
 
     def make() -> nn.Module:
-        pairs = zip(widths, widths[1:], strict=False)
-        layers = [part for a, b in pairs for part in (nn.Linear(a, b), nn.Tanh())]
+        layers = [part for a, b in pairwise(widths) for part in (nn.Linear(a, b), nn.Tanh())]
         return nn.Sequential(*layers[:-1])
 
     return make

@@ -18,7 +18,9 @@ SECONDS = 240
 """What a whole group may take."""
 
 
-def run_on(size: int, act: Callable[[Any], Any], cases: Iterable[Any], seconds: float = SECONDS) -> Any:
+def run_on(
+    size: int, act: Callable[[Any], Any], cases: Iterable[Any], seconds: float = SECONDS
+) -> Any:
     """``act(case)`` for every case on ``size`` processes: the results by case, then by rank.
 
     ``act`` and its results have to be picklable. A process that raises, dies, or is not done in time fails
