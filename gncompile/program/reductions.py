@@ -14,9 +14,9 @@ may still be done with the parts. All else needs the whole: there a reduction is
 
 The reductions of a phase are as few as its values allow. An instruction's *round* is the number of
 reductions that have to come before it; a phase is put in the order of rounds, with one bucket between two of
-them. KFRA's recursion meets the batch only in the mean Hessian of the loss and in moments of slopes, all known
-after the forward pass: one bucket. Where a node's average reads a block of the recursion together with the
-samples, as a normalisation's does, the program has a bucket more for each.
+them. KFRA's recursion meets the batch only in the mean Hessian of the loss and in moments of slopes, all
+known after the forward pass: one bucket. Where a node's average reads a block of the recursion together with
+the samples, as a normalisation's does, the program has a bucket more for each.
 
 What a phase that goes by columns leaves partial is reduced after all of its runs, in a phase of its own.
 """

@@ -101,12 +101,12 @@ class Trainer:
         """Update the model's parameters on the batch ``x: [N, …]``, ``y`` (as the loss takes it).
 
         Each step reads the rows in a random order of its own, so theirs does not matter. Minibatches of fewer
-        than 32 samples bring a :class:`~gncompile.errors.SmallBatchWarning`; :meth:`gather` joins such. Of many
-        processes every one gives its own samples (:mod:`gncompile.training.joining`). Raises
-        :class:`~gncompile.errors.BatchError` for a batch of the wrong shape or dtype or with non-finite values;
-        nothing is changed then. On a CUDA device the step only begins here: the statistics wait for it when
-        they are read, and a bad batch is left out and counted (``rejected``); a batch in pinned memory must not
-        be overwritten before.
+        than 32 samples bring a :class:`~gncompile.errors.SmallBatchWarning`; :meth:`gather` joins such. Of
+        many processes each gives its own samples (:mod:`gncompile.training.joining`). Raises
+        :class:`~gncompile.errors.BatchError` for a batch of the wrong shape or dtype or with non-finite
+        values; nothing is changed then. On a CUDA device the step only begins here: the statistics wait for
+        it when they are read, and a bad batch is left out and counted (``rejected``); a batch in pinned
+        memory must not be overwritten before.
         """
         self.ready()
         batch = self.joining.read(x, y)

@@ -15,6 +15,7 @@ from training import Residual
 
 import gncompile
 from gncompile.losses import weighted
+from gncompile.program.costs import CostModel
 from gncompile.training.trainer import Trainer
 
 SAMPLES = 53
@@ -233,7 +234,7 @@ class Outcome:
     dampings: tuple[float | None, ...]
     parameters: dict[str, Tensor]
     stated: tuple[int, int] = (0, 0)
-    """Bytes and messages that a program states for the phases that were run."""
+    """Bytes and messages that the cost model states for the phases that were run."""
     sent: tuple[int, int] = (0, 0)
 
 
@@ -262,11 +263,23 @@ def _rows(x: Any, y: Any, counts: Sequence[int]) -> Data:
 
 
 def _outcome(trainer: Trainer, batches: Sequence[Data]) -> Outcome:
+    executable = trainer.compiled.executable
+    stated, run = [0, 0], executable.run
+
+    def counted(*phases: str) -> None:
+        costs = CostModel(executable.program, 1, itemsize=8)
+        for phase in phases:
+            for k, number in enumerate(costs.sent(phase)):
+                stated[k] += number
+        run(*phases)
+
+    executable.run = counted  # type: ignore[method-assign]
     stats = [trainer.step(x, y).resolved() for x, y in batches]
-    processes = trainer.compiled.executable.processes
+    processes = executable.processes
     return Outcome(
         tuple(s.loss for s in stats),
         tuple(s.damping for s in stats),
         {name: p.detach().clone() for name, p in trainer.trained().items()},
+        stated=(stated[0], stated[1]),
         sent=(processes.sent_bytes, processes.messages) if processes else (0, 0),
     )
