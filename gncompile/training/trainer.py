@@ -66,11 +66,8 @@ class Trainer:
 
     def __init__(self, compiled: Compiled) -> None:
         self.compiled = compiled
-        self.model, self.loss_function, self.settings = (
-            compiled.model,
-            compiled.loss,
-            compiled.settings,
-        )
+        self.model, self.loss_function = compiled.model, compiled.loss
+        self.settings = compiled.settings
         self.place = Place()
         self.history = History()
         """The records of the latest fit, whether it has come to its end or not."""
@@ -114,10 +111,7 @@ class Trainer:
         return self._steps.step(batch)
 
     def ready(self) -> None:
-        """Before any use: follow the model to other tensors of the same shapes, whole ones.
-
-        Raises :class:`~gncompile.errors.ModelChangedError` if it is another one.
-        """
+        """Before any use: follow the model to other whole tensors of the same shapes; another is refused."""
         self._steps.ready()
 
     def settle(self, x: Inputs, y: Target) -> None:

@@ -93,7 +93,9 @@ def test_states_that_are_overwritten_and_draws_keep_their_order() -> None:
 
 
 def test_phases_that_go_by_columns_are_reduced_after_their_last_run() -> None:
-    builder = ProgramBuilder((Phase("columns", repeat=Repeat.COLUMNS), Phase("last", sees=("columns",))))
+    builder = ProgramBuilder(
+        (Phase("columns", repeat=Repeat.COLUMNS), Phase("last", sees=("columns",)))
+    )
     x = builder.leaf("input", "0", ("N", 4))
     with builder.phase("columns"):
         moment = builder.emit(ir.Moment(), x)
