@@ -31,11 +31,10 @@ UNEVEN = ((20, 33),) * STEPS
 GROUPS: dict[int, list[Joint]] = {
     2: [
         *(Joint(name, UNEVEN) for name in TRAININGS),
-        Joint("kfra"), Joint("dropout"), Joint("kfac"), Joint("kfra through norms"),
-        Joint("kfra", UNEVEN, "reference"),
+        Joint("kfra"), Joint("dropout"), Joint("kfra", UNEVEN, "reference"),
     ],
     3: [
-        *(Joint("kfra", _splits(3, seed)) for seed in range(6)),
+        *(Joint("kfra", _splits(3, seed)) for seed in range(3)),
         *(Joint(name, _splits(3, 6)) for name in ("kflr", "kfac", "dropout", "exact", "adam")),
         Joint("a weighted mean", _splits(3, 6)),
         Joint("kfra through norms"),
@@ -87,7 +86,8 @@ def test_many_processes_train_as_one(size: int, joint: Joint) -> None:
 @pytest.mark.parametrize(("size", "joint"), EVERY)
 def test_messages_are_as_many_and_as_large_as_stated(size: int, joint: Joint) -> None:
     for found in _found(size)[joint]:
-        assert found.sent == found.stated and found.sent[1] > 0
+        assert found.sent == found.stated
+        assert found.sent[1] > 0
 
 
 @pytest.mark.parametrize(("size", "joint"), EVERY)

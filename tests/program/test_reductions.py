@@ -9,6 +9,7 @@ from training import network
 
 from gncompile.app.api import understand
 from gncompile.base.settings import Settings
+from gncompile.emit.step_source import emit_step
 from gncompile.errors import CompileError, InternalError
 from gncompile.pipeline import step_program
 from gncompile.program import operations as ir
@@ -18,6 +19,7 @@ from gncompile.program.costs import CostModel
 from gncompile.program.phases import Phase, Repeat
 from gncompile.program.reductions import for_processes
 from gncompile.program.step_program import StepProgram
+from gncompile.runtime.source_check import checked
 
 u, v = sympy.symbols("u v", real=True)
 
@@ -58,7 +60,8 @@ def test_a_symmetric_matrix_goes_as_a_triangle_and_sums_wait_for_each_other() ->
         both = builder.scaled(builder.add(one, other), 0.5)
         builder.results["Q"] = both.name
     (bucket,) = [i for i in for_processes(builder.finish()) if isinstance(i.op, AllReduce)]
-    assert bucket.inputs == (both.name,) and bucket.spec.shape == (10,)
+    assert bucket.inputs == (both.name,)
+    assert bucket.spec.shape == (10,)
 
 
 def test_what_reads_the_samples_again_has_a_round_of_its_own() -> None:
@@ -105,7 +108,8 @@ def test_phases_that_go_by_columns_are_reduced_after_their_last_run() -> None:
         builder.results["trace"] = builder.emit(ir.Trace(), total).name
     program = for_processes(builder.finish())
     assert [phase.name for phase in program.step] == ["columns", "columns_joined", "last"]
-    assert program["G"].into == "G_sum" and program["G_all"].phase == "columns_joined"
+    assert program["G"].into == "G_sum"
+    assert program["G_all"].phase == "columns_joined"
 
 
 def test_operations_that_it_does_not_know_are_an_error_and_not_wrong() -> None:
@@ -143,6 +147,16 @@ def test_a_step_takes_few_messages(method: str) -> None:
     assert messages.keys() - scalars == {"gradient", "gradient_noise"} | factors | inputs
 
 
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_both_backends_write_it(backend: str) -> None:
+    program = for_processes(_step("residual", method="kfac", gather_noise=0.4, guarded=True))
+    text = emit_step(program, backend=backend).text
+    checked(text)
+    reductions = [i for i in program if isinstance(i.op, AllReduce)]
+    assert text.count("memory.all_reduce(") == len(reductions)
+    assert 'memory.random("normal", noise, "F")' in text
+
+
 def test_no_value_of_the_program_is_left_partial() -> None:
     """Whatever a host reads, and every state, follows from the values of all processes."""
     program = for_processes(_step("gated"))
@@ -152,4 +166,5 @@ def test_no_value_of_the_program_is_left_partial() -> None:
         if apart and not isinstance(i.op, AllReduce | Reduced) and not i.spec.samples:
             partial.add(i.name)
             assert i.into is None, i
-    assert partial and partial.isdisjoint(program.results.values())
+    assert partial
+    assert partial.isdisjoint(program.results.values())
