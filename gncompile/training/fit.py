@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..data.data_sets import Batches
-from ..errors import GncompileError, is_whole, nearest, require_whole
+from ..errors import GncompileError, ProcessesError, is_whole, nearest, require_whole
+from ..runtime.processes import Processes
 from .callbacks import Callback
 from .early_stop import VALIDATION_LOSS, EarlyStop
 from .loaders import ReadBatch, require_batches
@@ -118,6 +119,26 @@ class Fit:
                 instead=f"give gncompile.Metric({self.monitor!r}, function, higher_is_better=True), or False",
             )
         return higher
+
+    def agreed(self, processes: Processes) -> bool:
+        """Whether callbacks or early stopping may end the fit, on any of the processes, which are asked.
+
+        Raises :class:`~gncompile.errors.ProcessesError` where they are to take other steps, or do not all
+        validate.
+        """
+        stops = bool(self.callbacks or self.early_stop)
+        steps = [self.updates, self.epochs, self.validate_every]
+        told = processes.numbers(
+            [stops, self.validation is not None, *(number or 0 for number in steps)]
+        )
+        if any(numbers[1:] != told[0][1:] for numbers in told):
+            raise ProcessesError(
+                "fit was given other updates, epochs or validation on some processes than on others",
+                where=f"fit, on {processes.size} processes",
+                instead="give the same on all, validation data too: only callbacks, loggers and checkpoint "
+                "may be one process's",
+            )
+        return any(stops for stops, *_ in told)
 
     def check(self) -> None:
         """Raise :class:`~gncompile.errors.GncompileError` for what no fit can do."""

@@ -63,11 +63,12 @@ class Fitting:
         self._higher = asked.higher(metrics)
         self._history = History(monitor=asked.monitor, higher_is_better=self._higher)
         self._started, self._processes = Started(trainer), trainer.compiled.executable.processes
-        self._deals, train = False, asked.train
+        self._deals, self._may_stop, train = False, True, asked.train
         if self._processes is not None:
             self._deals = not is_distributed(train) if asked.split is None else asked.split
             train = train if self._deals else OwnParts(train, self._processes)
             require_whole(asked.validation)
+            self._may_stop = asked.agreed(self._processes)
         self._train = train
         most = length_of(train) or BAD_BATCHES
         self._refused = Refusals(self._history, asked.skip_bad_batches, most)
@@ -191,8 +192,7 @@ class Fitting:
     def _reason(self) -> str:
         """Why the fit is to end early, if it is: for all processes if for one."""
         own, processes = self._own_reason(), self._processes
-        asked = bool(self._callbacks or self._asked.stop)
-        if processes is None or not asked or not processes.any(bool(own)):
+        if processes is None or not self._may_stop or not processes.any(bool(own)):
             return own
         return next(filter(None, processes.gathered(own)))
 

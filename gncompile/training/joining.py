@@ -52,6 +52,7 @@ class Joining:
     def __init__(self, compiled: Compiled, count: Counters) -> None:
         self._compiled, self._count = compiled, count
         self._processes = compiled.executable.processes
+        self._latest = compiled.reader.stand_in()
         self.deals = False
         """Whether all processes are given the same batch, of which each takes its rows."""
         self.samples = 0
@@ -131,13 +132,14 @@ class Joining:
         return replace(batch, samples=sum(counts), rows=rows, part=Part(whole, places))
 
     def _own(self, x: Inputs, y: Target) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Samples as a program reads them, checked; a row of zeros for none."""
+        """Samples as a program reads them, checked; for none the latest there was, which counts nothing."""
         reader = self._compiled.reader
         if not len(input_tensors(x)[0]):
-            return reader.stand_in()
+            return self._latest
         inputs, target = reader.pair(x, y)
         if not self._compiled.settings.guarded:  # else the program leaves a bad batch out
             reader.all_finite(inputs, target)
+        self._latest = tuple(each[:1].clone() for each in inputs), target[:1].clone()
         return inputs, target
 
     @staticmethod
@@ -165,9 +167,15 @@ class Joining:
 
 
 def _marks(*tensors: Tensor) -> list[int]:
-    """A number for each tensor, of some of its elements: other ones for other batches."""
+    """A number for each tensor, of some of its elements: other ones for other batches.
+
+    Nothing is looked at of what lies on a device, where that would wait.
+    """
     found = []
     for tensor in tensors:
+        if tensor.device.type != "cpu":
+            found.append(0)
+            continue
         rows = tensor.detach().reshape(len(tensor), -1)
         few = rows[:, :: -(-rows.shape[1] // MARKED)].cpu().contiguous()
         found.append(zlib.crc32(few.view(torch.uint8).numpy().data))

@@ -78,7 +78,7 @@ def _saved(path: Path) -> Callable[[], tuple[Fitted, bool]]:
 def _stopping() -> list[str]:
     """A callback that stops on one process only."""
     trainer, (x, y) = _trainer()
-    stop = [lambda record: dist.get_rank() == 1 and record.update == 2]
+    stop = [lambda record: record.update == 2] if dist.get_rank() == 1 else []
     history = trainer.fit(Batches(x, y, 16), updates=9, progress=False, callbacks=stop)
     return [history.ended, str(len(history))]
 
@@ -107,6 +107,8 @@ def _refusals() -> dict[str, str]:
     found["batches"] = _told(lambda: trainer.step(x.flip(0) if second else x, y))
     trainer.joining.deals = False
     loader = DataLoader(TensorDataset(x, y), sampler=DistributedSampler(TensorDataset(x, y)))
+    given = (x, y) if second else None
+    found["arguments"] = _told(lambda: trainer.fit([(x, y)], epochs=1, validation=given))
     found["validation"] = _told(lambda: trainer.fit([(x, y)], epochs=1, validation=loader))
     other, _ = _trainer()
     if second:
@@ -204,6 +206,7 @@ def test_one_that_stops_stops_all(found: Any) -> None:
         ("no samples", "no process has a sample", ""),
         ("batches", "the processes were given different batches at update", ""),
         ("validation", "the validation data has a DistributedSampler", ""),
+        ("arguments", "fit was given other updates, epochs or validation on some processes", ""),
         ("parameters", "the parameter '2.bias' of process 1 is not that of process 0", ""),
         ("programs", "the processes have compiled different programs", ""),
     ],
