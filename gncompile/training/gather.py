@@ -137,14 +137,18 @@ class Gathering:
             return no_samples(node.shape for node in self._trainer.compiled.reader.nodes)
         return self._pair(batch)
 
+    def _has_none(self, y: Target) -> bool:
+        """Whether this process has no samples of a batch of several processes."""
+        return isinstance(self._train, OwnParts) and not samples_of(y)
+
     def _adds(self, x: Rows, y: Target) -> bool:
         """Keep one more batch, and whether a step is due; the same one again, a full batch, adds nothing."""
         before, self._given = self._given, Written.of(x, y)
         again = before is not None and self._given.is_still(before)
         wanted, error = self._trainer.samples_wanted, None
         try:
-            # A bad batch would spoil the others.
-            if not again and samples_of(y) and (self._parts or samples_of(y) < wanted):
+            small = self._parts or samples_of(y) < wanted  # a bad batch would spoil the others
+            if small and not again and not self._has_none(y):
                 self._trainer.check_batch(x, y)
         except BatchError as refused:
             error = refused

@@ -231,7 +231,7 @@ class Outcome:
     """What a training came to."""
 
     losses: tuple[float, ...]
-    dampings: tuple[float | None, ...]
+    dampings: tuple[float, ...]
     parameters: dict[str, Tensor]
     stated: tuple[int, int] = (0, 0)
     """Bytes and messages that the cost model states for the phases that were run."""
@@ -278,7 +278,7 @@ def _outcome(trainer: Trainer, batches: Sequence[Data]) -> Outcome:
     processes = executable.processes
     return Outcome(
         tuple(s.loss for s in stats),
-        tuple(s.damping for s in stats),
+        tuple(s.damping or 0.0 for s in stats),
         {name: p.detach().clone() for name, p in trainer.trained().items()},
         stated=(stated[0], stated[1]),
         sent=(processes.sent_bytes, processes.messages) if processes else (0, 0),
