@@ -11,6 +11,7 @@ from gncompile.app.api import understand
 from gncompile.base.settings import Settings
 from gncompile.emit.step_source import emit_step
 from gncompile.errors import CompileError, InternalError
+from gncompile.explain.explain import explain, summary
 from gncompile.pipeline import step_program
 from gncompile.program import operations as ir
 from gncompile.program.builder import ProgramBuilder
@@ -155,6 +156,19 @@ def test_both_backends_write_it(backend: str) -> None:
     reductions = [i for i in program if isinstance(i.op, AllReduce)]
     assert text.count("memory.all_reduce(") == len(reductions)
     assert 'memory.random("normal", noise, "F")' in text
+
+
+def test_summaries_state_what_is_sent_and_formulas_name_it() -> None:
+    traced, loss, _ = understand(network(), "mse", torch.zeros(2, 6, dtype=torch.float64))
+    settings = Settings.from_options()
+    program = for_processes(step_program(traced.graph, loss, settings))
+    text = summary(traced, loss, settings, program, batch=100, width=200)
+    (line,) = (line for line in text.splitlines() if line.startswith("gradient  "))
+    sent = CostModel(program, 100).sent("gradient")[0]
+    assert line.split()[-4:] == [str(sent), "B", "in", "1"]
+    assert "of one of many processes, which sends " in text
+    derived = explain(traced, loss, settings, program, batch=100)
+    assert "bucket_gradient = sums over processes(" in derived
 
 
 def test_no_value_of_the_program_is_left_partial() -> None:
