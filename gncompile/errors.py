@@ -63,6 +63,10 @@ class CheckpointError(GncompileError):
     """A checkpoint is missing, corrupt, or belongs to another model."""
 
 
+class ProcessesError(GncompileError):
+    """Processes that train one model together do not have what they should have in common."""
+
+
 class InternalError(GncompileError):
     """A broken invariant inside gncompile: our bug, never the user's."""
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..base.options import Count, checked
 from ..base.settings import CURVATURE_METHODS, Settings
 from ..errors import CompileError, require_known
+from ..frontends.wrapped import require_unwrapped
 from ..graph.model_graph import TracedModel
 from ..graph.nodes import Output
 from ..losses.vocabulary import Loss, LossSpec, resolve_loss
@@ -112,6 +113,7 @@ def _computed_in(model: nn.Module, dtype: torch.dtype | None) -> tuple[torch.dty
         raise CompileError(
             f"the model is of type {type(model).__name__}", instead="pass a torch.nn.Module"
         )
+    require_unwrapped(model)
     named = list(model.named_parameters())
     if not named:
         raise CompileError(

@@ -16,13 +16,16 @@ from ..frontends.agreement import agrees
 from ..graph.model_graph import ModelGraph
 from ..losses.vocabulary import LossSpec
 from ..pipeline import step_program
+from ..program.reductions import for_processes
 from ..runtime.executable import Executable
+from ..runtime.processes import current
 from ..solvers.solver import Solver
 from ..training.arguments import check_arguments, checked_seed
 from ..training.batches import input_tensors
 from ..training.compiled import Compiled
 from ..training.model_identity import ModelIdentity
 from ..training.trainer import Trainer
+from ..training.unison import require_same_program
 from ..tuning.problem import Variants
 from ..tuning.tuner import Tune, tunable, variants_for
 from .api import loss_of, understand
@@ -43,6 +46,7 @@ def compile(
     tune: Tune = "cached",
     standardise: Standardise = False,
     solver: str = "kronecker",
+    process_group: object = None,
     **options: object,
 ) -> Trainer:
     """Compile a feedforward module and a loss into a :class:`Trainer`.
@@ -67,15 +71,17 @@ def compile(
     variants of the torch backend's operations on a CPU and settings of the Triton backend's launches
     (:mod:`gncompile.tuning`): ``"cached"`` takes what was measured before on this machine and measures
     nothing, ``"quick"`` and ``"full"`` measure what is not yet known, ``"off"`` takes the defaults, and a
-    path of a ``.json`` file those that it pins. Where ``torch.distributed`` connects several processes,
-    ``"cached"``, ``"quick"`` and ``"full"`` make this a collective call: all ranks take what rank 0 has
-    or finds.
+    path of a ``.json`` file those that it pins. Of several processes all take what the first has or finds.
 
     ``standardise`` is for data of any units: with True the columns of ``example_inputs``, which are then
     training samples, tell the inputs' means and scales, with a pair ``(x, y)`` of training data also those
     of targets, for losses of the difference ``z - y``. ``trainer.model`` is then a
     :class:`~gncompile.frontends.standardised.Standardised` around ``model``: raw units in and out; losses
     are those of standardised targets.
+
+    In an initialised ``torch.distributed`` all processes of ``process_group``, None for the default one,
+    train one model together, on the samples that each gives (docs/many_processes.md); compiling is a
+    collective call then. With False this process is alone.
 
     Raises a :class:`~gncompile.errors.GncompileError` that names the place in the model for whatever cannot
     be compiled. Compiling costs about a second; memory is a few copies of the batch's activations, of the
@@ -89,7 +95,8 @@ def compile(
         model, loss = standardised_model(model, loss, example_inputs, standardise)
     return compile_into(
         Trainer.__new__(Trainer), model, loss, example_inputs, method, seed=seed, dtype=dtype,
-        backend=backend, precision=precision, tune=tune, solver=solver, **options,
+        backend=backend, precision=precision, tune=tune, solver=solver, process_group=process_group,
+        **options,
     )  # fmt: skip
 
 
@@ -106,6 +113,7 @@ def compile_into(
     precision: str,
     tune: Tune,
     solver: str | type[Solver] = "kronecker",
+    process_group: object = None,
     **options: object,
 ) -> Trainer:
     """:func:`compile` for a trainer that is not initialised yet, and may be referred to already.
@@ -123,8 +131,10 @@ def compile_into(
         named = "kronecker" if own else solver
         given = {**({} if method is None else {"method": method}), "solver": named, **options}
         samples = reader.inputs(example_inputs)[0].shape[0]
-        itemsize = reader.dtype.itemsize
-        settings, stated = chosen_settings(given, traced.graph, declared, samples, itemsize)
+        itemsize, processes = reader.dtype.itemsize, current(process_group)
+        settings, stated = chosen_settings(
+            given, traced.graph, declared, samples, itemsize, apart=processes is not None
+        )
         check_arguments(dtype=dtype, backend=backend, precision=precision, tune=tune)
         settings.check_parameters(list(traced.parameters))
         if settings.strict:
@@ -154,7 +164,7 @@ def compile_into(
             return compile(
                 copy.deepcopy(model), loss, example_inputs, method, seed=seed, dtype=dtype,
                 backend=backend, precision=precision, tune=variants, standardise=False,
-                solver=settings.solver, **options,
+                solver=settings.solver, process_group=False, **options,
             )  # fmt: skip
 
         if stated:
@@ -165,6 +175,10 @@ def compile_into(
             "precision": precision,
         }
         bench = tunable(program, settings, samples, reader.dtype, **place)
+        variants = variants_for(tune, bench, again, samples)
+        if processes is not None:
+            program = for_processes(program)
+            require_same_program(processes, f"{settings}\n{program.to_text()}")
         executable = Executable(
             program,
             traced,
@@ -174,7 +188,8 @@ def compile_into(
             seed=seed,
             rows=settings.rows,
             memory_budget=settings.memory_budget,
-            variants=variants_for(tune, bench, again, samples),
+            variants=variants,
+            processes=processes,
         )
         examples = tuple(each[:1].detach().clone() for each in input_tensors(example_inputs))
         identity = ModelIdentity(

@@ -26,31 +26,44 @@ OF_EXACT = ("exact_form", "damping_scale", "damping_tries")
 
 
 def chosen_settings(
-    options: Mapping[str, Any], graph: ModelGraph, loss: Loss, samples: int, itemsize: int
+    options: Mapping[str, Any],
+    graph: ModelGraph,
+    loss: Loss,
+    samples: int,
+    itemsize: int,
+    apart: bool = False,
 ) -> tuple[Settings, str]:
     """Settings of ``options`` for batches of ``samples``, solver and form chosen, and why; "" if nothing was.
 
+    Rows that lie ``apart``, on many processes, meet in no Gram matrix: then the form is the primal one.
     Raises :class:`~gncompile.errors.CompileError` for options that do not fit, and for an exact solver asked
     for by name whose matrix exceeds the memory budget.
     """
     settings = Settings.from_options(**options).at_places(graph.places)
     if settings.solver == AUTO and settings.second_order:
-        return _cheaper(options, graph, loss, samples, itemsize)
+        return _cheaper(options, graph, loss, samples, itemsize, apart)
     if settings.solver == AUTO:
         return replace(settings, solver="kronecker"), ""
     if settings.solver == "exact" and settings.second_order:
+        if apart and settings.exact_form == "auto":
+            settings = replace(settings, exact_form="primal")
         form, why = choose_form(graph, settings, samples, itemsize)
         return replace(settings, exact_form=form), why
     return settings, ""
 
 
 def _cheaper(
-    options: Mapping[str, Any], graph: ModelGraph, loss: Loss, samples: int, itemsize: int
+    options: Mapping[str, Any],
+    graph: ModelGraph,
+    loss: Loss,
+    samples: int,
+    itemsize: int,
+    apart: bool,
 ) -> tuple[Settings, str]:
     """Both solvers' settings are those that ``options`` mean with them."""
 
     def named(solver: str) -> tuple[Settings, str]:
-        return chosen_settings({**options, "solver": solver}, graph, loss, samples, itemsize)
+        return chosen_settings({**options, "solver": solver}, graph, loss, samples, itemsize, apart)
 
     method, noise = options.get("method"), options.get("gather_noise")
     if method not in (None, AUTO):

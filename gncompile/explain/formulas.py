@@ -15,8 +15,8 @@ import sympy
 from ..graph.convolution import Convolution, ConvolutionTransposed
 from ..graph.layers import Affine
 from ..graph.model_graph import ModelGraph
+from ..program import collectives, exact, lookups, specs
 from ..program import convolutions as grids
-from ..program import exact, lookups, specs
 from ..program import operations as ir
 from ..program.step_program import Instruction, StepProgram
 from .notation import (
@@ -314,6 +314,8 @@ _CALLS: Mapping[type, Callable[[list[Math]], Math]] = {
     exact.RootRest: lambda v: Call("rest", tuple(v)),
     exact.DualSolve: lambda v: product(_shifted(v), v[2]),
     exact.PrimalSolve: lambda v: Sum(((False, product(_shifted(v), v[2])),)),
+    collectives.AllReduce: lambda v: Call("sums over processes", tuple(v)),
+    collectives.Reduced: lambda v: product(Word("of all processes in"), v[0]),
     grids.ConvolveAdjoint: lambda v: Infix("∗", (v[1], v[0])),
     grids.ConvolveGradient: lambda v: _mean(Infix("⋆", tuple(v))),
     grids.Patches: lambda v: Call("patches", (v[0],)),

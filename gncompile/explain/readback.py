@@ -23,6 +23,7 @@ from ..losses.vocabulary import Loss
 from ..program.builder import ProgramBuilder
 from ..program.costs import Cost, CostModel, columns_within, total
 from ..program.phases import Repeat, Stage, first_steps, mean_runs, where_noise_leads
+from ..program.reductions import is_joined
 from ..program.schedule import Schedule
 from ..program.specs import Structure
 from ..program.step_program import StepProgram
@@ -131,7 +132,14 @@ class Readback:
             f"loss {loss.name}: {loss.scale}",
             *(f"{name} {text}" for name, text in self.method_lines()),
             f"costs of a mean step on {self.batch} samples, {8 * self.itemsize}-bit numbers",
+            *([self._joined()] if is_joined(self.program) else []),
         ]
+
+    def _joined(self) -> str:
+        """What one of many processes sends in a mean step."""
+        found = [(self.costs.sent(phase), often) for phase, often in self.mean_runs.items()]
+        size, messages = (sum(each[k] * often for each, often in found) for k in (0, 1))
+        return f"of one of many processes, which sends {binary_size(round(size))} in {messages:.3g} messages"
 
     def method_lines(self) -> list[tuple[str, str]]:
         """The method, or each one with its layers, and why they were chosen: a name and a text each."""
@@ -326,10 +334,18 @@ class Readback:
         rows = [
             [name, self.when(name), *in_units(cost)] for name, cost in self.costs.by_phase().items()
         ]
-        if self.order is None:
-            return [["phase", "when", "FLOPs", "traffic"], *rows]
-        rows = [[*row, str(len(self.order.phases[row[0]]))] for row in rows]
-        return [["phase", "when", "FLOPs", "traffic", "launches"], *rows]
+        heading = ["phase", "when", "FLOPs", "traffic"]
+        if is_joined(self.program):
+            heading = [*heading, "sent"]
+            sent = (self.costs.sent(name) for name, *_ in rows)
+            rows = [
+                [*row, f"{binary_size(size)} in {n}" if n else "-"]
+                for row, (size, n) in zip(rows, sent, strict=True)
+            ]
+        if self.order is not None:
+            heading = [*heading, "launches"]
+            rows = [[*row, str(len(self.order.phases[row[0]]))] for row in rows]
+        return [heading, *rows]
 
     def memory_rows(self) -> list[Row]:
         """Bytes of parameters, of each kind of state, of work buffers, and in total.

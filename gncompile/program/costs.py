@@ -15,8 +15,8 @@ from functools import cached_property, lru_cache
 
 from sympy import Expr
 
+from . import collectives, exact, specs
 from . import convolutions as grids
-from . import exact, specs
 from . import operations as ir
 from .buffers import plan_buffers
 from .phases import Repeat
@@ -113,6 +113,15 @@ class CostModel:
     def by_phase(self) -> dict[str, Cost]:
         """Cost of every phase in order."""
         return {name: self.phase(name) for name in self.program.phases}
+
+    def sent(self, phase: str) -> tuple[int, int]:
+        """What a process hands over to the others in a phase: bytes, and in how many messages.
+
+        A message is the sum of a vector over all processes, whatever its transport makes of that: a ring of R
+        sends ``2 (R − 1)/R`` times as much from each.
+        """
+        buckets = [i for i in self.program.phase(phase) if isinstance(i.op, collectives.AllReduce)]
+        return sum(self.elements(i.spec) for i in buckets) * self.itemsize, len(buckets)
 
     def by_part(self) -> dict[tuple[str, str], Cost]:
         """Cost by layer and role of the instructions' origins; layer ``""`` is shared work."""
@@ -221,6 +230,7 @@ _PER_ELEMENT: Mapping[type, int] = {
     ir.SampleCategorical: 2,
     ir.Random: 1,
     ir.StepSizes: 20,
+    collectives.AllReduce: 1,
 }
 """FLOPs an element of the result; operations that only move numbers are not here."""
 

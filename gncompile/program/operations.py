@@ -25,6 +25,7 @@ op ::= Leaf(kind, key)             input, target, parameter, constant, state or 
     |  Average() | DampedInverse() | Eigen() | Precondition() | PreconditionEigen() | StepSizes(groups, …)
     |  Convolve(geometry) | Patches(geometry) | MaxPool(window) | …    on grids: program/convolutions
     |  Rows(..) | RowGram(..) | RootSolve(..) | RootRest() | DualSolve() | PrimalSolve()   program/exact
+    |  AllReduce(over) | Reduced(start, spec)                               program/collectives
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from typing import Literal
 
 import sympy
 
-from . import exact, lookups
+from . import collectives, exact, lookups
 from .convolutions import GridOp
 from .interpolation import Interpolate as Interpolate
 from .specs import Dim, Spec
@@ -241,12 +242,14 @@ class SampleCategorical:
 class Random:
     """Fresh random numbers for this step: standard normal, uniform on [0, 1), or signs ±1.
 
-    In a phase equal draws are one; ``number`` tells apart those that are not to be.
+    In a phase equal draws are one; ``number`` tells apart those that are not to be. A ``joined`` one is this
+    process's rows of a draw for the samples of all.
     """
 
     kind: Literal["normal", "uniform", "sign"]
     shape: tuple[Dim, ...]
     number: int = 0
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -364,6 +367,7 @@ Op = (
     | Eigen | Precondition | PreconditionEigen | StepSizes
     | exact.Rows | exact.RowGram | exact.RowSquares | exact.Joined | exact.RootSolve | exact.RootRest
     | exact.DualSolve | exact.PrimalSolve | GridOp | FeaturesLast | Interpolate
+    | collectives.AllReduce | collectives.Reduced
 )  # fmt: skip
 
 

@@ -131,8 +131,8 @@ class Schedule:
         ]
 
     def draws(self, phase: str) -> list[str]:
-        """The random numbers of a phase, which are numbered in this order."""
-        return [i.name for i in self.program.phase(phase) if isinstance(i.op, ir.Random)]
+        """The random numbers that kernels of a phase compute, which are numbered in this order."""
+        return [i.name for i in self.program.phase(phase) if is_draw(i)]
 
     def to_text(self) -> str:
         """The schedule as text, phase by phase."""
@@ -144,9 +144,14 @@ class Schedule:
         return "\n".join(lines)
 
 
+def is_draw(i: Instruction) -> bool:
+    """Whether an instruction is a draw that kernels make; that of many processes comes from outside."""
+    return isinstance(i.op, ir.Random) and not i.op.joined
+
+
 def is_elementwise(i: Instruction) -> bool:
     """Whether an instruction is a formula at every place, with broadcasting, or a draw."""
-    return isinstance(i.op, ir.Pointwise | ir.Average | ir.Random)
+    return isinstance(i.op, ir.Pointwise | ir.Average) or is_draw(i)
 
 
 def formula(i: Instruction) -> tuple[sympy.Expr, tuple[sympy.Symbol, ...]]:

@@ -6,7 +6,7 @@ import math
 from functools import reduce
 
 from ..errors import InternalError
-from . import exact, lookups
+from . import collectives, exact, lookups
 from .convolutions import FeaturesLast, Windowed
 from .interpolation import Interpolate
 from .operations import (
@@ -201,6 +201,10 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
             return Spec(shapes[1])
         case exact.DualSolve() | exact.PrimalSolve():
             return Spec(shapes[2])
+        case collectives.AllReduce():
+            return Spec((collectives.bucket_size(inputs),))
+        case collectives.Reduced(_, spec):
+            return spec
         case FeaturesLast():
             return Spec((*shapes[0][1:], shapes[0][0]))
         case Windowed():

@@ -29,6 +29,8 @@ from ..program.specs import SAMPLES
 from ..program.step_program import StepProgram
 from .draws import PhiloxDraws, TorchDraws
 from .memory import Memory, require_buffers, require_states
+from .parts import ALL, Part
+from .processes import Processes
 from .reference import ReferenceStep
 from .source_files import load_source
 
@@ -87,7 +89,9 @@ class Executable:
     ``backend`` is ``"torch"`` or ``"triton"`` (emitted source) or ``"reference"`` (interpreted).
     ``memory_budget`` bounds the bytes that a chunk of KFLR's columns uses; ``rows`` gives the dimensions F,
     Q and L for a batch of N; ``precision`` is that of the Triton backend's float32 products; ``variants`` are
-    the options of instructions, or settings of launches, that are not computed in the default way.
+    the options of instructions, or settings of launches, that are not computed in the default way. A program
+    of many ``processes`` (:mod:`gncompile.program.reductions`) is joined with theirs where a part of a batch
+    is loaded; else each works for itself.
     """
 
     def __init__(
@@ -104,6 +108,7 @@ class Executable:
         rows: Callable[[int], dict[str, int]] = lambda batch: dict.fromkeys(SAMPLES, batch),
         memory_budget: int = 1 << 30,
         variants: Mapping[str, Options] | None = None,
+        processes: Processes | None = None,
     ) -> None:
         if backend not in BACKENDS:
             raise CompileError(
@@ -126,13 +131,13 @@ class Executable:
         self._own = constants_of(loss, {leaf.op.key for leaf in program.leaves("constant")})  # type: ignore
         tensors = traced.parameters, {**traced.constants, **self._own}
         draws = (PhiloxDraws if backend == "triton" else TorchDraws)(seed, device)
-        self.memory = Memory(program, *tensors, dtype, device, draws, precision)
+        self.memory = Memory(program, *tensors, dtype, device, draws, precision, processes)
         self._about = f"A training step of {traced.name}.", traced.graph.to_text()
         self.source_file: Path | None = None
         dump("step_program.txt", program.to_text)
         self._bind_emitted = None if backend == "reference" else self._load(traced.name)
         self._trunk = traced.trunk
-        self._bound: dict[int, ReferenceStep | EmittedStep] = {}
+        self._bound: dict[tuple[int, ...], ReferenceStep | EmittedStep] = {}
         self._largest = 0
         self._step: ReferenceStep | EmittedStep | None = None
 
@@ -169,6 +174,11 @@ class Executable:
         return partial(module.bind, self.memory, kernels)
 
     @property
+    def processes(self) -> Processes | None:
+        """Those that train the model together, if they are several."""
+        return self.memory.processes
+
+    @property
     def step(self) -> ReferenceStep | EmittedStep:
         """The step bound to the current batch."""
         assert self._step is not None
@@ -180,31 +190,36 @@ class Executable:
         target: Tensor | None = None,
         whole: int | None = None,
         rows: Tensor | None = None,
+        part: Part = ALL,
     ) -> None:
         """Bind the batch: flat inputs ``[N, size]`` and target rows ``[N, K]``; a frozen trunk runs here.
 
         ``whole`` is the size of the batch these rows are a part of, for losses summed over the batch;
-        ``rows`` is the order they are read in, if not as they are: ``[N]``.
+        ``rows`` is the order they are read in, if not as they are: ``[N]``. ``part`` says which of all
+        processes' samples these are, if they are to be one batch.
         """
         batch = inputs[0].shape[0]
         with self.on_device():
-            self._step = self._bind(batch)
+            self._step = self._bind({"N": batch, **self.rows(batch)} if part is ALL else part.dims)
             inputs = self._trunk(inputs) if self._trunk else inputs
-        self.memory.batch_size.fill_(whole or batch)
+        self.memory.part = part
+        self.memory.batch_size.fill_(whole or part.whole.get("N", batch))
         self._step.load(inputs, target, rows)
 
-    def _bind(self, batch: int) -> ReferenceStep | EmittedStep:
-        if batch not in self._bound:
+    def _bind(self, rows: Mapping[str, int]) -> ReferenceStep | EmittedStep:
+        key = tuple(rows.values())
+        if key not in self._bound:
             for old in list(self._bound)[: len(self._bound) - BOUND_SHAPES_KEPT + 1]:
                 del self._bound[old]
-            dims = {"N": batch, **self.rows(batch), "S": self.chunk(batch)}
+            batch = rows["N"]
+            dims = {**rows, "S": self.chunk(batch)}
             self._require_columns(batch)
             self._require_buffers(dims)
             if self._bind_emitted is None:
-                self._bound[batch] = ReferenceStep(self.program, self.memory, dims)
+                self._bound[key] = ReferenceStep(self.program, self.memory, dims)
             else:
-                self._bound[batch] = EmittedStep(self._bind_emitted, self.program, dims)
-        return self._bound[batch]
+                self._bound[key] = EmittedStep(self._bind_emitted, self.program, dims)
+        return self._bound[key]
 
     def _require_buffers(self, dims: Mapping[str, int]) -> None:
         """Ask for memory once for every batch larger than those before."""

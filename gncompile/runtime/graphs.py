@@ -9,6 +9,10 @@ nothing from the host:
   default generator refuses to draw (#171263) or memory stays reserved (#190308), and the user pays.
 
 With ``inverse="newton_schulz"`` no matrix is factorised, and the whole step is captured.
+
+Of one of many processes the phases that wait for the others are launched one by one too: a collective in a
+graph ties all processes to one order of replays, and the shares that sums are weighed by are numbers of the
+host.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from ..program import exact
+from ..program import collectives, exact
 from ..program import operations as ir
 from ..program.step_program import Instruction, StepProgram
 from .draws import TorchDraws
@@ -28,13 +32,16 @@ Plan = tuple[str, ...]
 
 
 def uncaptured_phases(program: StepProgram) -> frozenset[str]:
-    """Phases launched one by one between graphs, because they factorise a matrix."""
-    return frozenset(name for name in program.phases if any(map(_factorises, program.phase(name))))
+    """Phases launched one by one between graphs: they factorise a matrix, or wait for other processes."""
+    return frozenset(name for name in program.phases if any(map(_stays, program.phase(name))))
 
 
-def _factorises(instruction: Instruction) -> bool:
-    """Whether cuSOLVER is called: not for a diagonal, nor where an inverse is refined by products."""
+def _stays(instruction: Instruction) -> bool:
+    """Whether cuSOLVER is called: not for a diagonal, nor where an inverse is refined by products. Or whether
+    it is a matter of several processes."""
     match instruction.op:
+        case collectives.AllReduce() | ir.Random(joined=True):
+            return True
         case ir.DampedInverse(refined=False) | ir.Eigen() | ir.SampleRoot():
             return len(instruction.spec.shape) > 1
         case exact.RootSolve(diagonal=False) | exact.DualSolve() | exact.PrimalSolve():

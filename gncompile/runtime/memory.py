@@ -19,6 +19,9 @@ from ..program.costs import CostModel
 from ..program.specs import Dim, Spec, Structure
 from ..program.step_program import State, StepProgram
 from .draws import Draws
+from .packing import pack, sent, unpack
+from .parts import ALL
+from .processes import Processes
 
 
 class Memory:
@@ -33,6 +36,7 @@ class Memory:
         device: torch.device,
         draws: Draws,
         precision: str = "highest",
+        processes: Processes | None = None,
     ) -> None:
         self.dtype = dtype
         self.device = device
@@ -44,6 +48,9 @@ class Memory:
         }
         self.draws = draws
         self.precision = precision
+        self.processes = processes
+        self.part = ALL
+        """What of the batch under way is this process's."""
         self.batch_size = torch.zeros((), dtype=dtype, device=device)
         self._flat: dict[str, Tensor] = {}
 
@@ -131,9 +138,42 @@ class Memory:
             return tensor.reshape(-1)
         return tensor.as_strided((tensor.stride(0) * tensor.shape[0],), (1,))
 
-    def random(self, kind: str, out: Tensor) -> None:
-        """Fill ``out`` with standard normal, uniform [0, 1) or ±1 numbers."""
-        self.draws.fill(kind, out)
+    def random(self, kind: str, out: Tensor, rows: str = "") -> None:
+        """Fill ``out`` with standard normal, uniform [0, 1) or ±1 numbers.
+
+        Those of ``rows``, a dimension of samples, are this process's part of what one process would draw for
+        the whole batch, so that they do not depend on how many there are.
+        """
+        positions = self.part.positions(rows) if rows else None
+        if positions is None:
+            self.draws.fill(kind, out)
+            return
+        shape, strides = (self.part.whole[rows], *out.shape[1:]), out.stride()
+        whole = torch.empty_strided(shape, strides, dtype=out.dtype, device=out.device)
+        self.draws.fill(kind, whole)
+        out.copy_(whole[positions.to(out.device)])
+
+    # --- one of many processes ------------------------------------------------------------------------
+
+    def pack(self, value: Tensor, bucket: Tensor, start: int, over: str, triangle: bool) -> None:
+        """Put this process's part of a value into a bucket, weighed by its share of the samples."""
+        weight = self.part.weight(over)
+        if not weight:  # of rows that stand in for none: they may hold anything
+            bucket[start : start + sent(value, triangle)].zero_()
+            return
+        place = pack(value, bucket, start, triangle)
+        if weight != 1.0:
+            place.mul_(weight)
+
+    def all_reduce(self, bucket: Tensor) -> None:
+        """Add up the buckets of all processes, unless this one works for itself."""
+        if self.processes is not None and self.part is not ALL:
+            self.processes.all_reduce(bucket)
+
+    @staticmethod
+    def unpack(bucket: Tensor, start: int, value: Tensor, triangle: bool) -> None:
+        """Take a value out of a bucket."""
+        unpack(bucket, start, value, triangle)
 
     @property
     def buffer_bytes(self) -> int:

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from ..errors import InternalError
 from ..functions.expressions import evaluate
+from ..program import collectives, exact, lookups
 from ..program import convolutions as grids
-from ..program import exact, lookups
 from ..program import operations as ir
 from ..program.operations import Op
 from ..program.specs import Spec
 from ..program.step_program import Instruction, StepProgram
 from . import scalars
 from .memory import Memory, bind_shape, dense
+from .reference_collectives import all_reduced, reduced
 from .reference_convolutions import windowed
 from .reference_interpolation import interpolate
 from .reference_jacobian import of_rows
@@ -84,10 +85,14 @@ class ReferenceStep:
 
     def _apply(self, op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
         match op:
-            case ir.Random(kind, shape):
+            case ir.Random(kind, shape, joined=joined):
                 out = self._new(torch.empty, bind_shape(shape, self.dims))
-                self.memory.random(kind, out)
+                self.memory.random(kind, out, str(shape[0]) if joined else "")
                 return out
+            case collectives.AllReduce():
+                return all_reduced(op, v, specs, self.memory)
+            case collectives.Reduced():
+                return reduced(op, v[0])
             case ir.Zeros(spec):
                 return self._new(torch.zeros, bind_shape(spec.shape, self.dims))
             case ir.Pointwise(expression) if not v:

@@ -50,6 +50,7 @@ METHODS = frozenset(
     {
         *("T", "mT", "device", "state", "draws"),
         *("buffer", "parameter", "constant", "scalar", "flat", "random", "precision"),
+        *("pack", "all_reduce", "unpack"),
         *("add_", "sub_", "mul_", "div_", "addmm_", "copy_", "fill_", "zero_", "neg_", "clamp_"),
         *(
             "diagonal",

@@ -135,6 +135,13 @@ class BatchReader:
         inputs = self.inputs(x)
         return inputs, self.target(inputs[0].shape[0], y)
 
+    def stand_in(self) -> tuple[tuple[Tensor, ...], Tensor]:
+        """A row of zeros as :meth:`pair` gives rows, where there is no sample."""
+        width = sum(self.loss.layout(self.graph.output.size).values())
+        sizes = [*(node.size for node in self.nodes), width]
+        *inputs, target = (torch.zeros(1, n, dtype=self.dtype, device=self.device) for n in sizes)
+        return tuple(inputs), target
+
     def all_finite(self, inputs: tuple[Tensor, ...], target: Tensor | None = None) -> None:
         """:meth:`require_finite`, by one sum a tensor where all is well."""
         parts = inputs if target is None else (*inputs, target)

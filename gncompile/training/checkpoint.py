@@ -55,9 +55,14 @@ class Checkpoint:
 
 
 def save(compiled: Compiled, state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write a trainer's ``state_dict``, and how to rebuild it, to ``path``; see :meth:`Trainer.save`."""
+    """Write a trainer's ``state_dict``, and how to rebuild it, to ``path``; see :meth:`Trainer.save`.
+
+    Of many processes, which have the same, the first writes it.
+    """
     from safetensors.torch import save_file
 
+    if not compiled.leads:
+        return
     # Clones, because safetensors refuses tensors that share memory.
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -262,6 +267,7 @@ def copied(trainer: T, memo: dict[int, Any]) -> T:
             backend=executable.backend,
             precision=memory.precision,
             tune=dict(executable.variants) or "off",
+            process_group=executable.processes.group if executable.processes else False,
             **vars(compiled.settings),
         )
     new.load_state_dict(trainer.state_dict())

@@ -38,6 +38,12 @@ class Compiled:
         """The program of a step."""
         return self.executable.program
 
+    @property
+    def leads(self) -> bool:
+        """Whether this process, of one or many, is the one that writes files and tells of progress."""
+        processes = self.executable.processes
+        return processes is None or processes.leads
+
     def masks(self, drops: bool) -> tuple[str, ...]:
         """The phase that makes the masks of dropout, drawn or dropping nothing, if the network has any."""
         phase = "dropout" if drops else "no_dropout"

@@ -36,24 +36,27 @@ class FirstBatches:
         self._first: weakref.ref[Tensor] | None = None
         self._scales_seen = False
 
-    def look(self, updates: int, x: Tensor | tuple[Tensor, ...], y: Target, gathers: bool) -> None:
-        """Before a step on ``(x, y)``; ``gathers`` says that batches are put together for it."""
+    def look(
+        self, updates: int, x: Tensor | tuple[Tensor, ...], y: Target, gathers: bool, samples: int
+    ) -> None:
+        """Before a step on ``(x, y)``, which is all or a part of so many ``samples``; ``gathers`` says that
+        batches are put together for it."""
         inputs = input_tensors(x)
         if not gathers and self._compiled.settings.second_order:
-            self._look_for_few(updates, inputs[0])
+            self._look_for_few(updates, inputs[0], samples)
         if not self._scales_seen and len(inputs[0]) >= LOOKED_AT[0]:
             self._scales_seen = True
             self._look_at_scales(inputs, y)
 
-    def _look_for_few(self, updates: int, x: Tensor) -> None:
+    def _look_for_few(self, updates: int, x: Tensor, samples: int) -> None:
         """Warn of minibatches of few samples at the second step, if its batch is another than the first's."""
         if updates == 0:
             self._first = weakref.ref(x)
         another = self._first is not None and self._first() is not x
-        if updates == 1 and another and len(x) < FEW:
+        if updates == 1 and another and samples < FEW:
             warn(
                 SmallBatchWarning,
-                f"steps on {len(x)} samples",
+                f"steps on {samples} samples",
                 instead="let the trainer put batches together, with fit or by for x, y in "
                 "trainer.gather(loader): the curvature of so few samples fits their noise, and steps "
                 "can lead astray",

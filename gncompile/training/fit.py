@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..data.data_sets import Batches
-from ..errors import GncompileError, is_whole, nearest, require_whole
+from ..errors import GncompileError, ProcessesError, is_whole, nearest, require_whole
+from ..runtime.processes import Processes
 from .callbacks import Callback
 from .early_stop import VALIDATION_LOSS, EarlyStop
 from .loaders import ReadBatch, require_batches
@@ -80,6 +81,11 @@ class Fit:
     batch: ReadBatch | None
     """Reads what the loaders give where its form tells too little: ``batch=lambda b: (inputs, targets)``."""
 
+    split: bool | None = None
+    """Of several processes: whether ``train`` gives all of them the same batches, of which each takes its
+    rows, or each its own samples. By default the former, unless it is a loader with a
+    ``DistributedSampler``."""
+
     @property
     def stop(self) -> EarlyStop | None:
         """Early stopping, if it is asked for."""
@@ -113,6 +119,26 @@ class Fit:
                 instead=f"give gncompile.Metric({self.monitor!r}, function, higher_is_better=True), or False",
             )
         return higher
+
+    def agreed(self, processes: Processes) -> bool:
+        """Whether callbacks or early stopping may end the fit, on any of the processes, which are asked.
+
+        Raises :class:`~gncompile.errors.ProcessesError` where they are to take other steps, or do not all
+        validate.
+        """
+        stops = bool(self.callbacks or self.early_stop)
+        steps = [self.updates, self.epochs, self.validate_every]
+        told = processes.numbers(
+            [stops, self.validation is not None, *(number or 0 for number in steps)]
+        )
+        if any(numbers[1:] != told[0][1:] for numbers in told):
+            raise ProcessesError(
+                "fit was given other updates, epochs or validation on some processes than on others",
+                where=f"fit, on {processes.size} processes",
+                instead="give the same on all, validation data too: only callbacks, loggers and checkpoint "
+                "may be one process's",
+            )
+        return any(stops for stops, *_ in told)
 
     def check(self) -> None:
         """Raise :class:`~gncompile.errors.GncompileError` for what no fit can do."""

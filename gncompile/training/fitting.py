@@ -17,6 +17,7 @@ from .gather import Gathering, Gathers
 from .loaders import Pair, Rows
 from .loggers import Loggers
 from .metrics import resolve_metrics
+from .own_parts import OwnParts, is_distributed, require_whole
 from .place import Place
 from .progress import display
 from .records import History, Record
@@ -54,11 +55,21 @@ class Fitting:
     def __init__(self, asked: Fit, trainer: Trains) -> None:
         asked.check()
         self._asked, self._trainer = asked, trainer
-        self._callbacks, self._loggers = Callbacks(asked.callbacks), Loggers(asked.loggers)
+        leads = trainer.compiled.leads
+        self._shows = asked.progress and leads
+        self._callbacks = Callbacks(asked.callbacks)
+        self._loggers = Loggers(asked.loggers if leads else ())
         metrics = resolve_metrics(asked.metrics, trainer.compiled.loss)
         self._higher = asked.higher(metrics)
         self._history = History(monitor=asked.monitor, higher_is_better=self._higher)
-        self._started, train = Started(trainer), asked.train
+        self._started, self._processes = Started(trainer), trainer.compiled.executable.processes
+        self._deals, self._may_stop, train = False, True, asked.train
+        if self._processes is not None:
+            self._deals = not is_distributed(train) if asked.split is None else asked.split
+            train = train if self._deals else OwnParts(train, self._processes)
+            require_whole(asked.validation)
+            self._may_stop = asked.agreed(self._processes)
+        self._train = train
         most = length_of(train) or BAD_BATCHES
         self._refused = Refusals(self._history, asked.skip_bad_batches, most)
         self._gathering = Gathering(trainer, train, asked.epochs, self._refused, asked.batch)
@@ -74,8 +85,9 @@ class Fitting:
         with ExitStack() as stack:
             log = stack.enter_context(self._loggers.opened(trainer.updates))
             trainer.place.begin(asked.train, asked.continue_order, asked.monitor, asked.keeps)
-            total = total_of(asked.train, asked.updates, asked.epochs)
-            show = stack.enter_context(display(asked.progress, total, history))
+            total = total_of(self._train, asked.updates, asked.epochs)
+            show = stack.enter_context(display(self._shows, total, history))
+            stack.enter_context(trainer.joining.dealing(self._deals))
 
             def tell(record: Record, number: int) -> None:
                 show(record, self._gathering.taken if asked.epochs else number)
@@ -112,7 +124,7 @@ class Fitting:
     def _steps(self, total: int | None, tell: Callable[[Record, int], None]) -> bool:
         """Take them, until the last one or the end of the data; whether it was the last one."""
         asked, trainer, history = self._asked, self._trainer, self._history
-        schedule = Schedule(trainer, self._gathering, asked.train, asked.validate_every)
+        schedule = Schedule(trainer, self._gathering, self._train, asked.validate_every)
         for batch in self._begun():
             taken = self._gathering.taken if asked.epochs else len(history) + len(self._started)
             last, due = taken == total, schedule.due()
@@ -164,6 +176,8 @@ class Fitting:
         assert self._validation is not None
         asked, records, trainer = self._asked, self._history.records, self._trainer
         loss, values = self._validation()
+        if self._processes is not None:  # all have computed the same, but perhaps for a rounding
+            loss, values = self._processes.gathered((loss, values))[0]
         records[-1] = replace(records[-1], validation_loss=loss, metrics=values)
         value = records[-1].value(asked.monitor)
         assert value is not None
@@ -176,7 +190,13 @@ class Fitting:
         )
 
     def _reason(self) -> str:
-        """Why the fit is to end early, if it is."""
+        """Why the fit is to end early, if it is: for all processes if for one."""
+        own, processes = self._own_reason(), self._processes
+        if processes is None or not self._may_stop or not processes.any(bool(own)):
+            return own
+        return next(filter(None, processes.gathered(own)))
+
+    def _own_reason(self) -> str:
         stop = self._asked.stop
         if self._callbacks.reason or not stop or self._trainer.place.best.waited < stop.patience:
             return self._callbacks.reason

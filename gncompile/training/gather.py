@@ -25,6 +25,7 @@ from .batches import Target, input_tensors, joined_targets, samples_of
 from .compiled import Compiled
 from .counters import Counters
 from .loaders import Pair, PairOf, ReadBatch, Rows, require_batches
+from .own_parts import NONE, OwnParts, no_samples
 from .reported import version
 
 
@@ -95,6 +96,7 @@ class Gathering:
         self._epochs = epochs
         self._refused = refused or _raise
         self._parts: list[Pair] = []
+        self._waiting = 0  # samples of these, of all processes
         self._last: Pair | None = None
         self._given: Written | None = None  # the latest batch, unless it was joined to others
         self.taken = 0
@@ -113,7 +115,7 @@ class Gathering:
             self.epoch = self._train.epoch if isinstance(self._train, Batches) else self.passes
             for batch in self._train:
                 self.taken += 1
-                if self._adds(*self._pair(batch)):
+                if self._adds(*self._read(batch)):
                     whole = False
                     yield self._joined()
             if self.taken == before:
@@ -125,23 +127,42 @@ class Gathering:
                 yield self._joined()
         if self._parts:
             intact = self._last is not None and self._as_joined.intact
+            if isinstance(self._train, OwnParts):
+                intact = self._train.all(intact)
             self._parts[:0] = [self._last] if self._last and intact else []
             yield self._joined()
+
+    def _read(self, batch: object) -> Pair:
+        if batch is NONE:
+            return no_samples(node.shape for node in self._trainer.compiled.reader.nodes)
+        return self._pair(batch)
+
+    def _has_none(self, y: Target) -> bool:
+        """Whether this process has no samples of a batch of several processes."""
+        return isinstance(self._train, OwnParts) and not samples_of(y)
 
     def _adds(self, x: Rows, y: Target) -> bool:
         """Keep one more batch, and whether a step is due; the same one again, a full batch, adds nothing."""
         before, self._given = self._given, Written.of(x, y)
         again = before is not None and self._given.is_still(before)
+        wanted, error = self._trainer.samples_wanted, None
+        try:
+            small = self._parts or samples_of(y) < wanted  # a bad batch would spoil the others
+            if small and not again and not self._has_none(y):
+                self._trainer.check_batch(x, y)
+        except BatchError as refused:
+            error = refused
+        if isinstance(self._train, OwnParts):
+            count, again, error = self._train.agreed(samples_of(y), again, error)
+        else:
+            count = samples_of(y)
         if again and self._parts:
             return True
-        wanted = self._trainer.samples_wanted
-        try:
-            if self._parts or samples_of(y) < wanted:  # a bad batch would spoil the others
-                self._trainer.check_batch(x, y)
-        except BatchError as error:
+        if error is not None:
             self._refused(error)
             return False
-        due = again or sum(samples_of(y) for _, y in self._parts) + samples_of(y) >= wanted
+        self._waiting += count
+        due = again or self._waiting >= wanted
         # What waits for others may be overwritten by whoever gave it.
         self._parts.append((x, y) if due else _copied(x, y))
         return due
@@ -151,7 +172,7 @@ class Gathering:
         if len(self._parts) > 1:
             self._given = None
             self.joined += 1
-        self._last, self._parts = _joined(self._parts), []
+        self._last, self._parts, self._waiting = _joined(self._parts), [], 0
         self._as_joined = Written.of(*self._last)
         return self._last
 
@@ -194,6 +215,7 @@ def _copied(x: Rows, y: Target) -> Pair:
 
 def _joined(parts: list[Pair]) -> Pair:
     """One batch; inputs that are their own targets stay so."""
+    parts = [(x, y) for x, y in parts if samples_of(y)] or parts[:1]
     if len(parts) == 1:
         return parts[0]
     y = joined_targets([y for _, y in parts])

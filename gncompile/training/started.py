@@ -7,7 +7,8 @@ from dataclasses import asdict
 from typing import Protocol
 
 from .ahead import DeferredStats
-from .batches import Target, samples_of
+from .batches import Target
+from .joining import Joining
 from .loaders import Rows
 from .records import Record, StepStats
 
@@ -19,6 +20,8 @@ SECONDS_AHEAD = 0.5
 
 class Steps(Protocol):
     """What takes steps."""
+
+    joining: Joining
 
     def step(self, x: Rows, y: Target) -> StepStats | DeferredStats:
         """Take one step."""
@@ -38,7 +41,7 @@ class Started:
         stats = self._trainer.step(x, y)
         if not self._steps:
             self._begun = begun
-        self._steps.append((stats, epoch, samples_of(y)))
+        self._steps.append((stats, epoch, self._trainer.joining.samples))
 
     @property
     def should_be_read(self) -> bool:

@@ -7,14 +7,15 @@ from functools import partial
 from typing import Annotated
 
 from pydantic import Field
-from torch import Tensor
 
 from ..base.options import checked
 from ..errors import GncompileError
+from ..runtime.parts import ALL
 from .ahead import AheadOfHost, DeferredStats
 from .compiled import Compiled
 from .counters import Counters
 from .first_order import FirstOrder
+from .joining import Batch
 from .order import reading_order
 from .place import Place
 from .records import StepStats
@@ -22,6 +23,7 @@ from .reported import Reported
 from .state import State
 from .steps import LookedAfter
 from .transaction import Journal
+from .unison import Unison
 
 
 class Stepping:
@@ -41,6 +43,7 @@ class Stepping:
         self.reported.surely = self.journal.surely
         before = self.journal.before
         self._ahead = AheadOfHost(executable, settings, before) if settings.guarded else None
+        self.unison = Unison(compiled)
         self.looked_after = LookedAfter(compiled, count, self.journal, self.reported, first_order)
 
     @property
@@ -50,22 +53,24 @@ class Stepping:
             return int(self._executable.memory.states["refused"])
         return self._count.rejected
 
-    def step(self, inputs: tuple[Tensor, ...], target: Tensor) -> StepStats | DeferredStats:
+    def step(self, batch: Batch) -> StepStats | DeferredStats:
         """One step on a batch, whole or not at all."""
         self.reported.hide()
-        if not self._ahead:
+        if not self._ahead and batch.part is ALL:
             # Before anything runs: tanh(inf) is 1, so a finite loss proves nothing about the batch.
-            self._compiled.reader.all_finite(inputs, target)
-        stats = self.journal.whole(partial(self._step, inputs, target))
+            self._compiled.reader.all_finite(batch.inputs, batch.target)
+        self.unison.look(self._count.updates)
+        stats = self.journal.whole(partial(self._step, batch))
         self.reported.choose({})
         return stats
 
-    def _step(self, inputs: tuple[Tensor, ...], target: Tensor) -> StepStats | DeferredStats:
+    def _step(self, batch: Batch) -> StepStats | DeferredStats:
         """One step; the position in the data is a part of it."""
         memory, settings = self._executable.memory, self._compiled.settings
-        count, seed = self._count, memory.draws.seed
-        rows = reading_order(settings, len(target), count.updates, seed, memory.device)
-        self._executable.load(inputs, target, rows=rows)
+        count, seed, rows = self._count, memory.draws.seed, batch.rows
+        if batch.part is ALL:
+            rows = reading_order(settings, batch.samples, count.updates, seed, memory.device)
+        self._executable.load(batch.inputs, batch.target, rows=rows, part=batch.part)
         stats: StepStats | DeferredStats
         if self._ahead:
             drops = self._compiled.identity.drops
@@ -73,7 +78,7 @@ class Stepping:
             count.refreshed(now)
             count.updates += 1
         else:
-            stats = self.looked_after.step(inputs, target)
+            stats = self.looked_after.step(batch.inputs, batch.target)
         self._place.taken()
         return stats
 
@@ -119,6 +124,12 @@ class Stepping:
         if self._ahead:
             return bool(self._executable.memory.states["unconfirmed"])
         return self._count.unconfirmed
+
+    def is_sound(self, batch: Batch) -> bool:
+        """Whether the loss of the batch is finite at the parameters that the model holds, without dropout."""
+        self._executable.load(batch.inputs, batch.target, part=batch.part)
+        self._executable.run(*self._compiled.masks(drops=False), "predict", "evaluate")
+        return math.isfinite(float(self._executable.result("evaluated_loss")))
 
     def undo(self) -> None:
         """Take back the last update, as the next step would where it finds that the loss is not finite."""

@@ -7,7 +7,6 @@ in :mod:`~gncompile.training.steps` for steps that the host looks after, and in
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -31,6 +30,7 @@ from .first_batches import FirstBatches
 from .fit import Fit
 from .fitting import Fitting
 from .gather import Gathering, Wanted
+from .joining import Joining
 from .loaders import Pair, ReadBatch, the_only
 from .metrics import Metric
 from .place import Place
@@ -73,7 +73,7 @@ class Trainer:
         """The records of the latest fit, whether it has come to its end or not."""
         self.gathers = False
         """Whether batches are put together for this trainer; without, small ones bring a warning."""
-        executable = compiled.executable
+        executable = self._executable = compiled.executable
         self.program = executable.program
         """The step program this trainer runs."""
         self.source_file: Path | None = executable.source_file
@@ -84,9 +84,9 @@ class Trainer:
         """``"torch"``, ``"triton"`` or ``"reference"``, and that of the Triton backend's float32 products."""
         self.variants = executable.variants
         """Options of the instructions that are not computed in the default way, by name."""
-        self._executable = executable
         self._count = Counters()
         self._steps = Stepping(compiled, self._count, self.place)
+        self.joining = Joining(compiled, self._count)
         self.reported, self._state = self._steps.reported, self._steps.state
         self._wanted, self._first_batches = Wanted(compiled, self._count), FirstBatches(compiled)
         self._questions, self._reports = Questions(compiled, self.reported), Reports(compiled)
@@ -98,30 +98,27 @@ class Trainer:
         """Update the model's parameters on the batch ``x: [N, …]``, ``y`` (as the loss takes it).
 
         Each step reads the rows in a random order of its own, so theirs does not matter. Minibatches of fewer
-        than 32 samples bring a :class:`~gncompile.errors.SmallBatchWarning`; :meth:`gather` joins such.
-
-        Raises :class:`~gncompile.errors.BatchError` for a batch of the wrong shape or dtype or with
-        non-finite values; nothing is changed then. On a CUDA device the step only begins here: the
-        statistics wait for it when they are read, and a bad batch is left out and counted (``rejected``);
-        a batch in pinned memory must not be overwritten before.
+        than 32 samples bring a :class:`~gncompile.errors.SmallBatchWarning`; :meth:`gather` joins such. Of
+        many processes each gives its own samples (:mod:`gncompile.training.joining`). Raises
+        :class:`~gncompile.errors.BatchError` for a batch of the wrong shape or dtype or with non-finite
+        values; nothing is changed then. On a CUDA device the step only begins here: the statistics wait for
+        it when they are read, and a bad batch is left out and counted (``rejected``); a batch in pinned
+        memory must not be overwritten before.
         """
         self.ready()
-        inputs, target = self.compiled.reader.pair(x, y)
-        self._first_batches.look(self.updates, x, y, self.gathers)
-        return self._steps.step(inputs, target)
+        batch = self.joining.read(x, y)
+        self._first_batches.look(self.updates, x, y, self.gathers, batch.samples)
+        return self._steps.step(batch)
 
     def ready(self) -> None:
-        """Before any use: follow the model to other tensors of the same shapes, whole ones.
-
-        Raises :class:`~gncompile.errors.ModelChangedError` if it is another one.
-        """
+        """Before any use: follow the model to other whole tensors of the same shapes; another is refused."""
         self._steps.ready()
 
     def settle(self, x: Inputs, y: Target) -> None:
         """Undo the last update if the loss of ``(x, y)`` is not finite after it, as the next step would."""
         self.ready()
         self.reported.hide()
-        if self._steps.unconfirmed and not math.isfinite(float(self.loss(x, y))):
+        if self._steps.unconfirmed and not self._steps.is_sound(self.joining.read(x, y)):
             self._steps.undo()
 
     def finish(self) -> None:
@@ -153,6 +150,7 @@ class Trainer:
         skip_bad_batches: bool = False,
         continue_order: bool = True,
         batch: ReadBatch | None = None,
+        split: bool | None = None,
     ) -> History:
         """Train for ``updates`` further steps, or for ``epochs`` passes over ``train``; returns the history.
 
@@ -167,7 +165,7 @@ class Trainer:
         asked = Fit(
             the_only(train, more), updates, epochs, validation, validate_every, callbacks, progress,
             checkpoint, checkpoint_every, early_stop, keep_best, metrics, loggers, skip_bad_batches,
-            continue_order, batch,
+            continue_order, batch, split,
         )  # fmt: skip
         return Fitting(asked, self).run()
 
@@ -177,9 +175,9 @@ class Trainer:
         """The batches ``(x, y)`` of ``train``, put together to as many samples as are wanted for a step.
 
         For loops of one's own; ``fit`` does the same, and ``batch`` is as there. ``epochs`` is how often
-        ``train`` is gone through, None without end. A batch that is large enough is passed on as it is. A
-        step's samples may come from two passes, but a whole pass is always enough; the end of the last one
-        comes with the batch of before.
+        ``train`` is gone through, None without end. A large enough batch is passed on as it is. A step's
+        samples may come from two passes, but a whole pass is always enough; the end of the last one comes
+        with the batch of before.
 
         Raises :class:`~gncompile.errors.BatchError` for a batch that no step can be taken on.
 
@@ -292,7 +290,7 @@ class Trainer:
     def report(
         self, folder: Path | str, title: str | None = None, batch: int = BATCH
     ) -> list[Path]:
-        """Write the derivation as linked HTML pages, one a node; returns the files, ``index.html`` first.
+        """Write the derivation as linked HTML pages; returns the files, ``index.html`` first.
 
         A page a node, with formulas, cost and source lines; plots of transfer functions need matplotlib.
         """
