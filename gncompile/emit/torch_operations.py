@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from ..functions.interpolate import taps
-from ..program import collectives, lookups
+from ..program import lookups
 from ..program import operations as ir
 from ..program.specs import Dim, Spec, Structure
 from ..program.step_program import Instruction
@@ -147,26 +147,6 @@ def _random(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) 
     assert isinstance(i.op, ir.Random)
     rows = f', "{dimension(i.spec.samples)}"' if i.op.joined else ""
     return [f"memory.random({quoted(i.op.kind)}, {out}{rows})"]
-
-
-@writes(collectives.AllReduce)
-def _all_reduce(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
-    assert isinstance(i.op, collectives.AllReduce)
-    lines, start = [], 0
-    for name, over, spec in zip(v, i.op.over, specs, strict=True):
-        triangle = collectives.is_triangle(spec)
-        samples = quoted(over) if over == collectives.SUM else f'"{dimension(over)}"'
-        how = f"{literal(start)}, {samples}, {literal(triangle)}"
-        lines.append(f"memory.pack({name}, {out}, {how})")
-        start += collectives.sent_elements(spec)
-    return [*lines, f"memory.all_reduce({out})"]
-
-
-@writes(collectives.Reduced)
-def _reduced(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
-    assert isinstance(i.op, collectives.Reduced)
-    triangle = collectives.is_triangle(i.op.spec)
-    return [f"memory.unpack({v[0]}, {literal(i.op.start)}, {out}, {literal(triangle)})"]
 
 
 @writes(ir.Columns)

@@ -20,7 +20,11 @@ from ..program.operations import Leaf, Op
 from ..program.program_check import check_types
 from ..program.specs import Dim, Spec
 from ..program.step_program import Instruction, StepProgram
-from . import torch_jacobian, torch_selections  # noqa: F401  # declare how they are written
+from . import (  # noqa: F401  # declare how they are written
+    torch_collectives,
+    torch_jacobian,
+    torch_selections,
+)
 from .layout import WIDTH, Statement, filled
 from .literals import comment, dimension, docstring, literal, plain_name, quoted
 from .scalar_source import cells, is_float, scalar_lines

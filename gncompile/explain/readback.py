@@ -7,7 +7,7 @@ instructions, so what is reported is what runs.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -132,14 +132,8 @@ class Readback:
             f"loss {loss.name}: {loss.scale}",
             *(f"{name} {text}" for name, text in self.method_lines()),
             f"costs of a mean step on {self.batch} samples, {8 * self.itemsize}-bit numbers",
-            *([self._joined()] if is_joined(self.program) else []),
+            *([f"of one process, which sends {self._sent()}"] if is_joined(self.program) else []),
         ]
-
-    def _joined(self) -> str:
-        """What one of many processes sends in a mean step."""
-        found = [(self.costs.sent(phase), often) for phase, often in self.mean_runs.items()]
-        size, messages = (sum(each[k] * often for each, often in found) for k in (0, 1))
-        return f"of one of many processes, which sends {binary_size(round(size))} in {messages:.3g} messages"
 
     def method_lines(self) -> list[tuple[str, str]]:
         """The method, or each one with its layers, and why they were chosen: a name and a text each."""
@@ -155,7 +149,7 @@ class Readback:
 
     @property
     def methods(self) -> list[str]:
-        """The curvature methods in use, or the first-order one."""
+        """The methods in use."""
         return list(dict.fromkeys(self.method(layer) for layer in self.graph.trained))
 
     def method(self, layer: str) -> str:
@@ -329,6 +323,12 @@ class Readback:
         times = f", in {self.costs.runs(phase)} runs" if self.costs.runs(phase) > 1 else ""
         return ("every step" if rate == 1 else often) + times
 
+    def _sent(self, runs: Mapping[str, float] | None = None) -> str:
+        """What one of many processes sends in so many runs of phases, by default in a mean step."""
+        found = [(self.costs.sent(name), often) for name, often in (runs or self.mean_runs).items()]
+        size, many = (sum(each[k] * often for each, often in found) for k in (0, 1))
+        return f"{binary_size(round(size))} in {many:.3g} messages" if many else "-"
+
     def phase_rows(self) -> list[Row]:
         """When each phase runs, its cost when it does, and how many launches that takes if this is known."""
         rows = [
@@ -337,11 +337,7 @@ class Readback:
         heading = ["phase", "when", "FLOPs", "traffic"]
         if is_joined(self.program):
             heading = [*heading, "sent"]
-            sent = (self.costs.sent(name) for name, *_ in rows)
-            rows = [
-                [*row, f"{binary_size(size)} in {n}" if n else "-"]
-                for row, (size, n) in zip(rows, sent, strict=True)
-            ]
+            rows = [[*row, self._sent({row[0]: 1.0})] for row in rows]
         if self.order is not None:
             heading = [*heading, "launches"]
             rows = [[*row, str(len(self.order.phases[row[0]]))] for row in rows]

@@ -1,0 +1,29 @@
+"""What processes send each other as calls of the memory's group (``runtime/processes.py``)."""
+
+from __future__ import annotations
+
+from ..program import collectives
+from ..program.specs import Spec
+from ..program.step_program import Instruction
+from .literals import dimension, literal, quoted
+from .torch_operations import File, writes
+
+
+@writes(collectives.AllReduce)
+def _all_reduce(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+    assert isinstance(i.op, collectives.AllReduce)
+    lines, start = [], 0
+    for name, over, spec in zip(v, i.op.over, specs, strict=True):
+        triangle = collectives.is_triangle(spec)
+        samples = quoted(over) if over == collectives.SUM else f'"{dimension(over)}"'
+        how = f"{literal(start)}, {samples}, {literal(triangle)}"
+        lines.append(f"memory.pack({name}, {out}, {how})")
+        start += collectives.sent_elements(spec)
+    return [*lines, f"memory.all_reduce({out})"]
+
+
+@writes(collectives.Reduced)
+def _reduced(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+    assert isinstance(i.op, collectives.Reduced)
+    triangle = collectives.is_triangle(i.op.spec)
+    return [f"memory.unpack({v[0]}, {literal(i.op.start)}, {out}, {literal(triangle)})"]
