@@ -43,6 +43,7 @@ from .settings import (
     cdiv,
     matrix_default,
     with_results,
+    with_views,
 )
 from .syrk import Side, moment_of_sides
 from .tiles import Matrix, Operand
@@ -156,6 +157,7 @@ def _implicit_product(
     if settings is None:
         settings = matrix_default(shape, a.dtype, precision)
         settings = with_results(settings, 1 + len(outputs), a.dtype, precision)
+        settings = with_views(settings, a.dtype, precision)
 
     def of_group(tensor: Input) -> Matrix:
         """A matrix whose items are the channels of the groups, or the same for all."""

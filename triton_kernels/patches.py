@@ -67,7 +67,7 @@ class View(NamedTuple):
 
     axes: tuple[Axis, ...]
     checked: tuple[bool, ...]
-    """Of every axis whether it has elements that are no point of the grid."""
+    """Of every axis whether it has elements that are no points of the grid."""
     points: int
     groups: int
     channels: int
@@ -107,6 +107,30 @@ def _view(axes: Sequence[tuple[int, ...]], groups: int, channels: int, by_place:
 
 
 @triton.jit
+def along(place, column, mask, AXIS: tl.constexpr, CHECKED: tl.constexpr):
+    """One axis: offsets of a place and of a tap, or of both together, the mask, and what the next axes read."""
+    PLACES: tl.constexpr = AXIS[0]
+    TAPS: tl.constexpr = AXIS[1]
+    DIVISOR: tl.constexpr = AXIS[5]
+    LIMIT: tl.constexpr = AXIS[6]
+    APART: tl.constexpr = AXIS[7]
+    from_place = (place % PLACES) * AXIS[2] + AXIS[3]
+    from_tap = (column % TAPS) * AXIS[4]
+    of_place = from_place * APART
+    of_tap = from_tap * APART
+    of_both = 0
+    if CHECKED:
+        at = from_place + from_tap
+        mask = mask & (at >= 0) & (at < LIMIT * DIVISOR)
+        if DIVISOR > 1:
+            mask = mask & (at % DIVISOR == 0)
+            of_both = at // DIVISOR * APART
+            of_place *= 0
+            of_tap *= 0
+    return of_place, of_tap, of_both, mask, place // PLACES, column // TAPS
+
+
+@triton.jit
 def seen(sample_stride, feature_stride, outer, inner, mask, VIEW: tl.constexpr):
     """Offsets of a tile of a view in 64 bits, and ``mask`` where they are points of the grid.
 
@@ -118,36 +142,22 @@ def seen(sample_stride, feature_stride, outer, inner, mask, VIEW: tl.constexpr):
     POINTS: tl.constexpr = VIEW[2]
     GROUPS: tl.constexpr = VIEW[3]
     CHANNELS: tl.constexpr = VIEW[4]
-    BY_PLACE: tl.constexpr = VIEW[5]
-    if BY_PLACE:
+    if VIEW[5]:
         place = outer
         column = inner
     else:
         place = inner
         column = outer
-    of_place = 0
-    of_tap = 0
+    of_place = place * 0
+    of_tap = column * 0
     of_both = 0
     for d in tl.static_range(len(AXES)):
-        PLACES: tl.constexpr = AXES[d][0]
-        TAPS: tl.constexpr = AXES[d][1]
-        DIVISOR: tl.constexpr = AXES[d][5]
-        LIMIT: tl.constexpr = AXES[d][6]
-        APART: tl.constexpr = AXES[d][7]
-        from_place = (place % PLACES) * AXES[d][2] + AXES[d][3]
-        from_tap = (column % TAPS) * AXES[d][4]
-        place = place // PLACES
-        column = column // TAPS
-        if CHECKED[d]:
-            at = from_place + from_tap
-            mask = mask & (at >= 0) & (at < LIMIT * DIVISOR)
-            if DIVISOR > 1:
-                mask = mask & (at % DIVISOR == 0)
-        if DIVISOR == 1:
-            of_place += from_place * APART
-            of_tap += from_tap * APART
-        else:
-            of_both += (from_place + from_tap) // DIVISOR * APART
+        by_place, by_tap, by_both, mask, place, column = along(
+            place, column, mask, tl.constexpr(AXES[d]), tl.constexpr(CHECKED[d])
+        )
+        of_place += by_place
+        of_tap += by_tap
+        of_both += by_both
     if GROUPS > 1:
         of_place += (place % GROUPS) * (CHANNELS * POINTS)
         place = place // GROUPS

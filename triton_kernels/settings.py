@@ -204,6 +204,17 @@ def with_results(
     return replace(settings, num_warps=8) if wide and results > 2 else settings
 
 
+def with_views(
+    settings: MatrixSettings, dtype: torch.dtype, precision: Precision
+) -> MatrixSettings:
+    """The settings for operands that are views of grids: their addresses and masks are in registers too.
+
+    A wide tile of 4 warps spilled on compute capability 80, up to 1536 bytes of a thread.
+    """
+    wide = settings.block_m * settings.block_n >= 64 * 64
+    return short_steps(replace(settings, num_warps=8) if wide else settings, dtype, precision)
+
+
 def matrix_space(
     shape: Shape,
     dtype: torch.dtype,

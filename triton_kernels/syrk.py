@@ -35,6 +35,7 @@ from .settings import (
     matrix_default,
     matrix_space,
     tile_counts,
+    with_views,
 )
 from .tiles import Matrix, Operand
 
@@ -179,6 +180,8 @@ def moment_of_sides(
         settings = matrix_default(
             shape, tensors[0].dtype, precision, triangle=symmetric, split=True
         )
+        if b.view is not None:
+            settings = with_views(settings, tensors[0].dtype, precision)
     if symmetric:
         require_square(settings)
     numbers = arithmetic(tensors, precision)
