@@ -1,4 +1,4 @@
-"""Convolutions as implicit products, by the kernels of :mod:`.gemm` and :mod:`.syrk`: patches are never stored.
+"""Convolutions as implicit products, by the kernels of :mod:`.gemm` and :mod:`.syrk`; no patch is stored.
 
 ==================  ==============================================================  ====================
 convolve            ``h[n,t,o] = Σ_ck x[n,c,t·s−p+k·d] W[o,ck]``                      a product by place
@@ -7,8 +7,8 @@ convolve_gradient   ``∇W[o,ck] = α Σ_nt g[n,t,o] x[n,c,t·s−p+k·d]``     
 patch_moment        ``Q = α Σ_nt p pᵀ`` of the patches ``p[n,t,ck]``                  a symmetric moment
 ==================  ==============================================================  ====================
 
-The adjoint gathers: no two programs add to one point, so results are the same in every run. With a stride most
-of its taps meet nothing: of a strided convolution it takes ``Π s`` times the flops that are needed.
+The adjoint gathers: no two programs add to one point, so results are the same in every run. With a stride s
+most taps of a point meet no place: it then takes ``Π s`` times the flops that are needed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from gncompile.errors import InternalError
@@ -42,8 +43,8 @@ from .settings import (
     Shape,
     cdiv,
     matrix_default,
+    matrix_space,
     with_results,
-    with_views,
 )
 from .syrk import Side, moment_of_sides
 from .tiles import Matrix, Operand
@@ -81,8 +82,8 @@ def convolve(
     """``out = W ⋆ x + b`` for C channels of P points, O channels and T places.
 
     Args:
-        x: ``[.., C·P]``, any strides by which its rows, those of ``out`` and of all that an epilogue reads and
-            writes are rows of one matrix.
+        x: ``[.., C·P]``; its rows, those of ``out`` and of all that an epilogue reads and writes are rows of
+            one matrix each, by any strides.
         weight: ``[O, C/groups · taps]``.
         out: ``[.., O·T]``; no alias of an operand.
         bias: ``[O]``.
@@ -139,7 +140,7 @@ def _implicit_product(
     bias: Tensor | None, epilogue: Any, inputs: Sequence[Input], outputs: Sequence[Tensor],
     precision: Precision, settings: Settings | None,
 ) -> list[Launch]:  # fmt: skip
-    """The launch of a product of a view of grids with a weight; ``grid`` is channels and points of a result."""
+    """The launch of a product of a view of grids with a weight; ``grid``: channels and points of a result."""
     (channels, places), each = grid, grid[0] // groups
     require("the grid", a, prod(a_grid))
     require("out", out, channels * places)
@@ -155,9 +156,8 @@ def _implicit_product(
         require("bias", bias, channels)
     shape = Shape(_rows(samples, places), each, inner, groups)
     if settings is None:
-        settings = matrix_default(shape, a.dtype, precision)
+        settings = matrix_default(shape, a.dtype, precision, views=True)
         settings = with_results(settings, 1 + len(outputs), a.dtype, precision)
-        settings = with_views(settings, a.dtype, precision)
 
     def of_group(tensor: Input) -> Matrix:
         """A matrix whose items are the channels of the groups, or the same for all."""
@@ -272,3 +272,15 @@ def _rows(samples: int, places: int) -> int:
     if samples * places >= 2**31:
         raise InternalError(f"{samples} samples of {places} places are more than a kernel counts")
     return samples * places
+
+
+def space(
+    shape: Shape,
+    dtype: torch.dtype,
+    precision: Precision,
+    *,
+    square: bool = False,
+    split: bool = False,
+) -> tuple[Settings, ...]:
+    """Settings worth measuring, of a moment ``split``, of one of patches ``square``; the default first."""
+    return matrix_space(shape, dtype, precision, square=square, split=split, views=True)

@@ -1,6 +1,6 @@
 """Torch's libraries in the place of a launch: cuBLAS and cuDNN on a CUDA device.
 
-A product is worth trying where nothing is fused with it; elsewhere the results would be read and written again.
+A product is worth trying where nothing is fused with it; elsewhere results would be read and written again.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _word(precision: Precision) -> str:
 @contextmanager
 def _float32(precision: str) -> Iterator[None]:
     """How the libraries multiply float32, ``ieee`` or ``tf32``, whatever torch was told."""
-    libraries = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    libraries = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = [each.fp32_precision for each in libraries]
     for each in libraries:
         each.fp32_precision = precision

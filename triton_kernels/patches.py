@@ -1,14 +1,14 @@
 """What windows see in a batch of grids, as an operand that memory does not hold: an *implicit* product.
 
-A grid ``[B, C·P]`` has C channels of P points in a row, a channel after the other. A :class:`View` of it is a
-matrix of *places* and *columns*. Places are counted sample by sample, group by group, then along the axes;
-columns channel by channel, then tap by tap. On every axis the element at place ``q`` and tap ``k`` is the point
+A grid ``[B, C·P]`` has C channels of P points in a row, a channel after the other. A :class:`View` of it is
+a matrix of *places* and *columns*. Places are counted sample by sample, group by group, then along the axes;
+columns channel by channel, then tap by tap. On every axis the element at place ``q``, tap ``k`` is the point
 
     (scale q + shift + step k) / divisor
 
 if that is a whole number on the grid, else 0. With ``(stride, -padding, dilation, 1)`` these are the patches
-that a convolution multiplies; with ``(1, padding, -dilation, stride)``, places and points exchanged, those that
-its adjoint does: a point receives from every window over it.
+that a convolution multiplies; with ``(1, padding, -dilation, stride)``, places and points exchanged, those
+of its adjoint: a point receives from every window over it.
 """
 
 from __future__ import annotations
@@ -76,18 +76,15 @@ class View(NamedTuple):
 
 def forward(w: Window, *, by_place: bool, groups: int = 1, channels: int = 0) -> View:
     """The patches of a convolution."""
-    axes = zip(
-        w.places, w.kernel, w.stride, (-p for p in w.padding), w.dilation, _ones(w), w.size,
-        strict=True,
-    )  # fmt: skip
-    return _view(list(axes), groups, channels, by_place)
+    every = zip(w.places, w.kernel, w.stride, w.padding, w.dilation, w.size, strict=True)
+    axes = [(q, k, s, -p, d, 1, size) for q, k, s, p, d, size in every]
+    return _view(axes, groups, channels, by_place)
 
 
 def adjoint(w: Window, *, by_place: bool) -> View:
     """What the points of the grid receive from the places of a convolution."""
-    back = (-d for d in w.dilation)
-    axes = zip(w.size, w.kernel, _ones(w), w.padding, back, w.stride, w.places, strict=True)
-    return _view(list(axes), 1, 0, by_place)
+    every = zip(w.size, w.kernel, w.padding, w.dilation, w.stride, w.places, strict=True)
+    return _view([(q, k, 1, p, -d, s, places) for q, k, p, d, s, places in every], 1, 0, by_place)
 
 
 def points(count: int, *, by_place: bool) -> View:
@@ -95,11 +92,11 @@ def points(count: int, *, by_place: bool) -> View:
     return _view([(count, 1, 1, 0, 1, 1, count)], 1, 0, by_place)
 
 
-def _ones(w: Window) -> tuple[int, ...]:
-    return (1,) * len(w.size)
+Numbers = tuple[int, int, int, int, int, int, int]
 
 
-def _view(axes: Sequence[tuple[int, ...]], groups: int, channels: int, by_place: bool) -> View:
+def _view(axes: Sequence[Numbers], groups: int, channels: int, by_place: bool) -> View:
+    """``axes`` are those of a view, the first first, without how far apart their points are."""
     limits = [axis[-1] for axis in axes]
     found = [Axis(*axis, math.prod(limits[d + 1 :])) for d, axis in enumerate(axes)][::-1]
     checked = tuple(not axis.inside for axis in found)
@@ -108,7 +105,7 @@ def _view(axes: Sequence[tuple[int, ...]], groups: int, channels: int, by_place:
 
 @triton.jit
 def along(place, column, mask, AXIS: tl.constexpr, CHECKED: tl.constexpr):
-    """One axis: offsets of a place and of a tap, or of both together, the mask, and what the next axes read."""
+    """One axis: offsets of a place and of a tap, or of both together, the mask, what the next axes read."""
     PLACES: tl.constexpr = AXIS[0]
     TAPS: tl.constexpr = AXIS[1]
     DIVISOR: tl.constexpr = AXIS[5]

@@ -35,7 +35,6 @@ from .settings import (
     matrix_default,
     matrix_space,
     tile_counts,
-    with_views,
 )
 from .tiles import Matrix, Operand
 
@@ -177,11 +176,8 @@ def moment_of_sides(
     """The launches of a moment of ``shape``, or of a batch of them."""
     tensors = a.operand.pointer, b.operand.pointer
     if settings is None:
-        settings = matrix_default(
-            shape, tensors[0].dtype, precision, triangle=symmetric, split=True
-        )
-        if b.view is not None:
-            settings = with_views(settings, tensors[0].dtype, precision)
+        how = {"triangle": symmetric, "split": True, "views": b.view is not None}
+        settings = matrix_default(shape, tensors[0].dtype, precision, **how)
     if symmetric:
         require_square(settings)
     numbers = arithmetic(tensors, precision)

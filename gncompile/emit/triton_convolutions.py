@@ -89,16 +89,15 @@ def _library_call(name: str, *operands: Expression) -> Call:
 def _gradient(w: File, kernel: Kernel, function: Function) -> list[Call]:
     root, op = kernel.root, kernel.root.op
     assert isinstance(op, grids.ConvolveGradient)
-    (g, x), out, geometry = (
-        tensors_of(w, root.inputs), tensor_of(w, root.name), _geometry(op.geometry)
-    )  # fmt: skip
+    operands, out = tensors_of(w, root.inputs), tensor_of(w, root.name)
+    geometry = _geometry(op.geometry)
     if not _is_implicit(w, kernel):
-        return [_library_call("gradient", g, x, geometry, literal(op.homogeneous), out)]
-    words: dict[str, Expression | None] = {"homogeneous": "True" if op.homogeneous else None}
-    return [template(
-        "convolve_gradient", g, x, out, geometry, alpha=f"1 / {dimension(w.program[root.inputs[0]].spec.samples)}",
-        **words, **matrix_settings(w, (kernel,)),
-    )]  # fmt: skip
+        return [_library_call("gradient", *operands, geometry, literal(op.homogeneous), out)]
+    samples = w.program[root.inputs[0]].spec.samples
+    words: dict[str, Expression | None] = {"alpha": f"1 / {dimension(samples)}"}
+    words |= {"homogeneous": "True"} if op.homogeneous else {}
+    words |= matrix_settings(w, (kernel,))
+    return [template("convolve_gradient", *operands, out, geometry, **words)]
 
 
 @plans(Kind.PATCH_MOMENT)

@@ -30,6 +30,7 @@ from ..program import operations as ir
 from ..program import specs
 from ..program.schedule import REDUCTIONS, Kernel, Kind, is_elementwise
 from ..program.step_program import Instruction, StepProgram
+from ..runtime import convolutions
 from ..runtime.memory import padded_shape
 from ..runtime.reference import apply, moment
 from ..runtime.source_files import function_of
@@ -273,7 +274,7 @@ class Scratch:
         """What the calls of an emitted step make of these tensors."""
         precision = self.bench.precision
         names: dict[str, Any] = {"kernels": self.bench.device_functions, "precision": precision}
-        names |= self.bench.dims
+        names |= {**self.bench.dims, "convolutions": convolutions}
         names["exact"] = "high" if precision == "medium" else precision
         tensors = [p.name for p in calls.parts(tuple(plan)) if isinstance(p, calls.Tensor)]
         names |= {name: self._tensor(name) for name in tensors}
