@@ -14,8 +14,9 @@ import gncompile
 from gncompile.emit.torch_source import TorchWriter
 from gncompile.program import operations as ir
 from gncompile.program import specs, strides
+from gncompile.program.implicit import grid_behind
 from gncompile.program.launches import fuse
-from gncompile.program.schedule import Kind
+from gncompile.program.schedule import Kernel, Kind
 from gncompile.program.specs import Spec
 from gncompile.program.step_program import Instruction, StepProgram
 from gncompile.triton_kernels.joining import joined
@@ -67,25 +68,36 @@ def test_views_lie_as_those_of_torch(name: str, method: str) -> None:
         assert all(ours == its for ours, its in several), f"{i}: {steps}, not {found.stride()}"
 
 
+def grids_of(program: StepProgram, kernel: Kernel) -> tuple[str, ...]:
+    """The batch of grids that windows see, if a kernel is a product with what they see."""
+    match kernel.kind:
+        case Kind.CONVOLUTION:
+            return (kernel.root.inputs[0], kernel.root.name)
+        case Kind.PATCH_MOMENT:
+            found = grid_behind(program, kernel.instructions[-1].inputs[0])
+            assert found is not None
+            return found[:1]
+    return ()
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("method", ["kfra", "kflr"])
 def test_templates_are_given_matrices_only(name: str, method: str) -> None:
-    """What a moment, a softmax or a sum by row is given, torch can view as rows."""
+    """What a moment, a softmax, a sum by row or a convolution is given, torch can view as rows."""
     program = program_of(name, method)
     counted = 0
     for phase in program.phases:
         for kernel in fuse(program, phase):
             by_rows = kernel.kind in (Kind.SECOND_MOMENT, Kind.CROSS_MOMENT, Kind.SOFTMAX)
             by_rows |= isinstance(kernel.root.op, ir.RowSum) and kernel.kind is Kind.REDUCTION
-            for value in kernel.inputs if by_rows else ():
+            values = kernel.inputs if by_rows else grids_of(program, kernel)
+            for value in values:
                 found = tensor(program, value)
-                if found.dim() > 2 and found.numel() == tensor(program, kernel.inputs[0]).numel():
+                if found.dim() > 2 and found.numel() == tensor(program, values[0]).numel():
                     found.view(-1, found.shape[-1])
                     counted += 1
-            if (
-                kernel.kind not in (Kind.TORCH, Kind.GEMM, Kind.ELEMENTWISE, Kind.REDUCTION)
-                and not by_rows
-            ):
+            others = (Kind.TORCH, Kind.GEMM, Kind.ELEMENTWISE, Kind.REDUCTION)
+            if kernel.kind not in others and not values:
                 assert all(
                     len(program[n].spec.shape) <= 2 for n in (*kernel.inputs, *kernel.stores)
                 )

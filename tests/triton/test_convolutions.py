@@ -1,4 +1,4 @@
-"""A whole step of a convolutional network in Triton's interpreter, as the reference backend takes it."""
+"""A convolutional network in Triton's interpreter: whole steps as the reference backend takes them, and tuning."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from gncompile.program.schedule import Kind
 from gncompile.program.step_program import StepProgram
 from gncompile.runtime.draws import PhiloxDraws
 from gncompile.training.trainer import Trainer
+from gncompile.triton_kernels.launches import Launch
+from gncompile.triton_kernels.library import LibraryCall
 from gncompile.triton_kernels.settings import MatrixSettings
+from gncompile.tuning.gpu import GpuBench
 
 N, K = 9, 2
 CONVOLVED = (Kind.CONVOLUTION, Kind.CONVOLUTION_GRADIENT)
@@ -48,8 +51,9 @@ def implicit(program: StepProgram) -> dict[str, dict[str, int]]:
     return {x.name: settings for x in schedule(program).launches if x.kind in CONVOLVED}
 
 
-@pytest.mark.parametrize("by_library", [True, False], ids=["library", "implicit"])
-@pytest.mark.parametrize("method", ["kfra", "kflr"])
+@pytest.mark.parametrize(
+    ("method", "by_library"), [("kfra", False), ("kflr", False), ("kflr", True)]
+)
 def test_a_step_agrees_with_the_reference(method: str, by_library: bool) -> None:
     reference, x, y = compiled("reference", method)
     chosen = {} if by_library else implicit(reference.program)
@@ -72,3 +76,43 @@ def test_moments_of_patches_are_of_what_is_in_memory() -> None:
     moments = [k for x in order.launches if x.kind is Kind.PATCH_MOMENT for k in x.kernels]
     assert {k.stores[0] for k in moments} >= {"Q_layer_0", "Q_layer_3", "G_layer_0"}
     assert not [name for name in order.stores if name.startswith("patches_")]
+
+
+# --- the tuner ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bench() -> GpuBench:
+    trainer, x, _ = compiled("reference", "kflr")
+    dims = {"N": N, **trainer.settings.rows(N), "S": K}
+    return GpuBench(trainer.program, dims, torch.float64, "highest", x.device)
+
+
+@pytest.mark.parametrize("kind", [*CONVOLVED, Kind.PATCH_MOMENT])
+def test_every_candidate_agrees_with_the_reference(bench: GpuBench, kind: Kind) -> None:
+    """The default, which of a convolution is the library, and an implicit product."""
+    keys = {name: key for name, key in bench.keys.items() if key.kernel == kind}
+    problems = bench.problems(keys)
+    assert len(problems) > 1
+    for one in problems:
+        default, *others = one.candidates
+        assert any(isinstance(x, LibraryCall) for x in one.launches(default)) == (kind in CONVOLVED)
+        assert all(isinstance(each, Launch) for each in one.launches(others[-1]))
+        assert one.check(default) is None
+        assert one.check(others[-1]) is None
+        one.release()
+
+
+def test_a_key_knows_the_window() -> None:
+    """Of windows that come to the same sizes, what was measured for one is not the other's."""
+    narrow = nn.Conv1d(1, 2, 2, stride=1), nn.Conv1d(1, 2, 2, stride=2, padding=1)
+    keys = []
+    for convolution, size in zip(narrow, (5, 7), strict=True):
+        model = nn.Sequential(convolution, nn.Flatten(), nn.Linear(8, K))
+        one = gncompile.compile(model, "mse", torch.zeros(N, 1, size), backend="reference")
+        dims = {"N": N, **one.settings.rows(N), "S": K}
+        of = GpuBench(one.program, dims, torch.float32, "highest", torch.device("cpu"))
+        keys.append(of.keys["h_layer_0"])
+    first, second = keys
+    assert first.shape == second.shape
+    assert first != second
