@@ -1,4 +1,4 @@
-"""A convolutional network in Triton's interpreter: whole steps as the reference backend takes them, and tuning."""
+"""A convolutional network in Triton's interpreter: whole steps as the reference takes them, and tuning."""
 
 from __future__ import annotations
 
