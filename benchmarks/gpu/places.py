@@ -56,7 +56,7 @@ def transformer() -> tuple[nn.Module, Tensor, Tensor]:
     return model, torch.rand(256, 28 * 28), torch.randint(CLASSES, (256,))
 
 
-EVERY: Mapping[str, Callable[[], tuple[nn.Module, Tensor, Tensor]]] = {
+EVERY: dict[str, Callable[[], tuple[nn.Module, Tensor, Tensor]]] = {
     **NETWORKS,
     "transformer": transformer,
 }
@@ -209,7 +209,7 @@ class Places:
 
     def _phases(self, of: Compiled, *names: str) -> Prepared:
         """Phases on the whole batch, without loading it."""
-        present = [name for name in names if name in of.program.phases]
+        present = tuple(name for name in names if name in of.program.phases)
         of.executable.load(of.inputs, of.target)
         graphs, costs = Graphs(of.executable), phase_costs(of.program, len(self.x))
         total = sum((costs[name] for name in present), Cost())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import gncompile
 from benchmarks.compare import Check
@@ -56,7 +57,12 @@ def test_the_command_checks_times_and_writes(tmp_path: Path) -> None:
     assert rows["KFRA factors + gradient, ours"]["flops"] > 0
 
 
-def test_networks_with_places_are_checked_and_timed(tmp_path: Path) -> None:
+def test_networks_with_places_are_checked_and_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)
+    network = nn.Sequential(*layers), torch.rand(4, 1, 4, 4), torch.arange(4) % 3
+    monkeypatch.setitem(places.EVERY, "lenet", lambda: network)
     file = tmp_path / "record.json"
     given = ["--dry-run", "--stages", "places", "--networks", "lenet", "--rounds", "1"]
     assert main([*given, "--output", str(file)]) == 0

@@ -6,16 +6,19 @@ import warnings
 from functools import cache
 
 import pytest
+import sympy
 import torch
 from places import NETWORKS, network
 from torch import Tensor
 
 import gncompile
 from gncompile.emit.torch_source import TorchWriter
+from gncompile.graph.windows import Geometry, Window
 from gncompile.program import operations as ir
 from gncompile.program import specs, strides
+from gncompile.program.convolutions import Convolve
 from gncompile.program.implicit import grid_behind
-from gncompile.program.launches import fuse
+from gncompile.program.launches import fuse, kind_of
 from gncompile.program.schedule import Kernel, Kind
 from gncompile.program.specs import Spec
 from gncompile.program.step_program import Instruction, StepProgram
@@ -130,6 +133,26 @@ def test_a_coordinate_that_is_not_one_is_left_to_torch() -> None:
         program = small_program(("N", 3), op, view, Spec(("N", 3)))
         (kernel,) = [k for k in fuse(program, "gradient") if k.stores == ("y",)]
         assert kernel.kind is kind
+
+
+@pytest.mark.parametrize(("groups", "kind"), [(1, Kind.CONVOLUTION), (2, Kind.TORCH)])
+def test_draws_join_a_convolution_but_not_one_in_groups(groups: int, kind: Kind) -> None:
+    """The items of a batch, which the groups are, would all have equal draws."""
+    window = Window((3,), (1,), (1,), (0,), (1,))
+    grid, weight = Spec(("N", 6)), Spec((2, 2 // groups))
+    h, u = sympy.symbols("h u", real=True)
+    program = StepProgram(
+        (
+            Instruction("x", ir.Zeros(grid), (), grid, "gradient"),
+            Instruction("W", ir.Zeros(weight), (), weight, "gradient"),
+            Instruction(
+                "h", Convolve(Geometry(window, 2, 2, groups)), ("x", "W"), grid, "gradient"
+            ),
+            Instruction("u", ir.Random("uniform", grid.shape), (), grid, "gradient"),
+            Instruction("y", ir.Pointwise(h * u, (h, u)), ("h", "u"), grid, "gradient"),
+        )
+    )
+    assert kind_of(program, [program[name] for name in "huy"]) is kind
 
 
 @pytest.mark.parametrize(
