@@ -30,7 +30,7 @@ from .rows import Entry, Row, free, measured, table
 
 STAGES = ("gradients", "curvature", "steps", "layers", "kernels", "tuning", "places")
 DRY_WIDTHS = (20, 16, 5, 16, 20)
-DRY_PLACES = 2
+DRY_PLACES = 4
 """Samples of the networks with weights at places."""
 CUDA_RATES, DRY_RATES = (8192, 1 << 28), (64, 1 << 12)
 """Size of the matrices, and numbers copied: past every cache."""

@@ -182,16 +182,15 @@ def lines(expression: Expression, width: int) -> list[str]:
     is_plan = isinstance(expression, Call) and expression.template
     opening = f"{expression.spelling}(" if isinstance(expression, Call) else "("
     room = width - len(f"{opening},")
-    long = any(isinstance(e, Call) and len(text(e)) > room for _, e in inner)
-    if (
-        long
-        or isinstance(expression, list)
-        or is_plan
-        or any(isinstance(e, list) for _, e in inner)
-    ):
+    wide = any(isinstance(e, list) or _is_long(e, room) for _, e in inner)
+    if wide or is_plan or isinstance(expression, list):
         return _broken(expression, width)
     only = "," if isinstance(expression, tuple) and len(expression) == 1 else ""
     return filled(opening, [word + text(each) for word, each in inner], f"{only})", width)
+
+
+def _is_long(expression: Expression, room: int) -> bool:
+    return isinstance(expression, Call) and len(text(expression)) > room
 
 
 def _broken(expression: Expression, width: int) -> list[str]:

@@ -73,7 +73,7 @@ def fuse(program: StepProgram, phase: str) -> nx.DiGraph:
         if isinstance(i.op, ir.SymmetricProduct | ir.Hadamard):
             fusion.join_congruence(i)
         elif isinstance(i.op, ir.Moment):
-            fusion.join_patches(i)
+            fusion.join_patches(i, i.op)
         elif is_elementwise(i) or isinstance(i.op, SUMS):
             fusion.join_producer(i)
     for i in program.phase(phase):
@@ -141,16 +141,18 @@ class _Fusion:
                 # A group goes by its first member; what others know is the last.
                 self._rename(self.group_of[i.name], i.name)
 
-    def join_patches(self, moment: Instruction) -> None:
+    def join_patches(self, moment: Instruction, op: ir.Moment) -> None:
         """Let a moment of patches see them in their grid, if nothing else reads them."""
         rows = self.program[moment.inputs[0]]
         patches = self.program[rows.inputs[0]] if rows.inputs else rows
-        if not isinstance(patches.op, grids.Patches) or patches.name not in self.members:
+        alone = len(moment.inputs) == 1 and op.coordinate == 1.0
+        if not alone or not isinstance(patches.op, grids.Patches):
             return
         together = [patches, rows, moment]
         apart = used_outside(self.program, [m.name for m in together]) - {moment.name}
-        alike = kind_of(self.program, together) is Kind.PATCH_MOMENT
-        if alike and not apart and self._free(patches.name, moment.name):
+        seen = kind_of(self.program, together) is Kind.PATCH_MOMENT
+        here = patches.name in self.members
+        if here and seen and not apart and self._free(patches.name, moment.name):
             self.members[patches.name].append(rows)
             self._contract(patches.name, moment.name)
 

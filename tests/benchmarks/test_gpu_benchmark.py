@@ -69,7 +69,7 @@ def test_networks_with_places_are_checked_and_timed(
     record = json.loads(file.read_text())
     assert len(record["checks"]) == 3
     assert all(check["error"] <= check["allowed"] for check in record["checks"].values())
-    rows = {row["name"]: row for row in record["stages"]["lenet, batch 2"]}
+    rows = {row["name"]: row for row in record["stages"]["lenet, batch 4"]}
     assert {name for name, row in rows.items() if row["left_out"]} == {
         places.IMPLICIT_GRADIENT,
         places.IMPLICIT_FACTORS,

@@ -16,7 +16,7 @@ from gncompile.emit.torch_source import TorchWriter
 from gncompile.graph.windows import Geometry, Window
 from gncompile.program import operations as ir
 from gncompile.program import specs, strides
-from gncompile.program.convolutions import Convolve
+from gncompile.program.convolutions import Convolve, Patches
 from gncompile.program.implicit import grid_behind
 from gncompile.program.launches import fuse, kind_of
 from gncompile.program.schedule import Kernel, Kind
@@ -132,6 +132,28 @@ def test_a_coordinate_that_is_not_one_is_left_to_torch() -> None:
         op = ir.Moment(homogeneous=True, coordinate=coordinate)
         program = small_program(("N", 3), op, view, Spec(("N", 3)))
         (kernel,) = [k for k in fuse(program, "gradient") if k.stores == ("y",)]
+        assert kernel.kind is kind
+
+
+def test_only_a_moment_of_patches_alone_sees_them_in_their_grid() -> None:
+    """Not one with a coordinate that is not 1, nor one of patches and something else."""
+    geometry = Geometry(Window((3,), (2,), (1,), (0,), (1,)), 1, 1)
+    grid, whole, rows = Spec(("N", 3)), Spec((2, "N", 2)), Spec(("N", 2, 2))
+    for op, inputs, kind in (
+        (ir.Moment(homogeneous=True), ("rows",), Kind.PATCH_MOMENT),
+        (ir.Moment(homogeneous=True, coordinate=0.0), ("rows",), Kind.TORCH),
+        (ir.Moment(), ("rows", "other"), Kind.CROSS_MOMENT),
+    ):
+        program = StepProgram(
+            (
+                Instruction("x", ir.Zeros(grid), (), grid, "gradient"),
+                Instruction("other", ir.Zeros(rows), (), rows, "gradient"),
+                Instruction("p", Patches(geometry), ("x",), whole, "gradient"),
+                Instruction("rows", ir.FeaturesLast(), ("p",), rows, "gradient"),
+                Instruction("m", op, inputs, Spec((3, 3)), "gradient"),
+            )
+        )
+        (kernel,) = [k for k in fuse(program, "gradient") if k.stores == ("m",)]
         assert kernel.kind is kind
 
 
