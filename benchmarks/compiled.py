@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from gncompile.app.api import understand
 from gncompile.base.settings import Settings
+from gncompile.emit.torch_operations import Options
 from gncompile.pipeline import step_program
 from gncompile.program.costs import CostModel
 from gncompile.runtime.executable import Executable
@@ -29,6 +32,7 @@ class Compiled:
         method: str = "kfra",
         backend: str = "torch",
         precision: str = "highest",
+        variants: Mapping[str, Options] | None = None,
     ) -> None:
         traced, declared, reader = understand(model, loss, x)
         self.traced = traced
@@ -43,6 +47,7 @@ class Compiled:
             precision=precision,
             dtype=reader.dtype,
             device=reader.device,
+            variants=variants,
         )
         self.layers = list(traced.graph.layers)
         self.inputs = reader.inputs(x)

@@ -54,6 +54,7 @@ def gemm_tile(
     EPILOGUE: tl.constexpr, KINDS: tl.constexpr, RESULTS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
     DTYPE: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr,
+    VIEW_A: tl.constexpr = None, VIEW_B: tl.constexpr = None, PLACES: tl.constexpr = None,
 ):  # fmt: skip
     """The ``index``-th tile of C, computed, finished and stored."""
     row_tile, column_tile = grouped_position(index, tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP)
@@ -61,7 +62,7 @@ def gemm_tile(
     columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     product = multiply_tile(
         a, b, rows, columns, 0, K, None, False, False,
-        BLOCK_M, BLOCK_N, BLOCK_K, DTYPE, ACCUMULATOR, PRECISION,
+        BLOCK_M, BLOCK_N, BLOCK_K, DTYPE, ACCUMULATOR, PRECISION, VIEW_A, VIEW_B,
     )  # fmt: skip
     row_mask = rows < M
     column_mask = columns < N
@@ -72,7 +73,7 @@ def gemm_tile(
         value += load_tile(add, rows, columns, row_mask, column_mask, "full", ACCUMULATOR)
     store_results(
         value, out, outputs, inputs, rows, columns, row_mask, column_mask,
-        EPILOGUE, KINDS, RESULTS, BLOCK_M, BLOCK_N,
+        EPILOGUE, KINDS, RESULTS, BLOCK_M, BLOCK_N, PLACES,
     )  # fmt: skip
 
 
@@ -104,16 +105,19 @@ def gemm_kernel(
     EPILOGUE: tl.constexpr, KINDS: tl.constexpr, RESULTS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
     DTYPE: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr,
+    VIEW_A: tl.constexpr = None, VIEW_B: tl.constexpr = None, PLACES: tl.constexpr = None,
 ):  # fmt: skip
     """One program a tile, one layer of the grid an item of the batch."""
     batch = tl.program_id(1)
+    if bias is not None:
+        bias = item(bias, batch)
     if add is not None:
         add = item(add, batch)
     gemm_tile(
         operand_item(a, batch), operand_item(b, batch),
         item(out, batch), items(outputs, batch, RESULTS), items(inputs, batch, len(KINDS)),
         tl.program_id(0), M, N, K, 1.0, bias, add, EPILOGUE, KINDS, RESULTS,
-        BLOCK_M, BLOCK_N, BLOCK_K, GROUP, DTYPE, ACCUMULATOR, PRECISION,
+        BLOCK_M, BLOCK_N, BLOCK_K, GROUP, DTYPE, ACCUMULATOR, PRECISION, VIEW_A, VIEW_B, PLACES,
     )  # fmt: skip
 
 
@@ -150,7 +154,9 @@ def gemm(
     """
     left, right = (a.mT if transpose_a else a), (b if transpose_b else b.mT)  # both [outer, K]
     if out.dim() > 2 and left.shape[:-1] == out.shape[:-1] and right.dim() == 2:
-        left, out, add, epilogue_inputs, outputs = _joined(left, out, add, epilogue_inputs, outputs)
+        left, out, add, epilogue_inputs, outputs = joined_rows(
+            left, out, add, epilogue_inputs, outputs
+        )
     (rows, inner), columns = left.shape[-2:], right.shape[-2]
     batch = out.shape[0] if out.dim() == 3 else 1
     require("b", right, columns, inner)
@@ -188,7 +194,7 @@ def gemm(
     ]
 
 
-def _joined(
+def joined_rows(
     left: Tensor,
     out: Tensor,
     add: Tensor | None,

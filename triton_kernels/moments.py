@@ -37,6 +37,7 @@ def moment_part(
     a, b, row_tile, column_tile, samples, part, parts, ONES_A: tl.constexpr, ONES_B: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     DTYPE: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr,
+    VIEW_A: tl.constexpr = None, VIEW_B: tl.constexpr = None,
 ):  # fmt: skip
     """The sum of one tile over the ``part``-th of ``parts`` shares of the batch, each of whole blocks."""
     share = tl.cdiv(tl.cdiv(samples, parts), BLOCK_K) * BLOCK_K
@@ -46,7 +47,7 @@ def moment_part(
         row_tile * BLOCK_M + tl.arange(0, BLOCK_M),
         column_tile * BLOCK_N + tl.arange(0, BLOCK_N),
         begin, tl.minimum(begin + share, samples), None, ONES_A, ONES_B,
-        BLOCK_M, BLOCK_N, BLOCK_K, DTYPE, ACCUMULATOR, PRECISION,
+        BLOCK_M, BLOCK_N, BLOCK_K, DTYPE, ACCUMULATOR, PRECISION, VIEW_A, VIEW_B,
     )  # fmt: skip
 
 

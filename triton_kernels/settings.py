@@ -148,11 +148,18 @@ def matrix_default(
     triangle: bool = False,
     split: bool = False,
     accumulators: int = 1,
+    views: bool = False,
 ) -> MatrixSettings:
-    """The largest square tile that still gives every multiprocessor work, or the smallest there is."""
+    """The largest square tile that still gives every multiprocessor work, or the smallest there is.
+
+    Of operands that are ``views`` of grids the addresses and masks are in registers too: a tile of 128
+    spilled, and one of 64 by 4 warps.
+    """
     chosen = None
-    for block in (128, 64, 32):
+    for block in (64, 32) if views else (128, 64, 32):
         settings = _square(block, dtype, precision, accumulators)
+        if views and block == 64:
+            settings = short_steps(replace(settings, num_warps=8), dtype, precision)
         if not fits(settings, dtype, precision, accumulators):
             continue
         tiles = tile_counts(shape, settings, triangle)
@@ -212,6 +219,7 @@ def matrix_space(
     square: bool = False,
     split: bool = False,
     accumulators: int = 1,
+    views: bool = False,
 ) -> tuple[MatrixSettings, ...]:
     """Settings that make sense for this shape, in a fixed order; the default is the first.
 
@@ -219,8 +227,9 @@ def matrix_space(
     Which of them a device can run, :func:`misfit` tells.
     """
     default = matrix_default(
-        shape, dtype, precision, triangle=square, split=split, accumulators=accumulators
-    )
+        shape, dtype, precision,
+        triangle=square, split=split, accumulators=accumulators, views=views,
+    )  # fmt: skip
     return tuple(dict.fromkeys((default, *_all_settings(shape, square, split))))
 
 

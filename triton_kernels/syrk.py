@@ -6,11 +6,14 @@ then exactly one program writes an element.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from gncompile.errors import InternalError
 
+from .gemm import item, operand_item
 from .language import tl, triton
 from .launches import (
     Launch,
@@ -23,6 +26,7 @@ from .launches import (
     rows_of,
 )
 from .moments import finish_moment, moment_part, moment_position, sum_parts, workspace_tile
+from .patches import View
 from .settings import (
     MatrixSettings,
     Precision,
@@ -32,6 +36,7 @@ from .settings import (
     matrix_space,
     tile_counts,
 )
+from .tiles import Matrix, Operand
 
 Settings = MatrixSettings
 
@@ -42,19 +47,28 @@ def moment_kernel(
     SYMMETRIC: tl.constexpr, SPLIT: tl.constexpr, ONES_A: tl.constexpr, ONES_B: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
     DTYPE: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr,
+    VIEW_A: tl.constexpr, VIEW_B: tl.constexpr,
 ):  # fmt: skip
-    """One program a tile and part of the batch; with one part only, it also finishes the tile."""
+    """One program a tile and part of the batch; with one part only, it also finishes the tile.
+
+    The last dimension of the grid is that of several moments of one shape.
+    """
     index = tl.program_id(0)
     part = tl.program_id(1)
+    group = tl.program_id(2)
     row_tile, column_tile = moment_position(index, M, N, SYMMETRIC, BLOCK_M, BLOCK_N, GROUP)
     total = moment_part(
-        a, b, row_tile, column_tile, SAMPLES, part, tl.num_programs(1), ONES_A, ONES_B,
-        BLOCK_M, BLOCK_N, BLOCK_K, DTYPE, ACCUMULATOR, PRECISION,
+        operand_item(a, group), operand_item(b, group), row_tile, column_tile, SAMPLES,
+        part, tl.num_programs(1), ONES_A, ONES_B,
+        BLOCK_M, BLOCK_N, BLOCK_K, DTYPE, ACCUMULATOR, PRECISION, VIEW_A, VIEW_B,
     )  # fmt: skip
     if SPLIT:
         tiles = tl.num_programs(0)
-        tl.store(workspace_tile(workspace, part, index, tiles, BLOCK_M, BLOCK_N), total)
+        at = group * tiles + index
+        tiles *= tl.num_programs(2)
+        tl.store(workspace_tile(workspace, part, at, tiles, BLOCK_M, BLOCK_N), total)
     else:
+        out = item(out, group)
         finish_moment(total, row_tile, column_tile, M, N, out, alpha, SYMMETRIC, BLOCK_M, BLOCK_N)
 
 
@@ -65,9 +79,13 @@ def finish_moment_kernel(
 ):  # fmt: skip
     """One program a tile: the parts of its sum, then what a single part would have been finished with."""
     index = tl.program_id(0)
+    group = tl.program_id(1)
     row_tile, column_tile = moment_position(index, M, N, SYMMETRIC, BLOCK_M, BLOCK_N, GROUP)
     tiles = tl.num_programs(0)
-    total = sum_parts(workspace, parts, index, tiles, BLOCK_M, BLOCK_N, ACCUMULATOR)
+    at = group * tiles + index
+    tiles *= tl.num_programs(1)
+    total = sum_parts(workspace, parts, at, tiles, BLOCK_M, BLOCK_N, ACCUMULATOR)
+    out = item(out, group)
     finish_moment(total, row_tile, column_tile, M, N, out, alpha, SYMMETRIC, BLOCK_M, BLOCK_N)
 
 
@@ -129,19 +147,47 @@ def moment_launches(
     rows, columns = a.shape[1] + (homogeneous and symmetric), right.shape[1] + homogeneous
     require("b", right, samples, right.shape[1])
     require("out", out, rows, columns)
-    shape = Shape(rows, columns, samples)
+    return moment_of_sides(
+        Side(padded_operand(a.mT)), Side(padded_operand(right.mT)), matrix(out),
+        Shape(rows, columns, samples), symmetric=symmetric, homogeneous=homogeneous, alpha=alpha,
+        precision=precision, settings=settings,
+    )  # fmt: skip
+
+
+class Side(NamedTuple):
+    """An operand ``[outer, samples]`` of a moment, and how it lies in a batch of grids, if it does."""
+
+    operand: Operand
+    view: View | None = None
+
+
+def moment_of_sides(
+    a: Side,
+    b: Side,
+    out: Matrix,
+    shape: Shape,
+    *,
+    symmetric: bool,
+    homogeneous: bool,
+    alpha: float,
+    precision: Precision,
+    settings: Settings | None,
+) -> list[Launch]:
+    """The launches of a moment of ``shape``, or of a batch of them."""
+    tensors = a.operand.pointer, b.operand.pointer
     if settings is None:
-        settings = matrix_default(shape, a.dtype, precision, triangle=symmetric, split=True)
+        how = {"triangle": symmetric, "split": True, "views": b.view is not None}
+        settings = matrix_default(shape, tensors[0].dtype, precision, **how)
     if symmetric:
         require_square(settings)
-    numbers = arithmetic([a, right], precision)
-    tiles = tile_counts(shape, settings, symmetric)
+    numbers = arithmetic(tensors, precision)
+    tiles = tile_counts(shape._replace(batch=1), settings, symmetric)
     split = settings.split > 1
     finish = {
-        "out": matrix(out),
-        "workspace": workspace(tiles, settings, a) if split else None,
-        "M": rows,
-        "N": columns,
+        "out": out,
+        "workspace": workspace(shape.batch * tiles, settings, tensors[0]) if split else None,
+        "M": shape.rows,
+        "N": shape.columns,
         "alpha": alpha,
         "SYMMETRIC": symmetric,
         "BLOCK_M": settings.block_m,
@@ -152,24 +198,25 @@ def moment_launches(
     found = [
         launch(
             moment_kernel,
-            (tiles, settings.split),
+            (tiles, settings.split, shape.batch),
             settings,
             **finish,
-            a=padded_operand(a.mT),
-            b=padded_operand(right.mT),
-            SAMPLES=samples,
+            a=a.operand,
+            b=b.operand,
+            SAMPLES=shape.inner,
             SPLIT=split,
             ONES_A=homogeneous and symmetric,
             ONES_B=homogeneous,
             BLOCK_K=settings.block_k,
             DTYPE=numbers["DTYPE"],
             PRECISION=numbers["PRECISION"],
+            VIEW_A=a.view,
+            VIEW_B=b.view,
         )
     ]
     if split:
-        found.append(
-            launch(finish_moment_kernel, (tiles,), settings, **finish, parts=settings.split)
-        )
+        grid = tiles, shape.batch
+        found.append(launch(finish_moment_kernel, grid, settings, **finish, parts=settings.split))
     return found
 
 

@@ -21,15 +21,17 @@ import torch
 from ..compare import Check
 from ..machine import environment, installed
 from ..problems import WIDTHS, Problem
-from . import kernels, layers, rates, tuning
+from . import kernels, layers, places, rates, tuning
 from .checks import checks, kernel_checks, odd_batch
 from .clock import Clock
 from .network import BASELINES, Network
 from .ours import STEADY, Engine
 from .rows import Entry, Row, free, measured, table
 
-STAGES = ("gradients", "curvature", "steps", "layers", "kernels", "tuning")
+STAGES = ("gradients", "curvature", "steps", "layers", "kernels", "tuning", "places")
 DRY_WIDTHS = (20, 16, 5, 16, 20)
+DRY_PLACES = 4
+"""Samples of the networks with weights at places."""
 CUDA_RATES, DRY_RATES = (8192, 1 << 28), (64, 1 << 12)
 """Size of the matrices, and numbers copied: past every cache."""
 
@@ -141,6 +143,8 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
         help="leave torch.compile out, whose tuning takes minutes",
     )
     add("--rounds", type=int, help="measurements of each row")
+    add("--networks", nargs="+", choices=sorted(places.EVERY), default=list(places.EVERY),
+        help="those with weights at places, on their own batches")  # fmt: skip
     add("--layer", type=int, nargs="+", help="widths of the square layers, default 4096")
     add("--device", choices=("cuda", "cpu"), default="cuda")
     add(
@@ -187,7 +191,7 @@ def benchmark(run: Run) -> int:
         batch: Problem.make(options.model, widths, batch, "mse").on(clock.device)
         for batch in options.batch
     }
-    networks = set(options.stages) - {"layers", "tuning"}  # which check what they time
+    networks = set(options.stages) - {"layers", "tuning", "places"}  # which check what they time
     if networks:
         first = problems[options.batch[0]]
         for problem in (first, *([] if options.dry_run else [odd_batch(first)])):
@@ -195,6 +199,13 @@ def benchmark(run: Run) -> int:
             run.check(checks(problem, run.engine))
     if "layers" in options.stages and not options.dry_run:
         run.check(kernel_checks(clock.device, layers.PRECISIONS))
+    at_places = [
+        places.Places.make(name, run.engine, clock, DRY_PLACES if options.dry_run else None)
+        for name in (options.networks if "places" in options.stages else ())
+    ]
+    for each in at_places:
+        run.say(f"checking {each.name} at batch {len(each.x)}")
+        run.check(each.checks())
     if run.failed:
         print("\nno times: what is fast but wrong is not worth timing")
         run.write()
@@ -203,6 +214,9 @@ def benchmark(run: Run) -> int:
     with rates.tf32(True):
         for batch, problem in problems.items():
             time_network(run, batch, problem)
+        for each in at_places:
+            name = f"{each.name}, batch {len(each.x)}"
+            run.stage(name, each.entries(), **places.BASELINES)
         if "layers" in options.stages and not options.dry_run:
             for size in options.layer:
                 run.stage(f"layers, d = {size}", layers.entries(clock, size, 2 * size))

@@ -38,7 +38,8 @@ RESERVED = frozenset(
         *("products", "moments", "inverses", "tiles", "congruence", "gemm", "Layer", "reduce"),
         *("ElementwiseSettings", "MatrixSettings", "ReduceSettings", "library_product", "softmax"),
         *("elementwise", "grouped_elementwise", "plan_elementwise_group", "grouped_precondition"),
-        *("Draw", "grouped_reduce", "plan_sums", "cross_moment", "syrk"),
+        *("Draw", "grouped_reduce", "plan_sums", "cross_moment", "syrk", "library_call"),
+        *("convolve", "convolve_adjoint", "convolve_gradient", "patch_moment"),
         # and of the kernels; Triton's interpreter adds the last three.
         *("triton", "tl", "accurate", "np", "partial", "T"),
     }

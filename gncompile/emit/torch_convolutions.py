@@ -59,17 +59,26 @@ def _computed(w: GridFile, i: Instruction, out: str, call: str) -> str:
 
 
 def _convolution(w: GridFile, g: Geometry) -> str:
-    groups = f", groups={literal(g.groups)}" if g.groups > 1 else ""
-    channels = f"inputs={literal(g.inputs)}, outputs={literal(g.outputs)}"
-    text = f"convolutions.convolution({_window(w, g.window)}, {channels}{groups})"
+    words = [f"{name}={literal(value)}" for name, value in channel_words(g).items()]
+    text = f"convolutions.convolution({', '.join([_window(w, g.window), *words])})"
     return w.constant("convolution", text)
 
 
 def _window(w: GridFile, of: Window) -> str:
-    fields = {"size": of.size, "kernel": of.kernel}
+    words = [f"{name}={literal(value)}" for name, value in window_words(of).items()]
+    return w.constant("window", f"convolutions.window({', '.join(words)})")
+
+
+def channel_words(g: Geometry) -> dict[str, int]:
+    """The keywords of a convolution between so many channels, but for its window."""
+    groups = {"groups": g.groups} if g.groups > 1 else {}
+    return {"inputs": g.inputs, "outputs": g.outputs, **groups}
+
+
+def window_words(of: Window) -> dict[str, tuple[int, ...] | bool]:
+    """The keywords of a window; what it has by default is left out."""
+    fields: dict[str, tuple[int, ...] | bool] = {"size": of.size, "kernel": of.kernel}
     fields |= {"stride": of.stride} if set(of.stride) != {1} else {}
     fields |= {"padding": of.padding} if any(of.padding) else {}
     fields |= {"dilation": of.dilation} if set(of.dilation) != {1} else {}
-    words = [f"{name}={literal(value)}" for name, value in fields.items()]
-    text = f"convolutions.window({', '.join([*words, *(['ceil=True'] if of.ceil else [])])})"
-    return w.constant("window", text)
+    return fields | ({"ceil": True} if of.ceil else {})

@@ -18,6 +18,7 @@ from .layout import WIDTH, filled
 
 IMPORTS = {
     "congruence": ("congruence",),
+    "convolution": ("convolve", "convolve_adjoint", "convolve_gradient", "patch_moment"),
     "elementwise": (
         "ElementwiseSettings",
         "elementwise",
@@ -27,7 +28,7 @@ IMPORTS = {
     "gemm": ("gemm",),
     "interpolate": ("interpolate",),
     "launches": ("run",),
-    "library": ("library_product",),
+    "library": ("library_call", "library_product"),
     "precondition": ("Layer", "grouped_precondition"),
     "random": ("Draw",),
     "reduce": ("ReduceSettings", "grouped_reduce", "plan_sums", "reduce"),
@@ -173,17 +174,24 @@ def _elements(expression: Expression) -> list[tuple[str, Expression]]:
 def lines(expression: Expression, width: int) -> list[str]:
     """An expression in lines of at most ``width``, and a comma.
 
-    Tuples and calls are filled; a template, and whatever holds a list, has an argument or element a line.
+    Tuples and calls are filled; a template, and whatever holds a list or a long call, has an argument or
+    element a line.
     """
     whole, inner = text(expression), _elements(expression)
     if len(whole) <= width or not inner:
         return [whole]
     is_plan = isinstance(expression, Call) and expression.template
-    if isinstance(expression, list) or is_plan or any(isinstance(e, list) for _, e in inner):
-        return _broken(expression, width)
     opening = f"{expression.spelling}(" if isinstance(expression, Call) else "("
+    room = width - len(f"{opening},")
+    wide = any(isinstance(e, list) or _is_long(e, room) for _, e in inner)
+    if wide or is_plan or isinstance(expression, list):
+        return _broken(expression, width)
     only = "," if isinstance(expression, tuple) and len(expression) == 1 else ""
     return filled(opening, [word + text(each) for word, each in inner], f"{only})", width)
+
+
+def _is_long(expression: Expression, room: int) -> bool:
+    return isinstance(expression, Call) and len(text(expression)) > room
 
 
 def _broken(expression: Expression, width: int) -> list[str]:

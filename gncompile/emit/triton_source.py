@@ -19,6 +19,7 @@ from ..base.names import Names
 from ..program import operations as ir
 from ..program import specs
 from ..program.schedule import Function, Kernel, Kind, Launch, Schedule
+from . import triton_convolutions  # noqa: F401  # declares how they are launched
 from .layout import WIDTH, Statement, filled
 from .literals import comment, dimension, literal, quoted
 from .torch_operations import Options
@@ -93,10 +94,9 @@ class TritonWriter(TorchWriter):
         self.functions: dict[tuple, DeviceFunction] = {}
         self._functions = Names()
         self.vectors = {names: self.own(names[0], "sums") for names in self.schedule.sums}
-        every = (launch for launches in self.schedule.phases.values() for launch in launches)
         self.plans = {
             launch.name: Plan(launch, tuple(planned(self, launch)))
-            for launch in every
+            for launch in order.launches
             if launch.kind is not Kind.TORCH
         }
         if any(map(self.schedule.draws, program.phases)):
@@ -114,13 +114,19 @@ class TritonWriter(TorchWriter):
     def _sections(self) -> list[Section]:
         """Buffers of all phases first, for launches are planned over them; then the phases."""
         functions = [self._phase(phase) for phase in self.program.phases]
+        inside = {
+            name for launch in self.schedule.launches for k in launch.kernels for name in k.views
+        }
         buffers = [(p, self._buffers(self.program.phase(p))) for p in self.program.phases]
         return [
             self._leaves(),
             *([f"# {phase}", *lines] for phase, lines in buffers if lines),
             ["# Scratch space and constants.", *self._scratch()],
             ["# Sums that are computed together.", *self._sums()],
-            ["# Views of the above.", *self._views(self.program)],
+            [
+                "# Views of the above.",
+                *self._views(i for i in self.program if i.name not in inside),
+            ],
             ["# Launches, planned once."],
             *self._launches(),
             *functions,

@@ -61,7 +61,7 @@ def planned(w: File, launch: Launch) -> list[Call]:
     return _PLANNERS[launch.kind](w, kernel, function_of(kernel))
 
 
-def _plans(*kinds: Kind) -> Callable[[Planner], Planner]:
+def plans(*kinds: Kind) -> Callable[[Planner], Planner]:
     def register(planner: Planner) -> Planner:
         _PLANNERS.update(dict.fromkeys(kinds, planner))
         return planner
@@ -80,25 +80,25 @@ def _groups(*kinds: Kind) -> Callable[[GroupPlanner], GroupPlanner]:
 # --- pieces of a call ---------------------------------------------------------------------------------
 
 
-def _tensor(w: File, name: str) -> Tensor:
+def tensor_of(w: File, name: str) -> Tensor:
     return Tensor(w.home[name])
 
 
-def _tensors(w: File, names: tuple[str, ...]) -> tuple[Tensor, ...]:
-    return tuple(_tensor(w, name) for name in names)
+def tensors_of(w: File, names: tuple[str, ...]) -> tuple[Tensor, ...]:
+    return tuple(tensor_of(w, name) for name in names)
 
 
 def _operand(w: File, kernel: Kernel, name: str) -> Expression:
     """What a kernel reads: a tensor, or its own draw."""
     drawn = any(i.name == name and isinstance(i.op, ir.Random) for i in kernel.instructions)
-    return w.draw(name) if drawn else _tensor(w, name)
+    return w.draw(name) if drawn else tensor_of(w, name)
 
 
-def _operands(w: File, kernel: Kernel, names: tuple[str, ...]) -> tuple[Expression, ...]:
+def operands_of(w: File, kernel: Kernel, names: tuple[str, ...]) -> tuple[Expression, ...]:
     return tuple(_operand(w, kernel, name) for name in names)
 
 
-def _chosen(w: File, settings: str, name: str) -> Call | None:
+def chosen(w: File, settings: str, name: str) -> Call | None:
     """The settings chosen for what writes ``name``; None for the defaults."""
     options = w.variants.get(name)
     if not options:
@@ -106,13 +106,13 @@ def _chosen(w: File, settings: str, name: str) -> Call | None:
     return call(settings, **{plain_name(word): literal(value) for word, value in options.items()})
 
 
-def _matrix_settings(w: File, kernels: Kernels) -> dict[str, Expression | None]:
+def matrix_settings(w: File, kernels: Kernels) -> dict[str, Expression | None]:
     """The keywords of precision and settings that matrix products take."""
-    settings = _chosen(w, "MatrixSettings", kernels[0].stores[0])
+    settings = chosen(w, "MatrixSettings", kernels[0].stores[0])
     return {"precision": "precision", "settings": settings}
 
 
-def _of_tiles(w: File, kernel: Kernel, function: Function) -> dict[str, Expression | None]:
+def of_tiles(w: File, kernel: Kernel, function: Function) -> dict[str, Expression | None]:
     """The keywords of what is done to the tiles of a product or sample, if anything is."""
     name = w.device_function(kernel, function) if kernel.elementwise else None
     return {"epilogue": name, **_further(w, kernel, function)}
@@ -121,8 +121,8 @@ def _of_tiles(w: File, kernel: Kernel, function: Function) -> dict[str, Expressi
 def _further(w: File, kernel: Kernel, function: Function) -> dict[str, Expression | None]:
     """The keywords of the tensors that an epilogue reads, and writes beyond the first."""
     return {
-        "epilogue_inputs": _operands(w, kernel, function.operands) or None,
-        "outputs": _tensors(w, kernel.stores[1:]) or None,
+        "epilogue_inputs": operands_of(w, kernel, function.operands) or None,
+        "outputs": tensors_of(w, kernel.stores[1:]) or None,
     }
 
 
@@ -134,8 +134,8 @@ def _products(w: File, kernel: Kernel) -> tuple[list[Call], dict[str, Expression
 
     There is one, or two that are added: ``x Wᵀ`` and then ``y Vᵀ``.
     """
-    root, out = kernel.root, _tensor(w, kernel.stores[0])
-    v = _tensors(w, root.inputs)
+    root, out = kernel.root, tensor_of(w, kernel.stores[0])
+    v = tensors_of(w, root.inputs)
     if isinstance(root.op, ir.MatMul):
         flags = {"transpose_a": root.op.transpose_a, "transpose_b": root.op.transpose_b}
         return [call("products.Problem", *v, out)], {n: "True" for n, on in flags.items() if on}
@@ -170,13 +170,13 @@ def _library(w: File, kernels: Kernels) -> list[Call] | None:
     return found
 
 
-@_plans(Kind.GEMM)
+@plans(Kind.GEMM)
 def _gemm(w: File, kernel: Kernel, function: Function) -> list[Call]:
     if library := _library(w, (kernel,)):
         return library
     (*before, last), transposed = _products(w, kernel)
-    how = _matrix_settings(w, (kernel,))
-    words = {**transposed, **dict(last.words), **_of_tiles(w, kernel, function), **how}
+    how = matrix_settings(w, (kernel,))
+    words = {**transposed, **dict(last.words), **of_tiles(w, kernel, function), **how}
     first = [template("gemm", *each.arguments, **transposed, **how) for each in before]
     return [*first, template("gemm", *last.arguments, **words)]
 
@@ -187,7 +187,7 @@ def _grouped_gemm(w: File, kernels: Kernels) -> list[Call]:
     if library := _library(w, kernels):
         return library
     every, transpositions = zip(*(_products(w, kernel) for kernel in kernels), strict=True)
-    how = {**transpositions[0], **_matrix_settings(w, kernels)}
+    how = {**transpositions[0], **matrix_settings(w, kernels)}
     *before, last = zip(*every, strict=True)
     functions = [function_of(kernel) for kernel in kernels]
     further = [_further(w, k, f) for k, f in zip(kernels, functions, strict=True)]
@@ -203,21 +203,21 @@ def _grouped_gemm(w: File, kernels: Kernels) -> list[Call]:
     ]
 
 
-def _moment_words(w: File, kernels: Kernels) -> tuple[str, dict[str, Expression | None]]:
+def moment_words(w: File, kernels: Kernels) -> tuple[str, dict[str, Expression | None]]:
     """``1 / N``, the factor of a moment, and its other keywords."""
-    root = kernels[0].root
+    root = kernels[0].instructions[-1]
     assert isinstance(root.op, ir.Moment)
     rows = w.program[root.inputs[0]].spec.samples
     homogeneous = "True" if root.op.homogeneous else None
-    return f"1 / {dimension(rows)}", {"homogeneous": homogeneous, **_matrix_settings(w, kernels)}
+    return f"1 / {dimension(rows)}", {"homogeneous": homogeneous, **matrix_settings(w, kernels)}
 
 
-@_plans(Kind.SECOND_MOMENT, Kind.CROSS_MOMENT)
+@plans(Kind.SECOND_MOMENT, Kind.CROSS_MOMENT)
 def _moment(w: File, kernel: Kernel, function: Function) -> list[Call]:
     name = "syrk" if kernel.kind is Kind.SECOND_MOMENT else "cross_moment"
-    operands = _tensors(w, kernel.root.inputs)
-    alpha, words = _moment_words(w, (kernel,))
-    return [template(name, *operands, _tensor(w, kernel.root.name), alpha=alpha, **words)]
+    operands = tensors_of(w, kernel.root.inputs)
+    alpha, words = moment_words(w, (kernel,))
+    return [template(name, *operands, tensor_of(w, kernel.root.name), alpha=alpha, **words)]
 
 
 @_groups(Kind.SECOND_MOMENT, Kind.CROSS_MOMENT)
@@ -225,26 +225,26 @@ def _grouped_moments(w: File, kernels: Kernels) -> list[Call]:
     """All layers' ``E[a aᵀ]``, or all weight gradients ``E[v bᵀ]``."""
     problems: list[Expression] = []
     for kernel in kernels:
-        a, *b = _tensors(w, kernel.root.inputs)
-        out = _tensor(w, kernel.root.name)
+        a, *b = tensors_of(w, kernel.root.inputs)
+        out = tensor_of(w, kernel.root.name)
         problems.append(call("moments.Moment", a, b[0] if b else "None", out))
-    alpha, words = _moment_words(w, kernels)
+    alpha, words = moment_words(w, kernels)
     group = call("moments.plan_moments", problems, **words)
     return [template("moments.grouped_moments", group, alpha=alpha)]
 
 
-@_plans(Kind.CONGRUENCE)
+@plans(Kind.CONGRUENCE)
 def _congruence(w: File, kernel: Kernel, function: Function) -> list[Call]:
     parts = {type(i.op): i for i in kernel.instructions}
     product, moment = parts[ir.Multiply], parts.get(ir.Moment)
-    g, weight = _tensors(w, product.inputs)
-    slopes = "None" if moment is None else _tensor(w, moment.inputs[0])
+    g, weight = tensors_of(w, product.inputs)
+    slopes = "None" if moment is None else tensor_of(w, moment.inputs[0])
     words: dict[str, Expression | None] = {}
     if len(w.program[product.inputs[0]].spec.shape) == 2:
         words["scratch"] = w.own_scratch(kernel.stores[0], product.spec.shape)
-        words["product_settings"] = _chosen(w, "MatrixSettings", product.name)
-    out = _tensor(w, kernel.stores[0])
-    how = _matrix_settings(w, (kernel,))
+        words["product_settings"] = chosen(w, "MatrixSettings", product.name)
+    out = tensor_of(w, kernel.stores[0])
+    how = matrix_settings(w, (kernel,))
     return [template("congruence", weight, g, slopes, out, **words, **how)]
 
 
@@ -253,10 +253,10 @@ def _precondition(w: File, kernels: Kernels) -> list[Call]:
     """All layers' directions at once."""
     layers: list[Expression] = []
     for kernel in kernels:
-        gradient, g, q = _tensors(w, kernel.root.inputs)
+        gradient, g, q = tensors_of(w, kernel.root.inputs)
         scratch = w.own_scratch(kernel.root.name, kernel.root.spec.shape)
-        layers.append(call("Layer", g, gradient, q, _tensor(w, kernel.root.name), scratch))
-    return [template("grouped_precondition", layers, **_matrix_settings(w, kernels))]
+        layers.append(call("Layer", g, gradient, q, tensor_of(w, kernel.root.name), scratch))
+    return [template("grouped_precondition", layers, **matrix_settings(w, kernels))]
 
 
 RESIDUAL = 0.5
@@ -271,9 +271,9 @@ def _inverses(w: File, kernels: Kernels) -> list[Call]:
     w.constants["exact"] = '"high" if precision == "medium" else precision'
     problems: list[Expression] = []
     for kernel in kernels:
-        factor, damping = _tensors(w, kernel.root.inputs)
-        problems.append(call("inverses.Inverse", factor, _tensor(w, kernel.root.name), damping))
-    words = {**_matrix_settings(w, kernels), "precision": "exact"}
+        factor, damping = tensors_of(w, kernel.root.inputs)
+        problems.append(call("inverses.Inverse", factor, tensor_of(w, kernel.root.name), damping))
+    words = {**matrix_settings(w, kernels), "precision": "exact"}
     group = call("inverses.plan_inverses", problems, **words)
     how = {"iterations": "2", "restart": literal(RESTART), "limit": literal(RESIDUAL)}
     return [template("inverses.newton_schulz", group, **how)]
@@ -282,11 +282,11 @@ def _inverses(w: File, kernels: Kernels) -> list[Call]:
 # --- elementwise work and sums --------------------------------------------------------------------------
 
 
-@_plans(Kind.ELEMENTWISE)
+@plans(Kind.ELEMENTWISE)
 def _elementwise(w: File, kernel: Kernel, function: Function) -> list[Call]:
-    name, stores = w.device_function(kernel, function), _tensors(w, kernel.stores)
-    settings = _chosen(w, "ElementwiseSettings", kernel.stores[0])
-    operands = _operands(w, kernel, function.operands)
+    name, stores = w.device_function(kernel, function), tensors_of(w, kernel.stores)
+    settings = chosen(w, "ElementwiseSettings", kernel.stores[0])
+    operands = operands_of(w, kernel, function.operands)
     return [template("elementwise", name, operands, stores, settings=settings)]
 
 
@@ -294,7 +294,7 @@ def _elementwise(w: File, kernel: Kernel, function: Function) -> list[Call]:
 def _grouped_elementwise(w: File, kernels: Kernels) -> list[Call]:
     name = w.device_function(kernels[0], function_of(kernels[0]))
     problems: list[Expression] = [
-        call("tiles.Problem", _tensors(w, function_of(k).operands), _tensors(w, k.stores))
+        call("tiles.Problem", tensors_of(w, function_of(k).operands), tensors_of(w, k.stores))
         for k in kernels
     ]
     return [_group_of_tiles(w, kernels, name, problems)]
@@ -303,7 +303,7 @@ def _grouped_elementwise(w: File, kernels: Kernels) -> list[Call]:
 def _group_of_tiles(
     w: File, kernels: Kernels, function: TileFunction, problems: list[Expression]
 ) -> Call:
-    settings = _chosen(w, "ElementwiseSettings", kernels[0].stores[0])
+    settings = chosen(w, "ElementwiseSettings", kernels[0].stores[0])
     group = call("plan_elementwise_group", problems, settings=settings)
     return template("grouped_elementwise", function, group, num_warps=_warps(w, kernels))
 
@@ -321,7 +321,7 @@ def _decay(w: File, kernels: Kernels) -> list[Call]:
     for kernel in kernels:
         root = kernel.root
         assert isinstance(root.op, ir.Decay)
-        g, weight, *bias = _tensors(w, root.inputs)
+        g, weight, *bias = tensors_of(w, root.inputs)
         homogeneous = root.spec.shape[1] != w.program[root.inputs[1]].spec.shape[1]
         parts = [("[:, :-1]" if homogeneous else "", root.op.weight, [weight])]
         if homogeneous:
@@ -336,18 +336,18 @@ def _decay(w: File, kernels: Kernels) -> list[Call]:
     ]
 
 
-@_plans(Kind.REDUCTION)
+@plans(Kind.REDUCTION)
 def _reduction(w: File, kernel: Kernel, function: Function) -> list[Call]:
     root = kernel.root
     over = {ir.Mean: "rows", ir.RowSum: "columns"}.get(type(root.op))
     words: dict[str, Expression | None] = {
         "over": quoted(over) if over else None,
-        "outputs": _tensors(w, tuple(n for n in kernel.stores if n != root.name)) or None,
-        "settings": _chosen(w, "ReduceSettings", kernel.stores[0]),
+        "outputs": tensors_of(w, tuple(n for n in kernel.stores if n != root.name)) or None,
+        "settings": chosen(w, "ReduceSettings", kernel.stores[0]),
         "alpha": _mean(w, kernel),
     }
     given = w.device_function(kernel, function), _summed(w, kernel, function)
-    return [template("reduce", *given, _tensor(w, root.name), **words)]
+    return [template("reduce", *given, tensor_of(w, root.name), **words)]
 
 
 def _summed(w: File, kernel: Kernel, function: Function) -> Expression:
@@ -355,7 +355,7 @@ def _summed(w: File, kernel: Kernel, function: Function) -> Expression:
     full = len(w.program[function.operands[0]].spec.shape) == 2
     if isinstance(kernel.root.op, ir.Trace) and full:
         return (Tensor(w.home[function.operands[0]], ".diagonal()"),)
-    return _operands(w, kernel, function.operands)
+    return operands_of(w, kernel, function.operands)
 
 
 def _mean(w: File, kernel: Kernel) -> str | None:
@@ -372,29 +372,29 @@ def _grouped_reduction(w: File, kernels: Kernels) -> list[Call]:
         call("tiles.Problem", _summed(w, kernel, function_of(kernel)), slot=literal(slot))
         for slot, kernel in enumerate(kernels)
     ]
-    settings = _chosen(w, "ReduceSettings", kernels[0].stores[0])
+    settings = chosen(w, "ReduceSettings", kernels[0].stores[0])
     group = call("plan_sums", problems, settings=settings)
     sums = w.sums(tuple(kernel.root.name for kernel in kernels))
     words = {"alpha": _mean(w, kernels[0]), "num_warps": _warps(w, kernels)}
     return [template("grouped_reduce", name, group, sums, **words)]
 
 
-@_plans(Kind.SOFTMAX)
+@plans(Kind.SOFTMAX)
 def _softmax(w: File, kernel: Kernel, function: Function) -> list[Call]:
     root = kernel.root
     word = "out" if isinstance(root.op, ir.Softmax) else "log_sum"
-    words = {word: _tensor(w, root.name), "settings": _chosen(w, "ReduceSettings", root.name)}
-    return [template("softmax", _tensor(w, root.inputs[0]), **words)]
+    words = {word: tensor_of(w, root.name), "settings": chosen(w, "ReduceSettings", root.name)}
+    return [template("softmax", tensor_of(w, root.inputs[0]), **words)]
 
 
-@_plans(Kind.CATEGORICAL)
+@plans(Kind.CATEGORICAL)
 def _categorical(w: File, kernel: Kernel, function: Function) -> list[Call]:
-    p, uniform = _operands(w, kernel, kernel.root.inputs)
-    words = _of_tiles(w, kernel, function)
-    return [template("categorical", p, uniform, _tensor(w, kernel.stores[0]), **words)]
+    p, uniform = operands_of(w, kernel, kernel.root.inputs)
+    words = of_tiles(w, kernel, function)
+    return [template("categorical", p, uniform, tensor_of(w, kernel.stores[0]), **words)]
 
 
-@_plans(Kind.INTERPOLATION)
+@plans(Kind.INTERPOLATION)
 def _interpolation(w: File, kernel: Kernel, function: Function) -> list[Call]:
-    (grid, *places), out = _tensors(w, kernel.root.inputs), _tensor(w, kernel.root.name)
+    (grid, *places), out = tensors_of(w, kernel.root.inputs), tensor_of(w, kernel.root.name)
     return [template("interpolate", grid, tuple(places), out, how_interpolated(kernel.root, True))]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import networkx as nx
 
+from . import convolutions as grids
 from . import operations as ir
 from . import specs
 from .buffers import plan_buffers
@@ -25,13 +26,13 @@ from .schedule import (
     used_outside,
 )
 from .step_program import Instruction, StepProgram
-from .strides import can_take
+from .strides import can_take, in_grid_only
 
 MOST_OPERANDS = 12
 """Tensors, not scalars, an elementwise kernel reads and writes at most; beyond, registers run short."""
 
 
-WITH_TILES = (Kind.ELEMENTWISE, Kind.GEMM, Kind.CATEGORICAL)
+WITH_TILES = (Kind.ELEMENTWISE, Kind.GEMM, Kind.CONVOLUTION, Kind.CATEGORICAL)
 """Kernels that elementwise work can join, to be done to their tiles before these are stored."""
 
 
@@ -71,6 +72,8 @@ def fuse(program: StepProgram, phase: str) -> nx.DiGraph:
             continue
         if isinstance(i.op, ir.SymmetricProduct | ir.Hadamard):
             fusion.join_congruence(i)
+        elif isinstance(i.op, ir.Moment):
+            fusion.join_patches(i, i.op)
         elif is_elementwise(i) or isinstance(i.op, SUMS):
             fusion.join_producer(i)
     for i in program.phase(phase):
@@ -137,6 +140,21 @@ class _Fusion:
                 self._contract(self.group_of[part.name], i.name)
                 # A group goes by its first member; what others know is the last.
                 self._rename(self.group_of[i.name], i.name)
+
+    def join_patches(self, moment: Instruction, op: ir.Moment) -> None:
+        """Let a moment of patches see them in their grid, if nothing else reads them."""
+        rows = self.program[moment.inputs[0]]
+        patches = self.program[rows.inputs[0]] if rows.inputs else rows
+        alone = len(moment.inputs) == 1 and op.coordinate == 1.0
+        if not alone or not isinstance(patches.op, grids.Patches):
+            return
+        together = [patches, rows, moment]
+        apart = used_outside(self.program, [m.name for m in together]) - {moment.name}
+        seen = kind_of(self.program, together) is Kind.PATCH_MOMENT
+        here = patches.name in self.members
+        if here and seen and not apart and self._free(patches.name, moment.name):
+            self.members[patches.name].append(rows)
+            self._contract(patches.name, moment.name)
 
     def _is_kfra_step(self, product: Instruction, moment: Instruction) -> bool:
         joined = len(self.members.get(product.name, ())) == 2
@@ -226,7 +244,7 @@ def _template_of(program: StepProgram, members: list[Instruction]) -> Kind:
         tiles = any(m.inputs or isinstance(m.op, ir.Random) for m in members)
         return Kind.ELEMENTWISE if tiles else Kind.TORCH
     if len(rooted) > 1:
-        return Kind.CONGRUENCE
+        return Kind.PATCH_MOMENT if isinstance(rooted[0].op, grids.Patches) else Kind.CONGRUENCE
     root = rooted[0]
     shapes = [program[name].spec.shape for name in root.inputs]
     match root.op:
@@ -250,8 +268,16 @@ def _template_of(program: StepProgram, members: list[Instruction]) -> Kind:
             return Kind.GEMM
         case ir.Multiply() if len(shapes[0]) == len(shapes[1]) == 2:
             return Kind.GEMM
+        case ir.Moment(coordinate=1.0) if len(shapes) == 1 and in_grid_only(
+            program, root.inputs[0]
+        ):
+            return Kind.PATCH_MOMENT
         case ir.Moment(coordinate=1.0):
             return Kind.SECOND_MOMENT if len(shapes) == 1 else Kind.CROSS_MOMENT
+        case grids.Convolve() | grids.ConvolveAdjoint():
+            return Kind.CONVOLUTION
+        case grids.ConvolveGradient(coordinate=1.0):
+            return Kind.CONVOLUTION_GRADIENT
         case ir.Precondition() if len(shapes[2]) == 2:
             return Kind.PRECONDITION
     return Kind.TORCH
@@ -330,6 +356,8 @@ def _can_share(program: StepProgram, kernel: Kernel) -> bool:
             return isinstance(kernel.root.op, ir.Zeros)
         case Kind.CONGRUENCE | Kind.SOFTMAX | Kind.CATEGORICAL | Kind.INTERPOLATION:
             return False
+        case Kind.CONVOLUTION | Kind.CONVOLUTION_GRADIENT | Kind.PATCH_MOMENT:
+            return False  # a kernel is compiled for one window
         case Kind.SECOND_MOMENT | Kind.CROSS_MOMENT:
             return True  # of rows, whatever they are the rows of
         case Kind.REDUCTION:

@@ -6,12 +6,14 @@ depend on each other. A schedule is the launches of a phase in order. Grammar::
 
     launch ::= kind kernel {"+" kernel}
     kernel ::= product {pointwise}            a matrix product and what is done to its tiles
+            |  convolution {pointwise}        a convolution or its adjoint, and what is done to its tiles
+            |  patches moment                 the moment of what windows see in a grid
             |  pointwise {pointwise}          elementwise work on tensors of one shape
             |  {pointwise} reduction          elementwise work, summed over all, over rows or over columns
             |  symmetric product ⊙ moment     the KFRA step (Wᵀ M W) ⊙ E[b bᵀ]
             |  sample {pointwise}             a categorical sample and what is done to its tiles
-            |  instruction                    softmax, interpolation, decay, direction or refined inverse;
-                                              or left to torch
+            |  instruction                    softmax, interpolation, decay, direction or refined inverse, gradient
+                                              of a convolution; or left to torch
 
 A draw of random numbers is elementwise work without operands.
 """
@@ -35,6 +37,9 @@ class Kind(StrEnum):
     GEMM = "gemm"
     SECOND_MOMENT = "second_moment"
     CROSS_MOMENT = "cross_moment"
+    CONVOLUTION = "convolution"
+    CONVOLUTION_GRADIENT = "convolution_gradient"
+    PATCH_MOMENT = "patch_moment"
     CONGRUENCE = "congruence"
     ELEMENTWISE = "elementwise"
     REDUCTION = "reduction"
@@ -72,6 +77,11 @@ class Kernel:
     def elementwise(self) -> tuple[Instruction, ...]:
         """The elementwise instructions."""
         return tuple(i for i in self.instructions if is_elementwise(i))
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The views of what never reaches memory."""
+        return tuple(i.name for i in self.instructions if isinstance(i.op, ir.VIEWS))
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -115,18 +125,23 @@ class Schedule:
     phases: dict[str, tuple[Launch, ...]]
 
     @property
+    def launches(self) -> tuple[Launch, ...]:
+        """The launches of all phases, one after the other."""
+        return tuple(launch for launches in self.phases.values() for launch in launches)
+
+    @property
     def stores(self) -> set[str]:
         """The values that reach memory."""
-        every = (launch for launches in self.phases.values() for launch in launches)
-        return {name for launch in every for kernel in launch.kernels for name in kernel.stores}
+        return {
+            name for launch in self.launches for kernel in launch.kernels for name in kernel.stores
+        }
 
     @property
     def sums(self) -> list[tuple[str, ...]]:
         """The values that one launch sums up, which are the elements of one vector."""
-        every = (launch for launches in self.phases.values() for launch in launches)
         return [
             tuple(kernel.root.name for kernel in launch.kernels)
-            for launch in every
+            for launch in self.launches
             if launch.kind is Kind.REDUCTION and launch.grouped
         ]
 

@@ -16,7 +16,9 @@ from collections.abc import Sequence
 
 from ..errors import InternalError
 from ..triton_kernels.joining import joined
+from . import convolutions as grids
 from . import operations as ir
+from .implicit import grid_behind
 from .schedule import Kind, is_elementwise
 from .specs import COLUMNS, SAMPLES, Dim
 from .step_program import Instruction, StepProgram
@@ -114,12 +116,21 @@ def can_take(program: StepProgram, kind: Kind, members: Sequence[Instruction]) -
             dense = len(of) <= 2 or _is_dense(program, root.name)
             return dense and _join(program, [*root.inputs, *tiles], of, 2, KEPT.get(type(root.op)))
         case Kind.SOFTMAX:
-            rows = all(_has_rows(program, name) for name in (root.inputs[0], root.name))
+            rows = all(has_rows(program, name) for name in (root.inputs[0], root.name))
             return rows and (isinstance(root.op, ir.Softmax) or _is_dense(program, root.name))
         case Kind.INTERPOLATION:  # of a grid that lies anywhere
             return all(_has_rows(program, name) for name in (*root.inputs[1:], root.name))
         case Kind.SECOND_MOMENT | Kind.CROSS_MOMENT:
-            return all(_has_rows(program, name) for name in root.inputs)
+            return all(has_rows(program, name) for name in root.inputs)
+        case Kind.CONVOLUTION:
+            assert isinstance(root.op, grids.Convolve | grids.ConvolveAdjoint)
+            draws = most < 3 and root.op.geometry.groups > 1  # a group is an item
+            return not draws and _join(program, [root.inputs[0], root.name, *tiles], shape, 2, LAST)
+        case Kind.CONVOLUTION_GRADIENT:
+            return all(len(program[name].spec.shape) == 2 for name in root.inputs)
+        case Kind.PATCH_MOMENT:
+            seen = grid_behind(program, members[-1].inputs[0])
+            return seen is not None and has_rows(program, seen[0])
         case Kind.GEMM if not (isinstance(root.op, ir.MatMul) and root.op.transpose_a):
             # Every other operand of an Affine is on the left; beside its rows stand K elements, not N.
             left = root.inputs[: len(root.inputs) // 2 * 2 : 2]
@@ -132,9 +143,15 @@ KEPT = {ir.Mean: FIRST, ir.RowSum: LAST}
 """The dimension that a sum is over, which is joined with no other."""
 
 
-def _has_rows(program: StepProgram, name: str) -> bool:
+def has_rows(program: StepProgram, name: str) -> bool:
     """Whether all dimensions but the last are rows of one matrix."""
     return _join(program, [name], program[name].spec.shape, 2, LAST)
+
+
+def in_grid_only(program: StepProgram, name: str) -> bool:
+    """Whether rows are those of a batch of grids, channels at places, and of no matrix."""
+    channels = isinstance(program[name].op, ir.Transpose) and grid_behind(program, name)
+    return bool(channels) and not has_rows(program, name)
 
 
 def _is_dense(program: StepProgram, name: str) -> bool:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from importlib import import_module
 from types import ModuleType
 from typing import cast
@@ -23,15 +24,16 @@ from ..emit import triton_functions
 from ..emit.step_source import triton_writer
 from ..emit.torch_operations import Options
 from ..emit.triton_calls import Call, Tensor, TileFunction, parts, text
-from ..emit.triton_functions import kernels_module
+from ..emit.triton_functions import DeviceFunction, kernels_module
 from ..emit.triton_source import TritonWriter
 from ..emit.triton_templates import planned
+from ..program import convolutions as grids
 from ..program import operations as ir
 from ..program.schedule import Kernel, Kind, Launch
 from ..program.step_program import StepProgram
 from ..runtime.memory import bind_shape
 from ..runtime.source_files import load_source
-from ..triton_kernels import congruence, elementwise, gemm, inverse, reduce, syrk
+from ..triton_kernels import congruence, convolution, elementwise, gemm, inverse, reduce, syrk
 from ..triton_kernels.elementwise import ElementwiseSettings
 from ..triton_kernels.reduce import ReduceSettings
 from ..triton_kernels.settings import MatrixSettings, Precision, Shape
@@ -45,12 +47,17 @@ PRODUCT = "congruence_product"
 ITERATIONS = 2
 """Of an inverse that is refined."""
 
-SHARED_SOURCES = ("accurate", "grouping", "language", "launches", "library", "settings", "tiles")
+SHARED_SOURCES = (
+    *("accurate", "grouping", "language", "launches", "library", "patches", "settings", "tiles"),
+)
 SOURCES: Mapping[str, tuple[str, ...]] = {
     Kind.GEMM: ("gemm", "grouped_gemm"),
     PRODUCT: ("gemm",),
     Kind.SECOND_MOMENT: ("gemm", "moments", "syrk", "grouped_syrk"),
     Kind.CROSS_MOMENT: ("gemm", "moments", "syrk", "grouped_syrk"),
+    Kind.CONVOLUTION: ("gemm", "syrk", "convolution", "elementwise"),
+    Kind.CONVOLUTION_GRADIENT: ("gemm", "moments", "syrk", "convolution"),
+    Kind.PATCH_MOMENT: ("gemm", "moments", "syrk", "convolution"),
     Kind.CONGRUENCE: ("gemm", "moments", "syrk", "congruence"),
     Kind.PRECONDITION: ("gemm", "grouped_gemm", "precondition"),
     Kind.INVERSE: ("inverse", "pointwise_groups"),
@@ -66,7 +73,7 @@ SETTINGS: Mapping[str, type] = {
     **dict.fromkeys((Kind.ELEMENTWISE, Kind.DECAY), ElementwiseSettings),
     **dict.fromkeys((Kind.REDUCTION, Kind.SOFTMAX), ReduceSettings),
 }
-SQUARE = (Kind.SECOND_MOMENT, Kind.CONGRUENCE, Kind.INVERSE)
+SQUARE = (Kind.SECOND_MOMENT, Kind.PATCH_MOMENT, Kind.CONGRUENCE, Kind.INVERSE)
 """Kinds whose tiles have to be square."""
 LARGEST = 1 << 16
 """No setting is larger."""
@@ -94,6 +101,7 @@ class GpuBench:
         self.place = place
         self.target = target
         self.stopwatch: Stopwatch = by_events if place.type == "cuda" else by_clock
+        self._modules: dict[tuple[DeviceFunction, ...], ModuleType] = {}
 
     @property
     def device(self) -> Device:
@@ -121,10 +129,13 @@ class GpuBench:
         """The step as it is emitted without settings."""
         return triton_writer(self.program)
 
-    @cached_property
+    @property
     def device_functions(self) -> ModuleType:
-        """The step's own, as a module."""
-        return load_source(kernels_module(self.writer.functions.values()), "tuned_kernels")[0]
+        """The step's own, as a module; with other settings a launch may have asked for another since."""
+        functions = tuple(self.writer.functions.values())
+        if functions not in self._modules:
+            self._modules[functions] = load_source(kernels_module(functions), "tuned_kernels")[0]
+        return self._modules[functions]
 
     @cached_property
     def subjects(self) -> dict[str, Subject]:
@@ -218,13 +229,23 @@ class GpuBench:
         numbers = self.dtype, self.precision
         match kind:
             case Kind.GEMM:
-                stages = zip(*map(self._products, kernels), strict=True)
-                return MatrixWork(tuple(stages), gemm.space, *numbers)
+                stages = tuple(zip(*map(self._products, kernels), strict=True))
+                return MatrixWork(stages, gemm.space, *numbers)
             case Kind.SECOND_MOMENT:
                 stage = tuple(map(self._moment, kernels))
                 return MatrixWork((stage,), syrk.syrk_space, *numbers, triangle=True)
             case Kind.CROSS_MOMENT:
                 return MatrixWork((tuple(map(self._moment, kernels)),), syrk.cross_space, *numbers)
+            case Kind.CONVOLUTION:
+                stage = (self._convolution(kernels[0]),)
+                return MatrixWork((stage,), convolution.space, *numbers)
+            case Kind.CONVOLUTION_GRADIENT:
+                space = partial(convolution.space, split=True)
+                return MatrixWork(((self._at_places(kernels[0]),),), space, *numbers)
+            case Kind.PATCH_MOMENT:
+                space = partial(convolution.space, square=True, split=True)
+                stage = (self._patches(kernels[0]),)
+                return MatrixWork((stage,), space, *numbers, triangle=True)
             case Kind.CONGRUENCE:
                 shapes = self._congruence(kernels[0])
                 return MatrixWork(shapes, congruence.space, *numbers, triangle=True, accumulators=2)
@@ -253,6 +274,32 @@ class GpuBench:
         rows, columns = self.shape(kernel.root.name)
         samples = self.shape(kernel.root.inputs[0])[:-1]
         return Shape(rows, columns, int(torch.Size(samples).numel()))
+
+    def _convolution(self, kernel: Kernel) -> Shape:
+        """A convolution as a product by place, its adjoint as one by point."""
+        op = kernel.root.op
+        assert isinstance(op, grids.Convolve | grids.ConvolveAdjoint)
+        g, *batch = op.geometry, *self.shape(kernel.root.name)[:-1]
+        taps, rows = math.prod(g.window.kernel), math.prod(batch)
+        if isinstance(op, grids.Convolve):
+            return Shape(rows * g.places, g.outputs // g.groups, g.columns, g.groups)
+        points, inner = math.prod(g.window.size), g.outputs // g.groups * taps
+        return Shape(rows * points, g.inputs // g.groups, inner, g.groups)
+
+    def _at_places(self, kernel: Kernel) -> Shape:
+        """The gradient of a convolution as a moment over samples and places, for each group."""
+        op = kernel.root.op
+        assert isinstance(op, grids.ConvolveGradient)
+        g, (rows, columns) = op.geometry, self.shape(kernel.root.name)
+        samples = self.shape(kernel.root.inputs[0])[0]
+        return Shape(rows // g.groups, columns, samples * g.places, g.groups)
+
+    def _patches(self, kernel: Kernel) -> Shape:
+        """The moment of patches at all places of all groups."""
+        moment = kernel.instructions[-1]
+        rows = math.prod(self.shape(moment.inputs[0])[:-1])
+        size, _ = self.shape(moment.name)
+        return Shape(size, size, rows)
 
     def _congruence(self, kernel: Kernel) -> tuple[tuple[Shape, ...], ...]:
         """The sum over samples, if there is one, and that over the layer above."""

@@ -48,7 +48,6 @@ SHORTEST = 1e-3
 """Seconds that one measurement takes at least, by repetition."""
 REPETITIONS = 100
 """Executions in one measurement at most."""
-
 TOLERANCE = 16.0
 """Allowed relative error, in units of the rounding of sums of k terms, about ``ε √k``."""
 TRUNCATED = 2.0**-10
@@ -272,13 +271,14 @@ class Scratch:
     def launches(self, plan: Sequence[calls.Call]) -> list[Runs]:
         """What the calls of an emitted step make of these tensors."""
         precision = self.bench.precision
-        names: dict[str, Any] = {"kernels": self.bench.device_functions, "precision": precision}
-        names |= self.bench.dims
+        names: dict[str, Any] = {**self.bench.dims, "precision": precision}
+        names["kernels"] = self.bench.device_functions
         names["exact"] = "high" if precision == "medium" else precision
-        tensors = [p.name for p in calls.parts(tuple(plan)) if isinstance(p, calls.Tensor)]
-        names |= {name: self._tensor(name) for name in tensors}
+        tensors = (p for p in calls.parts(tuple(plan)) if isinstance(p, calls.Tensor))
+        names |= {each.name: self._tensor(each.name) for each in tensors}
         body = ["return [", *calls.elements(plan, WIDTH), "]"]
-        imports = calls.imports(calls.functions(tuple(plan)))
+        needed = calls.imports(calls.functions(tuple(plan)))
+        imports = ["from gncompile.runtime import convolutions", *needed]
         return list(function_of(body, names, "\n".join(imports))(**names))
 
     def refill(self) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import gncompile
 from benchmarks.compare import Check
-from benchmarks.gpu import kernels, tuning
+from benchmarks.gpu import kernels, places, tuning
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.clock import Clock
 from benchmarks.gpu.handwritten import SETTINGS, HandwrittenKFRA
@@ -54,6 +55,26 @@ def test_the_command_checks_times_and_writes(tmp_path: Path) -> None:
     rows = {row["name"]: row for row in record["stages"]["mnist, batch 12"]}
     assert rows["KFRA factors + gradient, ours"]["median"] > 0
     assert rows["KFRA factors + gradient, ours"]["flops"] > 0
+
+
+def test_networks_with_places_are_checked_and_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)
+    network = nn.Sequential(*layers), torch.rand(4, 1, 4, 4), torch.arange(4) % 3
+    monkeypatch.setitem(places.EVERY, "lenet", lambda: network)
+    file = tmp_path / "record.json"
+    given = ["--dry-run", "--stages", "places", "--networks", "lenet", "--rounds", "1"]
+    assert main([*given, "--output", str(file)]) == 0
+    record = json.loads(file.read_text())
+    assert len(record["checks"]) == 3
+    assert all(check["error"] <= check["allowed"] for check in record["checks"].values())
+    rows = {row["name"]: row for row in record["stages"]["lenet, batch 4"]}
+    assert {name for name, row in rows.items() if row["left_out"]} == {
+        places.IMPLICIT_GRADIENT,
+        places.IMPLICIT_FACTORS,
+    }
+    assert all(row["median"] > 0 for row in rows.values() if not row["left_out"])
 
 
 def test_wrong_results_are_not_timed(

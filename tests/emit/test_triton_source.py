@@ -10,17 +10,22 @@ import sys
 import textwrap
 
 import pytest
+import torch
 from small_programs import METHODS, chain, program_of, traced, triton_texts, unnumbered
+from torch import nn
 from training import NETWORKS
 
+import gncompile
 from gncompile.base.settings import Settings
 from gncompile.emit.layout import WIDTH
+from gncompile.emit.step_source import emit_step
 from gncompile.explain.explain import summary
 from gncompile.pipeline import step_program
 from gncompile.program.launches import schedule
 from gncompile.program.operations import Random
 from gncompile.program.schedule import Kind
 from gncompile.program.step_program import StepProgram
+from gncompile.runtime.source_check import checked
 
 EVERYTHING = {"l2": {"*weight": 1e-3}, "average": 0.9, "guarded": True}
 
@@ -236,3 +241,55 @@ def test_the_summary_counts_launches_where_there_are_any() -> None:
     pattern = r"work buffers at most, batch 1000 +([\d.]+) KiB"
     least, most = (float(re.findall(pattern, t)[0]) for t in (text, launches_by_phase(program)))
     assert least < most
+
+
+# --- convolutions -------------------------------------------------------------------------------------
+
+
+def convolved(between: nn.Module) -> StepProgram:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), between, nn.Flatten(), nn.Linear(64, 2))
+    return gncompile.compile(model, "mse", torch.zeros(3, 2, 4, 4), "kfac", tune="off").program
+
+
+def test_a_convolution_is_the_librarys_then_a_launch_in_place() -> None:
+    text = triton_texts(convolved(nn.Tanh()))[1]
+    start = text.index("    write_a_layer_1_tanh = [")
+    assert text[start : text.index("    ]\n", start)] == textwrap.indent(
+        textwrap.dedent("""\
+            write_a_layer_1_tanh = [
+                library_call(
+                    convolutions.convolve,
+                    x0,
+                    v_0_weight,
+                    v_0_bias,
+                    convolutions.convolution(
+                        convolutions.window(size=(4, 4), kernel=(3, 3), padding=(1, 1)),
+                        inputs=2,
+                        outputs=4,
+                    ),
+                    a_layer_1_tanh,
+                    precision=precision,
+                ),
+                *elementwise.launches(
+                    kernels.a_layer_1_tanh_tile,
+                    (a_layer_1_tanh,),
+                    (a_layer_1_tanh, b_layer_1_tanh),
+                ),
+        """),
+        "    ",
+    )
+
+
+def test_with_settings_it_is_one_kernel_and_checked() -> None:
+    program = convolved(nn.SiLU())
+    settings = {"block_m": 16, "block_n": 16, "block_k": 16, "num_warps": 4, "num_stages": 2}
+    kinds = Kind.CONVOLUTION, Kind.CONVOLUTION_GRADIENT
+    chosen = {x.name: settings for x in schedule(program).launches if x.kind in kinds}
+    source = emit_step(program, backend="triton", variants=chosen)
+    assert "library_call" not in source.text
+    start = source.text.index("*convolve.launches(")
+    launch = source.text[start : source.text.index("]\n", start)]
+    assert "bias=v_0_bias" in launch
+    assert "outputs=(a_layer_1_silu, b_layer_1_silu)" in launch, "what is fused to it"
+    for text in (source.text, source.kernels):
+        checked(text)

@@ -6,16 +6,20 @@ import warnings
 from functools import cache
 
 import pytest
+import sympy
 import torch
 from places import NETWORKS, network
 from torch import Tensor
 
 import gncompile
 from gncompile.emit.torch_source import TorchWriter
+from gncompile.graph.windows import Geometry, Window
 from gncompile.program import operations as ir
 from gncompile.program import specs, strides
-from gncompile.program.launches import fuse
-from gncompile.program.schedule import Kind
+from gncompile.program.convolutions import Convolve, Patches
+from gncompile.program.implicit import grid_behind
+from gncompile.program.launches import fuse, kind_of
+from gncompile.program.schedule import Kernel, Kind
 from gncompile.program.specs import Spec
 from gncompile.program.step_program import Instruction, StepProgram
 from gncompile.triton_kernels.joining import joined
@@ -67,25 +71,36 @@ def test_views_lie_as_those_of_torch(name: str, method: str) -> None:
         assert all(ours == its for ours, its in several), f"{i}: {steps}, not {found.stride()}"
 
 
+def grids_of(program: StepProgram, kernel: Kernel) -> tuple[str, ...]:
+    """The batch of grids that windows see, if a kernel is a product with what they see."""
+    match kernel.kind:
+        case Kind.CONVOLUTION:
+            return (kernel.root.inputs[0], kernel.root.name)
+        case Kind.PATCH_MOMENT:
+            found = grid_behind(program, kernel.instructions[-1].inputs[0])
+            assert found is not None
+            return found[:1]
+    return ()
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("method", ["kfra", "kflr"])
 def test_templates_are_given_matrices_only(name: str, method: str) -> None:
-    """What a moment, a softmax or a sum by row is given, torch can view as rows."""
+    """What a moment, a softmax, a sum by row or a convolution is given, torch can view as rows."""
     program = program_of(name, method)
     counted = 0
     for phase in program.phases:
         for kernel in fuse(program, phase):
             by_rows = kernel.kind in (Kind.SECOND_MOMENT, Kind.CROSS_MOMENT, Kind.SOFTMAX)
             by_rows |= isinstance(kernel.root.op, ir.RowSum) and kernel.kind is Kind.REDUCTION
-            for value in kernel.inputs if by_rows else ():
+            values = kernel.inputs if by_rows else grids_of(program, kernel)
+            for value in values:
                 found = tensor(program, value)
-                if found.dim() > 2 and found.numel() == tensor(program, kernel.inputs[0]).numel():
+                if found.dim() > 2 and found.numel() == tensor(program, values[0]).numel():
                     found.view(-1, found.shape[-1])
                     counted += 1
-            if (
-                kernel.kind not in (Kind.TORCH, Kind.GEMM, Kind.ELEMENTWISE, Kind.REDUCTION)
-                and not by_rows
-            ):
+            others = (Kind.TORCH, Kind.GEMM, Kind.ELEMENTWISE, Kind.REDUCTION)
+            if kernel.kind not in others and not values:
                 assert all(
                     len(program[n].spec.shape) <= 2 for n in (*kernel.inputs, *kernel.stores)
                 )
@@ -118,6 +133,48 @@ def test_a_coordinate_that_is_not_one_is_left_to_torch() -> None:
         program = small_program(("N", 3), op, view, Spec(("N", 3)))
         (kernel,) = [k for k in fuse(program, "gradient") if k.stores == ("y",)]
         assert kernel.kind is kind
+
+
+def test_only_a_moment_of_patches_alone_sees_them_in_their_grid() -> None:
+    """Not one with a coordinate that is not 1, nor one of patches and something else."""
+    geometry = Geometry(Window((3,), (2,), (1,), (0,), (1,)), 1, 1)
+    grid, whole, rows = Spec(("N", 3)), Spec((2, "N", 2)), Spec(("N", 2, 2))
+    for op, inputs, kind in (
+        (ir.Moment(homogeneous=True), ("rows",), Kind.PATCH_MOMENT),
+        (ir.Moment(homogeneous=True, coordinate=0.0), ("rows",), Kind.TORCH),
+        (ir.Moment(), ("rows", "other"), Kind.CROSS_MOMENT),
+    ):
+        program = StepProgram(
+            (
+                Instruction("x", ir.Zeros(grid), (), grid, "gradient"),
+                Instruction("other", ir.Zeros(rows), (), rows, "gradient"),
+                Instruction("p", Patches(geometry), ("x",), whole, "gradient"),
+                Instruction("rows", ir.FeaturesLast(), ("p",), rows, "gradient"),
+                Instruction("m", op, inputs, Spec((3, 3)), "gradient"),
+            )
+        )
+        (kernel,) = [k for k in fuse(program, "gradient") if k.stores == ("m",)]
+        assert kernel.kind is kind
+
+
+@pytest.mark.parametrize(("groups", "kind"), [(1, Kind.CONVOLUTION), (2, Kind.TORCH)])
+def test_draws_join_a_convolution_but_not_one_in_groups(groups: int, kind: Kind) -> None:
+    """The items of a batch, which the groups are, would all have equal draws."""
+    window = Window((3,), (1,), (1,), (0,), (1,))
+    grid, weight = Spec(("N", 6)), Spec((2, 2 // groups))
+    h, u = sympy.symbols("h u", real=True)
+    program = StepProgram(
+        (
+            Instruction("x", ir.Zeros(grid), (), grid, "gradient"),
+            Instruction("W", ir.Zeros(weight), (), weight, "gradient"),
+            Instruction(
+                "h", Convolve(Geometry(window, 2, 2, groups)), ("x", "W"), grid, "gradient"
+            ),
+            Instruction("u", ir.Random("uniform", grid.shape), (), grid, "gradient"),
+            Instruction("y", ir.Pointwise(h * u, (h, u)), ("h", "u"), grid, "gradient"),
+        )
+    )
+    assert kind_of(program, [program[name] for name in "huy"]) is kind
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_input_moment_in_bfloat16():
 def test_a_narrow_layer_splits_its_batch():
     v, x, gradient = buffer(BATCH, 6), buffer(BATCH, 25), buffer(6, 26)
     launches = cross_moment.launches(v, x, gradient, alpha=1 / BATCH, homogeneous=True)
-    assert [launch.grid for launch in launches] == [(1, 7), (1,)]
+    assert [launch.grid for launch in launches] == [(1, 7, 1), (1, 1)]
     check(launches, 90, "fma")
 
 

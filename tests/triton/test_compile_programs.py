@@ -90,7 +90,7 @@ def launches(name: str, precision: str) -> Iterator[Launch]:
     for phase in phases.values():
         for value in inspect.getclosurevars(phase).nonlocals.values():
             if isinstance(value, list):
-                yield from value
+                yield from (each for each in value if isinstance(each, Launch))
 
 
 def specialisation(launch: Launch) -> Hashable:
