@@ -12,8 +12,8 @@ depend on each other. A schedule is the launches of a phase in order. Grammar::
             |  {pointwise} reduction          elementwise work, summed over all, over rows or over columns
             |  symmetric product ⊙ moment     the KFRA step (Wᵀ M W) ⊙ E[b bᵀ]
             |  sample {pointwise}             a categorical sample and what is done to its tiles
-            |  instruction                    softmax, interpolation, decay, direction or refined inverse, gradient
-                                              of a convolution; or left to torch
+            |  instruction                    softmax, interpolation, decay, direction or refined inverse,
+                                              gradient of a convolution; or left to torch
 
 A draw of random numbers is elementwise work without operands.
 """

@@ -119,7 +119,7 @@ def can_take(program: StepProgram, kind: Kind, members: Sequence[Instruction]) -
             rows = all(has_rows(program, name) for name in (root.inputs[0], root.name))
             return rows and (isinstance(root.op, ir.Softmax) or _is_dense(program, root.name))
         case Kind.INTERPOLATION:  # of a grid that lies anywhere
-            return all(_has_rows(program, name) for name in (*root.inputs[1:], root.name))
+            return all(has_rows(program, name) for name in (*root.inputs[1:], root.name))
         case Kind.SECOND_MOMENT | Kind.CROSS_MOMENT:
             return all(has_rows(program, name) for name in root.inputs)
         case Kind.CONVOLUTION:
