@@ -28,7 +28,7 @@ DEFAULTS: Mapping[str, Mapping[str, object]] = {
         "method": "auto", "factor_share": 1.0, "factors_every": 1, "damping_rate": 0.5,
         "damping_period": 1, "damping_tries": 10, "search_steps": 0, "damping_bounds": (1e-30, 1e30),
         "momentum": False, "layer_steps": 0, "step_growth": None, "quadratic_share": 1.0,
-        "average": 0.0, "gather_noise": None,
+        "average": 0.0, "gather_noise": None, "acceleration": 0.75,
     },
     "block_hessian_free": {"gather_noise": None},
     "newton_cg": {
