@@ -21,7 +21,7 @@ import sympy
 
 from ..functions.primitives import as_float, select
 from ..program import operations as ir
-from ..program.builder import ProgramBuilder, Value
+from ..program.builder import Value
 from .damping import noticed
 from .forward import Forward
 from .optimiser import Optimiser
@@ -29,7 +29,7 @@ from .optimiser import Optimiser
 PROBE = 0.1
 """h, the part of a step at which outputs are looked at: neither 0.03 nor 0.3 takes fewer steps."""
 
-a, b, c, d = sympy.symbols("a b c d", real=True)
+a, b, c = sympy.symbols("a b c", real=True)
 
 
 class ProbedForward(Forward):
@@ -44,52 +44,48 @@ class ProbedForward(Forward):
 
 
 def second_change(optimiser: Optimiser, forward: Forward, steps: Mapping[str, Value]) -> Value:
-    """``h² z″`` along steps by layer: ``[N, K]``."""
-    outputs = []
-    for h in (PROBE, -PROBE):
-        moved: dict[str, Value] = {}
-        for layer, step in optimiser.builder.layerwise(steps):
-            pairs = zip(
-                optimiser.layers[layer].parameters, optimiser.pairs(layer, step), strict=True
-            )
-            for name, (parameter, change) in pairs:
-                values = {a: parameter, b: change}
-                moved[name] = optimiser.builder.pointwise(
-                    a + as_float(h) * b, values, name=f"probed_{parameter.name}"
-                )
-        outputs.append(ProbedForward(forward, moved).filled().output)
+    """``h² z″`` along steps by layer: ``[N, K]``; 0 where all of it is rounding."""
+    builder = optimiser.builder
+    ahead, behind = (_output_at(optimiser, forward, steps, h) for h in (PROBE, -PROBE))
     with forward.work_at_output():
-        values = dict(zip((a, b, c), (outputs[0], outputs[1], forward.output), strict=True))
-        return optimiser.builder.pointwise((a - c) + (b - c), values, name="second_change")
+        values = {a: ahead, b: behind, c: forward.output}
+        change = builder.pointwise((a - c) + (b - c), values, name="difference")
+        squares = [builder.emit(ir.Dot(), x, x, name="square") for x in (ahead, behind, change)]
+        values = dict(zip((a, b, c), squares, strict=True))
+        whole = builder.pointwise(sympy.sqrt(a + b), values, name="outputs_norm")
+        part = builder.pointwise(sympy.sqrt(c), values, name="difference_norm")
+        seen = noticed(optimiser, whole, part, "difference_noticed")
+        values = {a: change, b: seen}
+        return builder.pointwise(select(b, a, sympy.Integer(0)), values, name="second_change")
+
+
+def _output_at(
+    optimiser: Optimiser, forward: Forward, steps: Mapping[str, Value], h: float
+) -> Value:
+    """z at ``θ + h v``."""
+    moved: dict[str, Value] = {}
+    for layer, step in optimiser.builder.layerwise(steps):
+        names, pairs = optimiser.layers[layer].parameters, optimiser.pairs(layer, step)
+        for name, (parameter, change) in zip(names, pairs, strict=True):
+            values = {a: parameter, b: change}
+            moved[name] = optimiser.builder.pointwise(a + as_float(h) * b, values, name="probed")
+    return ProbedForward(forward, moved).filled().output
 
 
 def bent(
-    optimiser: Optimiser,
-    forward: Forward,
-    steps: Mapping[str, Value],
-    change: Value,
-    answer: Mapping[str, Value],
+    optimiser: Optimiser, steps: Mapping[str, Value], answer: Mapping[str, Value]
 ) -> dict[str, Value]:
-    """``½ a`` by layer where it is to be added to ``steps``, else 0; ``answer`` is ``h² a``, to ``change``."""
+    """``½ a`` by layer where it is to be added to ``steps``, else 0; ``answer`` is ``h² a``."""
     builder, bound = optimiser.builder, optimiser.settings.acceleration
     assert bound is not None
-    with forward.work_at_output():
-        norms = [_norm(builder, value) for value in (forward.output, change)]
-        seen = noticed(optimiser, *norms, "change_seen")
     lengths = [
         optimiser.scaled_inner(each, each, name)
         for each, name in ((steps, "velocity_square"), (answer, "acceleration_square"))
     ]
-    small = select(c, as_float((bound * PROBE**2) ** 2) * a - b, sympy.Integer(0))
-    values = {a: lengths[0], b: lengths[1], c: seen}
-    bends = builder.pointwise(small, values, name="bends")
+    small = as_float((bound * PROBE**2) ** 2) * a - b
+    bends = builder.pointwise(small, {a: lengths[0], b: lengths[1]}, name="bends")
     half = select(b, as_float(0.5 / PROBE**2) * a, sympy.Integer(0))
     return {
         layer: builder.pointwise(half, {a: value, b: bends}, name=f"half_a_{layer}")
         for layer, value in builder.layerwise(answer)
     }
-
-
-def _norm(builder: ProgramBuilder, value: Value) -> Value:
-    square = builder.emit(ir.Dot(), value, value, name=f"{value.name}_square")
-    return builder.pointwise(sympy.sqrt(a), {a: square}, name=f"{value.name}_norm")

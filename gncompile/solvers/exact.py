@@ -109,7 +109,7 @@ class Exact(Solver):
             seed = self._along_rows(change) if self.dual else rules.hessian_product(change)
         answer = self._from_rows(seed, "a") if self.dual else self._solved(self._back(seed, "a"))
         result = dict(deltas)
-        for name, half in bent(self.optimiser, self.forward, steps, change, answer).items():
+        for name, half in bent(self.optimiser, steps, answer).items():
             values = {a: deltas[name], b: half, c: sizes[name]}
             result[name] = builder.pointwise(a + select(c, b / c, 0), values, name="bent")
         return result
