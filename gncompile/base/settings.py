@@ -156,9 +156,8 @@ class Settings:
     acceleration: Annotated[
         float | None, Field(gt=0, le=1, description="None or a number above 0, at most 1")
     ] = None
-    """With ``solver="exact"``, 0.75 by default: bound on ``‖a‖/‖δ‖`` for a step ``δ + ½ a`` along the geodesic
-    [Transtrum and Sethna 2012], whose second derivative a takes two forward passes and a solution. None: the
-    straight step δ."""
+    """With ``solver="exact"``, where it is 0.75 unless given: bound on ``‖a‖/‖v‖`` for steps ``v + ½ a`` along
+    the geodesic [Transtrum and Sethna 2012]; a takes two forward passes and a solution. None: straight steps."""
     search_steps: Steps = 10
     """First steps that each halve or double λ, with γ = ½√λ, at most until the first choice of γ; judged on
     the samples of the factors."""

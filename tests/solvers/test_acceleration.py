@@ -17,8 +17,8 @@ from gncompile.errors import CompileError
 from gncompile.frontends.torch_export import trace
 from gncompile.pipeline import prepare
 
-DAMPING = 400.0
-"""Steps v of some thousandths, so that the next terms of the central difference, ``h²v²/12``, are below 1e-5."""
+DAMPING = 1000.0
+"""Steps v of some thousandths, so that the next terms of the difference, ``h²v²/12``, are below 1e-5."""
 CASES = {
     "more parameters": lambda: small("more parameters"),
     "one sample": lambda: small("one sample"),
