@@ -6,7 +6,7 @@ to the loss's gradient a second solution with the same matrix takes back::
     (G + D) a = −(1/N) Jᵀ 𝓗_L z″        z″ = (z(θ + h v) − 2 z(θ) + z(θ − h v)) / h²
 
 and ``v + ½ a`` follows the curve on which the outputs go straight on [Transtrum and Sethna, Improvements to
-the Levenberg-Marquardt algorithm, 2012, arXiv:1201.5885, eq. 10 and 15]. Along narrow, bent valleys, where
+the Levenberg-Marquardt algorithm, 2012, arXiv:1201.5885]. Along narrow, bent valleys, where
 straight steps have to be short, it takes a third of the Jacobians and less.
 
 Where ``‖a‖ > α ‖v‖`` in the norm of D the expansion says nothing, and the step stays straight; so it does
