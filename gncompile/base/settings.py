@@ -153,11 +153,8 @@ class Settings:
     damping_scale: of_solvers.DampingScale = "identity"
     """With ``solver="exact"``: what λ multiplies. ``diagonal`` is the largest diagonal of G so far, and makes
     steps independent of the units of the parameters [Moré 1978]."""
-    acceleration: Annotated[
-        float | None, Field(gt=0, le=1, description="None or a number above 0, at most 1")
-    ] = None
-    """With ``solver="exact"``, where it is 0.75 unless given: bound on ``‖a‖/‖v‖`` for steps ``v + ½ a`` along
-    the geodesic [Transtrum and Sethna 2012]; a takes two forward passes and a solution. None: straight steps."""
+    acceleration: of_solvers.Acceleration = None
+    """With ``solver="exact"`` (0.75): the bound on ``‖a‖/‖v‖`` for geodesic steps ``v + ½ a``; None: v."""
     search_steps: Steps = 10
     """First steps that each halve or double λ, with γ = ½√λ, at most until the first choice of γ; judged on
     the samples of the factors."""

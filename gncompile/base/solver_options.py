@@ -17,6 +17,10 @@ ExactForm = Annotated[
 DampingScale = Annotated[
     Literal["identity", "diagonal"], Field(description="a name: one of identity, diagonal")
 ]
+Acceleration = Annotated[
+    Annotated[float, Field(gt=0, le=1)] | None,
+    Field(description="None or a number above 0, at most 1"),
+]
 Preconditioner = Annotated[
     Literal["none", "kronecker"], Field(description="a name: one of none, kronecker")
 ]
