@@ -51,7 +51,7 @@ from .graph.zero_slopes import require_slopes
 from .losses.vocabulary import Loss, resolve_loss
 from .program import specs
 from .program.builder import ProgramBuilder, Value
-from .program.phases import DIRECTION, Phase, Repeat, Stage, step_phases
+from .program.phases import ACCELERATION, DIRECTION, Phase, Repeat, Stage, step_phases
 from .program.step_program import StepProgram
 from .solvers.block_hessian_free import BlockHessianFree
 from .solvers.exact import Exact
@@ -194,6 +194,9 @@ def _step_along(solver: Solver, gradients: Mapping[str, Value]) -> None:
         with builder.phase("layer_quadratic"):
             share = batch.on_share(settings.layer_dim)
             quadratic(optimiser, *share, gradients, deltas, by_layer=True)
+    if settings.acceleration is not None:
+        with builder.phase(ACCELERATION):
+            deltas = solver.accelerated(deltas)
     if settings.gather_noise is not None:
         with builder.phase("gradient_noise"):
             output = batch.output_gradient(settings.factor_dim)

@@ -57,7 +57,7 @@ class CurveFit:
     residuals: int | None
     """How many squared errors there are, those with the weight 0 left out; None for other losses."""
     nfev: int
-    """Evaluations of the loss."""
+    """Evaluations of the loss; steps that bend take two more forward passes each (``acceleration``)."""
     njev: int
     """Evaluations of the Jacobian."""
     status: int

@@ -21,7 +21,7 @@ WORTH = 4
 classifications KFRA takes 1 to 4 times as many steps to the same loss (docs/solvers.md), more towards the end
 of a fit; on mini-batches, whose noise no solver sees through, the exact solver saves fewer."""
 
-OF_EXACT = ("exact_form", "damping_scale", "damping_tries")
+OF_EXACT = ("exact_form", "damping_scale", "damping_tries", "acceleration")
 """Options that the solver with factors does not have."""
 
 

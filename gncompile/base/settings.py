@@ -153,6 +153,8 @@ class Settings:
     damping_scale: of_solvers.DampingScale = "identity"
     """With ``solver="exact"``: what λ multiplies. ``diagonal`` is the largest diagonal of G so far, and makes
     steps independent of the units of the parameters [Moré 1978]."""
+    acceleration: of_solvers.Acceleration = None
+    """With ``solver="exact"`` (0.75): the bound on ``‖a‖/‖v‖`` for geodesic steps ``v + ½ a``; None: v."""
     search_steps: Steps = 10
     """First steps that each halve or double λ, with γ = ½√λ, at most until the first choice of γ; judged on
     the samples of the factors."""
@@ -245,8 +247,9 @@ class Settings:
             )
         scaled = self.damping_scale != "identity" and self.solver not in ("exact", AUTO)
         tries = self.damping_tries > 1 and self.solver == "kronecker"
-        if self.second_order and (scaled or tries):
-            name = "damping_scale" if scaled else "damping_tries"
+        bent = self.acceleration is not None and self.solver not in ("exact", AUTO)
+        if self.second_order and (scaled or tries or bent):
+            name = "damping_scale" if scaled else "damping_tries" if tries else "acceleration"
             raise CompileError(
                 f"{name} = {getattr(self, name)!r} together with solver={self.solver!r}",
                 instead="leave it out, or use solver='exact'",

@@ -17,6 +17,10 @@ ExactForm = Annotated[
 DampingScale = Annotated[
     Literal["identity", "diagonal"], Field(description="a name: one of identity, diagonal")
 ]
+Acceleration = Annotated[
+    Annotated[float, Field(gt=0, le=1)] | None,
+    Field(description="None or a number above 0, at most 1"),
+]
 Preconditioner = Annotated[
     Literal["none", "kronecker"], Field(description="a name: one of none, kronecker")
 ]
@@ -28,7 +32,7 @@ DEFAULTS: Mapping[str, Mapping[str, object]] = {
         "method": "auto", "factor_share": 1.0, "factors_every": 1, "damping_rate": 0.5,
         "damping_period": 1, "damping_tries": 10, "search_steps": 0, "damping_bounds": (1e-30, 1e30),
         "momentum": False, "layer_steps": 0, "step_growth": None, "quadratic_share": 1.0,
-        "average": 0.0, "gather_noise": None,
+        "average": 0.0, "gather_noise": None, "acceleration": 0.75,
     },
     "block_hessian_free": {"gather_noise": None},
     "newton_cg": {

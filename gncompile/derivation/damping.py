@@ -59,7 +59,7 @@ def judge(optimiser: Optimiser, before: Value, after: Value) -> None:
     builder = optimiser.builder
     values = {a: after, b: before}
     predicted = optimiser.chosen(CHOSEN["predicted"])
-    moved = _noticed(optimiser, before, predicted, "change_noticed")
+    moved = noticed(optimiser, before, predicted, "change_noticed")
     steps = [_step_noticed(optimiser, layer) for layer in optimiser.layers]
     any_step = steps[0] if len(steps) == 1 else builder.add(*steps, name="steps_noticed")
     is_measured = builder.pointwise(
@@ -81,7 +81,7 @@ def judge(optimiser: Optimiser, before: Value, after: Value) -> None:
     builder.pointwise(harm, values, into=optimiser.scalar("harm"), name="harm_now")
 
 
-def _noticed(optimiser: Optimiser, value: Value, change: Value, name: str) -> Value:
+def noticed(optimiser: Optimiser, value: Value, change: Value, name: str) -> Value:
     """Positive where a part of ``change`` alters ``value``; the sum is a value of its own, and rounded."""
     builder = optimiser.builder
     moved = builder.pointwise(
@@ -104,7 +104,7 @@ def _step_noticed(optimiser: Optimiser, layer: str) -> Value:
         builder.pointwise(sympy.sqrt(a), {a: v}, name=name)
         for v, name in ((square, f"norm_{node}"), (step_square, f"step_norm_{node}"))
     )
-    return _noticed(optimiser, norm, step_norm, f"step_noticed_{node}")
+    return noticed(optimiser, norm, step_norm, f"step_noticed_{node}")
 
 
 def adapt(optimiser: Optimiser) -> None:

@@ -66,12 +66,15 @@ class Forward:
     @classmethod
     def emit(cls, builder: ProgramBuilder, graph: ModelGraph, rows: specs.Dim = "N") -> Forward:
         """Emit the forward pass, of the batch or of a share of it, into the builder's current phase."""
-        forward = cls(builder, graph, {}, "" if rows == "N" else f"_{rows}", rows)
-        for node in graph:
-            with forward.work_for(node.name):
-                inputs = [forward.values[name] for name in node.inputs]
-                forward.values[node.name] = forward.rule(node).value(inputs)
-        return forward
+        return cls(builder, graph, {}, "" if rows == "N" else f"_{rows}", rows).filled()
+
+    def filled(self) -> Forward:
+        """With every node's value."""
+        for node in self.graph:
+            with self.work_for(node.name):
+                inputs = [self.values[name] for name in node.inputs]
+                self.values[node.name] = self.rule(node).value(inputs)
+        return self
 
     def share(self, rows: specs.Dim) -> Forward:
         """The same pass seen on a share of the batch: views, nothing is computed again."""

@@ -50,6 +50,7 @@ PARTS = {
     "cg_product": "Conjugate gradients: a product with the Gauss-Newton matrix",
     "direction": "Direction",
     "quadratic": "R-operator: the output's change along Δ (r1) and the last step δ (r2)",
+    "acceleration": "Acceleration: the outputs' second derivative along the step, and what it adds to it",
     "layer_quadratic": "R-operator layer by layer, for a step size each",
     "compare": "Forward at the averaged parameters",
     "gradient_noise": "Noise of the gradient",

@@ -84,6 +84,8 @@ class Phase:
 
 DIRECTION = "direction"
 """The solver's phase that makes Δ of ∇, its last."""
+ACCELERATION = "acceleration"
+"""The phase that bends the step along Δ (``derivation/acceleration.py``)."""
 
 _SOLVED = ("gradient", DIRECTION)
 
@@ -108,11 +110,12 @@ _END = (
         lambda now: not (now.by_layer or now.plain),
         Repeat.DAMPINGS,
     ),
+    Phase(ACCELERATION, Stage.DIRECTION, _SOLVED),
     Phase("damping_note", Stage.DIRECTION, (), lambda now: now.factor_damping, Repeat.DAMPINGS),
     Phase("damping_end", Stage.DIRECTION, when=lambda now: now.factor_damping),
     Phase("guard_step", Stage.DIRECTION),
     Phase("gradient_noise", Stage.UPDATE, _SOLVED, lambda now: now.noise),
-    Phase("update", Stage.UPDATE, _SOLVED),
+    Phase("update", Stage.UPDATE, (*_SOLVED, ACCELERATION)),
     # At the new parameters, so these see no phase before the update but to compare with it.
     Phase("trial", Stage.JUDGEMENT, when=lambda now: now.search),
     Phase("judge_trial", Stage.JUDGEMENT, ("gradient", "trial"), lambda now: now.search),

@@ -16,10 +16,14 @@ EIGEN_ROUNDING = 4
 
 
 def rows(left: Tensor, right: Tensor, homogeneous: bool, coordinate: float, out: Tensor) -> None:
-    """``out[k, n] ← Σ_s l_s [r_s, c]ᵀ``, row by row."""
+    """``out[k, n] ← Σ_s l_s [r_s, c]ᵀ``, row by row.
+
+    At one place that is no sum, and as a product of matrices of one row each would take ten times as long.
+    """
     width = right.shape[-1]
     whole = out.unflatten(-1, (left.shape[-1], width + int(homogeneous)))
-    whole[..., :width] = left.mT @ right
+    product = torch.mul if left.shape[-2] == 1 else torch.matmul
+    product(left.mT, right, out=whole[..., :width])
     if homogeneous:
         whole[..., width] = coordinate * left.sum(-2)
 

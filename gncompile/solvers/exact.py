@@ -29,10 +29,11 @@ import sympy
 from ..base.settings import Settings
 from ..base.solver_options import ExactForm
 from ..base.tables import binary_size, engineering
+from ..derivation.acceleration import bent, second_change
 from ..derivation.jacobian_rows import at_places, layer_rows, sides
 from ..derivation.propagation import pull_back, push_forward, uses, weight_gradients
 from ..errors import CompileError
-from ..functions.primitives import as_float
+from ..functions.primitives import as_float, select
 from ..graph.embedding import Embedding
 from ..graph.model_graph import ModelGraph
 from ..losses.vocabulary import SeparableLoss
@@ -93,7 +94,25 @@ class Exact(Solver):
 
     def directions(self, gradients: Mapping[str, Value]) -> dict[str, Value]:
         """``Δ = −(G + D)⁻¹ ∇`` by layer, for the gradient of the batch."""
-        return self._dual() if self.dual else self._primal(gradients)
+        return self._dual() if self.dual else self._solved(gradients)
+
+    def accelerated(self, deltas: Mapping[str, Value]) -> dict[str, Value]:
+        """``Δ + a/2c`` where the step is to bend: with its size c it is ``v + ½ a``, ``v = c Δ``."""
+        builder, rules = self.builder, self.batch.rules
+        sizes = {name: self.optimiser.chosen(number) for number, name in enumerate(deltas)}
+        steps = {
+            name: builder.pointwise(a * b, {a: deltas[name], b: sizes[name]}, name="velocity")
+            for name in self.layers
+        }
+        change = second_change(self.optimiser, self.forward, steps)
+        with self.forward.work_at_output():
+            seed = self._along_rows(change) if self.dual else rules.hessian_product(change)
+        answer = self._from_rows(seed, "a") if self.dual else self._solved(self._back(seed, "a"))
+        result = dict(deltas)
+        for name, half in bent(self.optimiser, steps, answer).items():
+            values = {a: deltas[name], b: half, c: sizes[name]}
+            result[name] = builder.pointwise(a + select(c, b / c, 0), values, name="bent")
+        return result
 
     # --- rows of J ------------------------------------------------------------------------------------
 
@@ -206,7 +225,9 @@ class Exact(Solver):
 
     # --- primal ---------------------------------------------------------------------------------------
 
-    def _primal(self, gradients: Mapping[str, Value]) -> dict[str, Value]:
+    @cached_property
+    def _system(self) -> list[Value]:
+        """G with L2, λ and maybe S, as ``PrimalSolve`` takes them."""
         builder, whole = self.builder, self.matrix
         etas = {name: self._etas(name) for name in self.layers}
         kappa, scale = self._kappa, list[Value]()
@@ -221,11 +242,16 @@ class Exact(Solver):
             self.optimiser.raise_scales(self._by_layer(diagonal))
             parts = map(self.optimiser.scale, self.layers)
             scale.append(builder.emit(exact.Joined(), *parts, name="scale"))
-        gradient = builder.emit(
-            exact.Joined(), *(gradients[name] for name in self.layers), name="gradient"
-        )
+        return [whole, kappa, *scale]
+
+    def _solved(self, gradients: Mapping[str, Value]) -> dict[str, Value]:
+        """``−(G + D)⁻¹ ∇`` by layer."""
+        parts = (gradients[name] for name in self.layers)
+        gradient = self.builder.emit(exact.Joined(), *parts, name="gradient")
+        whole, kappa, *scale = self._system
+        solve = exact.PrimalSolve()
         return self._by_layer(
-            builder.emit(exact.PrimalSolve(), whole, kappa, gradient, *scale, name="delta")
+            self.builder.emit(solve, whole, kappa, gradient, *scale, name="delta")
         )
 
     def _by_layer(self, value: Value) -> dict[str, Value]:
@@ -259,22 +285,38 @@ class Exact(Solver):
         if plain:
             moved = push_forward(self.forward, self._as_rows_have_it(plain), "p")
             with self.forward.work_at_output():
-                products = builder.pointwise(a * b, {a: self.root, b: moved})
-                dots = builder.emit(ir.RowSum(), products, name="rows_times_p")
+                dots = self._along_rows(moved)
                 r = builder.pointwise(a - b, {a: r, b: dots}, name="residual_left")
+        result = self._from_rows(r, "d")
+        for name, p in builder.layerwise(plain):
+            result[name] = builder.pointwise(a - b, {a: result[name], b: p}, name="delta")
+        return result
+
+    def _along_rows(self, change: Value) -> Value:
+        """``Cᵀ`` times a change of the outputs, a number for each row of J."""
+        products = self.builder.pointwise(a * b, {a: self.root, b: change})
+        return self.builder.emit(ir.RowSum(), products, name=f"rows_times_{change.name}")
+
+    def _from_rows(self, r: Value, prefix: str) -> dict[str, Value]:
+        """``−(1/N) D⁻¹ Jᵀ (I + (1/N) J D⁻¹ Jᵀ)⁻¹ r`` by layer."""
+        builder = self.builder
         v = builder.emit(exact.DualSolve(), self.matrix, self._kappa, r, name="solution")
         with self.forward.work_at_output():
             scaled = builder.pointwise(a * b, {a: self.root, b: v}, name="seeds")
             mean = builder.emit(ir.Mean(), scaled, name="seed_mean")
             seed = builder.scaled(mean, float(builder.columns), "seed")
-        back = weight_gradients(self.forward, pull_back(self.forward, seed, prefix="d"))
         result = {}
-        for name, layer in builder.layerwise(self.layers):
+        for name, value in builder.layerwise(self._back(seed, prefix)):
             damped, values = self._damped(name)
-            delta = -(k + _number(self._least)) / damped * a - (b if plain else 0)
-            values |= {a: back[name]} | ({b: plain[name]} if plain else {})
-            result[name] = builder.pointwise(delta, values, name=f"delta_{layer.node.name}")
+            share = -(k + _number(self._least)) / damped
+            called = f"delta_{self.layers[name].node.name}"
+            result[name] = builder.pointwise(share * a, {**values, a: value}, name=called)
         return result
+
+    def _back(self, seed: Value, prefix: str) -> dict[str, Value]:
+        """``(1/N) (∂z/∂W̄)ᵀ seed`` by layer."""
+        back = weight_gradients(self.forward, pull_back(self.forward, seed, prefix=prefix))
+        return {name: back[name] for name in self.layers}
 
     def _as_rows_have_it(self, plain: Mapping[str, Value]) -> dict[str, Value]:
         """p without an embedding's padding, which L2 moves, and with it the output, but no row of J has."""
@@ -306,9 +348,8 @@ class Exact(Solver):
             return {}
         with self.forward.work_at_output():
             rest = self.builder.emit(exact.RootRest(), self.root, g, r, name="rest")
-        left = weight_gradients(self.forward, pull_back(self.forward, rest, prefix="e"))
-        result = {}
-        for name, value in self.builder.layerwise(self.optimiser.decayed(left)):
+        result, left = {}, self.optimiser.decayed(self._back(rest, "e"))
+        for name, value in self.builder.layerwise(left):
             damped, values = self._damped(name)
             called = f"p_{self.layers[name].node.name}"
             result[name] = self.builder.pointwise(a / damped, {**values, a: value}, name=called)

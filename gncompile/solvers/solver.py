@@ -55,3 +55,10 @@ class Solver(ABC):
 
         Asked for ∇ in the solver's last phase, for other gradients where noise is measured.
         """
+
+    def accelerated(self, deltas: Mapping[str, Value]) -> dict[str, Value]:
+        """Δ bent as ``settings.acceleration`` asks for (``derivation/acceleration.py``), by layer.
+
+        Emitted into a phase after the choice of step sizes; only a solver with the whole matrix can.
+        """
+        return dict(deltas)

@@ -29,9 +29,12 @@ EXACT = 1e-9
 
 def dense(
     model: nn.Module, loss: str, x: Tensor, y: Tensor, damping: float, l2: object,
-    scaled: bool = False,
+    scaled: bool = False, change: Tensor | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """``−(G + λ D + η)⁻¹ ∇`` by parameter name, by torch.func; D is 1, or diag(G) with 1 for 0."""
+    """``−(G + λ D + η)⁻¹ ∇`` by parameter name, by torch.func; D is 1, or diag(G) with 1 for 0.
+
+    With a ``change`` of the outputs ``[N, K]`` ∇ is ``(1/N) Jᵀ 𝓗 change``.
+    """
     at = oracles.parameters(model)
     argument = EVERY_LOSS[loss].argument
     z, gradient = model(x).detach(), oracles.gradient(model, argument, x, y)
@@ -49,6 +52,8 @@ def dense(
     )
     theta = torch.cat([at[name].flatten() for name in names])
     slope = torch.cat([gradient[name].flatten() for name in names]) + etas * theta
+    if change is not None:
+        slope = torch.einsum("nkp,nkl,nl->p", flat, hessian, change) / len(x)
     scale = torch.where(g.diagonal() > 0, g.diagonal(), 1.0) if scaled else torch.ones_like(etas)
     delta = -torch.linalg.solve(g + torch.diag(etas + damping * scale), slope)
     parts = delta.split([at[name].numel() for name in names])
@@ -59,14 +64,19 @@ def direction(
     traced: TracedModel, loss: str, x: Tensor, y: Tensor, damping: float, form: str,
     backend: str = "torch", l2: object = 0.0, **more: object,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Δ of a compiled step by parameter name; the parameters stay as they are."""
+    """Δ of a compiled step by parameter name, straight unless an ``acceleration`` is given.
+
+    The parameters stay as they are.
+    """
     formula = resolve_loss(EVERY_LOSS[loss].argument)
-    options = Settings.from_options(solver="exact", exact_form=form, damping=damping, l2=l2, **more)
+    given = {"acceleration": None, "damping": damping, "l2": l2, **more}
+    options = Settings.from_options(solver="exact", exact_form=form, **given)
     program = step_program(traced.graph, formula, options)
     place = {"dtype": torch.float64, "device": torch.device("cpu")}
     run = Executable(program, traced, formula, backend=backend, **place)
     run.load((x.flatten(1).double(),), formula.rows(y, (traced.graph.output.size,), torch.float64))
-    wanted = ("gradient", "rows_begin", "rows", "direction", "quadratic", "update")
+    solved = ("rows_begin", "rows", "direction", "quadratic", "acceleration")
+    wanted = ("gradient", *solved, "update")
     before = {name: p.detach().clone() for name, p in traced.parameters.items()}
     run.run(*(phase for phase in wanted if phase in program.phases))
     states = run.memory.states
