@@ -33,7 +33,6 @@ from ..derivation.jacobian_rows import at_places, layer_rows, sides
 from ..derivation.propagation import pull_back, push_forward, uses, weight_gradients
 from ..errors import CompileError
 from ..functions.primitives import as_float
-from ..graph.embedding import Embedding
 from ..graph.model_graph import ModelGraph
 from ..losses.vocabulary import SeparableLoss
 from ..program import exact
@@ -257,7 +256,7 @@ class Exact(Solver):
             r = builder.emit(exact.RootSolve(diagonal), self.root, g, name="residual")
         plain = self._rest(g, r)
         if plain:
-            moved = push_forward(self.forward, self._as_rows_have_it(plain), "p")
+            moved = push_forward(self.forward, plain, "p")
             with self.forward.work_at_output():
                 products = builder.pointwise(a * b, {a: self.root, b: moved})
                 dots = builder.emit(ir.RowSum(), products, name="rows_times_p")
@@ -274,25 +273,6 @@ class Exact(Solver):
             delta = -(k + _number(self._least)) / damped * a - (b if plain else 0)
             values |= {a: back[name]} | ({b: plain[name]} if plain else {})
             result[name] = builder.pointwise(delta, values, name=f"delta_{layer.node.name}")
-        return result
-
-    def _as_rows_have_it(self, plain: Mapping[str, Value]) -> dict[str, Value]:
-        """p without an embedding's padding, which L2 moves, and with it the output, but no row of J has."""
-        result = dict(plain)
-        for name, value in plain.items():
-            uses_of = [node.op for node in self.layers[name].uses]
-            padding = {op.padding for op in uses_of if isinstance(op, Embedding)} - {None}
-            if not padding or not any(self.optimiser.etas(name)):
-                continue
-            if len(padding) > 1 or any(getattr(op, "padding", None) is None for op in uses_of):
-                raise CompileError(
-                    f"exact_form='dual' with L2 on the weight {name!r}, whose padding row is a constant to "
-                    "some of its uses only",
-                    where=str(self.layers[name].node.origin),
-                    instead="use exact_form='primal', or no l2 for this weight",
-                )
-            kept = tuple(-1 if i in padding else i for i in range(value.width))
-            result[name] = self.builder.emit(ir.Gather(kept), value, name=f"{value.name}_moving")
         return result
 
     def _rest(self, g: Value, r: Value) -> dict[str, Value]:
