@@ -56,7 +56,7 @@ def _check_options(file: ModelFile) -> None:
     for place in ("backend", "precision"):
         options.pop(place, None)
     try:
-        Settings.from_options(**options)
+        Settings.of(**options)
     except GncompileError as error:
         raise ModelFileError(
             str(error), where=f"[training], and its options, of {file.path}"
