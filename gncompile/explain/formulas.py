@@ -198,7 +198,7 @@ class Formulas:
             case grids.FeaturesLast():
                 return self._operand(instruction.inputs[0], inlined)
         if instruction.into:
-            return Name(self.names[instruction.into])
+            return Name(self.names.get(instruction.into, instruction.into))
         if name in inlined:
             return Group(self.tree(instruction, inlined))
         return Name(self.names.get(name, name))
