@@ -239,10 +239,8 @@ class Settings:
     def __post_init__(self) -> None:
         low, high = self.damping_bounds
         if not 0 < low <= high:
-            raise CompileError(
-                f"option damping_bounds = {self.damping_bounds}",
-                instead="pass (low, high), 0 < low ≤ high",
-            )
+            found = f"option damping_bounds = {self.damping_bounds}"
+            raise CompileError(found, instead="pass (low, high), 0 < low ≤ high")
         scaled = self.damping_scale != "identity" and self.solver not in ("exact", AUTO)
         tries = self.damping_tries > 1 and self.solver == "kronecker"
         if self.second_order and (scaled or tries):
@@ -261,9 +259,7 @@ class Settings:
     def warn_of_no_effect(self) -> None:
         """Say which options the method does not look at; one set of options may serve several methods."""
         factored = "preconditioner='kronecker'" if self.iterates else "solver='kronecker'"
-        unread = set() if self.factored else {*of_solvers.FACTORED}
-        if self.iterates and not self.factored:
-            unread.add("method")
+        unread = () if self.factored else (*of_solvers.FACTORED, *["method"] * self.iterates)
         idle = {name: (self.__pydantic_fields__[name].default, factored) for name in unread}
         idle |= IDLE.get(self.solver, {})
         for name, field in self.__pydantic_fields__.items():
@@ -294,8 +290,7 @@ class Settings:
     def of(cls, **options: object) -> Settings:
         """Settings from keyword options; an unknown one raises with the nearest known name.
 
-        Numbers may be of any real type, NumPy's scalars included; tensors and arrays are none. A list stands
-        for a tuple, as files have it.
+        Numbers may be of any real type, NumPy's included, but no tensors; a list stands for a tuple.
         """
         known = list(cls.__pydantic_fields__)
         for name in options:
