@@ -60,9 +60,7 @@ class GaussNewton(torch.optim.Optimizer):
         own = set(compile.__kwdefaults__ or {})
         own -= {"solver"} if isinstance(options.get("solver"), str) else set()
         self._settings = {k: v for k, v in options.items() if k not in own}
-        Settings.from_options(
-            **self._settings
-        )  # a wrong option is told here, not at the first step
+        Settings.of(**self._settings)  # a wrong option is told here, not at the first step
         self._model, self._loss, self._options = model, loss, options
         self._trainer: Trainer | None = None
         super().__init__([p for p in model.parameters() if p.requires_grad], {})
@@ -137,7 +135,7 @@ class GaussNewton(torch.optim.Optimizer):
             return
         where = "GaussNewton.load_state_dict"
         found = checkpoint.from_memory(state, where)
-        mine = vars(Settings.from_options(**self._settings))
+        mine = vars(Settings.of(**self._settings))
         stored = found.about["settings"]
         for name in self._settings:
             if name in stored and mine[name] not in (stored[name], AUTO):

@@ -24,7 +24,7 @@ from .base import config
 from .base.debug import dump
 from .base.exact_key import NoKeyError, Recent, exact_key
 from .base.settings import Settings
-from .derivation.averages import AveragedForward, compare_average
+from .derivation.averages import AveragedForward, average_parameters, compare_average
 from .derivation.batch_gradient import BatchGradient
 from .derivation.damping import adapt, hold, judge, reject, search
 from .derivation.factors import PHASES, Factors
@@ -208,6 +208,11 @@ def _step_along(solver: Solver, gradients: Mapping[str, Value]) -> None:
                 choose_factor_damping(optimiser, part)
         with builder.phase("guard_step"):
             guard_step(optimiser)
+    if settings.average:
+        # Apart, a launch more, where the update may be made again.
+        apart = settings.damping_tries > 1
+        with builder.phase("average_parameters" if apart else "update"):
+            average_parameters(optimiser)
     with builder.phase("update"):
         update(optimiser, deltas)
 

@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 EXTRAS = {"metrics": ("sklearn", "metrics"), "tensorboard": ("tensorboard", "tensorboard")}
 """What needs a package: the package, and the extra that brings it."""
 
+SOLVES = {
+    "exact": "with all of G",
+    "newton_cg": "by products with G",
+    "block_hessian_free": "by products with blocks of G",
+}
+"""What a solver without a method solves with."""
+
 
 def check_file(path: Path, data_root: Path | None = None) -> dict[str, str]:
     """What a model file describes, by name, if it can be trained; nothing is trained or written.
@@ -56,7 +63,7 @@ def _check_options(file: ModelFile) -> None:
     for place in ("backend", "precision"):
         options.pop(place, None)
     try:
-        Settings.from_options(**options)
+        Settings.of(**options)
     except GncompileError as error:
         raise ModelFileError(
             str(error), where=f"[training], and its options, of {file.path}"
@@ -103,6 +110,7 @@ def described(file: ModelFile, trainer: Trainer) -> dict[str, str]:
         else count(training.epochs or 0, "epoch")
     )
     solver, stops = trainer.settings.solver, training.early_stop
+    factored = solver not in SOLVES or not trainer.settings.second_order
     length += f", or {stops.patience} validations without a better {stops.monitor}" if stops else ""
     return {
         "model": file.name,
@@ -113,7 +121,7 @@ def described(file: ModelFile, trainer: Trainer) -> dict[str, str]:
         "network": " → ".join(str(size) for size in file.sizes.values()),
         "parameters": f"{parameters:,}",
         "loss": resolve_loss(file.loss).name,
-        "method": str(training.method) if solver == "kronecker" else f"{solver}, with all of G",
+        "method": f"{training.method}" if factored else f"{solver}, {SOLVES[solver]}",
         "steps": f"of {count(file.batch_size, 'sample')}, {length}",
         "memory": _memory(file, trainer),
     }

@@ -34,6 +34,16 @@ of G [Moré 1978]; it begins as Marquardt's [1963], and falls fast, as another t
 DECIDED = ("method", "solver", "l2", "strict", "standardise")
 """Options of ``compile`` that a fit decides."""
 
+HINTS = {
+    "sigma": "use gncompile.losses.weighted(loss) and y = (y, 1 / sigma**2)",
+    "p0": "a fit starts from the values that the module holds",
+    "bounds": "there are none: fit b = exp(c) for a positive b, or low + (high - low) * sigmoid(c)",
+    "maxfev": "use max_nfev",
+    "jac": "leave it out: derivatives are compiled",
+    "x_scale": "leave it out: damping_scale='diagonal', the default here, is x_scale='jac'",
+}
+"""What to say of arguments that SciPy's functions have."""
+
 
 @dataclass(frozen=True)
 class CurveFit:
@@ -173,6 +183,8 @@ def fit(
             instead="leave it out: a fit is by the exact solver, of loss and parameters as they are; "
             "gncompile.compile trains in all other ways",
         )
+    if theirs := [name for name in HINTS if name in options]:
+        raise CompileError(f"unknown option {theirs[0]!r}", instead=HINTS[theirs[0]])
     trainer = compile(model, loss, x, solver="exact", strict=True, **{**DEFAULTS, **options})
     if trainer.compiled.identity.drops and trainer.compiled.masks(True):
         raise CompileError(
@@ -186,9 +198,9 @@ def fit(
     checked("max_nfev", max_nfev, Count, "None or a whole number, 1 or more")
     tolerances = Tolerances.of(trainer.dtype, ftol=ftol, xtol=xtol, gtol=gtol)
     watch = Convergence(trainer, tolerances, max_nfev)
-    callbacks = [callback] if callable(callback) else list(callback)
+    told = callback if isinstance(callback, list | tuple) else [callback]
     history = trainer.fit(
-        [(x, y)], updates=max_nfev, callbacks=[watch, *callbacks], progress=verbose > 1,
+        [(x, y)], updates=max_nfev, callbacks=[watch, *told], progress=verbose > 1,
         batch=lambda pair: pair,
     )  # fmt: skip
     ended = watch.status is None and history.stopped_early

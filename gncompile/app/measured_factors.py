@@ -116,6 +116,12 @@ class Measurement:
             for layer, record in graph.layers.items()
             if f"G.{layer}" in sums
         }  # fmt: skip
+        for layer, found in factors.items():
+            if not all(bool(each.isfinite().all()) for each in (found.input, found.output)):
+                raise BatchError(
+                    f"the curvature factors of layer {layer!r} are not finite on a batch of finite values",
+                    instead="check the scale of the inputs, whose squares may overflow, and the parameters",
+                )
         return factors, loss
 
     def _rows_within(self, batch: int) -> int:

@@ -39,11 +39,24 @@ def chosen_settings(
     Raises :class:`~gncompile.errors.CompileError` for options that do not fit, and for an exact solver asked
     for by name whose matrix exceeds the memory budget.
     """
-    settings = Settings.from_options(**options).at_places(graph.places)
+    settings, why = _chosen(options, graph, loss, samples, itemsize, apart)
+    settings.warn_of_no_effect()
+    if settings.solver == AUTO:
+        settings = replace(settings, solver="kronecker")
+    return settings, why
+
+
+def _chosen(
+    options: Mapping[str, Any],
+    graph: ModelGraph,
+    loss: Loss,
+    samples: int,
+    itemsize: int,
+    apart: bool,
+) -> tuple[Settings, str]:
+    settings = Settings.of(**options).at_places(graph.places)
     if settings.solver == AUTO and settings.second_order:
         return _cheaper(options, graph, loss, samples, itemsize, apart)
-    if settings.solver == AUTO:
-        return replace(settings, solver="kronecker"), ""
     if settings.solver == "exact" and settings.second_order:
         if apart and settings.exact_form == "auto":
             settings = replace(settings, exact_form="primal")
@@ -63,7 +76,7 @@ def _cheaper(
     """Both solvers' settings are those that ``options`` mean with them."""
 
     def named(solver: str) -> tuple[Settings, str]:
-        return chosen_settings({**options, "solver": solver}, graph, loss, samples, itemsize, apart)
+        return _chosen({**options, "solver": solver}, graph, loss, samples, itemsize, apart)
 
     method, noise = options.get("method"), options.get("gather_noise")
     if method not in (None, AUTO):

@@ -48,21 +48,25 @@ HINTS: Mapping[str, str] = {
 """What to say of options that others have and these do not."""
 
 Said = Mapping[str, tuple[object, str]]
-_FORM: Said = {"exact_form": ("auto", "exact")}
-_BLOCKS: Said = {"blocks": ("layers", "block_hessian_free")}
+_FORM: Said = {"exact_form": ("auto", "solver='exact'")}
+_BLOCKS: Said = {"blocks": ("layers", "solver='block_hessian_free'")}
 _PRODUCTS: Said = {
     **_BLOCKS,
-    "curvature_share": (0.25, "newton_cg"),
-    "cg_iterations": (10, "newton_cg"),
-    "cg_tolerance": (0.0, "newton_cg"),
-    "warm_start": (True, "newton_cg"),
-    "preconditioner": ("none", "newton_cg"),
+    "curvature_share": (0.25, "solver='newton_cg'"),
+    "cg_iterations": (10, "solver='newton_cg'"),
+    "cg_tolerance": (0.0, "solver='newton_cg'"),
+    "warm_start": (True, "solver='newton_cg'"),
+    "preconditioner": ("none", "solver='newton_cg'"),
 }
-_SHARE: Said = {"factor_share": (0.25, "kronecker")}
+_SHARE: Said = {"factor_share": (0.25, "curvature_share")}
 IDLE: Mapping[str, Said] = {
     "kronecker": {**_FORM, **_PRODUCTS},
-    "exact": {"factor_share": (1.0, "kronecker"), "factors_every": (1, "kronecker"), **_PRODUCTS},
+    "exact": {
+        "factor_share": (1.0, "solver='kronecker'"),
+        "factors_every": (1, "solver='kronecker'"),
+        **_PRODUCTS,
+    },
     "block_hessian_free": {**_FORM, **_SHARE},
     "newton_cg": {**_FORM, **_SHARE, **_BLOCKS},
 }
-"""Options that a solver does not look at: the value that says nothing, and a solver that does look at it."""
+"""Options that a solver does not look at: the value that says nothing, and who does look at it."""

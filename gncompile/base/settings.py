@@ -241,10 +241,8 @@ class Settings:
     def __post_init__(self) -> None:
         low, high = self.damping_bounds
         if not 0 < low <= high:
-            raise CompileError(
-                f"option damping_bounds = {self.damping_bounds}",
-                instead="pass (low, high), 0 < low ≤ high",
-            )
+            found = f"option damping_bounds = {self.damping_bounds}"
+            raise CompileError(found, instead="pass (low, high), 0 < low ≤ high")
         scaled = self.damping_scale != "identity" and self.solver not in ("exact", AUTO)
         tries = self.damping_tries > 1 and self.solver == "kronecker"
         bent = self.acceleration is not None and self.solver not in ("exact", AUTO)
@@ -261,10 +259,11 @@ class Settings:
                 instead="use samples=1, or 'kfra' in place of 'kflr'",
             )
 
-    def _warn_of_no_effect(self) -> None:
+    def warn_of_no_effect(self) -> None:
         """Say which options the method does not look at; one set of options may serve several methods."""
-        unread = {} if self.factored else dict.fromkeys(of_solvers.FACTORED, "kronecker")
-        idle = {n: (self.__pydantic_fields__[n].default, by) for n, by in unread.items()}
+        factored = "preconditioner='kronecker'" if self.iterates else "solver='kronecker'"
+        unread = () if self.factored else (*of_solvers.FACTORED, *["method"] * self.iterates)
+        idle = {name: (self.__pydantic_fields__[name].default, factored) for name in unread}
         idle |= IDLE.get(self.solver, {})
         for name, field in self.__pydantic_fields__.items():
             value, marks = getattr(self, name), [m for m in field.metadata if type(m) is ReadBy]
@@ -280,15 +279,21 @@ class Settings:
                 warn(
                     OptionWarning,
                     f"option {name} = {value!r} has no effect with solver={self.solver!r}",
-                    instead=f"leave it out, or use solver={idle[name][1]!r}",
+                    instead=f"leave it out, or use {idle[name][1]}",
                 )
 
     @classmethod
     def from_options(cls, **options: object) -> Settings:
+        """:meth:`of` the options, with a warning of those that have no effect."""
+        settings = cls.of(**options)
+        settings.warn_of_no_effect()
+        return settings
+
+    @classmethod
+    def of(cls, **options: object) -> Settings:
         """Settings from keyword options; an unknown one raises with the nearest known name.
 
-        Numbers may be of any real type, NumPy's scalars included; tensors and arrays are none. A list stands
-        for a tuple, as files have it.
+        Numbers may be of any real type, NumPy's included, but no tensors; a list stands for a tuple.
         """
         known = list(cls.__pydantic_fields__)
         for name in options:
@@ -309,9 +314,7 @@ class Settings:
                     "Gauss-Newton matrix and no factors",
                     instead="leave method out, or use solver='kronecker'",
                 )
-        settings = cls(**options)  # type: ignore[arg-type]
-        settings._warn_of_no_effect()  # here, for settings that replace these would repeat it
-        return settings
+        return cls(**options)  # type: ignore[arg-type]
 
     def check_parameters(self, names: Collection[str]) -> None:
         """Raise :class:`~gncompile.errors.CompileError` for a pattern of ``l2`` that matches no parameter."""
@@ -327,7 +330,7 @@ class Settings:
 
     def at_places(self, places: int) -> Settings:
         """With the ``factor_samples`` of a network whose weights are applied at up to so many places."""
-        if self.factor_samples is not None or not self.second_order or self.solver == "exact":
+        if self.factor_samples is not None or not self.second_order or not self.factored:
             return self
         many = places >= MANY_PLACES
         return replace(self, factor_samples=FACTOR_SAMPLES_AT_PLACES if many else FACTOR_SAMPLES)

@@ -46,6 +46,6 @@ momentum, and λ, its only damping, is adapted after each step: Levenberg and Ma
 
 FACTORED = frozenset({
     "sharing", "samples", "trace_correction", "factor_samples", "whole_inputs", "factor_average",
-    "factor_damping_period", "inverse", "refresh_every", "refresh_always",
+    "factors_every", "factor_damping_period", "inverse", "refresh_every", "refresh_always",
 })  # fmt: skip
 """Options of the Kronecker factors, which no other solver looks at."""

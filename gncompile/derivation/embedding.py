@@ -24,7 +24,9 @@ class EmbeddingRule(LayerRule[Embedding]):
 
     def value(self, inputs: list[Value]) -> Value:
         name = f"h_{self.node.name}"
-        return self._looked_up(self.weight, inputs[0], name, f"rows of {self.op.layer}")
+        return self._looked_up(
+            lookups.Lookup(), self.weight, inputs[0], name, f"rows of {self.op.layer}"
+        )
 
     def jacobian(self, position: int) -> Jacobian | None:
         return None
@@ -32,13 +34,17 @@ class EmbeddingRule(LayerRule[Embedding]):
     def tangent(
         self, incoming: list[Value | None], direction: Mapping[str, Value], name: str
     ) -> Value | None:
+        """The padding's row may move, by L2, but to the output it is a constant, as to the gradient."""
         v, _ = self.delta(direction)
         if v is None:
             return None
-        return self._looked_up(v, self.forward.values[self.node.inputs[0]], name)
+        indices = self.forward.values[self.node.inputs[0]]
+        return self._looked_up(lookups.Lookup(self.op.padding), v, indices, name)
 
-    def _looked_up(self, table: Value, indices: Value, name: str, comment: str = "") -> Value:
-        rows = self.builder.emit(lookups.Lookup(), table, indices, name=name, comment=comment)
+    def _looked_up(
+        self, op: lookups.Lookup, table: Value, indices: Value, name: str, comment: str = ""
+    ) -> Value:
+        rows = self.builder.emit(op, table, indices, name=name, comment=comment)
         return self.builder.emit(ir.Flatten(), rows)
 
     def left(self, g: Value) -> Value:

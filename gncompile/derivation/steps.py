@@ -9,7 +9,7 @@ import sympy
 from ..functions.primitives import as_float
 from ..program import operations as ir
 from ..program.builder import Value
-from .averages import LEADS, average_parameters
+from .averages import LEADS
 from .forward import Forward
 from .lengths import allowed_length, note_length
 from .loss_rules import LossRules
@@ -126,8 +126,6 @@ def _damped(
 
 def update(optimiser: Optimiser, deltas: Mapping[str, Value]) -> None:
     """``δ ← c_l Δ_l + c_m δ`` for each layer l, ``θ ← θ + δ``; θ before it is kept for ``restore``."""
-    if optimiser.settings.average:
-        average_parameters(optimiser)
     for number, (layer, delta) in enumerate(optimiser.builder.layerwise(deltas)):
         step = optimiser.last_step(layer)
         values = {a: delta, b: optimiser.chosen(number)}

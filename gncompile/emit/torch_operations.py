@@ -170,6 +170,8 @@ def _zeros(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -
 @writes(lookups.Lookup, lookups.LookupGradient, lookups.Counts, lookups.OneHot)
 def _lookup(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     match i.op:
+        case lookups.Lookup(int(padding)):
+            return [f"lookups.lookup({v[0]}, {v[1]}, {literal(padding)}, out={out})"]
         case lookups.LookupGradient(_, padding):
             return [f"lookups.lookup_gradient({v[0]}, {v[1]}, {literal(padding)}, out={out})"]
         case lookups.Counts(_, padding):

@@ -137,7 +137,7 @@ class _Derivation:
             f"by {read.method(layer)}",
             f"mean cost      {flops}FLOP, {traffic} of memory traffic a step of {read.batch} samples",
         ]
-        skip = (*REPEATS, "update", "restore", "reject", "columns_begin")
+        skip = (*REPEATS, "average_parameters", "update", "restore", "reject", "columns_begin")
         sections = self._section(layer, skip)
         return [f"{heading} Layer {layer}", "\n".join(facts), *self._kept(node), *sections]
 

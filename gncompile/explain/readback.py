@@ -56,6 +56,7 @@ PARTS = {
     "gradient_noise": "Noise of the gradient",
     "curvature": "Curvature",
     "columns": "Curvature, column by column",
+    "average_parameters": "Average of the parameters",
     "update": "Update",
     "evaluate": "Loss after the update",
     "judge": "Change of the loss, actual over predicted",

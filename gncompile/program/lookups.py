@@ -12,7 +12,12 @@ class Indexed:
 
 @dataclass(frozen=True)
 class Lookup(Indexed):
-    """``W[i]``: rows of a table ``[V, d]`` at indices ``[N, P]``, ``[N, P, d]``; NaN for an index that is."""
+    """``W[i]``: rows of a table ``[V, d]`` at indices ``[N, P]``, ``[N, P, d]``; NaN for an index that is.
+
+    0 for the index ``padding``.
+    """
+
+    padding: int | None = None
 
 
 @dataclass(frozen=True)

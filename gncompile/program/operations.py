@@ -14,7 +14,7 @@ op ::= Leaf(kind, key)             input, target, parameter, constant, state or 
     |  AddDiagonal() | Densify() | Trace() | PlusTranspose()
     |  Transpose() | AsMatrix(structure) | Part(which) | Element(index) | Share(rows)  views
     |  Unflatten(sizes, axis) | Flatten(count, axis) | Permute(order)                views
-    |  Lookup() | LookupGradient(classes) | Counts(classes) | OneHot(classes)          by whole numbers
+    |  Lookup(padding) | LookupGradient(classes) | Counts(classes) | OneHot(classes)          by whole numbers
     |  Interpolate(of)              a constant grid between its points: program/interpolation
     |  Repeat(shape) | PlaceBlocks(places, last) | PlaceDots(places)
     |  DiagonalMoment() | TakeDiagonal()

@@ -115,6 +115,7 @@ _END = (
     Phase("damping_end", Stage.DIRECTION, when=lambda now: now.factor_damping),
     Phase("guard_step", Stage.DIRECTION),
     Phase("gradient_noise", Stage.UPDATE, _SOLVED, lambda now: now.noise),
+    Phase("average_parameters", Stage.UPDATE, when=lambda now: not now.again),
     Phase("update", Stage.UPDATE, (*_SOLVED, ACCELERATION)),
     # At the new parameters, so these see no phase before the update but to compare with it.
     Phase("trial", Stage.JUDGEMENT, when=lambda now: now.search),

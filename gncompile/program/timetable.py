@@ -43,6 +43,8 @@ class Due:
     needed then, is not computed."""
     dropout: bool = True
     """Whether masks of dropout are drawn, or nothing is dropped, as of a model in evaluation mode."""
+    again: bool = False
+    """Whether the step was made before, and is tried with another damping."""
 
     @property
     def fresh(self) -> bool:

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 
-def lookup(table: Tensor, indices: Tensor, out: Tensor) -> None:
-    """``out[n, p] ← W[i_np]``; NaN where the index is."""
+def lookup(table: Tensor, indices: Tensor, padding: int | None = None, *, out: Tensor) -> None:
+    """``out[n, p] ← W[i_np]``, 0 where that is ``padding``; NaN where the index is."""
     flat = indices.reshape(-1)
     rows = table.index_select(0, flat.nan_to_num().long())
     torch.add(rows, flat[:, None], alpha=0, out=out.view(rows.shape))
+    if padding is not None:
+        out.masked_fill_((indices == padding)[..., None], 0)
 
 
 def lookup_gradient(indices: Tensor, g: Tensor, padding: int | None, out: Tensor) -> None:

@@ -203,8 +203,9 @@ def apply(op: Op, v: list[Tensor], specs: list[Spec]) -> Tensor:
         case ir.ScaleSides(left, right):
             m = v[0] * v[1][:, :, None] if left else v[0]
             return m * v[-1][:, None, :] if right else m
-        case lookups.Lookup():
-            return v[0][v[1].nan_to_num().long()] + 0 * v[1][..., None]
+        case lookups.Lookup(padding):
+            rows = v[0][v[1].nan_to_num().long()] + 0 * v[1][..., None]
+            return rows if padding is None else torch.where(v[1][..., None] == padding, 0.0, rows)
         case lookups.LookupGradient() | lookups.Counts():
             hot = one_hot(v[0], op.classes, op.padding).flatten(end_dim=-2)
             if isinstance(op, lookups.Counts):

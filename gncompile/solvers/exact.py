@@ -34,7 +34,6 @@ from ..derivation.jacobian_rows import at_places, layer_rows, sides
 from ..derivation.propagation import pull_back, push_forward, uses, weight_gradients
 from ..errors import CompileError
 from ..functions.primitives import as_float, select
-from ..graph.embedding import Embedding
 from ..graph.model_graph import ModelGraph
 from ..losses.vocabulary import SeparableLoss
 from ..program import exact
@@ -283,7 +282,7 @@ class Exact(Solver):
             r = builder.emit(exact.RootSolve(diagonal), self.root, g, name="residual")
         plain = self._rest(g, r)
         if plain:
-            moved = push_forward(self.forward, self._as_rows_have_it(plain), "p")
+            moved = push_forward(self.forward, plain, "p")
             with self.forward.work_at_output():
                 dots = self._along_rows(moved)
                 r = builder.pointwise(a - b, {a: r, b: dots}, name="residual_left")
@@ -317,25 +316,6 @@ class Exact(Solver):
         """``(1/N) (∂z/∂W̄)ᵀ seed`` by layer."""
         back = weight_gradients(self.forward, pull_back(self.forward, seed, prefix=prefix))
         return {name: back[name] for name in self.layers}
-
-    def _as_rows_have_it(self, plain: Mapping[str, Value]) -> dict[str, Value]:
-        """p without an embedding's padding, which L2 moves, and with it the output, but no row of J has."""
-        result = dict(plain)
-        for name, value in plain.items():
-            uses_of = [node.op for node in self.layers[name].uses]
-            padding = {op.padding for op in uses_of if isinstance(op, Embedding)} - {None}
-            if not padding or not any(self.optimiser.etas(name)):
-                continue
-            if len(padding) > 1 or any(getattr(op, "padding", None) is None for op in uses_of):
-                raise CompileError(
-                    f"exact_form='dual' with L2 on the weight {name!r}, whose padding row is a constant to "
-                    "some of its uses only",
-                    where=str(self.layers[name].node.origin),
-                    instead="use exact_form='primal', or no l2 for this weight",
-                )
-            kept = tuple(-1 if i in padding else i for i in range(value.width))
-            result[name] = self.builder.emit(ir.Gather(kept), value, name=f"{value.name}_moving")
-        return result
 
     def _rest(self, g: Value, r: Value) -> dict[str, Value]:
         """p by layer: what is not ``(1/N) Jᵀ r`` of the gradient, divided by D; nothing where it is 0."""

@@ -95,6 +95,7 @@ class FirstBatches:
         return len(node.shape) == 1 and not is_whole(node.op) and trained
 
 
+@np.errstate(all="ignore")  # squares that overflow or vanish are the step's affair, and told there
 def unlike(what: str, values: Tensor, offsets: bool = False) -> str:
     """What to say of columns ``[N, d]`` of very unlike spreads, or far from 0 if ``offsets``; else nothing.
 

@@ -99,8 +99,8 @@ class LookedAfter:
         tried = 1
         while (stats := self._along_direction(now, tried)) is None:
             self._run("restore", "reject")
+            now, tried = replace(now, again=True), tried + 1
             self._run_due(now, Stage.DIRECTION)
-            tried += 1
         return stats
 
     def _along_direction(self, now: Due, tried: int) -> StepStats | None:

@@ -35,7 +35,7 @@ def settings_from_data(about: Mapping[str, Any], path: Path) -> dict[str, Any]:
         options = dict(about["settings"])
         _respell(options)
         check_arguments(dtype=None, **given)
-        settings = Settings.from_options(**options)
+        settings = Settings.of(**options)
     except (GncompileError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise _wrong("a setting", path, error) from error
     if given["tune"] != "off" and not VARIANTS(given["tune"]):

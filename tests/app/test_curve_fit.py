@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import gncompile
 from gncompile.app.curve_fit import CurveFit
-from gncompile.errors import CompileError
+from gncompile.errors import CompileError, GncompileError
 from gncompile.losses import weighted
 
 optimize = pytest.importorskip("scipy.optimize")
@@ -276,6 +276,8 @@ def test_parameters_are_in_the_order_of_the_module() -> None:
     ("options", "told"),
     [
         ({"l2": 0.1}, "option l2 is given to fit"),
+        ({"sigma": 0.1}, r"weighted\(loss\) and y = \(y, 1 / sigma"),
+        ({"p0": [1.0, 2.0]}, "starts from the values that the module holds"),
         ({"ftol": -1.0}, "option ftol = -1.0"),
         ({"max_nfev": 0}, "option max_nfev = 0"),
     ],
@@ -332,3 +334,8 @@ def test_memory_bounds_the_covariance() -> None:
     found = gncompile.fit(model, "mse", x, x, **options)
     assert found.covariance is None
     assert found.notes == ("no covariance: it takes 14.6 KiB, memory_budget is 7.8 KiB",)
+
+
+def test_a_callback_that_is_none_is_refused() -> None:
+    with pytest.raises(GncompileError, match="give a function of one Record"):
+        fitted(callback=3)

@@ -20,7 +20,7 @@ from torch.func import functional_call, jacrev, vmap
 import gncompile
 import gncompile.losses
 from gncompile import Posterior
-from gncompile.errors import CheckpointError, CompileError, GncompileError, LossError
+from gncompile.errors import BatchError, CheckpointError, CompileError, GncompileError, LossError
 
 SIGMA, TAU = 0.3, 0.7
 RTOL = 1e-9
@@ -438,3 +438,11 @@ def test_a_trained_network_has_error_bars_in_four_lines() -> None:
     within = (y - inside.mean).abs() < 2 * (inside.variance + SIGMA**2).sqrt()
     assert 0.9 < float(within.double().mean()) <= 1.0
     assert mean.shape == (7, 1)
+
+
+def test_curvature_that_overflows_is_refused_by_its_layer() -> None:
+    x = 1e200 * torch.randn(8, 2, dtype=torch.float64)
+    with pytest.raises(BatchError, match="factors of layer '0' are not finite"):
+        gncompile.laplace(
+            nn.Sequential(nn.Linear(2, 1)).double(), "mse", x, torch.ones(8, 1).double()
+        )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, jacrev
 
 import gncompile
 from gncompile.errors import BatchError
@@ -132,3 +133,65 @@ def test_a_checkpoint_knows_which_inputs_are_whole(tmp_path: Path) -> None:
         each.step(x, y)
     assert torch.equal(trainer.loss(x, y), again.loss(x, y))
     assert torch.equal(trainer.loss(x, y), twin.loss(x, y))
+
+
+class TiedToTable(nn.Module):
+    """A table whose padding's row is a constant to the lookup, but a row of the output's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.mix = nn.Embedding(5, 3, padding_idx=1), nn.Linear(3, 3)
+        with torch.no_grad():
+            self.table.weight[1] = torch.tensor([1.5, -1.0, 0.5])  # torch begins with 0
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = torch.tanh(self.mix(self.table(tokens).sum(dim=1)))
+        return nn.functional.linear(h, self.table.weight)
+
+
+ALONE = {"momentum": False, "layer_steps": 0, "average": 0.0, "step_growth": None}
+EXACT = {**ALONE, "solver": "exact", "damping_tries": 1}
+ITERATED = {**ALONE, "search_steps": 0, "quadratic_share": 1.0, "curvature_share": 1.0}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {**EXACT, "exact_form": "primal"},
+        {**EXACT, "exact_form": "dual"},
+        {**ITERATED, "solver": "newton_cg", "cg_tolerance": 1e-14},
+        {**ITERATED, "solver": "block_hessian_free", "blocks": {"*": "all"}, "cg_iterations": 60},
+    ],
+    ids=lambda o: o.get("exact_form", o["solver"]),
+)
+def test_l2_moves_the_padding_row_but_by_it_no_output(options: dict[str, object]) -> None:
+    """J has no column for the padding's row, and all that a step makes of J agrees, its length too."""
+    torch.manual_seed(0)
+    model, damping, l2 = TiedToTable().double(), 0.05, 0.2
+    x, y = torch.randint(5, (9, 2)), torch.randn(9, 5).double()
+    at = {name: p.detach().clone() for name, p in model.named_parameters()}
+    jacobian = jacrev(lambda p: functional_call(model, p, (x,)))(at)
+    flat = torch.cat([jacobian[name].flatten(2) for name in at], dim=2)
+    theta = torch.cat([p.flatten() for p in at.values()])
+    slope = torch.einsum("nkp,nk->p", flat, model(x).detach() - y) / len(x) + l2 * theta
+    g = torch.einsum("nkp,nkq->pq", flat, flat) / len(x)
+    expected = -torch.linalg.solve(g + (damping + l2) * torch.eye(len(g)), slope)
+
+    trainer = gncompile.compile(model, "mse", x, damping=damping, l2=l2, **options)
+    stats = trainer.step(x, y)
+    found = torch.cat([(p.detach() - at[n]).flatten() for n, p in model.named_parameters()])
+    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-11), (found - expected).abs().max()
+    assert stats.step_size == pytest.approx(1.0, rel=1e-9)
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_the_padding_row_moves_no_output(backend: str) -> None:
+    """J v as of torch's J, which has no column for the padding's row."""
+    torch.manual_seed(0)
+    model, x = TiedToTable().double(), torch.randint(5, (9, 2))
+    v = {name: torch.randn_like(p) for name, p in model.named_parameters()}
+    at = {name: p.detach() for name, p in model.named_parameters()}
+    jacobian = jacrev(lambda p: functional_call(model, p, (x,)))(at)
+    expected = sum((jacobian[n].flatten(2) @ v[n].flatten() for n in v), torch.zeros(9, 5))
+    found = gncompile.compile(model, "mse", x, backend=backend).rop(x, v)
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)

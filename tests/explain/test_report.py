@@ -184,6 +184,28 @@ def test_every_instruction_is_shown_once(drawn: tuple, method: str) -> None:
     assert costs == sum(shown.read.costs.by_phase().values(), Cost())
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"solver": "exact", "exact_form": "primal", "l2": 0.1},
+        {"solver": "exact", "exact_form": "dual", "damping_scale": "diagonal"},
+        {"solver": "block_hessian_free", "l2": 0.1},
+        {"solver": "newton_cg", "preconditioner": "kronecker"},
+    ],
+    ids=lambda o: o.get("exact_form", o["solver"]),
+)
+def test_every_solver_has_a_report(options: dict[str, object], tmp_path: Path) -> None:
+    """Their values are written into others that are no states."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1))
+    trainer = compile_model(model, "mse", torch.zeros(3, 2), tune="off", **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib", None)
+        pages = trainer.report(tmp_path)
+    checked({page.name: page.read_text() for page in pages})
+    assert len(pages) > len(trainer.compiled.traced.graph)
+    assert trainer.report_latex(tmp_path / "report.tex").read_text()
+
+
 def test_a_node_page_has_its_own_values(gated: Views) -> None:
     for node, value in (("left", "h_left"), (GATE, f"a_{GATE}"), ("top", "grad_top")):
         assert gated.owners[value] == node

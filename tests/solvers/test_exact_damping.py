@@ -81,6 +81,22 @@ def test_where_no_damping_helps_nothing_changes() -> None:
     assert trainer.step(x, y).loss == stats.loss
 
 
+def test_a_step_of_several_dampings_averages_its_parameters_once() -> None:
+    """``θ̄ ← ε θ̄ + (1 − ε) θ``, ``ε = min(1 − 9/(k + 8), bound)``, k counting steps and no tries."""
+    model, x, y = curve()
+    trainer = gncompile.compile(model, "mse", x, solver="exact", damping=1e-8, average=0.9)
+    expected = torch.zeros(())
+    for k in range(1, 9):
+        now = torch.cat([p.detach().flatten() for p in model.parameters()])
+        decay = min(1 - 9 / (k + 8), 0.9)
+        expected = decay * expected + (1 - decay) * now
+        stats = trainer.step(x, y)
+        assert stats.tried > 1 or k > 1
+    with trainer.averaged_parameters():
+        found = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert torch.allclose(found, expected, rtol=1e-12, atol=0), (found - expected).abs().max()
+
+
 def test_a_taken_step_is_that_of_its_damping() -> None:
     """After refusals the direction is the one that a step with the last λ alone would have had."""
     model, x, y = curve()

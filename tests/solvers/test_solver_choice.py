@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import gncompile
 from gncompile.base.settings import CURVATURE_METHODS, Settings
+from gncompile.base.solver_options import CG_SOLVERS
 from gncompile.errors import CompileError, OptionWarning
 from gncompile.optim import GaussNewton
 from gncompile.training.stored_settings import settings_from_data
@@ -108,14 +110,52 @@ def test_a_method_of_factors_is_refused(method: object) -> None:
         ("exact", "refresh_every", 7, "kronecker"),
         ("exact", "whole_inputs", 3, "kronecker"),
         ("kronecker", "exact_form", "dual", "exact"),
+        ("newton_cg", "method", "kflr", "kronecker"),
+        ("newton_cg", "factors_every", 3, "kronecker"),
+        ("block_hessian_free", "inverse", "eigen", "kronecker"),
     ],
 )
 def test_options_without_effect_are_told(
     solver: str, option: str, value: object, reader: str
 ) -> None:
-    text = rf"{option} = {value!r} has no effect with solver='{solver}'\n.*solver='{reader}'"
+    word = "preconditioner" if solver in CG_SOLVERS else "solver"
+    text = rf"{option} = {value!r} has no effect with solver='{solver}'\n.*{word}='{reader}'"
     with pytest.warns(OptionWarning, match=text):
         Settings.from_options(solver=solver, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"inverse": "eigen", "memory_budget": 100}, []),  # for want of memory it takes factors
+        ({"inverse": "eigen"}, ["option inverse = 'eigen' has no effect with solver='exact'"]),
+        ({"cg_iterations": 3}, ["option cg_iterations = 3 has no effect with solver='exact'"]),
+        ({"learning_rate": 0.1}, ["option learning_rate = 0.1 has no effect with method='auto'"]),
+        ({"method": "sgd"}, ["option solver = 'auto' has no effect with method='sgd'"]),
+    ],
+)
+def test_auto_tells_of_options_that_what_it_took_does_not_look_at(
+    options: dict[str, object], told: list[str]
+) -> None:
+    model, x, _ = curve()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        gncompile.compile(model, "mse", x, solver="auto", **options)
+    found = [str(w.message).splitlines()[0] for w in caught if w.category is OptionWarning]
+    assert found == told
+
+
+@pytest.mark.parametrize("solver", ["exact", *CG_SOLVERS])
+def test_a_resumed_trainer_says_nothing_of_options_that_nobody_gave(
+    solver: str, tmp_path: Path
+) -> None:
+    model, x, y = curve()
+    trainer = gncompile.compile(model, "mse", x, solver=solver)
+    trainer.step(x, y)
+    trainer.save(tmp_path / "checkpoint")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gncompile.Trainer.resume(tmp_path / "checkpoint", curve()[0])
 
 
 def test_a_checkpoint_of_before_has_a_method_that_says_nothing(tmp_path: Path) -> None:

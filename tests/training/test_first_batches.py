@@ -145,3 +145,10 @@ def test_of_several_inputs_each_is_looked_at() -> None:
     assert len(found) == 1
     assert "input 'x'" in found[0]
     assert "gncompile.Standardised around the part" in found[0]
+
+
+@pytest.mark.parametrize("scale", [1e200, 1e-200])
+@pytest.mark.filterwarnings("error")
+def test_numbers_whose_squares_are_none_bring_no_warning_of_numpy(scale: float) -> None:
+    unlike("x", scale * torch.randn(40, 3, dtype=torch.float64), offsets=True)
+    unlike("x", scale * (20 + torch.rand(40, 3, dtype=torch.float64)), offsets=True)

@@ -90,7 +90,7 @@ def task_of(file: ModelFile) -> Task:
     """The network, loss and data of a model file; its method is left to the contestants."""
     data, options = load_data(file), trainer_options(file)
     options.pop("method", None)
-    settings = Settings.from_options(**options)
+    settings = Settings.of(**options)
     if data.validation is None:
         raise ModelFileError(
             "a comparison needs validation data, and validation = 0 leaves none",
