@@ -39,6 +39,7 @@ from ..graph.torch_network import Network
 from ..losses.weighting import weighted
 from ..training import checkpoint as checkpoints
 from .compile import compile_into
+from .curve_fit import DEFAULTS
 from .residual_terms import Batch, Sampling, terms_of
 from .residual_trainer import ResidualTrainer
 
@@ -153,6 +154,7 @@ class Problem:
         ``solver`` is ``"exact"`` where the network has at most :data:`EXACT` parameters, or the points so
         many residuals, else, or where a ``method`` is given, ``"kronecker"``, one pair of factors a layer for
         the points of all terms; its method is ``"kflr"``, exact in Ḡ, which takes one column an equation.
+        The damping of the exact step is that of a fit (:data:`gncompile.app.curve_fit.DEFAULTS`).
         ``seed`` also starts the drawing of points.
 
         Train in float64: the network's dtype counts, ``net.double()`` before. Second derivatives lose half
@@ -172,10 +174,12 @@ class Problem:
             solver = self._solver(len(batch.x)) if method is None else "kronecker"
         if method is None and solver != "exact":
             method = "kflr"
+        given = {"backend": "torch", "precision": "highest", "tune": "cached"}
+        adapted = DEFAULTS if solver == "exact" else {}
         trainer = compile_into(
             ResidualTrainer.__new__(ResidualTrainer), self.network, weighted("mse"), (batch.x, batch.data),
             method, solver=solver, dtype=dtype, seed=seed,
-            **{"backend": "torch", "precision": "highest", "tune": "cached", **options},
+            **{**given, **adapted, **options},
         )  # fmt: skip
         assert isinstance(trainer, ResidualTrainer)
         trainer.problem = self
@@ -246,6 +250,12 @@ class Problem:
             z = torch.cat([network(now, part) for part in parts])
         columns = z.split(widths, dim=1)
         return {n: c[:, 0] if c.shape[1] == 1 else c for n, c in zip(asked, columns, strict=True)}
+
+    def energies(self, draw: int = 0, seed: int = 0) -> dict[str, float]:
+        """``E_t`` of every term by name, on the points of a draw, at the network's present parameters."""
+        batch = self.batch(draw, seed)
+        squares = self.network(batch.x, batch.data).detach().square().sum(dim=1)
+        return {name: float(squares[rows].mean() / 2) for name, rows in batch.rows.items()}
 
     def _evaluator(self, asked: tuple[str, ...]) -> tuple[Network, list[int]]:
         """The graph that computes what is asked for, as a function, and how many columns each takes."""
