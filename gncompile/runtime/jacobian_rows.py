@@ -129,16 +129,19 @@ def _gram(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _made(uses: list[tuple[Tensor, Tensor]], count: int) -> Iterator[tuple[slice, Tensor]]:
-    """``Σ_uses Σ_s l_s r_sᵀ`` of ``count`` left features at a time: ``[S, N, count, b]``."""
+    """``Σ_uses Σ_s l_s r_sᵀ`` of ``count`` left features at a time: ``[S, N, count, b]``.
+
+    At one place that is no sum, and as a product of matrices of one row each would take far longer.
+    """
     for first in range(0, uses[0][0].shape[-1], count):
         part = slice(first, first + count)
-        yield (
-            part,
-            sum(
-                (left[..., part].mT @ right for left, right in uses[1:]),
-                start=uses[0][0][..., part].mT @ uses[0][1],
-            ),
-        )
+        total: Tensor | None = None
+        for left, right in uses:
+            product = torch.mul if left.shape[-2] == 1 else torch.matmul
+            made = product(left[..., part].mT, right)
+            total = made if total is None else total.add_(made)
+        assert total is not None
+        yield part, total
 
 
 def join(matrices: list[Tensor], out: Tensor) -> None:
