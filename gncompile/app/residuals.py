@@ -154,7 +154,8 @@ class Problem:
         ``solver`` is ``"exact"`` where the network has at most :data:`EXACT` parameters, or the points so
         many residuals, else, or where a ``method`` is given, ``"kronecker"``, one pair of factors a layer for
         the points of all terms; its method is ``"kflr"``, exact in Ḡ, which takes one column an equation.
-        The damping of the exact step is that of a fit (:data:`gncompile.app.curve_fit.DEFAULTS`).
+        The exact step is damped as in a fit (:data:`gncompile.app.curve_fit.DEFAULTS`), by a multiple of the
+        diagonal of G; where there are fewer residuals than parameters, and G is not formed, of the identity.
         ``seed`` also starts the drawing of points.
 
         Train in float64: the network's dtype counts, ``net.double()`` before. Second derivatives lose half
@@ -170,12 +171,15 @@ class Problem:
         batch = self.batch(seed=seed)
         if method not in FIRST_ORDER_METHODS:
             options.setdefault("gather_samples", 1)
+        parameters, rows = self._sizes(len(batch.x))
         if solver is None:
-            solver = self._solver(len(batch.x)) if method is None else "kronecker"
+            solver = self._solver(parameters, rows) if method is None else "kronecker"
         if method is None and solver != "exact":
             method = "kflr"
         given = {"backend": "torch", "precision": "highest", "tune": "cached"}
-        adapted = DEFAULTS if solver == "exact" else {}
+        adapted = dict(DEFAULTS) if solver == "exact" else {}
+        if rows < parameters:
+            adapted.pop("damping_scale", None)  # the dual form then needs no rows of J
         trainer = compile_into(
             ResidualTrainer.__new__(ResidualTrainer), self.network, weighted("mse"), (batch.x, batch.data),
             method, solver=solver, dtype=dtype, seed=seed,
@@ -185,9 +189,12 @@ class Problem:
         trainer.problem = self
         return trainer
 
-    def _solver(self, samples: int) -> str:
+    def _sizes(self, samples: int) -> tuple[int, int]:
+        """P, and the residuals of a batch: the sizes of the primal and of the dual form."""
         parameters = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
-        rows = samples * self.equations
+        return parameters, samples * self.equations
+
+    def _solver(self, parameters: int, rows: int) -> str:
         least = min(parameters, rows)
         fits = 4 * least**2 * 8 <= Settings().memory_budget
         return "exact" if least <= EXACT and fits else "kronecker"
