@@ -39,7 +39,6 @@ from ..graph.torch_network import Network
 from ..losses.weighting import weighted
 from ..training import checkpoint as checkpoints
 from .compile import compile_into
-from .curve_fit import DEFAULTS
 from .residual_terms import Batch, Sampling, terms_of
 from .residual_trainer import ResidualTrainer
 
@@ -154,8 +153,8 @@ class Problem:
         ``solver`` is ``"exact"`` where the network has at most :data:`EXACT` parameters, or the points so
         many residuals, else, or where a ``method`` is given, ``"kronecker"``, one pair of factors a layer for
         the points of all terms; its method is ``"kflr"``, exact in Ḡ, which takes one column an equation.
-        The exact step is damped as in a fit (:data:`gncompile.app.curve_fit.DEFAULTS`), by a multiple of the
-        diagonal of G; where there are fewer residuals than parameters, and G is not formed, of the identity.
+        The exact step is damped by a multiple of the diagonal of G (``damping_scale``); of the identity where
+        there are fewer residuals than parameters, and G is not formed.
         ``seed`` also starts the drawing of points.
 
         Train in float64: the network's dtype counts, ``net.double()`` before. Second derivatives lose half
@@ -177,13 +176,12 @@ class Problem:
         if method is None and solver != "exact":
             method = "kflr"
         given = {"backend": "torch", "precision": "highest", "tune": "cached"}
-        adapted = dict(DEFAULTS) if solver == "exact" else {}
-        if rows < parameters:
-            adapted.pop("damping_scale", None)  # the dual form then needs no rows of J
+        if solver == "exact" and rows >= parameters:
+            given["damping_scale"] = "diagonal"  # in the dual form it takes rows of J
         trainer = compile_into(
             ResidualTrainer.__new__(ResidualTrainer), self.network, weighted("mse"), (batch.x, batch.data),
             method, solver=solver, dtype=dtype, seed=seed,
-            **{**given, **adapted, **options},
+            **{**given, **options},
         )  # fmt: skip
         assert isinstance(trainer, ResidualTrainer)
         trainer.problem = self

@@ -262,9 +262,7 @@ def test_the_diagonal_damps_where_it_is_formed(points: int, scale: str) -> None:
     terms = {"interior": Term("u__x__x + u__y__y + 1", SQUARE.interior(points))}
     problem = gncompile.residuals(small_net(), "x y", "u", terms)  # of 51 parameters
     settings = problem.compile().settings
-    assert (settings.solver, settings.damping_scale, settings.damping) == ("exact", scale, 0.01)
-    if points == 12:
-        assert problem.compile(damping=0.5).settings.damping == 0.5
+    assert (settings.solver, settings.damping_scale) == ("exact", scale)
 
 
 def test_a_copy_is_independent() -> None:
