@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from .app.compile import compile as compile
     from .app.curve_fit import fit as fit
     from .app.laplace import laplace as laplace
-    from .app.loaded_run import load as load
     from .app.posterior import Posterior as Posterior
     from .app.residual_terms import Term as Term
     from .app.residuals import residuals as residuals
+    from .app.runs import load as load
     from .data.domains import Box as Box
     from .data.domains import Points as Points
     from .frontends.standardised import Standardised as Standardised
@@ -58,7 +58,7 @@ _HOMES = {
     "fit": "app.curve_fit",
     "interpolate": "functions.interpolate",
     "laplace": "app.laplace",
-    "load": "app.loaded_run",
+    "load": "app.runs",
     "loss_function": "losses.vocabulary",
     "measure_accuracy": "verification.accuracy",
     "register_loss": "losses.vocabulary",

@@ -196,20 +196,18 @@ def explain(
     data_root: DataRoot = None,
 ) -> None:
     """Print what is derived and compiled for a model file, or write it as a report."""
-    from ..frontends.model_file import load_model_file
     from .predict_command import require_other
-    from .training_run import compile_file
+    from .runs import compiled
 
     if layer is not None and (html or latex):
         raise typer.BadParameter("--html and --latex report the whole network: leave --layer out")
     if latex:
         require_other(latex, [file])
-    model_file = load_model_file(file, data_root=data_root)
-    trainer, batch = compile_file(model_file), model_file.training.batch_size
+    trainer, name, batch = compiled(file, data_root)
     if html:
-        _print(str(trainer.report(html, model_file.name, batch)[0]))
+        _print(str(trainer.report(html, name, batch)[0]))
     if latex:
-        _print(str(trainer.report_latex(latex, model_file.name, batch)))
+        _print(str(trainer.report_latex(latex, name, batch)))
     if html or latex:
         return
     if layer is None:
@@ -224,10 +222,9 @@ def emit(
     data_root: DataRoot = None,
 ) -> None:
     """Write the generated source of a model file's training step."""
-    from ..frontends.model_file import load_model_file
-    from .training_run import compile_file
+    from .runs import compiled
 
-    for path in compile_file(load_model_file(file, data_root=data_root)).emit(out):
+    for path in compiled(file, data_root)[0].emit(out):
         _print(str(path))
 
 

@@ -1,4 +1,4 @@
-"""``gncompile.load``: a run folder as a model.
+"""``gncompile.load`` of a run folder with data: the folder as a model.
 
 A folder may be a stranger's. Model file, records, schema and weights are data, read within bounds and held
 against each other; nothing in them is executed, and nothing is written.
@@ -193,15 +193,7 @@ class Run:
 
 
 def load(path: str | os.PathLike[str], data_root: str | os.PathLike[str] | None = None) -> Run:
-    """The model in the run folder ``path``, as ``gncompile train`` left it.
-
-    Neither the training data nor a compilation is needed. ``data_root`` goes before the folder of data that
-    the run was started with. Raises :class:`~gncompile.errors.CheckpointError` for what is no run folder,
-    or a damaged one.
-
-    >>> run = load("runs/houses")  # doctest: +SKIP
-    >>> run.predict("new.csv")["price"]  # doctest: +SKIP
-    """
+    """The model in the run folder ``path``, one with data; see :func:`gncompile.load`."""
     folder = RunFolder.open(path)
     started = Started.of(folder)
     root = started.data_root if data_root is None else data_root

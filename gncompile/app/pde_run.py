@@ -6,19 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..base.environment import environment, table
 from ..base.tables import count
 from ..base.untrusted import fenced, in_markdown
-from ..data.data_split import read_columns
 from ..data.domains import Box, generator_of
 from ..errors import GncompileError, ModelFileError, visible
 from ..frontends.pde_file import PdeFile, load_pde_file
 from ..training.records import History
-from .loaded_run import give, read_weights
 from .residual_terms import Term
 from .residual_trainer import ResidualTrainer
 from .residuals import Problem, residuals
@@ -65,8 +62,7 @@ def check_pde(path: Path) -> dict[str, str]:
     file = load_pde_file(path)
     trainer = compile_pde(file)
     problem = trainer.problem
-    if file.pde.reference is not None:
-        _error(problem, file)
+    reference_error(problem, file)
     parameters = sum(p.numel() for p in problem.network.parameters())
     terms = {
         f"term {name}": f"{'; '.join(map(str, equations))} at {count(term.points.count, 'point')}"
@@ -218,37 +214,16 @@ class PdeRun(FolderRun):
             },
             **{name: f"{value:.8g}" for name, value in problem.unknowns.items()},
         }
-        if self.file.pde.reference is not None:
-            error = _error(problem, self.file)
+        error = reference_error(problem, self.file)
+        if error is not None:
             told[f"relative L2 error, {EVALUATED} points"] = f"{error:.3g}"
         return told
 
 
-def load_problem(folder: Path) -> Problem:
-    """The problem of a run folder, its network with the weights of the run's end, or last checkpoint."""
-    run_folder = RunFolder.open(folder)
-    started = Started.of(run_folder)
-    file = load_pde_file(run_folder.model_file)
-    problem = problem_of(file, file.build(started.seed))
-    if started.ended and run_folder.weights.exists():
-        weights = read_weights(run_folder.weights, problem.network)
-        give(problem.network, weights, run_folder.weights)
-    else:
-        from ..training.checkpoint import load
-
-        path = run_folder.checkpoint
-        give(problem.network, load(path).state["model"], path)
-    return problem
-
-
-def predict_points(folder: Path, data: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """The outputs at points of a table, whose columns are named like the coordinates."""
-    problem = load_problem(folder)
-    points = torch.from_numpy(read_columns(data, problem.names.inputs, "the coordinates"))
-    return {name: value.numpy() for name, value in problem.evaluate(points).items()}
-
-
-def _error(problem: Problem, file: PdeFile) -> float:
+def reference_error(problem: Problem, file: PdeFile) -> float | None:
+    """The relative L2 error against the file's reference at points of the box; None where it has none."""
+    if file.pde.reference is None:
+        return None
     box = problem.sampling.box
     assert box is not None
     points = box.interior(EVALUATED).drawn(generator_of(0))

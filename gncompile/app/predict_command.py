@@ -16,10 +16,9 @@ from ..base.environment import table
 from ..base.files import atomic_path, atomic_write
 from ..base.untrusted import in_cell, shown
 from ..errors import GncompileError
-from ..frontends.pde_file import describes_equations
-from .loaded_run import load
-from .pde_run import predict_points
-from .run_folder import RunFolder
+from .loaded_run import Run
+from .runs import load
+from .solved_run import SolvedRun
 
 Columns = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
 
@@ -31,15 +30,14 @@ def predict(run: Path, data: Path, out: Path) -> str:
     Returns a line to print.
     """
     write = _writer(out)
-    if describes_equations(RunFolder.open(run).model_file):
-        require_other(out, [data, *run.iterdir()])
-        columns: Columns = predict_points(run, data)
-        return _written(columns, write, out)
     loaded = load(run)
+    if isinstance(loaded, SolvedRun):
+        require_other(out, [data, *run.iterdir()])
+        return _written(loaded.predict(data), write, out)
     trained_on = (loaded.file.data.name, loaded.file.data.validation_file)
     kept = [data, *map(Path, filter(None, trained_on)), *loaded.folder.path.iterdir()]
     require_other(out, kept)
-    columns = loaded.predict(data)
+    columns: Columns = loaded.predict(data)
     if loaded.schema.archive and loaded.schema.classes is None and out.suffix == ".npz":
         name = (loaded.schema.targets or [loaded.schema.numeric[0].name])[0]
         columns = {name: np.stack([*columns.values()], axis=1)}  # one array, as they were read
@@ -59,12 +57,16 @@ def evaluate(
     as_json: bool,
     data_root: Path | None,
 ) -> str:
-    """The loss and the metrics of the network in ``run``, of ``data`` or of the run's own validation data."""
+    """The loss and the metrics of the network in ``run``, of ``data`` or of the run's own validation data.
+
+    Of equations :meth:`SolvedRun.evaluate`.
+    """
     loaded = load(run, data_root)
     found = loaded.evaluate(data, metrics)
     if as_json:
         return json.dumps(found)
-    names = {"loss": "loss, of standardised targets"} if loaded.file.in_units else {}
+    in_units = isinstance(loaded, Run) and loaded.file.in_units
+    names = {"loss": "loss, of standardised targets"} if in_units else {}
     return table({names.get(name, name): f"{value:.6g}" for name, value in found.items()})
 
 

@@ -153,6 +153,8 @@ class Problem:
         ``solver`` is ``"exact"`` where the network has at most :data:`EXACT` parameters, or the points so
         many residuals, else, or where a ``method`` is given, ``"kronecker"``, one pair of factors a layer for
         the points of all terms; its method is ``"kflr"``, exact in Ḡ, which takes one column an equation.
+        The exact step is damped by a multiple of the diagonal of G (``damping_scale``); of the identity where
+        there are fewer residuals than parameters, and G is not formed.
         ``seed`` also starts the drawing of points.
 
         Train in float64: the network's dtype counts, ``net.double()`` before. Second derivatives lose half
@@ -168,22 +170,29 @@ class Problem:
         batch = self.batch(seed=seed)
         if method not in FIRST_ORDER_METHODS:
             options.setdefault("gather_samples", 1)
+        parameters, rows = self._sizes(len(batch.x))
         if solver is None:
-            solver = self._solver(len(batch.x)) if method is None else "kronecker"
+            solver = self._solver(parameters, rows) if method is None else "kronecker"
         if method is None and solver != "exact":
             method = "kflr"
+        given = {"backend": "torch", "precision": "highest", "tune": "cached"}
+        if solver == "exact" and rows >= parameters:
+            given["damping_scale"] = "diagonal"  # in the dual form it takes rows of J
         trainer = compile_into(
             ResidualTrainer.__new__(ResidualTrainer), self.network, weighted("mse"), (batch.x, batch.data),
             method, solver=solver, dtype=dtype, seed=seed,
-            **{"backend": "torch", "precision": "highest", "tune": "cached", **options},
+            **{**given, **options},
         )  # fmt: skip
         assert isinstance(trainer, ResidualTrainer)
         trainer.problem = self
         return trainer
 
-    def _solver(self, samples: int) -> str:
+    def _sizes(self, samples: int) -> tuple[int, int]:
+        """P, and the residuals of a batch: the sizes of the primal and of the dual form."""
         parameters = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
-        rows = samples * self.equations
+        return parameters, samples * self.equations
+
+    def _solver(self, parameters: int, rows: int) -> str:
         least = min(parameters, rows)
         fits = 4 * least**2 * 8 <= Settings().memory_budget
         return "exact" if least <= EXACT and fits else "kronecker"
@@ -246,6 +255,12 @@ class Problem:
             z = torch.cat([network(now, part) for part in parts])
         columns = z.split(widths, dim=1)
         return {n: c[:, 0] if c.shape[1] == 1 else c for n, c in zip(asked, columns, strict=True)}
+
+    def energies(self, draw: int = 0, seed: int = 0) -> dict[str, float]:
+        """``E_t`` of every term by name, on the points of a draw, at the network's present parameters."""
+        batch = self.batch(draw, seed)
+        squares = self.network(batch.x, batch.data).detach().square().sum(dim=1)
+        return {name: float(squares[rows].mean() / 2) for name, rows in batch.rows.items()}
 
     def _evaluator(self, asked: tuple[str, ...]) -> tuple[Network, list[int]]:
         """The graph that computes what is asked for, as a function, and how many columns each takes."""

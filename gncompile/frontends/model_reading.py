@@ -65,7 +65,8 @@ def validate(content: bytes, path: Path) -> Sections:
         raise ModelFileError(
             "the model file has [pde], equations in place of data",
             where=str(path),
-            instead="use check, train, resume and predict, or gncompile.residuals in Python",
+            instead="use check, explain, emit, train, resume, predict and evaluate, or in Python "
+            "gncompile.residuals",
         )
     training, data = tables.get("training", {}), tables.get("data")
     if isinstance(training, dict):

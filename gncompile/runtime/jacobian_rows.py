@@ -11,6 +11,8 @@ from .linalg import symmetric_eigen
 
 ROUNDING = 64
 """Roundings of a number that are taken for none of it."""
+TILE = 64
+"""Rows of a Gram matrix that are made together on a CPU."""
 EIGEN_ROUNDING = 4
 """Roundings of a matrix's trace that are taken for no eigenvalue."""
 
@@ -39,21 +41,27 @@ def row_gram(
     """
     columns, samples = out.shape[:2]
     own = weight.dim() > 0
+    share = weight / samples
+    if before is None:
+        out.zero_()
+    else:
+        out.copy_(before)
     if bias:
         total = _summed(sides).flatten(0, 1)
-        gram = ((total * weight.flatten() if own else total) @ total.T).view(out.shape)
+        out.view(len(total), -1).addmm_(total * (share.flatten() if own else share), total.T)
+        return
+    uses = list(zip(sides[::2], sides[1::2], strict=True))
+    a, b = uses[0][0].shape[-1], uses[0][1].shape[-1]
+    places = sum(left.shape[-2] for left, _ in uses)
+    if not own and (places == 1 or places**2 * (a + b) <= a * b):
+        _add_by_pairs(uses, share, out)
     else:
-        uses = list(zip(sides[::2], sides[1::2], strict=True))
-        a, b = uses[0][0].shape[-1], uses[0][1].shape[-1]
-        places = sum(left.shape[-2] for left, _ in uses)
-        if not own and (places == 1 or places**2 * (a + b) <= a * b):
-            gram = _by_pairs(uses, out.shape)
-        else:
-            count = max(1, columns * samples // b)
-            gram = _by_rows(uses, count, weight if own else None).view(out.shape)
-    torch.mul(gram, 1 / samples if own else weight / samples, out=out)
-    if before is not None:
-        out.add_(before)
+        for part, made in _made(uses, max(1, columns * samples // b)):
+            j = made.flatten(2)
+            _add_lower(j * (share[part].flatten() if own else share), j, out)
+    for tile in _tiles(out):
+        first = tile.start
+        out[:, :first, :, tile] = out[:, tile, :, :first].permute(2, 3, 0, 1)
 
 
 def row_squares(
@@ -79,21 +87,38 @@ def _summed(sides: list[Tensor]) -> Tensor:
     return sum((side.sum(-2) for side in sides[1:]), start=sides[0].sum(-2))
 
 
-def _by_pairs(uses: list[tuple[Tensor, Tensor]], shape: torch.Size) -> Tensor:
-    """``Σ_st (l_s l_tᵀ) ⊙ (r_s r_tᵀ)`` over the places of all uses."""
+def _add_by_pairs(uses: list[tuple[Tensor, Tensor]], share: Tensor, out: Tensor) -> None:
+    """``out += share Σ_st (l_s l_tᵀ) ⊙ (r_s r_tᵀ)`` over the places of all uses, below its diagonal."""
     places = [
-        (_with_columns(left)[..., s, :], _with_columns(right)[..., s, :])
-        for left, right in uses
-        for s in range(left.shape[-2])
+        (side[0][..., s, :].contiguous(), side[1][..., s, :].contiguous())
+        for side in ((_with_columns(left), _with_columns(right)) for left, right in uses)
+        for s in range(side[0].shape[-2])
     ]
-    total = uses[0][0].new_zeros(shape)
-    for i, (left, right) in enumerate(places):
-        for other_left, other_right in places[: i + 1]:
-            product = _gram(left, other_left) * _gram(right, other_right)
-            total += product
-            if other_left is not left:
-                total += product.permute(2, 3, 0, 1)
-    return total
+    for tile in _tiles(out):
+        part = out[:, tile, :, : tile.stop]
+        rows = [(left[:, tile] * share, right[:, tile]) for left, right in places]
+        columns = [(left[:, : tile.stop], right[:, : tile.stop]) for left, right in places]
+        for left, right in rows:
+            for other_left, other_right in columns:
+                part.addcmul_(_gram(left, other_left), _gram(right, other_right))
+
+
+def _add_lower(weighted: Tensor, j: Tensor, out: Tensor) -> None:
+    """``out += (J w) Jᵀ`` of rows ``[S, N, p]``, below its diagonal."""
+    for tile in _tiles(out):
+        out[:, tile, :, : tile.stop] += _gram(weighted[:, tile], j[:, : tile.stop])
+
+
+def _tiles(out: Tensor) -> Iterator[slice]:
+    """Samples whose rows of a Gram matrix are made together, of the columns that do not come after them.
+
+    On a CPU as many as keep two Grams of rows in its cache, elsewhere as few products as save most of the
+    half above the diagonal.
+    """
+    columns, samples = out.shape[:2]
+    count = max(1, TILE // columns, 0 if out.device.type == "cpu" else samples // 8)
+    for first in range(0, samples, count):
+        yield slice(first, min(first + count, samples))
 
 
 def _with_columns(side: Tensor) -> Tensor:
@@ -102,32 +127,25 @@ def _with_columns(side: Tensor) -> Tensor:
 
 
 def _gram(x: Tensor, y: Tensor) -> Tensor:
-    """``⟨x_kn, y_lm⟩``: ``[S, N, S, N]``, S = 1 for a side that is the same for all columns."""
-    return (x.flatten(0, 1) @ y.flatten(0, 1).T).view(*x.shape[:2], *y.shape[:2])
-
-
-def _by_rows(uses: list[tuple[Tensor, Tensor]], count: int, weight: Tensor | None = None) -> Tensor:
-    """``J w Jᵀ`` from the rows themselves, those of ``count`` left features at a time."""
-    total: Tensor | None = None
-    for part, made in _made(uses, count):
-        j = made.flatten(2).flatten(0, 1)
-        weighted = j if weight is None else j * weight[part].flatten()
-        total = weighted @ j.T if total is None else total.addmm_(weighted, j.T)
-    assert total is not None
-    return total
+    """``⟨x_kn, y_lm⟩``: ``[S, N, S, M]``, S = 1 for a side that is the same for all columns."""
+    product = x.flatten(0, 1) @ y.flatten(0, 1).T
+    return product.view(*x.shape[:2], *y.shape[:2])
 
 
 def _made(uses: list[tuple[Tensor, Tensor]], count: int) -> Iterator[tuple[slice, Tensor]]:
-    """``Σ_uses Σ_s l_s r_sᵀ`` of ``count`` left features at a time: ``[S, N, count, b]``."""
+    """``Σ_uses Σ_s l_s r_sᵀ`` of ``count`` left features at a time: ``[S, N, count, b]``.
+
+    At one place that is no sum, and as a product of matrices of one row each would take far longer.
+    """
     for first in range(0, uses[0][0].shape[-1], count):
         part = slice(first, first + count)
-        yield (
-            part,
-            sum(
-                (left[..., part].mT @ right for left, right in uses[1:]),
-                start=uses[0][0][..., part].mT @ uses[0][1],
-            ),
-        )
+        total: Tensor | None = None
+        for left, right in uses:
+            product = torch.mul if left.shape[-2] == 1 else torch.matmul
+            made = product(left[..., part].mT, right)
+            total = made if total is None else total.add_(made)
+        assert total is not None
+        yield part, total
 
 
 def join(matrices: list[Tensor], out: Tensor) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+import gncompile
 from gncompile.app.cli import main
-from gncompile.app.pde_run import load_problem
 from gncompile.app.runs import check
+from gncompile.app.solved_run import SolvedRun
 from gncompile.errors import GncompileError
 from gncompile.frontends.pde_file import load_pde_file
 
@@ -90,9 +91,29 @@ def test_a_file_of_equations_is_checked_trained_resumed_and_asked(
     points.write_text("t,x\n0.5,0.25\n2,1\n")
     assert run_of("predict", run, points, "-o", out) == 0
     found = np.loadtxt(out, skiprows=1)
-    problem = load_problem(run)
+    loaded = gncompile.load(run)
+    assert isinstance(loaded, SolvedRun)
     at = torch.tensor([[0.25, 0.5], [1, 2]], dtype=torch.float64)
-    assert np.array_equal(found, problem.evaluate(at)["u"].numpy())
+    assert np.array_equal(found, loaded.module(at).detach().numpy()[:, 0])
+    assert np.array_equal(found, loaded.predict({"t": [0.5, 2], "x": [0.25, 1]})["u"])
+    assert np.array_equal(
+        loaded.predict(at, ["u__t + k*u"])["u__t + k*u"], loaded.predict(at, ["law"])["law"]
+    )
+
+    told = loaded.evaluate()
+    assert told.keys() == {"law", "sides", "start", "k", "relative_l2"}
+    assert told["start"] == pytest.approx(loaded.trainer.terms()["start"], rel=1e-9)
+    assert told["k"] == loaded.trainer.problem.unknowns["k"]
+    measured = tmp_path / "measured.csv"
+    measured.write_text("t,x,u\n0.5,0.25,1\n2,1,-1\n")
+    apart = np.linalg.norm(found - [1, -1]) / 2**0.5
+    capsys.readouterr()
+    assert run_of("evaluate", run, measured, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"relative_l2": pytest.approx(apart)}
+    assert run_of("evaluate", run, "--metrics", "r2") == 1
+    assert "the metrics r2 of a run of equations" in capsys.readouterr().err
+    loaded.trainer.fit(updates=1, progress=False)
+    assert np.array_equal(found, loaded.module(at).detach().numpy()[:, 0])
 
 
 @pytest.mark.parametrize(
@@ -120,10 +141,21 @@ def test_mistakes_in_a_file_of_equations_are_told(
         check(model_file)
 
 
+def test_a_file_of_equations_is_explained_and_emitted(
+    model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_of("explain", model_file) == 0
+    told = capsys.readouterr().out
+    assert "k*u + u__t" in told  # the terms
+    assert "h1__t" in told or "__t" in told
+    assert run_of("emit", model_file, "-o", tmp_path / "source") == 0
+    assert [*(tmp_path / "source").glob("*.py")]
+
+
 def test_commands_on_data_say_what_the_file_is(
     model_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_of("explain", model_file) != 0
+    assert run_of("verify", model_file) != 0
     assert "[pde], equations in place of data" in capsys.readouterr().err
 
 

@@ -257,6 +257,14 @@ def test_training_goes_on_bit_for_bit_with_points_drawn_anew(tmp_path: Path, sol
     assert fixed[2] != losses[2]
 
 
+@pytest.mark.parametrize(("points", "scale"), [(12, "identity"), (60, "diagonal")])
+def test_the_diagonal_damps_where_it_is_formed(points: int, scale: str) -> None:
+    terms = {"interior": Term("u__x__x + u__y__y + 1", SQUARE.interior(points))}
+    problem = gncompile.residuals(small_net(), "x y", "u", terms)  # of 51 parameters
+    settings = problem.compile().settings
+    assert (settings.solver, settings.damping_scale) == ("exact", scale)
+
+
 def test_a_copy_is_independent() -> None:
     trainer = poisson().compile()
     trainer.fit(updates=2, progress=False)
