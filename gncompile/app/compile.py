@@ -16,6 +16,7 @@ from ..frontends.agreement import agrees
 from ..graph.model_graph import ModelGraph
 from ..losses.vocabulary import LossSpec
 from ..pipeline import step_program
+from ..program.ownership import own_work
 from ..program.reductions import for_processes
 from ..runtime.executable import Executable
 from ..runtime.processes import current
@@ -179,6 +180,7 @@ def compile_into(
         if processes is not None:
             program = for_processes(program)
             require_same_program(processes, f"{settings}\n{program.to_text()}")
+            program = own_work(program, processes.rank, processes.size)
         executable = Executable(
             program,
             traced,

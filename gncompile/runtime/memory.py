@@ -171,6 +171,17 @@ class Memory:
             self.processes.all_reduce(bucket)
 
     @staticmethod
+    def place(value: Tensor, bucket: Tensor, start: int, triangle: bool) -> None:
+        """Put a value that is this process's to make into a bucket."""
+        pack(value, bucket, start, triangle)
+
+    def all_gather(self, bucket: Tensor, rank: int, room: int) -> None:
+        """Fill a bucket, of which this process has its ``room``, with what the others have."""
+        if self.processes is None:
+            raise InternalError("a step of many processes runs on one that is alone")
+        self.processes.all_gather(bucket, bucket[rank * room : (rank + 1) * room])
+
+    @staticmethod
     def unpack(bucket: Tensor, start: int, value: Tensor, triangle: bool) -> None:
         """Take a value out of a bucket."""
         unpack(bucket, start, value, triangle)

@@ -22,7 +22,7 @@ from ..program.specs import Spec
 from ..program.step_program import Instruction, StepProgram
 from . import scalars
 from .memory import Memory, bind_shape, dense
-from .reference_collectives import all_reduced, reduced
+from .reference_collectives import all_gathered, all_reduced, reduced
 from .reference_convolutions import windowed
 from .reference_interpolation import interpolate
 from .reference_jacobian import of_rows
@@ -91,6 +91,8 @@ class ReferenceStep:
                 return out
             case collectives.AllReduce():
                 return all_reduced(op, v, specs, self.memory)
+            case collectives.AllGather():
+                return all_gathered(op, v, specs, self.memory)
             case collectives.Reduced():
                 return reduced(op, v[0])
             case ir.Zeros(spec):

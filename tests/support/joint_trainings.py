@@ -226,6 +226,8 @@ TRAININGS: dict[str, Training] = {
     "kfra, nearest": Training(Tied, "bce_with_logits", fractions, {"sharing": "nearest"}),
     "kfra, eigen and l2": Training(SMALL, options={"inverse": "eigen", "l2": 1e-3}),
     "kfra, guarded": Training(SMALL, options={"guarded": True, "gather_noise": 0.4}),
+    "kfra of wide layers": Training(chain(6, 70, 60, 3)),
+    "kfra of wide layers, eigen": Training(chain(6, 70, 60, 3), options={"inverse": "eigen"}),
     "kfra, noise": Training(SMALL, options={"gather_noise": 0.4}),
     "kflr": Training(SMALL, "cross_entropy", classes, KFLR),
     "kflr of images": Training(images, data=grids, options=KFLR),
