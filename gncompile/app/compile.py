@@ -20,6 +20,7 @@ from ..program.ownership import own_work
 from ..program.reductions import for_processes
 from ..runtime.executable import Executable
 from ..runtime.processes import current
+from ..runtime.shards import shards_here
 from ..solvers.solver import Solver
 from ..training.arguments import check_arguments, checked_seed
 from ..training.batches import input_tensors
@@ -134,7 +135,12 @@ def compile_into(
         samples = reader.inputs(example_inputs)[0].shape[0]
         itemsize, processes = reader.dtype.itemsize, current(process_group)
         settings, stated = chosen_settings(
-            given, traced.graph, declared, samples, itemsize, apart=processes is not None
+            given,
+            traced.graph,
+            declared,
+            samples,
+            itemsize,
+            apart=processes is not None or bool(options.get("deterministic")),
         )
         check_arguments(dtype=dtype, backend=backend, precision=precision, tune=tune)
         settings.check_parameters(list(traced.parameters))
@@ -177,8 +183,12 @@ def compile_into(
         }
         bench = tunable(program, settings, samples, reader.dtype, **place)
         variants = variants_for(tune, bench, again, samples)
-        if processes is not None:
+        shards = (
+            shards_here(processes, backend, reader.device) if settings.deterministic else 0
+        )
+        if processes is not None or shards:
             program = for_processes(program)
+        if processes is not None:
             require_same_program(processes, f"{settings}\n{program.to_text()}")
             program = own_work(program, processes.rank, processes.size)
         executable = Executable(
@@ -192,6 +202,7 @@ def compile_into(
             memory_budget=settings.memory_budget,
             variants=variants,
             processes=processes,
+            shards=shards,
         )
         examples = tuple(each[:1].detach().clone() for each in input_tensors(example_inputs))
         identity = ModelIdentity(

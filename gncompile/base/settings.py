@@ -219,6 +219,8 @@ class Settings:
 
     guarded: Switch = False
     """Whether the program itself refuses bad steps, so that steps can run ahead of the host."""
+    deterministic: Switch = False
+    """Whether 1, 2, 4 and 8 processes give the same results to the bit (:mod:`gncompile.program.shards`)."""
     memory_budget: Count = 1 << 30
     """Bytes for a chunk of KFLR's columns, KFRA's blocks, and the work buffers of a batch that grows."""
 

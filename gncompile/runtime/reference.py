@@ -6,7 +6,9 @@ plain torch. Tests compare the emitted source with it; it runs in the dtype of t
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import sympy
 import torch
@@ -31,13 +33,14 @@ from .reference_jacobian import of_rows
 class ReferenceStep:
     """Runs the phases of a program on a bound batch; same interface as an emitted ``Step``."""
 
-    def __init__(self, program: StepProgram, memory: Memory, dims: Mapping[str, int]) -> None:
-        self.program = program
-        self.memory = memory
-        self.dims = dict(dims)
+    def __init__(
+        self, program: StepProgram, memory: Memory, dims: Mapping[str, int], first: Any = None
+    ) -> None:
+        """``first`` is the step on the first shard of a batch, which has what is computed once for all."""
+        self.program, self.memory, self.dims = program, memory, dict(dims)
         self.inputs: dict[str, Tensor] = {}
         self.column_start = 0
-        self._values: dict[str, Tensor] = {}
+        self._values = ChainMap[str, Tensor]({}, first._values if first else {})
 
     def load(
         self, inputs: tuple[Tensor, ...], target: Tensor | None, rows: Tensor | None = None

@@ -53,7 +53,7 @@ class Joining:
         self._compiled, self._count = compiled, count
         self._processes = compiled.executable.processes
         self._latest = compiled.reader.stand_in()
-        self.deals = False
+        self.deals = compiled.executable.shards > 0
         """Whether all processes are given the same batch, of which each takes its rows."""
         self.samples = 0
         """Those of the latest batch, of all processes together."""
@@ -73,12 +73,22 @@ class Joining:
         Raises :class:`~gncompile.errors.BatchError` where it does not fit the model, on all processes.
         """
         if self._processes is None:
-            inputs, target = self._compiled.reader.pair(x, y)
-            batch = Batch(inputs, target, len(target))
+            batch = self._alone(x, y)
         else:
             batch = (self._dealt if self.deals else self._joined)(self._processes, x, y)
         self.samples = batch.samples
         return batch
+
+    def _alone(self, x: Inputs, y: Target) -> Batch:
+        inputs, target = self._compiled.reader.pair(x, y)
+        count = len(target)
+        if not self._compiled.executable.shards:
+            return Batch(inputs, target, count)
+        if not self._compiled.settings.guarded:
+            self._compiled.reader.all_finite(inputs, target)
+        whole, order = self._whole(count)
+        rows = order.to(target.device)
+        return Batch(inputs, target, count, rows, Part(whole, torch.arange(count)))
 
     def _whole(self, count: int) -> tuple[Mapping[str, int], Tensor]:
         """The dimensions of a joined batch, and its samples in the order in which they are read."""
@@ -116,6 +126,13 @@ class Joining:
 
     def _joined(self, processes: Processes, x: Inputs, y: Target) -> Batch:
         """The samples of all processes, in the order of ranks."""
+        if self._compiled.executable.shards:
+            raise ProcessesError(
+                "deterministic=True, and every process has samples of its own",
+                where=f"a step on {processes.size} processes",
+                instead="give all of them the same batches, of which each takes its rows: a loader without a "
+                "DistributedSampler, fit(..., split=True)",
+            )
 
         def read() -> tuple[list[int], Batch]:
             count = len(input_tensors(x)[0])
