@@ -25,6 +25,7 @@ from .batches import Target, input_tensors, part_of, samples_of
 from .compiled import Compiled
 from .counters import Counters
 from .order import reading_order
+from .unison import require_none_failed
 
 Inputs = Tensor | tuple[Tensor, ...]
 
@@ -165,22 +166,29 @@ class Joining:
     ) -> tuple[Batch, list[list[int]]]:
         """The batch that ``read`` gives here, and the numbers that it gives on all processes.
 
-        Where it raises :class:`~gncompile.errors.BatchError` on one, all raise it.
+        Where it raises :class:`~gncompile.errors.BatchError` on one, all raise it; for any other exception the
+        others raise :class:`~gncompile.errors.ProcessesError`.
         """
-        error, found = None, None
+        error: Exception | None = None
+        found, numbers = None, [0] * width
         try:
             numbers, found = read()
-        except BatchError as refused:
-            error, numbers = refused, [0] * width
-        told = processes.numbers([found is None, *numbers])
-        if any(refused for refused, *_ in told):
+        except Exception as raised:  # the others wait for it
+            error = raised
+        failed = error is not None and not isinstance(error, BatchError)
+        told = processes.numbers([failed, found is None, *numbers])
+        if failed:
+            assert error is not None
+            raise error
+        require_none_failed(processes, [others for others, *_ in told])
+        if any(refused for _, refused, *_ in told):
             texts = processes.gathered(str(error or ""))
             if error is not None:
                 raise error
             rank, text = next((rank, text) for rank, text in enumerate(texts) if text)
             raise BatchError(f"process {rank} of {processes.size} has refused its samples\n{text}")
         assert found is not None
-        return found, [numbers for _, *numbers in told]
+        return found, [numbers for _, _, *numbers in told]
 
 
 def _marks(*tensors: Tensor) -> list[int]:

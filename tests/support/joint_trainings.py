@@ -299,6 +299,12 @@ def alone(training: str, steps: int = STEPS) -> Outcome:
     return _outcome(trainer, [(x, y)] * steps)
 
 
+def fixed(training: str, samples: int | None = None, **options: Any) -> Outcome:
+    """A deterministic training, by default, on batches that all processes have."""
+    trainer, (x, y) = TRAININGS[training].trainer(**{"deterministic": True, **options})
+    return _outcome(trainer, [(x[:samples], y[:samples])] * STEPS)
+
+
 def together(joint: Joint) -> Outcome:
     """The training on the processes of this group."""
     trainer, (x, y) = TRAININGS[joint.training].trainer(backend=joint.backend)
