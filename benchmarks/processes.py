@@ -10,7 +10,7 @@ import json
 import multiprocessing
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,7 +54,7 @@ def measured(size: int, batch: int, steps: int, method: str) -> Measured:
         trainer.step(x, x)
     executable, program = trainer.compiled.executable, trainer.compiled.program
     costs = CostModel(program, batch)
-    run, cpu, stated = executable.run, Counter[str](), [0, 0]
+    run, cpu, stated = executable.run, defaultdict[str, float](float), [0, 0]
 
     def timed(*phases: str) -> None:
         for phase in phases:
@@ -104,9 +104,7 @@ def _losses(made: tuple[Trainer, torch.Tensor], steps: int) -> list[Any]:
 def _process(rank: int, size: int, store: str, results: Any, *asked: Any) -> None:
     torch.set_num_threads(1)
     if size > 1:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{store}", rank=rank, world_size=size
-        )
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
     results.put((rank, measured(size, *asked)))
     if size > 1:
         dist.barrier()
@@ -157,7 +155,11 @@ def main(
     print(f"aims: at most {(1 + FALL) / processes:.3f} of one's invert, and gradient and factors")
     print(f"      and, of two processes, {STEP} of its step")
     if json_file:
-        found = {"environment": environment(), "one": asdict(alone), "each": [asdict(e) for e in several]}
+        found = {
+            "environment": environment(),
+            "one": asdict(alone),
+            "each": [asdict(e) for e in several],
+        }
         json_file.write_text(json.dumps(found, indent=1))
 
 

@@ -183,9 +183,7 @@ def compile_into(
         }
         bench = tunable(program, settings, samples, reader.dtype, **place)
         variants = variants_for(tune, bench, again, samples)
-        shards = (
-            shards_here(processes, backend, reader.device) if settings.deterministic else 0
-        )
+        shards = shards_here(processes, backend, reader.device) if settings.deterministic else 0
         if processes is not None or shards:
             program = for_processes(program)
         if processes is not None:

@@ -60,7 +60,7 @@ def segmented(program: StepProgram) -> Segmented:
 
     for phase in program.step:
         number = rounds(program, phase.name, at_least=in_turn)
-        found = []
+        found = list[str]()
         for each in sorted(set(number.values())):
             part = [i for i in program.phase(phase.name) if number[i.name] == each]
             segment = names.fresh(f"{phase.name}_{len(found) + 1}")
@@ -89,9 +89,7 @@ def _of_a_shard(program: StepProgram) -> set[str]:
         made = not isinstance(i.op, Reduced) and not found.isdisjoint(i.inputs)
         return made or bool(i.spec.samples) or home[i.name] in found
 
-    while more := {home[i.name] for i in program if i.name not in found and is_own(i)} | {
-        i.name for i in program if i.name not in found and is_own(i)
-    }:
+    while more := {n for i in program if is_own(i) for n in (i.name, home[i.name])} - found:
         found |= more
     if wrong := [leaf.name for leaf in program.leaves("parameter") if leaf.name in found]:
         raise InternalError(f"{', '.join(wrong)}: written by a part of the batch")

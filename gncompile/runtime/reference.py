@@ -24,7 +24,7 @@ from ..program.specs import Spec
 from ..program.step_program import Instruction, StepProgram
 from . import scalars
 from .memory import Memory, bind_shape, dense
-from .reference_collectives import all_gathered, all_reduced, reduced
+from .reference_collectives import collected
 from .reference_convolutions import windowed
 from .reference_interpolation import interpolate
 from .reference_jacobian import of_rows
@@ -92,12 +92,8 @@ class ReferenceStep:
                 out = self._new(torch.empty, bind_shape(shape, self.dims))
                 self.memory.random(kind, out, str(shape[0]) if joined else "")
                 return out
-            case collectives.AllReduce():
-                return all_reduced(op, v, specs, self.memory)
-            case collectives.AllGather():
-                return all_gathered(op, v, specs, self.memory)
-            case collectives.Reduced():
-                return reduced(op, v[0])
+            case collectives.AllReduce() | collectives.AllGather() | collectives.Reduced():
+                return collected(op, v, specs, self.memory)
             case ir.Zeros(spec):
                 return self._new(torch.zeros, bind_shape(spec.shape, self.dims))
             case ir.Pointwise(expression) if not v:

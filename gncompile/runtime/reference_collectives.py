@@ -10,6 +10,18 @@ from ..program.specs import Spec
 from .memory import Memory
 
 
+def collected(
+    op: AllReduce | AllGather | Reduced, v: list[Tensor], specs: list[Spec], memory: Memory
+) -> Tensor:
+    """The result of any of them."""
+    match op:
+        case AllReduce():
+            return all_reduced(op, v, specs, memory)
+        case AllGather():
+            return all_gathered(op, v, specs, memory)
+    return reduced(op, v[0])
+
+
 def all_reduced(op: AllReduce, v: list[Tensor], specs: list[Spec], memory: Memory) -> Tensor:
     """The parts of all processes, weighed and added up; without samples a part counts as 0."""
     weights = map(memory.part.weight, op.over)

@@ -1,7 +1,7 @@
 """A step on a batch that lies in shards: each has values of its own, and their sums do not depend on where.
 
-Shard v of V has the samples v, v + V, … of the batch, in the order in which it is read. Process r of R has the
-shards r, r + R, …. Sums go by halves: v and v + V/2 first, so that a process adds up its own shards before it
+Shard v of V has the samples v, v + V, … of the batch, in the order in which it is read. Process r of R
+has the shards r, r + R, …. Sums go by halves: v and v + V/2 first, so that a process adds up its own shards before it
 sends one bucket, and those of all processes are added in the same way::
 
     ((s₀ + s₄) + (s₂ + s₆)) + ((s₁ + s₅) + (s₃ + s₇))        whatever R is
@@ -77,8 +77,11 @@ class Sums:
 class Step(Protocol):
     """A step that is bound to a batch."""
 
-    dims: Mapping[str, int]
     column_start: int
+
+    @property
+    def dims(self) -> Mapping[str, int]:
+        """The dimensions it is bound to."""
 
     def load(
         self, inputs: tuple[Tensor, ...], target: Tensor | None, rows: Tensor | None = None

@@ -166,8 +166,8 @@ class Joining:
     ) -> tuple[Batch, list[list[int]]]:
         """The batch that ``read`` gives here, and the numbers that it gives on all processes.
 
-        Where it raises :class:`~gncompile.errors.BatchError` on one, all raise it; for any other exception the
-        others raise :class:`~gncompile.errors.ProcessesError`.
+        Where it raises :class:`~gncompile.errors.BatchError` on one, all raise it; for any other exception
+        the others raise :class:`~gncompile.errors.ProcessesError`.
         """
         error: Exception | None = None
         found, numbers = None, [0] * width

@@ -125,7 +125,9 @@ def _refusals() -> dict[str, str]:
     with patch.object(BatchReader, "pair", _failing_read) if second else nullcontext():
         found["code"] = _told(lambda: trainer.step(x, y), Exception)
     loader = _failing((x, y)) if second else [(x, y)] * 3
-    found["loader"] = _told(lambda: trainer.fit(loader, updates=3, split=False, progress=False), Exception)
+    found["loader"] = _told(
+        lambda: trainer.fit(loader, updates=3, split=False, progress=False), Exception
+    )
     other, _ = _trainer()
     if second:
         with torch.no_grad():
