@@ -186,9 +186,10 @@ def compile_into(
         shards = shards_here(processes, backend, reader.device) if settings.deterministic else 0
         if processes is not None or shards:
             program = for_processes(program)
-        if processes is not None:
-            require_same_program(processes, f"{settings}\n{program.to_text()}")
-            program = own_work(program, processes.rank, processes.size)
+            if processes is not None:
+                require_same_program(processes, f"{settings}\n{program.to_text()}")
+            place_of = (processes.rank, processes.size) if processes else (0, 1)
+            program = own_work(program, *place_of)
         executable = Executable(
             program,
             traced,

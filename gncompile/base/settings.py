@@ -268,7 +268,11 @@ class Settings:
         for name, field in self.__pydantic_fields__.items():
             value, marks = getattr(self, name), [m for m in field.metadata if type(m) is ReadBy]
             looked_at = self.method in marks[0].methods if marks else self.second_order
-            if name not in ("method", "l2") and value != field.default and not looked_at:
+            if (
+                name not in ("method", "l2", "deterministic")
+                and value != field.default
+                and not looked_at
+            ):
                 users = marks[0].called if marks else "a second-order method"
                 warn(
                     OptionWarning,

@@ -47,12 +47,13 @@ def own_work(program: StepProgram, rank: int, size: int) -> StepProgram:
 
 def shared_work(program: StepProgram) -> list[str]:
     """What each process computes for all, a sentence for every phase that has such work."""
-    return [
-        f"{i.phase}: processes 0 to {len(i.op.flops) - 1} compute {', '.join(map(engineering, i.op.flops))}FLOP "
-        f"for all; this is process {i.op.rank}"
-        for i in program
-        if isinstance(i.op, AllGather)
-    ]
+    found = []
+    for i in program:
+        if isinstance(i.op, AllGather):
+            each = ", ".join(map(engineering, i.op.flops))
+            every = f"processes 0 to {len(i.op.flops) - 1} compute {each}FLOP for all"
+            found.append(f"{i.phase}: {every}; this is process {i.op.rank}")
+    return found
 
 
 def _may_be_shared(program: StepProgram, i: Instruction) -> bool:

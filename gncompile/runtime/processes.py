@@ -21,7 +21,8 @@ class Processes:
 
     Attributes:
         rank, size: this process's number, from 0, and how many there are.
-        sent_bytes, messages: what this process has handed over to :meth:`all_reduce` and :meth:`all_gather` so far.
+        sent_bytes, messages: what this process has handed over to :meth:`all_reduce` and :meth:`all_gather`
+            so far.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
@@ -44,8 +45,8 @@ class Processes:
         self._count(bucket)
 
     def all_gather(self, whole: Tensor, own: Tensor) -> None:
-        """Put the vectors of all processes, of equal length, one after another; ``own`` may be its place there."""
-        dist.all_gather_into_tensor(whole, own.clone(), group=self.group)
+        """Put the vectors of all processes, of equal length, one after another; ``own`` may be its place."""
+        dist.all_gather([*whole.chunk(self.size)], own.clone(), group=self.group)
         self._count(own)
 
     def _count(self, handed_over: Tensor) -> None:

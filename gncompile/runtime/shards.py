@@ -1,8 +1,8 @@
 """A step on a batch that lies in shards: each has values of its own, and their sums do not depend on where.
 
 Shard v of V has the samples v, v + V, … of the batch, in the order in which it is read. Process r of R
-has the shards r, r + R, …. Sums go by halves: v and v + V/2 first, so that a process adds up its own shards before it
-sends one bucket, and those of all processes are added in the same way::
+has the shards r, r + R, …. Sums go by halves: v and v + V/2 first, so that a process adds up its own shards
+before it sends one bucket, and those of all processes are added in the same way::
 
     ((s₀ + s₄) + (s₂ + s₆)) + ((s₁ + s₅) + (s₃ + s₇))        whatever R is
 """

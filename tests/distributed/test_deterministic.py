@@ -11,6 +11,7 @@ from joint_trainings import TRAININGS, Outcome, fixed
 from processes import run_on
 
 from gncompile.errors import CompileError, ProcessesError
+from gncompile.program.collectives import AllGather
 from gncompile.program.reductions import for_processes
 from gncompile.program.shards import segmented
 from gncompile.runtime.shards import halved
@@ -107,3 +108,17 @@ def test_the_picture_of_the_segments() -> None:
     assert {i.inputs for i in found.program.phase(second) if i.name == "loss_all"} == {
         ("bucket_gradient",)
     }
+
+
+def test_inverses_take_the_same_way_on_one_process() -> None:
+    """As a triangle: an inverse by eigenvalues need not be symmetric to the last bit."""
+    trainer, (x, y) = TRAININGS["kfra of wide layers"].trainer(
+        deterministic=True, process_group=False
+    )
+    trainer.step(x, y)
+    states = trainer.compiled.executable.memory.states
+    inverses = [s for key, s in states.items() if "_inverse." in key and s.shape == (70, 70)]
+    assert inverses
+    assert all(torch.equal(inverse, inverse.mT) for inverse in inverses)
+    program = trainer.compiled.program
+    assert any(isinstance(i.op, AllGather) for i in program)
