@@ -37,6 +37,7 @@ from ..frontends.torch_export import trace
 from ..functions.expressions import evaluate
 from ..graph.torch_network import Network
 from ..losses.weighting import weighted
+from ..runtime.processes import current
 from ..training import checkpoint as checkpoints
 from .compile import compile_into
 from .residual_terms import Batch, Sampling, terms_of
@@ -169,7 +170,8 @@ class Problem:
         if method not in FIRST_ORDER_METHODS:
             options.setdefault("gather_samples", 1)
         if solver is None:
-            solver = self._solver(len(batch.x)) if method is None else "kronecker"
+            apart = bool(options.get("deterministic")) or current(options.get("process_group"))
+            solver = self._solver(len(batch.x), bool(apart)) if method is None else "kronecker"
         if method is None and solver != "exact":
             method = "kflr"
         trainer = compile_into(
@@ -181,10 +183,11 @@ class Problem:
         trainer.problem = self
         return trainer
 
-    def _solver(self, samples: int) -> str:
+    def _solver(self, samples: int, apart: bool) -> str:
+        """Points that lie ``apart``, on many processes, are solved for in the size of the parameters."""
         parameters = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
         rows = samples * self.equations
-        least = min(parameters, rows)
+        least = parameters if apart else min(parameters, rows)
         fits = 4 * least**2 * 8 <= Settings().memory_budget
         return "exact" if least <= EXACT and fits else "kronecker"
 
