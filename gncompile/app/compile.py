@@ -16,9 +16,11 @@ from ..frontends.agreement import agrees
 from ..graph.model_graph import ModelGraph
 from ..losses.vocabulary import LossSpec
 from ..pipeline import step_program
+from ..program.ownership import own_work
 from ..program.reductions import for_processes
 from ..runtime.executable import Executable
 from ..runtime.processes import current
+from ..runtime.shards import shards_here
 from ..solvers.solver import Solver
 from ..training.arguments import check_arguments, checked_seed
 from ..training.batches import input_tensors
@@ -133,7 +135,12 @@ def compile_into(
         samples = reader.inputs(example_inputs)[0].shape[0]
         itemsize, processes = reader.dtype.itemsize, current(process_group)
         settings, stated = chosen_settings(
-            given, traced.graph, declared, samples, itemsize, apart=processes is not None
+            given,
+            traced.graph,
+            declared,
+            samples,
+            itemsize,
+            apart=processes is not None or bool(options.get("deterministic")),
         )
         check_arguments(dtype=dtype, backend=backend, precision=precision, tune=tune)
         settings.check_parameters(list(traced.parameters))
@@ -176,9 +183,13 @@ def compile_into(
         }
         bench = tunable(program, settings, samples, reader.dtype, **place)
         variants = variants_for(tune, bench, again, samples)
-        if processes is not None:
+        shards = shards_here(processes, backend, reader.device) if settings.deterministic else 0
+        if processes is not None or shards:
             program = for_processes(program)
-            require_same_program(processes, f"{settings}\n{program.to_text()}")
+            if processes is not None:
+                require_same_program(processes, f"{settings}\n{program.to_text()}")
+            place_of = (processes.rank, processes.size) if processes else (0, 1)
+            program = own_work(program, *place_of)
         executable = Executable(
             program,
             traced,
@@ -190,6 +201,7 @@ def compile_into(
             memory_budget=settings.memory_budget,
             variants=variants,
             processes=processes,
+            shards=shards,
         )
         examples = tuple(each[:1].detach().clone() for each in input_tensors(example_inputs))
         identity = ModelIdentity(

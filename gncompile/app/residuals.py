@@ -37,6 +37,7 @@ from ..frontends.torch_export import trace
 from ..functions.expressions import evaluate
 from ..graph.torch_network import Network
 from ..losses.weighting import weighted
+from ..runtime.processes import current
 from ..training import checkpoint as checkpoints
 from .compile import compile_into
 from .residual_terms import Batch, Sampling, terms_of
@@ -172,7 +173,8 @@ class Problem:
             options.setdefault("gather_samples", 1)
         parameters, rows = self._sizes(len(batch.x))
         if solver is None:
-            solver = self._solver(parameters, rows) if method is None else "kronecker"
+            apart = bool(options.get("deterministic")) or current(options.get("process_group"))
+            solver = self._solver(parameters, rows, bool(apart)) if method is None else "kronecker"
         if method is None and solver != "exact":
             method = "kflr"
         given = {"backend": "torch", "precision": "highest", "tune": "cached"}
@@ -192,8 +194,9 @@ class Problem:
         parameters = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
         return parameters, samples * self.equations
 
-    def _solver(self, parameters: int, rows: int) -> str:
-        least = min(parameters, rows)
+    def _solver(self, parameters: int, rows: int, apart: bool) -> str:
+        """Points that lie ``apart``, on many processes, are solved for in the size of the parameters."""
+        least = parameters if apart else min(parameters, rows)
         fits = 4 * least**2 * 8 <= Settings().memory_budget
         return "exact" if least <= EXACT and fits else "kronecker"
 

@@ -221,6 +221,8 @@ class Settings:
 
     guarded: Switch = False
     """Whether the program itself refuses bad steps, so that steps can run ahead of the host."""
+    deterministic: Switch = False
+    """Whether 1, 2, 4 and 8 processes give the same results to the bit (:mod:`gncompile.program.shards`)."""
     memory_budget: Count = 1 << 30
     """Bytes for a chunk of KFLR's columns, KFRA's blocks, and the work buffers of a batch that grows."""
 
@@ -268,7 +270,11 @@ class Settings:
         for name, field in self.__pydantic_fields__.items():
             value, marks = getattr(self, name), [m for m in field.metadata if type(m) is ReadBy]
             looked_at = self.method in marks[0].methods if marks else self.second_order
-            if name not in ("method", "l2") and value != field.default and not looked_at:
+            if (
+                name not in ("method", "l2", "deterministic")
+                and value != field.default
+                and not looked_at
+            ):
                 users = marks[0].called if marks else "a second-order method"
                 warn(
                     OptionWarning,

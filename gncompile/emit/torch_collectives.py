@@ -22,6 +22,17 @@ def _all_reduce(w: File, i: Instruction, out: str, v: list[str], specs: list[Spe
     return [*lines, f"memory.all_reduce({out})"]
 
 
+@writes(collectives.AllGather)
+def _all_gather(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
+    assert isinstance(i.op, collectives.AllGather)
+    lines, start = [], i.op.rank * i.op.room
+    for name, spec in zip(v, specs, strict=True):
+        triangle = collectives.is_triangle(spec)
+        lines.append(f"memory.place({name}, {out}, {literal(start)}, {literal(triangle)})")
+        start += collectives.sent_elements(spec)
+    return [*lines, f"memory.all_gather({out}, {literal(i.op.rank)}, {literal(i.op.room)})"]
+
+
 @writes(collectives.Reduced)
 def _reduced(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, collectives.Reduced)

@@ -315,6 +315,7 @@ _CALLS: Mapping[type, Callable[[list[Math]], Math]] = {
     exact.DualSolve: lambda v: product(_shifted(v), v[2]),
     exact.PrimalSolve: lambda v: Sum(((False, product(_shifted(v), v[2])),)),
     collectives.AllReduce: lambda v: Call("sums over processes", tuple(v)),
+    collectives.AllGather: lambda v: Call("of all processes", tuple(v)),
     collectives.Reduced: lambda v: product(Word("of all processes in"), v[0]),
     grids.ConvolveAdjoint: lambda v: Infix("∗", (v[1], v[0])),
     grids.ConvolveGradient: lambda v: _mean(Infix("⋆", tuple(v))),

@@ -22,6 +22,7 @@ from ..graph.nodes import Node, Pointwise
 from ..losses.vocabulary import Loss
 from ..program.builder import ProgramBuilder
 from ..program.costs import Cost, CostModel, columns_within, total
+from ..program.ownership import shared_work
 from ..program.phases import Repeat, Stage, first_steps, mean_runs, where_noise_leads
 from ..program.reductions import is_joined
 from ..program.schedule import Schedule
@@ -135,6 +136,7 @@ class Readback:
             *(f"{name} {text}" for name, text in self.method_lines()),
             f"costs of a mean step on {self.batch} samples, {8 * self.itemsize}-bit numbers",
             *([f"of one process, which sends {self._sent()}"] if is_joined(self.program) else []),
+            *shared_work(self.program),
         ]
 
     def method_lines(self) -> list[tuple[str, str]]:

@@ -34,6 +34,16 @@ class AllReduce:
 
 
 @dataclass(frozen=True)
+class AllGather:
+    """What every process has made for all: its inputs side by side, in a vector of ``room`` numbers for each
+    process. ``rank`` is this one's place; ``flops`` is what each has computed for it."""
+
+    rank: int
+    room: int
+    flops: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Reduced:
     """The value of this ``spec`` that begins at an element of a bucket."""
 

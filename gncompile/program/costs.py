@@ -117,11 +117,16 @@ class CostModel:
     def sent(self, phase: str) -> tuple[int, int]:
         """What a process hands over to the others in a phase: bytes, and in how many messages.
 
-        A message is the sum of a vector over all processes, whatever its transport makes of that: a ring of R
-        sends ``2 (R − 1)/R`` times as much from each.
+        A message is a vector that is added to those of all processes, or put beside them, whatever its
+        transport makes of that: a ring of R sends ``2 (R − 1)/R``, or ``R − 1``, times as much from each.
         """
-        buckets = [i for i in self.program.phase(phase) if isinstance(i.op, collectives.AllReduce)]
-        return sum(self.elements(i.spec) for i in buckets) * self.itemsize, len(buckets)
+        sizes = []
+        for i in self.program.phase(phase):
+            if isinstance(i.op, collectives.AllReduce):
+                sizes.append(self.elements(i.spec))
+            elif isinstance(i.op, collectives.AllGather):
+                sizes.append(i.op.room)
+        return sum(sizes) * self.itemsize, len(sizes)
 
     def by_part(self) -> dict[tuple[str, str], Cost]:
         """Cost by layer and role of the instructions' origins; layer ``""`` is shared work."""

@@ -37,6 +37,7 @@ from . import operations as ir
 from .collectives import SUM, AllReduce, Over, Reduced, sent_elements
 from .phases import Phase, Repeat
 from .program_check import check
+from .rounds import rounds
 from .specs import Spec
 from .step_program import Instruction, Origin, StepProgram
 
@@ -50,10 +51,6 @@ LINEAR = (
     *ir.VIEWS, ir.PlaceBlocks, ir.PlusTranspose, ir.TakeDiagonal, ir.Trace, grids.BlockDiagonal
 )  # fmt: skip
 """Operations linear in their one operand whose result is no larger: the parts may wait behind them."""
-
-
-DRAWS = "draws"
-"""Stands for the source of random numbers, which every draw changes."""
 
 
 def for_processes(program: StepProgram) -> StepProgram:
@@ -165,8 +162,8 @@ class _Reductions:
         instructions = [*old.leaves()]
         step: list[Phase] = []
         for phase in old.step:
-            rounds = self._rounds(phase.name)
-            ordered = sorted(old.phase(phase.name), key=lambda i: rounds[i.name])
+            numbers = self._rounds(phase.name)
+            ordered = sorted(old.phase(phase.name), key=lambda i: numbers[i.name])
             if phase.repeat is Repeat.COLUMNS:
                 instructions += map(self._part, ordered)
                 step.append(phase)
@@ -181,8 +178,8 @@ class _Reductions:
                     instructions += self._bucket(after.name, left)
                 continue
             step.append(phase)
-            for number in range(1 + max(rounds.values(), default=0)):
-                now = [i for i in ordered if rounds[i.name] == number]
+            for number in range(1 + max(numbers.values(), default=0)):
+                now = [i for i in ordered if numbers[i.name] == number]
                 instructions += map(self._part, now)
                 instructions += self._bucket(phase.name, [i for i in now if i.name in self.whole])
         results = {role: self.all.get(name, name) for role, name in old.results.items()}
@@ -222,30 +219,13 @@ class _Reductions:
             start += size
 
     def _rounds(self, phase: str) -> dict[str, int]:
-        """How many reductions of the phase come before each of its instructions.
-
-        One that overwrites a tensor comes after those that read or wrote it; draws keep their order.
-        """
-        home, rounds = self.old.storage, dict[str, int]()
-        touched, written = (
-            dict[str, int](),
-            dict[str, int](),
-        )  # by tensor, in which round the last time
-        for i in self.old.phase(phase):
-            own = DRAWS if isinstance(i.op, ir.Random) else home[i.name]
-            made = [name for name in i.inputs if name in rounds]
-            number = max((rounds[name] + (name in self.whole) for name in made), default=0)
-            number = max([number, *(written.get(home[name], 0) for name in i.inputs)])
-            if i.into is not None or own == DRAWS:
-                number = written[own] = max(number, touched.get(own, 0))
-            rounds[i.name] = number
-            for tensor in (own, *(home[name] for name in i.inputs)):
-                touched[tensor] = max(touched.get(tensor, 0), number)
-        if phase in self.repeated and any(rounds.values()):
+        """How many reductions of the phase come before each of its instructions."""
+        found = rounds(self.old, phase, delay=lambda name: name in self.whole)
+        if phase in self.repeated and any(found.values()):
             raise InternalError(
                 f"the phase {phase!r} goes by columns, and has to wait for others in it"
             )
-        return rounds
+        return found
 
 
 def _is_linear(expression: sympy.Expr) -> bool:

@@ -203,6 +203,8 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
             return Spec(shapes[2])
         case collectives.AllReduce():
             return Spec((collectives.bucket_size(inputs),))
+        case collectives.AllGather(_, room, flops):
+            return Spec((room * len(flops),))
         case collectives.Reduced(_, spec):
             return spec
         case FeaturesLast():

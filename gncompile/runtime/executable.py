@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from ..losses.vocabulary import Loss
 from ..program.buffers import plan_buffers
 from ..program.costs import column_bytes, columns_within, samples_within
 from ..program.phases import Repeat
+from ..program.shards import segmented
 from ..program.specs import SAMPLES
 from ..program.step_program import StepProgram
 from .draws import PhiloxDraws, TorchDraws
@@ -32,6 +33,7 @@ from .memory import Memory, require_buffers, require_states
 from .parts import ALL, Part
 from .processes import Processes
 from .reference import ReferenceStep
+from .shards import ShardedStep, Step
 from .source_files import load_source
 
 Backend = Literal["torch", "triton", "reference"]
@@ -42,16 +44,18 @@ BOUND_SHAPES_KEPT = 4
 
 
 Bind = Callable[..., tuple[dict[str, Callable[..., None]], dict[str, Tensor]]]
-"""An emitted module's function from N, F, Q, L and S to its phases and values."""
+"""An emitted module's function from memory, N, F, Q, L and S to its phases and values."""
 
 
 class EmittedStep:
     """Phases and values of an emitted module, bound to a batch size; same interface as ``ReferenceStep``."""
 
-    def __init__(self, bind: Bind, program: StepProgram, dims: Mapping[str, int]) -> None:
+    def __init__(
+        self, bind: Bind, program: StepProgram, memory: Memory, dims: Mapping[str, int]
+    ) -> None:
         self.program, self.dims = program, dims
         self.column_start = 0
-        self.phase_functions, self._values = bind(*(dims[d] for d in (*SAMPLES, "S")))
+        self.phase_functions, self._values = bind(memory, *(dims[d] for d in (*SAMPLES, "S")))
         self._inputs = {leaf.op.key: leaf.name for leaf in program.leaves("input")}  # type: ignore
         self._targets = [leaf.name for leaf in program.leaves("target")]
 
@@ -91,7 +95,8 @@ class Executable:
     Q and L for a batch of N; ``precision`` is that of the Triton backend's float32 products; ``variants`` are
     the options of instructions, or settings of launches, that are not computed in the default way. A program
     of many ``processes`` (:mod:`gncompile.program.reductions`) is joined with theirs where a part of a batch
-    is loaded; else each works for itself.
+    is loaded; else each works for itself. With ``shards`` a part lies in so many, for results that do not
+    depend on the number of processes (:mod:`gncompile.runtime.shards`).
     """
 
     def __init__(
@@ -109,6 +114,7 @@ class Executable:
         memory_budget: int = 1 << 30,
         variants: Mapping[str, Options] | None = None,
         processes: Processes | None = None,
+        shards: int = 0,
     ) -> None:
         if backend not in BACKENDS:
             raise CompileError(
@@ -126,6 +132,10 @@ class Executable:
         self.rows = rows
         self.variants = dict(variants or {})
         self.memory_budget = memory_budget
+        self.shards = shards
+        self._segmented = segmented(program) if shards else None
+        self._run = self._segmented.program if self._segmented else program
+        """What is emitted, and run."""
         self._buffers = plan_buffers(program)  # at most: a backend may need fewer
         require_states(program, self._buffers, dtype, device)
         self._own = constants_of(loss, {leaf.op.key for leaf in program.leaves("constant")})  # type: ignore
@@ -137,9 +147,9 @@ class Executable:
         dump("step_program.txt", program.to_text)
         self._bind_emitted = None if backend == "reference" else self._load(traced.name)
         self._trunk = traced.trunk
-        self._bound: dict[tuple[int, ...], ReferenceStep | EmittedStep] = {}
+        self._bound: dict[tuple[tuple[int, ...], ...], Step] = {}
         self._largest = 0
-        self._step: ReferenceStep | EmittedStep | None = None
+        self._step: Step | None = None
 
     def rebind(self, traced: TracedModel) -> None:
         """Go on with other tensors of the same names and shapes; captured graphs go with what was bound."""
@@ -157,7 +167,7 @@ class Executable:
         host = host and "report" not in self.program.results
         backend = "triton" if triton else "torch"
         return emit_step(
-            self.program, *self._about, backend=backend, variants=self.variants, host=host
+            self._run, *self._about, backend=backend, variants=self.variants, host=host
         )
 
     def _load(self, name: str) -> Bind:
@@ -166,12 +176,12 @@ class Executable:
         if self.backend == "torch":
             dump("training_step.py", lambda: source.text)
             module, self.source_file = load_source(source.text, name)
-            return partial(module.bind, self.memory)
+            return cast(Bind, module.bind)
         dump("kernels.py", lambda: source.kernels)
         dump("step.py", lambda: source.text)
         kernels, _ = load_source(source.kernels, f"{name}_kernels")
         module, self.source_file = load_source(source.text, f"{name}_step")
-        return partial(module.bind, self.memory, kernels)
+        return lambda memory, *dims: module.bind(memory, kernels, *dims)
 
     @property
     def processes(self) -> Processes | None:
@@ -179,7 +189,7 @@ class Executable:
         return self.memory.processes
 
     @property
-    def step(self) -> ReferenceStep | EmittedStep:
+    def step(self) -> Step:
         """The step bound to the current batch."""
         assert self._step is not None
         return self._step
@@ -200,26 +210,39 @@ class Executable:
         """
         batch = inputs[0].shape[0]
         with self.on_device():
-            self._step = self._bind({"N": batch, **self.rows(batch)} if part is ALL else part.dims)
+            if part is ALL:
+                self._step = self._bind([{"N": batch, **self.rows(batch)}])
+            else:
+                parts = part.shards(self.shards) if self.shards else [part]
+                self._step = self._bind([each.dims for each in parts])
+                if isinstance(self._step, ShardedStep):
+                    self._step.take(parts)
             inputs = self._trunk(inputs) if self._trunk else inputs
         self.memory.part = part
         self.memory.batch_size.fill_(whole or part.whole.get("N", batch))
         self._step.load(inputs, target, rows)
 
-    def _bind(self, rows: Mapping[str, int]) -> ReferenceStep | EmittedStep:
-        key = tuple(rows.values())
+    def _bind(self, shards: Sequence[Mapping[str, int]]) -> Step:
+        key = tuple(tuple(rows.values()) for rows in shards)
         if key not in self._bound:
             for old in list(self._bound)[: len(self._bound) - BOUND_SHAPES_KEPT + 1]:
                 del self._bound[old]
-            batch = rows["N"]
-            dims = {**rows, "S": self.chunk(batch)}
-            self._require_columns(batch)
-            self._require_buffers(dims)
-            if self._bind_emitted is None:
-                self._bound[key] = ReferenceStep(self.program, self.memory, dims)
+            whole = {name: sum(rows[name] for rows in shards) for name in shards[0]}
+            self._require_columns(whole["N"])
+            chunk = self.chunk(max(rows["N"] for rows in shards))
+            self._require_buffers({**whole, "S": chunk})
+            dims = [{**rows, "S": chunk} for rows in shards]
+            if self._segmented:
+                self._bound[key] = ShardedStep(self._segmented, self.memory, dims, self._step_of)
             else:
-                self._bound[key] = EmittedStep(self._bind_emitted, self.program, dims)
+                self._bound[key] = self._step_of(self.memory, dims[0])
         return self._bound[key]
+
+    def _step_of(self, memory: Memory, dims: Mapping[str, int], first: Step | None = None) -> Step:
+        if self._bind_emitted is None:
+            assert first is None or isinstance(first, ReferenceStep)
+            return ReferenceStep(self._run, memory, dims, first)
+        return EmittedStep(self._bind_emitted, self._run, memory, dims)
 
     def _require_buffers(self, dims: Mapping[str, int]) -> None:
         """Ask for memory once for every batch larger than those before."""

@@ -40,7 +40,7 @@ def _stays(instruction: Instruction) -> bool:
     """Whether cuSOLVER is called: not for a diagonal, nor where an inverse is refined by products. Or whether
     it is a matter of several processes."""
     match instruction.op:
-        case collectives.AllReduce() | ir.Random(joined=True):
+        case collectives.AllReduce() | collectives.AllGather() | ir.Random(joined=True):
             return True
         case ir.DampedInverse(refined=False) | ir.Eigen() | ir.SampleRoot():
             return len(instruction.spec.shape) > 1

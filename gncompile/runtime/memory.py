@@ -7,8 +7,9 @@ the largest one met.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -53,6 +54,18 @@ class Memory:
         """What of the batch under way is this process's."""
         self.batch_size = torch.zeros((), dtype=dtype, device=device)
         self._flat: dict[str, Tensor] = {}
+        self._whole: tuple[Memory, frozenset[str]] | None = None
+        self._sum: Callable[[Tensor], None] = self._over_processes
+
+    def shard(
+        self, whole: frozenset[str], states: Iterable[str], add_up: Callable[[Tensor], None]
+    ) -> Memory:
+        """The memory of a shard of the batch: with buffers of its own, but for values of the ``whole`` batch,
+        and with ``states`` of its own. ``add_up`` is what becomes of its buckets."""
+        shard = copy.copy(self)
+        shard.states = {**self.states, **{key: self.states[key].clone() for key in states}}
+        shard._flat, shard._whole, shard._sum = {}, (self, whole), add_up
+        return shard
 
     def rebind(self, parameters: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> None:
         """Take these tensors for the user's; what is bound to others has to be bound anew."""
@@ -119,6 +132,8 @@ class Memory:
 
         One that is ``packed`` has no padding between its rows, so that it can be viewed in other shapes.
         """
+        if self._whole is not None and name in self._whole[1]:
+            return self._whole[0].buffer(name, shape, packed)
         padded = shape if packed else padded_shape(shape)
         count = math.prod(padded)
         flat = self._flat.get(name)
@@ -166,9 +181,25 @@ class Memory:
             place.mul_(weight)
 
     def all_reduce(self, bucket: Tensor) -> None:
-        """Add up the buckets of all processes, unless this one works for itself."""
-        if self.processes is not None and self.part is not ALL:
+        """Add up the buckets of all parts of the batch, in place."""
+        self._sum(bucket)
+
+    def _over_processes(self, bucket: Tensor) -> None:
+        if self.processes is not None and self.part is not ALL:  # else it works for itself
             self.processes.all_reduce(bucket)
+
+    @staticmethod
+    def place(value: Tensor, bucket: Tensor, start: int, triangle: bool) -> None:
+        """Put a value that is this process's to make into a bucket."""
+        pack(value, bucket, start, triangle)
+
+    def all_gather(self, bucket: Tensor, rank: int, room: int) -> None:
+        """Fill a bucket, of which this process has its ``room``, with what the others have."""
+        if room == len(bucket):
+            return
+        if self.processes is None:
+            raise InternalError("a step of many processes runs on one that is alone")
+        self.processes.all_gather(bucket, bucket[rank * room : (rank + 1) * room])
 
     @staticmethod
     def unpack(bucket: Tensor, start: int, value: Tensor, triangle: bool) -> None:

@@ -56,6 +56,10 @@ class Part:
             return float(len(self.places) > 0)
         return self._counts[over] / self.whole[over]
 
+    def shards(self, count: int) -> list[Part]:
+        """Parts of this one, each with every ``count``-th of its samples."""
+        return [Part(self.whole, self.places[first::count]) for first in range(count)]
+
     @property
     def dims(self) -> dict[str, int]:
         """The dimensions that a program is bound to; a row of weight 0 stands in where there is no sample."""

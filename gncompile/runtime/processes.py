@@ -21,7 +21,8 @@ class Processes:
 
     Attributes:
         rank, size: this process's number, from 0, and how many there are.
-        sent_bytes, messages: what this process has handed over to :meth:`all_reduce` so far.
+        sent_bytes, messages: what this process has handed over to :meth:`all_reduce` and :meth:`all_gather`
+            so far.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
@@ -41,7 +42,15 @@ class Processes:
     def all_reduce(self, bucket: Tensor) -> None:
         """Add up a vector of every process, in place; all have the same sums to the bit."""
         dist.all_reduce(bucket, group=self.group)
-        self.sent_bytes += bucket.numel() * bucket.element_size()
+        self._count(bucket)
+
+    def all_gather(self, whole: Tensor, own: Tensor) -> None:
+        """Put the vectors of all processes, of equal length, one after another; ``own`` may be its place."""
+        dist.all_gather([*whole.chunk(self.size)], own.clone(), group=self.group)
+        self._count(own)
+
+    def _count(self, handed_over: Tensor) -> None:
+        self.sent_bytes += handed_over.numel() * handed_over.element_size()
         self.messages += 1
 
     def numbers(self, own: Sequence[int]) -> list[list[int]]:

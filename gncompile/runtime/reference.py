@@ -6,7 +6,9 @@ plain torch. Tests compare the emitted source with it; it runs in the dtype of t
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import sympy
 import torch
@@ -22,7 +24,7 @@ from ..program.specs import Spec
 from ..program.step_program import Instruction, StepProgram
 from . import scalars
 from .memory import Memory, bind_shape, dense
-from .reference_collectives import all_reduced, reduced
+from .reference_collectives import collected
 from .reference_convolutions import windowed
 from .reference_interpolation import interpolate
 from .reference_jacobian import of_rows
@@ -31,13 +33,14 @@ from .reference_jacobian import of_rows
 class ReferenceStep:
     """Runs the phases of a program on a bound batch; same interface as an emitted ``Step``."""
 
-    def __init__(self, program: StepProgram, memory: Memory, dims: Mapping[str, int]) -> None:
-        self.program = program
-        self.memory = memory
-        self.dims = dict(dims)
+    def __init__(
+        self, program: StepProgram, memory: Memory, dims: Mapping[str, int], first: Any = None
+    ) -> None:
+        """``first`` is the step on the first shard of a batch, which has what is computed once for all."""
+        self.program, self.memory, self.dims = program, memory, dict(dims)
         self.inputs: dict[str, Tensor] = {}
         self.column_start = 0
-        self._values: dict[str, Tensor] = {}
+        self._values = ChainMap[str, Tensor]({}, first._values if first else {})
 
     def load(
         self, inputs: tuple[Tensor, ...], target: Tensor | None, rows: Tensor | None = None
@@ -89,10 +92,8 @@ class ReferenceStep:
                 out = self._new(torch.empty, bind_shape(shape, self.dims))
                 self.memory.random(kind, out, str(shape[0]) if joined else "")
                 return out
-            case collectives.AllReduce():
-                return all_reduced(op, v, specs, self.memory)
-            case collectives.Reduced():
-                return reduced(op, v[0])
+            case collectives.AllReduce() | collectives.AllGather() | collectives.Reduced():
+                return collected(op, v, specs, self.memory)
             case ir.Zeros(spec):
                 return self._new(torch.zeros, bind_shape(spec.shape, self.dims))
             case ir.Pointwise(expression) if not v:

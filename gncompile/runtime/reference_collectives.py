@@ -5,9 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..program.collectives import AllReduce, Reduced, is_triangle, sent_elements
+from ..program.collectives import AllGather, AllReduce, Reduced, is_triangle, sent_elements
 from ..program.specs import Spec
 from .memory import Memory
+
+
+def collected(
+    op: AllReduce | AllGather | Reduced, v: list[Tensor], specs: list[Spec], memory: Memory
+) -> Tensor:
+    """The result of any of them."""
+    match op:
+        case AllReduce():
+            return all_reduced(op, v, specs, memory)
+        case AllGather():
+            return all_gathered(op, v, specs, memory)
+    return reduced(op, v[0])
 
 
 def all_reduced(op: AllReduce, v: list[Tensor], specs: list[Spec], memory: Memory) -> Tensor:
@@ -19,6 +31,16 @@ def all_reduced(op: AllReduce, v: list[Tensor], specs: list[Spec], memory: Memor
     ])  # fmt: skip
     memory.all_reduce(bucket)
     return bucket
+
+
+def all_gathered(op: AllGather, v: list[Tensor], specs: list[Spec], memory: Memory) -> Tensor:
+    """The values of all processes one after another."""
+    flat = [_flat(value, spec) for value, spec in zip(v, specs, strict=True)]
+    own = torch.cat([memory.batch_size.new_empty(0), *flat])
+    whole = own.new_zeros(len(op.flops), op.room)
+    whole[op.rank, : len(own)] = own
+    memory.all_gather(whole.view(-1), op.rank, op.room)
+    return whole.view(-1)
 
 
 def reduced(op: Reduced, bucket: Tensor) -> Tensor:

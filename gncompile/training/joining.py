@@ -25,6 +25,7 @@ from .batches import Target, input_tensors, part_of, samples_of
 from .compiled import Compiled
 from .counters import Counters
 from .order import reading_order
+from .unison import require_none_failed
 
 Inputs = Tensor | tuple[Tensor, ...]
 
@@ -53,7 +54,7 @@ class Joining:
         self._compiled, self._count = compiled, count
         self._processes = compiled.executable.processes
         self._latest = compiled.reader.stand_in()
-        self.deals = False
+        self.deals = compiled.executable.shards > 0
         """Whether all processes are given the same batch, of which each takes its rows."""
         self.samples = 0
         """Those of the latest batch, of all processes together."""
@@ -73,12 +74,22 @@ class Joining:
         Raises :class:`~gncompile.errors.BatchError` where it does not fit the model, on all processes.
         """
         if self._processes is None:
-            inputs, target = self._compiled.reader.pair(x, y)
-            batch = Batch(inputs, target, len(target))
+            batch = self._alone(x, y)
         else:
             batch = (self._dealt if self.deals else self._joined)(self._processes, x, y)
         self.samples = batch.samples
         return batch
+
+    def _alone(self, x: Inputs, y: Target) -> Batch:
+        inputs, target = self._compiled.reader.pair(x, y)
+        count = len(target)
+        if not self._compiled.executable.shards:
+            return Batch(inputs, target, count)
+        if not self._compiled.settings.guarded:
+            self._compiled.reader.all_finite(inputs, target)
+        whole, order = self._whole(count)
+        rows = order.to(target.device)
+        return Batch(inputs, target, count, rows, Part(whole, torch.arange(count)))
 
     def _whole(self, count: int) -> tuple[Mapping[str, int], Tensor]:
         """The dimensions of a joined batch, and its samples in the order in which they are read."""
@@ -116,6 +127,13 @@ class Joining:
 
     def _joined(self, processes: Processes, x: Inputs, y: Target) -> Batch:
         """The samples of all processes, in the order of ranks."""
+        if self._compiled.executable.shards:
+            raise ProcessesError(
+                "deterministic=True, and every process has samples of its own",
+                where=f"a step on {processes.size} processes",
+                instead="give all of them the same batches, of which each takes its rows: a loader without a "
+                "DistributedSampler, fit(..., split=True)",
+            )
 
         def read() -> tuple[list[int], Batch]:
             count = len(input_tensors(x)[0])
@@ -148,22 +166,29 @@ class Joining:
     ) -> tuple[Batch, list[list[int]]]:
         """The batch that ``read`` gives here, and the numbers that it gives on all processes.
 
-        Where it raises :class:`~gncompile.errors.BatchError` on one, all raise it.
+        Where it raises :class:`~gncompile.errors.BatchError` on one, all raise it; for any other exception
+        the others raise :class:`~gncompile.errors.ProcessesError`.
         """
-        error, found = None, None
+        error: Exception | None = None
+        found, numbers = None, [0] * width
         try:
             numbers, found = read()
-        except BatchError as refused:
-            error, numbers = refused, [0] * width
-        told = processes.numbers([found is None, *numbers])
-        if any(refused for refused, *_ in told):
+        except Exception as raised:  # the others wait for it
+            error = raised
+        failed = error is not None and not isinstance(error, BatchError)
+        told = processes.numbers([failed, found is None, *numbers])
+        if failed:
+            assert error is not None
+            raise error
+        require_none_failed(processes, [others for others, *_ in told])
+        if any(refused for _, refused, *_ in told):
             texts = processes.gathered(str(error or ""))
             if error is not None:
                 raise error
             rank, text = next((rank, text) for rank, text in enumerate(texts) if text)
             raise BatchError(f"process {rank} of {processes.size} has refused its samples\n{text}")
         assert found is not None
-        return found, [numbers for _, *numbers in told]
+        return found, [numbers for _, _, *numbers in told]
 
 
 def _marks(*tensors: Tensor) -> list[int]:

@@ -9,6 +9,7 @@ import torch
 
 from ..errors import BatchError, GncompileError
 from ..runtime.processes import Processes
+from .unison import require_none_failed
 
 NONE = object()
 """What a process gives whose part has ended before others'."""
@@ -42,8 +43,16 @@ class OwnParts:
     def __iter__(self) -> Iterator[object]:
         batches = iter(self._train)
         while True:
-            batch = next(batches, NONE)
-            if not self._processes.any(batch is not NONE):
+            batch, error = NONE, None
+            try:
+                batch = next(batches, NONE)
+            except Exception as raised:  # the others wait for it
+                error = raised
+            told = self._processes.numbers([batch is not NONE, error is not None])
+            if error is not None:
+                raise error
+            require_none_failed(self._processes, [failed for _, failed in told])
+            if not any(more for more, _ in told):
                 return
             yield batch
 

@@ -8,7 +8,7 @@ step, and nothing else would tell.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -59,6 +59,17 @@ def require_same(processes: Processes, tensors: Mapping[str, Tensor], when: str)
         where=f"{when}, on {processes.size} processes",
         instead="compile the same model on all of them",
     )
+
+
+def require_none_failed(processes: Processes, failed: Sequence[int]) -> None:
+    """Raise :class:`~gncompile.errors.ProcessesError` where one of the processes, by rank, has failed."""
+    for rank, flag in enumerate(failed):
+        if flag:
+            raise ProcessesError(
+                f"process {rank} of {processes.size} has failed",
+                where="reading a batch",
+                instead="its own message tells why",
+            )
 
 
 def require_same_program(processes: Processes, text: str) -> None:

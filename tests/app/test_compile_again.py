@@ -72,7 +72,7 @@ def test_the_second_compile_shares_everything_but_memory() -> None:
     one, two = first._executable, second._executable
     assert one.program is two.program
     assert one.source is two.source
-    assert one._bind_emitted.func is two._bind_emitted.func  # type: ignore[union-attr]
+    assert one._bind_emitted is two._bind_emitted
     assert one.source_file == two.source_file
     alone = losses(first)
     assert losses(second) == alone  # from the start, whatever the first has done in its own memory

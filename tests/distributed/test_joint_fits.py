@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 import gncompile
 from gncompile.data import Batches
 from gncompile.errors import GncompileError
+from gncompile.training.batches import BatchReader
 from gncompile.training.records import History
 from gncompile.training.trainer import Trainer
 
@@ -83,10 +86,19 @@ def _stopping() -> list[str]:
     return [history.ended, str(len(history))]
 
 
-def _told(act: Callable[[], object]) -> str:
+def _failing_read(*given: object) -> Any:
+    raise OSError("the disk is gone")
+
+
+def _failing(batch: Any) -> Iterator[Any]:
+    yield batch
+    raise OSError("the disk is gone")
+
+
+def _told(act: Callable[[], object], caught: type[Exception] = GncompileError) -> str:
     try:
         act()
-    except GncompileError as error:
+    except caught as error:
         return f"{type(error).__name__}: {error}"
     return "nothing"
 
@@ -110,6 +122,12 @@ def _refusals() -> dict[str, str]:
     given = (x, y) if second else None
     found["arguments"] = _told(lambda: trainer.fit([(x, y)], epochs=1, validation=given))
     found["validation"] = _told(lambda: trainer.fit([(x, y)], epochs=1, validation=loader))
+    with patch.object(BatchReader, "pair", _failing_read) if second else nullcontext():
+        found["code"] = _told(lambda: trainer.step(x, y), Exception)
+    loader = _failing((x, y)) if second else [(x, y)] * 3
+    found["loader"] = _told(
+        lambda: trainer.fit(loader, updates=3, split=False, progress=False), Exception
+    )
     other, _ = _trainer()
     if second:
         with torch.no_grad():
@@ -204,6 +222,8 @@ def test_one_that_stops_stops_all(found: Any) -> None:
         ("values", "process 1 of 2 has refused its samples", "6 non-finite values in input 0"),
         ("shape", "process 1 of 2 has refused its samples", "the wrong shape"),
         ("no samples", "no process has a sample", ""),
+        ("loader", "process 1 of 2 has failed", "OSError: the disk is gone"),
+        ("code", "process 1 of 2 has failed", "OSError: the disk is gone"),
         ("batches", "the processes were given different batches at update", ""),
         ("validation", "the validation data has a DistributedSampler", ""),
         ("arguments", "fit was given other updates, epochs or validation on some processes", ""),

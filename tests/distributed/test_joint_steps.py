@@ -31,13 +31,13 @@ UNEVEN = ((20, 33),) * STEPS
 GROUPS: dict[int, list[Joint]] = {
     2: [
         *(Joint(name, UNEVEN) for name in TRAININGS),
-        Joint("kfra"), Joint("dropout"), Joint("kfra", UNEVEN, "reference"),
+        Joint("kfra"), Joint("dropout"), Joint("kfra of wide layers", UNEVEN, "reference"),
     ],
     3: [
         *(Joint("kfra", _splits(3, seed)) for seed in range(3)),
         *(Joint(name, _splits(3, 6)) for name in ("kflr", "kfac", "dropout", "exact", "adam")),
         Joint("a weighted mean", _splits(3, 6)),
-        Joint("kfra through norms"),
+        Joint("kfra through norms"), Joint("kfra of wide layers"),
     ],
     4: [Joint("kfra"), Joint("kfra", _splits(4, 0)), Joint("two outputs", _splits(4, 1))],
 }  # fmt: skip

@@ -15,10 +15,12 @@ from gncompile.explain.explain import explain, summary
 from gncompile.pipeline import step_program
 from gncompile.program import operations as ir
 from gncompile.program.builder import ProgramBuilder
-from gncompile.program.collectives import AllReduce, Reduced
+from gncompile.program.collectives import AllGather, AllReduce, Reduced
 from gncompile.program.costs import CostModel
+from gncompile.program.ownership import own_work, shared_work
 from gncompile.program.phases import Phase, Repeat
 from gncompile.program.reductions import for_processes
+from gncompile.program.specs import Structure, matrix
 from gncompile.program.step_program import StepProgram
 from gncompile.runtime.source_check import checked
 
@@ -165,8 +167,8 @@ def test_summaries_state_what_is_sent_and_formulas_name_it() -> None:
     text = summary(traced, loss, settings, program, batch=100, width=200)
     (line,) = (line for line in text.splitlines() if line.startswith("gradient  "))
     sent = CostModel(program, 100).sent("gradient")[0]
-    assert line.split()[-4:] == [str(sent), "B", "in", "1"]
-    assert "of one of many processes, which sends " in text
+    assert line.split()[-5:] == [str(sent), "B", "in", "1", "messages"]
+    assert "of one process, which sends " in text
     derived = explain(traced, loss, settings, program, batch=100)
     assert "bucket_gradient = sums over processes(" in derived
 
@@ -182,3 +184,42 @@ def test_no_value_of_the_program_is_left_partial() -> None:
             assert i.into is None, i
     assert partial
     assert partial.isdisjoint(program.results.values())
+
+
+def _inverting(*sizes: int) -> StepProgram:
+    builder = _builder()
+    with builder.phase("gradient"):
+        for size in sizes:
+            spec = matrix(Structure.SYMMETRIC, size)
+            q, inverse = (builder.state(f"{kind}.{size}", spec) for kind in ("Q", "inverse"))
+            damping = builder.leaf("scalar", "batch_size", ())
+            builder.emit(ir.DampedInverse(), q, damping, into=inverse, name=f"inverse_{size}")
+    return builder.finish()
+
+
+def test_every_matrix_is_inverted_by_one_process_and_the_longest_goes_first() -> None:
+    program = _inverting(50, 100, 60, 20)
+    parts = [own_work(program, rank, 2) for rank in range(2)]
+    of = [[i.into for i in p if isinstance(i.op, ir.DampedInverse)] for p in parts]
+    everyone = program["inverse_20_2"].into
+    assert [len(each) for each in of] == [2, 3]
+    assert [program[str(n)].spec.size for n in of[1]] == [50, 60, 20]
+    assert of[0][-1] == of[1][-1] == everyone
+    gathers = [next(i for i in p if isinstance(i.op, AllGather)) for p in parts]
+    assert [g.op for g in gathers] == [
+        AllGather(rank, 5050, (100**3, 50**3 + 60**3)) for rank in range(2)
+    ]
+    read = {i.into: i.op for i in parts[0] if isinstance(i.op, Reduced)}
+    assert read == {i.into: i.op for i in parts[1] if isinstance(i.op, Reduced)}
+    assert sorted(op.start for op in read.values()) == [0, 5050, 5050 + 50 * 51 // 2]
+    assert CostModel(parts[1], 1).sent("gradient") == (5050 * 4, 1)
+    assert shared_work(parts[1]) == [
+        "gradient: processes 0 to 1 compute 1 M, 341 kFLOP for all; this is process 1"
+    ]
+
+
+def test_a_process_may_own_nothing() -> None:
+    part = own_work(_inverting(50, 60), 2, 3)
+    (gather,) = (i for i in part if isinstance(i.op, AllGather))
+    assert gather.inputs == ()
+    checked(emit_step(part).text)

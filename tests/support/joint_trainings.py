@@ -16,6 +16,7 @@ from training import Residual
 import gncompile
 from gncompile.losses import weighted
 from gncompile.program.costs import CostModel
+from gncompile.program.phases import Repeat
 from gncompile.training.trainer import Trainer
 
 SAMPLES = 53
@@ -39,9 +40,28 @@ class Training:
         model = self.network().double()
         x, y = self.data()
         loss = self.loss() if callable(self.loss) else self.loss
-        own = {"gather_samples": 1, "gather_noise": None, "factor_samples": 8, "tune": "off"}
+        own: dict[str, Any] = {"gather_samples": 1, "gather_noise": None, "tune": "off"}
+        if self.options.get("solver", "kronecker") == "kronecker":
+            own["factor_samples"] = 8
         given = {**own, **self.options, **options}
         return gncompile.compile(model, loss, x, **given), (x, y)
+
+
+class Equation(Training):
+    """Poisson's equation and its boundary values, for the derivatives of a network."""
+
+    def trainer(self, **options: Any) -> tuple[Trainer, Data]:
+        torch.manual_seed(0)
+        square = gncompile.Box({"x": (0, 1), "y": (0, 1)})
+        inside = "u__x__x + u__y__y + 2*pi**2*sin(pi*x)*sin(pi*y)"
+        terms = {
+            "interior": gncompile.Term(inside, square.interior(37)),
+            "boundary": gncompile.Term("u", square.faces(16), weight=3),
+        }
+        net = self.network().double()
+        problem = gncompile.residuals(net, "x y", "u", terms, box=square)
+        trainer = problem.compile(**{"tune": "off", **self.options, **options})
+        return trainer, problem.batch().pair(problem.equations)
 
 
 class Normed(nn.Module):
@@ -81,6 +101,21 @@ class Words(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(torch.tanh(self.table(x)).flatten(1))
+
+
+class Reading(nn.Module):
+    """An image that is read between its points, where a layer says."""
+
+    image: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("image", torch.randn(2, 5, 4))
+        self.at, self.last = nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        at = torch.tanh(self.at(x)).unflatten(1, (2, 2))
+        return self.last(gncompile.interpolate(self.image, at, box=[(-1.0, 1.0)] * 2).flatten(1))
 
 
 class TwoOutputs(nn.Module):
@@ -191,6 +226,8 @@ TRAININGS: dict[str, Training] = {
     "kfra, nearest": Training(Tied, "bce_with_logits", fractions, {"sharing": "nearest"}),
     "kfra, eigen and l2": Training(SMALL, options={"inverse": "eigen", "l2": 1e-3}),
     "kfra, guarded": Training(SMALL, options={"guarded": True, "gather_noise": 0.4}),
+    "kfra of wide layers": Training(chain(6, 70, 60, 3)),
+    "kfra of wide layers, eigen": Training(chain(6, 70, 60, 3), options={"inverse": "eigen"}),
     "kfra, noise": Training(SMALL, options={"gather_noise": 0.4}),
     "kflr": Training(SMALL, "cross_entropy", classes, KFLR),
     "kflr of images": Training(images, data=grids, options=KFLR),
@@ -203,6 +240,24 @@ TRAININGS: dict[str, Training] = {
     "exact of shared weights": Training(
         Tied, "bce_with_logits", fractions, {"solver": "exact", "exact_form": "primal"}
     ),
+    "exact, dampings tried": Training(
+        SMALL,
+        options={"solver": "exact", "exact_form": "primal", "damping_tries": 4, "damping": 1e-9},
+    ),
+    "exact, diagonal": Training(
+        SMALL, options={"solver": "exact", "exact_form": "primal", "damping_scale": "diagonal"}
+    ),
+    "solver auto": Training(SMALL, options={"solver": "auto"}),
+    "newton_cg": Training(SMALL, options={"solver": "newton_cg", "cg_iterations": 8}),
+    "newton_cg, preconditioned": Training(
+        Residual, options={"solver": "newton_cg", "cg_iterations": 5, "preconditioner": "kronecker"}
+    ),
+    "block_hessian_free": Training(
+        images, data=grids, options={"solver": "block_hessian_free", "cg_iterations": 4}
+    ),
+    "an image read between its points": Training(Reading),
+    "an equation, exact": Equation(chain(2, 6, 1)),
+    "an equation, factors": Equation(chain(2, 6, 1), options={"method": "kflr"}),
     "adam": Training(SMALL, options={"method": "adam", "learning_rate": 1e-2}),
     "sgd": Training(SMALL, options={"method": "sgd", "learning_rate": 1e-2}),
     "dropout": Training(dropping),
@@ -244,6 +299,12 @@ def alone(training: str, steps: int = STEPS) -> Outcome:
     return _outcome(trainer, [(x, y)] * steps)
 
 
+def fixed(training: str, samples: int | None = None, **options: Any) -> Outcome:
+    """A deterministic training, by default, on batches that all processes have."""
+    trainer, (x, y) = TRAININGS[training].trainer(**{"deterministic": True, **options})
+    return _outcome(trainer, [(x[:samples], y[:samples])] * STEPS)
+
+
 def together(joint: Joint) -> Outcome:
     """The training on the processes of this group."""
     trainer, (x, y) = TRAININGS[joint.training].trainer(backend=joint.backend)
@@ -257,9 +318,13 @@ def _rows(x: Any, y: Any, counts: Sequence[int]) -> Data:
     rank = dist.get_rank()
     first = sum(counts[:rank])
     rows = slice(first, first + counts[rank])
-    if isinstance(y, dict):
-        return x[rows], {key: each[rows] for key, each in y.items()}
-    return x[rows], tuple(each[rows] for each in y) if isinstance(y, tuple) else y[rows]
+
+    def part(of: Any) -> Any:
+        if isinstance(of, dict):
+            return {key: each[rows] for key, each in of.items()}
+        return tuple(each[rows] for each in of) if isinstance(of, tuple) else of[rows]
+
+    return part(x), part(y)
 
 
 def _outcome(trainer: Trainer, batches: Sequence[Data]) -> Outcome:
@@ -269,9 +334,11 @@ def _outcome(trainer: Trainer, batches: Sequence[Data]) -> Outcome:
     def counted(*phases: str) -> None:
         costs = CostModel(executable.program, 1, itemsize=8)
         for phase in phases:
+            run(phase)
+            products = executable.program.record(phase).repeat is Repeat.PRODUCTS
+            times = int(executable.memory.states["products"]) if products else 1
             for k, number in enumerate(costs.sent(phase)):
-                stated[k] += number
-        run(*phases)
+                stated[k] += number * times
 
     executable.run = counted  # type: ignore[method-assign]
     stats = [trainer.step(x, y).resolved() for x, y in batches]
