@@ -101,59 +101,8 @@ def common(
     """Compile a feedforward network and a loss into a second-order trainer."""
 
 
-@app.command()
-def train(
-    file: ModelPath,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME.")] = None,
-    updates: Annotated[int | None, typer.Option(min=1, help="Updates to make.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs to make.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of weights and order.")] = None,
-    method: Annotated[str | None, typer.Option(help="Curvature method, as kfra.")] = None,
-    checkpoint_every: Annotated[int, typer.Option(min=1, help="Updates between checkpoints.")] = 20,
-    data_root: DataRoot = None,
-    quiet: Quiet = False,
-) -> None:
-    """Train a model file and write a run folder."""
-    from .runs import start
-
-    if updates is not None and epochs is not None:
-        raise typer.BadParameter("give --updates or --epochs, not both")
-    run = start(
-        file,
-        out,
-        updates=updates,
-        epochs=epochs,
-        seed=seed,
-        method=method,
-        checkpoint_every=checkpoint_every,
-        progress=not quiet,
-        data_root=data_root,
-    )
-    _finish(run)
-
-
-@app.command()
-def resume(
-    run: RunPath,
-    updates: Annotated[int | None, typer.Option(min=1, help="Updates to make now.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs to make now.")] = None,
-    data_root: DataRoot = None,
-    quiet: Quiet = False,
-) -> None:
-    """Go on with a training from its last checkpoint, to its end, or for some updates more.
-
-    The end that was meant stays, unless these updates lead beyond it.
-    """
-    from .runs import go_on
-
-    if updates is not None and epochs is not None:
-        raise typer.BadParameter("give --updates or --epochs, not both")
-    resumed = go_on(run, not quiet, data_root, updates=updates, epochs=epochs)
-    if ended := resumed.started.ended:
-        _print(f"ended before: {ended}; for more: gncompile resume {run} --updates N")
-    _finish(resumed)
-
-
+app.command()(train)
+app.command()(resume)
 app.command()(predict)
 app.command()(evaluate)
 
@@ -378,22 +327,6 @@ def env() -> None:
     from ..base.environment import environment, table
 
     _print(table(environment()) + "\n\n" + config.describe())
-
-
-def _finish(run: FolderRun) -> None:
-    """Train, and say where the results are or how to go on."""
-    code, folder = 0, run.folder.path
-    try:
-        run.train()
-    except Stopped:
-        code = 130
-    if code or not run.started.ended:
-        made = f"stopped after {run.trainer.updates} updates"
-        _print(f"{made}; go on with: gncompile resume {folder}")
-        raise typer.Exit(code)
-    for path in sorted(folder.iterdir()):
-        if not path.name.startswith("."):
-            _print(str(path))
 
 
 def _print(text: str) -> None:

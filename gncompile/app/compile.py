@@ -175,10 +175,10 @@ def compile_into(
             "precision": precision,
         }
         bench = tunable(program, settings, samples, reader.dtype, **place)
-        variants = variants_for(tune, bench, again, samples)
         if processes is not None:
             program = for_processes(program)
             require_same_program(processes, f"{settings}\n{program.to_text()}")
+        variants = variants_for(tune, bench, again, samples, processes)
         executable = Executable(
             program,
             traced,
