@@ -17,12 +17,13 @@ from rich.console import Console
 from ..errors import GncompileError, InternalError, visible
 from .command_errors import explained
 from .command_list import Commands
-from .interrupts import Stopped, sigterm_interrupts, was_interrupt
-from .run_commands import RunPath, evaluate, predict
+from .interrupts import sigterm_interrupts, was_interrupt
+from .launched import JOINING, Launch, recorded
+from .run_commands import evaluate, predict
+from .train_commands import DataRoot, ModelPath, Quiet, resume, train
 
 if TYPE_CHECKING:
     from ..functions.transfer import TransferFunction
-    from .training_run import FolderRun
 
 YOUNG = 100_000
 """Objects made between two searches for garbage; a process begins with millions that stay, its imports."""
@@ -36,18 +37,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-ModelPath = Annotated[Path, typer.Argument(metavar="FILE", help="A TOML model file.")]
-DataRoot = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR",
-        exists=True,
-        file_okay=False,
-        help="Files named in FILE may lie in DIR, too; else beside FILE only.",
-    ),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; whatever goes wrong is printed as text, without a traceback."""
@@ -55,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with warnings.catch_warnings(), sigterm_interrupts():
             warnings.showwarning = _warn  # type: ignore[assignment]
-            app(arguments, prog_name="gncompile")
+            recorded(app)(arguments, prog_name="gncompile")
     except (KeyboardInterrupt, SystemExit) as stop:
         if not was_interrupt(stop):
             raise
@@ -74,13 +63,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _complain(text: str) -> None:
-    errors = Console(stderr=True)
-    errors.print(visible(text), markup=False, highlight=False, soft_wrap=True)
+    launch, errors = Launch.now(), Console(stderr=True)
+    who = f"process {launch.rank} of {launch.size}: " if launch and launch.size > 1 else ""
+    errors.print(visible(who + text), markup=False, highlight=False, soft_wrap=True)
 
 
 def _warn(warning: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
     """A warning as text; Python's own are about code, which is none of the command line's user's."""
-    if issubclass(category, UserWarning):
+    launch = Launch.now()
+    if issubclass(category, UserWarning) and (launch is None or launch.leads):
         _complain(f"warning: {warning}")
 
 
@@ -94,11 +85,15 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def common(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Compile a feedforward network and a loss into a second-order trainer."""
+    launch = Launch.now()
+    if launch and not launch.leads and context.invoked_subcommand not in JOINING:
+        raise typer.Exit  # the first process does it
 
 
 app.command()(train)

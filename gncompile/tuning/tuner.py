@@ -107,7 +107,7 @@ def variants_for(
     """The variants of the instructions that ``bench`` has keys of, by the word, file or mapping ``tune``.
 
     ``"quick"`` and ``"full"`` measure what the store does not know, and keep it. Of several
-    ``processes`` a word but ``"off"`` is a collective call: rank 0 reads and measures, all take what it found.
+    ``processes`` a word but ``"off"`` is a collective call: rank 0 reads and measures, all take its choice.
     Says what is ignored as a :class:`~gncompile.tuning.store.TuningWarning`; raises ``CompileError`` for an
     unknown word, and ``GncompileError`` for a file that cannot be used.
     """

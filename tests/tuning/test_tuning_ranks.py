@@ -76,7 +76,9 @@ def scenarios(rank: int, folder: Path) -> dict[str, dict[str, Any]]:
         if rank == 0:
             alone = {"process_group": False}
             found["cached, alone"] = outcome(lambda: compiled("cached", **alone))
-            found["given, alone"] = outcome(lambda: compiled({"Q_layer_0": {"block": 128}}, **alone))
+            found["given, alone"] = outcome(
+                lambda: compiled({"Q_layer_0": {"block": 128}}, **alone)
+            )
     return found
 
 
