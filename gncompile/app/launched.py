@@ -29,7 +29,8 @@ class Launch:
     rank: int
     size: int
     local_size: int
-    restarted: bool
+    restarts: int
+    """How often the launcher has started all anew."""
 
     @property
     def leads(self) -> bool:
@@ -53,7 +54,7 @@ class Launch:
                 where=f"RANK={told['RANK']} WORLD_SIZE={told['WORLD_SIZE']}",
                 instead="start with torchrun --nproc-per-node N -m gncompile, or unset both",
             )
-        return cls(rank, size, local, restarts > 0)
+        return cls(rank, size, local, restarts)
 
 
 @contextmanager
@@ -73,7 +74,13 @@ def together(seconds: float) -> Iterator[Launch | None]:
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // launch.local_size))
-    dist.init_process_group("gloo", timeout=timedelta(seconds=seconds))
+    waits = timedelta(seconds=seconds)
+    store, *_ = next(dist.rendezvous("env://", launch.rank, launch.size, timeout=waits))
+    # The store may outlive an attempt, and then has the addresses of processes that are dead.
+    store = dist.PrefixStore(f"attempt {launch.restarts}", store)
+    dist.init_process_group(
+        "gloo", store=store, rank=launch.rank, world_size=launch.size, timeout=waits
+    )
     try:
         yield launch
     finally:

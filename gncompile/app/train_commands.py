@@ -97,7 +97,7 @@ def _left_behind(
     from ..runtime.processes import current
     from .left_behind import left_behind
 
-    return from_first(current(), lambda: left_behind(file, out, asked, launch.restarted))
+    return from_first(current(), lambda: left_behind(file, out, asked, launch.restarts > 0))
 
 
 def _finish(run: FolderRun) -> None:

@@ -1,4 +1,4 @@
-"""Trainings of model files on several processes, and what becomes of them when one is killed, raises or hangs."""
+"""Trainings of model files on several processes, and what becomes of them when one is killed or hangs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
