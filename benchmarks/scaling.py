@@ -1,13 +1,13 @@
 """What a step costs on many processes: a model of it, fitted to runs on this machine, checked, and then used.
 
-``python -m benchmarks.scaling local`` measures, in CPU seconds, one process at two batch sizes and sums over two
-processes. From these the model
+``python -m benchmarks.scaling local`` measures, in CPU seconds, one process at two batch sizes and sums over
+two processes. From these the model
 
     T(R) = fixed + F(N/R) / rate + Σ over messages (α + β · bytes)
 
-tells the step of 2, 3 and 4 processes, which are then measured. ``python -m benchmarks.scaling far`` prints what
-it tells for GPUs, with published rates in place of fitted ones (:data:`H200`). FLOPs, bytes and messages are
-those of :class:`~gncompile.program.costs.CostModel`, of the program that runs.
+tells the step of 2, 3 and 4 processes, which are then measured. ``python -m benchmarks.scaling far`` prints
+what it tells for GPUs, with published rates in place of fitted ones (:data:`H200`). FLOPs, bytes and
+messages are those of :class:`~gncompile.program.costs.CostModel`, of the program that runs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import typer
-from torch import multiprocessing, nn
+from torch import multiprocessing
 
 import gncompile
 from gncompile.app.api import understand
@@ -61,7 +61,7 @@ class Work:
 
     def read(self, batch: int) -> Readback:
         """The costs for so many samples."""
-        return Readback(*self._parts, batch=max(batch, 1))
+        return Readback(*self._parts, max(batch, 1))
 
     def flops(self, batch: int) -> tuple[float, float]:
         """Of a mean step on ``batch`` samples: of all but inverses, and of inverses."""
@@ -148,7 +148,7 @@ def _latency(size: int) -> float:
 
 
 def _per_byte(size: int) -> float:
-    """A ring, ``2 (R − 1)/R`` of the bytes through each link: 80 % of 450 GB/s by NVLink, of 400 GB/s a node."""
+    """A ring, ``2 (R − 1)/R`` of the bytes a link: 80 % of 450 GB/s by NVLink, of 400 GB/s a node."""
     return 2 * (size - 1) / size / (0.8 * (450e9 if size <= 8 else 400e9))
 
 
@@ -243,7 +243,9 @@ def _process(rank: int, size: int, folder: str, work: Work, batch: int) -> None:
 def _together(size: int, work: Work, batch: int) -> list[float]:
     """Means over ``size`` processes of :func:`_steps`, or without a batch of :func:`_sum`."""
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_process, (size, folder, work, batch), nprocs=size)  # type: ignore[no-untyped-call]
+        # Without what the work has cached: programs hold functions, which do not travel.
+        given = size, folder, replace(work), batch
+        multiprocessing.spawn(_process, given, nprocs=size)  # type: ignore[attr-defined]
         found: list[float] = torch.load(Path(folder) / "found")
         return found
 

@@ -71,20 +71,25 @@ def together(seconds: float) -> Iterator[Launch | None]:
         return
     import torch
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    from ..runtime.first_process import close
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // launch.local_size))
     waits = timedelta(seconds=seconds)
-    store, *_ = next(dist.rendezvous("env://", launch.rank, launch.size, timeout=waits))
+    store, *_ = next(rendezvous("env://", launch.rank, launch.size, timeout=waits))
     # The store may outlive an attempt, and then has the addresses of processes that are dead.
-    store = dist.PrefixStore(f"attempt {launch.restarts}", store)
+    store = dist.PrefixStore(  # type: ignore[attr-defined]
+        f"attempt {launch.restarts}", store
+    )
     dist.init_process_group(
         "gloo", store=store, rank=launch.rank, world_size=launch.size, timeout=waits
     )
     try:
         yield launch
     finally:
-        dist.destroy_process_group()
+        close()
 
 
 def recorded(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -64,12 +64,10 @@ def new_folder(folder: Path | None, name: str, *how: Any) -> RunFolder:
     made: list[RunFolder] = []
 
     def make() -> Path:
-        in_place = folder is not None
-        made.append(
-            RunFolder.create(folder, *how)
-            if in_place
-            else RunFolder.create_in(Path("runs"), name, *how)
-        )
+        if folder is None:
+            made.append(RunFolder.create_in(Path("runs"), name, *how))
+        else:
+            made.append(RunFolder.create(folder, *how))
         return made[0].path
 
     path = from_first(current(), make)

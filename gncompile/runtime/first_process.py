@@ -64,6 +64,12 @@ def _patient(group: dist.ProcessGroup) -> dist.ProcessGroup:
     return made
 
 
+def close() -> None:
+    """Leave all groups, for a process that is about to end; one that is still known then would abort it."""
+    _patient.cache_clear()
+    dist.destroy_process_group()
+
+
 def _broadcast(content: object, group: dist.ProcessGroup) -> tuple[bool, T]:
     """``content`` of the first process."""
     box = [content]
