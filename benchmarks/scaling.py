@@ -31,9 +31,12 @@ from gncompile.app.api import understand
 from gncompile.base.settings import Settings
 from gncompile.base.tables import table
 from gncompile.explain.readback import Readback
+from gncompile.graph.model_graph import TracedModel
+from gncompile.losses.vocabulary import Loss
 from gncompile.pipeline import step_program
 from gncompile.program import operations as ir
 from gncompile.program.reductions import for_processes
+from gncompile.program.step_program import StepProgram
 
 from .problems import WIDTHS, autoencoder
 
@@ -53,7 +56,7 @@ class Work:
     method: str = "kfra"
 
     @cached_property
-    def _parts(self) -> tuple[Any, ...]:
+    def _parts(self) -> tuple[TracedModel, Loss, Settings, StepProgram]:
         settings = Settings.from_options(method=self.method)
         model = autoencoder(self.widths)
         traced, loss, _ = understand(model, "bce_with_logits", torch.zeros(2, self.widths[0]))
