@@ -40,8 +40,8 @@ from gncompile.program.step_program import StepProgram
 
 from .problems import WIDTHS, autoencoder
 
-STEPS = 20
-"""A cycle of the timetable: factors, inverses and damping come up to once in so many steps."""
+STEPS = 10
+"""A cycle of the timetable: what is not due in every step is so once in ten."""
 SIZES = (1 << 10, 1 << 17, 1 << 20)
 """Numbers that are summed for α and β."""
 INVERSES = (ir.DampedInverse, ir.Eigen)
@@ -289,7 +289,7 @@ def print_far() -> None:
 
 
 @app.command("local")
-def print_local(batch: int = 1000) -> None:
+def print_local(batch: int = 400) -> None:
     """Fit the model to this machine, and check it."""
     print(local(Work("curves", WIDTHS["curves"]), batch))
 
