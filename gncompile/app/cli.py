@@ -17,12 +17,13 @@ from rich.console import Console
 from ..errors import GncompileError, InternalError, visible
 from .command_errors import explained
 from .command_list import Commands
-from .interrupts import Stopped, sigterm_interrupts, was_interrupt
-from .run_commands import RunPath, evaluate, predict
+from .interrupts import sigterm_interrupts, was_interrupt
+from .launched import JOINING, Launch, recorded
+from .run_commands import evaluate, predict
+from .train_commands import DataRoot, ModelPath, Quiet, resume, train
 
 if TYPE_CHECKING:
     from ..functions.transfer import TransferFunction
-    from .training_run import FolderRun
 
 YOUNG = 100_000
 """Objects made between two searches for garbage; a process begins with millions that stay, its imports."""
@@ -36,18 +37,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-ModelPath = Annotated[Path, typer.Argument(metavar="FILE", help="A TOML model file.")]
-DataRoot = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR",
-        exists=True,
-        file_okay=False,
-        help="Files named in FILE may lie in DIR, too; else beside FILE only.",
-    ),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; whatever goes wrong is printed as text, without a traceback."""
@@ -55,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with warnings.catch_warnings(), sigterm_interrupts():
             warnings.showwarning = _warn  # type: ignore[assignment]
-            app(arguments, prog_name="gncompile")
+            recorded(app)(arguments, prog_name="gncompile")
     except (KeyboardInterrupt, SystemExit) as stop:
         if not was_interrupt(stop):
             raise
@@ -74,13 +63,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _complain(text: str) -> None:
-    errors = Console(stderr=True)
-    errors.print(visible(text), markup=False, highlight=False, soft_wrap=True)
+    launch, errors = Launch.now(), Console(stderr=True)
+    who = f"process {launch.rank} of {launch.size}: " if launch and launch.size > 1 else ""
+    errors.print(visible(who + text), markup=False, highlight=False, soft_wrap=True)
 
 
 def _warn(warning: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
     """A warning as text; Python's own are about code, which is none of the command line's user's."""
-    if issubclass(category, UserWarning):
+    launch = Launch.now()
+    if issubclass(category, UserWarning) and (launch is None or launch.leads):
         _complain(f"warning: {warning}")
 
 
@@ -94,66 +85,19 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def common(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Compile a feedforward network and a loss into a second-order trainer."""
+    launch = Launch.now()
+    if launch and not launch.leads and context.invoked_subcommand not in JOINING:
+        raise typer.Exit  # the first process does it
 
 
-@app.command()
-def train(
-    file: ModelPath,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME.")] = None,
-    updates: Annotated[int | None, typer.Option(min=1, help="Updates to make.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs to make.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of weights and order.")] = None,
-    method: Annotated[str | None, typer.Option(help="Curvature method, as kfra.")] = None,
-    checkpoint_every: Annotated[int, typer.Option(min=1, help="Updates between checkpoints.")] = 20,
-    data_root: DataRoot = None,
-    quiet: Quiet = False,
-) -> None:
-    """Train a model file and write a run folder."""
-    from .runs import start
-
-    if updates is not None and epochs is not None:
-        raise typer.BadParameter("give --updates or --epochs, not both")
-    run = start(
-        file,
-        out,
-        updates=updates,
-        epochs=epochs,
-        seed=seed,
-        method=method,
-        checkpoint_every=checkpoint_every,
-        progress=not quiet,
-        data_root=data_root,
-    )
-    _finish(run)
-
-
-@app.command()
-def resume(
-    run: RunPath,
-    updates: Annotated[int | None, typer.Option(min=1, help="Updates to make now.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs to make now.")] = None,
-    data_root: DataRoot = None,
-    quiet: Quiet = False,
-) -> None:
-    """Go on with a training from its last checkpoint, to its end, or for some updates more.
-
-    The end that was meant stays, unless these updates lead beyond it.
-    """
-    from .runs import go_on
-
-    if updates is not None and epochs is not None:
-        raise typer.BadParameter("give --updates or --epochs, not both")
-    resumed = go_on(run, not quiet, data_root, updates=updates, epochs=epochs)
-    if ended := resumed.started.ended:
-        _print(f"ended before: {ended}; for more: gncompile resume {run} --updates N")
-    _finish(resumed)
-
-
+app.command()(train)
+app.command()(resume)
 app.command()(predict)
 app.command()(evaluate)
 
@@ -375,22 +319,6 @@ def env() -> None:
     from ..base.environment import environment, table
 
     _print(table(environment()) + "\n\n" + config.describe())
-
-
-def _finish(run: FolderRun) -> None:
-    """Train, and say where the results are or how to go on."""
-    code, folder = 0, run.folder.path
-    try:
-        run.train()
-    except Stopped:
-        code = 130
-    if code or not run.started.ended:
-        made = f"stopped after {run.trainer.updates} updates"
-        _print(f"{made}; go on with: gncompile resume {folder}")
-        raise typer.Exit(code)
-    for path in sorted(folder.iterdir()):
-        if not path.name.startswith("."):
-            _print(str(path))
 
 
 def _print(text: str) -> None:

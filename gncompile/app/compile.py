@@ -182,14 +182,13 @@ def compile_into(
             "precision": precision,
         }
         bench = tunable(program, settings, samples, reader.dtype, **place)
-        variants = variants_for(tune, bench, again, samples)
         shards = shards_here(processes, backend, reader.device) if settings.deterministic else 0
+        joint = for_processes(program) if processes is not None or shards else program
+        if processes is not None:
+            require_same_program(processes, f"{settings}\n{joint.to_text()}")
+        variants = variants_for(tune, bench, again, samples, processes)
         if processes is not None or shards:
-            program = for_processes(program)
-            if processes is not None:
-                require_same_program(processes, f"{settings}\n{program.to_text()}")
-            place_of = (processes.rank, processes.size) if processes else (0, 1)
-            program = own_work(program, *place_of)
+            program = own_work(joint, *((processes.rank, processes.size) if processes else (0, 1)))
         executable = Executable(
             program,
             traced,

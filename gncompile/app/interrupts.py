@@ -24,11 +24,14 @@ def was_interrupt(stop: BaseException) -> bool:
 
 
 @contextmanager
-def signals_set(stop: threading.Event) -> Iterator[None]:
-    """The first SIGINT or SIGTERM sets ``stop``; a second one interrupts at once."""
+def signals_set(stop: threading.Event, alone: bool = True) -> Iterator[None]:
+    """The first SIGINT or SIGTERM sets ``stop``; a second one interrupts at once, if this process is alone.
+
+    Several get the same signal from a terminal and from their launcher, which kills what does not end soon.
+    """
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
+        if stop.is_set() and alone:
             raise KeyboardInterrupt
         stop.set()
 

@@ -16,13 +16,14 @@ from ..data.domains import Box, generator_of
 from ..errors import GncompileError, ModelFileError, visible
 from ..frontends.pde_file import PdeFile, load_pde_file
 from ..training.records import History
+from .followed_folder import kind_of_folder
 from .residual_terms import Term
 from .residual_trainer import ResidualTrainer
 from .residuals import Problem, residuals
 from .run_folder import RunFolder
 from .run_pictures import draw_loss, draw_solution
 from .started import Started
-from .training_run import LOGGERS, FolderRun, new_folder, trainer_options
+from .training_run import FolderRun, new_folder, trainer_options
 
 EVALUATED = 10_000
 """Points of the box at which the report compares with the reference."""
@@ -106,12 +107,13 @@ class PdeRun(FolderRun):
         file = load_pde_file(model_file)
         if folder is not None:
             RunFolder(folder).require_free()
+        asked = {"updates": updates, "epochs": epochs, "seed": seed, "method": method}
         updates = updates or epochs or file.training.updates  # all points are one batch
         seed = file.training.seed if seed is None else seed
         trainer = compile_pde(file, seed, **({} if method is None else {"method": method}))
         settings = {
             **{"updates": updates, "epochs": None, "seed": seed},
-            **{"checkpoint_every": checkpoint_every, "data": "", "data_root": None},
+            **{"checkpoint_every": checkpoint_every, "data": "", "data_root": None, "asked": asked},
         }
 
         def fill(made: RunFolder) -> None:
@@ -131,7 +133,7 @@ class PdeRun(FolderRun):
         epochs: int | None = None,
     ) -> PdeRun:
         """A run as its last checkpoint left it, to go on to its end, or for ``updates``."""
-        run_folder = RunFolder.open(folder)
+        run_folder = kind_of_folder().open(folder)
         run_folder.hold()
         try:
             started = Started.of(run_folder)
@@ -170,13 +172,11 @@ class PdeRun(FolderRun):
             progress=self.progress,
             checkpoint=self.folder.checkpoint,
             checkpoint_every=self.started.checkpoint_every,
-            loggers=[LOGGERS[kind](self.folder) for kind in self.file.training.log],
+            loggers=self._loggers(self.file.training.log),
         )
 
     def _write_results(self) -> None:
         """Weights, report and pictures of the training that has ended."""
-        self.trainer.save(self.folder.checkpoint)
-        self.trainer.finish()
         self.save_weights()
         path, problem = self.folder.path, self.trainer.problem
         draw_loss(self.folder.history(), path / "loss.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -30,6 +31,8 @@ class Started(BaseModel):
     checkpoint_every: Count
     data: str
     data_root: str | None
+    asked: Mapping[str, int | str | None] | None = None
+    """What it was asked for beside the model file; None in folders of older versions."""
     ended: Annotated[str, Field(max_length=1000)] | None = None
     """Why the training has ended, once it has."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +13,11 @@ from ..base.files import atomic_path
 from ..data.data_sets import Batches, DataSplit
 from ..frontends.model_data import load_data
 from ..frontends.model_file import ModelFile, load_model_file
+from ..runtime.first_process import from_first
+from ..runtime.processes import Processes, current
 from ..training.early_stop import EarlyStop
 from ..training.loggers import CSVLogger, TensorBoardLogger
+from .followed_folder import FollowedFolder, kind_of_folder
 from .interrupts import Stopped, signals_set
 from .loaded_run import Run
 from .output_bias import set_output_bias
@@ -54,10 +57,21 @@ def trainer_options(file: ModelFile | PdeFile) -> dict[str, Any]:
 
 
 def new_folder(folder: Path | None, name: str, *how: Any) -> RunFolder:
-    """A run folder, by default ``runs/NAME``; ``how`` as :meth:`RunFolder.create` takes it."""
-    if folder is None:
-        return RunFolder.create_in(Path("runs"), name, *how)
-    return RunFolder.create(folder, *how)
+    """A run folder, by default ``runs/NAME``; ``how`` as :meth:`RunFolder.create` takes it.
+
+    The first of several processes makes it, a collective call.
+    """
+    made: list[RunFolder] = []
+
+    def make() -> Path:
+        if folder is None:
+            made.append(RunFolder.create_in(Path("runs"), name, *how))
+        else:
+            made.append(RunFolder.create(folder, *how))
+        return made[0].path
+
+    path = from_first(current(), make)
+    return made[0] if made else FollowedFolder(path)
 
 
 @dataclass(kw_only=True)
@@ -76,6 +90,11 @@ class FolderRun:
     _stop: threading.Event = field(default_factory=threading.Event)
 
     @property
+    def leads(self) -> bool:
+        """Whether this process writes the folder; of several the first does."""
+        return self.trainer.compiled.leads
+
+    @property
     def updates(self) -> int:
         """Updates the whole run makes."""
         return self.started.total(len(self.batches))
@@ -88,7 +107,12 @@ class FolderRun:
         """
         try:
             self._learn()
-            (self._write_results if self.started.ended else self._keep)()
+            if self.started.ended:
+                self.trainer.save(self.folder.checkpoint)
+                self.trainer.finish()
+                from_first(self._processes, self._write_results)
+            else:
+                self._keep()
         except KeyboardInterrupt:
             self._keep()
             raise Stopped from None
@@ -97,10 +121,11 @@ class FolderRun:
                 self.folder.discard()
             else:
                 self._keep()
-                error.add_note(
-                    f"the first {self.trainer.updates} updates are kept; go on with: gncompile resume "
-                    f"{self.folder.path}"
-                )
+                if self.leads:
+                    error.add_note(
+                        f"the first {self.trainer.updates} updates are kept; go on with: gncompile resume "
+                        f"{self.folder.path}"
+                    )
             raise
         finally:
             self.folder.release()
@@ -112,7 +137,7 @@ class FolderRun:
         until, reason = self.until or self.updates, ""
         remaining = until - self.trainer.updates
         if remaining > 0:
-            with signals_set(self._stop):
+            with signals_set(self._stop, self._processes is None):
                 history = self._fit(remaining)
             early = history.stopped_early or self.trainer.updates < until
             reason = history.ended if early else ""
@@ -123,12 +148,13 @@ class FolderRun:
 
     def _keep(self) -> None:
         """Store what was learnt so far, as far as that can still be done."""
-        with suppress(Exception):
+        with suppress(Exception), signals_set(threading.Event(), self._processes is None):
             self.trainer.save(self.folder.checkpoint)
-            draw_loss(self.folder.history(), self.folder.path / "loss.png")
+            if self.leads:
+                draw_loss(self.folder.history(), self.folder.path / "loss.png")
 
     def _write_results(self) -> None:
-        """What is written of a training that has ended."""
+        """What is written of a training that has ended, beside its checkpoint; the model holds its result."""
         raise NotImplementedError
 
     def save_weights(self) -> Path:
@@ -149,8 +175,17 @@ class FolderRun:
 
     def _after_step(self, record: Record) -> None:
         self.folder.append(record.to_dict())
-        if self._stop.is_set():
+        stop, processes = self._stop.is_set(), self._processes
+        if stop if processes is None else processes.any(stop):  # all of them behind the same step
             raise Stopped
+
+    @property
+    def _processes(self) -> Processes | None:
+        return self.trainer.compiled.executable.processes
+
+    def _loggers(self, kinds: Iterable[str]) -> list[object]:
+        """What ``[training] log`` names, of the process that writes."""
+        return [LOGGERS[kind](self.folder) for kind in kinds] if self.leads else []
 
 
 @dataclass(kw_only=True)
@@ -184,6 +219,7 @@ class TrainingRun(FolderRun):
             RunFolder(folder).require_free()  # said before anything takes long
         data = load_data(file)
         training = file.training
+        asked = {"updates": updates, "epochs": epochs, "seed": seed, "method": method}
         seed = training.seed if seed is None else seed
         if updates is None and epochs is None:
             updates, epochs = training.updates, training.epochs
@@ -195,6 +231,7 @@ class TrainingRun(FolderRun):
             "checkpoint_every": checkpoint_every,
             "data": data.digest(),
             "data_root": None if data_root is None else str(data_root.absolute()),
+            "asked": asked,
         }
         batches = Batches(data.train_x, data.train_y, training.batch_size, seed)
 
@@ -225,7 +262,7 @@ class TrainingRun(FolderRun):
         """
         from ..training.trainer import Trainer
 
-        run_folder = RunFolder.open(folder)
+        run_folder = kind_of_folder().open(folder)
         run_folder.hold()
         try:
             started = Started.of(run_folder)
@@ -250,8 +287,6 @@ class TrainingRun(FolderRun):
 
     def _write_results(self) -> None:
         """Weights, report and pictures of the training that has ended."""
-        self.trainer.save(self.folder.checkpoint)
-        self.trainer.finish()
         self.save_weights()
         run = Run(self.folder, self.started, self.file, self.trainer.model)
         run.trainer = self.trainer
@@ -275,7 +310,7 @@ class TrainingRun(FolderRun):
             early_stop=EarlyStop(stop.patience, stop.monitor, stop.min_delta) if stop else None,
             keep_best=training.keep_best,
             metrics=training.metrics,
-            loggers=[LOGGERS[kind](self.folder) for kind in training.log],
+            loggers=self._loggers(training.log),
         )
 
 

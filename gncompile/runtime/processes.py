@@ -6,12 +6,15 @@ group's own backend, numbers of the host through gloo, for which no device has t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from ..errors import ProcessesError
 
 T = TypeVar("T")
 
@@ -39,14 +42,32 @@ class Processes:
         """Whether this is the process that writes files and tells of progress."""
         return self.rank == 0
 
+    @contextmanager
+    def reached(self) -> Iterator[None]:
+        """Around a collective call: :class:`~gncompile.errors.ProcessesError` where the others are lost.
+
+        torch has a RuntimeError for it, at once where a process has ended, else after the group's timeout.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            raise ProcessesError(
+                f"the other processes cannot be reached: {str(error).strip().splitlines()[0]}",
+                where=f"process {self.rank} of {self.size}",
+                instead="one of them has ended or hangs: its own message tells why, torchrun names the "
+                "first that failed",
+            ) from error
+
     def all_reduce(self, bucket: Tensor) -> None:
         """Add up a vector of every process, in place; all have the same sums to the bit."""
-        dist.all_reduce(bucket, group=self.group)
+        with self.reached():
+            dist.all_reduce(bucket, group=self.group)
         self._count(bucket)
 
     def all_gather(self, whole: Tensor, own: Tensor) -> None:
         """Put the vectors of all processes, of equal length, one after another; ``own`` may be its place."""
-        dist.all_gather([*whole.chunk(self.size)], own.clone(), group=self.group)
+        with self.reached():
+            dist.all_gather([*whole.chunk(self.size)], own.clone(), group=self.group)
         self._count(own)
 
     def _count(self, handed_over: Tensor) -> None:
@@ -57,7 +78,8 @@ class Processes:
         """As many whole numbers of every process, by rank."""
         mine = torch.tensor(own, dtype=torch.long)
         every = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(every, mine, group=self._host)
+        with self.reached():
+            dist.all_gather(every, mine, group=self._host)
         return [each.tolist() for each in every]
 
     def total(self, number: int) -> int:
@@ -71,7 +93,8 @@ class Processes:
     def gathered(self, own: T) -> list[T]:
         """An object of every process, by rank; it has to be picklable."""
         every: list[T] = [own] * self.size
-        dist.all_gather_object(every, own, group=self._host)
+        with self.reached():
+            dist.all_gather_object(every, own, group=self._host)
         return every
 
 

@@ -211,8 +211,11 @@ def _forget_oldest(folder: Path) -> None:
     """Delete the oldest of too many files; other processes have their texts in memory."""
     files = [entry for entry in os.scandir(folder) if entry.name.endswith(".py")]
     if len(files) > KEPT:
-        ages = sorted((entry.stat(follow_symlinks=False).st_mtime, entry.path) for entry in files)
-        for _, path in ages[: len(files) - KEPT]:
+        ages = []
+        for entry in files:
+            with suppress(FileNotFoundError):  # another process forgets them, too
+                ages.append((entry.stat(follow_symlinks=False).st_mtime, entry.path))
+        for _, path in sorted(ages)[: len(ages) - KEPT]:
             with suppress(OSError):
                 os.unlink(path)
 

@@ -193,14 +193,19 @@ def from_memory(state: Mapping[str, Any], where: str) -> Checkpoint:
     return Checkpoint(Path(where), dict(state), about)
 
 
-def resume(path: str | os.PathLike[str], model: nn.Module, loss: object, kind: type[T]) -> T:
+def resume(
+    path: str | os.PathLike[str], model: nn.Module, loss: object, kind: type[T], **place: object
+) -> T:
     """The trainer saved at ``path``, of the class ``kind``; see :meth:`Trainer.resume`."""
-    return restored(load(path), model, loss, kind)
+    return restored(load(path), model, loss, kind, **place)
 
 
-def restored(checkpoint: Checkpoint, model: nn.Module, loss: object, kind: type[T]) -> T:
+def restored(
+    checkpoint: Checkpoint, model: nn.Module, loss: object, kind: type[T], **place: object
+) -> T:
     """A trainer of the class ``kind`` compiled anew for ``model``, in the state of a checkpoint.
 
+    ``place`` is what ``compile`` takes and no checkpoint tells, the ``process_group``.
     A model that was standardised by ``compile`` may be given as it was given there.
     """
     if checkpoint.about.get("standardised") and not isinstance(model, Standardised):
@@ -220,7 +225,7 @@ def restored(checkpoint: Checkpoint, model: nn.Module, loss: object, kind: type[
         examples = tuple(_zeros(*each, parameter.dtype, parameter.device) for each in inputs)
         settings = settings_from_data(about, checkpoint.path)
         wanted = stored_loss(about, checkpoint.path) if loss is None else loss
-        return _compiled(kind, model, wanted, examples, **settings)
+        return _compiled(kind, model, wanted, examples, **settings, **place)
 
     trainer = rebuilt()
     found = differences(fingerprint(trainer.compiled), checkpoint.about["fingerprint"])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import BatchError, DataError
 from ..losses.rows import as_parts, divisor_sums, divisors
+from ..runtime.processes import Processes
 from .batches import Returned, Target, as_returned, input_tensors, part_of, samples_of
 from .compiled import Compiled
 from .loaders import Pair
@@ -73,29 +74,37 @@ class Evaluation:
         batch_size: int = SAMPLES,
         averaged: bool | None = None,
         see: See | None = None,
+        processes: Processes | None = None,
     ) -> float:
         """The loss of the data set; raises :class:`~gncompile.errors.BatchError` for values not finite.
 
-        ``averaged`` is as in :meth:`Trainer.evaluate`.
+        ``averaged`` is as in :meth:`Trainer.evaluate`. Of several ``processes``, a collective call, each
+        computes every so many parts of the same data. Their shares are added up in one order, so that the
+        loss has the same bits whatever their number is.
         """
-        compiled, reader, total, samples = self._compiled, self._compiled.reader, 0.0, 0
-        output = compiled.traced.graph.output
+        samples, targets, own = 0, list[Target](), list[tuple[float, Returned | None]]()
+        size, rank = (processes.size, processes.rank) if processes else (1, 0)
+        count = 0
         with self._shown(averaged):
             for x, y in batches:
                 given = input_tensors(x)
                 samples += len(given[0])
                 for rows in parts(len(given[0]), batch_size):
                     part = part_of(y, rows)
-                    inputs, target = reader.pair(tuple(t[rows] for t in given), part)
-                    reader.all_finite(inputs, target)
-                    share = len(target) / whole.samples
-                    target = as_parts(compiled.loss, output.size, target, whole.divisors)
-                    self._executable.load(inputs, target, whole=whole.samples)
-                    self._executable.run(*compiled.masks(drops=False), "predict", "evaluate")
-                    total += float(self._executable.result("evaluated_loss")) * share
                     if see:
-                        z = self._executable.result("output").cpu()
-                        see(as_returned(output, z.clone()), part)
+                        targets.append(part)
+                    if count % size == rank:
+                        own.append(
+                            self._of_part(tuple(t[rows] for t in given), part, whole, bool(see))
+                        )
+                    count += 1
+        every = processes.gathered(own) if processes else [own]
+        total = 0.0
+        for number in range(count):
+            share, z = every[number % size][number // size]
+            total += share
+            if see:
+                see(z, targets[number])
         if samples != whole.samples:
             raise DataError(
                 f"the validation data has given {samples} samples, and {whole.samples} before",
@@ -103,6 +112,21 @@ class Evaluation:
                 instead="give a loader that goes through the same samples every time, in any order",
             )
         return total
+
+    def _of_part(
+        self, given: tuple[Tensor, ...], y: Target, whole: Whole, seen: bool
+    ) -> tuple[float, Returned | None]:
+        """What some samples contribute to the loss, and their outputs if they are to be ``seen``."""
+        compiled, output = self._compiled, self._compiled.traced.graph.output
+        inputs, target = compiled.reader.pair(given, y)
+        compiled.reader.all_finite(inputs, target)
+        share = len(target) / whole.samples
+        target = as_parts(compiled.loss, output.size, target, whole.divisors)
+        self._executable.load(inputs, target, whole=whole.samples)
+        self._executable.run(*compiled.masks(drops=False), "predict", "evaluate")
+        loss = float(self._executable.result("evaluated_loss")) * share
+        z = self._executable.result("output").cpu().clone() if seen else None
+        return loss, None if z is None else as_returned(output, z)
 
 
 def parts(count: int, size: int = SAMPLES) -> Iterator[slice]:

@@ -81,8 +81,9 @@ def require_whole(data: object) -> None:
     """Raise :class:`~gncompile.errors.GncompileError` for validation data in parts."""
     if is_distributed(data):
         raise GncompileError(
-            "the validation data has a DistributedSampler, and every process validates on all of it",
-            instead="give the validation loader no sampler: all processes tell the same loss then",
+            "the validation data has a DistributedSampler, which repeats samples to make the parts even",
+            instead="give the validation loader no sampler: the processes share the work of it anyway, and "
+            "every sample counts once",
         )
 
 

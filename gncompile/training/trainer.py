@@ -370,17 +370,18 @@ class Trainer:
         checkpoints.save(self.compiled, self.state_dict(), path)
 
     @staticmethod
-    def resume(path: str | os.PathLike[str], model: nn.Module, loss: object = None) -> Trainer:
+    def resume(
+        path: str | os.PathLike[str], model: nn.Module, loss: object = None, process_group: object = None
+    ) -> Trainer:  # fmt: skip
         """The trainer saved at ``path``, compiled anew for ``model``, which gets the saved parameters.
 
         ``model`` is a module of the same architecture, as it was given to ``compile``; it then holds the
-        reported parameters, as after ``fit``. ``loss`` is only needed to insist on one. The same
-        backend, settings, generator and place in the data's order are restored, so that training goes on
-        bit for bit on the same machine with as many threads. Raises
-        :class:`~gncompile.errors.CheckpointError` for a checkpoint of another model; ``model`` is unchanged
-        then.
+        reported parameters, as after ``fit``. ``loss`` is only needed to insist on one; ``process_group`` is
+        as for ``compile``, of any number of processes. The same backend, settings, generator and place in the
+        data's order are restored, so that training goes on bit for bit on the same machine with as many
+        threads. :class:`~gncompile.errors.CheckpointError`, and no change, for another model's checkpoint.
         """
-        return checkpoints.resume(path, model, loss, Trainer)
+        return checkpoints.resume(path, model, loss, Trainer, process_group=process_group)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Trainer:
         """``copy.deepcopy``: a trainer of a copied model, compiled anew, in the same state."""

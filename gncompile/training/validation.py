@@ -61,7 +61,10 @@ class Validation:
         self._trainer.ready()
         collected = Collected()
         see = collected.see if self._metrics else None
-        loss = self._trainer.evaluation.loss(self._pairs(), self._whole, see=see)
+        processes = self._trainer.compiled.executable.processes
+        loss = self._trainer.evaluation.loss(
+            self._pairs(), self._whole, see=see, processes=processes
+        )
         return loss, collected.values(self._metrics) if self._metrics else {}
 
     def _pairs(self) -> Iterator[Pair]:

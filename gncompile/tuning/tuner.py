@@ -19,10 +19,11 @@ from ..errors import CompileError, nearest
 from ..program.costs import columns_within
 from ..program.step_program import StepProgram
 from ..runtime.executable import require_triton
+from ..runtime.first_process import from_first
+from ..runtime.processes import Processes
 from .cpu import CpuBench
 from .cpu import keys as cpu_keys
 from .problem import DEFAULT, Bench, Key, Variants, shown
-from .ranks import from_rank_zero
 from .search import EFFORTS, Found, Outcome, check_effort, search
 from .step_check import StepComparison, compare
 from .store import Store, TuningWarning, entry_of
@@ -100,14 +101,15 @@ def sizes_of(
     return {"N": samples, **settings.rows(samples), "S": chunk}
 
 
-def variants_for(tune: Tune, bench: Bench, make: Make, samples: int) -> Variants:
+def variants_for(
+    tune: Tune, bench: Bench, make: Make, samples: int, processes: Processes | None = None
+) -> Variants:
     """The variants of the instructions that ``bench`` has keys of, by the word, file or mapping ``tune``.
 
-    ``"quick"`` and ``"full"`` measure what the store does not know, and keep it. Where ``torch.distributed``
-    runs, a word but ``"off"`` is a collective call: rank 0 reads and measures, all ranks take what it found.
+    ``"quick"`` and ``"full"`` measure what the store does not know, and keep it. Of several
+    ``processes`` a word but ``"off"`` is a collective call: rank 0 reads and measures, all take its choice.
     Says what is ignored as a :class:`~gncompile.tuning.store.TuningWarning`; raises ``CompileError`` for an
-    unknown word, and on a rank whose program is not that of rank 0, and ``GncompileError`` for a file that
-    cannot be used.
+    unknown word, and ``GncompileError`` for a file that cannot be used.
     """
     if isinstance(tune, Mapping):
         return _checked(tune, bench) if tune else {}
@@ -120,13 +122,11 @@ def variants_for(tune: Tune, bench: Bench, make: Make, samples: int) -> Variants
         )
     if tune == "off":
         return {}
-    variants = from_rank_zero(lambda: _by_word(tune, bench, make, samples))
-    if unknown := _unknown(variants, bench):
-        raise CompileError(
-            f"this program has no {', '.join(unknown)}, which rank 0 found settings for",
-            instead="compile the same model on all ranks, or with tune='off'",
-        )
-    return variants
+    return from_first(
+        processes,
+        lambda: _by_word(tune, bench, make, samples),
+        instead="mend what went wrong on rank 0, or compile with tune='off'",
+    )
 
 
 def _by_word(word: str, bench: Bench, make: Make, samples: int) -> Variants:

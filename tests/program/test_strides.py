@@ -83,7 +83,9 @@ def grids_of(program: StepProgram, kernel: Kernel) -> tuple[str, ...]:
     return ()
 
 
-@pytest.mark.parametrize("name", sorted(NETWORKS.keys() - {"computed"}))  # whose weights have no factors
+@pytest.mark.parametrize(
+    "name", sorted(NETWORKS.keys() - {"computed"})
+)  # whose weights have no factors
 @pytest.mark.parametrize("method", ["kfra", "kflr"])
 def test_templates_are_given_matrices_only(name: str, method: str) -> None:
     """What a moment, a softmax, a sum by row or a convolution is given, torch can view as rows."""

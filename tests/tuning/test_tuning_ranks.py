@@ -16,20 +16,20 @@ from torch import multiprocessing, nn
 
 import gncompile
 from gncompile.base import config
+from gncompile.runtime.first_process import from_first
 from gncompile.training.trainer import Trainer
 from gncompile.tuning import tuner
 from gncompile.tuning.cpu import CpuProblem
 from gncompile.tuning.problem import Candidate
-from gncompile.tuning.ranks import from_rank_zero, several_ranks
 from gncompile.tuning.step_check import StepComparison
 
 Measure = Callable[[CpuProblem, Candidate], float]
 
 
-def compiled(tune: tuner.Tune, layers: int = 2) -> Trainer:
+def compiled(tune: tuner.Tune, layers: int = 2, **place: Any) -> Trainer:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(300, 9), nn.Tanh(), nn.Linear(9, 5))[: 2 * layers - 1]
-    return gncompile.compile(net, "mse", torch.zeros(40, 300), tune=tune)
+    return gncompile.compile(net, "mse", torch.zeros(40, 300), tune=tune, **place)
 
 
 def favoured(problem: CpuProblem, candidate: Candidate) -> float:
@@ -74,8 +74,11 @@ def scenarios(rank: int, folder: Path) -> dict[str, dict[str, Any]]:
             found["full fails"] = outcome(lambda: compiled("full"))
             found["another program"] = outcome(lambda: compiled("cached", layers=2 - rank))
         if rank == 0:
-            found["off, alone"] = outcome(lambda: compiled("off"))
-            found["given, alone"] = outcome(lambda: compiled({"Q_layer_0": {"block": 128}}))
+            alone = {"process_group": False}
+            found["cached, alone"] = outcome(lambda: compiled("cached", **alone))
+            found["given, alone"] = outcome(
+                lambda: compiled({"Q_layer_0": {"block": 128}}, **alone)
+            )
     return found
 
 
@@ -122,24 +125,23 @@ def test_cached_is_what_rank_0_has(ranks: list[dict[str, Any]]) -> None:
 def test_what_rank_0_raises_ends_the_others(ranks: list[dict[str, Any]]) -> None:
     zero, one = (rank["full fails"]["error"] for rank in ranks)
     assert zero == "AssertionError: measured"
-    assert one.startswith("GncompileError: rank 0 found no settings. AssertionError: measured")
+    assert one.startswith("GncompileError: rank 0 has failed. AssertionError: measured")
     assert "where:      rank 1" in one
 
 
-def test_settings_of_another_program_are_refused(ranks: list[dict[str, Any]]) -> None:
-    zero, one = (rank["another program"] for rank in ranks)
-    assert zero == ranks[0]["quick"]
-    assert one["error"].startswith("CompileError: this program has no ")
-    assert "Q_inverse_2" in one["error"]
+def test_another_program_is_refused_by_all(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        found = rank["another program"]["error"]
+        assert found.startswith("ProcessesError: the processes have compiled different programs")
 
 
-def test_off_and_given_variants_need_no_other_rank(ranks: list[dict[str, Any]]) -> None:
-    assert ranks[0]["off, alone"]["variants"] == {}
+def test_a_process_that_is_alone_asks_no_other(ranks: list[dict[str, Any]]) -> None:
+    """In an initialised group, too."""
+    assert ranks[0]["cached, alone"]["variants"] == ranks[0]["quick"]["variants"]
     assert ranks[0]["given, alone"]["variants"] == {"Q_layer_0": {"block": 128}}
 
 
 def test_a_process_of_its_own_asks_nobody() -> None:
-    assert not several_ranks()
-    assert from_rank_zero(lambda: {"x": {"block": 128}}) == {"x": {"block": 128}}
+    assert from_first(None, lambda: {"x": {"block": 128}}) == {"x": {"block": 128}}
     with pytest.raises(ZeroDivisionError):
-        from_rank_zero(lambda: 1 / 0)
+        from_first(None, lambda: 1 / 0)
