@@ -35,6 +35,7 @@ from ..frontends.residual_network import (
 )
 from ..frontends.torch_export import trace
 from ..functions.expressions import evaluate
+from ..functions.grids import Grid
 from ..graph.torch_network import Network
 from ..losses.weighting import weighted
 from ..training import checkpoint as checkpoints
@@ -59,6 +60,7 @@ def residuals(
     points: Mapping[str, Any] | None = None,
     weights: Mapping[str, float] | None = None,
     unknowns: Mapping[str, float] | None = None,
+    grids: Mapping[str, Grid | Tensor] | None = None,
     box: Box | None = None,
 ) -> Problem:
     """The problem of finding parameters of ``net`` for which all residuals are 0.
@@ -67,7 +69,8 @@ def residuals(
     :class:`~gncompile.Term` by name, or equations alone, whose points and weights are then in ``points`` and
     ``weights``. Equations are read as :mod:`gncompile.frontends.equations` tells: ``u__x__y`` is a
     derivative of the output ``u``. ``unknowns`` are trainable numbers with their first values, for inverse
-    problems. With ``box`` no point may lie outside it.
+    problems. ``grids`` are functions by their values on a regular grid, :class:`~gncompile.Grid` or these alone,
+    read at any place: ``image(x + u, y + v)``. With ``box`` no point may lie outside it.
 
     What holds by construction is ordinary code: a module around the network that returns ``x * (1 - x) *
     net(x)`` needs no term for its boundary.
@@ -88,7 +91,9 @@ def residuals(
     >>> sorted(problem.evaluate(torch.rand(5, 2), "u u__x"))
     ['u', 'u__x']
     """
-    return Problem(net, _words(inputs), _words(outputs), terms, points, weights, unknowns, box)
+    return Problem(
+        net, _words(inputs), _words(outputs), terms, points, weights, unknowns, grids, box
+    )
 
 
 class Problem:
@@ -103,6 +108,7 @@ class Problem:
         points: Mapping[str, Any] | None,
         weights: Mapping[str, float] | None,
         unknowns: Mapping[str, float] | None,
+        grids: Mapping[str, Grid | Tensor] | None,
         box: Box | None,
     ) -> None:
         if not isinstance(net, nn.Module) or not any(True for _ in net.parameters()):
@@ -114,7 +120,8 @@ class Problem:
         self.net = net
         self.terms = terms_of(terms, points or {}, weights or {})
         fields = dict.fromkeys(name for term in self.terms.values() for name in term.fields)
-        self.names = Names(inputs, outputs, tuple(fields), tuple(unknowns or {}))
+        given = {n: g if isinstance(g, Grid) else Grid(g) for n, g in (grids or {}).items()}
+        self.names = Names(inputs, outputs, tuple(fields), tuple(unknowns or {}), given)
         self.system = System.read(self.names, {n: t.equation for n, t in self.terms.items()})
         like = next(net.parameters())
         self.sampling = Sampling(self.terms, self.names, box, like.dtype, like.device)
@@ -208,6 +215,7 @@ class Problem:
             None,
             None,
             unknowns,
+            names.grids,
             self.sampling.box,
         )
         problem.network = network

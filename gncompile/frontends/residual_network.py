@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TraceError, expected_got
+from ..functions.interpolate import interpolated
 from ..functions.plain_torch import plain
 from ..graph.model_graph import TracedModel
 from ..graph.residuals import Residuals, with_residuals
 from ..graph.streams import differentiated
-from .equations import System
+from .equations import GRID, System
 
 UNKNOWNS = "unknowns"
 
@@ -23,7 +24,8 @@ class ResidualNetwork(nn.Module):
     """``r = forward(x, data)``: the residuals ``[N, K]`` at points ``x: [N, d]``.
 
     ``data: [N, 1 + fields]`` are the number of the term that a sample belongs to, and its fields. ``net`` is
-    the user's module, whose parameters stay its own; ``unknowns`` are trainable numbers by name.
+    the user's module, whose parameters stay its own; ``unknowns`` are trainable numbers by name. The grids that
+    equations read are buffers.
 
     What is trained is the graph of :func:`~gncompile.graph.residuals.with_residuals`. ``forward`` computes
     the same by nested autograd, and is what that graph is compared with when it is compiled.
@@ -36,6 +38,8 @@ class ResidualNetwork(nn.Module):
         self.unknowns = nn.ParameterDict(
             {name: nn.Parameter(like.new_tensor([value])) for name, value in unknowns.items()}
         )
+        for name, grid in system.names.grids.items():
+            self.register_buffer(f"{GRID}{name}", grid.values[None].to(like))
         self.residuals = system.residuals({name: f"{UNKNOWNS}.{name}" for name in unknowns})
 
     def forward(self, x: Tensor, data: Tensor) -> Tensor:
@@ -50,6 +54,9 @@ class ResidualNetwork(nn.Module):
                 terms = of.wanted[stream - 1].terms if stream else (((), 1.0),)
                 parts = (w * reduce(slope(x), by, u[:, output]) for by, w in terms)
                 values[symbol] = sum(parts, x.new_zeros(len(x)))
+            for symbol, read in of.lookups.items():
+                places = [plain(place, values).expand(1, len(x)) for place in read.places]
+                values[symbol] = interpolated(read.of, self.get_buffer(read.grid), places)[0]
             return torch.stack([plain(e, values).expand(len(x)) for e in of.expressions], dim=1)
 
 
@@ -88,6 +95,7 @@ def residual_graph(
         traced,
         graph=with_residuals(traced.graph, residuals),
         parameters={**traced.parameters, **unknowns},
+        constants={**traced.constants, **dict(network.named_buffers(recurse=False))},
     )
 
 
