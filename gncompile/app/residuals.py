@@ -69,8 +69,8 @@ def residuals(
     :class:`~gncompile.Term` by name, or equations alone, whose points and weights are then in ``points`` and
     ``weights``. Equations are read as :mod:`gncompile.frontends.equations` tells: ``u__x__y`` is a
     derivative of the output ``u``. ``unknowns`` are trainable numbers with their first values, for inverse
-    problems. ``grids`` are functions by their values on a regular grid, :class:`~gncompile.Grid` or these alone,
-    read at any place: ``image(x + u, y + v)``. With ``box`` no point may lie outside it.
+    problems. ``grids`` are functions by their values on a regular grid, tensors or :class:`~gncompile.Grid`,
+    which an equation reads at any place: ``image(x + u, y + v)``. With ``box`` no point may lie outside it.
 
     What holds by construction is ordinary code: a module around the network that returns ``x * (1 - x) *
     net(x)`` needs no term for its boundary.

@@ -24,8 +24,8 @@ class ResidualNetwork(nn.Module):
     """``r = forward(x, data)``: the residuals ``[N, K]`` at points ``x: [N, d]``.
 
     ``data: [N, 1 + fields]`` are the number of the term that a sample belongs to, and its fields. ``net`` is
-    the user's module, whose parameters stay its own; ``unknowns`` are trainable numbers by name. The grids that
-    equations read are buffers.
+    the user's module, whose parameters stay its own; ``unknowns`` are trainable numbers by name. The grids
+    that equations read are buffers.
 
     What is trained is the graph of :func:`~gncompile.graph.residuals.with_residuals`. ``forward`` computes
     the same by nested autograd, and is what that graph is compared with when it is compiled.

@@ -22,7 +22,7 @@ class Grid:
     ``box``, ``mode`` and ``padding`` are those of :func:`gncompile.interpolate`: the coordinates of the first
     and last point of each axis (default: 0 and size − 1), linear or cubic, and what is outside.
 
-    Raises :class:`~gncompile.errors.CompileError` for values that are not finite numbers, and as ``interpolate``.
+    Raises :class:`~gncompile.errors.CompileError` for values that are not finite, and as ``interpolate``.
     """
 
     values: Tensor

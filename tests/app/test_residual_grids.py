@@ -104,9 +104,11 @@ def test_equations_of_sympy_read_grids_by_their_names() -> None:
     x, y = sympy.symbols("x y")
     u, v, image = (sympy.Function(name) for name in ("u", "v", "image"))
     written = image(x + u(x, y), y + v(x, y)) - image(x, y)
-    assert flow(written).system == flow(sympy.Eq(written, 0)).system
-    texts = flow().system.equations
-    assert sympy.simplify(flow(written).system.equations[0][0] - texts[0][0]) == 0
+    of_text = flow().system.equations[0]
+    for equation in (written, sympy.Eq(written + y, y)):
+        assert flow(equation).system.equations[0] == of_text
+    greatest = flow(image(sympy.Max(x, u(x, y)), y)).system.equations[0][0]
+    assert greatest == flow("image(select(u - x, u, x), y)").system.equations[0][0]
 
 
 def test_a_displacement_between_two_images_is_found() -> None:
