@@ -307,6 +307,23 @@ def test_what_is_evaluated_is_what_torch_differentiates() -> None:
     assert problem.relative_l2(lambda x: problem.net(x).detach(), points) < 1e-15
 
 
+def test_derivatives_through_a_layer_norm_are_those_of_its_formula() -> None:
+    """Autograd's own third derivatives of it are wrong."""
+    net = nn.Sequential(nn.Linear(2, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 1)).double()
+    points = SQUARE.interior(3).drawn(generator_of(2))
+    problem = gncompile.residuals(net, "x y", "u", {"a": Term("u__x__x__y", points)})
+    trainer = problem.compile()
+    first, norm, last = net[0], net[1], net[3]
+
+    def u(x: Tensor) -> Tensor:
+        h = first(x)
+        a = (h - h.mean()) / (h.var(correction=0) + norm.eps).sqrt()
+        return last(torch.tanh(a * norm.weight + norm.bias))[0]
+
+    third = vmap(jacrev(hessian(u)))(points).detach()
+    close(trainer.predict(problem.batch().pair(1)[0]), third[:, 0, 0, 1:])
+
+
 # --- points ---------------------------------------------------------------------------------------
 
 
