@@ -30,7 +30,7 @@ import gncompile
 from gncompile import Box, Grid, Term
 from gncompile.app.residuals import Problem
 
-ALPHA = 0.1
+ALPHA = 0.03
 
 
 @dataclass
@@ -217,8 +217,8 @@ def compare(pair: Pair, updates: int, first_order: int, folder: Path) -> dict[st
 
 def main(folder: Path) -> None:
     """Both pairs; Adam gets as many updates as take about as long."""
-    compare(warped_face(), 15, 100, folder)
-    compare(motorcycle(), 40, 300, folder)
+    compare(warped_face(), 15, 50, folder)
+    compare(motorcycle(), 40, 100, folder)
 
 
 if __name__ == "__main__":

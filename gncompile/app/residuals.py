@@ -15,8 +15,10 @@ Networks*, 2024, arXiv 2405.15603.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -123,9 +125,23 @@ class Problem:
         given = {n: g if isinstance(g, Grid) else Grid(g) for n, g in (grids or {}).items()}
         self.names = Names(inputs, outputs, tuple(fields), tuple(unknowns or {}), given)
         self.system = System.read(self.names, {n: t.equation for n, t in self.terms.items()})
+        for (name, term), equations in zip(
+            self.terms.items(), self.system.equations, strict=True
+        ):
+            read = {str(symbol) for e in equations for symbol in e.free_symbols}
+            for each in sorted(read & {*fields} - {*term.fields}):
+                raise CompileError(
+                    f"the term {name!r} reads the field {each!r}, which only other terms have",
+                    instead=f"give it at the points of this one too: Term(..., fields={{{each!r}: ...}})",
+                )
         like = next(net.parameters())
         self.sampling = Sampling(self.terms, self.names, box, like.dtype, like.device)
         check_network(net, self.system, self.batch().x[:2])
+        for name, first in (unknowns or {}).items():
+            if not isinstance(first, Real) or not math.isfinite(first):
+                raise CompileError(
+                    f"the unknown {name!r} begins at {first!r}", instead="give a finite number"
+                )
         self.network = ResidualNetwork(net, self.system, unknowns or {})
         """The residuals as a module, what is compiled and trained."""
         self._graphs: dict[tuple[str, ...], Network] = {}

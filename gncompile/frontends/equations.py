@@ -37,6 +37,10 @@ from ..graph.residuals import TERM, LookUp, Residuals, by_term
 MARK = "__"
 """Between an output and what it is differentiated by."""
 
+MAX_ORDER = 8
+"""The highest derivative; that of order n of a function of a function has as many terms as n things have
+partitions, 4140 for 8."""
+
 GRID = "grid_"
 """Before the name of a grid, the name of its tensor."""
 
@@ -65,11 +69,11 @@ class Names:
         for kind, names in kinds.items():
             for name in names:
                 check_name(kind, name, reserved=frozenset({"pi", TERM.name, *FUNCTIONS}))
-                if name in seen or MARK in name:
-                    found = f"two names {name!r}" if name in seen else f"{MARK!r} in {name!r}"
+                if name in seen or MARK in f"{name}_":
+                    found = f"two names {name!r}" if name in seen else f"{MARK!r} in {name!r}, or '_' at its end"
                     raise CompileError(
                         f"{found}, an {kind}"
-                        if MARK in name
+                        if name not in seen
                         else f"{found}: {seen[name]} and {kind}",
                         where="inputs, outputs, fields, unknowns and grids of the residuals",
                         instead=f"give each another name, without {MARK!r}, which marks derivatives",
@@ -106,6 +110,13 @@ class Names:
                     where=where,
                     instead=f"the inputs are {', '.join(self.inputs)}",
                 )
+        if len(by) > MAX_ORDER:
+            raise ExpressionError(
+                f"{name!r} is a derivative of order {len(by)}; at most {MAX_ORDER} are taken, since the terms "
+                "of the chain rule grow faster than exponentially",
+                where=where,
+                instead="name lower derivatives as outputs of their own, and let equations say so",
+            )
         return output, tuple(sorted(map(self.inputs.index, by)))
 
     def trained(self, equation: Expr) -> bool:

@@ -123,14 +123,12 @@ def with_residuals(streams: ModelGraph, residuals: Residuals) -> ModelGraph:
         if isinstance(expression, Symbol):
             return value(expression)
         if expression not in values:
-            values[expression] = (
-                add("place", Select((-1,), to_float(expression)), (x,), 1, Origin())
-                if expression.is_number
-                else computed("place", expression)
-            )
+            values[expression] = computed("place", expression)
         return values[expression]
 
     def computed(label: str, expression: Expr) -> str:
+        if expression.is_number:
+            return add(label, Select((-1,), to_float(expression)), (x,), 1, Origin())
         symbols = tuple(sorted(expression.free_symbols, key=lambda symbol: symbol.name))
         read = tuple(map(value, symbols))
         return add(label, Pointwise(expression, symbols), read, 1, Origin(code=label))
