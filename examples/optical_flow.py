@@ -202,9 +202,7 @@ def compare(pair: Pair, updates: int, first_order: int, folder: Path) -> dict[st
     for rate in (1e-3, 3e-3, 1e-2):
         name = f"Adam {rate:g}"
         print(f"  {name}")
-        flows[name], curves[name] = solve(
-            pair, first_order, method="adam", learning_rate=rate, warm_up=10
-        )
+        flows[name], curves[name] = solve(pair, first_order, method="adam", learning_rate=rate)
     others = by_scikit_image(pair)
     errors = {name: end_point_error(u, pair) for name, u in {**flows, **others}.items()}
     for name, error in errors.items():

@@ -64,7 +64,7 @@ class Displacement(nn.Module):
 
 
 def register(
-    moving: np.ndarray, fixed: np.ndarray, alpha: float, updates: int = 30, **options: object
+    moving: np.ndarray, fixed: np.ndarray, alpha: float, updates: int = 60, **options: object
 ) -> Registered:
     """Bring ``moving`` onto ``fixed``, images of one size in [0, 1], blurred first and then as they are."""
     torch.manual_seed(0)
