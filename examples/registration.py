@@ -7,8 +7,8 @@ the energy of a moving image M and a fixed one F is::
 
     E(θ) = ½ mean (M(x + u(x)) − F(x))² + α² (|∇u|² + (div u)²)
 
-These are equations of ``gncompile.residuals``: the images are grids that they read where the network says, ∇u is
-the network's own derivative, and the compiled steps are Gauss-Newton's. What is told of a result:
+These are equations of ``gncompile.residuals``: the images are grids that they read where the network says, ∇u
+is the network's own derivative, and the compiled steps are Gauss-Newton's. What is told of a result:
 the sum of squared differences (SSD) before and after, the overlap of what is bright in both images (Dice),
 and the share of pixels where x + u(x) folds: det(1 + ∇u) ≤ 0, exactly.
 """
@@ -73,8 +73,10 @@ def register(
     terms = {"energy": Term(["moving(i + u, j + v) - fixed(i, j)", *slopes], pixels.double())}
     begun = time.perf_counter()
     for blur in (len(fixed) / 16, len(fixed) / 32, 0):
-        blurred = (gaussian_filter(each, blur, mode="nearest") for each in (moving, fixed))
-        grids = {n: Grid(torch.from_numpy(g), mode="cubic") for n, g in zip(("moving", "fixed"), blurred)}
+        grids = {
+            name: Grid(torch.from_numpy(gaussian_filter(image, blur, mode="nearest")), mode="cubic")
+            for name, image in (("moving", moving), ("fixed", fixed))
+        }
         problem = gncompile.residuals(net, "i j", "u v", terms, grids=grids)
         trainer = problem.compile(**options)
         trainer.fit(updates=updates, progress=False)

@@ -125,9 +125,7 @@ class Problem:
         given = {n: g if isinstance(g, Grid) else Grid(g) for n, g in (grids or {}).items()}
         self.names = Names(inputs, outputs, tuple(fields), tuple(unknowns or {}), given)
         self.system = System.read(self.names, {n: t.equation for n, t in self.terms.items()})
-        for (name, term), equations in zip(
-            self.terms.items(), self.system.equations, strict=True
-        ):
+        for (name, term), equations in zip(self.terms.items(), self.system.equations, strict=True):
             read = {str(symbol) for e in equations for symbol in e.free_symbols}
             for each in sorted(read & {*fields} - {*term.fields}):
                 raise CompileError(

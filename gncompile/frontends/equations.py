@@ -70,7 +70,11 @@ class Names:
             for name in names:
                 check_name(kind, name, reserved=frozenset({"pi", TERM.name, *FUNCTIONS}))
                 if name in seen or MARK in f"{name}_":
-                    found = f"two names {name!r}" if name in seen else f"{MARK!r} in {name!r}, or '_' at its end"
+                    found = (
+                        f"two names {name!r}"
+                        if name in seen
+                        else f"{MARK!r} in {name!r}, or '_' at its end"
+                    )
                     raise CompileError(
                         f"{found}, an {kind}"
                         if name not in seen
@@ -112,8 +116,8 @@ class Names:
                 )
         if len(by) > MAX_ORDER:
             raise ExpressionError(
-                f"{name!r} is a derivative of order {len(by)}; at most {MAX_ORDER} are taken, since the terms "
-                "of the chain rule grow faster than exponentially",
+                f"{name!r} is a derivative of order {len(by)}; at most {MAX_ORDER} are taken, since the "
+                "terms of the chain rule grow faster than exponentially",
                 where=where,
                 instead="name lower derivatives as outputs of their own, and let equations say so",
             )

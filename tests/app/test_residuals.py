@@ -442,12 +442,15 @@ def test_numbers_of_numpy_and_fields_of_any_kind_are_taken() -> None:
     points = box.face(4, x=np.int64(0)).drawn(generator_of(0))
     for given in ([1.0] * 4, np.ones(4), torch.ones(4, 1), lambda x: 1 + 0 * x[:, 0]):
         term = Term("u - f", points, weight=np.float32(2), fields={"f": given})
-        assert gncompile.residuals(small_net(), "x y", "u", {"a": term}).batch().data[:, 1].eq(1).all()
+        assert (
+            gncompile.residuals(small_net(), "x y", "u", {"a": term}).batch().data[:, 1].eq(1).all()
+        )
 
 
 def test_what_holds_no_output_is_evaluated_too() -> None:
     found = poisson().evaluate(POINTS, ["x", "2", "pi*y"])
-    for value, wanted in zip(found.values(), (POINTS[:, 0], 2 + 0 * POINTS[:, 0], torch.pi * POINTS[:, 1]), strict=True):
+    x, y = POINTS.T
+    for value, wanted in zip(found.values(), (x, 2 + 0 * x, torch.pi * y), strict=True):
         close(value, wanted)
 
 
