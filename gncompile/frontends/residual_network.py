@@ -65,7 +65,7 @@ class ResidualNetwork(nn.Module):
 
 
 class LayerNormWrittenOut(TorchFunctionMode):
-    """``layer_norm`` by its formula: torch's own third derivatives of it are wrong (2.13: they do not commute)."""
+    """``layer_norm`` by its formula: torch's third derivatives are wrong (2.13: they do not commute)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is functional.layer_norm:
