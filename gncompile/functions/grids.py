@@ -69,7 +69,7 @@ def callers(grids: Mapping[str, Grid]) -> dict[str, Callable[..., Expr]]:
                 raise TypeError(
                     f"its grid has {rank} dimensions, and {len(places)} places are given"
                 )
-            return sympy.Function(name, real=True)(*places)  # type: ignore[no-any-return]
+            return sympy.Function(name, real=True)(*places)
 
         return call
 

@@ -101,9 +101,9 @@ def with_residuals(streams: ModelGraph, residuals: Residuals) -> ModelGraph:
         if symbol not in values:
             here = Origin(code=symbol.name)
             if symbol in residuals.lookups:
-                of = residuals.lookups[symbol]
-                op = Interpolate(of.grid, 1, of.of)
-                at = tuple(map(placed, of.places))
+                read = residuals.lookups[symbol]
+                op = Interpolate(read.grid, 1, read.of)
+                at = tuple(map(placed, read.places))
                 values[symbol] = add(symbol.name, op, at, 1, here)
             elif symbol in residuals.unknowns:
                 name = residuals.unknowns[symbol]
