@@ -8,8 +8,8 @@ Anandan, *The robust estimation of multiple motions*, 1996)::
 
 These are equations of ``gncompile.residuals``: the images are grids that they read where the network says,
 ∇u is the network's own derivative, and each step draws places anew, anywhere between the pixels. Steps are
-Gauss-Newton's. Images are blurred, less and less, and each blur goes on with the last network.
-α was chosen on a warped face (in the folder GNCOMPILE_DATA), whose displacement is known; edges as sharp as those of
+Gauss-Newton's. Images are blurred, less and less, and each blur goes on with the last network. α was chosen
+on a warped face (in the folder GNCOMPILE_DATA), whose displacement is known; edges as sharp as those of
 ``motorcycle``, a pair of Middlebury's stereo benchmark that scikit-image brings, would have a larger one.
 Errors are measured against the true displacement.
 """
