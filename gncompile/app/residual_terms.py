@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -180,7 +180,7 @@ def terms_of(
                 instead=f"give points={{{name!r}: ...}}, or gncompile.Term(equation, points)",
             )
         weight = weights.get(name, term.weight)
-        if not isinstance(weight, Real) or not 0 < weight < float("inf"):
+        if not isinstance(weight, int | float | np.number) or not 0 < weight < float("inf"):
             raise CompileError(
                 f"the weight of the term {name!r} is {weight!r}", instead="give a positive number"
             )

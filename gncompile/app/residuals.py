@@ -18,9 +18,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
-from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -136,7 +136,7 @@ class Problem:
         self.sampling = Sampling(self.terms, self.names, box, like.dtype, like.device)
         check_network(net, self.system, self.batch().x[:2])
         for name, first in (unknowns or {}).items():
-            if not isinstance(first, Real) or not math.isfinite(first):
+            if not isinstance(first, int | float | np.number) or not math.isfinite(first):
                 raise CompileError(
                     f"the unknown {name!r} begins at {first!r}", instead="give a finite number"
                 )
