@@ -5,12 +5,12 @@ example needs scipy, and matplotlib for its pictures. A network of coordinates g
 the elastic penalty of medical imaging (Modersitzki, *Numerical methods for image registration*, 2004, ch. 9)
 the energy of a moving image M and a fixed one F is::
 
-    E(θ) = ½ (1/N) Σ_x (M(x + u(x)) − F(x))² + α² (|∇u|² + (div u)²)
+    E(θ) = ½ mean (M(x + u(x)) − F(x))² + α² (|∇u|² + (div u)²)
 
-M is read where the network says (``gncompile.interpolate``): a pixel is a sample, all terms are its outputs,
-and the compiled steps are Gauss-Newton's. What is told of a result: the sum of squared differences (SSD)
-before and after, the overlap of what is bright in both images (Dice), and the share of pixels where
-x + u(x) folds, det J ≤ 0.
+These are equations of ``gncompile.residuals``: the images are grids that they read where the network says, ∇u
+is the network's own derivative, and the compiled steps are Gauss-Newton's. What is told of a result:
+the sum of squared differences (SSD) before and after, the overlap of what is bright in both images (Dice),
+and the share of pixels where x + u(x) folds: det(1 + ∇u) ≤ 0, exactly.
 """
 
 import os
@@ -26,10 +26,8 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 import gncompile
+from gncompile import Grid, Term
 from gncompile.data import DataSpec, load
-
-OFFSETS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-"""A pixel and its neighbours, whose displacements give the slopes."""
 
 
 @dataclass
@@ -43,81 +41,55 @@ class Registered:
     folded: float
 
 
-class Energy(nn.Module):
-    """At pixels ``[N, 2]``: the difference of the images, and the slopes of the displacement."""
+class Displacement(nn.Module):
+    """From pixels ``[N, 2]`` to displacements ``[N, 2]``, of sines of random frequencies; none at first."""
 
-    moving: Tensor
-    fixed: Tensor
     frequencies: Tensor
 
-    def __init__(self, size: int, alpha: float, features: int = 16, width: int = 48) -> None:
+    def __init__(self, size: int, features: int = 16, width: int = 48) -> None:
         super().__init__()
-        self.size, self.alpha = size, alpha
-        self.register_buffer("moving", torch.zeros(1, size, size))
-        self.register_buffer("fixed", torch.zeros(1, size, size))
+        self.size = size
         self.register_buffer("frequencies", torch.randn(2, features))
         self.net = nn.Sequential(
             nn.Linear(2 + 2 * features, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(),
             nn.Linear(width, 2),
         )  # fmt: skip
-        nn.init.zeros_(self.net[-1].weight)  # the first displacement is none
+        nn.init.zeros_(self.net[-1].weight)
         nn.init.zeros_(self.net[-1].bias)
 
-    def displacement(self, pixels: Tensor) -> Tensor:
-        """u in pixels, ``[.., 2]``."""
+    def forward(self, pixels: Tensor) -> Tensor:
         x = 2 * pixels / self.size - 1
         phases = x @ self.frequencies
         return self.size / 10 * self.net(torch.cat([x, phases.sin(), phases.cos()], dim=-1))
 
-    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        u = self.displacement(pixels[:, None] + OFFSETS.to(pixels))
-        there = gncompile.interpolate(self.moving, pixels + u[:, 0], mode="cubic")
-        slopes = (u[:, 1:] - u[:, :1]).flatten(1)  # along rows, then columns
-        divergence = slopes[:, :1] + slopes[:, 3:]
-        smooth = self.alpha * torch.cat([slopes, divergence], dim=1)
-        return {"data": there - gncompile.interpolate(self.fixed, pixels), "smooth": smooth}
-
 
 def register(
-    moving: np.ndarray,
-    fixed: np.ndarray,
-    alpha: float,
-    updates: int = 30,
-    method: str = "kflr",
-    **options: object,
+    moving: np.ndarray, fixed: np.ndarray, alpha: float, updates: int = 60, **options: object
 ) -> Registered:
     """Bring ``moving`` onto ``fixed``, images of one size in [0, 1], blurred first and then as they are."""
     torch.manual_seed(0)
-    size = len(fixed)
-    energy, pixels = Energy(size, alpha), torch.tensor(np.argwhere(np.ones_like(fixed))).float()
-    trainer = gncompile.compile(energy, {"data": "mse", "smooth": "mse"}, pixels, method, **options)
-    none = {"data": torch.zeros(len(pixels), 1), "smooth": torch.zeros(len(pixels), 5)}
+    net, pixels = Displacement(len(fixed)).double(), torch.from_numpy(np.argwhere(fixed > -1))
+    slopes = [f"{alpha}*({each})" for each in ("u__i", "u__j", "v__i", "v__j", "u__i + v__j")]
+    terms = {"energy": Term(["moving(i + u, j + v) - fixed(i, j)", *slopes], pixels.double())}
     begun = time.perf_counter()
-    for blur in (size / 16, size / 32, 0):
-        for image, own in ((moving, energy.moving), (fixed, energy.fixed)):
-            own[0] = torch.from_numpy(gaussian_filter(image, blur, mode="nearest"))
-        for _ in range(updates):
-            trainer.step(pixels, none)
-        loss = trainer.evaluate(pixels, none)
-        print(f"  {method}, blur {blur:.1f}: {loss:.5f} after {time.perf_counter() - begun:.1f} s")
-    with torch.no_grad():
-        u = energy.displacement(pixels)
-        there = gncompile.interpolate(energy.moving, pixels + u, mode="cubic")
-    return _measured(
-        there.reshape(size, size).numpy(), u.reshape(size, size, 2).numpy(), moving, fixed
-    )
-
-
-def _measured(
-    image: np.ndarray, u: np.ndarray, moving: np.ndarray, fixed: np.ndarray
-) -> Registered:
+    for blur in (len(fixed) / 16, len(fixed) / 32, 0):
+        grids = {
+            name: Grid(torch.from_numpy(gaussian_filter(image, blur, mode="nearest")), mode="cubic")
+            for name, image in (("moving", moving), ("fixed", fixed))
+        }
+        problem = gncompile.residuals(net, "i j", "u v", terms, grids=grids)
+        trainer = problem.compile(**options)
+        trainer.fit(updates=updates, progress=False)
+        energy = trainer.terms()["energy"]
+        print(f"  blur {blur:.1f}: {energy:.5f} after {time.perf_counter() - begun:.1f} s")
+    jacobian = "(1 + u__i)*(1 + v__j) - u__j*v__i"
+    found = problem.evaluate(pixels.double(), ["u", "v", "moving(i + u, j + v)", jacobian])
+    u, v, image, det = (each.reshape(fixed.shape).numpy() for each in found.values())
     ssd = tuple(float(((each - fixed) ** 2).sum()) for each in (moving, image))
     bright = fixed > fixed.mean()
     shapes = (each > fixed.mean() for each in (moving, image))
     dice = tuple(float(2 * (s & bright).sum() / (s.sum() + bright.sum())) for s in shapes)
-    rows, columns = (np.stack(np.gradient(u[..., i]), axis=-1) for i in (0, 1))
-    det = (1 + rows[..., 0]) * (1 + columns[..., 1]) - rows[..., 1] * columns[..., 0]
-    return Registered(image, u, ssd, dice, float((det <= 0).mean()))  # type: ignore[arg-type]
+    return Registered(image, np.stack([u, v], axis=-1), ssd, dice, float((det <= 0).mean()))
 
 
 def faces() -> tuple[np.ndarray, np.ndarray]:

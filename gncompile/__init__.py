@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .data.domains import Points as Points
     from .frontends.standardised import Standardised as Standardised
     from .frontends.torch_export import trace as trace
+    from .functions.grids import Grid as Grid
     from .functions.interpolate import interpolate as interpolate
     from .functions.transfer import register_transfer as register_transfer
     from .functions.transfer import transfer as transfer
@@ -44,6 +45,7 @@ _HOMES = {
     "Box": "data.domains",
     "CSVLogger": "training.loggers",
     "EarlyStop": "training.early_stop",
+    "Grid": "functions.grids",
     "KroneckerFactors": "training.factors",
     "Metric": "training.metrics",
     "Posterior": "app.posterior",

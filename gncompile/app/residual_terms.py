@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,8 +17,8 @@ from ..frontends.equations import Names
 from ..functions.declarations import check_name
 from ..training.records import Record
 
-Given = Tensor | Callable[[Tensor], Tensor]
-"""A field: its values at the points, or a function of them."""
+Given = Tensor | Sequence[float] | Callable[[Tensor], Tensor]
+"""A field: its values at the points, a tensor, an array or a list, or a function of them."""
 
 
 @dataclass(frozen=True)
@@ -129,14 +130,21 @@ class Sampling:
         data = x.new_zeros(len(x), 1 + len(self.names.fields))
         data[:, 0] = number
         for each, given in self.terms[name].fields.items():
-            drawn = not isinstance(given, Tensor)
-            if not drawn and not self.points[name].fixed:
+            if not callable(given) and not self.points[name].fixed:
                 raise DataError(
                     f"the field {each!r} is a tensor, and the points of the term are drawn",
                     where=_at(name),
                     instead="give a function of the points, or fixed points",
                 )
-            values = torch.as_tensor(given(x.clone()) if drawn else given)  # type: ignore[operator]
+            values = given(x.clone()) if callable(given) else given
+            try:
+                values = torch.as_tensor(values)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise DataError(
+                    f"the field {each!r} is a {type(values).__name__}: {error}",
+                    where=_at(name),
+                    instead="give a tensor of a number a point, or a function of the points",
+                ) from error
             if values.numel() != len(x) or not bool(values.isfinite().all()):
                 raise DataError(
                     f"the field {each!r} has the shape {list(values.shape)}, or is not finite",
@@ -172,7 +180,7 @@ def terms_of(
                 instead=f"give points={{{name!r}: ...}}, or gncompile.Term(equation, points)",
             )
         weight = weights.get(name, term.weight)
-        if not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+        if not isinstance(weight, int | float | np.number) or not 0 < weight < float("inf"):
             raise CompileError(
                 f"the weight of the term {name!r} is {weight!r}", instead="give a positive number"
             )

@@ -15,10 +15,12 @@ Networks*, 2024, arXiv 2405.15603.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +37,7 @@ from ..frontends.residual_network import (
 )
 from ..frontends.torch_export import trace
 from ..functions.expressions import evaluate
+from ..functions.grids import Grid
 from ..graph.torch_network import Network
 from ..losses.weighting import weighted
 from ..runtime.processes import current
@@ -60,6 +63,7 @@ def residuals(
     points: Mapping[str, Any] | None = None,
     weights: Mapping[str, float] | None = None,
     unknowns: Mapping[str, float] | None = None,
+    grids: Mapping[str, Grid | Tensor] | None = None,
     box: Box | None = None,
 ) -> Problem:
     """The problem of finding parameters of ``net`` for which all residuals are 0.
@@ -68,7 +72,8 @@ def residuals(
     :class:`~gncompile.Term` by name, or equations alone, whose points and weights are then in ``points`` and
     ``weights``. Equations are read as :mod:`gncompile.frontends.equations` tells: ``u__x__y`` is a
     derivative of the output ``u``. ``unknowns`` are trainable numbers with their first values, for inverse
-    problems. With ``box`` no point may lie outside it.
+    problems. ``grids`` are functions by their values on a regular grid, tensors or :class:`~gncompile.Grid`,
+    which an equation reads at any place: ``image(x + u, y + v)``. With ``box`` no point may lie outside it.
 
     What holds by construction is ordinary code: a module around the network that returns ``x * (1 - x) *
     net(x)`` needs no term for its boundary.
@@ -89,7 +94,9 @@ def residuals(
     >>> sorted(problem.evaluate(torch.rand(5, 2), "u u__x"))
     ['u', 'u__x']
     """
-    return Problem(net, _words(inputs), _words(outputs), terms, points, weights, unknowns, box)
+    return Problem(
+        net, _words(inputs), _words(outputs), terms, points, weights, unknowns, grids, box
+    )
 
 
 class Problem:
@@ -104,6 +111,7 @@ class Problem:
         points: Mapping[str, Any] | None,
         weights: Mapping[str, float] | None,
         unknowns: Mapping[str, float] | None,
+        grids: Mapping[str, Grid | Tensor] | None,
         box: Box | None,
     ) -> None:
         if not isinstance(net, nn.Module) or not any(True for _ in net.parameters()):
@@ -115,11 +123,24 @@ class Problem:
         self.net = net
         self.terms = terms_of(terms, points or {}, weights or {})
         fields = dict.fromkeys(name for term in self.terms.values() for name in term.fields)
-        self.names = Names(inputs, outputs, tuple(fields), tuple(unknowns or {}))
+        given = {n: g if isinstance(g, Grid) else Grid(g) for n, g in (grids or {}).items()}
+        self.names = Names(inputs, outputs, tuple(fields), tuple(unknowns or {}), given)
         self.system = System.read(self.names, {n: t.equation for n, t in self.terms.items()})
+        for (name, term), equations in zip(self.terms.items(), self.system.equations, strict=True):
+            read = {str(symbol) for e in equations for symbol in e.free_symbols}
+            for each in sorted(read & {*fields} - {*term.fields}):
+                raise CompileError(
+                    f"the term {name!r} reads the field {each!r}, which only other terms have",
+                    instead=f"give it at the points of this one too: Term(..., fields={{{each!r}: ...}})",
+                )
         like = next(net.parameters())
         self.sampling = Sampling(self.terms, self.names, box, like.dtype, like.device)
         check_network(net, self.system, self.batch().x[:2])
+        for name, first in (unknowns or {}).items():
+            if not isinstance(first, int | float | np.number) or not math.isfinite(first):
+                raise CompileError(
+                    f"the unknown {name!r} begins at {first!r}", instead="give a finite number"
+                )
         self.network = ResidualNetwork(net, self.system, unknowns or {})
         """The residuals as a module, what is compiled and trained."""
         self._graphs: dict[tuple[str, ...], Network] = {}
@@ -220,6 +241,7 @@ class Problem:
             None,
             None,
             unknowns,
+            names.grids,
             self.sampling.box,
         )
         problem.network = network

@@ -40,6 +40,7 @@ class ReadBy(NamedTuple):
 
 BASELINES = ReadBy(FIRST_ORDER_METHODS, "method='adam' or 'sgd'")
 SGD = ReadBy(("sgd",), "method='sgd'")
+OF_EVERY_METHOD = ("method", "l2", "deterministic")
 
 Positive = Annotated[float, Field(gt=0, description="a positive, finite number")]
 Between = Annotated[float, Field(gt=0, lt=1, description="a number between 0 and 1")]
@@ -80,10 +81,7 @@ class Settings:
     exact_form: of_solvers.ExactForm = "auto"
     """With ``solver="exact"``: whether the system that is solved has the size of the parameters (``primal``)
     or of samples times outputs (``dual``); ``auto`` takes the cheaper for the batch compiled with."""
-    blocks: Annotated[
-        Literal["layers"] | Mapping[str, str],
-        Field(description='"layers", or a mapping from layer patterns to names of blocks'),
-    ] = "layers"
+    blocks: of_solvers.Blocks = "layers"
     """With ``solver="block_hessian_free"``: the blocks of G that are kept, each layer's, or those of groups,
     ``{"encoder.*": "encoder", "decoder.*": "decoder"}``; the last pattern that matches a layer decides."""
     curvature_share: Share = 0.25
@@ -161,10 +159,7 @@ class Settings:
     factor_damping_period: Count = 20
     """Steps between choices of γ, the damping of the Kronecker factors: of γ, γ/2 and 2γ the one
     whose step the quadratic model predicts to be best [MG §6.6]. γ is ½√λ before."""
-    inverse: Annotated[
-        Literal["cholesky", "newton_schulz", "eigen"],
-        Field(description="a name: one of cholesky, newton_schulz, eigen"),
-    ] = "cholesky"
+    inverse: of_solvers.Inverse = "cholesky"
     """How damped factors are inverted: anew by Cholesky, or on the Triton backend by Newton and Schulz's
     iteration from the inverses of before, in matrix products only. ``eigen`` divides by ``q_i g_j + κ`` in
     the eigenbases instead of damping the two factors separately."""
@@ -270,11 +265,7 @@ class Settings:
         for name, field in self.__pydantic_fields__.items():
             value, marks = getattr(self, name), [m for m in field.metadata if type(m) is ReadBy]
             looked_at = self.method in marks[0].methods if marks else self.second_order
-            if (
-                name not in ("method", "l2", "deterministic")
-                and value != field.default
-                and not looked_at
-            ):
+            if value != field.default and not looked_at and name not in OF_EVERY_METHOD:
                 users = marks[0].called if marks else "a second-order method"
                 warn(
                     OptionWarning,

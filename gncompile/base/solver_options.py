@@ -24,6 +24,14 @@ Acceleration = Annotated[
 Preconditioner = Annotated[
     Literal["none", "kronecker"], Field(description="a name: one of none, kronecker")
 ]
+Blocks = Annotated[
+    Literal["layers"] | Mapping[str, str],
+    Field(description='"layers", or a mapping from layer patterns to names of blocks'),
+]
+Inverse = Annotated[
+    Literal["cholesky", "newton_schulz", "eigen"],
+    Field(description="a name: one of cholesky, newton_schulz, eigen"),
+]
 CG_SOLVERS = ("block_hessian_free", "newton_cg")
 """The solvers by conjugate gradients."""
 

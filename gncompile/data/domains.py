@@ -117,7 +117,7 @@ class Box:
             )
         for name, pair in self.bounds.items():
             ends = tuple(pair) if isinstance(pair, tuple | list) else ()
-            whole = len(ends) == 2 and all(isinstance(end, int | float) for end in ends)
+            whole = len(ends) == 2 and all(isinstance(end, int | float | np.number) for end in ends)
             if not whole or not all(map(math.isfinite, ends)) or not ends[0] < ends[1]:
                 raise DataError(
                     f"the coordinate {name!r} of a box lies in {pair!r}",
@@ -145,7 +145,7 @@ class Box:
         for name, value in at.items():
             self._known(name)
             low, high = self.bounds[name]
-            if not isinstance(value, int | float) or not low <= value <= high:
+            if not isinstance(value, int | float | np.number) or not low <= value <= high:
                 raise DataError(
                     f"the face {name} = {value!r} lies outside the box",
                     instead=f"{name} goes from {low} to {high}",

@@ -338,14 +338,13 @@ class Readback:
         rows = [
             [name, self.when(name), *in_units(cost)] for name, cost in self.costs.by_phase().items()
         ]
-        heading = ["phase", "when", "FLOPs", "traffic"]
-        if is_joined(self.program):
-            heading = [*heading, "sent"]
+        joined, order = is_joined(self.program), self.order
+        if joined:
             rows = [[*row, self._sent({row[0]: 1.0})] for row in rows]
-        if self.order is not None:
-            heading = [*heading, "launches"]
-            rows = [[*row, str(len(self.order.phases[row[0]]))] for row in rows]
-        return [heading, *rows]
+        if order is not None:
+            rows = [[*row, str(len(order.phases[row[0]]))] for row in rows]
+        more = [*["sent"] * joined, *["launches"] * (order is not None)]
+        return [["phase", "when", "FLOPs", "traffic", *more], *rows]
 
     def memory_rows(self) -> list[Row]:
         """Bytes of parameters, of each kind of state, of work buffers, and in total.

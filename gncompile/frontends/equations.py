@@ -7,6 +7,7 @@ Grammar: that of :mod:`gncompile.functions.parsing` over these names::
     u__x, u__x__y    derivatives of an output, of any order; the order of differentiation does not matter
     f, …             given fields, columns of data that come with the points
     nu, …            unknowns, trainable numbers
+    image(x + u, y)  a given grid, read at a place that expressions give
 
 A sympy expression may hold ``u(x, t).diff(t, 2)`` as well, of a function of the output's name: so the
 equations of PhysicsNeMo's ``PDE`` classes, ``.equations``, are read. ``Eq(l, r)`` is its residual ``l - r``.
@@ -15,8 +16,9 @@ equations of PhysicsNeMo's ``PDE`` classes, ``.equations``, are read. ``Eq(l, r)
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import ChainMap
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -27,12 +29,20 @@ from sympy.core.function import AppliedUndef
 from ..errors import CompileError, ExpressionError, nearest
 from ..functions.declarations import check_name, over_symbols, without_piecewise
 from ..functions.faa_di_bruno import Derivative
+from ..functions.grids import Grid, callers, calls
 from ..functions.parsing import FUNCTIONS, parse_expression
 from ..functions.stable_forms import stable
-from ..graph.residuals import TERM, Residuals, by_term
+from ..graph.residuals import TERM, LookUp, Residuals, by_term
 
 MARK = "__"
 """Between an output and what it is differentiated by."""
+
+MAX_ORDER = 8
+"""The highest derivative; that of order n of a function of a function has as many terms as n things have
+partitions, 4140 for 8."""
+
+GRID = "grid_"
+"""Before the name of a grid, the name of its tensor."""
 
 _DERIVATIVE = re.compile(rf"[A-Za-z]\w*?{MARK}\w+")
 
@@ -45,6 +55,7 @@ class Names:
     outputs: tuple[str, ...]
     fields: tuple[str, ...] = ()
     unknowns: tuple[str, ...] = ()
+    grids: Mapping[str, Grid] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         kinds = {
@@ -52,18 +63,23 @@ class Names:
             "output": self.outputs,
             "field": self.fields,
             "unknown": self.unknowns,
+            "grid": tuple(self.grids),
         }
         seen: dict[str, str] = {}
         for kind, names in kinds.items():
             for name in names:
                 check_name(kind, name, reserved=frozenset({"pi", TERM.name, *FUNCTIONS}))
-                if name in seen or MARK in name:
-                    found = f"two names {name!r}" if name in seen else f"{MARK!r} in {name!r}"
+                if name in seen or MARK in f"{name}_":
+                    found = (
+                        f"two names {name!r}"
+                        if name in seen
+                        else f"{MARK!r} in {name!r}, or '_' at its end"
+                    )
                     raise CompileError(
                         f"{found}, an {kind}"
-                        if MARK in name
+                        if name not in seen
                         else f"{found}: {seen[name]} and {kind}",
-                        where="inputs, outputs, fields and unknowns of the residuals",
+                        where="inputs, outputs, fields, unknowns and grids of the residuals",
                         instead=f"give each another name, without {MARK!r}, which marks derivatives",
                     )
                 seen[name] = kind
@@ -98,6 +114,13 @@ class Names:
                     where=where,
                     instead=f"the inputs are {', '.join(self.inputs)}",
                 )
+        if len(by) > MAX_ORDER:
+            raise ExpressionError(
+                f"{name!r} is a derivative of order {len(by)}; at most {MAX_ORDER} are taken, since the "
+                "terms of the chain rule grow faster than exponentially",
+                where=where,
+                instead="name lower derivatives as outputs of their own, and let equations say so",
+            )
         return output, tuple(sorted(map(self.inputs.index, by)))
 
     def trained(self, equation: Expr) -> bool:
@@ -115,7 +138,8 @@ class Names:
             called = {
                 m: self.symbol(*self.derivative(m, where)) for m in _DERIVATIVE.findall(equation)
             }
-            return parse_expression(equation, {**self.symbols, **called}, where=where)
+            functions = ChainMap(callers(self.grids), FUNCTIONS)
+            return parse_expression(equation, {**self.symbols, **called}, functions, where=where)
         if isinstance(equation, sympy.Eq):
             equation = equation.lhs - equation.rhs
         if not isinstance(equation, Expr):
@@ -131,15 +155,36 @@ class Names:
             d: self._called(d.expr, d.variables, where) for d in equation.atoms(sympy.Derivative)
         }
         plain = equation.xreplace(derivatives)
-        plain = plain.xreplace({f: self._called(f, (), where) for f in plain.atoms(AppliedUndef)})
+        apart: dict[Expr, Expr] = {}
+        reads: dict[Symbol, Expr] = {}
+        for function in calls(plain):
+            call = callers(self.grids).get(function.func.__name__)
+            if call is None:
+                apart[function] = self._called(function, (), where)
+                continue
+            places = [self._in_symbols(p.xreplace(apart), reads, where) for p in function.args]
+            apart[function] = sympy.Dummy(function.func.__name__, real=True)
+            try:
+                reads[apart[function]] = call(*places)
+            except TypeError as error:
+                raise ExpressionError(
+                    f"{function} cannot be called so: {error}", where=where
+                ) from error
+        plain = self._in_symbols(plain.xreplace(apart), reads, where)
+        for symbol, read in reversed(reads.items()):
+            plain = plain.xreplace({symbol: read})
+        return plain
+
+    def _in_symbols(self, plain: Expr, others: Collection[Symbol], where: str) -> Expr:
+        """An expression without functions of the inputs, in our symbols and ``others``."""
         known = dict(self.symbols)
-        for symbol in plain.free_symbols:
+        for symbol in plain.free_symbols - {*others}:
             if MARK in symbol.name:
                 known[symbol.name] = self.symbol(*self.derivative(symbol.name, where))
             elif symbol.name not in known:
                 raise ExpressionError(
                     f"the name {symbol.name!r} is unknown. {nearest(symbol.name, known)}".rstrip(),
-                    where=f"{where}, {equation}",
+                    where=f"{where}, {plain}",
                     instead=f"the names here are {', '.join(known)}; a number that is to be found is one of "
                     "unknowns={...}, data are fields of a term",
                 )
@@ -210,14 +255,16 @@ class System:
         streams of a sum cost what those of one derivative cost.
         """
         names = self.names
-        equations, sums = _with_sums(self.equations, names)
+        equations, lookups = _with_lookups(self.equations, names)
+        equations, sums = _with_sums(equations, names)
         outputs = max(map(len, equations))
         zero = sympy.Integer(0)
         expressions = tuple(
             by_term([each[k] if k < len(each) else zero for each in equations])
             for k in range(outputs)
         )
-        used = set().union(*(e.free_symbols for e in expressions))
+        places = (place for read in lookups.values() for place in read.places)
+        used = set().union(*(e.free_symbols for e in (*expressions, *places))) - lookups.keys()
         wanted: list[Derivative] = []
         streams: dict[Symbol, tuple[int, int]] = {}
         for symbol in sorted(used, key=lambda s: s.name):
@@ -242,11 +289,29 @@ class System:
             unknowns={symbols[name]: parameter for name, parameter in unknowns.items()},
             streams=streams,
             wanted=tuple(wanted),
+            lookups=lookups,
         )
 
 
+def _with_lookups(
+    equations: Sequence[Sequence[Expr]], names: Names
+) -> tuple[list[list[Expr]], dict[Symbol, LookUp]]:
+    """The equations, what they read of grids being symbols ``image__1``, …, and what these are."""
+    known: dict[Expr, Symbol] = {}
+    lookups: dict[Symbol, LookUp] = {}
+    for equation in (e for several in equations for e in several):
+        for call in calls(equation):
+            if call not in known:
+                name = call.func.__name__
+                grid, number = names.grids[name], sum(c.func == call.func for c in known) + 1
+                known[call] = Symbol(f"{name}{MARK}{number}", real=True)
+                places = grid.in_points([place.xreplace(known) for place in call.args])
+                lookups[known[call]] = LookUp(f"{GRID}{name}", grid.of, places)
+    return [[e.xreplace(known) for e in several] for several in equations], lookups
+
+
 def _with_sums(
-    equations: tuple[tuple[Expr, ...], ...], names: Names
+    equations: Sequence[Sequence[Expr]], names: Names
 ) -> tuple[list[list[Expr]], dict[Symbol, Derivative]]:
     """The equations, weighted sums of pure second derivatives being symbols of their own, and what these are.
 

@@ -228,14 +228,27 @@ def _check(
     box: Sequence[tuple[float, float]] | None,
     order: tuple[int, ...],
 ) -> None:
+    check_grid(grid, mode, padding, box)
+    rank, found, instead = grid.dim() - 1, "", ""
+    if places.dim() < 2 or places.shape[-1] != rank:
+        shape = ["N", *places.shape[1:]]
+        found = f"places of shape [{', '.join(map(str, shape))}] for a grid of {rank} dimensions"
+        instead = f"give them [N, …, {rank}], a coordinate for every dimension of the grid"
+    elif len(order) != rank or any(o < 0 for o in order):
+        found = f"the order {list(order)} for a grid of {rank} dimensions"
+        instead = "give a number of derivatives for every dimension, 0 for none"
+    if found:
+        raise CompileError(f"interpolate was given {found}", instead=instead)
+
+
+def check_grid(
+    grid: Tensor, mode: str, padding: str, box: Sequence[tuple[float, float]] | None
+) -> None:
+    """Raise :class:`CompileError` unless a grid ``[C, *size]`` can be read so."""
     rank, found, instead = grid.dim() - 1, "", ""
     if not 1 <= rank <= 3 or not grid.numel():
         found = f"a grid of shape {list(grid.shape)}"
         instead = "give it [C, *size] with one to three dimensions after the channels: image[None]"
-    elif places.dim() < 2 or places.shape[-1] != rank:
-        shape = ["N", *places.shape[1:]]
-        found = f"places of shape [{', '.join(map(str, shape))}] for a grid of {rank} dimensions"
-        instead = f"give them [N, …, {rank}], a coordinate for every dimension of the grid"
     elif mode == "nearest":
         found = "the mode 'nearest', whose slope is zero wherever it is defined"
         instead = "use 'linear' or 'cubic'"
@@ -243,9 +256,6 @@ def _check(
         found, instead = f"the mode {mode!r}", "use 'linear' or 'cubic'"
     elif padding not in get_args(Padding):
         found, instead = f"the padding {padding!r}", "use 'zeros', 'border' or 'reflection'"
-    elif len(order) != rank or any(o < 0 for o in order):
-        found = f"the order {list(order)} for a grid of {rank} dimensions"
-        instead = "give a number of derivatives for every dimension, 0 for none"
     elif box is not None and (len(box) != rank or any(a == b for a, b in box)):
         found = f"the box {list(box)} for a grid of {rank} dimensions"
         instead = "give a pair of two coordinates, of its first and last point, for every dimension"

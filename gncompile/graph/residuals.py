@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import sympy
 from sympy import Expr, Symbol
 
+from ..functions.expressions import to_float
 from ..functions.faa_di_bruno import Derivative
+from ..functions.interpolate import Interpolant
 from ..functions.primitives import select
 from .dead_nodes import remove_dead_nodes
+from .interpolate import Interpolate
 from .layers import Parameter
 from .model_graph import ModelGraph
 from .nodes import Input, Node, Op, Origin, Output, Pointwise, Select
@@ -20,12 +23,22 @@ TERM = Symbol("term", real=True)
 
 
 @dataclass(frozen=True)
+class LookUp:
+    """``T(place_1, …)``: the constant ``grid [1, *size]`` at places, in its points, that expressions give."""
+
+    grid: str
+    of: Interpolant
+    places: tuple[Expr, ...]
+
+
+@dataclass(frozen=True)
 class Residuals:
     """Expressions, one an output, and what stands behind their symbols.
 
     ``coordinates`` are columns of the network's input, ``columns`` those of a second input ``data``,
     ``unknowns`` names of trainable parameters of one number, and ``streams`` pairs ``(s, k)``: of the
-    network's output ``k`` the derivative ``wanted[s - 1]``, and itself where ``s`` is 0.
+    network's output ``k`` the derivative ``wanted[s - 1]``, and itself where ``s`` is 0. The places of
+    ``lookups`` may hold all of these, and look-ups that stand before them.
     """
 
     expressions: tuple[Expr, ...]
@@ -34,6 +47,7 @@ class Residuals:
     unknowns: Mapping[Symbol, str]
     streams: Mapping[Symbol, tuple[int, int]]
     wanted: tuple[Derivative, ...]
+    lookups: Mapping[Symbol, LookUp]
 
 
 def by_term(equations: list[Expr]) -> Expr:
@@ -61,6 +75,8 @@ def with_residuals(streams: ModelGraph, residuals: Residuals) -> ModelGraph:
 
         x = input 0      …      u__x = select[1 features](streams)      x_2 = select[1 features](x)
         c = parameter[c]        residual = -c x_2 + u__x                output = output(residual) : [1]
+
+    A look-up in r is a node of its own, at places that are nodes like the residual.
     """
     outputs = streams.output.size // (1 + len(residuals.wanted))
     (source,) = streams.output.inputs
@@ -78,13 +94,18 @@ def with_residuals(streams: ModelGraph, residuals: Residuals) -> ModelGraph:
 
     x = streams.inputs[0].name
     data = add("data", Input(1), (), 1 + max([0, *residuals.columns.values()]), Origin())
-    values: dict[Symbol, str] = {}
+    values: dict[Expr, str] = {}
 
     def value(symbol: Symbol) -> str:
         """The node of one feature that a symbol stands for."""
         if symbol not in values:
             here = Origin(code=symbol.name)
-            if symbol in residuals.unknowns:
+            if symbol in residuals.lookups:
+                read = residuals.lookups[symbol]
+                op = Interpolate(read.grid, 1, read.of)
+                at = tuple(map(placed, read.places))
+                values[symbol] = add(symbol.name, op, at, 1, here)
+            elif symbol in residuals.unknowns:
                 name = residuals.unknowns[symbol]
                 values[symbol] = add(symbol.name, Parameter(name, name), (), 1, here)
             else:
@@ -98,12 +119,24 @@ def with_residuals(streams: ModelGraph, residuals: Residuals) -> ModelGraph:
                 values[symbol] = add(symbol.name, Select((place,)), (of,), 1, here)
         return values[symbol]
 
+    def placed(expression: Expr) -> str:
+        if isinstance(expression, Symbol):
+            return value(expression)
+        if expression not in values:
+            values[expression] = computed("place", expression)
+        return values[expression]
+
+    def computed(label: str, expression: Expr) -> str:
+        if expression.is_number:
+            return add(label, Select((-1,), to_float(expression)), (x,), 1, Origin())
+        symbols = tuple(sorted(expression.free_symbols, key=lambda symbol: symbol.name))
+        read = tuple(map(value, symbols))
+        return add(label, Pointwise(expression, symbols), read, 1, Origin(code=label))
+
     rows: list[str] = []
     for number, expression in enumerate(residuals.expressions):
-        symbols = tuple(sorted(expression.free_symbols, key=lambda symbol: symbol.name))
         label = "residual" if len(residuals.expressions) == 1 else f"residual_{number}"
-        read = tuple(map(value, symbols))
-        rows.append(add(label, Pointwise(expression, symbols), read, 1, Origin(code=label)))
+        rows.append(computed(label, expression))
     if len(rows) > 1:
         rows = [add("residuals", Select(tuple(range(len(rows)))), tuple(rows), len(rows), Origin())]
     end = Node(streams.output.name, Output(), (rows[0],), (len(residuals.expressions),), Origin())

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import sympy
 import torch
@@ -315,6 +316,23 @@ def test_what_is_evaluated_is_what_torch_differentiates() -> None:
     assert problem.relative_l2(lambda x: problem.net(x).detach(), points) < 1e-15
 
 
+def test_derivatives_through_a_layer_norm_are_those_of_its_formula() -> None:
+    """Autograd's own third derivatives of it are wrong."""
+    net = nn.Sequential(nn.Linear(2, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 1)).double()
+    points = SQUARE.interior(3).drawn(generator_of(2))
+    problem = gncompile.residuals(net, "x y", "u", {"a": Term("u__x__x__y", points)})
+    trainer = problem.compile()
+    first, norm, last = net[0], net[1], net[3]
+
+    def u(x: Tensor) -> Tensor:
+        h = first(x)
+        a = (h - h.mean()) / (h.var(correction=0) + norm.eps).sqrt()
+        return last(torch.tanh(a * norm.weight + norm.bias))[0]
+
+    third = vmap(jacrev(hessian(u)))(points).detach()
+    close(trainer.predict(problem.batch().pair(1)[0]), third[:, 0, 0, 1:])
+
+
 # --- points ---------------------------------------------------------------------------------------
 
 
@@ -390,6 +408,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"inputs": "x y t", "terms": {"a": Term("u", torch.rand(4, 3).double())}},
         r"fails on points \[2, 3\]",
     ),
+    "field of another": (
+        {"terms": {"a": Term("u - f", POINTS, fields={"f": [1.0] * 4}), "b": Term("u__x - f", POINTS)}},
+        "the term 'b' reads the field 'f', which only other terms have",
+    ),
+    "field text": ({"terms": {"a": Term("u - f", POINTS, fields={"f": "f.csv"})}}, "field 'f' is a str"),
+    "unknown text": ({"terms": {"a": Term("k*u", POINTS)}, "unknowns": {"k": "2"}}, "'k' begins at '2'"),
+    "unknown nan": ({"terms": {"a": Term("k*u", POINTS)}, "unknowns": {"k": float("nan")}}, "begins at nan"),
+    "order": ({"terms": {"a": Term("u" + 9 * "__x", POINTS)}}, "order 9; at most 8"),
+    "underscore": ({"outputs": "u_"}, "'_' at its end"),
     "unsafe": ({"terms": {"a": Term("u.__class__", POINTS)}}, "attribute access"),
 }  # fmt: skip
 
@@ -416,6 +443,23 @@ def test_mistakes_are_told(case: str) -> None:
 def test_mistakes_about_boxes_are_told(make: Callable[[], object], text: str) -> None:
     with pytest.raises(GncompileError, match=text):
         make()
+
+
+def test_numbers_of_numpy_and_fields_of_any_kind_are_taken() -> None:
+    box = Box({"x": (np.float32(0), np.pi), "y": (0, 1)})
+    points = box.face(4, x=np.int64(0)).drawn(generator_of(0))
+    for given in ([1.0] * 4, np.ones(4), torch.ones(4, 1), lambda x: 1 + 0 * x[:, 0]):
+        term = Term("u - f", points, weight=np.float32(2), fields={"f": given})
+        assert (
+            gncompile.residuals(small_net(), "x y", "u", {"a": term}).batch().data[:, 1].eq(1).all()
+        )
+
+
+def test_what_holds_no_output_is_evaluated_too() -> None:
+    found = poisson().evaluate(POINTS, ["x", "2", "pi*y"])
+    x, y = POINTS.T
+    for value, wanted in zip(found.values(), (x, 2 + 0 * x, torch.pi * y), strict=True):
+        close(value, wanted)
 
 
 def test_single_precision_is_warned_of() -> None:
