@@ -7,7 +7,7 @@ to the loss's gradient a second solution with the same matrix takes back::
 
 and ``v + ½ a`` follows the curve on which the outputs go straight on [Transtrum and Sethna, Improvements to
 the Levenberg-Marquardt algorithm, 2012, arXiv:1201.5885]. Along narrow, bent valleys, where
-straight steps have to be short, it takes a third of the Jacobians and less.
+straight steps have to be short, it takes fewer Jacobians, for two forward passes each (docs/solvers.md).
 
 Where ``‖a‖ > α ‖v‖`` in the norm of D the expansion says nothing, and the step stays straight; so it does
 where z″ is rounding. The decrease that the quadratic model predicts is v's.
