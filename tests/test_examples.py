@@ -166,7 +166,7 @@ def test_a_flow_is_found_and_an_image_is_registered() -> None:
     one, two = (np.sin(rows)[..., None] * np.cos(columns - d)[..., None] for d in (0.0, 0.25))
     truth = np.broadcast_to([0.0, 1.0], (24, 24, 2))
     known = np.ones((24, 24), bool)
-    pair = flow.Pair("waves", one, two, truth, known, "j", (0.5,), 3.0, 0.5, 256)
+    pair = flow.Pair("waves", one, two, truth, known, "j", (0.5,), 3.0, 0.5, 256, 0.03)
     assert flow.end_point_error(flow.solve(pair, 12)[0], pair) < 0.3
 
     registration = example("registration")
