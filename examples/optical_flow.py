@@ -10,8 +10,8 @@ These are equations of ``gncompile.residuals``: the images are grids that they r
 ∇u is the network's own derivative, and each step draws places anew, anywhere between the pixels. Steps are
 Gauss-Newton's. Images are blurred, less and less, and each blur goes on with the last network. The pairs are
 a warped face (in the folder GNCOMPILE_DATA), whose displacement is known, and ``motorcycle`` of
-Middlebury's stereo benchmark, which scikit-image brings. Each has the α of 0.01 to 0.3 whose error against the true
-displacement is least; scikit-image's methods have their defaults, and grey images.
+Middlebury's stereo benchmark, which scikit-image brings. Each has the α of 0.01 to 0.3 whose error against
+the true displacement is least; scikit-image's methods have their defaults, and grey images.
 """
 
 import os
