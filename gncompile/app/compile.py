@@ -31,7 +31,7 @@ from ..training.unison import require_same_program
 from ..tuning.problem import Variants
 from ..tuning.tuner import Tune, tunable, variants_for
 from .api import loss_of, understand
-from .solver_choice import chosen_settings
+from .solver_choice import Case, chosen_settings
 from .standardise import Standardise, standardised_model
 
 
@@ -134,14 +134,11 @@ def compile_into(
         given = {**({} if method is None else {"method": method}), "solver": named, **options}
         samples = reader.inputs(example_inputs)[0].shape[0]
         itemsize, processes = reader.dtype.itemsize, current(process_group)
-        settings, stated = chosen_settings(
-            given,
-            traced.graph,
-            declared,
-            samples,
-            itemsize,
+        case = Case(
+            traced.graph, declared, samples, itemsize,
             apart=processes is not None or bool(options.get("deterministic")),
-        )
+        )  # fmt: skip
+        settings, stated = chosen_settings(given, case)
         check_arguments(dtype=dtype, backend=backend, precision=precision, tune=tune)
         settings.check_parameters(list(traced.parameters))
         if settings.strict:

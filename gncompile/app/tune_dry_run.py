@@ -30,7 +30,7 @@ from ..tuning.problem import Candidate, sizes
 from ..tuning.search import ranked, weight
 from ..tuning.tuner import sizes_of
 from .api import understand
-from .solver_choice import chosen_settings
+from .solver_choice import Case, chosen_settings
 from .training_run import trainer_options
 from .tune_command import bar
 
@@ -96,7 +96,7 @@ def bench_for(file: ModelFile, figures: Figures) -> GpuBench:
     samples = file.batch_size
     traced, loss, reader = understand(file.build(), file.loss, file.example(2), file.dtype)
     itemsize = reader.dtype.itemsize
-    settings, _ = chosen_settings(options, traced.graph, loss, samples, itemsize)
+    settings, _ = chosen_settings(options, Case(traced.graph, loss, samples, itemsize))
     settings = replace(settings, guarded=settings.second_order)  # as on any CUDA device
     program = step_program(traced.graph, loss, settings)
     dims = sizes_of(program, settings, samples, reader.dtype)

@@ -59,6 +59,7 @@ def test_auto_keeps_the_factors_where_the_matrix_is_large() -> None:
         ),
         ({"gather_noise": 0.5}, "kronecker", "solver 'kronecker', which gather_noise asks for"),
         ({"damping_scale": "diagonal"}, "exact", "solver 'exact', which damping_scale asks for"),
+        ({"acceleration": 0.5}, "exact", "solver 'exact', which acceleration asks for"),
         ({"method": "sgd"}, "kronecker", "sgd"),
     ],
 )
