@@ -71,7 +71,9 @@ def _cheaper(options: Mapping[str, Any], case: Case) -> tuple[Settings, str]:
 
     method, noise = options.get("method"), options.get("gather_noise")
     if method not in (None, AUTO) or noise is not None:
-        asks = "which gather_noise" if method in (None, AUTO) else f"whose factors method={method!r}"
+        asks = (
+            "which gather_noise" if method in (None, AUTO) else f"whose factors method={method!r}"
+        )
         factored, _ = named("kronecker")
         return factored, f"solver 'kronecker', {asks} asks for"
     given = [name for name in OF_EXACT if name in options]
