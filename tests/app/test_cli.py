@@ -421,7 +421,7 @@ def test_whatever_is_raised_ends_in_a_text(
     def fails(*arguments: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr("gncompile.app.training_run.compile_file", fails)
+    monkeypatch.setattr("gncompile.app.runs.compile_file", fails)
     monkeypatch.setattr(tempfile, "tempdir", str(model.parent))
     assert run("explain", model) == 1
     shown = capsys.readouterr().err
@@ -440,7 +440,7 @@ def test_an_interrupt_anywhere(
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gncompile.app.training_run.compile_file", interrupted)
+    monkeypatch.setattr("gncompile.app.runs.compile_file", interrupted)
     assert run("explain", model) == 130
     assert capsys.readouterr().err == "interrupted\n"
 

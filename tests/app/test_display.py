@@ -91,7 +91,7 @@ def test_records_print_themselves_in_a_line() -> None:
     factors = gncompile.curvature(nn.Linear(3, 2), "mse", x, torch.randn(5, 2))
     (one,) = factors.values()
     assert str(one).startswith("KroneckerFactors(")
-    assert str(one).endswith("Ḡ [2, 2] ⊗ Q [4, 4], float32)")
+    assert str(one).endswith("Ḡ [2, 2] ⊗ Q [4, 4], float32, 5 samples)")
     records = [Record(n, 1.0 / n, 1.0 / n, validation_loss=2.0 / n) for n in (1, 2)]
     history = History(records, ended="2 updates made")
     expected = "2 updates, loss 1 → 0.5, best validation 1 at update 2, 2 updates made"

@@ -150,7 +150,7 @@ class TiedToTable(nn.Module):
 
 
 ALONE = {"momentum": False, "layer_steps": 0, "average": 0.0, "step_growth": None}
-EXACT = {**ALONE, "solver": "exact", "damping_tries": 1}
+EXACT = {**ALONE, "solver": "exact", "damping_tries": 1, "acceleration": None}
 ITERATED = {**ALONE, "search_steps": 0, "quadratic_share": 1.0, "curvature_share": 1.0}
 
 
