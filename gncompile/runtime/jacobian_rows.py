@@ -39,26 +39,16 @@ def row_gram(
     where each of its elements has a weight of its own, by its rows a few at a time: for T places
     ``T² (a + b)`` numbers a pair of rows against ``a b``.
     """
-    columns, samples = out.shape[:2]
-    own = weight.dim() > 0
-    share = weight / samples
+    share = weight / out.shape[1]
     if before is None:
         out.zero_()
     else:
         out.copy_(before)
     if bias:
-        total = _summed(sides).flatten(0, 1)
-        out.view(len(total), -1).addmm_(total * (share.flatten() if own else share), total.T)
-        return
-    uses = list(zip(sides[::2], sides[1::2], strict=True))
-    a, b = uses[0][0].shape[-1], uses[0][1].shape[-1]
-    places = sum(left.shape[-2] for left, _ in uses)
-    if not own and (places == 1 or places**2 * (a + b) <= a * b):
-        _add_by_pairs(uses, share, out)
+        total = _summed(sides)
+        _add_lower(total * share, total, out)
     else:
-        for part, made in _made(uses, max(1, columns * samples // b)):
-            j = made.flatten(2)
-            _add_lower(j * (share[part].flatten() if own else share), j, out)
+        _add_weight(sides, share, out)
     for tile in _tiles(out):
         first = tile.start
         out[:, :first, :, tile] = out[:, tile, :, :first].permute(2, 3, 0, 1)
@@ -85,6 +75,21 @@ def row_squares(
 def _summed(sides: list[Tensor]) -> Tensor:
     """``Σ_s l_s`` over the places of all uses."""
     return sum((side.sum(-2) for side in sides[1:]), start=sides[0].sum(-2))
+
+
+def _add_weight(sides: list[Tensor], share: Tensor, out: Tensor) -> None:
+    """``out += J share Jᵀ`` of a weight, by pairs or by rows, below its diagonal."""
+    columns, samples = out.shape[:2]
+    own = share.dim() > 0
+    uses = list(zip(sides[::2], sides[1::2], strict=True))
+    a, b = uses[0][0].shape[-1], uses[0][1].shape[-1]
+    places = sum(left.shape[-2] for left, _ in uses)
+    if not own and (places == 1 or places**2 * (a + b) <= a * b):
+        _add_by_pairs(uses, share, out)
+        return
+    for part, made in _made(uses, max(1, columns * samples // b)):
+        j = made.flatten(2)
+        _add_lower(j * (share[part].flatten() if own else share), j, out)
 
 
 def _add_by_pairs(uses: list[tuple[Tensor, Tensor]], share: Tensor, out: Tensor) -> None:
