@@ -66,7 +66,7 @@ class Table:
             raise DataError(
                 f"no column {shown(name)}. {nearest(name, self.names)}".rstrip(),
                 where=f"{asked}, and the columns of {self.where}",
-                instead=f"use the file's columns: {listed[:500] or 'none'}",
+                instead=f"add it, or use the file's columns: {listed[:500] or 'none'}",
             )
         return self.columns[name]
 

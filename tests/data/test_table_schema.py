@@ -71,6 +71,10 @@ def test_other_orders_more_columns_and_no_targets() -> None:
         schema.targets_of(new)
     with pytest.raises(DataError, match="no column 'age'. Did you mean 'aged'"):
         schema.encode(table(aged=[1], town=["Oslo"]))
+    with pytest.raises(
+        DataError, match="what to do: add it, or use the file's columns: aged, town"
+    ):
+        schema.encode(table(aged=[1], town=["Oslo"]))
 
 
 def test_unknown_levels_and_missing_cells_have_a_place() -> None:
