@@ -27,6 +27,8 @@ AIMS = {"gradient / autograd": 1.15, "gradient and factors / BackPACK": 0.8, "st
 AGREEMENT = 1e-3
 """How far a layer's gradient may be from autograd's, relatively, in float32."""
 CLASSES = 10
+FACTORS = ("gradient", "share_inputs", "curvature", "columns_begin", "columns")
+"""The phases up to a layer's factors, of which a program has some."""
 
 Network = tuple[nn.Module, Tensor, Tensor]
 
@@ -92,10 +94,10 @@ def autograd(network: Network) -> Callable[[], None]:
     return run
 
 
-def adam(network: Network) -> Callable[[], None]:
+def adam(network: Network, capturable: bool = False) -> Callable[[], None]:
     """Forward, backward and the fused update of ``torch.optim.Adam``."""
     model, x, y = copy.deepcopy(network)
-    optimiser = torch.optim.Adam(model.parameters(), fused=True)
+    optimiser = torch.optim.Adam(model.parameters(), fused=True, capturable=capturable)
 
     def step() -> None:
         optimiser.zero_grad(set_to_none=True)
@@ -128,8 +130,7 @@ def timed(network: Network, ours: Compiled, rounds: int, clock: Clock) -> dict[s
     model, x, y = copy.deepcopy(network)
     trainer = gncompile.compile(model, "cross_entropy", x)
     count, warm = cycle(trainer.settings), settled(trainer.settings)
-    factors = ("gradient", "share_inputs", "curvature", "columns_begin", "columns")
-    present = [phase for phase in factors if phase in ours.program.phases]
+    present = [phase for phase in FACTORS if phase in ours.program.phases]
     contestants = [
         Contestant("gradient", lambda: ours.run("gradient"), 0.0, 3),
         Contestant("autograd", autograd(network), 0.0, 3),

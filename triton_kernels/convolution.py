@@ -53,7 +53,10 @@ Settings = MatrixSettings
 
 
 class Geometry(Protocol):
-    """A convolution from ``inputs`` to ``outputs`` channels, in so many ``groups``."""
+    """A convolution from ``inputs`` to ``outputs`` channels, in so many ``groups``.
+
+    An output channel sees ``columns`` at every one of the ``places``; a sample has ``size`` inputs.
+    """
 
     @property
     def window(self) -> Window: ...
@@ -63,6 +66,12 @@ class Geometry(Protocol):
     def outputs(self) -> int: ...
     @property
     def groups(self) -> int: ...
+    @property
+    def columns(self) -> int: ...
+    @property
+    def places(self) -> int: ...
+    @property
+    def size(self) -> int: ...
 
 
 @Template
@@ -92,14 +101,13 @@ def convolve(
     Raises InternalError if shapes do not fit.
     """
     g, w = geometry, geometry.window
-    channels, taps = g.outputs // g.groups, prod(w.kernel)
-    inner = g.inputs // g.groups * taps
-    require("weight", weight, g.outputs, inner)
+    channels = g.outputs // g.groups
+    require("weight", weight, g.outputs, g.columns)
     row, column = weight.stride()
     return _implicit_product(
         x, (g.inputs, prod(w.size)), forward(w, by_place=True),
         Operand(weight, row, column, channels * row, channels, channels), None,
-        out, (g.outputs, prod(w.places)), inner, g.groups,
+        out, (g.outputs, g.places), g.columns, g.groups,
         bias, epilogue, epilogue_inputs, outputs, precision, settings,
     )  # fmt: skip
 
@@ -123,10 +131,10 @@ def convolve_adjoint(
     """
     of, w = geometry, geometry.window
     channels, taps, each = of.inputs // of.groups, prod(w.kernel), of.outputs // of.groups
-    require("weight", weight, of.outputs, channels * taps)
+    require("weight", weight, of.outputs, of.columns)
     row, column = weight.stride()
     return _implicit_product(
-        g, (of.outputs, prod(w.places)), adjoint(w, by_place=True),
+        g, (of.outputs, of.places), adjoint(w, by_place=True),
         # A grid of the taps for every output channel, whose channels are those of the result.
         Operand(weight, row, column, each * row, channels, channels), points(taps, by_place=False),
         out, (of.inputs, prod(w.size)), each * taps, of.groups,
@@ -171,7 +179,7 @@ def _implicit_product(
             gemm_kernel,
             (tiles, groups),
             settings,
-            a=_side(a, view_a, a_grid, groups, shape.rows).operand,
+            a=_grids(a, a_grid, groups, shape.rows),
             b=b,
             out=of_group(out),
             outputs=tuple(map(of_group, outputs)),
@@ -214,15 +222,15 @@ def convolve_gradient(
     Raises InternalError if shapes do not fit.
     """
     of, w = geometry, geometry.window
-    places, taps = prod(w.places), prod(w.kernel)
-    each, columns = of.outputs // of.groups, of.inputs // of.groups * taps
-    require("g", g, x.shape[0], of.outputs * places)
-    require("x", x, g.shape[0], of.inputs * prod(w.size))
-    require("out", out, of.outputs, columns + homogeneous)
-    left = _side(g, points(places, by_place=False), (of.outputs, places), of.groups, each)
-    seen = forward(w, by_place=False)
-    right = _side(x, seen, (of.inputs, prod(w.size)), of.groups, columns)
-    shape = Shape(each, columns + homogeneous, _rows(g.shape[0], places), of.groups)
+    each, columns = of.outputs // of.groups, of.columns + homogeneous
+    require("g", g, x.shape[0], of.outputs * of.places)
+    require("x", x, g.shape[0], of.size)
+    require("out", out, of.outputs, columns)
+    vectors = _grids(g, (of.outputs, of.places), of.groups, each)
+    inputs = _grids(x, (of.inputs, prod(w.size)), of.groups, of.columns)
+    left = Side(vectors, points(of.places, by_place=False))
+    right = Side(inputs, forward(w, by_place=False))
+    shape = Shape(each, columns, _rows(g.shape[0], of.places), of.groups)
     return moment_of_sides(
         left, right, matrix(out)._replace(batch=each * out.stride(0)), shape,
         symmetric=False, homogeneous=homogeneous, alpha=alpha, precision=precision, settings=settings,
@@ -247,24 +255,22 @@ def patch_moment(
         out: ``[columns, columns]``, or one more where ``homogeneous``; symmetric bit by bit.
     """
     of, w = geometry, geometry.window
-    x, taps = rows_of(x), prod(w.kernel)
-    channels = of.inputs // of.groups
-    columns = channels * taps
-    require("x", x, x.shape[0], of.inputs * prod(w.size))
-    require("out", out, columns + homogeneous, columns + homogeneous)
-    seen = forward(w, by_place=False, groups=of.groups, channels=channels)
-    side = _side(x, seen, (of.inputs, prod(w.size)), 1, columns)
-    size, rows = columns + homogeneous, _rows(x.shape[0], of.groups * prod(w.places))
+    x, size = rows_of(x), of.columns + homogeneous
+    require("x", x, x.shape[0], of.size)
+    require("out", out, size, size)
+    seen = forward(w, by_place=False, groups=of.groups, channels=of.inputs // of.groups)
+    side = Side(_grids(x, (of.inputs, prod(w.size)), 1, of.columns), seen)
+    rows = _rows(x.shape[0], of.groups * of.places)
     return moment_of_sides(
         side, side, matrix(out), Shape(size, size, rows),
         symmetric=True, homogeneous=homogeneous, alpha=alpha, precision=precision, settings=settings,
     )  # fmt: skip
 
 
-def _side(grid: Tensor, view: View, of: tuple[int, int], groups: int, size: int) -> Side:
-    """A batch of grids, of so many channels and points, as one side of a product."""
-    (channels, count), (row, column) = of, grid.stride()
-    return Side(Operand(grid, row, column, channels // groups * count * column, size, size), view)
+def _grids(batch: Tensor, of: tuple[int, int], groups: int, size: int) -> Operand:
+    """A batch of grids, of so many channels and points, as an operand that is seen by a view."""
+    (channels, count), (row, column) = of, batch.stride()
+    return Operand(batch, row, column, channels // groups * count * column, size, size)
 
 
 def _rows(samples: int, places: int) -> int:

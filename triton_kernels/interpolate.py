@@ -158,9 +158,3 @@ def _interpolate(
 
 
 interpolate = Template(_interpolate)
-
-
-def cost(grid: Tensor, places: Sequence[Tensor], out: Tensor, points: int) -> tuple[int, int]:
-    """Flops, two for each of ``points`` around a place, and bytes moved where points stay in the cache."""
-    moved = sum(t.numel() * t.element_size() for t in (grid, *places, out))
-    return 2 * points * out.numel(), moved

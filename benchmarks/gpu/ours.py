@@ -19,7 +19,7 @@ from gncompile.training.trainer import Trainer
 from ..compiled import Compiled
 from ..contestants import trainer
 from ..problems import Problem
-from .clock import Clock
+from .clock import Call, Clock
 from .rows import Prepared
 
 STEADY = {"layer_steps": 0}
@@ -34,29 +34,38 @@ class Engine:
     precision: str
 
     def phases(self, problem: Problem, method: str, *names: str) -> Prepared:
-        """Phases of a step on the whole batch, without loading it: what is timed is the device's work."""
+        """:func:`phases` of a problem's step."""
         ours = Compiled.of(problem, method, self.backend, precision=self.precision)
-        ours.executable.load(ours.inputs, ours.target)
-        graphs = Graphs(ours.executable)
-        cost = phase_costs(ours.program, problem.batch)
-        total = sum((cost[n] for n in names if n in cost), Cost())
-        return Prepared(lambda: graphs.run(names), total.flops, total.bytes)
+        return phases(ours, problem.batch, *names)
 
     def step(self, problem: Problem, clock: Clock, **options: Any) -> Prepared:
-        """``Trainer.step`` over whole cycles of refreshes and damping choices."""
+        """:func:`step` on a problem."""
         ours = self.trainer(problem, **options)
-        settings = ours.settings
-        if not settings.second_order:
-            return Prepared(lambda: ours.step(*problem.pair()))
-        steps = cycle(settings)
-        # On a GPU every sequence of phases has to be met twice before it is a graph.
-        warm_up = settled(settings) + (3 * steps if clock.is_cuda else 0)
-        cost = step_cost(ours.program, settings, problem.batch)
-        return Prepared(lambda: ours.step(*problem.pair()), cost.flops, cost.bytes, steps, warm_up)
+        return step(ours, lambda: ours.step(*problem.pair()), problem.batch, clock)
 
     def trainer(self, problem: Problem, **options: Any) -> Trainer:
         """A trainer on a copy of the problem's model."""
         return trainer(problem, backend=self.backend, precision=self.precision, **options)
+
+
+def phases(ours: Compiled, batch: int, *names: str) -> Prepared:
+    """Phases on the whole batch, without loading it: what is timed is the device's work."""
+    ours.executable.load(ours.inputs, ours.target)
+    graphs, costs = Graphs(ours.executable), phase_costs(ours.program, batch)
+    total = sum((costs[name] for name in names if name in costs), Cost())
+    return Prepared(lambda: graphs.run(names), total.flops, total.bytes)
+
+
+def step(ours: Trainer, call: Call, batch: int, clock: Clock) -> Prepared:
+    """``Trainer.step``, which ``call`` makes, over whole cycles of refreshes and damping choices."""
+    settings = ours.settings
+    if not settings.second_order:
+        return Prepared(call)
+    steps = cycle(settings)
+    # On a GPU every sequence of phases has to be met twice before it is a graph.
+    warm_up = settled(settings) + (3 * steps if clock.is_cuda else 0)
+    cost = step_cost(ours.program, settings, batch)
+    return Prepared(call, cost.flops, cost.bytes, steps, warm_up)
 
 
 def kernel_cost(kernel: Kernel, costs: CostModel) -> Cost:

@@ -7,7 +7,7 @@ with default settings, which a tuned step takes where they win.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -17,21 +17,18 @@ from torch import Tensor, nn
 
 import gncompile
 from gncompile.emit.torch_operations import Options
-from gncompile.program.costs import Cost
 from gncompile.program.schedule import Kind
 from gncompile.program.specs import SAMPLES
-from gncompile.program.timetable import cycle, settled
-from gncompile.runtime.graphs import Graphs
 from gncompile.runtime.memory import dense
 from gncompile.training.trainer import Trainer
 
 from ..compare import Check, largest, relative_error
 from ..compiled import Compiled
-from ..conv_step import CLASSES, NETWORKS
+from ..conv_step import CLASSES, FACTORS, NETWORKS, Network, adam, autograd
 from ..convergence.networks import RowTransformer
 from .checks import ALLOWED, AMPLIFIED, STEPS
 from .clock import Call, Clock
-from .ours import Engine, phase_costs, step_cost
+from .ours import Engine, phases, step
 from .rates import tf32
 from .rows import Entry, Left, Prepared
 
@@ -46,17 +43,15 @@ OUR_STEP = "default step, ours"
 
 BASELINES = {"/eager": AUTOGRAD, "/captured": CAPTURED, "/Adam": TORCH_ADAM}
 """Rows that the others are divided by, under these heads."""
-FACTORS = ("gradient", "share_inputs", "curvature", "columns_begin", "columns")
-"""The phases up to a layer's factors, of which a program has some."""
 
 
-def transformer() -> tuple[nn.Module, Tensor, Tensor]:
+def transformer() -> Network:
     """One block of width 64 on 256 images of 28 rows."""
     model = RowTransformer(28, 64, heads=4, blocks=1, outputs=CLASSES)
     return model, torch.rand(256, 28 * 28), torch.randint(CLASSES, (256,))
 
 
-EVERY: dict[str, Callable[[], tuple[nn.Module, Tensor, Tensor]]] = {
+EVERY: dict[str, Callable[[], Network]] = {
     **NETWORKS,
     "transformer": transformer,
 }
@@ -185,49 +180,29 @@ class Places:
         yield Entry(TORCH_ADAM, lambda: Prepared(clock.captured(self._adam(), warm_up=5)))
         yield Entry(OUR_STEP, self._step)
 
-    def _backward(self, model: nn.Module | None = None) -> Call:
-        """Forward and backward by torch."""
-        of = copy.deepcopy(self.model) if model is None else model
-
-        def call() -> None:
-            of.zero_grad(set_to_none=True)
-            nn.functional.cross_entropy(of(self.x), self.y).backward()
-
-        return call
+    def _backward(self) -> Call:
+        return autograd((self.model, self.x, self.y))
 
     def _adam(self) -> Call:
-        """Forward, backward and the fused update."""
-        model = copy.deepcopy(self.model)
-        optimiser = torch.optim.Adam(model.parameters(), fused=True, capturable=self.clock.is_cuda)
-        backward = self._backward(model)
-
-        def call() -> None:
-            backward()
-            optimiser.step()
-
-        return call
+        return adam((self.model, self.x, self.y), capturable=self.clock.is_cuda)
 
     def _phases(self, of: Compiled, *names: str) -> Prepared:
-        """Phases on the whole batch, without loading it."""
-        present = tuple(name for name in names if name in of.program.phases)
-        of.executable.load(of.inputs, of.target)
-        graphs, costs = Graphs(of.executable), phase_costs(of.program, len(self.x))
-        total = sum((costs[name] for name in present), Cost())
-        return Prepared(lambda: graphs.run(present), total.flops, total.bytes)
+        """Those of the phases that a program has."""
+        return phases(of, len(self.x), *present(of, names))
 
     def _step(self) -> Prepared:
-        """``Trainer.step`` over whole cycles of refreshes and damping choices."""
         ours = self.trainer(self.engine.backend)
-        steps = cycle(ours.settings)
-        warm_up = settled(ours.settings) + (3 * steps if self.clock.is_cuda else 0)
-        cost = step_cost(ours.program, ours.settings, len(self.x))
-        call: Call = lambda: ours.step(self.x, self.y)  # noqa: E731
-        return Prepared(call, cost.flops, cost.bytes, steps, warm_up)
+        return step(ours, lambda: ours.step(self.x, self.y), len(self.x), self.clock)
+
+
+def present(of: Compiled, names: Sequence[str]) -> tuple[str, ...]:
+    """The names that are phases of a program."""
+    return tuple(name for name in names if name in of.program.phases)
 
 
 def run(of: Compiled) -> None:
     """The phases up to the factors."""
-    of.run(*(name for name in FACTORS if name in of.program.phases))
+    of.run(*present(of, FACTORS))
 
 
 def inputs_of(of: Compiled) -> dict[str, Tensor]:

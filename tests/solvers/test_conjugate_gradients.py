@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from pathlib import Path
 
 import oracles
@@ -11,15 +10,13 @@ import pytest
 import torch
 from architectures import normal
 from comparison import assert_close
-from exact_problems import EXACT, SHARED, assert_same, problems
+from exact_problems import EXACT, SHARED, Dense, assert_same, problems, shared
 from hypothesis import given, settings
 from problems import EVERY_LOSS
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev
 from torch.nn.utils.parametrizations import weight_norm
 
 import gncompile
-from gncompile.base.settings import Settings
 from gncompile.errors import CompileError
 from gncompile.program.costs import CostModel
 from gncompile.training.trainer import Trainer
@@ -28,49 +25,6 @@ ONE_DIRECTION = {"momentum": False, "layer_steps": 0, "average": 0.0, "step_grow
 """The step is a multiple of the direction."""
 QUIET = {**ONE_DIRECTION, "search_steps": 0, "damping_period": 5, "damping": 1e-2}
 """λ stays as it is for four steps, and none is undone, whatever the loss does."""
-
-
-class Dense:
-    """G of the last samples of a batch, and ∇ of all of it, as torch.func makes them."""
-
-    def __init__(self, model: nn.Module, loss: str, x: Tensor, y: Tensor, last: int) -> None:
-        self.at = oracles.parameters(model)
-        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
-        argument = EVERY_LOSS[loss].argument
-        gradient = oracles.gradient(model, argument, x, y)
-        apart = copy.deepcopy(model)  # torch.func leaves its tensors in a module called twice
-        x, y = x[-last:], y[-last:]
-        j = jacrev(lambda p: functional_call(apart, p, (x,)))(self.at)
-        flat = torch.cat([j[name].flatten(2) for name in self.names], dim=2)
-        hessian = oracles.output_hessian(argument, model(x).detach(), y)
-        self.g = torch.einsum("nkp,nkl,nlq->pq", flat, hessian, flat) / last
-        self.gradient = self._flat(gradient)
-
-    def _flat(self, by_name: dict[str, Tensor]) -> Tensor:
-        return torch.cat([by_name[name].flatten() for name in self.names])
-
-    def system(self, damping: float, l2: object = 0.0) -> tuple[Tensor, Tensor]:
-        """``G + λ + η`` and ``∇ + η θ``."""
-        options = Settings.from_options(l2=l2)
-        etas = {name: torch.full_like(self.at[name], options.l2_of(name)) for name in self.names}
-        eta = self._flat(etas)
-        return self.g + torch.diag(eta + damping), self.gradient + eta * self._flat(self.at)
-
-    def solve(
-        self, damping: float, l2: object = 0.0, blocks: Sequence[Sequence[str]] | None = None
-    ) -> dict[str, Tensor]:
-        """``−(G + λ + η)⁻¹ ∇`` in every block of parameters, by name."""
-        matrix, slope = self.system(damping, l2)
-        owner = dict.fromkeys(self.names, 0)
-        for number, block in enumerate(blocks or []):
-            owner |= dict.fromkeys(block, number)
-        block = self._flat({n: torch.full_like(self.at[n], owner[n]) for n in self.names})
-        return self.by_name(-torch.linalg.solve(matrix * (block[:, None] == block), slope))
-
-    def by_name(self, flat: Tensor) -> dict[str, Tensor]:
-        """A vector's parts in the parameters' shapes."""
-        parts = flat.split([self.at[name].numel() for name in self.names])
-        return {n: part.view_as(self.at[n]) for n, part in zip(self.names, parts, strict=True)}
 
 
 def compiled(model: nn.Module, loss: str, x: Tensor, solver: str, **options: object) -> Trainer:
@@ -117,14 +71,10 @@ BLOCKS = {
 
 @pytest.mark.parametrize("name", SHARED)
 def test_blocks_of_layers_with_several_uses(name: str) -> None:
-    torch.manual_seed(0)
-    model, generator = SHARED[name]().double(), torch.Generator().manual_seed(1)
-    x = normal(generator, 4, *((2, 4) if name == "groups" else (3,)))
-    x = torch.randint(4, (4, 3), generator=generator) if name == "embedding" else x
-    y = normal(generator, 4, model(x).shape[1])
+    model, x, y, loss = shared(name)
     l2 = {"*bias": 0.2, "*weight": 0.03}
-    dense = Dense(model, "mse", x, y, 4)
-    found = once(model, "mse", x, y, "block_hessian_free", l2=l2)
+    dense = Dense(model, loss, x, y, len(x))
+    found = once(model, loss, x, y, "block_hessian_free", l2=l2)
     assert_same(found, dense.solve(1e-2, l2, BLOCKS[name]), EXACT, name)
 
 
@@ -198,10 +148,10 @@ def test_products_are_counted_and_end_where_they_should(warm: bool, guarded: boo
     last, counts = None, []
     for _ in range(4):
         dense = Dense(model, "mse", x, y, len(x))
-        before = dense._flat(dense.at).clone()
+        before = dense.flat(dense.at).clone()
         d, products, left = textbook(*dense.system(1e-2), 0.05, 9, last)
         stats = trainer.step(x, y).resolved()
-        last = dense._flat(oracles.parameters(model)) - before
+        last = dense.flat(oracles.parameters(model)) - before
         assert (stats.products, stats.residual) == (products, pytest.approx(left, rel=1e-6))
         assert_close(last / stats.step_size, d, 1e-8, "the direction")
         last, counts = last if warm else None, [*counts, products]

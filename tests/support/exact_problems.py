@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import oracles
 import torch
@@ -27,6 +28,60 @@ LOSSES = ("MSELoss", "bce_with_logits", "cross_entropy", "poisson", "huber")
 EXACT = 1e-9
 
 
+class Dense:
+    """G of the last samples of a batch, and ∇ of all of it, as torch.func makes them."""
+
+    def __init__(self, model: nn.Module, loss: str, x: Tensor, y: Tensor, last: int) -> None:
+        self.at = oracles.parameters(model)
+        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
+        argument = EVERY_LOSS[loss].argument
+        gradient = oracles.gradient(model, argument, x, y)
+        apart = copy.deepcopy(model)  # torch.func leaves its tensors in a module called twice
+        x, y = x[-last:], y[-last:]
+        j = jacrev(lambda p: functional_call(apart, p, (x,)))(self.at)
+        self.jacobian = torch.cat([j[name].flatten(2) for name in self.names], dim=2)
+        self.hessian = oracles.output_hessian(argument, model(x).detach(), y)
+        sides = self.jacobian, self.hessian, self.jacobian
+        self.g = torch.einsum("nkp,nkl,nlq->pq", *sides) / last
+        self.gradient = self.flat(gradient)
+
+    def flat(self, by_name: dict[str, Tensor]) -> Tensor:
+        """The parameters' parts as a vector."""
+        return torch.cat([by_name[name].flatten() for name in self.names])
+
+    def by_name(self, flat: Tensor) -> dict[str, Tensor]:
+        """A vector's parts in the parameters' shapes."""
+        parts = flat.split([self.at[name].numel() for name in self.names])
+        return {n: part.view_as(self.at[n]) for n, part in zip(self.names, parts, strict=True)}
+
+    def system(
+        self, damping: float, l2: object = 0.0, scaled: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """``G + λ D + η`` and ``∇ + η θ``; D is 1, or diag(G) with 1 for 0."""
+        options = Settings.from_options(l2=l2)
+        etas = {name: torch.full_like(self.at[name], options.l2_of(name)) for name in self.names}
+        eta, diagonal = self.flat(etas), self.g.diagonal()
+        scale = torch.where(diagonal > 0, diagonal, 1.0) if scaled else torch.ones_like(eta)
+        slope = self.gradient + eta * self.flat(self.at)
+        return self.g + torch.diag(eta + damping * scale), slope
+
+    def slope_of(self, change: Tensor) -> Tensor:
+        """``(1/N) Jᵀ 𝓗 change`` of a change of the outputs ``[N, K]``."""
+        operands = self.jacobian, self.hessian, change
+        return torch.einsum("nkp,nkl,nl->p", *operands) / len(change)
+
+    def solve(
+        self, damping: float, l2: object = 0.0, blocks: Sequence[Sequence[str]] | None = None
+    ) -> dict[str, Tensor]:
+        """``−(G + λ + η)⁻¹ ∇`` in every block of parameters, by name."""
+        matrix, slope = self.system(damping, l2)
+        owner = dict.fromkeys(self.names, 0)
+        for number, block in enumerate(blocks or []):
+            owner |= dict.fromkeys(block, number)
+        block = self.flat({n: torch.full_like(self.at[n], owner[n]) for n in self.names})
+        return self.by_name(-torch.linalg.solve(matrix * (block[:, None] == block), slope))
+
+
 def dense(
     model: nn.Module, loss: str, x: Tensor, y: Tensor, damping: float, l2: object,
     scaled: bool = False, change: Tensor | None = None,
@@ -35,29 +90,11 @@ def dense(
 
     With a ``change`` of the outputs ``[N, K]`` ∇ is ``(1/N) Jᵀ 𝓗 change``.
     """
-    at = oracles.parameters(model)
-    argument = EVERY_LOSS[loss].argument
-    z, gradient = model(x).detach(), oracles.gradient(model, argument, x, y)
-    apart = copy.deepcopy(model)  # torch.func leaves its tensors in a module that is called twice
-    j = jacrev(lambda p: functional_call(apart, p, (x,)))(at)
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
-    flat = torch.cat([j[name].flatten(2) for name in names], dim=2)
-    hessian = oracles.output_hessian(argument, z, y)
-    g = torch.einsum("nkp,nkl,nlq->pq", flat, hessian, flat) / len(x)
-    etas = torch.cat(
-        [
-            at[name].new_full((at[name].numel(),), Settings.from_options(l2=l2).l2_of(name))
-            for name in names
-        ]
-    )
-    theta = torch.cat([at[name].flatten() for name in names])
-    slope = torch.cat([gradient[name].flatten() for name in names]) + etas * theta
+    of = Dense(model, loss, x, y, len(x))
+    matrix, slope = of.system(damping, l2, scaled)
     if change is not None:
-        slope = torch.einsum("nkp,nkl,nl->p", flat, hessian, change) / len(x)
-    scale = torch.where(g.diagonal() > 0, g.diagonal(), 1.0) if scaled else torch.ones_like(etas)
-    delta = -torch.linalg.solve(g + torch.diag(etas + damping * scale), slope)
-    parts = delta.split([at[name].numel() for name in names])
-    return {name: part.view_as(at[name]) for name, part in zip(names, parts, strict=True)}
+        slope = of.slope_of(change)
+    return of.by_name(-torch.linalg.solve(matrix, slope))
 
 
 def direction(
