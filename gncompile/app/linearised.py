@@ -21,6 +21,7 @@ from ..losses.loss_scale import PER_SAMPLE
 from ..losses.vocabulary import Loss, LossSpec, SumLoss
 from ..pipeline import jacobian_program
 from ..program.costs import column_bytes
+from ..program.step_program import StepProgram
 from ..runtime.executable import Executable
 from ..training.batches import BatchReader
 from ..training.factors import ParameterPlaces
@@ -106,18 +107,21 @@ class Linearised:
 
     @cached_property
     def _executable(self) -> Executable:
-        program = jacobian_program(self.traced.graph)
         # The rows of all outputs are wanted together: one chunk of columns, however large one sample's is.
         budget = max(self.memory_budget, self._sample_bytes)
         return Executable(
-            program, self.traced, self.loss,
+            self._program, self.traced, self.loss,
             dtype=self.reader.dtype, device=self.reader.device, memory_budget=budget,
         )  # fmt: skip
 
     @cached_property
     def _sample_bytes(self) -> int:
-        program, outputs = jacobian_program(self.traced.graph), self.traced.graph.output.size
-        return column_bytes(program, 1, self.reader.dtype.itemsize, outputs)
+        outputs = self.traced.graph.output.size
+        return column_bytes(self._program, 1, self.reader.dtype.itemsize, outputs)
+
+    @cached_property
+    def _program(self) -> StepProgram:
+        return jacobian_program(self.traced.graph)
 
 
 def _chosen(graph: ModelGraph, subset: str | Sequence[str] | None) -> list[str]:

@@ -200,12 +200,7 @@ def load(path: str | os.PathLike[str], data_root: str | os.PathLike[str] | None 
     file = load_model_file(folder.model_file, started.base, root, folder.schema)
     _require_sizes(file, folder)
     module = file.build(started.seed)
-    if started.ended and folder.weights.exists():
-        give(module, read_weights(folder.weights, module), folder.weights)
-    else:
-        from ..training.checkpoint import load as load_checkpoint
-
-        give(module, load_checkpoint(folder.checkpoint).state["model"], folder.checkpoint)
+    give_learnt(module, folder, started)
     return Run(folder, started, file, module.eval())
 
 
@@ -222,7 +217,17 @@ def _require_sizes(file: ModelFile, folder: RunFolder) -> None:
             )
 
 
-def read_weights(path: Path, module: nn.Module) -> dict[str, Tensor]:
+def give_learnt(module: nn.Module, folder: RunFolder, started: Started) -> None:
+    """Load the weights that the report speaks of, or of a run that goes on those of its last checkpoint."""
+    if started.ended and folder.weights.exists():
+        _give(module, _read_weights(folder.weights, module), folder.weights)
+    else:
+        from ..training.checkpoint import load as load_checkpoint
+
+        _give(module, load_checkpoint(folder.checkpoint).state["model"], folder.checkpoint)
+
+
+def _read_weights(path: Path, module: nn.Module) -> dict[str, Tensor]:
     """The tensors of a weights file that are the module's, which bounds what is read."""
     from safetensors import SafetensorError, safe_open
 
@@ -241,7 +246,7 @@ def read_weights(path: Path, module: nn.Module) -> dict[str, Tensor]:
         raise _unfit(path, str(error)) from error
 
 
-def give(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+def _give(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """Load the weights; :class:`~gncompile.errors.CheckpointError` where they are another network's."""
     expected = module.state_dict()
     for name, tensor in expected.items():

@@ -9,21 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..base.environment import environment, table
 from ..base.tables import count
-from ..base.untrusted import fenced, in_markdown
 from ..data.domains import Box, generator_of
-from ..errors import GncompileError, ModelFileError, visible
+from ..errors import GncompileError, ModelFileError
 from ..frontends.pde_file import PdeFile, load_pde_file
 from ..training.records import History
-from .followed_folder import kind_of_folder
 from .residual_terms import Term
 from .residual_trainer import ResidualTrainer
 from .residuals import Problem, residuals
 from .run_folder import RunFolder
 from .run_pictures import draw_loss, draw_solution
+from .run_report import page
 from .started import Started
-from .training_run import FolderRun, new_folder, trainer_options
+from .training_run import FolderRun, trainer_options
 
 EVALUATED = 10_000
 """Points of the box at which the report compares with the reference."""
@@ -90,78 +88,24 @@ class PdeRun(FolderRun):
     trainer: ResidualTrainer
 
     @classmethod
-    def start(
-        cls,
-        model_file: Path,
-        folder: Path | None,
-        *,
-        updates: int | None = None,
-        epochs: int | None = None,
-        seed: int | None = None,
-        method: str | None = None,
-        checkpoint_every: int = 20,
-        progress: bool = True,
-        data_root: Path | None = None,
-    ) -> PdeRun:
-        """A fresh run in ``folder``, by default ``runs/NAME``; arguments but None go before the file."""
-        file = load_pde_file(model_file)
-        if folder is not None:
-            RunFolder(folder).require_free()
-        asked = {"updates": updates, "epochs": epochs, "seed": seed, "method": method}
+    def _read(cls, path: Path, base: str | None, data_root: Path | str | None) -> PdeFile:
+        return load_pde_file(path)
+
+    @classmethod
+    def _compiled(cls, file: PdeFile, seed: int, **given: Any) -> dict[str, Any]:
+        return _with_batches(file, compile_pde(file, seed, **given))
+
+    @classmethod
+    def _continued(cls, file: PdeFile, folder: RunFolder, started: Started) -> dict[str, Any]:
+        problem = problem_of(file, file.build(started.seed))
+        return _with_batches(file, problem.resume(folder.checkpoint))
+
+    @classmethod
+    def _settings(
+        cls, file: PdeFile, updates: int | None, epochs: int | None, data_root: Path | None
+    ) -> dict[str, Any]:
         updates = updates or epochs or file.training.updates  # all points are one batch
-        seed = file.training.seed if seed is None else seed
-        trainer = compile_pde(file, seed, **({} if method is None else {"method": method}))
-        settings = {
-            **{"updates": updates, "epochs": None, "seed": seed},
-            **{"checkpoint_every": checkpoint_every, "data": "", "data_root": None, "asked": asked},
-        }
-
-        def fill(made: RunFolder) -> None:
-            trainer.save(made.checkpoint)
-
-        made = new_folder(folder, file.name, model_file, settings, file.content, fill)
-        return cls._of(file, made, Started.of(made), trainer, progress=progress, fresh=True)
-
-    @classmethod
-    def resume(
-        cls,
-        folder: Path,
-        progress: bool = True,
-        data_root: Path | None = None,
-        *,
-        updates: int | None = None,
-        epochs: int | None = None,
-    ) -> PdeRun:
-        """A run as its last checkpoint left it, to go on to its end, or for ``updates``."""
-        run_folder = kind_of_folder().open(folder)
-        run_folder.hold()
-        try:
-            started = Started.of(run_folder)
-            file = load_pde_file(run_folder.model_file)
-            problem = problem_of(file, file.build(started.seed))
-            trainer = problem.resume(run_folder.checkpoint)
-            run_folder.rewind(trainer.updates)
-            more = updates or epochs
-            until = trainer.updates + more if more else None
-            if until and (started.ended or until > started.total(1)):
-                started = started.prolonged(until, run_folder)
-        except BaseException:
-            run_folder.release()
-            raise
-        return cls._of(file, run_folder, started, trainer, progress=progress, until=until)
-
-    @classmethod
-    def _of(
-        cls,
-        file: PdeFile,
-        folder: RunFolder,
-        started: Started,
-        trainer: ResidualTrainer,
-        **others: Any,
-    ) -> PdeRun:
-        batches = trainer.batches(file.pde.resample_every)
-        own = {"folder": folder, "started": started, "trainer": trainer, "batches": batches}
-        return cls(file=file, **own, **others)  # type: ignore[arg-type]
+        return {"updates": updates, "epochs": None, "data": "", "data_root": None}
 
     def _fit(self, updates: int) -> History:
         return self.trainer.fit(
@@ -181,25 +125,8 @@ class PdeRun(FolderRun):
         path, problem = self.folder.path, self.trainer.problem
         draw_loss(self.folder.history(), path / "loss.png")
         draw_solution(*solution(problem, self.file), path / "solution.png")
-        pictures = [
-            f"![{Path(name).stem}]({name})"
-            for name in ("loss.png", "solution.png")
-            if (path / name).exists()
-        ]
-        self.folder.write_report(
-            "\n\n".join(
-                [
-                    f"# {in_markdown(self.file.name)}",
-                    fenced(visible(table(self.results()))),
-                    *pictures,
-                    "## Derivation",
-                    "What was derived and compiled: [derivation/index.html](derivation/index.html).",
-                    "## Environment",
-                    fenced(table(environment())),
-                    "",
-                ]
-            )
-        )
+        pages = "What was derived and compiled"
+        self.folder.write_report(page(self.folder, self.file.name, self.results(), pages))
         self.trainer.report(self.folder.own_folder("derivation"), self.file.name)
 
     def results(self) -> dict[str, str]:
@@ -218,6 +145,10 @@ class PdeRun(FolderRun):
         if error is not None:
             told[f"relative L2 error, {EVALUATED} points"] = f"{error:.3g}"
         return told
+
+
+def _with_batches(file: PdeFile, trainer: ResidualTrainer) -> dict[str, Any]:
+    return {"trainer": trainer, "batches": trainer.batches(file.pde.resample_every)}
 
 
 def reference_error(problem: Problem, file: PdeFile) -> float | None:

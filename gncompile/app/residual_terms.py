@@ -50,6 +50,14 @@ class Batch:
         """Inputs and targets, as a trainer takes them: residuals are to be 0."""
         return (self.x, self.data), (self.x.new_zeros(len(self.x), equations), self.weight)
 
+    def energy(self, name: str, z: Tensor) -> Tensor:
+        """``E_t`` of a term, the half mean square of its residuals; those of all are ``z [N, K]``."""
+        return z[self.rows[name]].square().sum(dim=1).mean() / 2
+
+    def energies(self, z: Tensor) -> dict[str, float]:
+        """``E_t`` of every term by name."""
+        return {name: float(self.energy(name, z)) for name in self.rows}
+
 
 @dataclass(frozen=True)
 class Sampling:

@@ -15,6 +15,7 @@ from ..frontends.residual_network import ResidualNetwork
 from ..training.metrics import Metric
 from ..training.records import History
 from ..training.trainer import Trainer
+from .residual_terms import Batch
 
 VALIDATE = 10
 """Steps between two looks at the terms; each costs a forward pass."""
@@ -49,7 +50,7 @@ class ResidualTrainer(Trainer):
         train = self.batches(resample_every) if train is None else train
         if "validation" not in asked:
             batch = self.problem.batch(seed=self.seed)
-            own = [Metric(name, self._energy(rows), False) for name, rows in batch.rows.items()]
+            own = [Metric(name, _energy(batch, name), False) for name in batch.rows]
             own += [Metric(name, self._unknown(name)) for name in self.problem.unknowns]
             given = asked.get("metrics", ())
             several = given if isinstance(given, list | tuple) else [given]
@@ -68,8 +69,7 @@ class ResidualTrainer(Trainer):
     def terms(self, draw: int = 0) -> dict[str, float]:
         """``E_t`` of every term by name, on the points of a draw: the half mean square of its residuals."""
         batch = self.problem.batch(draw, self.seed)
-        z = self.predict((batch.x, batch.data))
-        return {name: float(self._energy(rows)(z, None)) for name, rows in batch.rows.items()}
+        return batch.energies(self.predict((batch.x, batch.data)))
 
     def summary(self, *arguments: Any, **named: Any) -> str:
         """What :meth:`Trainer.summary` tells, and a table of the terms."""
@@ -89,9 +89,6 @@ class ResidualTrainer(Trainer):
     def _draw(self, number: int) -> tuple[Any, Any]:
         return self.problem.batch(number, self.seed).pair(self.problem.equations)
 
-    def _energy(self, rows: slice) -> Callable[[Any, Any], Tensor]:
-        return lambda z, y: z[rows].square().sum(dim=1).mean() / 2
-
     def _unknown(self, name: str) -> Callable[[Any, Any], float]:
         return lambda z, y: self.problem.unknowns[name]
 
@@ -101,3 +98,7 @@ class ResidualTrainer(Trainer):
         assert isinstance(new.model, ResidualNetwork)
         new.problem = self.problem.for_network(new.model)
         return new
+
+
+def _energy(batch: Batch, name: str) -> Callable[[Any, Any], Tensor]:
+    return lambda z, y: batch.energy(name, z)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.settings import FIRST_ORDER_METHODS, Settings
-from ..data.domains import Box
+from ..data.domains import Box, words
 from ..errors import CompileError, DataError, PrecisionWarning, expected_got, nearest, warn
 from ..frontends.equations import Names, System
 from ..frontends.residual_network import (
@@ -94,9 +94,7 @@ def residuals(
     >>> sorted(problem.evaluate(torch.rand(5, 2), "u u__x"))
     ['u', 'u__x']
     """
-    return Problem(
-        net, _words(inputs), _words(outputs), terms, points, weights, unknowns, grids, box
-    )
+    return Problem(net, words(inputs), words(outputs), terms, points, weights, unknowns, grids, box)
 
 
 class Problem:
@@ -143,7 +141,7 @@ class Problem:
                 )
         self.network = ResidualNetwork(net, self.system, unknowns or {})
         """The residuals as a module, what is compiled and trained."""
-        self._graphs: dict[tuple[str, ...], Network] = {}
+        self._evaluators: dict[tuple[str, ...], tuple[Network, list[int]]] = {}
 
     @property
     def unknowns(self) -> dict[str, float]:
@@ -261,7 +259,7 @@ class Problem:
         meant (of several equations ``[n, k]``); by default the outputs. One pass of the differentiated graph,
         at the network's present parameters; no autograd.
         """
-        asked = self.names.outputs if names is None else _words(names)
+        asked = self.names.outputs if names is None else words(names)
         x = self.sampling.in_order(points, None, "evaluate")
         data = x.new_zeros(len(x), 1 + len(self.names.fields))
         for name, values in (fields or {}).items():
@@ -284,11 +282,12 @@ class Problem:
     def energies(self, draw: int = 0, seed: int = 0) -> dict[str, float]:
         """``E_t`` of every term by name, on the points of a draw, at the network's present parameters."""
         batch = self.batch(draw, seed)
-        squares = self.network(batch.x, batch.data).detach().square().sum(dim=1)
-        return {name: float(squares[rows].mean() / 2) for name, rows in batch.rows.items()}
+        return batch.energies(self.network(batch.x, batch.data).detach())
 
     def _evaluator(self, asked: tuple[str, ...]) -> tuple[Network, list[int]]:
         """The graph that computes what is asked for, as a function, and how many columns each takes."""
+        if asked in self._evaluators:
+            return self._evaluators[asked]
         numbers = {name: i for i, name in enumerate(self.terms)}
         taken = {*self.names.symbols}
         each = [
@@ -297,11 +296,11 @@ class Problem:
             else (self.names.read(name, "evaluate"),)
             for name in asked
         ]
-        if asked not in self._graphs:
-            system = System(self.names, (tuple(e for several in each for e in several),))
-            given = {name: f"{UNKNOWNS}.{name}" for name in self.names.unknowns}
-            self._graphs[asked] = Network(self._traced(system, given))
-        return self._graphs[asked], [len(several) for several in each]
+        system = System(self.names, (tuple(e for several in each for e in several),))
+        given = {name: f"{UNKNOWNS}.{name}" for name in self.names.unknowns}
+        network = Network(self._traced(system, given))
+        self._evaluators[asked] = network, [len(several) for several in each]
+        return self._evaluators[asked]
 
     def _traced(self, system: System, unknowns: Mapping[str, str]) -> Any:
         example = self.batch().x[:2]
@@ -340,7 +339,3 @@ class Problem:
             )
         truth = truth.reshape(found.shape)
         return float((found - truth).norm() / truth.norm())
-
-
-def _words(names: str | Iterable[str]) -> tuple[str, ...]:
-    return tuple(names.replace(",", " ").split()) if isinstance(names, str) else tuple(names)

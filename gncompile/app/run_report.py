@@ -15,7 +15,7 @@ from ..training.early_stop import VALIDATION_LOSS
 from ..training.metrics import higher_is_better
 from .evaluation import evaluated, outputs_of, predicted
 from .loaded_run import Run
-from .run_folder import PICTURES
+from .run_folder import PICTURES, RunFolder
 from .run_pictures import (
     MOST_POINTS,
     draw_confusion,
@@ -33,19 +33,27 @@ SHOWN = 12
 def report(run: Run, data: DataSplit) -> str:
     """Results, pictures, and where to read on; as Markdown."""
     weights = run.folder.weights.name
+    where = (
+        f"The parameters that have these losses are in [{weights}]({weights}), and in "
+        "`gncompile.load(RUN).module`."
+    )
+    pages = "What was derived and compiled, and what a step costs"
+    return page(run.folder, run.file.name, results(run, data), pages, where)
+
+
+def page(folder: RunFolder, name: str, told: dict[str, str], pages: str, *more: str) -> str:
+    """A report: what is ``told`` in a table, ``more`` paragraphs, pictures, and where to read on."""
     pictures = [
-        f"![{Path(name).stem}]({name})" for name in PICTURES if (run.folder.path / name).exists()
+        f"![{Path(each).stem}]({each})" for each in PICTURES if (folder.path / each).exists()
     ]
     return "\n\n".join(
         [
-            f"# {in_markdown(run.file.name)}",
-            fenced(visible(table(results(run, data)))),
-            f"The parameters that have these losses are in [{weights}]({weights}), and in "
-            "`gncompile.load(RUN).module`.",
+            f"# {in_markdown(name)}",
+            fenced(visible(table(told))),
+            *more,
             *pictures,
             "## Derivation",
-            "What was derived and compiled, and what a step costs: "
-            "[derivation/index.html](derivation/index.html).",
+            f"{pages}: [derivation/index.html](derivation/index.html).",
             "## Environment",
             fenced(table(environment())),
             "",

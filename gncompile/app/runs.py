@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def start(model_file: Path, folder: Path | None, **asked: Any) -> FolderRun:
-    """A fresh run: :meth:`TrainingRun.start`, or of a file with ``[pde]`` :meth:`PdeRun.start`."""
+    """A fresh run, of data or of equations, as :meth:`FolderRun.start` makes it."""
     kind = PdeRun if describes_equations(model_file) else TrainingRun
     return kind.start(model_file, folder, **asked)
 
 
 def go_on(folder: Path, *how: Any, **asked: Any) -> FolderRun:
-    """A run as its last checkpoint left it: :meth:`TrainingRun.resume`, or :meth:`PdeRun.resume`."""
+    """A run as its last checkpoint left it: :meth:`FolderRun.resume`."""
     kind = PdeRun if describes_equations(RunFolder.open(folder).model_file) else TrainingRun
     return kind.resume(folder, *how, **asked)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..data.data_split import read_columns
 from ..errors import DataError
 from ..frontends.pde_file import PdeFile, load_pde_file
-from .loaded_run import Array, give, read_weights
+from .loaded_run import Array, give_learnt
 from .pde_run import problem_of, reference_error
 from .residual_trainer import ResidualTrainer
 from .residuals import Problem
@@ -42,12 +42,7 @@ class SolvedRun:
         started = Started.of(folder)
         file = load_pde_file(folder.model_file)
         problem = problem_of(file, file.build(started.seed))
-        if started.ended and folder.weights.exists():
-            give(problem.network, read_weights(folder.weights, problem.network), folder.weights)
-        else:
-            from ..training.checkpoint import load
-
-            give(problem.network, load(folder.checkpoint).state["model"], folder.checkpoint)
+        give_learnt(problem.network, folder, started)
         return cls(folder, started, file, problem)
 
     @property

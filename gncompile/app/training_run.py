@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from ..base.files import atomic_path
 from ..data.data_sets import Batches, DataSplit
@@ -78,6 +78,7 @@ def new_folder(folder: Path | None, name: str, *how: Any) -> RunFolder:
 class FolderRun:
     """A compiled trainer, its batches, and the folder that it is trained into."""
 
+    file: ModelFile | PdeFile
     folder: RunFolder
     started: Started
     trainer: Trainer
@@ -88,6 +89,117 @@ class FolderRun:
     until: int | None = None
     """Updates after which this training stops, where that is before the end of the run."""
     _stop: threading.Event = field(default_factory=threading.Event)
+
+    @classmethod
+    def start(
+        cls,
+        model_file: Path,
+        folder: Path | None,
+        *,
+        updates: int | None = None,
+        epochs: int | None = None,
+        seed: int | None = None,
+        method: str | None = None,
+        checkpoint_every: int = 20,
+        progress: bool = True,
+        data_root: Path | None = None,
+    ) -> Self:
+        """A fresh run in ``folder``, by default ``runs/NAME``; arguments but None go before the file.
+
+        The folder is made last, and with a checkpoint: whatever can be found wrong before the first update
+        leaves none behind, and whenever a run is killed it can be resumed.
+        """
+        file = cls._read(model_file, None, data_root)
+        if folder is not None:
+            RunFolder(folder).require_free()  # said before anything takes long
+        asked = {"updates": updates, "epochs": epochs, "seed": seed, "method": method}
+        seed = file.training.seed if seed is None else seed
+        own = cls._compiled(file, seed, **({} if method is None else {"method": method}))
+        settings = {
+            **cls._settings(file, updates, epochs, data_root),
+            **{"seed": seed, "checkpoint_every": checkpoint_every, "asked": asked},
+        }
+
+        def fill(made: RunFolder) -> None:
+            cls._fill(made, file, own["trainer"])
+
+        made = new_folder(folder, file.name, model_file, settings, file.content, fill)
+        started = Started.of(made)
+        return cls(file=file, folder=made, started=started, progress=progress, fresh=True, **own)
+
+    @classmethod
+    def resume(
+        cls,
+        folder: Path,
+        progress: bool = True,
+        data_root: Path | None = None,
+        *,
+        updates: int | None = None,
+        epochs: int | None = None,
+    ) -> Self:
+        """A run as its last checkpoint left it, to go on to its end, or for ``updates`` or ``epochs``.
+
+        The end moves only where these lead beyond it, or it was reached. ``data_root`` goes before the one
+        it was started with.
+        """
+        run_folder = kind_of_folder().open(folder)
+        run_folder.hold()
+        try:
+            started = Started.of(run_folder)
+            root = started.data_root if data_root is None else data_root
+            file = cls._read(run_folder.model_file, started.base, root)
+            own = cls._continued(file, run_folder, started)
+            made, in_epoch = own["trainer"].updates, len(own["batches"])
+            run_folder.rewind(made)
+            more = updates or (epochs or 0) * in_epoch
+            until = made + more if more else None
+            if until and (started.ended or until > started.total(in_epoch)):
+                started = started.prolonged(until, run_folder)
+        except BaseException:
+            run_folder.release()
+            raise
+        return cls(
+            file=file, folder=run_folder, started=started, progress=progress, until=until, **own
+        )
+
+    # --- What each kind of model file has of its own ----------------------------------------------------
+
+    @classmethod
+    def _read(cls, path: Path, base: str | None, data_root: Path | str | None) -> Any:
+        """The model file; ``base`` and ``data_root`` are where its data may lie."""
+        raise NotImplementedError
+
+    @classmethod
+    def _compiled(cls, file: Any, seed: int, **given: Any) -> dict[str, Any]:
+        """``trainer``, ``batches`` and the kind's further fields of a fresh run; ``given`` are options."""
+        raise NotImplementedError
+
+    @classmethod
+    def _continued(cls, file: Any, folder: RunFolder, started: Started) -> dict[str, Any]:
+        """The same fields as the folder's checkpoint left them."""
+        raise NotImplementedError
+
+    @classmethod
+    def _settings(
+        cls, file: Any, updates: int | None, epochs: int | None, data_root: Path | None
+    ) -> dict[str, Any]:
+        """``updates``, ``epochs``, ``data`` and ``data_root`` of ``run.json``."""
+        raise NotImplementedError
+
+    @classmethod
+    def _fill(cls, made: RunFolder, file: Any, trainer: Trainer) -> None:
+        """Write what a folder has from the start."""
+        trainer.save(made.checkpoint)
+
+    def _fit(self, updates: int) -> History:
+        """Make so many updates."""
+        raise NotImplementedError
+
+    def _write_results(self) -> None:
+        """What is written of a training that has ended, beside its checkpoint; the model holds its result."""
+        raise NotImplementedError
+
+    # --- The training -----------------------------------------------------------------------------------
 
     @property
     def leads(self) -> bool:
@@ -153,10 +265,6 @@ class FolderRun:
             if self.leads:
                 draw_loss(self.folder.history(), self.folder.path / "loss.png")
 
-    def _write_results(self) -> None:
-        """What is written of a training that has ended, beside its checkpoint; the model holds its result."""
-        raise NotImplementedError
-
     def save_weights(self) -> Path:
         """Write the model's parameters by name, as ``model.load_state_dict`` takes them."""
         from safetensors.torch import save_file
@@ -168,10 +276,6 @@ class FolderRun:
         with atomic_path(self.folder.weights) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
         return self.folder.weights
-
-    def _fit(self, updates: int) -> History:
-        """Make so many updates."""
-        raise NotImplementedError
 
     def _after_step(self, record: Record) -> None:
         self.folder.append(record.to_dict())
@@ -196,94 +300,40 @@ class TrainingRun(FolderRun):
     data: DataSplit
 
     @classmethod
-    def start(
-        cls,
-        model_file: Path,
-        folder: Path | None,
-        *,
-        updates: int | None = None,
-        epochs: int | None = None,
-        seed: int | None = None,
-        method: str | None = None,
-        checkpoint_every: int = 20,
-        progress: bool = True,
-        data_root: Path | None = None,
-    ) -> TrainingRun:
-        """A fresh run in ``folder``, by default ``runs/NAME``; arguments but None go before the file.
-
-        The folder is made last, and with a checkpoint: whatever can be found wrong before the first update
-        leaves none behind, and whenever a run is killed it can be resumed.
-        """
-        file = load_model_file(model_file, data_root=data_root)
-        if folder is not None:
-            RunFolder(folder).require_free()  # said before anything takes long
-        data = load_data(file)
-        training = file.training
-        asked = {"updates": updates, "epochs": epochs, "seed": seed, "method": method}
-        seed = training.seed if seed is None else seed
-        if updates is None and epochs is None:
-            updates, epochs = training.updates, training.epochs
-        trainer = compile_file(file, seed, **({} if method is None else {"method": method}))
-        if training.output_bias == "mean":
-            set_output_bias(file, trainer.model, data.train_y)
-        settings = {
-            **{"updates": updates, "epochs": epochs, "seed": seed},
-            "checkpoint_every": checkpoint_every,
-            "data": data.digest(),
-            "data_root": None if data_root is None else str(data_root.absolute()),
-            "asked": asked,
-        }
-        batches = Batches(data.train_x, data.train_y, training.batch_size, seed)
-
-        def fill(made: RunFolder) -> None:
-            made.schema = file.schema
-            trainer.save(made.checkpoint)
-
-        run_folder = new_folder(folder, file.name, model_file, settings, file.content, fill)
-        return cls(
-            file=file, folder=run_folder, started=Started.of(run_folder), trainer=trainer, data=data,
-            batches=batches, progress=progress, fresh=True,
-        )  # fmt: skip
+    def _read(cls, path: Path, base: str | None, data_root: Path | str | None) -> ModelFile:
+        return load_model_file(path, base, data_root)
 
     @classmethod
-    def resume(
-        cls,
-        folder: Path,
-        progress: bool = True,
-        data_root: Path | None = None,
-        *,
-        updates: int | None = None,
-        epochs: int | None = None,
-    ) -> TrainingRun:
-        """A run as its last checkpoint left it, to go on to its end, or for ``updates`` or ``epochs``.
+    def _compiled(cls, file: ModelFile, seed: int, **given: Any) -> dict[str, Any]:
+        data = load_data(file)
+        trainer = compile_file(file, seed, **given)
+        if file.training.output_bias == "mean":
+            set_output_bias(file, trainer.model, data.train_y)
+        return {"trainer": trainer, "data": data, "batches": _batches(file, data, seed)}
 
-        The end moves only where these lead beyond it, or it was reached. ``data_root`` goes before the one
-        it was started with.
-        """
+    @classmethod
+    def _continued(cls, file: ModelFile, folder: RunFolder, started: Started) -> dict[str, Any]:
         from ..training.trainer import Trainer
 
-        run_folder = kind_of_folder().open(folder)
-        run_folder.hold()
-        try:
-            started = Started.of(run_folder)
-            root = started.data_root if data_root is None else data_root
-            file = load_model_file(run_folder.model_file, started.base, root)
-            model = file.build(started.seed)
-            data = Run(run_folder, started, file, model).data()
-            trainer = Trainer.resume(run_folder.checkpoint, model)
-            run_folder.rewind(trainer.updates)
-            batches = Batches(data.train_x, data.train_y, file.training.batch_size, started.seed)
-            more = updates or (epochs or 0) * len(batches)
-            until = trainer.updates + more if more else None
-            if until and (started.ended or until > started.total(len(batches))):
-                started = started.prolonged(until, run_folder)
-        except BaseException:
-            run_folder.release()
-            raise
-        return cls(
-            file=file, folder=run_folder, started=started, trainer=trainer, data=data, batches=batches,
-            progress=progress, until=until,
-        )  # fmt: skip
+        model = file.build(started.seed)
+        data = Run(folder, started, file, model).data()
+        trainer = Trainer.resume(folder.checkpoint, model)
+        return {"trainer": trainer, "data": data, "batches": _batches(file, data, started.seed)}
+
+    @classmethod
+    def _settings(
+        cls, file: ModelFile, updates: int | None, epochs: int | None, data_root: Path | None
+    ) -> dict[str, Any]:
+        if updates is None and epochs is None:
+            updates, epochs = file.training.updates, file.training.epochs
+        root = None if data_root is None else str(data_root.absolute())
+        length = {"updates": updates, "epochs": epochs}
+        return {**length, "data": file.split.digest(), "data_root": root}
+
+    @classmethod
+    def _fill(cls, made: RunFolder, file: ModelFile, trainer: Trainer) -> None:
+        made.schema = file.schema
+        super()._fill(made, file, trainer)
 
     def _write_results(self) -> None:
         """Weights, report and pictures of the training that has ended."""
@@ -312,6 +362,10 @@ class TrainingRun(FolderRun):
             metrics=training.metrics,
             loggers=self._loggers(training.log),
         )
+
+
+def _batches(file: ModelFile, data: DataSplit, seed: int) -> Batches:
+    return Batches(data.train_x, data.train_y, file.training.batch_size, seed)
 
 
 LOGGERS: Mapping[str, Callable[[RunFolder], object]] = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import builtins
 import keyword
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 LONGEST = 80
 """Characters that a name keeps of its hint."""
@@ -61,6 +61,15 @@ def is_name(text: object) -> bool:
         and _NAME.fullmatch(text) is not None
         and text not in RESERVED
     )
+
+
+def free_name(hint: str, taken: Container[str]) -> str:
+    """``hint``, or ``hint_2``, ``hint_3``, … where that is taken."""
+    name, number = hint, 1
+    while name in taken:
+        number += 1
+        name = f"{hint}_{number}"
+    return name
 
 
 class Names:

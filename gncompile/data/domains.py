@@ -160,7 +160,7 @@ class Box:
         Each face has its share by area, the largest remainders being rounded up.
         """
         check_how(how)
-        across = self.names if of is None else _words(of)
+        across = self.names if of is None else words(of)
         for name in across:
             self._known(name)
         places = [{name: end} for name in across for end in self.bounds[name]]
@@ -223,8 +223,9 @@ def check_how(how: object) -> None:
         )
 
 
-def _words(of: str | Iterable[str]) -> tuple[str, ...]:
-    return tuple(of.replace(",", " ").split()) if isinstance(of, str) else tuple(of)
+def words(names: str | Iterable[str]) -> tuple[str, ...]:
+    """Names one by one: of a text with blanks or commas between, or of several."""
+    return tuple(names.replace(",", " ").split()) if isinstance(names, str) else tuple(names)
 
 
 def _shared(count: int, areas: list[float]) -> list[int]:

@@ -70,15 +70,10 @@ class Names:
             for name in names:
                 check_name(kind, name, reserved=frozenset({"pi", TERM.name, *FUNCTIONS}))
                 if name in seen or MARK in f"{name}_":
-                    found = (
-                        f"two names {name!r}"
-                        if name in seen
-                        else f"{MARK!r} in {name!r}, or '_' at its end"
-                    )
                     raise CompileError(
-                        f"{found}, an {kind}"
-                        if name not in seen
-                        else f"{found}: {seen[name]} and {kind}",
+                        f"two names {name!r}: {seen[name]} and {kind}"
+                        if name in seen
+                        else f"{MARK!r} in {name!r}, or '_' at its end, an {kind}",
                         where="inputs, outputs, fields, unknowns and grids of the residuals",
                         instead=f"give each another name, without {MARK!r}, which marks derivatives",
                     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sympy
 
+from ..base.names import free_name
 from .dead_nodes import remove_dead_nodes
 from .model_graph import ModelGraph
 from .nodes import Node, Pointwise
@@ -140,17 +141,9 @@ def _named_after_lines(graph: ModelGraph, simple: ModelGraph) -> ModelGraph:
         line = node.origin.location.rpartition(":")[2]
         if node.op != simple[node.name].op and isinstance(node.op, Pointwise) and line.isdigit():
             path = "_".join(node.origin.module.split("."))
-            names[node.name] = _free(f"{path}_line_{line}".lstrip("_"), taken)
+            names[node.name] = free_name(f"{path}_line_{line}".lstrip("_"), taken)
+            taken.add(names[node.name])
     return ModelGraph([_renamed(node, names) for node in graph])
-
-
-def _free(name: str, taken: set[str]) -> str:
-    number, free = 1, name
-    while free in taken:
-        number += 1
-        free = f"{name}_{number}"
-    taken.add(free)
-    return free
 
 
 def _renamed(node: Node, names: dict[str, str]) -> Node:

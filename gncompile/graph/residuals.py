@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import sympy
 from sympy import Expr, Symbol
 
+from ..base.names import free_name
 from ..functions.expressions import to_float
 from ..functions.faa_di_bruno import Derivative
 from ..functions.interpolate import Interpolant
@@ -84,10 +85,7 @@ def with_residuals(streams: ModelGraph, residuals: Residuals) -> ModelGraph:
     taken = {node.name for node in nodes} | {streams.output.name}
 
     def add(label: str, op: Op, inputs: tuple[str, ...], size: int, origin: Origin) -> str:
-        name, tries = label, 1
-        while name in taken:
-            tries += 1
-            name = f"{label}_{tries}"
+        name = free_name(label, taken)
         taken.add(name)
         nodes.append(Node(name, op, inputs, (size,), origin))
         return name

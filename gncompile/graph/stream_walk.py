@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from sympy import Expr, Symbol
 
-from ..base.names import identifier
+from ..base.names import free_name, identifier
 from ..errors import CompileError
 from ..functions.composition import is_affine
 from ..functions.faa_di_bruno import Derivative, closed
@@ -76,10 +76,7 @@ class Walk:
         self, label: str, op: Op, inputs: Sequence[str], shape: tuple[int, ...], of: Node
     ) -> str:
         """A new node that stands where ``of`` does in the user's model."""
-        name, count = label, 1
-        while name in self.nodes:
-            count += 1
-            name = f"{label}_{count}"
+        name = free_name(label, self.nodes)
         self.nodes[name] = Node(name, op, tuple(inputs), shape, of.origin)
         return name
 
