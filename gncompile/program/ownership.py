@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..base.names import RESERVED, Names
+from ..base.names import Names
 from ..base.tables import engineering
 from . import operations as ir
 from .collectives import AllGather, Reduced, sent_elements
@@ -31,7 +31,7 @@ LEAST = 48
 def own_work(program: StepProgram, rank: int, size: int) -> StepProgram:
     """The program of process ``rank`` of ``size``, without what others do for it."""
     instructions = [*program.leaves()]
-    names = Names(RESERVED | {i.name for i in program} | {phase.name for phase in program.step})
+    names = program.names()
     for phase in program.phases:
         own = [i for i in program.phase(phase) if not isinstance(i.op, ir.Leaf)]
         shared = [i for i in own if _may_be_shared(program, i)]

@@ -29,7 +29,6 @@ from typing import cast
 
 import sympy
 
-from ..base.names import RESERVED, Names
 from ..errors import CompileError, InternalError
 from . import convolutions as grids
 from . import exact, lookups
@@ -69,8 +68,7 @@ def is_joined(program: StepProgram) -> bool:
 class _Reductions:
     def __init__(self, program: StepProgram) -> None:
         self.old = program
-        taken = {i.name for i in program} | {phase.name for phase in program.step}
-        self.names = Names(RESERVED | taken)
+        self.names = program.names()
         self.repeated = {p.name for p in program.step if p.repeat is Repeat.COLUMNS}
         self.over: dict[str, Over] = {}
         """What a partial value is a mean over."""

@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from ..base.names import RESERVED, Names
 from ..errors import InternalError
 from . import operations as ir
 from .collectives import AllReduce, Reduced
@@ -50,7 +49,7 @@ class Segmented:
 def segmented(program: StepProgram) -> Segmented:
     """The segments of a program of many processes (:mod:`gncompile.program.reductions`)."""
     own = _of_a_shard(program)
-    names = Names(RESERVED | {i.name for i in program} | {phase.name for phase in program.step})
+    names = program.names()
     instructions, step = [*program.leaves()], list[Phase]()
     segments, apart, drawing = dict[str, tuple[str, ...]](), set[str](), set[str]()
 

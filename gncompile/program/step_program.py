@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
+from ..base.names import RESERVED, Names
 from ..errors import InternalError
 from .convolutions import FeaturesLast, Windowed
 from .operations import VIEWS, Flatten, Leaf, LeafKind, Op, Unflatten, describe
@@ -155,6 +156,10 @@ class StepProgram:
     @cached_property
     def _records(self) -> dict[str, Phase]:
         return {phase.name: phase for phase in self.step}
+
+    def names(self) -> Names:
+        """Further names for values and phases, besides those that are taken."""
+        return Names(RESERVED | {i.name for i in self} | self._records.keys())
 
     def goes_by_columns(self, name: str) -> bool:
         """Whether a phase is run for one chunk of columns, or draw, after another."""

@@ -211,12 +211,13 @@ class Executable:
         batch = inputs[0].shape[0]
         with self.on_device():
             if part is ALL:
-                self._step = self._bind([{"N": batch, **self.rows(batch)}])
+                parts, dims = [ALL], [{"N": batch, **self.rows(batch)}]
             else:
                 parts = part.shards(self.shards) if self.shards else [part]
-                self._step = self._bind([each.dims for each in parts])
-                if isinstance(self._step, ShardedStep):
-                    self._step.take(parts)
+                dims = [each.dims for each in parts]
+            self._step = self._bind(dims)
+            if isinstance(self._step, ShardedStep):
+                self._step.take(parts)
             inputs = self._trunk(inputs) if self._trunk else inputs
         self.memory.part = part
         self.memory.batch_size.fill_(whole or part.whole.get("N", batch))

@@ -184,9 +184,14 @@ class Memory:
         """Add up the buckets of all parts of the batch, in place."""
         self._sum(bucket)
 
+    @property
+    def joined(self) -> Processes | None:
+        """The processes that have parts of the batch under way; None where this one works for itself."""
+        return None if self.part is ALL else self.processes
+
     def _over_processes(self, bucket: Tensor) -> None:
-        if self.processes is not None and self.part is not ALL:  # else it works for itself
-            self.processes.all_reduce(bucket)
+        if self.joined is not None:
+            self.joined.all_reduce(bucket)
 
     @staticmethod
     def place(value: Tensor, bucket: Tensor, start: int, triangle: bool) -> None:

@@ -65,7 +65,7 @@ class Sums:
         self._buckets.append(bucket)
         if len(self._buckets) < self._shards:
             return
-        own, processes = halved(torch.stack(self._buckets)), self._memory.processes
+        own, processes = halved(torch.stack(self._buckets)), self._memory.joined
         if processes is not None:
             every = own.new_empty(processes.size, len(own))
             processes.all_gather(every.view(-1), own)

@@ -14,16 +14,16 @@ from .batches import Target
 from .callbacks import Callbacks
 from .fit import Fit
 from .gather import Gathering, Gathers
-from .loaders import Pair, Rows
+from .loaders import Pair, Rows, length_of
 from .loggers import Loggers
 from .metrics import resolve_metrics
-from .own_parts import OwnParts, is_distributed, require_whole
+from .own_parts import OwnParts, is_distributed, require_undivided
 from .place import Place
 from .progress import display
 from .records import History, Record
 from .reported import Reported
 from .started import Started, Steps
-from .validation import Schedule, Validates, Validation, length_of, total_of
+from .validation import Schedule, Validates, Validation, total_of
 
 BAD_BATCHES = 100
 """Bad batches in a row that end a fit where the length of an epoch is unknown."""
@@ -67,7 +67,7 @@ class Fitting:
         if self._processes is not None:
             self._deals = not is_distributed(train) if asked.split is None else asked.split
             train = train if self._deals else OwnParts(train, self._processes)
-            require_whole(asked.validation)
+            require_undivided(asked.validation)
             self._may_stop = asked.agreed(self._processes)
         self._train = train
         most = length_of(train) or BAD_BATCHES

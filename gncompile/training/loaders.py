@@ -176,6 +176,14 @@ def gives_batches(data: object) -> TypeGuard[Iterable[object]]:
     return isinstance(data, Batches) or (isinstance(data, Iterable) and not single)
 
 
+def length_of(train: object) -> int | None:
+    """Batches in one epoch, where that is known; a loader of an iterable data set has no length."""
+    try:
+        return len(train)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
 def the_only(train: object, more: tuple[object, ...]) -> Any:
     """``train``, or :class:`~gncompile.errors.GncompileError` where ``fit`` was given more without a name."""
     if more:

@@ -9,6 +9,7 @@ import torch
 
 from ..errors import BatchError, GncompileError
 from ..runtime.processes import Processes
+from .loaders import length_of
 from .unison import require_none_failed
 
 NONE = object()
@@ -30,10 +31,9 @@ class OwnParts:
 
     def __init__(self, train: Iterable[object], processes: Processes) -> None:
         self._train, self._processes = train, processes
-        told = processes.numbers([_length(train)])
-        self._length = (
-            max(length for (length,) in told) if all(each != [-1] for each in told) else None
-        )
+        every = processes.gathered(length_of(train))
+        known = [length for length in every if length is not None]
+        self._length = max(known) if len(known) == len(every) else None
 
     def __len__(self) -> int:
         if self._length is None:
@@ -77,7 +77,7 @@ def no_samples(shapes: Iterable[tuple[int, ...]]) -> Any:
     return inputs[0] if len(inputs) == 1 else inputs, torch.empty(0)
 
 
-def require_whole(data: object) -> None:
+def require_undivided(data: object) -> None:
     """Raise :class:`~gncompile.errors.GncompileError` for validation data in parts."""
     if is_distributed(data):
         raise GncompileError(
@@ -85,10 +85,3 @@ def require_whole(data: object) -> None:
             instead="give the validation loader no sampler: the processes share the work of it anyway, and "
             "every sample counts once",
         )
-
-
-def _length(train: object) -> int:
-    try:
-        return len(train)  # type: ignore[arg-type]
-    except TypeError:
-        return -1

@@ -23,7 +23,7 @@ from .reported import Reported
 from .state import State
 from .steps import LookedAfter
 from .transaction import Journal
-from .unison import Unison
+from .unison import require_unison
 
 
 class Stepping:
@@ -43,7 +43,6 @@ class Stepping:
         self.reported.surely = self.journal.surely
         before = self.journal.before
         self._ahead = AheadOfHost(executable, settings, before) if settings.guarded else None
-        self.unison = Unison(compiled)
         self.looked_after = LookedAfter(compiled, count, self.journal, self.reported, first_order)
 
     @property
@@ -59,7 +58,7 @@ class Stepping:
         if not self._ahead and batch.part is ALL:
             # Before anything runs: tanh(inf) is 1, so a finite loss proves nothing about the batch.
             self._compiled.reader.all_finite(batch.inputs, batch.target)
-        self.unison.look(self._count.updates)
+        require_unison(self._compiled, self._count.updates)
         stats = self.journal.whole(partial(self._step, batch))
         self.reported.choose({})
         return stats

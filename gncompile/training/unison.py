@@ -21,20 +21,15 @@ EVERY = 100
 """Steps between two looks."""
 
 
-class Unison:
-    """Compares the trained parameters of all processes before the first step, and every so many."""
+def require_unison(compiled: Compiled, updates: int) -> None:
+    """Compare the trained parameters of all processes before the first step and every so many.
 
-    def __init__(self, compiled: Compiled) -> None:
-        self._compiled = compiled
-
-    def look(self, updates: int) -> None:
-        """Before the step after so many ``updates``, a collective call where it is due.
-
-        Raises :class:`~gncompile.errors.ProcessesError` with the first parameter that differs, if one does.
-        """
-        processes = self._compiled.executable.processes
-        if processes is not None and updates % EVERY == 0:
-            require_same(processes, self._compiled.trained(), f"before update {updates + 1}")
+    A collective call then. ``updates`` are those so far. Raises
+    :class:`~gncompile.errors.ProcessesError` with the first parameter that differs, if one does.
+    """
+    processes = compiled.executable.processes
+    if processes is not None and updates % EVERY == 0:
+        require_same(processes, compiled.trained(), f"before update {updates + 1}")
 
 
 def require_same(processes: Processes, tensors: Mapping[str, Tensor], when: str) -> None:

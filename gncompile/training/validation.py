@@ -11,7 +11,7 @@ from .batches import Target
 from .compiled import Compiled
 from .evaluation import Evaluation
 from .gather import Gathering
-from .loaders import Pair, PairOf, ReadBatch, Rows, data_set
+from .loaders import Pair, PairOf, ReadBatch, Rows, data_set, length_of
 from .metrics import Collected, Metric
 
 EVERY = 20
@@ -95,14 +95,6 @@ class Schedule:
             return self._trainer.updates % self._every == 0
         before, self._epochs = self._epochs, (self._begun + self._gathering.taken) // self._length
         return self._epochs > before
-
-
-def length_of(train: object) -> int | None:
-    """Batches in one epoch, where that is known; a loader of an iterable data set has no length."""
-    try:
-        return len(train)  # type: ignore[arg-type]
-    except TypeError:
-        return None
 
 
 def total_of(train: object, updates: int | None, epochs: int | None) -> int | None:

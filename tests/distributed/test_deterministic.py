@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.distributed as dist
 from joint_trainings import TRAININGS, Outcome, fixed
 from processes import run_on
 
+from gncompile.data import Batches
 from gncompile.errors import CompileError, ProcessesError
 from gncompile.program.collectives import AllGather
 from gncompile.program.reductions import for_processes
@@ -17,11 +19,10 @@ from gncompile.program.shards import segmented
 from gncompile.runtime.shards import halved
 
 GROUPS = {
-    2: ["kfra of wide layers", "dropout", "refused"],
+    2: ["kfra of wide layers", "dropout", "refused", "validated", "asked of one"],
     4: ["kfra", "kflr", "kfac", "exact", "adam", "dropout", "newton_cg", "kfra, guarded", "few samples",
         "reference"],
 }  # fmt: skip
-EVERY = [(size, case) for size, cases in GROUPS.items() for case in cases if case != "refused"]
 
 
 def _trained(case: str, **options: object) -> Outcome:
@@ -39,13 +40,33 @@ def _refused() -> list[str]:
     return [str(told.value)]
 
 
+def _validated(**options: object) -> tuple[list[float], list[float | None]]:
+    trainer, (x, y) = TRAININGS["kfra"].trainer(deterministic=True, **options)
+    history = trainer.fit(Batches(x, y, 16), epochs=1, validation=(x, y), progress=False)
+    return history.loss, history.validation_loss
+
+
+def _asked_of_one(**options: object) -> float | None:
+    """The loss between two steps, which the first process computes alone."""
+    trainer, (x, y) = TRAININGS["kfra"].trainer(deterministic=True, **options)
+    trainer.step(x, y)
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    found = float(trainer.loss(x, y)) if first else None
+    trainer.step(x, y)
+    return found
+
+
+OWN = {"refused": _refused, "validated": _validated, "asked of one": _asked_of_one}
+EVERY = [(size, case) for size, cases in GROUPS.items() for case in cases if case not in OWN]
+
+
 def _act(case: str) -> object:
-    return _refused() if case == "refused" else _trained(case)
+    return OWN[case]() if case in OWN else _trained(case)
 
 
 @cache
-def _found(size: int) -> dict[str, list[Outcome]]:
-    found: dict[str, list[Outcome]] = run_on(size, _act, GROUPS[size])
+def _found(size: int) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = run_on(size, _act, GROUPS[size])
     return found
 
 
@@ -77,6 +98,11 @@ def test_the_steps_are_those_of_the_whole_batch(case: str) -> None:
 def test_samples_of_ones_own_are_refused() -> None:
     for (told,) in _found(2)["refused"]:
         assert "deterministic=True, and every process has samples of its own" in told
+
+
+def test_validation_and_questions_are_those_of_one() -> None:
+    assert _found(2)["validated"] == [_validated(process_group=False)] * 2
+    assert _found(2)["asked of one"] == [_asked_of_one(process_group=False), None]
 
 
 def test_other_numbers_of_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import socket
 import subprocess
@@ -14,6 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from processes import forkserver
 
 SECONDS = 60.0
 """What all processes of a launch may take."""
@@ -53,8 +54,7 @@ def launched(size: int, *arguments: object, prepare: Prepare | None = None) -> I
 
     They are forked from a server that has imported torch once, so that a launch takes a second.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed", "gncompile.app.compile"])
+    context = forkserver()
     with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
         files = [Path(folder) / f"rank{rank}" for rank in range(size)]
         free.bind(("127.0.0.1", 0))

@@ -11,11 +11,24 @@ import traceback
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 SECONDS = 240
 """What a whole group may take."""
+PRELOADED = (
+    "torch", "torch.distributed", "torch.export._trace", "gncompile.app.compile", "gncompile.app.cli",
+    "pytest", "hypothesis",
+)  # fmt: skip
+"""What a first compilation and the files of tests import, a second and more for each process."""
+
+
+def forkserver() -> ForkServerContext:
+    """Starts processes that are forked from a server which has imported all this once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*PRELOADED])
+    return context
 
 
 def run_on(
@@ -24,10 +37,9 @@ def run_on(
     """``act(case)`` for every case on ``size`` processes: the results by case, then by rank.
 
     ``act`` and its results have to be picklable. A process that raises, dies, or is not done in time fails
-    the test with what it was about. Processes are forked from a server that has imported torch once.
+    the test with what it was about.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed", "gncompile.app.compile"])
+    context = forkserver()
     cases = list(cases)
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")
