@@ -311,9 +311,7 @@ def jacobian_program(graph: ModelGraph) -> StepProgram:
         builder.results["output"] = forward.output.name
     builder.columns = graph.output.size
     with builder.phase("rows"):
-        with (
-            forward.work_at_output()
-        ):  # of the half squared error 𝓗 = I, so its root are unit vectors
+        with forward.work_at_output():  # of ½ ‖z − y‖² 𝓗 = I, so its root are unit vectors
             unit = loss_rules(builder, resolve_loss("mse"), forward.output).root_columns()
         columns = pull_back(forward, unit, prefix="c")
         for name, layer in graph.layers.items():

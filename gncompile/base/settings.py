@@ -240,15 +240,14 @@ class Settings:
         if not 0 < low <= high:
             found = f"option damping_bounds = {self.damping_bounds}"
             raise CompileError(found, instead="pass (low, high), 0 < low ≤ high")
-        scaled = self.damping_scale != "identity" and self.solver not in ("exact", AUTO)
-        tries = self.damping_tries > 1 and self.solver == "kronecker"
-        bent = self.acceleration is not None and self.solver not in ("exact", AUTO)
-        if self.second_order and (scaled or tries or bent):
-            name = "damping_scale" if scaled else "damping_tries" if tries else "acceleration"
-            raise CompileError(
-                f"{name} = {getattr(self, name)!r} together with solver={self.solver!r}",
-                instead="leave it out, or use solver='exact'",
-            )
+        refused = of_solvers.REFUSED.get(self.solver, ()) if self.second_order else ()
+        for name in refused:
+            value = getattr(self, name)
+            if value != self.__pydantic_fields__[name].default:
+                raise CompileError(
+                    f"{name} = {value!r} together with solver={self.solver!r}",
+                    instead="leave it out, or use solver='exact'",
+                )
         named = self.method.values() if isinstance(self.method, Mapping) else (self.method,)
         if "kflr" in named and set(SAMPLED_METHODS) & set(named) and self.samples > 1:
             raise CompileError(

@@ -50,7 +50,13 @@ DEFAULTS: Mapping[str, Mapping[str, object]] = {
 }  # fmt: skip
 """Options whose default is another with a solver. An exact direction needs no other step size than 1 and no
 momentum, and λ, its only damping, is adapted after each step: Levenberg and Marquardt's method. Of a factor
-0.3 to 0.7 that λ falls by 0.5 takes the fewest steps, and on mini-batches as few (docs/solvers.md)."""
+0.3 to 0.7 that λ falls by 0.5 takes the fewest steps, and on mini-batches as few (docs/defaults.md)."""
+
+REFUSED: Mapping[str, tuple[str, ...]] = {
+    "kronecker": ("damping_scale", "damping_tries", "acceleration"),
+    **dict.fromkeys(CG_SOLVERS, ("damping_scale", "acceleration")),
+}
+"""Options that a solver refuses, as its steps would be others than those asked for."""
 
 FACTORED = frozenset({
     "sharing", "samples", "trace_correction", "factor_samples", "whole_inputs", "factor_average",

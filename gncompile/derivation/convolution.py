@@ -60,7 +60,7 @@ class ConvolvedRule(LayerRule[Kind]):
         if v is not None:
             x = self.forward.rows_of(self.forward.values[self.node.inputs[0]])
             terms.append(self.applied(x, v, bias, name))
-        return self.builder.add(*terms, name=name) if len(terms) > 1 else next(iter(terms), None)
+        return self.builder.add(*terms, name=name) if terms else None
 
     def applied(self, x: Value, weight: Value, bias: Value | None, name: str) -> Value:
         """The node's value with these parameters."""

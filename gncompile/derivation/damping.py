@@ -61,7 +61,7 @@ def judge(optimiser: Optimiser, before: Value, after: Value) -> None:
     predicted = optimiser.chosen(CHOSEN["predicted"])
     moved = noticed(optimiser, before, predicted, "change_noticed")
     steps = [_step_noticed(optimiser, layer) for layer in optimiser.layers]
-    any_step = steps[0] if len(steps) == 1 else builder.add(*steps, name="steps_noticed")
+    any_step = builder.add(*steps, name="steps_noticed")
     is_measured = builder.pointwise(
         select(finite(a), select(b, select(c, sympy.Integer(1), 0), 0), sympy.Integer(1)),
         {a: after, b: moved, c: any_step},
@@ -97,7 +97,7 @@ def _step_noticed(optimiser: Optimiser, layer: str) -> Value:
     parts = [
         builder.emit(ir.Dot(), p, p, name=f"square_{node}") for p in optimiser.parameters_of(layer)
     ]
-    square = parts[0] if len(parts) == 1 else builder.add(*parts, name=f"square_{node}")
+    square = builder.add(*parts, name=f"square_{node}")
     step = optimiser.last_step(layer)
     step_square = builder.emit(ir.Dot(), step, step, name=f"step_square_{node}")
     norm, step_norm = (

@@ -213,7 +213,7 @@ class Factors:
                     self.builder.emit(ir.Dot(mean=True), v, v, name="exact_trace") for v in rows
                 ]
                 trace = {
-                    exact: dots[0] if len(dots) == 1 else self.builder.add(*dots),
+                    exact: self.builder.add(*dots),
                     averaged: self.builder.emit(ir.Trace(), outputs[name], name="averaged_trace"),
                 }
                 mean = exact / mode.over(side)

@@ -48,11 +48,12 @@ def guard_gradient(
     """
     builder = optimiser.builder
     sums = [builder.emit(ir.Total(), x, name="batch_sum") for x in batch]
+    whole = builder.add(*sums, name="sum")
     is_sound = builder.pointwise(
-        finite(u), {u: _sum(optimiser, sums)}, into=optimiser.scalar("sound"), name="sound_now"
+        finite(u), {u: whole}, into=optimiser.scalar("sound"), name="sound_now"
     )
     sums = [objective, *(builder.emit(ir.Total(), g, name="grad_sum") for g in gradients.values())]
-    total = _sum(optimiser, sums)
+    total = builder.add(*sums, name="sum")
     values = {u: total, sound: is_sound, last: optimiser.unconfirmed}
     undo = builder.pointwise(
         last * sound * (1 - finite(u)), values, into=optimiser.scalar("broken"), name="undo"
@@ -75,7 +76,7 @@ def guard_factors(
         builder.emit(ir.Trace(), factor, name="trace")
         for factor in (*inputs.values(), *outputs.values())
     ]
-    values = {u: _sum(optimiser, traces), ok: optimiser.ok}
+    values = {u: builder.add(*traces, name="sum"), ok: optimiser.ok}
     builder.pointwise(ok * finite(u), values, into=optimiser.ok, name="ok_now")
 
 
@@ -87,7 +88,8 @@ def guard_step(optimiser: Optimiser) -> None:
     """
     builder = optimiser.builder
     sizes = [optimiser.chosen(CHOSEN[role]) for role in ("predicted", "step_size")]
-    values = {u: _sum(optimiser, sizes), ok: optimiser.ok, last: optimiser.scalar("broken")}
+    whole = builder.add(*sizes, name="sum")
+    values = {u: whole, ok: optimiser.ok, last: optimiser.scalar("broken")}
     broken = builder.pointwise(
         last + ok * (1 - finite(u)), values, into=optimiser.scalar("broken"), name="broken_now"
     )
@@ -168,10 +170,6 @@ def report(optimiser: Optimiser, loss: Value, objective: Value) -> Value:
     known |= {role: optimiser.scalar(role) for role in ITERATED}
     roles = reported(optimiser.settings)
     return optimiser.builder.emit(ir.Stack(), *(known[role] for role in roles), name="report")
-
-
-def _sum(optimiser: Optimiser, values: list[Value]) -> Value:
-    return values[0] if len(values) == 1 else optimiser.builder.add(*values, name="sum")
 
 
 def choose_factor_damping(optimiser: Optimiser, part: str) -> None:

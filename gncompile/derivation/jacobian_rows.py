@@ -32,7 +32,7 @@ def layer_rows(forward: Forward, layer: Layer, columns: Mapping[str, Value]) -> 
             op = exact.Rows(layer.homogeneous, rule.coordinate(layer))
             both = sides(forward, node, rule, layer, columns)
             parts.append(builder.emit(op, *both, name=f"rows_{node.name}"))
-    return parts[0] if len(parts) == 1 else builder.add(*parts, name="rows")
+    return builder.add(*parts, name="rows")
 
 
 def single_sides(

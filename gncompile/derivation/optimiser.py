@@ -143,7 +143,7 @@ class Optimiser:
     def inner(self, v: Mapping[str, Value], w: Mapping[str, Value], name: str = "inner") -> Value:
         """``Σ vᵀw`` over the layers of both."""
         dots = [self.builder.emit(ir.Dot(), v[k], w[k], name=f"{name}_{k}") for k in v if k in w]
-        return dots[0] if len(dots) == 1 else self.builder.add(*dots, name=name)
+        return self.builder.add(*dots, name=name)
 
     def scale(self, layer: str) -> Value:
         """D of a layer's parameters, which λ multiplies: the greatest diagonal of G so far [Moré 1978, §6].
@@ -157,7 +157,7 @@ class Optimiser:
     def raise_scales(self, diagonals: Mapping[str, Value]) -> None:
         """Let D follow the diagonal of this batch's G, by layer and laid out as W̄, if all of it is finite."""
         sums = [self.builder.emit(ir.Total(), d, name="diagonal_sum") for d in diagonals.values()]
-        whole = sums[0] if len(sums) == 1 else self.builder.add(*sums, name="trace_G")
+        whole = self.builder.add(*sums, name="trace_G")
         greatest = select(finite(c), maximum(a, b), a)
         for layer, diagonal in self.builder.layerwise(diagonals):
             state = self._greatest(layer)

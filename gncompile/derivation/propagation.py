@@ -33,9 +33,8 @@ def pull_back(
     """Pass vectors ``∂·/∂z`` back to every active node: ``g_x = Σ_consumers g_y J``.
 
     With ``to_inputs`` to what moves with an input instead, with ``layers`` to what moves with one of these.
-    ``seed`` is ``[N, K]`` or ``[S, N, K]`` (S
-    columns); the results have the same leading dimensions. Contributions add at a fork, which is exact for
-    vectors.
+    ``seed`` is ``[N, K]`` or ``[S, N, K]`` (S columns); the results have the same leading dimensions.
+    Contributions add at a fork, which is exact for vectors.
     """
     graph = forward.graph
     active = forward.moved_by_inputs if to_inputs else forward.active

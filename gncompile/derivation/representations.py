@@ -78,7 +78,7 @@ class PerSample:
 
     def add(self, blocks: list[Value], name: str) -> Value:
         """Sum of contributions to one block."""
-        return blocks[0] if len(blocks) == 1 else self.builder.add(*blocks, name=name)
+        return self.builder.add(*blocks, name=name)
 
     def transpose(self, m: Value) -> Value:
         """The block of the exchanged pair."""

@@ -100,7 +100,7 @@ class Sharing:
     def _mean(self, forward: Forward, layer: Layer, parts: list[Value]) -> Value:
         name, over = f"G_{layer.node.name}", self.over(layer)
         with forward.work_for(layer.node.name):
-            summed = parts[0] if len(parts) == 1 else forward.builder.add_blocks(parts, name)
+            summed = forward.builder.add_blocks(parts, name)
             return summed if over == 1 else forward.builder.scaled(summed, 1 / over, f"{name}_mean")
 
 
@@ -189,8 +189,7 @@ class Reduce(Joined):
         self, forward: Forward, layer: Layer, found: Mapping[str, Value], name: str
     ) -> Value:
         with forward.work_for(layer.node.name):
-            rows = list(found.values())
-            return rows[0] if len(rows) == 1 else forward.builder.add(*rows, name=name)
+            return forward.builder.add(*found.values(), name=name)
 
     def input_moment(self, forward: Forward, layer: Layer, into: Value | None = None) -> Value:
         found, with_bias = {}, 0.0

@@ -208,7 +208,7 @@ class ProgramBuilder:
         return self._emit(op, tuple(values[s] for s in used), name, into=into, comment=comment)
 
     def add(self, *terms: Value, name: str = "", into: Value | None = None) -> Value:
-        """Sum of values of one shape."""
+        """Sum of values of one shape; one alone is the sum itself."""
         total, symbols = _sum(len(terms))
         return self.pointwise(total, dict(zip(symbols, terms, strict=True)), name=name, into=into)
 
@@ -323,8 +323,8 @@ class ProgramBuilder:
         full = [m for m in blocks if m.is_full]
         slim = [m for m in blocks if not m.is_full]
         if not full:
-            return slim[0] if len(slim) == 1 else self.add(*slim, name=name)
-        total = full[0] if len(full) == 1 else self.add(*full, name=name)
+            return self.add(*slim, name=name)
+        total = self.add(*full, name=name)
         for m in slim:
             total = self.emit(ir.AddDiagonal(), total, m, name=name)
         return total

@@ -18,16 +18,21 @@ EIGEN_ROUNDING = 4
 
 
 def rows(left: Tensor, right: Tensor, homogeneous: bool, coordinate: float, out: Tensor) -> None:
-    """``out[k, n] ← Σ_s l_s [r_s, c]ᵀ``, row by row.
+    """``out[k, n] ← Σ_s l_s [r_s, c]ᵀ``, row by row."""
+    width = right.shape[-1]
+    whole = out.unflatten(-1, (left.shape[-1], width + int(homogeneous)))
+    _over_places(left, right, out=whole[..., :width])
+    if homogeneous:
+        whole[..., width] = coordinate * left.sum(-2)
+
+
+def _over_places(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """``Σ_s l_s r_sᵀ``.
 
     At one place that is no sum, and as a product of matrices of one row each would take ten times as long.
     """
-    width = right.shape[-1]
-    whole = out.unflatten(-1, (left.shape[-1], width + int(homogeneous)))
     product = torch.mul if left.shape[-2] == 1 else torch.matmul
-    product(left.mT, right, out=whole[..., :width])
-    if homogeneous:
-        whole[..., width] = coordinate * left.sum(-2)
+    return product(left.mT, right, out=out)
 
 
 def row_gram(
@@ -63,7 +68,7 @@ def row_squares(
     if not vector:
         uses = list(zip(lefts, sides[1::2], strict=True))
         width = sides[1].shape[-1]
-        columns = max(side.shape[0] if side.dim() == 4 else 1 for side in sides)
+        columns = max(len(_with_columns(side)) for side in sides)
         for part, made in _made(uses, max(1, columns * samples // width)):
             out[part, :width] = made.square().sum((0, 1)) / samples
     if vector or coordinates:
@@ -95,9 +100,9 @@ def _add_weight(sides: list[Tensor], share: Tensor, out: Tensor) -> None:
 def _add_by_pairs(uses: list[tuple[Tensor, Tensor]], share: Tensor, out: Tensor) -> None:
     """``out += share Σ_st (l_s l_tᵀ) ⊙ (r_s r_tᵀ)`` over the places of all uses, below its diagonal."""
     places = [
-        (side[0][..., s, :].contiguous(), side[1][..., s, :].contiguous())
-        for side in ((_with_columns(left), _with_columns(right)) for left, right in uses)
-        for s in range(side[0].shape[-2])
+        tuple(_with_columns(side)[..., s, :].contiguous() for side in (left, right))
+        for left, right in uses
+        for s in range(left.shape[-2])
     ]
     for tile in _tiles(out):
         part = out[:, tile, :, : tile.stop]
@@ -138,16 +143,12 @@ def _gram(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _made(uses: list[tuple[Tensor, Tensor]], count: int) -> Iterator[tuple[slice, Tensor]]:
-    """``Σ_uses Σ_s l_s r_sᵀ`` of ``count`` left features at a time: ``[S, N, count, b]``.
-
-    At one place that is no sum, and as a product of matrices of one row each would take far longer.
-    """
+    """``Σ_uses Σ_s l_s r_sᵀ`` of ``count`` left features at a time: ``[S, N, count, b]``."""
     for first in range(0, uses[0][0].shape[-1], count):
         part = slice(first, first + count)
         total: Tensor | None = None
         for left, right in uses:
-            product = torch.mul if left.shape[-2] == 1 else torch.matmul
-            made = product(left[..., part].mT, right)
+            made = _over_places(left[..., part], right)
             total = made if total is None else total.add_(made)
         assert total is not None
         yield part, total

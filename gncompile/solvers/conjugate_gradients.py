@@ -34,7 +34,6 @@ import sympy
 from ..base.settings import Settings
 from ..derivation.guards import ITERATED
 from ..derivation.propagation import layer_gradients, pull_back, push_forward
-from ..errors import CompileError
 from ..functions.primitives import as_float, finite, select
 from ..program import operations as ir
 from ..program.builder import Value
@@ -91,11 +90,7 @@ class ConjugateGradients(Solver):
     def prepare(self) -> None:
         """All products; afterwards ``d`` and ``s`` are the solution and the gradient that is left."""
         settings, builder = self.settings, self.builder
-        if settings.gather_noise is not None:
-            raise CompileError(
-                f"gather_noise = {settings.gather_noise} together with solver={settings.solver!r}",
-                instead="use gather_noise=None: the direction is no fixed multiple of a gradient",
-            )
+        self.refuse_gather_noise("the direction is no fixed multiple of a gradient")
         self.layers = self.batch.graph.layers
         self.preconditioner = (
             Preconditioner(self.batch, self.optimiser) if settings.factored else None
@@ -118,7 +113,7 @@ class ConjugateGradients(Solver):
         """d by layer, and the state ``residual``."""
         optimiser, builder = self.optimiser, self.builder
         left = {a: optimiser.inner(self.s, self.s, "left")}
-        norm = self._sum([block.square for block in self.blocks], "gradient_norm")
+        norm = builder.add(*(block.square for block in self.blocks), name="gradient_norm")
         ratio = builder.pointwise(sympy.sqrt(a / n), {**left, n: norm}, name="residual_found")
         known = select(n, select(finite(a), a, ONE), ZERO)
         builder.pointwise(known, {a: ratio, n: norm}, into=self.residual, name="residual_now")
@@ -136,9 +131,6 @@ class ConjugateGradients(Solver):
         if self.preconditioner:
             return self.preconditioner.directions(s)
         return {name: self.builder.scaled(x, -1.0) for name, x in self.builder.layerwise(s)}
-
-    def _sum(self, values: Sequence[Value], name: str) -> Value:
-        return values[0] if len(values) == 1 else self.builder.add(*values, name=name)
 
     def _make_slopes(self) -> None:
         """All slopes of the share, once for all products, which see them here."""
@@ -176,7 +168,7 @@ class ConjugateGradients(Solver):
 
     def _note_going(self, each: Iterable[Value]) -> None:
         """State ``going``: whether any block goes on."""
-        some = {n: self._sum(list(each), "blocks_going")}
+        some = {n: self.builder.add(*each, name="blocks_going")}
         self.builder.pointwise(select(n, ONE, ZERO), some, into=self.going, name="going_now")
 
     def _iterate(self) -> None:

@@ -31,7 +31,7 @@ from ..base.solver_options import ExactForm
 from ..base.tables import binary_size, engineering
 from ..derivation.acceleration import bent, second_change
 from ..derivation.jacobian_rows import at_places, layer_rows, sides
-from ..derivation.propagation import pull_back, push_forward, uses, weight_gradients
+from ..derivation.propagation import layer_gradients, pull_back, push_forward, uses
 from ..errors import CompileError
 from ..functions.primitives import as_float, select
 from ..graph.model_graph import ModelGraph
@@ -70,11 +70,7 @@ class Exact(Solver):
 
     def prepare(self) -> None:
         """The columns at every use, and of them G or the Gram matrix of all rows."""
-        if self.settings.gather_noise is not None:
-            raise CompileError(
-                f"gather_noise = {self.settings.gather_noise} together with solver='exact'",
-                instead="use gather_noise=None: the direction is that of the whole batch",
-            )
+        self.refuse_gather_noise("the direction is that of the whole batch")
         self.forward, self.layers = self.batch.forward, self.batch.graph.layers
         self.builder.methods = dict.fromkeys(self.layers, "exact")
         self.dual = self.settings.exact_form == "dual"
@@ -314,8 +310,8 @@ class Exact(Solver):
 
     def _back(self, seed: Value, prefix: str) -> dict[str, Value]:
         """``(1/N) (∂z/∂W̄)ᵀ seed`` by layer."""
-        back = weight_gradients(self.forward, pull_back(self.forward, seed, prefix=prefix))
-        return {name: back[name] for name in self.layers}
+        vectors = pull_back(self.forward, seed, prefix=prefix)
+        return layer_gradients(self.forward, vectors, self.layers)
 
     def _rest(self, g: Value, r: Value) -> dict[str, Value]:
         """p by layer: what is not ``(1/N) Jᵀ r`` of the gradient, divided by D; nothing where it is 0."""

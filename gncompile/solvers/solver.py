@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from ..base.settings import Settings
 from ..derivation.batch_gradient import BatchGradient
 from ..derivation.optimiser import Optimiser
+from ..errors import CompileError
 from ..program.builder import Value
 from ..program.phases import Phase
 
@@ -55,6 +56,17 @@ class Solver(ABC):
 
         Asked for ∇ in the solver's last phase, for other gradients where noise is measured.
         """
+
+    def refuse_gather_noise(self, reason: str) -> None:
+        """Raise :class:`~gncompile.errors.CompileError` where noise is to be measured.
+
+        That takes directions of other gradients than the batch's, by the same P.
+        """
+        if self.settings.gather_noise is not None:
+            raise CompileError(
+                f"gather_noise = {self.settings.gather_noise} together with solver={self.settings.solver!r}",
+                instead=f"use gather_noise=None: {reason}",
+            )
 
     def accelerated(self, deltas: Mapping[str, Value]) -> dict[str, Value]:
         """Δ bent as ``settings.acceleration`` asks for (``derivation/acceleration.py``), by layer.
