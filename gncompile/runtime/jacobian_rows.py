@@ -51,7 +51,7 @@ def row_gram(
         out.copy_(before)
     if bias:
         total = _summed(sides)
-        _add_lower(total * share, total, out)
+        _add_lower(total * share.flatten(), total, out)
     else:
         _add_weight(sides, share, out)
     for tile in _tiles(out):
