@@ -242,6 +242,18 @@ def test_the_evidence_has_the_derivative_that_is_stated() -> None:
     assert float(log_tau.grad) == pytest.approx(stated, rel=1e-12)
 
 
+def test_another_prior_is_that_of_a_new_posterior() -> None:
+    model, (x, y) = mlp(nn.Tanh()), data(20)
+    taus = {"0": 3.0, "2": 0.5}
+    moved = gncompile.laplace(model, "mse", x, y, noise=SIGMA).with_prior(taus)
+    wanted = gncompile.laplace(model, "mse", x, y, noise=SIGMA, prior_precision=taus)
+    assert moved.prior_precision == taus
+    assert moved.log_marginal_likelihood() == wanted.log_marginal_likelihood()
+    assert torch.equal(moved.predict(x).covariance, wanted.predict(x).covariance)
+    with pytest.raises(CompileError, match="nothing of layer '2'"):
+        moved.with_prior({"0": 1.0})
+
+
 @pytest.mark.parametrize("per_layer", [False, True])
 def test_the_prior_found_has_the_largest_evidence(per_layer: bool) -> None:
     model, (x, y) = mlp(nn.Tanh()), data(25)
