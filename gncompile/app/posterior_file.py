@@ -2,14 +2,12 @@
 
 Tensors: ``<layer>/input`` and ``<layer>/output``, Q and Ḡ of each layer, and ``<name>/value`` of each of the
 model's parameters and buffers. The header's field ``gncompile`` holds JSON: how to read the factors
-(:data:`CONVENTIONS`), the loss, and all numbers; ``digest`` is over all of it, so that damage is seen.
-Nothing in it is executed.
+(:data:`CONVENTIONS`), the loss, and all numbers.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -20,12 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..base.files import atomic_path
 from ..base.version import __version__
-from ..errors import CheckpointError, GncompileError
 from ..losses.vocabulary import Loss
-from ..training.checkpoint import digest_of
 from ..training.fingerprint import shape_differences
+from ..training.sealed_file import read_sealed, write_sealed
 from ..training.state import copy_tensors, model_tensors, require_same
 from ..training.stored_loss import loss_from_data, loss_to_data
 
@@ -58,20 +54,13 @@ class StoredPosterior:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """To one file, replaced in one step."""
-        from safetensors.torch import save_file
-
         named = {
             f"{layer}/{side}": factor
             for layer, pair in self.factors.items()
             for side, factor in zip(("input", "output"), pair, strict=True)
         }
         named |= {f"{name}/value": value for name, value in self.values.items()}
-        # Clones, because safetensors refuses tensors that share memory.
-        tensors = {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in named.items()
-        }
-        about = json.dumps({
+        about = {
             "format": FORMAT,
             "version": __version__,
             "conventions": CONVENTIONS,
@@ -83,13 +72,8 @@ class StoredPosterior:
             "method": self.method,
             "sharing": self.sharing,
             "layers": self.layers,
-        })  # fmt: skip
-        with atomic_path(path) as temporary:
-            save_file(
-                tensors,
-                temporary,
-                metadata={"gncompile": about, "digest": digest_of(about, tensors)},
-            )
+        }
+        write_sealed(path, about, named)
 
     def into(self, model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         """A copy of ``model`` with the stored parameters and buffers, if it has the same."""
@@ -109,35 +93,15 @@ def read_posterior(path: str | os.PathLike[str]) -> StoredPosterior:
 
     Raises :class:`~gncompile.errors.CheckpointError` if the file is missing, damaged, or not one of ours.
     """
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no posterior {str(path)!r}", instead="check the path")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if header["digest"] != digest_of(header["gncompile"], tensors):
-            raise ValueError("its content does not match its digest")
-        about = json.loads(header["gncompile"])
-        if about["format"] != FORMAT:
-            raise ValueError(f"its format is {about['format']!r:.100}, this is {FORMAT!r}")
-        return _stored(about, tensors)
-    except (
-        SafetensorError, GncompileError, OSError, AttributeError, KeyError, TypeError, ValueError,
-        RecursionError,
-    ) as error:  # fmt: skip
-        missing = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise CheckpointError(
-            f"the posterior is damaged, or not one of gncompile's: {missing}",
-            where=str(path),
-            instead="make it again with gncompile.laplace(...).save(path)",
-        ) from error
+    return read_sealed(
+        Path(path), "posterior", _stored, "make it again with gncompile.laplace(...).save(path)"
+    )
 
 
 def _stored(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> StoredPosterior:
     """The content of a file, each value of its kind; ``TypeError``, ``KeyError`` or ``ValueError`` else."""
+    if about["format"] != FORMAT:
+        raise ValueError(f"its format is {about['format']!r:.100}, this is {FORMAT!r}")
     factors = {}
     for layer in about["layers"]:
         pair = tensors[f"{layer}/input"], tensors[f"{layer}/output"]

@@ -3,18 +3,14 @@
 The tensors are the model's parameters and buffers, the program's states, the first-order optimiser's
 state, and the generator's; names read ``model/0.weight``. The parameters are the reported ones, those that
 ``evaluate`` speaks of; where training goes on from others, these stand beside them as ``latest/…``, and
-those of the best validation of a fit that keeps them as ``best/…``. The header's text field holds JSON:
-settings, loss, input shapes, counters, the place in the data's order, and the fingerprint of the model. One
-file, because one rename replaces it atomically; a digest over all of it, so that damage is seen. Nothing in
-it is executed.
+those of the best validation of a fit that keeps them as ``best/…``. The JSON beside them has settings, loss,
+input shapes, counters, the place in the data's order, and the fingerprint of the model.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -24,7 +20,6 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import nn
 
-from ..base.files import atomic_path
 from ..base.handed_down import handed_down
 from ..base.version import __version__
 from ..errors import CheckpointError, GncompileError
@@ -34,6 +29,7 @@ from ..losses.standardising import standardised
 from .compiled import Compiled
 from .fingerprint import Fingerprint, differences, graph_lines, shape_differences
 from .model_identity import in_modes
+from .sealed_file import read_sealed, write_sealed
 from .state import GROUPS, Tensors, copy_tensors, frozen_changed, model_tensors, require_same
 from .stored_loss import loss_to_data
 from .stored_settings import settings_from_data, stored_loss
@@ -59,58 +55,28 @@ def save(compiled: Compiled, state: Mapping[str, Any], path: str | os.PathLike[s
 
     Of many processes, which have the same, the first writes it.
     """
-    from safetensors.torch import save_file
-
-    if not compiled.leads:
-        return
-    # Clones, because safetensors refuses tensors that share memory.
-    tensors = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in _flat(state).items()
-    }
-    numbers = {key: value for key, value in state.items() if key not in GROUPS}
-    about = json.dumps({**_about(compiled), "numbers": numbers})
-    header = {"gncompile": about, "digest": digest_of(about, tensors)}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=header)
+    if compiled.leads:
+        numbers = {key: value for key, value in state.items() if key not in GROUPS}
+        write_sealed(path, {**_about(compiled), "numbers": numbers}, _flat(state))
 
 
 def load(path: str | os.PathLike[str]) -> Checkpoint:
     """Read a checkpoint; :class:`CheckpointError` if it is missing, damaged, or not one of ours."""
-    from safetensors import SafetensorError, safe_open
-
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint {str(path)!r}", instead="check the path")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        text = header["gncompile"]
-        if header["digest"] != digest_of(text, tensors):
-            raise ValueError("its content does not match its digest")
+
+    def content(about: dict[str, Any], tensors: Tensors) -> Checkpoint:
+        if about["format"] not in READ:
+            raise CheckpointError(
+                f"the checkpoint has format {about['format']}, this is gncompile {__version__}",
+                where=str(path),
+                instead=f"use gncompile {about.get('version', 'of the version that wrote it')}",
+            )
         if unknown := {name.partition("/")[0] for name in tensors} - {*GROUPS}:
             raise ValueError(f"tensors of an unknown group {sorted(unknown)[0]!r}")
-        about = json.loads(text)
-        known = about["format"] in READ
-        if known:
-            _require_kinds(about)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-        found = (
-            f"{error.__class__.__name__}: {error}" if isinstance(error, KeyError) else str(error)
-        )
-        raise CheckpointError(
-            f"the checkpoint is damaged, or not one of gncompile's: {found}",
-            where=str(path),
-            instead="use an older checkpoint, or start again",
-        ) from error
-    if not known:
-        raise CheckpointError(
-            f"the checkpoint has format {about['format']}, this is gncompile {__version__}",
-            where=str(path),
-            instead=f"use gncompile {about.get('version', 'of the version that wrote it')}",
-        )
-    return Checkpoint(path, _grouped(tensors) | about["numbers"], about)
+        _require_kinds(about)
+        return Checkpoint(path, _grouped(tensors) | about["numbers"], about)
+
+    return read_sealed(path, "checkpoint", content, "use an older checkpoint, or start again")
 
 
 KINDS = {
@@ -326,13 +292,3 @@ def _grouped(tensors: Tensors) -> dict[str, Any]:
         group, _, name = path.partition("/")
         state[group][name] = tensor
     return state
-
-
-def digest_of(about: str, tensors: Tensors) -> str:
-    """Of the header's text, and of names, types, shapes and bytes of all tensors."""
-    digest = hashlib.sha256(about.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -30,6 +30,7 @@ from gncompile.data import Batches
 from gncompile.errors import CheckpointError
 from gncompile.losses import loss_names, resolve_loss
 from gncompile.training import checkpoint
+from gncompile.training.sealed_file import digest_of
 from gncompile.training.stored_loss import loss_from_data, loss_to_data
 from gncompile.training.trainer import Trainer
 
@@ -353,7 +354,7 @@ def _forge(path: Path, place: tuple[str, ...], value: object) -> None:
         inner = inner[key]
     inner[place[-1]] = value
     text = json.dumps(about)
-    header = {"gncompile": text, "digest": checkpoint.digest_of(text, tensors)}
+    header = {"gncompile": text, "digest": digest_of(text, tensors)}
     save_file(tensors, path, metadata=header)
 
 
