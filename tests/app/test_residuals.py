@@ -388,6 +388,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "name": ({"terms": {"a": Term("u__x + velocty", POINTS)}, "unknowns": {"velocity": 1.0}},
              "'velocty' is unknown(.|\n)*term 'a'(.|\n)*Did you mean 'velocity'"),
     "symbol": ({"terms": {"a": Term(sympy.Symbol("w"), POINTS)}}, "name 'w' is unknown(.|\n)*unknowns="),
+    "free name": ({"terms": {"a": Term("u__x - nu", POINTS)}}, r"unknowns=\{'nu': 1.0\}"),
+    "one underscore": ({"terms": {"a": Term("u_xy", POINTS)}}, "'u_xy' is unknown(.|\n)*mean 'u__x__y'"),
+    "Leibniz": ({"terms": {"a": Term("x*du_dy", POINTS)}}, "'du_dy' is unknown(.|\n)*mean 'u__y'"),
+    "sympy": ({"terms": {"a": Term(sympy.Symbol("u_x"), POINTS)}}, "'u_x' is unknown(.|\n)*mean 'u__x'"),
+    "joined": ({"terms": {"a": Term("u__xx", POINTS)}}, "derivative by 'xx'.*mean 'u__x__x'"),
     "input": ({"terms": {"a": Term("u__t", POINTS)}}, "derivative by 't', which is no input"),
     "output": ({"terms": {"a": Term("v__x", POINTS)}}, "derivative of 'v', which is no output"),
     "elsewhere": (
