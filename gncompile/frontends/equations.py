@@ -107,7 +107,8 @@ class Names:
                 meant = MARK.join(derivative_meant(name, self.outputs, self.inputs))
                 hint = f"Did you mean {meant!r}?" if meant else nearest(each, self.inputs)
                 raise ExpressionError(
-                    f"{name!r} is a derivative by {each!r}, which is no input of the network. {hint}".rstrip(),
+                    f"{name!r} is a derivative by {each!r}, which is no input of the network. "
+                    f"{hint}".rstrip(),
                     where=where,
                     instead=f"the inputs are {', '.join(self.inputs)}",
                 )
