@@ -46,8 +46,8 @@ def problem_of(file: PdeFile, net: nn.Module) -> Problem:
         unknowns = dict(pde.unknowns)
         problem = residuals(net, tuple(pde.box), pde.outputs, terms, unknowns=unknowns, box=box)
         if pde.reference is not None:
-            points = reference_points(problem).to(problem.sampling.dtype)
-            reference_values(pde.reference, problem.names, points)
+            at = reference_points(problem).to(problem.sampling.dtype)
+            reference_values(pde.reference, problem.names, at)
         return problem
     except GncompileError as error:
         raise ModelFileError(f"{error}\n  file:       [pde] of {file.path}") from None
