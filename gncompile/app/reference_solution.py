@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from sympy import Expr
+from sympy.core.function import AppliedUndef
 from torch import Tensor
 
 from ..errors import CompileError, DataError, expected_got
@@ -65,7 +66,8 @@ def _of_inputs(given: object, names: Names) -> Expr:
     known = {name: names.symbols[name] for name in names.inputs}
     if isinstance(given, str):
         return parse_expression(given, known, where=WHERE)
-    if not isinstance(given, Expr) or {s.name for s in given.free_symbols} - known.keys():
+    plain = isinstance(given, Expr) and not given.has(AppliedUndef)
+    if not plain or {s.name for s in given.free_symbols} - known.keys():
         raise CompileError(
             f"the reference {given} is no function of the inputs",
             instead=f"write it with {', '.join(known)} alone",

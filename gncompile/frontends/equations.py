@@ -130,7 +130,7 @@ class Names:
         """The symbol of a derivative, its inputs in order."""
         return Symbol(MARK.join([output, *(self.inputs[i] for i in by)]), real=True)
 
-    def unknown(self, name: str) -> str:
+    def advice(self, name: str) -> str:
         """What to do about a name that there is not."""
         known = [*self.symbols, "pi"]
         meant = MARK.join(derivative_meant(name, self.outputs, self.inputs))
@@ -148,7 +148,7 @@ class Names:
             }
             functions = ChainMap(callers(self.grids), FUNCTIONS)
             known = {**self.symbols, **called}
-            return parse_expression(equation, known, functions, where=where, unknown=self.unknown)
+            return parse_expression(equation, known, functions, where=where, unknown=self.advice)
         if isinstance(equation, sympy.Eq):
             equation = equation.lhs - equation.rhs
         if not isinstance(equation, Expr):
@@ -194,7 +194,7 @@ class Names:
                 raise ExpressionError(
                     f"the name {symbol.name!r} is unknown",
                     where=f"{where}, {plain}",
-                    instead=self.unknown(symbol.name),
+                    instead=self.advice(symbol.name),
                 )
         return stable(without_piecewise(over_symbols(plain, known), where))
 
