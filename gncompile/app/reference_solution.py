@@ -66,10 +66,10 @@ def _of_inputs(given: object, names: Names) -> Expr:
     known = {name: names.symbols[name] for name in names.inputs}
     if isinstance(given, str):
         return parse_expression(given, known, where=WHERE)
-    plain = isinstance(given, Expr) and not given.has(AppliedUndef)
-    if not plain or {s.name for s in given.free_symbols} - known.keys():
+    read = given if isinstance(given, Expr) and not given.has(AppliedUndef) else None
+    if read is None or {s.name for s in read.free_symbols} - known.keys():
         raise CompileError(
             f"the reference {given} is no function of the inputs",
             instead=f"write it with {', '.join(known)} alone",
         )
-    return stable(without_piecewise(over_symbols(given, known), WHERE))
+    return stable(without_piecewise(over_symbols(read, known), WHERE))
