@@ -14,6 +14,7 @@ from ..data.domains import Box, generator_of
 from ..errors import GncompileError, ModelFileError
 from ..frontends.pde_file import PdeFile, load_pde_file
 from ..training.records import History
+from .reference_solution import reference_values
 from .residual_terms import Term
 from .residual_trainer import ResidualTrainer
 from .residuals import Problem, residuals
@@ -28,7 +29,7 @@ EVALUATED = 10_000
 
 
 def problem_of(file: PdeFile, net: nn.Module) -> Problem:
-    """The problem of a model file for a network; mistakes in equations name the file."""
+    """The problem of a model file for a network; mistakes in equations and reference name the file."""
     pde = file.pde
     try:
         box = Box(pde.box)
@@ -43,7 +44,11 @@ def problem_of(file: PdeFile, net: nn.Module) -> Problem:
                 points = box.interior(term.points, term.draw)
             terms[name] = Term(term.equation, points, term.weight)
         unknowns = dict(pde.unknowns)
-        return residuals(net, tuple(pde.box), pde.outputs, terms, unknowns=unknowns, box=box)
+        problem = residuals(net, tuple(pde.box), pde.outputs, terms, unknowns=unknowns, box=box)
+        if pde.reference is not None:
+            at = reference_points(problem).to(problem.sampling.dtype)
+            reference_values(pde.reference, problem.names, at)
+        return problem
     except GncompileError as error:
         raise ModelFileError(f"{error}\n  file:       [pde] of {file.path}") from None
 
@@ -61,7 +66,6 @@ def check_pde(path: Path) -> dict[str, str]:
     file = load_pde_file(path)
     trainer = compile_pde(file)
     problem = trainer.problem
-    reference_error(problem, file)
     parameters = sum(p.numel() for p in problem.network.parameters())
     terms = {
         f"term {name}": f"{'; '.join(map(str, equations))} at {count(term.points.count, 'point')}"
@@ -155,10 +159,14 @@ def reference_error(problem: Problem, file: PdeFile) -> float | None:
     """The relative L2 error against the file's reference at points of the box; None where it has none."""
     if file.pde.reference is None:
         return None
+    return problem.relative_l2(file.pde.reference, reference_points(problem))
+
+
+def reference_points(problem: Problem) -> Tensor:
+    """Points of the box, its coordinates in the order of the network's inputs."""
     box = problem.sampling.box
     assert box is not None
-    points = box.interior(EVALUATED).drawn(generator_of(0))
-    return problem.relative_l2(file.pde.reference, points)
+    return box.interior(EVALUATED).drawn(generator_of(0))
 
 
 def solution(

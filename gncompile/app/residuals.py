@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ..base.settings import FIRST_ORDER_METHODS, Settings
 from ..data.domains import Box, words
-from ..errors import CompileError, DataError, PrecisionWarning, expected_got, nearest, warn
+from ..errors import CompileError, DataError, PrecisionWarning, nearest, warn
 from ..frontends.equations import Names, System
 from ..frontends.residual_network import (
     UNKNOWNS,
@@ -36,13 +36,13 @@ from ..frontends.residual_network import (
     residual_graph,
 )
 from ..frontends.torch_export import trace
-from ..functions.expressions import evaluate
 from ..functions.grids import Grid
 from ..graph.torch_network import Network
 from ..losses.weighting import weighted
 from ..runtime.processes import current
 from ..training import checkpoint as checkpoints
 from .compile import compile_into
+from .reference_solution import reference_values
 from .residual_terms import Batch, Sampling, terms_of
 from .residual_trainer import ResidualTrainer
 
@@ -314,28 +314,5 @@ class Problem:
         inputs, of several outputs a list of them.
         """
         found = torch.stack(list(self.evaluate(points).values()), dim=1)
-        x = points.to(found)
-        if isinstance(reference, Tensor):
-            truth = reference
-        elif callable(reference):
-            truth = reference(x)
-        else:
-            only = Names(self.names.inputs, self.names.outputs)
-            several = reference if isinstance(reference, list | tuple) else [reference]
-            values = {only.symbols[name]: x[:, i] for i, name in enumerate(only.inputs)}
-            read = [only.read(each, "the reference") for each in several]
-            for each in read:
-                if each.free_symbols - values.keys():
-                    raise CompileError(
-                        f"the reference {each} is no function of the inputs",
-                        instead=f"write it with {', '.join(only.inputs)} alone",
-                    )
-            truth = torch.stack([evaluate(e, values).expand(len(x)) for e in read], dim=1)
-        truth = torch.as_tensor(truth).to(found)
-        if truth.numel() != found.numel():
-            raise DataError(
-                f"the reference has another shape\n{expected_got(list(found.shape), list(truth.shape))}",
-                where="relative_l2",
-            )
-        truth = truth.reshape(found.shape)
+        truth = reference_values(reference, self.names, points.to(found))
         return float((found - truth).norm() / truth.norm())

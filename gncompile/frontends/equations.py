@@ -33,6 +33,7 @@ from ..functions.grids import Grid, callers, calls
 from ..functions.parsing import FUNCTIONS, parse_expression
 from ..functions.stable_forms import stable
 from ..graph.residuals import TERM, LookUp, Residuals, by_term
+from .misspelt import derivative_meant
 
 MARK = "__"
 """Between an output and what it is differentiated by."""
@@ -103,9 +104,11 @@ class Names:
             )
         for each in by:
             if each not in self.inputs:
+                meant = MARK.join(derivative_meant(name, self.outputs, self.inputs))
+                hint = f"Did you mean {meant!r}?" if meant else nearest(each, self.inputs)
                 raise ExpressionError(
                     f"{name!r} is a derivative by {each!r}, which is no input of the network. "
-                    f"{nearest(each, self.inputs)}".rstrip(),
+                    f"{hint}".rstrip(),
                     where=where,
                     instead=f"the inputs are {', '.join(self.inputs)}",
                 )
@@ -127,6 +130,16 @@ class Names:
         """The symbol of a derivative, its inputs in order."""
         return Symbol(MARK.join([output, *(self.inputs[i] for i in by)]), real=True)
 
+    def advice(self, name: str) -> str:
+        """What to do about a name that there is not."""
+        known = [*self.symbols, "pi"]
+        meant = MARK.join(derivative_meant(name, self.outputs, self.inputs))
+        hint = f"Did you mean {meant!r}?" if meant else nearest(name, known)
+        return (
+            f"{hint} The names here are {', '.join(known)}; a number that is to be found is one of "
+            f"unknowns={{{name!r}: 1.0}}, with its first value, and data are fields of a term".strip()
+        )
+
     def read(self, equation: object, where: str) -> Expr:
         """One equation, as text or sympy, in :attr:`symbols` and those of derivatives."""
         if isinstance(equation, str):
@@ -134,7 +147,8 @@ class Names:
                 m: self.symbol(*self.derivative(m, where)) for m in _DERIVATIVE.findall(equation)
             }
             functions = ChainMap(callers(self.grids), FUNCTIONS)
-            return parse_expression(equation, {**self.symbols, **called}, functions, where=where)
+            known = {**self.symbols, **called}
+            return parse_expression(equation, known, functions, where=where, unknown=self.advice)
         if isinstance(equation, sympy.Eq):
             equation = equation.lhs - equation.rhs
         if not isinstance(equation, Expr):
@@ -178,10 +192,9 @@ class Names:
                 known[symbol.name] = self.symbol(*self.derivative(symbol.name, where))
             elif symbol.name not in known:
                 raise ExpressionError(
-                    f"the name {symbol.name!r} is unknown. {nearest(symbol.name, known)}".rstrip(),
+                    f"the name {symbol.name!r} is unknown",
                     where=f"{where}, {plain}",
-                    instead=f"the names here are {', '.join(known)}; a number that is to be found is one of "
-                    "unknowns={...}, data are fields of a term",
+                    instead=self.advice(symbol.name),
                 )
         return stable(without_piecewise(over_symbols(plain, known), where))
 

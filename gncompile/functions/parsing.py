@@ -69,18 +69,19 @@ def parse_expression(
     functions: Mapping[str, Function] | None = None,
     *,
     where: str = "",
+    unknown: Callable[[str], str] | None = None,
 ) -> Expr:
     """The expression ``text`` means, over ``symbols`` and ``functions`` (default: all known ones).
 
-    ``where`` names the place in the user's files for error texts. Raises :class:`ExpressionError` for
-    anything outside the grammar above.
+    ``where`` names the place in the user's files for error texts, ``unknown`` says what to do about a name
+    that is none of ``symbols``. Raises :class:`ExpressionError` for anything outside the grammar above.
 
     >>> x = Symbol("x", real=True)
     >>> parse_expression("x * sigmoid(2*x)", {"x": x})
     x*sigmoid(2*x)
     """
-    parser = _Parser(text, symbols, FUNCTIONS if functions is None else functions, where)
-    return parser.parse()
+    known = FUNCTIONS if functions is None else functions
+    return _Parser(text, symbols, known, where, unknown).parse()
 
 
 @dataclass
@@ -89,6 +90,7 @@ class _Parser:
     symbols: Mapping[str, Symbol]
     functions: Mapping[str, Function]
     where: str
+    unknown: Callable[[str], str] | None
     sizes: dict[Expr, int] = field(default_factory=dict)
 
     def parse(self) -> Expr:
@@ -156,8 +158,10 @@ class _Parser:
             return sympy.pi
         if node.id in self.functions:
             raise self.refusal(f"the function {node.id!r} is used without arguments", node)
-        hint = nearest(node.id, [*self.symbols, "pi"])
-        instead = f"{hint} The names here are {', '.join([*self.symbols, 'pi'])}.".strip()
+        known = [*self.symbols, "pi"]
+        instead = f"{nearest(node.id, known)} The names here are {', '.join(known)}.".strip()
+        if self.unknown is not None:
+            instead = self.unknown(node.id)
         raise self.refusal(f"the name {node.id!r} is unknown", node, instead)
 
     def arithmetic(self, node: ast.BinOp, depth: int) -> Expr:

@@ -127,7 +127,11 @@ def test_a_file_of_equations_is_checked_trained_resumed_and_asked(
         ('"u__t + k*u"', '"__import__(1)"', "function '__import__' is unknown"),
         ("t = [0, 2]", "t = [2, 0]", "'t' of a box lies in"),
         ("at = { t = 0 }", "at = { t = 3 }", "t = 3.0 lies outside the box"),
-        ('"exp(-t)*x"', '"exp(-t)*u"', "reference .* is no function of the inputs"),
+        ('"exp(-t)*x"', '"exp(-t)*u"', r"'u' is unknown(.|\n)*the reference(.|\n)*are x, t(.|\n)*decay.toml"),
+        ('"exp(-t)*x"', '"exp(-t*x"', r"malformed(.|\n)*the reference(.|\n)*\[pde\] of .*decay.toml"),
+        ('"exp(-t)*x"', '["x", "t"]', r"reference has another shape(.|\n)*, 1\](.|\n)*, 2\]"),
+        ('"exp(-t)*x"', '"log(x - 2)"', r"the reference is \[nan\] at x = .*, t = "),
+        ('"exp(-t)*x"', '"x - x"', "the reference is 0 at all points"),
         ("hidden = [4]", "hidden = [900000000, 900000000]", "memory"),
         ("[network]", "[data]\nname = 'x.csv'\n[network]", "unknown key 'data'"),
     ],
@@ -139,6 +143,15 @@ def test_mistakes_in_a_file_of_equations_are_told(
     model_file.write_text(TEXT.replace(old, new))
     with pytest.raises(GncompileError, match=text):
         check(model_file)
+
+
+def test_a_wrong_reference_is_told_before_the_training(
+    model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model_file.write_text(TEXT.replace('"exp(-t)*x"', '"exp(-s)*x"'))
+    assert run_of("train", model_file, "--out", tmp_path / "run", "-q") == 1
+    assert "name 's' is unknown" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_file_of_equations_is_explained_and_emitted(

@@ -316,6 +316,16 @@ def test_what_is_evaluated_is_what_torch_differentiates() -> None:
     assert problem.relative_l2(lambda x: problem.net(x).detach(), points) < 1e-15
 
 
+def test_a_reference_is_a_function_of_the_inputs() -> None:
+    problem, points = poisson(), SQUARE.interior(7).drawn(generator_of(2))
+    x, y = sympy.symbols("x y")
+    same = {problem.relative_l2(each, points) for each in ("x - y/2", ["x - 0.5*y"], x - y / 2)}
+    assert max(same) == pytest.approx(min(same), rel=1e-15)  # the same numbers, written otherwise
+    for wrong in (x - sympy.Symbol("k"), sympy.Function("u")(x, y), 1.0):
+        with pytest.raises(GncompileError, match="is no function of the inputs(.|\n)*with x, y"):
+            problem.relative_l2(wrong, points)
+
+
 def test_derivatives_through_a_layer_norm_are_those_of_its_formula() -> None:
     """Autograd's own third derivatives of it are wrong."""
     net = nn.Sequential(nn.Linear(2, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 1)).double()
@@ -388,6 +398,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "name": ({"terms": {"a": Term("u__x + velocty", POINTS)}, "unknowns": {"velocity": 1.0}},
              "'velocty' is unknown(.|\n)*term 'a'(.|\n)*Did you mean 'velocity'"),
     "symbol": ({"terms": {"a": Term(sympy.Symbol("w"), POINTS)}}, "name 'w' is unknown(.|\n)*unknowns="),
+    "free name": ({"terms": {"a": Term("u__x - nu", POINTS)}}, r"unknowns=\{'nu': 1.0\}"),
+    "one underscore": ({"terms": {"a": Term("u_xy", POINTS)}}, "'u_xy' is unknown(.|\n)*mean 'u__x__y'"),
+    "Leibniz": ({"terms": {"a": Term("x*du_dy", POINTS)}}, "'du_dy' is unknown(.|\n)*mean 'u__y'"),
+    "sympy": ({"terms": {"a": Term(sympy.Symbol("u_x"), POINTS)}}, "'u_x' is unknown(.|\n)*mean 'u__x'"),
+    "joined": ({"terms": {"a": Term("u__xx", POINTS)}}, "derivative by 'xx'.*mean 'u__x__x'"),
     "input": ({"terms": {"a": Term("u__t", POINTS)}}, "derivative by 't', which is no input"),
     "output": ({"terms": {"a": Term("v__x", POINTS)}}, "derivative of 'v', which is no output"),
     "elsewhere": (
