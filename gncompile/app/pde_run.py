@@ -41,9 +41,7 @@ def problem_of(file: PdeFile, net: nn.Module) -> Problem:
                 points = box.faces(term.points, of, term.draw)
             else:
                 points = box.interior(term.points, term.draw)
-            terms[name] = Term(
-                term.equation, points, term.weight, loss=term.loss, scale=term.scale
-            )
+            terms[name] = Term(term.equation, points, term.weight, loss=term.loss, scale=term.scale)
         unknowns = dict(pde.unknowns)
         return residuals(net, tuple(pde.box), pde.outputs, terms, unknowns=unknowns, box=box)
     except GncompileError as error:

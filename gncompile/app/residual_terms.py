@@ -197,9 +197,9 @@ def terms_of(
             raise CompileError(
                 f"the weight of the term {name!r} is {weight!r}", instead="give a positive number"
             )
-        if term.loss not in ROOTS:
+        if (loss := str(term.loss)) not in ROOTS:
             raise CompileError(
-                f"the term {name!r} has an unknown loss {term.loss!r}. {nearest(str(term.loss), ROOTS)}".rstrip(),
+                f"the term {name!r} has an unknown loss {loss!r}. {nearest(loss, ROOTS)}".rstrip(),
                 instead=f"use one of {', '.join(ROOTS)}",
             )
         if not isinstance(term.scale, int | float | np.number) or not 0 < term.scale < float("inf"):

@@ -12,8 +12,8 @@ loss                          ρ(r), for a scale δ            weight of a resid
 What is trained is the signed root, ``s(r) = sign(r) √(2 ρ(r))``: ``½ s² = ρ``, so that objective and gradient
 are those of ρ, and the Gauss-Newton weight ``s'² = ρ'²/2ρ`` is positive where ``ρ''`` is 0 or below, and a
 residual far outside would have no curvature, or the wrong one. ``soft_l1``, also known as Charbonnier's, and
-``huber`` are those of scipy's ``least_squares``, with δ as ``f_scale``; ``geman_mcclure`` forgets outliers, and
-is not convex: begin with another one, or near the solution.
+``huber`` are those of scipy's ``least_squares``, with δ as ``f_scale``; ``geman_mcclure`` forgets outliers,
+and is not convex: begin with another one, or near the solution.
 
 Huber, *Robust estimation of a location parameter*, 1964; Geman and McClure, *Statistical methods for
 tomographic image reconstruction*, 1987; Black and Rangarajan, *On the unification of line processes, outlier

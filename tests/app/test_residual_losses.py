@@ -1,4 +1,4 @@
-"""Robust losses of a term against their formulas in torch, differentiated by ``torch.func``, and scipy's fits."""
+"""Robust losses against their formulas in torch, differentiated by ``torch.func``, and scipy's fits."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_line_among_outliers_is_that_of_scipy(name: str) -> None:
     )  # fmt: skip
     wanted = torch.from_numpy(fitted.x)
     found = torch.stack([line.weight[0, 0], line.bias[0]]).detach()
-    assert float((found - wanted).norm()) < 1e-4  # what 80 damped steps leave; the noise moves it by 1e-2
+    assert float((found - wanted).norm()) < 1e-4  # what damped steps leave; noise moves it by 1e-2
     assert float((found - torch.tensor([2.0, -1.0])).norm()) < 0.2
 
 
