@@ -162,7 +162,8 @@ def solve(
         trainer.fit(updates=updates, resample_every=1, progress=False, validation=None)
         seconds += time.process_time() - begun
         error = end_point_error(displacement(flow, pair), pair)
-        print(f"  blur {blur:>4.1f}: error {error:.3f} px after {seconds:.1f} s", flush=True)
+        energy = trainer.terms()["energy"]
+        print(f"  blur {blur:>4.1f}: E = {energy:.5f}, {error:.3f} px after {seconds:.1f} s", flush=True)
         curve.append((seconds, error))
     return displacement(flow, pair), curve
 
@@ -234,7 +235,7 @@ def compare(pair: Pair, updates: int, first_order: int, folder: Path) -> dict[st
 def main(folder: Path) -> None:
     """Both pairs; Adam gets as many updates as take about as long."""
     for pair in (warped_face(), motorcycle()):
-        compare(pair, 30, 100, folder)
+        compare(pair, 30, 60, folder)
 
 
 if __name__ == "__main__":

@@ -125,11 +125,12 @@ class Problem:
         fields = dict.fromkeys(name for term in self.terms.values() for name in term.fields)
         given = {n: g if isinstance(g, Grid) else Grid(g) for n, g in (grids or {}).items()}
         self.names = Names(inputs, outputs, tuple(fields), tuple(unknowns or {}), given)
-        self.system = System.read(self.names, {n: t.equation for n, t in self.terms.items()})
+        read = System.read(self.names, {n: t.equation for n, t in self.terms.items()})
         losses = tuple((term.loss, float(term.scale)) for term in self.terms.values())
+        self.system = replace(read, losses=losses)
         for (name, term), equations in zip(self.terms.items(), self.system.equations, strict=True):
-            read = {str(symbol) for e in equations for symbol in e.free_symbols}
-            for each in sorted(read & {*fields} - {*term.fields}):
+            symbols = {str(symbol) for e in equations for symbol in e.free_symbols}
+            for each in sorted(symbols & {*fields} - {*term.fields}):
                 raise CompileError(
                     f"the term {name!r} reads the field {each!r}, which only other terms have",
                     instead=f"give it at the points of this one too: Term(..., fields={{{each!r}: ...}})",
@@ -142,8 +143,8 @@ class Problem:
                 raise CompileError(
                     f"the unknown {name!r} begins at {first!r}", instead="give a finite number"
                 )
-        self.network = ResidualNetwork(net, replace(self.system, losses=losses), unknowns or {})
-        """The residuals as a module, by their losses' signed roots, what is compiled and trained."""
+        self.network = ResidualNetwork(net, self.system, unknowns or {})
+        """The residuals as a module, signed roots of their losses, what is compiled and trained."""
         self._evaluators: dict[tuple[str, ...], tuple[Network, list[int]]] = {}
 
     @property
