@@ -12,10 +12,9 @@ draws places anew, anywhere between the pixels. Steps are Gauss-Newton's. Images
 and each blur goes on with the last network.
 
 The pairs are a warped face (in the folder GNCOMPILE_DATA), whose displacement is known, and ``motorcycle``
-of Middlebury's stereo benchmark, which scikit-image brings. The numbers below serve both: intensities are
-counted in standard deviations, lengths in parts of the image. They were chosen on other faces and on
-patchworks of other pictures, never by the true displacement of these two. scikit-image's methods see grey
-images.
+of Middlebury's stereo benchmark, which scikit-image brings, in grey. The numbers below serve both:
+intensities are counted in standard deviations, lengths in parts of the image. They were chosen on other faces
+and on patchworks of other pictures, not by the true displacement of these two.
 """
 
 import os
@@ -47,7 +46,7 @@ POINTS = 2048
 
 @dataclass
 class Pair:
-    """``one(x) = two(x + truth(x))`` at the pixels that are ``known``: images ``[H, W, C]``."""
+    """``one(x) = two(x + truth(x))`` at the pixels that are ``known``: grey images ``[H, W]``."""
 
     name: str
     one: np.ndarray
@@ -66,10 +65,11 @@ def motorcycle() -> Pair:
     """Seen from two places side by side: every pixel of the left image moves to the left."""
     from skimage import data
 
-    left, right, disparity = data.stereo_motorcycle()
+    *images, disparity = data.stereo_motorcycle()
+    left, right = (image.mean(axis=-1) / 255 for image in images)
     known = np.isfinite(disparity) & (disparity > 0)
     truth = np.stack([np.zeros_like(disparity), -disparity], axis=-1)
-    return Pair("motorcycle", left / 255, right / 255, truth, known, "j")
+    return Pair("motorcycle", left, right, truth, known, "j")
 
 
 def warped_face(number: int = 0, size: float = 3.0, seed: int = 0) -> Pair:
@@ -82,7 +82,7 @@ def warped_face(number: int = 0, size: float = 3.0, seed: int = 0) -> Pair:
     truth *= size / np.abs(truth).max()
     at = np.moveaxis(np.stack(np.mgrid[:64, :64], axis=-1) + truth, -1, 0)
     one = map_coordinates(face, at, order=3, mode="nearest")
-    return Pair("face", one[..., None], face[..., None], truth, np.ones((64, 64), bool), "ij")
+    return Pair("face", one, face, truth, np.ones((64, 64), bool), "ij")
 
 
 class Flow(nn.Module):
@@ -90,11 +90,10 @@ class Flow(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, size: int, axes: int, features: int = 48, width: int = 64) -> None:
+    def __init__(self, size: int, axes: int, features: int = 32, width: int = 64) -> None:
         super().__init__()
         self.size = size
-        scales = torch.tensor([1.0, 3.0, 9.0]).repeat(features // 3)
-        self.register_buffer("frequencies", scales * torch.randn(2, features))
+        self.register_buffer("frequencies", 2 * torch.randn(2, features))
         self.net = nn.Sequential(
             nn.Linear(2 + 2 * features, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(),
             nn.Linear(width, axes),
@@ -119,15 +118,13 @@ def problem_of(flow: Flow, pair: Pair, blur: float) -> Problem:
     inside = torch.ones(pair.known.shape, dtype=torch.float64)
     grids = {"inside": Grid(inside, padding="zeros")}
     for name in ("one", "two"):
-        image = gaussian_filter(getattr(pair, name), (blur, blur, 0), mode="nearest")
-        image = torch.from_numpy(image / pair.one.std())
-        grids |= {f"{name}{c}": Grid(each, mode="cubic") for c, each in enumerate(image.unbind(-1))}
+        image = gaussian_filter(getattr(pair, name) / pair.one.std(), blur, mode="nearest")
+        grids[name] = Grid(torch.from_numpy(image), mode="cubic")
     there = ", ".join(f"{x} + u{x}" if x in pair.axes else x for x in "ij")
-    channels = range(pair.one.shape[-1])
-    data = [f"inside({there})*(two{c}({there}) - one{c}(i, j))" for c in channels]
+    data = f"inside({there})*(two({there}) - one(i, j))"
     smooth = [f"{ALPHA}*u{axis}__{x}" for axis in pair.axes for x in "ij"]
     box = Box({x: (0, size - 1) for x, size in zip("ij", pair.known.shape, strict=True)})
-    energy = Term([*data, *smooth], box.interior(POINTS), loss="soft_l1", scale=DELTA)
+    energy = Term([data, *smooth], box.interior(POINTS), loss="soft_l1", scale=DELTA)
     outputs = [f"u{axis}" for axis in pair.axes]
     return gncompile.residuals(flow, "i j", outputs, {"energy": energy}, grids=grids)
 
@@ -163,7 +160,10 @@ def solve(
         seconds += time.process_time() - begun
         error = end_point_error(displacement(flow, pair), pair)
         energy = trainer.terms()["energy"]
-        print(f"  blur {blur:>4.1f}: E = {energy:.5f}, {error:.3f} px after {seconds:.1f} s", flush=True)
+        print(
+            f"  blur {blur:>4.1f}: E = {energy:.5f}, {error:.3f} px after {seconds:.1f} s",
+            flush=True,
+        )
         curve.append((seconds, error))
     return displacement(flow, pair), curve
 
@@ -178,7 +178,7 @@ def by_scikit_image(pair: Pair) -> dict[str, np.ndarray]:
     found = {}
     for scale in (1.0, 0.5):
         one, two = (
-            rescale(image.mean(-1).astype(np.float32), scale, anti_aliasing=scale < 1)
+            rescale(image.astype(np.float32), scale, anti_aliasing=scale < 1)
             for image in (pair.one, pair.two)
         )
         for name, method in methods.items():
@@ -195,7 +195,8 @@ def picture(pair: Pair, flows: dict[str, np.ndarray], curves: dict[str, Curve], 
     from matplotlib import pyplot
 
     shown = {"truth": np.where(pair.known[..., None], pair.truth, np.nan), **flows}
-    figure, axes = pyplot.subplots(1, len(shown) + 2, figsize=(4 * len(shown) + 8, 3.4))
+    size = 4 * len(shown) + 8, 3.4
+    figure, axes = pyplot.subplots(1, len(shown) + 2, figsize=size, layout="constrained")
     axes[0].imshow(pair.one, cmap="gray")
     axes[0].set_title("first image")
     most = np.nanmax(np.abs(shown["truth"][..., 1]))

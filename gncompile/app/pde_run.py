@@ -136,7 +136,9 @@ class PdeRun(FolderRun):
         told = {
             "network": f"{parameters:,} parameters",
             "training": f"{self.trainer.updates} updates, solver {self.trainer.settings.solver}",
-            **{f"{name}, mean loss": f"{value:.3g}" for name, value in self.trainer.terms().items()},
+            **{
+                f"{name}, mean loss": f"{value:.3g}" for name, value in self.trainer.terms().items()
+            },
             **{name: f"{value:.8g}" for name, value in problem.unknowns.items()},
         }
         error = reference_error(problem, self.file)
