@@ -42,7 +42,7 @@ def problem_of(file: PdeFile, net: nn.Module) -> Problem:
                 points = box.faces(term.points, of, term.draw)
             else:
                 points = box.interior(term.points, term.draw)
-            terms[name] = Term(term.equation, points, term.weight)
+            terms[name] = Term(term.equation, points, term.weight, loss=term.loss, scale=term.scale)
         unknowns = dict(pde.unknowns)
         problem = residuals(net, tuple(pde.box), pde.outputs, terms, unknowns=unknowns, box=box)
         if pde.reference is not None:
@@ -141,7 +141,7 @@ class PdeRun(FolderRun):
             "network": f"{parameters:,} parameters",
             "training": f"{self.trainer.updates} updates, solver {self.trainer.settings.solver}",
             **{
-                f"{name}, ½ mean r²": f"{value:.3g}" for name, value in self.trainer.terms().items()
+                f"{name}, mean loss": f"{value:.3g}" for name, value in self.trainer.terms().items()
             },
             **{name: f"{value:.8g}" for name, value in problem.unknowns.items()},
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..data.domains import Box, Points, generator_of
 from ..errors import CompileError, DataError, expected_got, nearest
 from ..frontends.equations import Names
 from ..functions.declarations import check_name
+from ..functions.robust import ROOTS
 from ..training.records import Record
 
 Given = Tensor | Sequence[float] | Callable[[Tensor], Tensor]
@@ -28,13 +29,17 @@ class Term:
     ``equation`` is a residual as text or sympy expression, ``"u__t - u__x__x"``, a list of some, a dict of
     them by name, or an object with ``.equations``, as PhysicsNeMo's are. ``points`` are a tensor ``[n, d]``,
     a part of a :class:`~gncompile.Box`, or :class:`~gncompile.Points`. ``weight`` is w_t. ``fields`` are
-    data at the points by name, ``[n]``, or functions of the points.
+    data at the points by name, ``[n]``, or functions of the points. ``loss`` is ρ, ``"mse"``, or one by which
+    outliers count less, ``"soft_l1"``, ``"huber"`` or ``"geman_mcclure"``, of residuals above ``scale``, δ:
+    :mod:`gncompile.functions.robust` tells their formulas.
     """
 
     equation: Any
     points: Any
     weight: float = 1.0
     fields: Mapping[str, Given] = field(default_factory=dict)
+    loss: str = "mse"
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Batch:
         return (self.x, self.data), (self.x.new_zeros(len(self.x), equations), self.weight)
 
     def energy(self, name: str, z: Tensor) -> Tensor:
-        """``E_t`` of a term, the half mean square of its residuals; those of all are ``z [N, K]``."""
+        """``E_t`` of a term, the half mean square of its outputs; those of all are ``z [N, K]``."""
         return z[self.rows[name]].square().sum(dim=1).mean() / 2
 
     def energies(self, z: Tensor) -> dict[str, float]:
@@ -192,7 +197,17 @@ def terms_of(
             raise CompileError(
                 f"the weight of the term {name!r} is {weight!r}", instead="give a positive number"
             )
-        found[name] = Term(term.equation, term.points, float(weight), term.fields)
+        if (loss := str(term.loss)) not in ROOTS:
+            raise CompileError(
+                f"the term {name!r} has an unknown loss {loss!r}. {nearest(loss, ROOTS)}".rstrip(),
+                instead=f"use one of {', '.join(ROOTS)}",
+            )
+        if not isinstance(term.scale, int | float | np.number) or not 0 < term.scale < float("inf"):
+            raise CompileError(
+                f"the scale of the loss of the term {name!r} is {term.scale!r}",
+                instead="give a positive number, the size of a residual from which it counts less",
+            )
+        found[name] = replace(term, weight=float(weight))
     for what, names in (("points", points), ("weights", weights)):
         for name in names:
             if name not in found:

@@ -67,23 +67,25 @@ class ResidualTrainer(Trainer):
         return DrawnBatches(self._draw, resample_every, self.seed)
 
     def terms(self, draw: int = 0) -> dict[str, float]:
-        """``E_t`` of every term by name, on the points of a draw: the half mean square of its residuals."""
+        """``E_t`` of every term by name, on the points of a draw: the mean loss of its residuals."""
         batch = self.problem.batch(draw, self.seed)
         return batch.energies(self.predict((batch.x, batch.data)))
 
     def summary(self, *arguments: Any, **named: Any) -> str:
         """What :meth:`Trainer.summary` tells, and a table of the terms."""
         energies = self.terms()
-        rows = [["term", "equations", "points", "weight", "½ mean r²"]]
+        rows = [["term", "equations", "points", "loss", "weight", "mean loss"]]
         for (name, term), equations in zip(
             self.problem.terms.items(), self.problem.system.equations, strict=True
         ):
             said = "; ".join(map(str, equations))
             count = self.problem.sampling.points[name].count
-            rows.append([name, said, str(count), f"{term.weight:g}", f"{energies[name]:.3g}"])
+            loss = term.loss if term.loss == "mse" else f"{term.loss}, {term.scale:g}"
+            figures = f"{term.weight:g}", f"{energies[name]:.3g}"
+            rows.append([name, said, str(count), loss, *figures])
         unknowns = [f"{name} = {value:.6g}" for name, value in self.problem.unknowns.items()]
         return "\n".join(
-            [super().summary(*arguments, **named), "", table(rows, right=(2, 3, 4)), *unknowns]
+            [super().summary(*arguments, **named), "", table(rows, right=(2, 4, 5)), *unknowns]
         )
 
     def _draw(self, number: int) -> tuple[Any, Any]:

@@ -2,10 +2,11 @@
 
 The objective is a sum over terms, equations that hold on points of their own [KP]::
 
-    Ē(θ) = Σ_t w_t E_t,      E_t = ½ (1/N_t) Σ_n Σ_k r_{t,k}(x_n)²
+    Ē(θ) = Σ_t w_t E_t,      E_t = (1/N_t) Σ_n Σ_k ρ_t(r_{t,k}(x_n)),      ρ_t(r) = ½ r²
 
 All points are one batch. A sample knows its term, whose residual is its output, and has the weight
-``w_t N / N_t``, so that the mean over the N samples is the sum above. Residuals are the network's outputs
+``w_t N / N_t``, so that the mean over the N samples is the sum above. With another ρ_t the output is the
+signed root of 2 ρ_t (:mod:`gncompile.functions.robust`). Residuals are the network's outputs
 (:mod:`gncompile.graph.residuals`): gradient, R-operator and curvature are those of any network, with one
 column an equation for KFLR and for the exact step.
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -123,10 +125,12 @@ class Problem:
         fields = dict.fromkeys(name for term in self.terms.values() for name in term.fields)
         given = {n: g if isinstance(g, Grid) else Grid(g) for n, g in (grids or {}).items()}
         self.names = Names(inputs, outputs, tuple(fields), tuple(unknowns or {}), given)
-        self.system = System.read(self.names, {n: t.equation for n, t in self.terms.items()})
+        read = System.read(self.names, {n: t.equation for n, t in self.terms.items()})
+        losses = tuple((term.loss, float(term.scale)) for term in self.terms.values())
+        self.system = replace(read, losses=losses)
         for (name, term), equations in zip(self.terms.items(), self.system.equations, strict=True):
-            read = {str(symbol) for e in equations for symbol in e.free_symbols}
-            for each in sorted(read & {*fields} - {*term.fields}):
+            symbols = {str(symbol) for e in equations for symbol in e.free_symbols}
+            for each in sorted(symbols & {*fields} - {*term.fields}):
                 raise CompileError(
                     f"the term {name!r} reads the field {each!r}, which only other terms have",
                     instead=f"give it at the points of this one too: Term(..., fields={{{each!r}: ...}})",
@@ -140,7 +144,7 @@ class Problem:
                     f"the unknown {name!r} begins at {first!r}", instead="give a finite number"
                 )
         self.network = ResidualNetwork(net, self.system, unknowns or {})
-        """The residuals as a module, what is compiled and trained."""
+        """The residuals as a module, signed roots of their losses, what is compiled and trained."""
         self._evaluators: dict[tuple[str, ...], tuple[Network, list[int]]] = {}
 
     @property

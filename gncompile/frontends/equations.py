@@ -31,6 +31,7 @@ from ..functions.declarations import check_name, over_symbols, without_piecewise
 from ..functions.faa_di_bruno import Derivative
 from ..functions.grids import Grid, callers, calls
 from ..functions.parsing import FUNCTIONS, parse_expression
+from ..functions.robust import signed_root
 from ..functions.stable_forms import stable
 from ..graph.residuals import TERM, LookUp, Residuals, by_term
 from .misspelt import derivative_meant
@@ -231,10 +232,14 @@ def equations_of(given: object, where: str) -> list[Any]:
 
 @dataclass(frozen=True)
 class System:
-    """The equations of all terms, each a list of residuals in the symbols of :class:`Names`."""
+    """The equations of all terms, each a list of residuals in the symbols of :class:`Names`.
+
+    ``losses`` are a name and a scale a term, of :mod:`gncompile.functions.robust`; without them, ``mse``.
+    """
 
     names: Names
     equations: tuple[tuple[Expr, ...], ...]
+    losses: tuple[tuple[str, float], ...] = ()
 
     @classmethod
     def read(cls, names: Names, terms: Mapping[str, object]) -> System:
@@ -260,11 +265,14 @@ class System:
         """What the graph is to compute; ``unknowns`` are the names of their parameters.
 
         A sum ``Σ_j w_j u__j__j`` of pure second derivatives, its coefficients numbers, is one stream: the
-        streams of a sum cost what those of one derivative cost.
+        streams of a sum cost what those of one derivative cost. The signed roots of losses are taken last.
         """
         names = self.names
         equations, lookups = _with_lookups(self.equations, names)
         equations, sums = _with_sums(equations, names)
+        if self.losses:
+            several = zip(equations, self.losses, strict=True)
+            equations = [[signed_root(e, *loss) for e in each] for each, loss in several]
         outputs = max(map(len, equations))
         zero = sympy.Integer(0)
         expressions = tuple(

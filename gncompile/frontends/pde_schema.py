@@ -3,7 +3,7 @@
 ::
 
     [pde]              box, outputs, unknowns, resample_every, reference
-    [pde.term.NAME]    equation, points, faces or at, draw, weight
+    [pde.term.NAME]    equation, points, faces or at, draw, weight, loss, scale
     [network]          as for data; inputs and outputs follow from the box and the outputs
     [training]         updates, method, what is watched; [training.options] for the trainer
     [model], [transfer.NAME]   as for data
@@ -49,7 +49,13 @@ class PdeTerm(Record):
     )
     draw: How = Field(default="sobol", description="Sobol's sequence, independent draws, or a grid")
     weight: Annotated[float, Field(gt=0, lt=math.inf)] = Field(
-        default=1.0, description="of the mean square of the residual in the objective"
+        default=1.0, description="of the term's mean loss in the objective"
+    )
+    loss: Literal["mse", "soft_l1", "huber", "geman_mcclure"] = Field(
+        default="mse", description="of a residual; by all but `mse` outliers count less"
+    )
+    scale: Annotated[float, Field(gt=0, lt=math.inf)] = Field(
+        default=1.0, description="the size of a residual from which it counts less"
     )
 
     @model_validator(mode="after")

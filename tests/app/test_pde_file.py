@@ -38,6 +38,8 @@ equation = "u - x"
 points = 8
 at = { t = 0 }
 draw = "grid"
+loss = "huber"
+scale = 0.5
 
 [network]
 hidden = [4]
@@ -84,7 +86,7 @@ def test_a_file_of_equations_is_checked_trained_resumed_and_asked(
     assert {"law", "sides", "start", "k"} <= last.keys()
     report = (run / "report.md").read_text()
     assert "relative L2 error" in report
-    assert "sides, ½ mean r²" in report
+    assert "sides, mean loss" in report
     assert (run / "derivation" / "index.html").exists()
 
     points, out = tmp_path / "points.csv", tmp_path / "out.csv"
@@ -104,6 +106,7 @@ def test_a_file_of_equations_is_checked_trained_resumed_and_asked(
     assert told.keys() == {"law", "sides", "start", "k", "relative_l2"}
     assert told["start"] == pytest.approx(loaded.trainer.terms()["start"], rel=1e-9)
     assert told["k"] == loaded.trainer.problem.unknowns["k"]
+    assert loaded.trainer.problem.system.losses == (("mse", 1.0), ("mse", 1.0), ("huber", 0.5))
     measured = tmp_path / "measured.csv"
     measured.write_text("t,x,u\n0.5,0.25,1\n2,1,-1\n")
     apart = np.linalg.norm(found - [1, -1]) / 2**0.5
@@ -121,6 +124,7 @@ def test_a_file_of_equations_is_checked_trained_resumed_and_asked(
     [
         ("points = 16", "point = 16", "unknown key 'pde.term.law.point'.*'points'"),
         ("points = 16", "points = 0", "pde.term.law.points"),
+        ('loss = "huber"', 'loss = "l1"', "pde.term.start.loss"),
         ('at = { t = 0 }', 'at = { t = 0 }\nfaces = true', "give either faces or at"),
         ('"u__t + k*u"', '"u__t + q*u"', r"'q' is unknown(.|\n)*term 'law'(.|\n)*\[pde\] of .*decay.toml"),
         ('"u__t + k*u"', '"u__s + k*u"', "derivative by 's', which is no input"),
