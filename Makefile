@@ -9,8 +9,12 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip -qq
+INSTALL := install --no-compile --constraint constraints.txt
 BENCH  := .venv-bench
 INPUTS := pyproject.toml constraints.txt
+
+# Bytecode is written at a file's first import: pip would compile all of torch before anything else can start.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Triton is there for Linux only.
 KERNELS := $(if $(filter Linux,$(shell uname -s)),kernels)
@@ -42,14 +46,14 @@ lint: $(VENV)/installed-test
 check: lint
 	$(BIN)/python -m pytest --quiet $(QUICK)
 
-# Two at a time from the first to the last, the long ones first but for lint.
+# Two at a time from the first to the last: lint, then the long ones first, so that both end together.
 test: $(VENV)/installed-test
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint docs plain $(KERNELS)
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint plain $(KERNELS) docs
 
 docs: $(VENV)/installed-test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-plain: plain-first plain-second
+plain: plain-second plain-first
 
 plain-first: $(VENV)/installed-test
 	$(BIN)/python -m pytest --quiet $(FIRST)
@@ -81,8 +85,8 @@ bench-env: $(BENCH)/installed
 $(BENCH)/installed: $(INPUTS)
 	@echo "installing gncompile[bench] and BackPACK into $(BENCH)"
 	@$(PYTHON) -m venv $(BENCH)
-	@$(BENCH)/bin/python -m pip -qq install --constraint constraints.txt --editable '.[bench]'
-	@$(BENCH)/bin/python -m pip -qq install --constraint constraints.txt --no-deps backpack-for-pytorch \
+	@$(BENCH)/bin/python -m pip -qq $(INSTALL) --editable '.[bench]'
+	@$(BENCH)/bin/python -m pip -qq $(INSTALL) --no-deps backpack-for-pytorch \
 	    curvlinops-for-pytorch==3.0.1 einconv linear_operator jaxtyping wadler-lindig tqdm
 	@touch $@
 
@@ -92,7 +96,7 @@ clean:
 # One stamp for each extra, so that nothing is installed again until the requirements change.
 $(VENV)/installed-%: $(INPUTS) | $(BIN)/python
 	@echo "installing gncompile[$*] into $(VENV)"
-	@$(PIP) install --constraint constraints.txt --editable '.[$*]'
+	@$(PIP) $(INSTALL) --editable '.[$*]'
 	@touch $@
 
 $(BIN)/python:

@@ -19,7 +19,7 @@ SECONDS = 240
 """What a whole group may take."""
 PRELOADED = (
     "torch", "torch.distributed", "torch.export._trace", "gncompile.app.compile", "gncompile.app.cli",
-    "pytest", "hypothesis",
+    "pytest", "hypothesis", "matplotlib.figure", "rich.console", "safetensors.torch",
 )  # fmt: skip
 """What a first compilation and the files of tests import, a second and more for each process."""
 
@@ -62,9 +62,36 @@ def run_on(
     return {case: [results[number] for results in found] for number, case in enumerate(cases)}
 
 
-def _read(pipes: list[Connection], until: float) -> list[list[Any]]:
+def elsewhere(act: Callable[..., Any], *given: Any, seconds: float = SECONDS) -> Any:
+    """``act(*given)`` in another process, which has compiled nothing and hashes strings by another seed.
+
+    What is given and what is found have to be picklable; what is raised fails the test.
+    """
+    context = forkserver()
+    own, pipe = context.Pipe(duplex=False)
+    process = context.Process(target=_elsewhere, args=(act, given, pipe), daemon=True)
+    try:
+        process.start()
+        pipe.close()
+        return _read([own], time.monotonic() + seconds)[0]
+    finally:
+        process.kill()
+        process.join()
+
+
+def _elsewhere(act: Callable[..., Any], given: tuple[Any, ...], pipe: Connection) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        pipe.send_bytes(pickle.dumps(("", act(*given))))
+    except BaseException:
+        pipe.send_bytes(pickle.dumps((traceback.format_exc(), None)))
+
+
+def _read(pipes: list[Connection], until: float) -> list[Any]:
     """What all processes found; AssertionError for the first that has not."""
-    waiting, found = dict(enumerate(pipes)), dict[int, list[Any]]()
+    waiting, found = dict(enumerate(pipes)), dict[int, Any]()
     while waiting:
         left = until - time.monotonic()
         ready = multiprocessing.connection.wait(waiting.values(), max(left, 0))

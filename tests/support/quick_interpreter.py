@@ -19,9 +19,13 @@ def _languages(fn: Callable[..., Any]) -> frozenset[str]:
 
 
 def patch_once() -> None:
-    """Patch each module of the language once for a kernel, not for every function that it calls."""
+    """Patch each module of the language once for a kernel, not for every function that it calls.
+
+    What a patch changes is looked up for the first kernel that holds these modules, and put back for others.
+    """
     patch = interpreter._patch_lang
     patched: set[str] = set()
+    changes: dict[frozenset[str], list[tuple[object, str, object]]] = {}
 
     class Scope:
         """What the kernel's own patches are undone by; those of the functions it calls go with them."""
@@ -37,9 +41,16 @@ def patch_once() -> None:
         found = _languages(fn)
         if found and found <= patched:
             return interpreter._LangPatchScope()  # with nothing to undo
-        scope = Scope(patch(fn))
+        if not patched and found in changes:
+            inner = interpreter._LangPatchScope()
+            for change in changes[found]:
+                inner.set_attr(*change)
+        else:
+            inner = patch(fn)
+            if not patched:
+                changes[found] = [(on, name, getattr(on, name)) for on, name, _ in inner._changes]
         patched.update(found)
-        return scope
+        return Scope(inner)
 
     interpreter._patch_lang = patch_new
 
@@ -49,3 +60,17 @@ def leave_out_unread_bounds() -> None:
     builder = interpreter.interpreter_builder
     assert not builder.options.debug  # where they would be asserted
     builder.options = replace(builder.options, sanitize_overflow=False)
+
+
+def look_up_dtypes() -> None:
+    """NumPy's dtypes from a table, which the interpreter writes anew for every one that it looks up."""
+    find = interpreter._get_np_dtype
+    found: dict[str, Any] = {}
+
+    def look_up(of: Any) -> Any:
+        scalar = of.scalar
+        if scalar.name not in found:
+            found[scalar.name] = find(scalar)
+        return found[scalar.name]
+
+    interpreter._get_np_dtype = look_up

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import elsewhere
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -86,18 +85,11 @@ def test_resume_after_the_first_steps_on_all_samples(steps: int, path: Path) -> 
         assert resumed.step(x, y).loss == trainer.step(x, y).loss
 
 
-GO_ON = """
-import json, sys
-sys.path.insert(0, sys.argv[1])
-import torch
-torch.set_num_threads(1)
-from training import batches, network, snapshot
-from gncompile.training.trainer import Trainer  # nothing has been compiled here
-trainer = Trainer.resume(sys.argv[2], network(seed=8))
-history = trainer.fit(batches(), updates=int(sys.argv[3]), progress=False)
-trainer.save(sys.argv[4])
-print(json.dumps(history.loss))
-"""
+def _gone_on(begun: Path, end: Path) -> list[float]:
+    trainer = Trainer.resume(begun, network(seed=8))
+    losses = fit(trainer, STEPS)
+    trainer.save(end)
+    return losses
 
 
 def test_resume_in_another_process_is_bitwise(path: Path, tmp_path: Path) -> None:
@@ -105,12 +97,7 @@ def test_resume_in_another_process_is_bitwise(path: Path, tmp_path: Path) -> Non
     losses = fit(whole, 2 * STEPS)
     fit(begun, STEPS, checkpoint=path)
     end = tmp_path / "end.safetensors"
-    arguments = [str(Path(__file__).parents[1] / "support"), str(path), str(STEPS), str(end)]
-    done = subprocess.run(
-        [sys.executable, "-c", GO_ON, *arguments], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == losses[STEPS:]
+    assert elsewhere(_gone_on, path, end) == losses[STEPS:]
     expected, got = snapshot(whole), checkpoint.load(end).state
     assert_same_state(got, expected)
 

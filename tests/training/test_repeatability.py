@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 
 import torch
+from processes import elsewhere
 from torch import nn
 
 import gncompile
@@ -63,14 +60,8 @@ def in_turns() -> Trace:
     return found
 
 
-def in_a_process() -> Trace:
-    command, root = [sys.executable, __file__], Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-    return dict(json.loads(done.stdout))
-
-
 def test_equal_seeds_give_equal_bits() -> None:
-    first, turns = one_after_another(), in_a_process()
+    first, turns = one_after_another(), elsewhere(in_turns)
     assert [len(values) for values in first.values()] == [len(v) for v in turns.values()]
     assert first == turns
 
@@ -79,8 +70,3 @@ def test_another_seed_gives_other_bits() -> None:
     """What the test above compares does depend on batches and draws."""
     first, other = (list(islice(trained("kfac", seed), 3)) for seed in (0, 1))
     assert not set(first) & set(other)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    print(json.dumps(in_turns()))

@@ -34,8 +34,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 if INTERPRETED:
     from bfloat16 import teach_bfloat16
-    from quick_interpreter import leave_out_unread_bounds, patch_once
+    from quick_interpreter import leave_out_unread_bounds, look_up_dtypes, patch_once
 
     teach_bfloat16()
     patch_once()
     leave_out_unread_bounds()
+    look_up_dtypes()

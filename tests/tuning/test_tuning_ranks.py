@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import multiprocessing, nn
+from processes import run_on
+from torch import nn
 
 import gncompile
 from gncompile.base import config
@@ -82,30 +81,22 @@ def scenarios(rank: int, folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def work(rank: int, folder: Path) -> None:
-    """One of the two processes; leaves what it saw in a file."""
-    torch.set_num_threads(1)
+def work(folder: Path) -> dict[str, dict[str, Any]]:
+    """What one of the two processes sees."""
     kept = StepComparison(1.0, 1.0, 1.0, 0.0, 0.0)
-    try:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2
-        )
-        with replaced(tuner, "compare", lambda *arguments: kept):
-            mine = folder / str(rank)
-            mine.mkdir()
-            found = scenarios(rank, mine)
-        dist.destroy_process_group()
-    except Exception:
-        found = {"failed": {"error": traceback.format_exc()}}
-    (folder / f"{rank}.json").write_text(json.dumps(found))
+    rank = dist.get_rank()
+    with replaced(tuner, "compare", lambda *arguments: kept):
+        mine = folder / str(rank)
+        mine.mkdir()
+        return scenarios(rank, mine)
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
     """What each of two processes saw, with folders that they do not share."""
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(work, (folder,), nprocs=2)
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    found: list[dict[str, dict[str, Any]]] = run_on(2, work, [folder])[folder]
+    return found
 
 
 def test_rank_0_measures_and_both_emit_the_same_step(ranks: list[dict[str, Any]]) -> None:
