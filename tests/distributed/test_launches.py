@@ -221,18 +221,25 @@ def test_other_commands_are_the_first_ones(model: Path) -> None:
 # --- torchrun -----------------------------------------------------------------------------------------------
 
 
+def test_torchrun_trains_and_resumes(model: Path, alone: list[float]) -> None:
+    out = model.parent / "torchrun"
+    found = torchrun(2, "-m", "gncompile", "train", model, "--out", out, *COMMON)
+    assert found.returncode == 0, found.stderr
+    assert _losses(out) == pytest.approx(alone, rel=TOLERANCE)
+
+
 KILLED_ONCE = """
-import os, runpy, sys
+import os, sys
 sys.path[:0] = {path!r}
 from test_launches import KilledAt
+from gncompile.app.cli import main
 if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
     KilledAt(1, 25)(int(os.environ["RANK"]))
-runpy.run_module("gncompile", run_name="__main__")
+sys.exit(main())
 """
 
 
-def test_torchrun_trains_starts_all_again_and_they_go_on(model: Path, two: list[float]) -> None:
-    """``-m gncompile``, killed once."""
+def test_torchrun_starts_all_again_and_they_go_on(model: Path, two: list[float]) -> None:
     script, out = model.parent / "killed_once.py", model.parent / "restarted"
     here = Path(__file__)
     script.write_text(KILLED_ONCE.format(path=[str(here.parent), str(here.parents[1] / "support")]))
