@@ -41,7 +41,7 @@ def device_of(word: str) -> torch.device:
     word, for a GPU where torch has none, or none of that number, and
     :class:`~gncompile.errors.ProcessesError` where the processes of this machine are more than its GPUs.
     """
-    if not re.match(WORDS, word):
+    if not re.fullmatch(WORDS, word):
         raise GncompileError(
             f"unknown device {shown(word)}",
             where="--device",
@@ -106,9 +106,7 @@ def _index(word: str, count: int) -> int:
 def resident(trainer: Trainer, x: Any, y: Any) -> tuple[Any, Any]:
     """Training data, on the trainer's device if they take no more than its ``memory_budget``; else as given.
 
-    Of data that stay on the host every batch is copied when its step begins. On a GPU a step looks at no
-    value, for that would wait; so all are looked at before they are moved:
-    :class:`~gncompile.errors.BatchError` for one that the network or the loss cannot take.
+    Of data that stay on the host every batch is copied when its step begins.
     """
     from ..losses.targets import mapped, tensors_of
 
@@ -116,6 +114,5 @@ def resident(trainer: Trainer, x: Any, y: Any) -> tuple[Any, Any]:
     fits = sum(each.nbytes for each in given.values()) <= trainer.settings.memory_budget
     if trainer.device.type == CPU or not fits:
         return x, y
-    trainer.check_batch(x, y)
     moved = mapped(lambda each: each.to(trainer.device), x)
     return moved, moved if y is x else mapped(lambda each: each.to(trainer.device), y)
