@@ -116,7 +116,9 @@ def require_there(value: Any) -> None:
 
 def exported(export: Any, module: nn.Module, examples: tuple[Tensor, ...]) -> Any:
     """What ``torch.export``, which only knows tensors that are, makes of the module on the host."""
-    host = copy.deepcopy(module, {id(p): nn.Parameter(inside(p.detach())) for p in module.parameters()})
+    host = copy.deepcopy(
+        module, {id(p): nn.Parameter(inside(p.detach())) for p in module.parameters()}
+    )
     with _pop_mode_temporarily():
         return export(host, inside(examples))
 
