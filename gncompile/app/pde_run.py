@@ -147,7 +147,8 @@ class PdeRun(FolderRun):
         parameters = sum(p.numel() for p in problem.network.parameters())
         told = {
             "network": f"{parameters:,} parameters",
-            "training": f"{self.trainer.updates} updates, solver {self.trainer.settings.solver}",
+            "training": f"{self.trainer.updates} updates, solver {self.trainer.settings.solver}"
+            + self.started.elsewhere,
             **{
                 f"{name}, ½ mean r²": f"{value:.3g}" for name, value in self.trainer.terms().items()
             },

@@ -54,6 +54,11 @@ class Started(BaseModel):
             raise CheckpointError("run.json does not say how long to train", where=str(folder.path))
         return started
 
+    @property
+    def elsewhere(self) -> str:
+        """``", on cuda"``, for a report; nothing of the processor."""
+        return "" if self.device == CPU else f", on {self.device}"
+
     def total(self, batches: int) -> int:
         """Updates the whole run makes, with so many batches in an epoch."""
         return self.updates or (self.epochs or 0) * batches

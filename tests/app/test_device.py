@@ -242,6 +242,7 @@ def test_a_run_on_a_gpu_is_that_of_the_cpu(
     assert losses(tmp_path / "there") == pytest.approx(losses(tmp_path / "here"), rel=1e-9)
     record = json.loads((tmp_path / "there" / "run.json").read_text())["settings"]
     assert record["device"] == "cuda"
+    assert "float64, on cuda" in (tmp_path / "there" / "report.md").read_text()
     assert {f.name for f in (tmp_path / "here").iterdir()} == {
         f.name for f in (tmp_path / "there").iterdir()
     }
