@@ -25,8 +25,9 @@ from gncompile.app.run_folder import RunFolder
 from gncompile.app.runs import trained_on
 from gncompile.app.training_run import TrainingRun
 from gncompile.base.settings import Settings
-from gncompile.errors import GncompileError, ProcessesError
+from gncompile.errors import GncompileError, ModelFileError, ProcessesError
 from gncompile.frontends.example_inputs import checked_examples
+from gncompile.frontends.model_file import load_model_file
 from gncompile.training.first_order import FirstOrder
 from gncompile.training.trainer import Trainer
 
@@ -200,6 +201,12 @@ def test_processes_on_gpus_meet_by_nccl(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with together(1.0, torch.device(device)):
         assert made == [backend]
+
+
+def test_a_model_file_says_nothing_of_devices(tmp_path: Path) -> None:
+    path = write_model(tmp_path, f'{HEAD}device = "cuda"\n')
+    with pytest.raises(ModelFileError, match=r"(?s)device.*give --device cuda to the command"):
+        load_model_file(path)
 
 
 # --- what is computed there ------------------------------------------------------------------------------
