@@ -35,7 +35,7 @@ Device = Annotated[
 
 
 def device_of(word: str) -> torch.device:
-    """The device that a word of ``--device`` means; a GPU is the current one from then on.
+    """The device that a word of ``--device`` means.
 
     For ``cpu`` nothing of CUDA is touched. Raises :class:`~gncompile.errors.GncompileError` for another
     word, for a GPU where torch has none, or none of that number, and
@@ -52,9 +52,7 @@ def device_of(word: str) -> torch.device:
     if word == CPU:
         return torch.device(CPU)
     _require_cuda(word)
-    index = _index(word, torch.cuda.device_count())
-    torch.cuda.set_device(index)  # the one that Triton, graphs and NCCL take unless told otherwise
-    return torch.device("cuda", index)
+    return torch.device("cuda", _index(word, torch.cuda.device_count()))
 
 
 def _require_cuda(word: str) -> None:
@@ -62,15 +60,12 @@ def _require_cuda(word: str) -> None:
 
     if torch.cuda.is_available():
         return
-    found, remedy = (
-        f"torch {torch.__version__} is built without CUDA",
-        ("install a build with CUDA, see https://pytorch.org/get-started/locally"),
-    )
     if torch.backends.cuda.is_built():
         found = f"torch {torch.__version__} finds no GPU on this machine"
-        remedy = (
-            "look whether nvidia-smi lists one, and whether its driver is new enough for this torch"
-        )
+        remedy = "look whether nvidia-smi lists one, with a driver new enough for this torch"
+    else:
+        found = f"torch {torch.__version__} is built without CUDA"
+        remedy = "install a build with CUDA, see https://pytorch.org/get-started/locally"
     raise GncompileError(
         found, where=f"--device {word}", instead=f"{remedy}; or --device cpu, which needs none"
     )

@@ -65,18 +65,21 @@ class Launch:
 
 @contextmanager
 def together(seconds: float, device: torch.device) -> Iterator[Launch | None]:
-    """Connect this process with the others of its launch until the end of the block.
+    """Connect this process, which computes on ``device``, with the others of its launch for this block.
 
     By gloo on a CPU; on GPUs, where each process has its own, tensors go by NCCL and what the host tells by
     gloo. A process that is lost ends a collective call of the others at once, and one that hangs after
     ``seconds``. Where the launcher has not said how many threads a process has (``torchrun`` does, one), they
     share the machine's cores.
     """
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what NCCL, Triton and reports take for this process's
     launch = Launch.now()
     if launch is None or launch.size == 1:
         yield launch
         return
-    import torch
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 

@@ -20,6 +20,8 @@ from .started import Started
 from .training_run import FolderRun, TrainingRun
 
 if TYPE_CHECKING:
+    import torch
+
     from ..training.trainer import Trainer
 
 
@@ -51,7 +53,7 @@ def check(path: Path, data_root: Path | None = None, device: str = CPU) -> dict[
 def load(
     path: str | os.PathLike[str],
     data_root: str | os.PathLike[str] | None = None,
-    device: str = CPU,
+    device: str | torch.device = CPU,
 ) -> Run | SolvedRun:
     """The model in the run folder ``path``, as ``gncompile train`` left it: of data or of equations.
 
@@ -63,7 +65,7 @@ def load(
     >>> run = load("runs/houses")  # doctest: +SKIP
     >>> run.predict("new.csv")["price"]  # doctest: +SKIP
     """
-    folder, place = RunFolder.open(path), device_of(device)
+    folder, place = RunFolder.open(path), device_of(str(device))
     if describes_equations(folder.model_file):
         return SolvedRun.load(folder, place)
     return load_run(path, data_root, place)

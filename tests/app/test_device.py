@@ -97,9 +97,9 @@ def launch(patch: pytest.MonkeyPatch, local_rank: int, local_size: int) -> None:
 
 
 @pytest.fixture
-def gpus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def gpus(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
     """Two GPUs, of which nothing but their number is known; the list tells which were made current."""
-    current: list[int] = []
+    current: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
@@ -116,21 +116,19 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("word", "index"), [("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)])
-def test_a_gpu_has_its_number_and_becomes_the_current_one(
-    word: str, index: int, gpus: list[int]
-) -> None:
+@pytest.mark.usefixtures("gpus")
+def test_a_gpu_has_its_number(word: str, index: int) -> None:
     assert device_of(word) == torch.device("cuda", index)
-    assert gpus == [index]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.usefixtures("gpus")
 def test_each_process_of_a_launch_takes_a_gpu_of_its_own(
-    rank: int, gpus: list[int], monkeypatch: pytest.MonkeyPatch
+    rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launch(monkeypatch, rank, 2)
     assert device_of("cuda") == torch.device("cuda", rank)
     assert device_of("cpu") == torch.device("cpu")
-    assert gpus == [rank]
 
 
 def test_the_cpu_asks_nothing_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,13 +164,14 @@ def test_a_machine_without_a_gpu_says_so_and_nothing_is_left(
     assert not folder.exists()
 
 
-def test_a_number_that_no_gpu_has(gpus: list[int]) -> None:
+@pytest.mark.usefixtures("gpus")
+def test_a_number_that_no_gpu_has() -> None:
     with pytest.raises(GncompileError, match=r"(?s)number 2: torch sees 2 GPUs.*--device cuda"):
         device_of("cuda:2")
-    assert gpus == []
 
 
-def test_more_processes_than_gpus(gpus: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("gpus")
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     launch(monkeypatch, 2, 4)
     with pytest.raises(
         ProcessesError, match=r"(?s)process 2 of the 4 .*2 GPUs.*--nproc-per-node 2"
@@ -180,12 +179,11 @@ def test_more_processes_than_gpus(gpus: list[int], monkeypatch: pytest.MonkeyPat
         device_of("cuda")
     with pytest.raises(ProcessesError, match="4 processes would share one GPU"):
         device_of("cuda:1")
-    assert gpus == []
 
 
 @pytest.mark.parametrize(("device", "backend"), [("cpu", "gloo"), ("cuda", "cpu:gloo,cuda:nccl")])
 def test_processes_on_gpus_meet_by_nccl(
-    device: str, backend: str, monkeypatch: pytest.MonkeyPatch
+    device: str, backend: str, gpus: list[torch.device], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch.distributed as dist
 
@@ -199,8 +197,10 @@ def test_processes_on_gpus_meet_by_nccl(
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **given: made.append(backend))
     monkeypatch.setattr(first_process, "close", lambda: None)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with together(1.0, torch.device(device)):
+    place = device_of(device)
+    with together(1.0, place):
         assert made == [backend]
+        assert gpus == ([place] if device == "cuda" else [])
 
 
 def test_a_model_file_says_nothing_of_devices(tmp_path: Path) -> None:
