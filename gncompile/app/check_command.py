@@ -16,10 +16,13 @@ from ..frontends.model_file import ModelFile, load_model_file
 from ..losses.targets import tensors_of
 from ..losses.vocabulary import resolve_loss
 from ..training.metrics import resolve_metrics
+from .compile_file import compile_file, trainer_options
+from .device import CPU
 from .output_bias import set_output_bias
-from .training_run import compile_file, trainer_options
 
 if TYPE_CHECKING:
+    import torch
+
     from ..training.trainer import Trainer
 
 EXTRAS = {"metrics": ("sklearn", "metrics"), "tensorboard": ("tensorboard", "tensorboard")}
@@ -33,7 +36,11 @@ SOLVES = {
 """What a solver without a method solves with."""
 
 
-def check_file(path: Path, data_root: Path | None = None) -> dict[str, str]:
+def check_file(
+    path: Path,
+    data_root: Path | None = None,
+    device: torch.device | str = CPU,
+) -> dict[str, str]:
     """What a model file describes, by name, if it can be trained; nothing is trained or written.
 
     File, data, sizes, loss, options and memory are checked, and the training step is compiled. Raises
@@ -46,7 +53,7 @@ def check_file(path: Path, data_root: Path | None = None) -> dict[str, str]:
         *_mistakes(lambda: load_data(file)),
     ]
     if not mistakes:
-        return described(file, _compiled(file))
+        return described(file, _compiled(file, device))
     raise ModelFileError("\n".join(mistakes))
 
 
@@ -84,10 +91,11 @@ def _check_extras(file: ModelFile) -> None:
             )
 
 
-def _compiled(file: ModelFile) -> Trainer:
+def _compiled(file: ModelFile, device: torch.device | str) -> Trainer:
     """The training step, with the settings of operations that need no measuring."""
     tune = file.training.tune
-    trainer = compile_file(file, tune="cached" if tune in ("quick", "full") else tune)
+    tune = "cached" if tune in ("quick", "full") else tune
+    trainer = compile_file(file, device=device, tune=tune)
     if file.training.output_bias == "mean":
         set_output_bias(file, trainer.model, file.split.train_y)
     resolve_metrics(file.training.metrics, trainer.compiled.loss)  # which the training would refuse

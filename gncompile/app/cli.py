@@ -17,6 +17,7 @@ from rich.console import Console
 from ..errors import GncompileError, InternalError, visible
 from .command_errors import explained
 from .command_list import Commands
+from .device import CPU, Device
 from .interrupts import sigterm_interrupts, was_interrupt
 from .launched import JOINING, Launch, recorded
 from .run_commands import evaluate, predict
@@ -119,12 +120,12 @@ def init(
 
 
 @app.command()
-def check(file: ModelPath, data_root: DataRoot = None) -> None:
+def check(file: ModelPath, data_root: DataRoot = None, device: Device = CPU) -> None:
     """Say what a model file describes and needs, or list all that is wrong; trains nothing."""
     from ..base.environment import table
     from .runs import check
 
-    _print(table(check(file, data_root)))
+    _print(table(check(file, data_root, device)))
 
 
 @app.command()
@@ -138,6 +139,7 @@ def explain(
         Path | None, typer.Option(metavar="FILE", help="Write a LaTeX article instead.")
     ] = None,
     data_root: DataRoot = None,
+    device: Device = CPU,
 ) -> None:
     """Print what is derived and compiled for a model file, or write it as a report."""
     from .predict_command import require_other
@@ -147,7 +149,7 @@ def explain(
         raise typer.BadParameter("--html and --latex report the whole network: leave --layer out")
     if latex:
         require_other(latex, [file])
-    trainer, name, batch = compiled(file, data_root)
+    trainer, name, batch = compiled(file, data_root, device)
     if html:
         _print(str(trainer.report(html, name, batch)[0]))
     if latex:
@@ -164,11 +166,12 @@ def emit(
     file: ModelPath,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the source.")],
     data_root: DataRoot = None,
+    device: Device = CPU,
 ) -> None:
     """Write the generated source of a model file's training step."""
     from .runs import compiled
 
-    for path in compiled(file, data_root)[0].emit(out):
+    for path in compiled(file, data_root, device)[0].emit(out):
         _print(str(path))
 
 
@@ -241,7 +244,9 @@ def tune(
         str | None, typer.Option(metavar="OPERATION", help="Print what was measured for it.")
     ] = None,
     clear: Annotated[bool, typer.Option(help="Delete this device's settings.")] = False,
-    device: Annotated[str, typer.Option(help="Whose settings: cpu or cuda.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="Where FILE is tuned, or whose settings: cpu or cuda.")
+    ] = CPU,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Compile candidates for a GPU, measure nothing.")
     ] = False,
@@ -263,7 +268,7 @@ def tune(
         raise typer.BadParameter(
             "give one of FILE, --export, --import, --list, --explain and --clear"
         )
-    command.check(effort, budget, device)
+    command.check(effort, budget, None if file else device)
     if dry_run:
         if file is None:
             raise typer.BadParameter("--dry-run needs a model file")
@@ -274,7 +279,7 @@ def tune(
     if target is not None or kernel is not None:
         raise typer.BadParameter("--target and --kernel are for --dry-run")
     if file is not None and not command.tune_file(
-        file, effort, budget, not quiet, _print, data_root
+        file, effort, budget, not quiet, _print, data_root, device
     ):
         raise typer.Exit(130)
     if export is not None:

@@ -199,7 +199,9 @@ def compile_into(
             processes=processes,
             shards=shards,
         )
-        examples = tuple(each[:1].detach().clone() for each in input_tensors(example_inputs))
+        examples = tuple(
+            each[:1].detach().to(reader.device, copy=True) for each in input_tensors(example_inputs)
+        )
         identity = ModelIdentity(
             model,
             loss,

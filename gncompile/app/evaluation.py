@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..graph.torch_network import flat_output, objective
+from ..losses.targets import mapped
 from ..losses.vocabulary import Loss, SeparableLoss
 from ..training.metrics import mean_of, metric_values
 
@@ -18,15 +19,25 @@ ROWS = 1000
 Inputs = Tensor | tuple[Tensor, ...]
 
 
+def device_of_module(module: nn.Module) -> torch.device:
+    """Where a module computes."""
+    return next(module.parameters()).device
+
+
 def outputs_of(module: nn.Module, x: Inputs, rows: int = ROWS) -> Tensor:
-    """The module's outputs ``[N, K]`` in evaluation mode, a few rows at a time, without gradients."""
+    """The module's outputs ``[N, K]`` in evaluation mode, a few rows at a time, without gradients.
+
+    They are computed where the module is, and returned on the host.
+    """
     given = (x,) if isinstance(x, Tensor) else x
-    mode = module.training
+    mode, device = module.training, device_of_module(module)
     module.eval()
     try:
         with torch.no_grad():
             parts = [
-                flat_output(module(*(each[start : start + rows] for each in given)))
+                flat_output(
+                    module(*(each[start : start + rows].to(device) for each in given))
+                ).cpu()
                 for start in range(0, len(given[0]), rows)
             ]
     finally:
@@ -42,7 +53,7 @@ def evaluated(
     The loss is computed by torch from its formula, not by the compiled program; in the dtype of the module,
     so that the two agree to roundings.
     """
-    outputs = outputs_of(module, x)
+    outputs, y = outputs_of(module, x), mapped(lambda each: each.cpu(), y)
     with torch.no_grad():
         value = float(objective(loss, None)(outputs, y))
     return {"loss": value, **metric_values(metrics, outputs, y, loss)}

@@ -1,8 +1,9 @@
 """Commands that ``torchrun`` has started several times: their group, and who speaks.
 
 ``torchrun``, as other launchers do, tells each process its place in the environment: ``RANK``,
-``WORLD_SIZE``, ``LOCAL_WORLD_SIZE``, and where all meet. If one of them ends with an error it stops the
-others; with ``--max-restarts`` it then starts all anew, with the same arguments.
+``WORLD_SIZE``, on its machine ``LOCAL_RANK`` and ``LOCAL_WORLD_SIZE``, and where all meet. If one of them
+ends with an error it stops the others; with ``--max-restarts`` it then starts all anew, with the same
+arguments.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ProcessesError
+
+if TYPE_CHECKING:
+    import torch
 
 TIMEOUT = 600.0
 """Seconds that processes wait for each other, unless told otherwise."""
@@ -28,6 +32,7 @@ class Launch:
 
     rank: int
     size: int
+    local_rank: int
     local_size: int
     restarts: int
     """How often the launcher has started all anew."""
@@ -44,32 +49,37 @@ class Launch:
             return None
         try:
             rank, size = int(told["RANK"]), int(told["WORLD_SIZE"])
+            local_rank = int(told.get("LOCAL_RANK", "0"))
             local = int(told.get("LOCAL_WORLD_SIZE", "1"))
             restarts = int(told.get("TORCHELASTIC_RESTART_COUNT", "0"))
         except ValueError:
-            rank, size, local, restarts = -1, 0, 0, 0
-        if not 0 <= rank < size or local < 1:
+            rank, size, local_rank, local, restarts = -1, 0, -1, 0, 0
+        if not 0 <= rank < size or local_rank < 0 or local < 1:
             raise ProcessesError(
                 "the environment does not tell which of how many processes this is",
                 where=f"RANK={told['RANK']} WORLD_SIZE={told['WORLD_SIZE']}",
                 instead="start with torchrun --nproc-per-node N -m gncompile, or unset both",
             )
-        return cls(rank, size, local, restarts)
+        return cls(rank, size, local_rank, local, restarts)
 
 
 @contextmanager
-def together(seconds: float) -> Iterator[Launch | None]:
-    """Connect this process with the others of its launch until the end of the block.
+def together(seconds: float, device: torch.device) -> Iterator[Launch | None]:
+    """Connect this process, which computes on ``device``, with the others of its launch for this block.
 
-    By gloo, since model files are trained on the CPU. A process that is lost ends a collective call of the
-    others at once, and one that hangs after ``seconds``. Where the launcher has not said how many threads a
-    process has (``torchrun`` does, one), they share the machine's cores.
+    By gloo on a CPU; on GPUs, where each process has its own, tensors go by NCCL and what the host tells by
+    gloo. A process that is lost ends a collective call of the others at once, and one that hangs after
+    ``seconds``. Where the launcher has not said how many threads a process has (``torchrun`` does, one), they
+    share the machine's cores.
     """
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what NCCL, Triton and reports take for this process's
     launch = Launch.now()
     if launch is None or launch.size == 1:
         yield launch
         return
-    import torch
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
@@ -84,7 +94,11 @@ def together(seconds: float) -> Iterator[Launch | None]:
         f"attempt {launch.restarts}", store
     )
     dist.init_process_group(
-        "gloo", store=store, rank=launch.rank, world_size=launch.size, timeout=waits
+        "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",
+        store=store,
+        rank=launch.rank,
+        world_size=launch.size,
+        timeout=waits,
     )
     try:
         yield launch

@@ -28,7 +28,8 @@ from ..losses.targets import mapped
 from ..losses.vocabulary import Loss, resolve_loss
 from ..losses.weighting import bind_loss
 from ..training.metrics import usual_metrics
-from .evaluation import evaluated, outputs_of, predicted
+from .device import CPU
+from .evaluation import device_of_module, evaluated, outputs_of, predicted
 from .run_folder import RunFolder
 from .started import Started
 
@@ -49,7 +50,9 @@ class Run:
     started: Started
     file: ModelFile
     module: nn.Module
-    """A plain torch module; of a run that has not ended, with the weights of the last checkpoint."""
+    """A plain torch module; of a run that has not ended, with the weights of the last checkpoint.
+
+    It may be moved, ``run.module.to("cuda")``: what is asked of the run is then computed there."""
 
     @property
     def schema(self) -> TableSchema:
@@ -69,7 +72,8 @@ class Run:
         """
         from ..training.trainer import Trainer
 
-        return Trainer.resume(self.folder.checkpoint, self.file.build(self.started.seed))
+        model = self.file.build(self.started.seed).to(device_of_module(self.module))
+        return Trainer.resume(self.folder.checkpoint, model)
 
     @cached_property
     def loss(self) -> Loss:
@@ -192,7 +196,11 @@ class Run:
         return f"Run({str(self.folder.path)!r}, {self.file.name!r})"
 
 
-def load(path: str | os.PathLike[str], data_root: str | os.PathLike[str] | None = None) -> Run:
+def load(
+    path: str | os.PathLike[str],
+    data_root: str | os.PathLike[str] | None = None,
+    device: torch.device | str = CPU,
+) -> Run:
     """The model in the run folder ``path``, one with data; see :func:`gncompile.load`."""
     folder = RunFolder.open(path)
     started = Started.of(folder)
@@ -201,7 +209,7 @@ def load(path: str | os.PathLike[str], data_root: str | os.PathLike[str] | None 
     _require_sizes(file, folder)
     module = file.build(started.seed)
     give_learnt(module, folder, started)
-    return Run(folder, started, file, module.eval())
+    return Run(folder, started, file, module.eval().to(device))
 
 
 def _require_sizes(file: ModelFile, folder: RunFolder) -> None:

@@ -45,7 +45,7 @@ def set_output_bias(file: ModelFile, model: nn.Module, targets: Any) -> None:
         )
     y, *weights = tensors_of(targets)
     w = weights[0].double() if weights else torch.ones(len(y), dtype=torch.float64)
-    best = constant(y, w, layer.out_features)
+    best = constant(y, w, layer.out_features).to(layer.bias.device)
     if isinstance(model, TableNetwork) and model.units:
         best = (best - model.output_mean) / model.output_scale
     with torch.no_grad():

@@ -14,6 +14,8 @@ from ..data.domains import Box, generator_of
 from ..errors import GncompileError, ModelFileError
 from ..frontends.pde_file import PdeFile, load_pde_file
 from ..training.records import History
+from .compile_file import trainer_options
+from .device import CPU
 from .reference_solution import reference_values
 from .residual_terms import Term
 from .residual_trainer import ResidualTrainer
@@ -22,7 +24,7 @@ from .run_folder import RunFolder
 from .run_pictures import draw_loss, draw_solution
 from .run_report import page
 from .started import Started
-from .training_run import FolderRun, trainer_options
+from .training_run import FolderRun
 
 EVALUATED = 10_000
 """Points of the box at which the report compares with the reference."""
@@ -53,18 +55,24 @@ def problem_of(file: PdeFile, net: nn.Module) -> Problem:
         raise ModelFileError(f"{error}\n  file:       [pde] of {file.path}") from None
 
 
-def compile_pde(file: PdeFile, seed: int | None = None, **given: Any) -> ResidualTrainer:
-    """The trainer of a model file; ``given`` go before what it says."""
+def compile_pde(
+    file: PdeFile,
+    seed: int | None = None,
+    *,
+    device: torch.device | str = CPU,
+    **given: Any,
+) -> ResidualTrainer:
+    """The trainer of a model file, on a device; ``given`` go before what it says."""
     training = file.training
     seed = training.seed if seed is None else seed
     said = {"tune": training.tune, **trainer_options(file), **given}
-    return problem_of(file, file.build(seed)).compile(seed=seed, **said)
+    return problem_of(file, file.build(seed).to(device)).compile(seed=seed, **said)
 
 
-def check_pde(path: Path) -> dict[str, str]:
+def check_pde(path: Path, device: torch.device) -> dict[str, str]:
     """What a model file describes, by name, if it can be trained; nothing is trained or written."""
     file = load_pde_file(path)
-    trainer = compile_pde(file)
+    trainer = compile_pde(file, device=device)
     problem = trainer.problem
     parameters = sum(p.numel() for p in problem.network.parameters())
     terms = {
@@ -96,12 +104,16 @@ class PdeRun(FolderRun):
         return load_pde_file(path)
 
     @classmethod
-    def _compiled(cls, file: PdeFile, seed: int, **given: Any) -> dict[str, Any]:
-        return _with_batches(file, compile_pde(file, seed, **given))
+    def _compiled(
+        cls, file: PdeFile, seed: int, device: torch.device, **given: Any
+    ) -> dict[str, Any]:
+        return _with_batches(file, compile_pde(file, seed, device=device, **given))
 
     @classmethod
-    def _continued(cls, file: PdeFile, folder: RunFolder, started: Started) -> dict[str, Any]:
-        problem = problem_of(file, file.build(started.seed))
+    def _continued(
+        cls, file: PdeFile, folder: RunFolder, started: Started, device: torch.device
+    ) -> dict[str, Any]:
+        problem = problem_of(file, file.build(started.seed).to(device))
         return _with_batches(file, problem.resume(folder.checkpoint))
 
     @classmethod
@@ -139,7 +151,8 @@ class PdeRun(FolderRun):
         parameters = sum(p.numel() for p in problem.network.parameters())
         told = {
             "network": f"{parameters:,} parameters",
-            "training": f"{self.trainer.updates} updates, solver {self.trainer.settings.solver}",
+            "training": f"{self.trainer.updates} updates, solver {self.trainer.settings.solver}"
+            + self.started.elsewhere,
             **{
                 f"{name}, mean loss": f"{value:.3g}" for name, value in self.trainer.terms().items()
             },
@@ -174,7 +187,7 @@ def solution(
 ) -> tuple[dict[str, tuple[float, float]], dict[str, Tensor]]:
     """The box, and on a grid of it the outputs, the reference, and residuals of the terms inside.
 
-    Of one or two coordinates; nothing else is drawn.
+    Of one or two coordinates; nothing else is drawn. The values are on the host.
     """
     box = dict(file.pde.box)
     if len(box) > 2:
@@ -186,4 +199,4 @@ def solution(
     for name in inside:
         found = problem.evaluate(points, [name])[name]
         drawn[f"residual {name}"] = found if found.dim() == 1 else found.norm(dim=1)
-    return box, {name: value.reshape([side] * len(box)) for name, value in drawn.items()}
+    return box, {name: value.reshape([side] * len(box)).cpu() for name, value in drawn.items()}

@@ -23,14 +23,14 @@ from .solved_run import SolvedRun
 Columns = Mapping[str, np.ndarray[Any, np.dtype[Any]]]
 
 
-def predict(run: Path, data: Path, out: Path) -> str:
+def predict(run: Path, data: Path, out: Path, device: str) -> str:
     """Write what the network in ``run`` predicts for the rows of ``data`` to ``out``, in their order.
 
     The file is written in one step, and never over ``data``, the data of the run or one of its files.
     Returns a line to print.
     """
     write = _writer(out)
-    loaded = load(run)
+    loaded = load(run, device=device)
     if isinstance(loaded, SolvedRun):
         require_other(out, [data, *run.iterdir()])
         return _written(loaded.predict(data), write, out)
@@ -56,12 +56,13 @@ def evaluate(
     metrics: Sequence[str] | None,
     as_json: bool,
     data_root: Path | None,
+    device: str,
 ) -> str:
     """The loss and the metrics of the network in ``run``, of ``data`` or of the run's own validation data.
 
     Of equations :meth:`SolvedRun.evaluate`.
     """
-    loaded = load(run, data_root)
+    loaded = load(run, data_root, device)
     found = loaded.evaluate(data, metrics)
     if as_json:
         return json.dumps(found)

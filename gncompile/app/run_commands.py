@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import visible
+from .device import CPU, Device
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A folder written by train.")]
 TABLES = "a .csv, .parquet, .arrow, .npz or .safetensors file"
@@ -19,11 +20,12 @@ def predict(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="FILE", help="A .csv, .parquet or .npz file.")
     ],
+    device: Device = CPU,
 ) -> None:
     """Write what a trained model predicts for the rows of a data file."""
     from .predict_command import predict as write
 
-    typer.echo(visible(write(run, data, out)))
+    typer.echo(visible(write(run, data, out, device)))
 
 
 def evaluate(
@@ -41,6 +43,7 @@ def evaluate(
         Path | None,
         typer.Option(metavar="DIR", exists=True, file_okay=False, help="Where its data lie now."),
     ] = None,
+    device: Device = CPU,
 ) -> None:
     """Print the loss and the metrics of a trained model, by default on its validation data."""
     from .predict_command import evaluate as evaluated
@@ -48,4 +51,4 @@ def evaluate(
     names = (
         None if metrics is None else [each.strip() for each in metrics.split(",") if each.strip()]
     )
-    typer.echo(visible(evaluated(run, data, names, as_json, data_root)))
+    typer.echo(visible(evaluated(run, data, names, as_json, data_root, device)))

@@ -76,7 +76,8 @@ def results(run: Run, data: DataSplit) -> dict[str, str]:
         "data": f"{Path(run.file.data.name).name}, {samples} samples, {held_out or 'none'} for validation",
         "network": f"{parameters} parameters; loss {run.loss.name}"
         + (", standardised" if run.file.in_units else ""),
-        "training": f"{shown_method}, batches of {run.file.batch_size}, {training.dtype}",
+        "training": f"{shown_method}, batches of {run.file.batch_size}, {training.dtype}"
+        + run.started.elsewhere,
         **_history(run),
         f"loss, first {shown} training samples": f"{learnt['loss']:.6g}",
         **{

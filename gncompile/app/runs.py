@@ -9,14 +9,19 @@ from typing import TYPE_CHECKING, Any
 from ..frontends.model_file import load_model_file
 from ..frontends.pde_file import describes_equations, load_pde_file
 from .check_command import check_file
+from .compile_file import compile_file
+from .device import CPU, device_of
 from .loaded_run import Run
 from .loaded_run import load as load_run
 from .pde_run import PdeRun, check_pde, compile_pde
 from .run_folder import RunFolder
 from .solved_run import SolvedRun
-from .training_run import FolderRun, TrainingRun, compile_file
+from .started import Started
+from .training_run import FolderRun, TrainingRun
 
 if TYPE_CHECKING:
+    import torch
+
     from ..training.trainer import Trainer
 
 
@@ -32,34 +37,48 @@ def go_on(folder: Path, *how: Any, **asked: Any) -> FolderRun:
     return kind.resume(folder, *how, **asked)
 
 
-def check(path: Path, data_root: Path | None = None) -> dict[str, str]:
+def trained_on(folder: Path) -> str:
+    """The device that a run was trained on last, as ``--device`` takes it."""
+    return Started.of(RunFolder.open(folder)).device
+
+
+def check(path: Path, data_root: Path | None = None, device: str = CPU) -> dict[str, str]:
     """What a model file describes: :func:`check_file`, or :func:`check_pde`."""
-    return check_pde(path) if describes_equations(path) else check_file(path, data_root)
+    place = device_of(device)
+    if describes_equations(path):
+        return check_pde(path, place)
+    return check_file(path, data_root, place)
 
 
 def load(
-    path: str | os.PathLike[str], data_root: str | os.PathLike[str] | None = None
+    path: str | os.PathLike[str],
+    data_root: str | os.PathLike[str] | None = None,
+    device: str | torch.device = CPU,
 ) -> Run | SolvedRun:
     """The model in the run folder ``path``, as ``gncompile train`` left it: of data or of equations.
 
     Neither the training data nor a compilation is needed. ``data_root`` goes before the folder of data that
-    the run was started with. Raises :class:`~gncompile.errors.CheckpointError` for what is no run folder,
-    or a damaged one.
+    the run was started with. ``device``, ``"cuda"`` say, is where its network is, wherever it was trained;
+    rows go in, and predictions come out, on the host. Raises :class:`~gncompile.errors.CheckpointError` for
+    what is no run folder, or a damaged one.
 
     >>> run = load("runs/houses")  # doctest: +SKIP
     >>> run.predict("new.csv")["price"]  # doctest: +SKIP
     """
-    folder = RunFolder.open(path)
+    folder, place = RunFolder.open(path), device_of(str(device))
     if describes_equations(folder.model_file):
-        return SolvedRun.load(folder)
-    return load_run(path, data_root)
+        return SolvedRun.load(folder, place)
+    return load_run(path, data_root, place)
 
 
-def compiled(path: Path, data_root: Path | None = None) -> tuple[Trainer, str, int]:
+def compiled(
+    path: Path, data_root: Path | None = None, device: str = CPU
+) -> tuple[Trainer, str, int]:
     """The trainer of a model file, the file's name, and how many samples a step goes over."""
+    place = device_of(device)
     if describes_equations(path):
         equations = load_pde_file(path)
-        of_equations = compile_pde(equations)
+        of_equations = compile_pde(equations, device=place)
         return of_equations, equations.name, len(of_equations.problem.batch().x)
     file = load_model_file(path, data_root=data_root)
-    return compile_file(file), file.name, file.training.batch_size
+    return compile_file(file, device=place), file.name, file.training.batch_size

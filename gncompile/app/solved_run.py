@@ -37,11 +37,11 @@ class SolvedRun:
     """The equations, and the network with the weights of the report, or of the last checkpoint."""
 
     @classmethod
-    def load(cls, folder: RunFolder) -> SolvedRun:
-        """The run as ``gncompile train`` left it; nothing is compiled."""
+    def load(cls, folder: RunFolder, device: torch.device) -> SolvedRun:
+        """The run as ``gncompile train`` left it, its network on a device; nothing is compiled."""
         started = Started.of(folder)
         file = load_pde_file(folder.model_file)
-        problem = problem_of(file, file.build(started.seed))
+        problem = problem_of(file, file.build(started.seed).to(device))
         give_learnt(problem.network, folder, started)
         return cls(folder, started, file, problem)
 
@@ -56,7 +56,8 @@ class SolvedRun:
 
         It has a network of its own: going on with it leaves :attr:`module` as the report describes it.
         """
-        problem = problem_of(self.file, self.file.build(self.started.seed))
+        net = self.file.build(self.started.seed).to(self.problem.sampling.device)
+        problem = problem_of(self.file, net)
         return problem.resume(self.folder.checkpoint)
 
     def predict(self, points: Places, names: Sequence[str] | None = None) -> dict[str, Array]:
@@ -66,7 +67,7 @@ class SolvedRun:
         the coordinates in the order of the box.
         """
         found = self.problem.evaluate(self._points(points), names)
-        return {name: value.numpy() for name, value in found.items()}
+        return {name: value.cpu().numpy() for name, value in found.items()}
 
     def evaluate(
         self, data: str | os.PathLike[str] | None = None, metrics: Sequence[str] | None = None

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import CheckpointError
 from ..frontends.model_schema import Seed
+from .device import CPU, WORDS
 from .run_folder import RunFolder
 
 Count = Annotated[int, Field(gt=0)]
@@ -33,6 +34,8 @@ class Started(BaseModel):
     data_root: str | None
     asked: Mapping[str, int | str | None] | None = None
     """What it was asked for beside the model file; None in folders of older versions."""
+    device: Annotated[str, Field(pattern=WORDS)] = CPU
+    """Where it was trained last, as ``--device`` takes it."""
     ended: Annotated[str, Field(max_length=1000)] | None = None
     """Why the training has ended, once it has."""
 
@@ -51,6 +54,11 @@ class Started(BaseModel):
             raise CheckpointError("run.json does not say how long to train", where=str(folder.path))
         return started
 
+    @property
+    def elsewhere(self) -> str:
+        """``", on cuda"``, for a report; nothing of the processor."""
+        return "" if self.device == CPU else f", on {self.device}"
+
     def total(self, batches: int) -> int:
         """Updates the whole run makes, with so many batches in an epoch."""
         return self.updates or (self.epochs or 0) * batches
@@ -62,6 +70,10 @@ class Started(BaseModel):
     def prolonged(self, updates: int, folder: RunFolder) -> Started:
         """The same run, which ends after ``updates`` updates in all; ``run.json`` says so from now on."""
         return self._changed(folder, updates=updates, epochs=None, ended=None)
+
+    def moved(self, device: str, folder: RunFolder) -> Started:
+        """The same run, trained on this device from now on; ``run.json`` says so."""
+        return self if device == self.device else self._changed(folder, device=device)
 
     def _changed(self, folder: RunFolder, **changes: object) -> Started:
         changed = self.model_copy(update=changes)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import visible
+from .device import CPU, Device, device_of
 from .interrupts import Stopped
 from .launched import TIMEOUT, Launch, together
 from .run_commands import RunPath
@@ -39,6 +40,7 @@ def train(
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of weights and order.")] = None,
     method: Annotated[str | None, typer.Option(help="Curvature method, as kfra.")] = None,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Updates between checkpoints.")] = 20,
+    device: Device = CPU,
     timeout: Timeout = TIMEOUT,
     data_root: DataRoot = None,
     quiet: Quiet = False,
@@ -49,9 +51,9 @@ def train(
     if updates is not None and epochs is not None:
         raise typer.BadParameter("give --updates or --epochs, not both")
     asked = {"updates": updates, "epochs": epochs, "seed": seed, "method": method}
-    with together(timeout) as launch:
+    with together(timeout, device_of(device)) as launch:
         if launch and (left := _left_behind(launch, file, out, asked)):
-            run = go_on(left, not quiet, data_root)
+            run = go_on(left, not quiet, data_root, device=device)
             if launch.leads:
                 _print(f"goes on with {left}, after {run.trainer.updates} updates")
         else:
@@ -59,6 +61,7 @@ def train(
                 file,
                 out,
                 **asked,
+                device=device,
                 checkpoint_every=checkpoint_every,
                 progress=not quiet,
                 data_root=data_root,
@@ -70,6 +73,9 @@ def resume(
     run: RunPath,
     updates: Annotated[int | None, typer.Option(min=1, help="Updates to make now.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs to make now.")] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="As of train; default the run's own.")
+    ] = None,
     timeout: Timeout = TIMEOUT,
     data_root: DataRoot = None,
     quiet: Quiet = False,
@@ -78,12 +84,13 @@ def resume(
 
     The end that was meant stays, unless these updates lead beyond it.
     """
-    from .runs import go_on
+    from .runs import go_on, trained_on
 
     if updates is not None and epochs is not None:
         raise typer.BadParameter("give --updates or --epochs, not both")
-    with together(timeout):
-        resumed = go_on(run, not quiet, data_root, updates=updates, epochs=epochs)
+    device = device or trained_on(run)
+    with together(timeout, device_of(device)):
+        resumed = go_on(run, not quiet, data_root, updates=updates, epochs=epochs, device=device)
         if (ended := resumed.started.ended) and resumed.leads:
             _print(f"ended before: {ended}; for more: gncompile resume {run} --updates N")
         _finish(resumed)

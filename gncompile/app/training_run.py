@@ -17,6 +17,8 @@ from ..runtime.first_process import from_first
 from ..runtime.processes import Processes, current
 from ..training.early_stop import EarlyStop
 from ..training.loggers import CSVLogger, TensorBoardLogger
+from .compile_file import compile_file
+from .device import CPU, device_of, resident
 from .followed_folder import FollowedFolder, kind_of_folder
 from .interrupts import Stopped, signals_set
 from .loaded_run import Run
@@ -27,33 +29,11 @@ from .run_report import draw, report
 from .started import Started
 
 if TYPE_CHECKING:
+    import torch
+
     from ..frontends.pde_file import PdeFile
     from ..training.records import History, Record
     from ..training.trainer import Trainer
-
-
-def compile_file(file: ModelFile, seed: int | None = None, **options: Any) -> Trainer:
-    """The trainer of a model file; ``options`` go before those in the file."""
-    from .compile import compile as compile_model
-
-    model = file.build(seed)
-    training = file.training
-    settings = {"tune": training.tune, **trainer_options(file), **options}
-    return compile_model(
-        model,
-        loss=file.loss,
-        example_inputs=file.example(file.batch_size),
-        seed=file.training.seed if seed is None else seed,
-        dtype=file.dtype,
-        **settings,
-    )
-
-
-def trainer_options(file: ModelFile | PdeFile) -> dict[str, Any]:
-    """The ``[training.options]`` of a model file, and its method, as ``gncompile.compile`` takes them."""
-    training = file.training
-    given = {"method": training.method} if "method" in training.model_fields_set else {}
-    return {**given, **{name: _tuples(value) for name, value in training.options.items()}}
 
 
 def new_folder(folder: Path | None, name: str, *how: Any) -> RunFolder:
@@ -103,21 +83,24 @@ class FolderRun:
         checkpoint_every: int = 20,
         progress: bool = True,
         data_root: Path | None = None,
+        device: str = CPU,
     ) -> Self:
         """A fresh run in ``folder``, by default ``runs/NAME``; arguments but None go before the file.
 
         The folder is made last, and with a checkpoint: whatever can be found wrong before the first update
         leaves none behind, and whenever a run is killed it can be resumed.
         """
+        place = device_of(device)
         file = cls._read(model_file, None, data_root)
         if folder is not None:
             RunFolder(folder).require_free()  # said before anything takes long
         asked = {"updates": updates, "epochs": epochs, "seed": seed, "method": method}
         seed = file.training.seed if seed is None else seed
-        own = cls._compiled(file, seed, **({} if method is None else {"method": method}))
+        own = cls._compiled(file, seed, place, **({} if method is None else {"method": method}))
         settings = {
             **cls._settings(file, updates, epochs, data_root),
             **{"seed": seed, "checkpoint_every": checkpoint_every, "asked": asked},
+            "device": device,
         }
 
         def fill(made: RunFolder) -> None:
@@ -136,19 +119,22 @@ class FolderRun:
         *,
         updates: int | None = None,
         epochs: int | None = None,
+        device: str | None = None,
     ) -> Self:
         """A run as its last checkpoint left it, to go on to its end, or for ``updates`` or ``epochs``.
 
         The end moves only where these lead beyond it, or it was reached. ``data_root`` goes before the one
-        it was started with.
+        it was started with, and ``device`` before the one it was trained on.
         """
         run_folder = kind_of_folder().open(folder)
         run_folder.hold()
         try:
             started = Started.of(run_folder)
             root = started.data_root if data_root is None else data_root
+            device = device or started.device
             file = cls._read(run_folder.model_file, started.base, root)
-            own = cls._continued(file, run_folder, started)
+            own = cls._continued(file, run_folder, started, device_of(device))
+            started = started.moved(device, run_folder)
             made, in_epoch = own["trainer"].updates, len(own["batches"])
             run_folder.rewind(made)
             more = updates or (epochs or 0) * in_epoch
@@ -170,12 +156,14 @@ class FolderRun:
         raise NotImplementedError
 
     @classmethod
-    def _compiled(cls, file: Any, seed: int, **given: Any) -> dict[str, Any]:
+    def _compiled(cls, file: Any, seed: int, device: torch.device, **given: Any) -> dict[str, Any]:
         """``trainer``, ``batches`` and the kind's further fields of a fresh run; ``given`` are options."""
         raise NotImplementedError
 
     @classmethod
-    def _continued(cls, file: Any, folder: RunFolder, started: Started) -> dict[str, Any]:
+    def _continued(
+        cls, file: Any, folder: RunFolder, started: Started, device: torch.device
+    ) -> dict[str, Any]:
         """The same fields as the folder's checkpoint left them."""
         raise NotImplementedError
 
@@ -304,21 +292,26 @@ class TrainingRun(FolderRun):
         return load_model_file(path, base, data_root)
 
     @classmethod
-    def _compiled(cls, file: ModelFile, seed: int, **given: Any) -> dict[str, Any]:
+    def _compiled(
+        cls, file: ModelFile, seed: int, device: torch.device, **given: Any
+    ) -> dict[str, Any]:
         data = load_data(file)
-        trainer = compile_file(file, seed, **given)
+        trainer = compile_file(file, seed, device=device, **given)
         if file.training.output_bias == "mean":
             set_output_bias(file, trainer.model, data.train_y)
-        return {"trainer": trainer, "data": data, "batches": _batches(file, data, seed)}
+        return {"trainer": trainer, "data": data, "batches": _batches(trainer, file, data, seed)}
 
     @classmethod
-    def _continued(cls, file: ModelFile, folder: RunFolder, started: Started) -> dict[str, Any]:
+    def _continued(
+        cls, file: ModelFile, folder: RunFolder, started: Started, device: torch.device
+    ) -> dict[str, Any]:
         from ..training.trainer import Trainer
 
-        model = file.build(started.seed)
+        model = file.build(started.seed).to(device)
         data = Run(folder, started, file, model).data()
         trainer = Trainer.resume(folder.checkpoint, model)
-        return {"trainer": trainer, "data": data, "batches": _batches(file, data, started.seed)}
+        batches = _batches(trainer, file, data, started.seed)
+        return {"trainer": trainer, "data": data, "batches": batches}
 
     @classmethod
     def _settings(
@@ -364,8 +357,9 @@ class TrainingRun(FolderRun):
         )
 
 
-def _batches(file: ModelFile, data: DataSplit, seed: int) -> Batches:
-    return Batches(data.train_x, data.train_y, file.training.batch_size, seed)
+def _batches(trainer: Trainer, file: ModelFile, data: DataSplit, seed: int) -> Batches:
+    x, y = resident(trainer, data.train_x, data.train_y)
+    return Batches(x, y, file.training.batch_size, seed)
 
 
 LOGGERS: Mapping[str, Callable[[RunFolder], object]] = {
@@ -373,10 +367,3 @@ LOGGERS: Mapping[str, Callable[[RunFolder], object]] = {
     "tensorboard": lambda folder: TensorBoardLogger(folder.own_folder("tensorboard")),
 }
 """What ``[training] log`` names."""
-
-
-def _tuples(value: Any) -> Any:
-    """TOML's arrays as the tuples that options are."""
-    if isinstance(value, Mapping):
-        return {key: _tuples(inner) for key, inner in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -20,7 +20,8 @@ from ..tuning.problem import Variants, shown, sizes
 from ..tuning.search import check_effort, line
 from ..tuning.store import Entry, Store, Unreadable, folder, import_file, parse
 from ..tuning.tuner import BUDGETS, Tuned, bench_of, tune_step
-from .training_run import compile_file
+from .compile_file import compile_file
+from .device import CPU, device_of
 
 Print = Callable[[str], None]
 LISTED = 500
@@ -36,10 +37,11 @@ def seconds(text: str) -> float:
     return value
 
 
-def check(effort: str, budget: str | None, kind: str) -> None:
+def check(effort: str, budget: str | None, kind: str | None) -> None:
     """Refuse wrong words of the command line, also where the command does not come to use them."""
     check_effort(effort, 1.0)
-    require_kind(kind)
+    if kind is not None:
+        require_kind(kind)
     if budget is not None and seconds(budget) and not budget.strip()[-1].isalpha():
         raise GncompileError(
             f"the budget {budget!r} has no unit",
@@ -54,16 +56,17 @@ def tune_file(
     progress: bool,
     say: Print,
     data_root: Path | None = None,
+    device: str = CPU,
 ) -> bool:
     """Tune what a model file compiles to; whether the search came to its end.
 
-    Everything is measured anew, whatever the store holds.
+    Everything is measured anew on ``device``, whatever the store holds.
     """
-    file = load_model_file(path, data_root=data_root)
+    file, place = load_model_file(path, data_root=data_root), device_of(device)
     samples = file.batch_size
 
     def make(variants: Variants) -> Trainer:
-        return compile_file(file, tune=variants)
+        return compile_file(file, device=place, tune=variants)
 
     trainer = make({})
     bench = bench_of(trainer, samples)

@@ -30,8 +30,8 @@ from ..tuning.problem import Candidate, sizes
 from ..tuning.search import ranked, weight
 from ..tuning.tuner import sizes_of
 from .api import understand
+from .compile_file import trainer_options
 from .solver_choice import Case, chosen_settings
-from .training_run import trainer_options
 from .tune_command import bar
 
 Print = Callable[[str], None]

@@ -17,11 +17,12 @@ def checked_examples(
 ) -> tuple[Tensor, ...]:
     """One tensor ``[N, ...]`` an argument of forward, all of one floating-point dtype; ``dtype`` casts them.
 
+    They are brought to where the module's parameters are, as a batch is.
     Whole numbers are cast if the module can work with the result; else they stay, for a table to look up.
     """
     if not isinstance(module, nn.Module):
         raise TraceError(f"the model is a {type(module).__name__}", instead="pass an nn.Module")
-    examples = _tensors(module, given)
+    examples = _there(module, _tensors(module, given))
     for i, x in enumerate(examples):
         if x.is_complex():
             _refuse(
@@ -80,6 +81,14 @@ def _tensors(module: nn.Module, given: object) -> tuple[Tensor, ...]:
         else "pass one tensor, or a tuple of tensors"
     )
     return _refuse(module, found, f"{instead}, [N, ...]")
+
+
+def _there(module: nn.Module, examples: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The examples on the module's device; one without values has none to bring there."""
+    like = next(module.parameters(), None)
+    return (
+        examples if like is None else tuple(x if x.is_meta else x.to(like.device) for x in examples)
+    )
 
 
 def _cast(

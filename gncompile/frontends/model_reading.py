@@ -308,7 +308,10 @@ _WORDS = {
     ),
     **dict.fromkeys(("impute", "nan", "fillna"), 'use missing = "impute" in [data]'),
     **dict.fromkeys(("test", "test_size", "holdout"), "use validation in [data]"),
-    **dict.fromkeys(("device", "cuda", "gpu"), 'use backend = "triton" in [training.options]'),
+    **dict.fromkeys(
+        ("device", "cuda", "gpu", "accelerator"),
+        "a model file says nothing of machines: give --device cuda to the command",
+    ),
 }
 """What other tools call what a key here is for."""
 

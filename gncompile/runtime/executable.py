@@ -325,6 +325,7 @@ def require_triton(device: torch.device) -> None:
     if device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):
         raise CompileError(
             f"the backend 'triton' runs on CUDA devices, and the model is on {device}",
-            instead="move the model with model.cuda(), use backend='torch', or set "
-            "TRITON_INTERPRET=1 before starting Python to run the kernels slowly on the CPU",
+            instead="move the model with model.cuda(), or give --device cuda to the command, use "
+            "backend='torch', or set TRITON_INTERPRET=1 before starting Python to run the kernels slowly "
+            "on the CPU",
         )

@@ -80,4 +80,8 @@ class FirstOrder:
             if key == "last_good":
                 self._last_good[name].copy_(value)
             else:
-                self.optimiser.state[self.parameters[name]][key] = value.clone()
+                parameter = self.parameters[name]
+                place = (
+                    value.device if key == "step" else parameter.device
+                )  # as torch's own loading does
+                self.optimiser.state[parameter][key] = value.to(place, copy=True)

@@ -17,8 +17,8 @@ from ...frontends.model_data import load_data
 from ...frontends.model_file import ModelFile, load_model_file
 from ...graph.torch_network import objective
 from ...losses.vocabulary import resolve_loss
+from ..compile_file import trainer_options
 from ..output_bias import set_output_bias
-from ..training_run import trainer_options
 from .contest import Contest
 from .optimisers import named
 from .report import write_report
