@@ -217,7 +217,7 @@ def fit(
         )  # fmt: skip
         if watch.status is None and history.stopped_early:
             ended = history.ended
-        trainer.looked_after.most_tries = trainer.settings.damping_tries
+    trainer.looked_after.most_tries = trainer.settings.damping_tries
     status = -2 if ended else watch.status or 0
     found = _found(trainer, x, y, names, absolute_sigma)
     result = CurveFit(
