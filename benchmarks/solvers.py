@@ -265,9 +265,9 @@ def lbfgs(problem: Problem, seed: int, model: nn.Module, clock: Clock) -> None:
 
 
 def torch_lm(problem: Problem, seed: int, model: nn.Module, clock: Clock) -> None:
-    """``torch-levenberg-marquardt`` with its defaults and its faster solution; its loss need not be the model's.
+    """``torch-levenberg-marquardt`` with its defaults and its faster solution.
 
-    Where all of its tries raised the loss, it takes a last one and does not look.
+    The loss that it tells need not be the model's: after tries that raise it, a last one is taken unseen.
     """
     try:
         training = importlib.import_module("torch_levenberg_marquardt").training

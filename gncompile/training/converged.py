@@ -75,7 +75,7 @@ LESS = 1e-6
 
 
 class Convergence:
-    """A callback that ends a fit where it has converged, or ``max_nfev`` evaluations are made, and counts them.
+    """A callback that ends a fit where it has converged or made ``max_nfev`` evaluations, which it counts.
 
     A step has no more tries than there are evaluations left, so that there never are more.
 

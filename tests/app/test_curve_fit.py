@@ -375,6 +375,6 @@ def test_a_fit_is_pickled_without_its_trainer() -> None:
 
 
 def test_weights_without_a_weighted_loss_are_told() -> None:
-    x, y = MISRA.data()
+    _, y = MISRA.data()
     with pytest.raises(GncompileError, match=r"tuple of 2.*\n.*weighted\(loss\)"):
         fitted(y=(y, torch.ones_like(y)))
