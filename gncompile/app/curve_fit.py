@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from typing import Any
 
@@ -78,7 +79,16 @@ class CurveFit:
     notes: tuple[str, ...]
     """What to know of the figures: what the covariance is, what the data do not determine, and few digits."""
     trainer: Trainer = field(repr=False, compare=False)
-    """The compiled model, to predict with or to go on from."""
+    """The compiled model, to predict with or to go on from; a pickled fit comes back without it."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All numbers; the trainer is for ``trainer.save``, which checks what it reads."""
+        return {name: value for name, value in vars(self).items() if name != "trainer"}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CurveFit:
+        """A copy with a trainer and a module of its own."""
+        values = {each.name: deepcopy(getattr(self, each.name), memo) for each in fields(self)}
+        return CurveFit(**values)
 
     @property
     def success(self) -> bool:
@@ -199,16 +209,20 @@ def fit(
     tolerances = Tolerances.of(trainer.dtype, ftol=ftol, xtol=xtol, gtol=gtol)
     watch = Convergence(trainer, tolerances, max_nfev)
     told = callback if isinstance(callback, list | tuple) else [callback]
-    history = trainer.fit(
-        [(x, y)], updates=max_nfev, callbacks=[watch, *told], progress=verbose > 1,
-        batch=lambda pair: pair,
-    )  # fmt: skip
-    ended = watch.status is None and history.stopped_early
+    ended = None
+    if max_nfev > 1:  # the first evaluation is none of a step's tries
+        history = trainer.fit(
+            [(x, y)], updates=max_nfev - 1, callbacks=[watch, *told], progress=verbose > 1,
+            batch=lambda pair: pair,
+        )  # fmt: skip
+        if watch.status is None and history.stopped_early:
+            ended = history.ended
+    trainer.looked_after.most_tries = trainer.settings.damping_tries
     status = -2 if ended else watch.status or 0
     found = _found(trainer, x, y, names, absolute_sigma)
     result = CurveFit(
         nfev=watch.nfev, njev=watch.njev, status=status,
-        message=history.ended if ended else MESSAGES[status], trainer=trainer, **found,
+        message=ended or MESSAGES[status], trainer=trainer, **found,
     )  # fmt: skip
     if verbose:
         print(result)

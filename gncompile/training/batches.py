@@ -120,6 +120,12 @@ class BatchReader:
         would wait, they become NaN instead, and the step leaves the batch out.
         """
         output = self.graph.output
+        if not self.loss.structured and isinstance(y, tuple | list) and len(y) == 2:
+            raise BatchError(
+                f"the target is a {type(y).__name__} of 2, and the loss {self.loss.name!r} takes one tensor",
+                instead="pass y alone; for (y, w), w a weight of every sample or element, take the loss "
+                "gncompile.losses.weighted(loss)",
+            )
         y = mapped(self._read, y) if self.loss.structured else self._read(y)
         self.loss.check_target((batch, *output.shape), self.dtype, y)
         y = mapped(lambda each: self._placed(each, each.dtype), y)

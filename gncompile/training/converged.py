@@ -13,6 +13,7 @@ from torch import Tensor
 from ..base.options import checked
 from ..base.settings import Settings
 from .records import Record
+from .steps import LookedAfter
 
 MESSAGES: Mapping[int, str] = {
     -2: "a callback ended it.",
@@ -56,6 +57,7 @@ class Damped(Protocol):
     """What is asked of a trainer."""
 
     settings: Settings
+    looked_after: LookedAfter
 
     @property
     def damping(self) -> float | None:
@@ -73,7 +75,9 @@ LESS = 1e-6
 
 
 class Convergence:
-    """A callback that ends a fit where it has converged, and counts what it took.
+    """A callback that ends a fit where it has converged or made ``max_nfev`` evaluations, which it counts.
+
+    A step has no more tries than there are evaluations left, so that there never are more.
 
     A step may be small for no other reason than its damping, on a plateau for one. So a test has to hold
     twice in a row, the second time with next to no damping: that step is Newton's, and doubles the digits.
@@ -87,6 +91,7 @@ class Convergence:
         self._confirms = False
         self.nfev, self.njev = 1, 0
         """Evaluations of the loss, the first one included, and of the Jacobian."""
+        self._bound_tries()
 
     def __call__(self, record: Record) -> bool:
         """Whether the step of ``record`` was the last."""
@@ -102,7 +107,13 @@ class Convergence:
             self._trainer.damping = max(LESS * (self._trainer.damping or 0.0), least)
         if self.status is None and self.nfev >= self._most:
             self.status = 0
+        self._bound_tries()
         return self.status is not None
+
+    def _bound_tries(self) -> None:
+        """Let the next step try no more dampings than there are evaluations left."""
+        tries = self._trainer.settings.damping_tries
+        self._trainer.looked_after.most_tries = min(tries, self._most - self.nfev)
 
     def _now(self) -> list[Tensor]:
         return [parameter.clone() for parameter in self._trainer.trained().values()]

@@ -40,6 +40,8 @@ class LookedAfter:
         self._factors_finite = compiled.factors_finite
         self._count, self._journal, self._reported = count, journal, reported
         self._first_order = first_order
+        self.most_tries = compiled.settings.damping_tries
+        """Dampings that a step tries at most, from the next one on."""
         self._parts = {
             stage: tuple(p for p in compiled.program.step if p.stage is stage) for stage in Stage
         }
@@ -118,7 +120,7 @@ class LookedAfter:
         if now.damping:
             self._run_due(now, Stage.JUDGEMENT)
             harm, overlong = (bool(self._number(state)) for state in ("harm", "measured"))
-            if harm and overlong and tried < self._settings.damping_tries:
+            if harm and overlong and tried < self.most_tries:
                 return None
         self._count.updates += 1
         self._count.unconfirmed = True

@@ -88,6 +88,7 @@ class Trainer:
         self._steps = Stepping(compiled, self._count, self.place)
         self.joining = Joining(compiled, self._count)
         self.reported, self._state = self._steps.reported, self._steps.state
+        self.looked_after = self._steps.looked_after
         self._wanted, self._first_batches = Wanted(compiled, self._count), FirstBatches(compiled)
         self._questions, self._reports = Questions(compiled, self.reported), Reports(compiled)
         self.evaluation = self._questions.evaluation

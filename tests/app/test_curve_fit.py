@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -339,3 +341,40 @@ def test_memory_bounds_the_covariance() -> None:
 def test_a_callback_that_is_none_is_refused() -> None:
     with pytest.raises(GncompileError, match="give a function of one Record"):
         fitted(callback=3)
+
+
+def half_square(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    return F.mse_loss(model(x), y).item() / 2
+
+
+def test_no_more_evaluations_than_asked_for() -> None:
+    problem = BY_NAME["BoxBOD"]
+    x, y = problem.data()
+    tries: list[int] = []
+    gncompile.fit(problem.model(0), "mse", x, y, callback=lambda each: tries.append(each.tried))
+    before = 1 + sum(tries[: tries.index(max(tries))])
+    assert max(tries) > 3
+    for most in (1, 2, before, before + 2):
+        model = problem.model(0)
+        first = half_square(model, x, y)
+        found = gncompile.fit(model, "mse", x, y, max_nfev=most)
+        assert (found.status, found.nfev) == (0, most)
+        assert found.loss == pytest.approx(half_square(model, x, y), rel=1e-12)
+        assert found.loss <= first * (1 + 1e-12)  # a step whose tries end too early is undone
+        assert found.trainer.looked_after.most_tries == found.trainer.settings.damping_tries
+
+
+def test_a_fit_is_pickled_without_its_trainer() -> None:
+    found = fitted()
+    copied, again = copy.deepcopy(found), pickle.loads(pickle.dumps(found))
+    assert str(again) == str(copied) == str(found)
+    assert_same(covariance_of(again), covariance_of(found))
+    assert copied.trainer.model is not found.trainer.model
+    with pytest.raises(AttributeError, match="trainer"):
+        again.trainer  # noqa: B018
+
+
+def test_weights_without_a_weighted_loss_are_told() -> None:
+    _, y = MISRA.data()
+    with pytest.raises(GncompileError, match=r"tuple of 2.*\n.*weighted\(loss\)"):
+        fitted(y=(y, torch.ones_like(y)))

@@ -26,6 +26,13 @@ def test_everybody_comes_to_an_easy_aim(name: str) -> None:
     assert result.seconds_to(0.0) == math.inf
 
 
+def test_the_peer_is_told_the_loss_that_its_model_has() -> None:
+    pytest.importorskip("torch_levenberg_marquardt")
+    for problem in (EASY, replace(EASY, batch=50)):
+        result = race(problem, "torch-lm", seeds=1)
+        assert (result.refused, result.seconds_to(AIM) < 2 * EASY.limit) == ("", True)
+
+
 def test_a_limit_ends_it_and_a_refusal_is_told() -> None:
     wide = replace(EASY, build=seeded(lambda: mlp(1, 99, 1), torch.float64))
     results = {
