@@ -98,9 +98,8 @@ def ours(method: str, **options: Any) -> Start:
 
 def adam(model: nn.Sequential, x: Tensor) -> Running:
     """Torch's data parallelism; the hook is what its reducer does without one, but can be counted."""
-    own, called = _own(x), model
-    if dist.is_initialized():
-        called = DistributedDataParallel(model)
+    own, called = _own(x), DistributedDataParallel(model) if dist.is_initialized() else model
+    if isinstance(called, DistributedDataParallel):
         called.register_comm_hook(None, allreduce_hook)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
 
@@ -133,7 +132,10 @@ def asdl_kfac(every: int) -> Start:
                 _average([p.grad for p in self.model.parameters()])
 
         config = module.PreconditioningConfig(
-            data_size=len(own), damping=DAMPING, ema_decay=AVERAGE, preconditioner_upd_interval=every
+            data_size=len(own),
+            damping=DAMPING,
+            ema_decay=AVERAGE,
+            preconditioner_upd_interval=every,
         )
         return _asdl_steps(Joined(model, config, fisher_type="fisher_emp"), model, own, every)
 
@@ -198,7 +200,8 @@ def _asdl(name: str) -> ModuleType:
     source = Path(str(module.__file__))
     exec(compile(source.read_text(), source, "exec", optimize=1), vars(module))  # no assertions
     if not torch.cuda.is_available():
-        torch.cuda.nvtx._nvtx = SimpleNamespace(rangePushA=lambda text: 0, rangePop=lambda: 0)
+        silent = SimpleNamespace(rangePushA=lambda text: 0, rangePop=lambda: 0)
+        vars(torch.cuda.nvtx)["_nvtx"] = silent
 
     vars(module)["dist"] = _WithMeans()
     return module

@@ -1,4 +1,4 @@
-"""What a step on several processes sends and takes, ours and others': ``python -m benchmarks.distributed_peers``.
+"""What a step on several processes sends and takes, beside peers: ``python -m benchmarks.distributed_peers``.
 
 See README.md. First everybody's updates are compared with those of one process on the joined batch.
 """
@@ -40,7 +40,7 @@ KINDS = (PLAIN, FACTORS, INVERSES)
 
 @dataclass(frozen=True)
 class Check:
-    """Relative distances: of the first and of all checked updates from one process's, of ranks from the first."""
+    """Relative distances of the first and of all checked updates from one process's, and between ranks."""
 
     first: float
     last: float
@@ -80,7 +80,9 @@ class Measured:
 
     def crossed(self, processes: int) -> float:
         """Bytes that have to leave a process in a mean step, at least, and on average over the processes."""
-        return sum(LEAST[name](processes) * size for name, (_, size) in self.sent.items()) / self.steps
+        return (
+            sum(LEAST[name](processes) * size for name, (_, size) in self.sent.items()) / self.steps
+        )
 
 
 LEAST: Mapping[str, Callable[[int], float]] = {
@@ -97,44 +99,60 @@ LEAST: Mapping[str, Callable[[int], float]] = {
 
 def checked(size: int, widths: tuple[int, ...], kept: Path) -> dict[str, Check]:
     """One process keeps its updates in a folder; several compare theirs with them."""
-    torch.set_default_dtype(torch.float64)  # ASDL makes tensors of the default one
     found = {}
-    for number, (name, start) in enumerate(contestants().items()):
-        problem = Problem.make("checked", widths, SAMPLES, "bce")
-        model = problem.fresh(torch.float64)
-        running, path = start(model, problem.x), kept / str(number)
-        before, updates = _vector(model), []
-        for _ in range(CHECKED):
-            running.step()
-            updates.append(_vector(model) - before)
+    for number, name in enumerate(contestants()):
+        path = kept / str(number)
         if size == 1:
-            torch.save((updates[0], updates[-1]), path)
+            torch.save(updates_of(widths, name), path)
         else:
-            alone = torch.load(path)
-            first = updates[-1].clone()
-            dist.broadcast(first, 0)
-            wanted = zip((updates[0], updates[-1], updates[-1]), (*alone, first), strict=True)
-            found[name] = Check(*(float((a - b).norm() / b.norm()) for a, b in wanted))
+            found[name] = compared(widths, torch.load(path), name)
     return found
+
+
+def compared(widths: tuple[int, ...], alone: Sequence[Tensor], name: str) -> Check:
+    """A contestant's updates on a process of several with those of one."""
+    updates = updates_of(widths, name)
+    first = updates[-1].clone()
+    dist.broadcast(first, 0)
+    pairs = (updates[0], alone[0]), (updates[-1], alone[-1]), (updates[-1], first)
+    return Check(*(float((a - b).norm() / b.norm()) for a, b in pairs))
 
 
 def measured(size: int, widths: tuple[int, ...], batch: int) -> dict[str, Measured]:
-    """A cycle of everybody's steps, one after the other, in float32."""
-    found = {}
-    for name, start in contestants().items():
-        problem = Problem.make("timed", widths, batch, "bce")
-        running = start(problem.fresh(), problem.x)
-        for _ in range(running.warm_up):
+    """Everybody's steps, one contestant after the other."""
+    return {name: steps_of(widths, batch, name) for name in contestants()}
+
+
+def updates_of(widths: tuple[int, ...], name: str) -> list[Tensor]:
+    """How far a contestant has come after each of its first steps, in float64."""
+    torch.set_default_dtype(torch.float64)  # ASDL makes tensors of the default one
+    try:
+        problem = Problem.make(name, widths, SAMPLES, "bce")
+        model = problem.fresh(torch.float64)
+        running, start = contestants()[name](model, problem.x), _vector(model)
+        updates = []
+        for _ in range(CHECKED):
             running.step()
-        cpu, wall = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
-        with counted() as sent:
-            for _ in range(running.cycle):
-                begun, clock = time.process_time(), time.perf_counter()
-                kind = running.step()
-                cpu[kind].append(time.process_time() - begun)
-                wall[kind].append(time.perf_counter() - clock)
-        found[name] = Measured(dict(cpu), dict(wall), dict(sent))
-    return found
+            updates.append(_vector(model) - start)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return updates
+
+
+def steps_of(widths: tuple[int, ...], batch: int, name: str) -> Measured:
+    """A cycle of a contestant's steps in float32."""
+    problem = Problem.make(name, widths, batch, "bce")
+    running = contestants()[name](problem.fresh(), problem.x)
+    for _ in range(running.warm_up):
+        running.step()
+    cpu, wall = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
+    with counted() as sent:
+        for _ in range(running.cycle):
+            begun, clock = time.process_time(), time.perf_counter()
+            kind = running.step()
+            cpu[kind].append(time.process_time() - begun)
+            wall[kind].append(time.perf_counter() - clock)
+    return Measured(dict(cpu), dict(wall), dict(sent))
 
 
 @contextmanager
@@ -200,6 +218,17 @@ def check_table(checks: Mapping[str, Sequence[Check]]) -> str:
     return table(rows, right=range(1, 4))
 
 
+def refuse(checks: Mapping[str, Sequence[Check]]) -> None:
+    """End the program if ours, or torch's, are not what one process does; of other peers the table tells."""
+    wrong = [
+        name
+        for name, ranks in checks.items()
+        if not name.startswith("ASDL") and not all(check.holds for check in ranks)
+    ]
+    if wrong:
+        raise SystemExit(f"{', '.join(wrong)}: further than {AGREEMENT:g} apart; nothing is timed")
+
+
 def step_table(found: Mapping[str, Sequence[Measured]]) -> str:
     """Means over the processes, and seconds as multiples of Adam's too."""
     rows = [["step", "messages", "MB handed over", "MB sent", "CPU ms", "× Adam", "ms", "× Adam"]]
@@ -230,10 +259,7 @@ def main(
         on(1, checked, widths, Path(kept))
         checks = _by_name(on(processes, checked, widths, Path(kept)))
     print(check_table(checks), "\n")
-    wrong = [name for name in checks if name.startswith("KF") or name == ADAM]
-    wrong = [name for name in wrong if not all(check.holds for check in checks[name])]
-    if wrong:
-        raise SystemExit(f"{', '.join(wrong)}: further than {AGREEMENT:g}; nothing is reported")
+    refuse(checks)
     found = _by_name(on(processes, measured, widths, batch))
     print(step_table(found), "\n")
     paper = on_paper(widths, processes)
