@@ -187,20 +187,25 @@ def _vector(model: nn.Module) -> Tensor:
 
 
 def on_paper(widths: Sequence[int], processes: int) -> dict[str, tuple[float, float]]:
-    """Bytes that are handed over in a step that has nothing new, and in one with new factors and inverses.
+    """Bytes that leave a process in a step that has nothing new, and in one with new factors and inverses.
 
-    Of peers that no registry of Python packages has, in float32, by what their authors describe. KAISA
-    (Pauloski et al. 2021, arXiv 2107.01739; kfac-pytorch) sums gradients and whole factors up; *COMM-OPT*
-    gives every process the inverses, *MEM-OPT* the preconditioned gradients. Distributed Shampoo (Shi et al.
-    2023, arXiv 2309.06497) sums gradients up and gathers the directions.
+    Of peers that are not on PyPI, in float32, by what their authors describe. KAISA (Pauloski et al. 2021,
+    arXiv 2107.01739; kfac-pytorch) sums up gradients and whole factors for all; in *COMM-OPT* a layer's owner
+    tells all its inverses, in *MEM-OPT* its preconditioned gradient, in every step. Distributed Shampoo (Shi
+    et al. 2023, arXiv 2309.06497) sums up gradients and gathers the directions.
     """
     layers = [(inputs + 1, outputs) for inputs, outputs in pairwise(widths)]
     gradients = 4 * sum(a * g for a, g in layers)
     factors = 4 * sum(a * a + g * g for a, g in layers)
-    directions = gradients + gradients / processes
+    summed, told, gathered = (
+        LEAST[name](processes) for name in ("all_reduce", "broadcast", "all_gather")
+    )
+    only_summed = summed * gradients
+    gradients_told = (summed + told) * gradients
+    directions = summed * gradients + gathered * gradients / processes
     return {
-        "KAISA, COMM-OPT": (gradients, gradients + 2 * factors),
-        "KAISA, MEM-OPT": (2 * gradients, 2 * gradients + factors),
+        "KAISA, COMM-OPT": (only_summed, only_summed + (summed + told) * factors),
+        "KAISA, MEM-OPT": (gradients_told, gradients_told + summed * factors),
         "Distributed Shampoo": (directions, directions),
     }
 
@@ -266,8 +271,8 @@ def main(
     for name, (plain, new) in paper.items():
         often = plain + (new - plain) / SELDOM
         print(
-            f"{name}, on paper: {plain / 1e6:.1f} MB a plain step, {new / 1e6:.1f} with all new, "
-            f"{often / 1e6:.1f} in the mean where that is every {SELDOM}th"
+            f"{name}, on paper: {plain / 1e6:.1f} MB sent in a plain step, {new / 1e6:.1f} in one with "
+            f"all new, {often / 1e6:.1f} in the mean where that is every {SELDOM}th"
         )
     if json_file:
         record = {
