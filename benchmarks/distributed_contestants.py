@@ -36,25 +36,28 @@ RATE, DAMPING, AVERAGE = 1e-4, 0.1, 0.05
 
 @dataclass(frozen=True)
 class Running:
-    """A contestant at work: ``step`` takes one and tells its kind.
+    """A contestant at work: ``step`` takes one on a joined batch and tells its kind.
 
     After ``warm_up`` steps the same kinds come again every ``cycle`` steps.
     """
 
-    step: Callable[[], str]
+    step: Callable[[Tensor], str]
     warm_up: int
     cycle: int
 
 
 Start = Callable[[nn.Sequential, Tensor], Running]
-"""Sets a contestant to work on a model and a joined batch of inputs, which are the targets too."""
+"""Sets a contestant to work on a model, given a joined batch of inputs, which are the targets too."""
 
 ADAM = "Adam, DistributedDataParallel"
 
 
 def contestants() -> dict[str, Start]:
     """Those that this environment can run, by name."""
-    every = {"factor_share": 1.0, "factors_every": 1, "refresh_every": 1}
+    # Without a choice of γ, which the peers do not make either.
+    every = {
+        "factor_share": 1.0, "factors_every": 1, "refresh_every": 1, "factor_damping_period": 1000,
+    }  # fmt: skip
     found = {
         ADAM: adam,
         "KFRA, defaults": ours("kfra"),
@@ -86,25 +89,27 @@ def ours(method: str, **options: Any) -> Start:
 
         executable.run = noted  # type: ignore[method-assign]
 
-        def step() -> str:
+        def step(x: Tensor) -> str:
             ran.clear()
             trainer.step(x, x)
             return INVERSES if "invert" in ran else FACTORS if "curvature" in ran else PLAIN
 
-        return Running(step, settled(trainer.settings), cycle(trainer.settings))
+        settings = trainer.settings
+        return Running(step, settled(settings), SELDOM if options else cycle(settings))
 
     return start
 
 
 def adam(model: nn.Sequential, x: Tensor) -> Running:
     """Torch's data parallelism; the hook is what its reducer does without one, but can be counted."""
-    own, called = _own(x), DistributedDataParallel(model) if dist.is_initialized() else model
+    called = DistributedDataParallel(model) if dist.is_initialized() else model
     if isinstance(called, DistributedDataParallel):
         called.register_comm_hook(None, allreduce_hook)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
 
-    def step() -> str:
+    def step(x: Tensor) -> str:
         optimiser.zero_grad()
+        own = _own(x)
         summed_bce(called(own), own).backward()
         optimiser.step()
         return PLAIN
@@ -124,7 +129,7 @@ def asdl_kfac(every: int) -> Start:
     """
 
     def start(model: nn.Sequential, x: Tensor) -> Running:
-        module, own = _asdl("natural_gradient"), _own(x)
+        module = _asdl("natural_gradient")
 
         class Joined(module.KfacGradientMaker):  # type: ignore[name-defined]
             def backward(self) -> None:
@@ -132,12 +137,9 @@ def asdl_kfac(every: int) -> Start:
                 _average([p.grad for p in self.model.parameters()])
 
         config = module.PreconditioningConfig(
-            data_size=len(own),
-            damping=DAMPING,
-            ema_decay=AVERAGE,
-            preconditioner_upd_interval=every,
+            damping=DAMPING, ema_decay=AVERAGE, preconditioner_upd_interval=every
         )
-        return _asdl_steps(Joined(model, config, fisher_type="fisher_emp"), model, own, every)
+        return _asdl_steps(Joined(model, config, fisher_type="fisher_emp"), model, every)
 
     return start
 
@@ -149,7 +151,7 @@ def asdl_shampoo(every: int) -> Start:
     """
 
     def start(model: nn.Sequential, x: Tensor) -> Running:
-        module, own = _asdl("shampoo"), _own(x)
+        module = _asdl("shampoo")
 
         class Joined(module.ShampooGradientMaker):  # type: ignore[name-defined]
             def reduce_scatter_grads(self) -> None:
@@ -159,7 +161,7 @@ def asdl_shampoo(every: int) -> Start:
         config = module.PreconditioningConfig(
             damping=1e-3, preconditioner_upd_interval=every, curvature_upd_interval=1
         )
-        return _asdl_steps(Joined(model, config), model, own, every)
+        return _asdl_steps(Joined(model, config), model, every)
 
     return start
 
@@ -174,11 +176,13 @@ class _Bce(nn.Module):
         return mean if self.reduction == "mean" else mean * len(z)
 
 
-def _asdl_steps(maker: Any, model: nn.Sequential, own: Tensor, every: int) -> Running:
+def _asdl_steps(maker: Any, model: nn.Sequential, every: int) -> Running:
     optimiser, loss, steps = torch.optim.SGD(model.parameters(), lr=RATE), _Bce(), 0
 
-    def step() -> str:
+    def step(x: Tensor) -> str:
         nonlocal steps
+        own = _own(x)
+        maker.config.data_size = len(own)
         optimiser.zero_grad()
         maker.setup_loss_call(loss, maker.setup_model_call(model, own), own)
         maker.forward_and_backward()

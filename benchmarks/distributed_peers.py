@@ -6,6 +6,7 @@ See README.md. First everybody's updates are compared with those of one process 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -120,7 +121,12 @@ def compared(widths: tuple[int, ...], alone: Sequence[Tensor], name: str) -> Che
 
 def measured(size: int, widths: tuple[int, ...], batch: int) -> dict[str, Measured]:
     """Everybody's steps, one contestant after the other."""
-    return {name: steps_of(widths, batch, name) for name in contestants()}
+    found = {}
+    for name in contestants():
+        if dist.get_rank() == 0:
+            print(f"timed now: {name}", file=sys.stderr, flush=True)
+        found[name] = steps_of(widths, batch, name)
+    return found
 
 
 def updates_of(widths: tuple[int, ...], name: str) -> list[Tensor]:
@@ -132,7 +138,7 @@ def updates_of(widths: tuple[int, ...], name: str) -> list[Tensor]:
         running, start = contestants()[name](model, problem.x), _vector(model)
         updates = []
         for _ in range(CHECKED):
-            running.step()
+            running.step(problem.x)
             updates.append(_vector(model) - start)
     finally:
         torch.set_default_dtype(torch.float32)
@@ -140,16 +146,17 @@ def updates_of(widths: tuple[int, ...], name: str) -> list[Tensor]:
 
 
 def steps_of(widths: tuple[int, ...], batch: int, name: str) -> Measured:
-    """A cycle of a contestant's steps in float32."""
+    """A cycle of a contestant's steps in float32, after first steps on few samples."""
     problem = Problem.make(name, widths, batch, "bce")
     running = contestants()[name](problem.fresh(), problem.x)
     for _ in range(running.warm_up):
-        running.step()
+        running.step(problem.x[:SAMPLES])
+    running.step(problem.x)
     cpu, wall = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
     with counted() as sent:
         for _ in range(running.cycle):
             begun, clock = time.process_time(), time.perf_counter()
-            kind = running.step()
+            kind = running.step(problem.x)
             cpu[kind].append(time.process_time() - begun)
             wall[kind].append(time.perf_counter() - clock)
     return Measured(dict(cpu), dict(wall), dict(sent))

@@ -43,11 +43,11 @@ def test_what_is_sent_and_how_it_is_told() -> None:
 def test_kinds_of_our_steps() -> None:
     problem = Problem.make("small", WIDTHS, BATCH, "bce")
     every = contestants()[KFAC](problem.fresh(), problem.x)
-    assert [every.step() for _ in range(12)] == [INVERSES] * 12
+    assert [every.step(problem.x) for _ in range(12)] == [INVERSES] * 12
     seldom = contestants()["KFRA, defaults"](problem.fresh(), problem.x)
     for _ in range(seldom.warm_up):
-        seldom.step()
-    kinds = Counter(seldom.step() for _ in range(seldom.cycle))
+        seldom.step(problem.x)
+    kinds = Counter(seldom.step(problem.x) for _ in range(seldom.cycle))
     assert kinds == {PLAIN: 10, FACTORS: 8, INVERSES: 2}
 
 
@@ -75,7 +75,7 @@ def test_bytes_that_leave_a_process() -> None:
 
 
 def test_bytes_on_paper() -> None:
-    """Two inputs and a bias, five outputs: 15 numbers of gradient, 9 and 25 of factors; of two, half is told."""
+    """Two inputs and a bias, five outputs: 15 numbers of gradient, 9 and 25 of factors."""
     assert on_paper((2, 5), 2) == {
         "KAISA, COMM-OPT": (60, 60 + 136 + 136 / 2),
         "KAISA, MEM-OPT": (90, 90 + 136),
