@@ -7,16 +7,12 @@ process, waiting excluded, so that they tell the work even on a busy machine.
 from __future__ import annotations
 
 import json
-import multiprocessing
-import tempfile
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import torch.distributed as dist
 import typer
 
 import gncompile
@@ -24,6 +20,7 @@ from gncompile.program.costs import CostModel
 from gncompile.program.phases import Stage
 from gncompile.training.trainer import Trainer
 
+from .group import on
 from .machine import environment
 from .problems import WIDTHS, Problem
 from .timing import JsonOption
@@ -101,33 +98,6 @@ def _losses(made: tuple[Trainer, torch.Tensor], steps: int) -> list[Any]:
     return [trainer.step(x, x).loss for _ in range(steps)]
 
 
-def _process(rank: int, size: int, store: str, results: Any, *asked: Any) -> None:
-    torch.set_num_threads(1)
-    if size > 1:
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
-    results.put((rank, measured(size, *asked)))
-    if size > 1:
-        dist.barrier()
-
-
-def on(size: int, *asked: Any) -> list[Measured]:
-    """What each of ``size`` processes finds."""
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    with tempfile.TemporaryDirectory() as folder:
-        store = str(Path(folder) / "store")
-        started = [
-            context.Process(target=_process, args=(rank, size, store, results, *asked), daemon=True)
-            for rank in range(size)
-        ]
-        for process in started:
-            process.start()
-        found = dict(results.get(timeout=1800) for _ in started)
-        for process in started:
-            process.join()
-    return [found[rank] for rank in range(size)]
-
-
 def main(
     processes: Annotated[int, typer.Option(help="how many, against one")] = 2,
     batch: Annotated[int, typer.Option(help="samples a step, of all together")] = 2000,
@@ -136,7 +106,8 @@ def main(
     json_file: JsonOption = None,
 ) -> None:
     """Compare the work of each process with that of one alone."""
-    (alone,), several = on(1, batch, steps, method), on(processes, batch, steps, method)
+    (alone,) = on(1, measured, batch, steps, method)
+    several = on(processes, measured, batch, steps, method)
     for rank, each in enumerate(several):
         apart = max(abs(a / b - 1) for a, b in zip(each.checked, alone.checked, strict=True))
         if apart > AGREEMENT or each.sent != each.stated:
