@@ -51,6 +51,10 @@ class Reduced:
     spec: Spec
 
 
+MESSAGES = (AllReduce, AllGather)
+"""What all processes do together, in the same order."""
+
+
 def is_triangle(spec: Spec) -> bool:
     """Whether a value goes as a triangle."""
     return spec.structure is Structure.SYMMETRIC

@@ -70,6 +70,11 @@ class Processes:
             dist.all_gather([*whole.chunk(self.size)], own.clone(), group=self.group)
         self._count(own)
 
+    def broadcast(self, tensor: Tensor, rank: int) -> None:
+        """Fill a contiguous tensor on all with that of process ``rank``."""
+        with self.reached():
+            dist.broadcast(tensor, dist.get_global_rank(self.group, rank), group=self.group)
+
     def _count(self, handed_over: Tensor) -> None:
         self.sent_bytes += handed_over.numel() * handed_over.element_size()
         self.messages += 1
