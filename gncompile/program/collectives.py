@@ -44,13 +44,33 @@ class AllGather:
 
 
 @dataclass(frozen=True)
+class CongruenceRows:
+    """``count`` rows of ``Wᵀ M W``, from the ``first`` on (inputs W, M): ``(M W[:, rows])ᵀ W``, M symmetric."""
+
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
 class Reduced:
-    """The value of this ``spec`` that begins at an element of a bucket."""
+    """The value of this ``spec`` that begins at an element of a bucket, ``in_full`` where not as a triangle."""
 
     start: int
     spec: Spec
+    in_full: bool = False
+
+    @property
+    def triangle(self) -> bool:
+        """Whether it is a triangle of a symmetric matrix."""
+        return is_triangle(self.spec) and not self.in_full
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it has in the bucket."""
+        return sent_elements(self.spec) if self.triangle else math.prod(map(int, self.spec.shape))
 
 
+OPERATIONS = (AllReduce, AllGather, CongruenceRows, Reduced)
 MESSAGES = (AllReduce, AllGather)
 """What all processes do together, in the same order."""
 

@@ -198,6 +198,9 @@ class CostModel:
                 return 2 * out if inputs[0].is_thin else inputs[0].size ** 3
             case ir.Eigen():
                 return 0 if inputs[0].is_thin else EIGEN_FLOPS * inputs[0].size ** 3
+            case collectives.CongruenceRows(_, count):
+                inner = sizes[0][0]
+                return 2 * out * inner + inner * count * (1 if inputs[1].is_thin else 2 * inner)
             case ir.Precondition():
                 return sum(out if f.is_thin else 2 * out * f.size for f in inputs[1:])
             case ir.PreconditionEigen():

@@ -17,19 +17,30 @@ Two things decide whose an instruction is.
   it, and the direction does [Pauloski et al. 2021, *KAISA: an adaptive second-order optimizer framework for
   deep neural networks*: MEM-OPT]. Layers are distributed in the same way, by all that is done for them.
 
+KFRA's recursion has one product after another, which no owner shortens. Of a long ``Wᵀ M W`` each process makes
+some rows, where that is worth a message (``by_rows``: then products depend on the number of processes, in their
+last bits)::
+
+    m = Multiply(M, W)                       rows     = CongruenceRows[0, 500](W, M)        of process 0
+    G = SymmetricProduct(W, m)           →   gathered = AllGather[0, …](rows)
+                                             G        = Reduced[0](gathered)
+
 A phase is done in rounds, with one message between two of them. What is sent does not depend on how many
 processes there are, so that neither do the results of deterministic steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import pairwise
 
 from ..base.tables import binary_size, engineering
 from ..errors import InternalError
 from . import operations as ir
-from .collectives import MESSAGES, AllGather, Reduced, is_triangle, sent_elements
+from .collectives import (
+    MESSAGES, AllGather, CongruenceRows, Reduced, is_triangle, sent_elements,
+)  # fmt: skip
 from .costs import CostModel
 from .phases import Repeat
 from .program_check import check
@@ -44,9 +55,9 @@ MESSAGE = 10**7
 """FLOPs that take it as long as a message without numbers: 0.1 to 0.3 ms between processes of one machine."""
 
 
-def own_work(program: StepProgram, rank: int, size: int) -> StepProgram:
+def own_work(program: StepProgram, rank: int, size: int, by_rows: bool = False) -> StepProgram:
     """The program of process ``rank`` of ``size``, without what others do for it or keep."""
-    result = _Ownership(program, rank, size).program()
+    result = _Ownership(program, rank, size, by_rows).program()
     check(result)
     return result
 
@@ -72,7 +83,7 @@ def shared_work(program: StepProgram, itemsize: int = 4) -> list[str]:
 class _Ownership:
     """Whose the instructions of a program are (``owners``), and what they make for others (``sent``)."""
 
-    def __init__(self, program: StepProgram, rank: int, size: int) -> None:
+    def __init__(self, program: StepProgram, rank: int, size: int, by_rows: bool) -> None:
         self.old, self.rank, self.size = program, rank, size
         self.names, self.costs, self.parts = program.names(), CostModel(program, 1), of_a_part(program)
         self.kept_with = {
@@ -85,6 +96,11 @@ class _Ownership:
         for phase in program.step:
             if phase.repeat is not Repeat.COLUMNS:
                 self._by_cost(phase.name)
+        whole = {i.name for phase in program.step if phase.repeat is not Repeat.COLUMNS
+                 for i in program.phase(phase.name) if self._is_long_congruence(i)}  # fmt: skip
+        self.by_rows = whole if by_rows else set[str]()
+        self.within = {program[name].inputs[1] for name in self.by_rows}
+        """Products that nothing but these would read."""
         self.all = {
             name: self.names.fresh(f"{name}_all")
             for name in (i.name for i in program)
@@ -183,6 +199,44 @@ class _Ownership:
             loads[owners[name]] += flops[name]
         return owners
 
+    # --- by rows --------------------------------------------------------------------------------------
+
+    def _is_long_congruence(self, i: Instruction) -> bool:
+        """Whether it is a ``Wᵀ M W`` of which a half takes longer than to send all of it."""
+        if not isinstance(i.op, ir.SymmetricProduct):
+            return False
+        product = self.old[i.inputs[1]]
+        if not isinstance(product.op, ir.Multiply) or product.inputs[1] != i.inputs[0]:
+            return False
+        alone = product.phase == i.phase and self.old.readers[product.name] == [i]
+        if not alone or any(n in self.parts or n in self.owners for n in (i.name, product.name)):
+            return False
+        flops = self._flops(i.name) + self._flops(product.name)
+        return flops / 2 >= MESSAGE + NUMBER * i.spec.size**2
+
+    def _rows(self, i: Instruction) -> Iterator[Instruction]:
+        """This process's rows, and those of all."""
+        w, size = i.inputs[0], i.spec.size
+        m = self.old[i.inputs[1]].inputs[0]
+        m = self.all.get(m, m)
+        most = -(-size // self.size)
+        firsts = [min(rank * most, size) for rank in range(self.size + 1)]
+        counts = [b - a for a, b in pairwise(firsts)]
+        rows, first = self.names.fresh(f"{i.name}_rows"), firsts[self.rank]
+        op = CongruenceRows(first, counts[self.rank])
+        own = replace(i, name=rows, op=op, inputs=(w, m), spec=Spec((op.count, size)))
+        if op.count:
+            yield own
+        whole = self._flops(i.name) + self._flops(i.inputs[1])
+        gather = self._message(
+            i.phase,
+            (rows,) if op.count else (),
+            most * size,
+            [whole * count // size for count in counts],
+        )
+        yield gather
+        yield replace(i, op=Reduced(0, i.spec, in_full=True), inputs=(gather.name,))
+
     # --- the program of this process --------------------------------------------------------------------
 
     def program(self) -> StepProgram:
@@ -209,9 +263,13 @@ class _Ownership:
         for each in sorted(set(number.values())):
             now = [i for i in self.old.phase(phase) if number[i.name] == each]
             for i in now:
-                if self.owners.get(i.name, self.rank) == self.rank:
-                    inputs = tuple(self.all.get(n, n) for n in i.inputs)
-                    yield replace(i, inputs=inputs, into=self._into(i))
+                renamed = replace(
+                    i, inputs=tuple(self.all.get(n, n) for n in i.inputs), into=self._into(i)
+                )
+                if i.name in self.by_rows:
+                    yield from self._rows(renamed)
+                elif i.name not in self.within and self.owners.get(i.name, self.rank) == self.rank:
+                    yield renamed
             if sent := [i for i in now if i.name in self.sent]:
                 yield from self._gathered(phase, sent, now)
 
@@ -229,20 +287,25 @@ class _Ownership:
         for i in sent:
             starts[i.name] = filled[self.owners[i.name]]
             filled[self.owners[i.name]] += sent_elements(i.spec)
-        room = max(filled)
-        name = self.names.fresh(f"gathered_{phase}")
-        yield Instruction(
-            name,
+        room, own = max(filled), [i.name for i in sent if self.owners[i.name] == self.rank]
+        gather = self._message(phase, own, room, flops)
+        yield gather
+        for i in sent:
+            if i.name in self.all:
+                op = Reduced(self.owners[i.name] * room + starts[i.name], i.spec)
+                inputs = (gather.name,)
+                yield replace(i, name=self.all[i.name], op=op, inputs=inputs, into=self._into(i))
+
+    def _message(
+        self, phase: str, own: Iterable[str], room: int, flops: Iterable[int]
+    ) -> Instruction:
+        """What every process has made, and this one ``own``, put side by side on all."""
+        return Instruction(
+            self.names.fresh(f"gathered_{phase}"),
             AllGather(self.rank, room, tuple(flops)),
-            tuple(i.name for i in sent if self.owners[i.name] == self.rank),
+            tuple(own),
             Spec((room * self.size,)),
             phase,
             comment="of all processes",
             origin=Origin(role=phase),
         )
-        for i in sent:
-            if i.name in self.all:
-                op = Reduced(self.owners[i.name] * room + starts[i.name], i.spec)
-                yield replace(
-                    i, name=self.all[i.name], op=op, inputs=(name,), into=self._into(i)
-                )

@@ -205,6 +205,8 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
             return Spec((collectives.bucket_size(inputs),))
         case collectives.AllGather(_, room, flops):
             return Spec((room * len(flops),))
+        case collectives.CongruenceRows(_, count):
+            return Spec((count, shapes[0][-1]))
         case collectives.Reduced(_, spec):
             return spec
         case FeaturesLast():

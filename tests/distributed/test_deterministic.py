@@ -143,7 +143,7 @@ def test_inverses_take_the_same_way_on_one_process() -> None:
     )
     trainer.step(x, y)
     states = trainer.compiled.executable.memory.states
-    inverses = [s for key, s in states.items() if "_inverse." in key and s.shape == (171, 171)]
+    inverses = [s for key, s in states.items() if "_inverse." in key and s.shape == (225, 225)]
     assert inverses
     assert all(torch.equal(inverse, inverse.mT) for inverse in inverses)
     program = trainer.compiled.program

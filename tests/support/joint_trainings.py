@@ -215,8 +215,8 @@ def weighted_classes() -> nn.Module:
 
 
 SMALL = chain(6, 5, 4, 3)
-WIDE = chain(6, 170, 171, 170, 3)
-"""So wide that processes share inversions and directions (``program/ownership.py``)."""
+WIDE = chain(6, 224, 225, 224, 3)
+"""So wide that processes share inversions, directions and KFRA's recursion (``program/ownership.py``)."""
 KFLR = {"method": "kflr", "memory_budget": 4000}
 """With columns in several chunks."""
 
