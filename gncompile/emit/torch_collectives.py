@@ -25,11 +25,12 @@ def _all_reduce(w: File, i: Instruction, out: str, v: list[str], specs: list[Spe
 @writes(collectives.AllGather)
 def _all_gather(w: File, i: Instruction, out: str, v: list[str], specs: list[Spec]) -> list[str]:
     assert isinstance(i.op, collectives.AllGather)
-    lines, start = [], i.op.rank * i.op.room
-    for name, spec in zip(v, specs, strict=True):
+    lines = []
+    for name, spec, start in zip(v, specs, i.op.places, strict=True):
         triangle = collectives.is_triangle(spec)
         lines.append(f"memory.place({name}, {out}, {literal(start)}, {literal(triangle)})")
-        start += collectives.sent_elements(spec)
+    if not i.op.room:
+        return [f"{out}.zero_()", *lines, f"memory.add_up({out})"]
     return [*lines, f"memory.all_gather({out}, {literal(i.op.rank)}, {literal(i.op.room)})"]
 
 

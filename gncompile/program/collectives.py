@@ -35,12 +35,23 @@ class AllReduce:
 
 @dataclass(frozen=True)
 class AllGather:
-    """What every process has made for all: its inputs side by side, in a vector of ``room`` numbers for each
-    process. ``rank`` is this one's place; ``flops`` is what each has computed for it."""
+    """What every process has made for all, in one vector: this one's inputs begin at ``places``.
+
+    Each process has ``room`` numbers of it, those of ``rank`` in their turn. Where few of many processes have made
+    anything, that would be mostly empty: the room is 0 then, and vectors of the ``total`` are added up, zeros
+    wherever a process has nothing. ``flops`` is what each has computed for it.
+    """
 
     rank: int
     room: int
+    total: int
     flops: tuple[int, ...]
+    places: tuple[int, ...] = ()
+
+    @property
+    def elements(self) -> int:
+        """The numbers of the vector."""
+        return self.room * len(self.flops) or self.total
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ class CostModel:
             if isinstance(i.op, collectives.AllReduce):
                 sizes.append(self.elements(i.spec))
             elif isinstance(i.op, collectives.AllGather):
-                sizes.append(i.op.room)
+                sizes.append(i.op.room or i.op.total)
         return sum(sizes) * self.itemsize, len(sizes)
 
     def by_part(self) -> dict[tuple[str, str], Cost]:

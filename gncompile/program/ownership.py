@@ -228,12 +228,9 @@ class _Ownership:
         if op.count:
             yield own
         whole = self._flops(i.name) + self._flops(i.inputs[1])
-        gather = self._message(
-            i.phase,
-            (rows,) if op.count else (),
-            most * size,
-            [whole * count // size for count in counts],
-        )
+        flops = [whole * count // size for count in counts]
+        place = {rows: self.rank * most * size} if op.count else {}
+        gather = self._message(i.phase, place, most * size, size**2, flops)
         yield gather
         yield replace(i, op=Reduced(0, i.spec, in_full=True), inputs=(gather.name,))
 
@@ -287,24 +284,30 @@ class _Ownership:
         for i in sent:
             starts[i.name] = filled[self.owners[i.name]]
             filled[self.owners[i.name]] += sent_elements(i.spec)
-        room, own = max(filled), [i.name for i in sent if self.owners[i.name] == self.rank]
-        gather = self._message(phase, own, room, flops)
+        room, first = max(filled), [sum(filled[:rank]) for rank in range(self.size)]
+        if room * self.size > 2 * sum(filled):  # a sum sends everything twice
+            room = 0
+        else:
+            first = [rank * room for rank in range(self.size)]
+        places = {i.name: first[self.owners[i.name]] + starts[i.name] for i in sent}
+        own = {name: at for name, at in places.items() if self.owners[name] == self.rank}
+        gather = self._message(phase, own, room, sum(filled), flops)
         yield gather
         for i in sent:
             if i.name in self.all:
-                op = Reduced(self.owners[i.name] * room + starts[i.name], i.spec)
-                inputs = (gather.name,)
+                op, inputs = Reduced(places[i.name], i.spec), (gather.name,)
                 yield replace(i, name=self.all[i.name], op=op, inputs=inputs, into=self._into(i))
 
     def _message(
-        self, phase: str, own: Iterable[str], room: int, flops: Iterable[int]
+        self, phase: str, own: Mapping[str, int], room: int, total: int, flops: Iterable[int]
     ) -> Instruction:
-        """What every process has made, and this one ``own``, put side by side on all."""
+        """What every process has made put side by side on all; this one has made ``own``, each for a place."""
+        op = AllGather(self.rank, room, total, tuple(flops), tuple(own.values()))
         return Instruction(
             self.names.fresh(f"gathered_{phase}"),
-            AllGather(self.rank, room, tuple(flops)),
+            op,
             tuple(own),
-            Spec((room * self.size,)),
+            Spec((op.elements,)),
             phase,
             comment="of all processes",
             origin=Origin(role=phase),

@@ -225,6 +225,12 @@ class Memory:
             raise InternalError("a step of many processes runs on one that is alone")
         self.processes.all_gather(bucket, bucket[rank * room : (rank + 1) * room])
 
+    def add_up(self, bucket: Tensor) -> None:
+        """Add up vectors of all processes, in which each has its values and zeros elsewhere."""
+        if self.processes is None:
+            raise InternalError("a step of many processes runs on one that is alone")
+        self.processes.all_reduce(bucket)
+
     @staticmethod
     def unpack(bucket: Tensor, start: int, value: Tensor, triangle: bool) -> None:
         """Take a value out of a bucket."""

@@ -41,12 +41,15 @@ def all_reduced(op: AllReduce, v: list[Tensor], specs: list[Spec], memory: Memor
 
 def all_gathered(op: AllGather, v: list[Tensor], specs: list[Spec], memory: Memory) -> Tensor:
     """The values of all processes one after another."""
-    flat = [_flat(value, spec) for value, spec in zip(v, specs, strict=True)]
-    own = torch.cat([memory.batch_size.new_empty(0), *flat])
-    whole = own.new_zeros(len(op.flops), op.room)
-    whole[op.rank, : len(own)] = own
-    memory.all_gather(whole.view(-1), op.rank, op.room)
-    return whole.view(-1)
+    whole = memory.batch_size.new_zeros(op.elements)
+    for value, spec, start in zip(v, specs, op.places, strict=True):
+        flat = _flat(value, spec)
+        whole[start : start + len(flat)] = flat
+    if op.room:
+        memory.all_gather(whole, op.rank, op.room)
+    else:
+        memory.add_up(whole)
+    return whole
 
 
 def reduced(op: Reduced, bucket: Tensor) -> Tensor:

@@ -21,11 +21,13 @@ from gncompile.runtime.shards import halved
 GROUPS = {
     2: ["kfra of wide layers", "dropout", "refused", "validated", "asked of one"],
     4: ["kfra", "kflr", "kfac", "exact", "adam", "dropout", "newton_cg", "kfra, guarded", "few samples",
-        "reference"],
+        "reference", "sharded"],
 }  # fmt: skip
 
 
 def _trained(case: str, **options: object) -> Outcome:
+    if case == "sharded":  # so few directions that vectors are added up
+        return fixed("kfra of shared weights", factors="sharded", **options)
     samples = 5 if case == "few samples" else None
     name = "kfra" if case in ("few samples", "reference") else case
     backend = "reference" if case == "reference" else "torch"

@@ -63,6 +63,7 @@ def _memory() -> tuple[set[str], str, str]:
     trainer.step(x, y)
     with pytest.raises(GncompileError) as told:
         trainer.factors()
+    trainer.explain()
     return {*trainer.compiled.executable.memory.states}, trainer.summary(), str(told.value)
 
 

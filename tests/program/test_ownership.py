@@ -91,6 +91,16 @@ def test_messages_keep_their_order_though_one_process_has_nothing_to_send() -> N
         assert sum(isinstance(i.op, Reduced) for i in part) == (2 if rank == 2 else 1)
 
 
+def test_few_values_of_many_processes_are_added_up() -> None:
+    program = _directions(150, 200)
+    for size, (sent, elements) in ((3, (40_000, 120_000)), (4, (62_500, 62_500))):
+        parts = [own_work(program, rank, size) for rank in range(size)]
+        gathers = [i for part in parts for i in part if isinstance(i.op, AllGather)]
+        assert {i.spec.shape for i in gathers} == {(elements,)}
+        assert all(CostModel(part, 1).sent("later") == (4 * sent, 1) for part in parts)
+        assert [len(i.inputs) for i in gathers] == [1, 1, 0, 0][:size]
+
+
 def _congruent(size: int) -> StepProgram:
     """``G ← Wᵀ diag(m) W`` and ``H ← Vᵀ G V``, a chain."""
     builder = _builder()

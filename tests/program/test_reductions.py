@@ -207,7 +207,8 @@ def test_every_matrix_is_inverted_by_one_process_and_the_longest_goes_first() ->
     assert of[0][-1] == of[1][-1] == everyone
     gathers = [next(i for i in p if isinstance(i.op, AllGather)) for p in parts]
     assert [g.op for g in gathers] == [
-        AllGather(rank, 80200, (400**3, 200**3 + 240**3)) for rank in range(2)
+        AllGather(rank, 80200, 80200 + 49020, (400**3, 200**3 + 240**3), places)
+        for rank, places in enumerate([(0,), (80200, 80200 + 20100)])
     ]
     read = {i.into: i.op for i in parts[0] if isinstance(i.op, Reduced)}
     assert read == {i.into: i.op for i in parts[1] if isinstance(i.op, Reduced)}
