@@ -5,9 +5,9 @@ two processes. From these the model
 
     T(R) = fixed + F(N/R) / rate + Σ over messages (α + β · bytes)
 
-of the program that the first of R processes runs tells the step of 2, 3 and 4 processes, which are then measured. ``python -m benchmarks.scaling far`` prints
+tells the step of 2, 3 and 4 processes, which are then measured. ``python -m benchmarks.scaling far`` prints
 what it tells for GPUs, with published rates in place of fitted ones (:data:`H200`). FLOPs, bytes and
-messages are those of :class:`~gncompile.program.costs.CostModel`, of the program that runs.
+messages are those of :class:`~gncompile.program.costs.CostModel`, of the program of the first process.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Machine:
     per_byte: Callable[[int], float]
 
     def sends(self, work: Work, size: int) -> float:
-        """Seconds of a step's messages: a ring sends ``2 (R − 1)/R`` times a sum, ``R − 1`` what is gathered."""
+        """Seconds of a step's messages, of which a ring sends ``2 (R − 1)/R`` times a sum, else ``R − 1``."""
         if size == 1:
             return 0.0
         seconds = 0.0
@@ -169,7 +169,18 @@ def far(networks: Mapping[str, tuple[tuple[int, ...], int]] = FAR) -> str:
 
 def _far(name: str, widths: tuple[int, ...], batch: int) -> str:
     works = {method: Work(name, widths, method) for method in METHODS}
-    rows = [["method", "GPUs", "step, ms", "sending", "alike", "sharded", "efficiency", "grown", "half at"]]
+    heads = (
+        "method",
+        "GPUs",
+        "step, ms",
+        "sending",
+        "alike",
+        "sharded",
+        "efficiency",
+        "grown",
+        "half at",
+    )
+    rows = [[*heads]]
     for method, work in works.items():
         one = H200.step(work, batch, 1)
         alike = replace(work, shared=False)
@@ -185,10 +196,8 @@ def _far(name: str, widths: tuple[int, ...], batch: int) -> str:
     told = []
     for method, work in works.items():
         messages = work.messages(8)
-        size, many = (sum(often * each for often, each in m) for m in (
-            [(often, size) for often, size, _ in messages], [(often, 1) for often, *_ in messages]
-        ))  # fmt: skip
-        told.append(f"{method} sends {size / 2**20:.3g} MiB in {many:.3g} messages")
+        sent, many = sum(often * size for often, size, _ in messages), sum(m[0] for m in messages)
+        told.append(f"{method} sends {sent / 2**20:.3g} MiB in {many:.3g} messages")
     head = f"{name}: {works['kfra'].parameters:,} parameters, {batch:,} samples a step"
     return f"{head}\na mean step on 8 GPUs: {'; '.join(told)}\n{table(rows, right=range(1, 9))}"
 

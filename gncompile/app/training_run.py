@@ -236,7 +236,9 @@ class FolderRun:
                 if self.leads:
                     made = f"the first {self.trainer.updates} updates"
                     kept = "the updates up to the latest checkpoint" if self._lies_apart else made
-                    error.add_note(f"{kept} are kept; go on with: gncompile resume {self.folder.path}")
+                    error.add_note(
+                        f"{kept} are kept; go on with: gncompile resume {self.folder.path}"
+                    )
             raise
         finally:
             self.folder.release()

@@ -37,9 +37,9 @@ class AllReduce:
 class AllGather:
     """What every process has made for all, in one vector: this one's inputs begin at ``places``.
 
-    Each process has ``room`` numbers of it, those of ``rank`` in their turn. Where few of many processes have made
-    anything, that would be mostly empty: the room is 0 then, and vectors of the ``total`` are added up, zeros
-    wherever a process has nothing. ``flops`` is what each has computed for it.
+    Each process has ``room`` numbers of it, those of ``rank`` in their turn. Where few of many processes have
+    made anything, that would be mostly empty: the room is 0 then, and vectors of the ``total`` are added up,
+    zeros wherever a process has nothing. ``flops`` is what each has computed for it.
     """
 
     rank: int
@@ -56,7 +56,7 @@ class AllGather:
 
 @dataclass(frozen=True)
 class CongruenceRows:
-    """``count`` rows of ``Wᵀ M W``, from the ``first`` on (inputs W, M): ``(M W[:, rows])ᵀ W``, M symmetric."""
+    """``count`` rows from the ``first`` on of ``Wᵀ M W``, M symmetric: ``(M W[:, rows])ᵀ W`` (inputs W, M)."""
 
     first: int
     count: int
@@ -64,7 +64,7 @@ class CongruenceRows:
 
 @dataclass(frozen=True)
 class Reduced:
-    """The value of this ``spec`` that begins at an element of a bucket, ``in_full`` where not as a triangle."""
+    """The value of this ``spec`` that begins at an element of a bucket; a triangle, or ``in_full``."""
 
     start: int
     spec: Spec

@@ -1,4 +1,4 @@
-"""Work on values that all processes have, shared out: each does some and sends what it has made to the others.
+"""Work on values that all processes have, shared out: each does some, and sends what it has made.
 
 ::
 
@@ -8,25 +8,24 @@
 
 Two things decide whose an instruction is.
 
-* **Cost.** Inversions, eigendecompositions, directions: what takes :data:`NUMBER` FLOPs for each number of its
-  result is done by one process, where all that can be done at the same time is worth a message. The
+* **Cost.** Inversions, eigendecompositions, directions: what takes :data:`NUMBER` FLOPs for each number of
+  its result is done by one process, where all that can be done at the same time is worth a message. The
   longest goes first, always to the process that has least to do by then [Graham 1969, *Bounds on
   multiprocessing timing anomalies*]: nobody does more than 4/3 of what the best distribution takes.
-* **Memory.** A state that is ``kept_with`` a layer (``Settings.factors``) is there on one process alone, which
-  does all that reads or writes it, and sends what others need: the factors' averages and inverses never leave
-  it, and the direction does [Pauloski et al. 2021, *KAISA: an adaptive second-order optimizer framework for
+* **Memory.** A state that is ``kept_with`` a layer (``Settings.factors``) is on one process alone, which does
+  all that reads or writes it, and sends what others need: the factors' averages and inverses never leave it,
+  and the direction does [Pauloski et al. 2021, *KAISA: an adaptive second-order optimizer framework for
   deep neural networks*: MEM-OPT]. Layers are distributed in the same way, by all that is done for them.
 
-KFRA's recursion has one product after another, which no owner shortens. Of a long ``Wᵀ M W`` each process makes
-some rows, where that is worth a message (``by_rows``: then products depend on the number of processes, in their
-last bits)::
+KFRA's recursion has one product after another, which no owner shortens. Of a long ``Wᵀ M W`` each process
+makes some rows, where that is worth a message (``by_rows``: the last bits then depend on how many there are)::
 
     m = Multiply(M, W)                       rows     = CongruenceRows[0, 500](W, M)        of process 0
     G = SymmetricProduct(W, m)           →   gathered = AllGather[0, …](rows)
                                              G        = Reduced[0](gathered)
 
-A phase is done in rounds, with one message between two of them. What is sent does not depend on how many
-processes there are, so that neither do the results of deterministic steps.
+A phase is done in rounds, with one message between two of them. What is sent does not depend on the number
+of processes, so that neither do the results of deterministic steps.
 """
 
 from __future__ import annotations
@@ -39,8 +38,13 @@ from ..base.tables import binary_size, engineering
 from ..errors import InternalError
 from . import operations as ir
 from .collectives import (
-    MESSAGES, AllGather, CongruenceRows, Reduced, is_triangle, sent_elements,
-)  # fmt: skip
+    MESSAGES,
+    AllGather,
+    CongruenceRows,
+    Reduced,
+    is_triangle,
+    sent_elements,
+)
 from .costs import CostModel
 from .phases import Repeat
 from .program_check import check
@@ -76,7 +80,8 @@ def shared_work(program: StepProgram, itemsize: int = 4) -> list[str]:
         for rank, state in program.kept.values():
             held[rank] += costs.elements(state.spec) * itemsize
         each = ", ".join(map(binary_size, held.values()))
-        found.append(f"averages and inverses of factors: processes 0 to {len(held) - 1} keep {each}")
+        every = f"processes 0 to {len(held) - 1}"
+        found.append(f"averages and inverses of factors: {every} keep {each}")
     return found
 
 
@@ -85,7 +90,8 @@ class _Ownership:
 
     def __init__(self, program: StepProgram, rank: int, size: int, by_rows: bool) -> None:
         self.old, self.rank, self.size = program, rank, size
-        self.names, self.costs, self.parts = program.names(), CostModel(program, 1), of_a_part(program)
+        self.names, self.costs = program.names(), CostModel(program, 1)
+        self.parts = of_a_part(program)
         self.kept_with = {
             leaf.name: state.kept_with
             for leaf in program.leaves("state")
@@ -109,7 +115,7 @@ class _Ownership:
         """What has another name once it was sent."""
 
     def _is_taken(self, i: Instruction) -> bool:
-        """Whether this process takes a value from a message: not its own, unless a triangle of it was sent."""
+        """Whether this process takes a value from a message: its own only where a triangle was sent."""
         return self.owners[i.name] != self.rank or is_triangle(i.spec)
 
     # --- by memory ------------------------------------------------------------------------------------
@@ -218,13 +224,14 @@ class _Ownership:
         """This process's rows, and those of all."""
         w, size = i.inputs[0], i.spec.size
         m = self.old[i.inputs[1]].inputs[0]
-        m = self.all.get(m, m)
         most = -(-size // self.size)
         firsts = [min(rank * most, size) for rank in range(self.size + 1)]
         counts = [b - a for a, b in pairwise(firsts)]
         rows, first = self.names.fresh(f"{i.name}_rows"), firsts[self.rank]
         op = CongruenceRows(first, counts[self.rank])
-        own = replace(i, name=rows, op=op, inputs=(w, m), spec=Spec((op.count, size)))
+        own = replace(
+            i, name=rows, op=op, inputs=(w, self.all.get(m, m)), spec=Spec((op.count, size))
+        )
         if op.count:
             yield own
         whole = self._flops(i.name) + self._flops(i.inputs[1])
@@ -245,7 +252,8 @@ class _Ownership:
             if state.kept_with
         }
         gone = {key for key, (rank, _) in kept.items() if rank != self.rank}
-        leaves = [leaf for leaf in old.leaves() if leaf.op.key not in gone]  # type: ignore[union-attr]
+        away = {n for n, layer in self.kept_with.items() if self.keepers[layer] != self.rank}
+        leaves = [leaf for leaf in old.leaves() if leaf.name not in away]
         phases = [i for phase in old.phases for i in self._phase(phase)]
         return replace(
             old,
@@ -301,7 +309,7 @@ class _Ownership:
     def _message(
         self, phase: str, own: Mapping[str, int], room: int, total: int, flops: Iterable[int]
     ) -> Instruction:
-        """What every process has made put side by side on all; this one has made ``own``, each for a place."""
+        """What every process has made, side by side on all; this one has made ``own``, each for a place."""
         op = AllGather(self.rank, room, total, tuple(flops), tuple(own.values()))
         return Instruction(
             self.names.fresh(f"gathered_{phase}"),

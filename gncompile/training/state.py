@@ -41,7 +41,7 @@ class State:
         self._reported, self._first_order = reported, first_order
 
     def state_dict(self, here: bool = True) -> dict[str, Any]:
-        """See :meth:`Trainer.state_dict`; what other processes keep is only there if it is wanted ``here``."""
+        """See :meth:`Trainer.state_dict`; what other processes keep is there if it is wanted ``here``."""
         memory, kept = self._compiled.executable.memory, self._compiled.program.kept
         if not self._count.updates:  # they are as they begin
             begun = {key: memory.initial(state) for key, (_, state) in kept.items()}

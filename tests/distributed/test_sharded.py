@@ -26,7 +26,7 @@ SHARDED: dict[str, dict[str, Any]] = {
     "kfra, guarded": {},
     "newton_cg, preconditioned": {},
 }
-"""Trainings by name, with further options: the first tries γ in every second step, the third measures noise."""
+"""Trainings by name, with further options: one tries γ in every second step, one measures noise."""
 KINDS = ("Q", "G", "Q_inverse", "G_inverse")
 
 
@@ -158,7 +158,9 @@ def test_checkpoints_are_whole(found: Any, folder: Path) -> None:
     trainer, data = _trainer(process_group=False)
     first = _fit(trainer, data, 1)
     saved = {key: state.clone() for key, state in trainer.state_dict()["states"].items()}
-    wanted = first + _fit(Trainer.resume(folder / "one", trainer.model, process_group=False), data, 1)
+    wanted = first + _fit(
+        Trainer.resume(folder / "one", trainer.model, process_group=False), data, 1
+    )
     for losses in found[folder]:
         assert losses == pytest.approx(wanted, rel=TOLERANCE)
     resumed = Trainer.resume(folder / "two", trainer.model, process_group=False)

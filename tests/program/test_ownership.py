@@ -45,7 +45,9 @@ def _directions(*sizes: int, kept: bool = False) -> StepProgram:
     with builder.phase("later"):
         for n, (gradient, inverse) in enumerate(zip(gradients, inverses, strict=True)):
             delta = builder.emit(ir.Precondition(), gradient, inverse, inverse, name=f"delta_{n}")
-            builder.results[f"slope.{n}"] = builder.emit(ir.Dot(), delta, gradient, name=f"s_{n}").name
+            builder.results[f"slope.{n}"] = builder.emit(
+                ir.Dot(), delta, gradient, name=f"s_{n}"
+            ).name
     return builder.finish()
 
 
@@ -79,7 +81,10 @@ def test_a_kept_state_is_on_its_owner_alone() -> None:
         "delta_1 = Precondition", "s_1 = Dot", "gathered_later = AllGather", "s_0_all = Reduced"
     ]  # fmt: skip
     assert first.results == {"slope.0": "s_0_all", "slope.1": "s_1"}
-    assert "averages and inverses of factors: processes 0 to 1 keep 7.0 KiB, 3.1 KiB" in shared_work(first)
+    assert (
+        "averages and inverses of factors: processes 0 to 1 keep 7.0 KiB, 3.1 KiB"
+        in shared_work(first)
+    )
     for part in (first, second):
         checked(emit_step(part).text)
 
@@ -126,7 +131,9 @@ def test_a_long_product_is_made_by_rows() -> None:
     assert list(own_work(small, 0, 3, by_rows=True)) == list(small)
 
 
-@pytest.mark.parametrize("structure", [Structure.SYMMETRIC, Structure.DIAGONAL, Structure.SCALED_IDENTITY])
+@pytest.mark.parametrize(
+    "structure", [Structure.SYMMETRIC, Structure.DIAGONAL, Structure.SCALED_IDENTITY]
+)
 @pytest.mark.parametrize("backend", ["torch", "reference"])
 def test_rows_are_those_of_the_product(structure: Structure, backend: str) -> None:
     generator, spec = torch.Generator().manual_seed(0), matrix(structure, 5)
