@@ -56,7 +56,7 @@ class AllGather:
 
 @dataclass(frozen=True)
 class CongruenceRows:
-    """``count`` rows from the ``first`` on of ``Wᵀ M W``, M symmetric: ``(M W[:, rows])ᵀ W`` (inputs W, M)."""
+    """``count`` rows from the ``first`` on of ``Wᵀ M W = (M W)ᵀ W`` for a symmetric M (inputs W, M)."""
 
     first: int
     count: int

@@ -18,7 +18,7 @@ Two things decide whose an instruction is.
   deep neural networks*: MEM-OPT]. Layers are distributed in the same way, by all that is done for them.
 
 KFRA's recursion has one product after another, which no owner shortens. Of a long ``Wᵀ M W`` each process
-makes some rows, where that is worth a message (``by_rows``: the last bits then depend on how many there are)::
+makes some rows, where that is worth a message (``by_rows``; the last bits then depend on how many)::
 
     m = Multiply(M, W)                       rows     = CongruenceRows[0, 500](W, M)        of process 0
     G = SymmetricProduct(W, m)           →   gathered = AllGather[0, …](rows)
