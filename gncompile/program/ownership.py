@@ -249,7 +249,7 @@ class _Ownership:
         kept = {
             key: (self.keepers[state.kept_with], state)
             for key, state in old.states.items()
-            if state.kept_with
+            if state.kept_with and self.size > 1
         }
         gone = {key for key, (rank, _) in kept.items() if rank != self.rank}
         away = {n for n, layer in self.kept_with.items() if self.keepers[layer] != self.rank}

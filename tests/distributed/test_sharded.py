@@ -164,6 +164,7 @@ def test_checkpoints_are_whole(found: Any, folder: Path) -> None:
     for losses in found[folder]:
         assert losses == pytest.approx(wanted, rel=TOLERANCE)
     resumed = Trainer.resume(folder / "two", trainer.model, process_group=False)
+    assert resumed.factors().keys() == {"0", "2", "4"}
     for key, state in resumed.state_dict()["states"].items():
         torch.testing.assert_close(state, saved[key], rtol=TOLERANCE, atol=TOLERANCE)
     begun = Trainer.resume(folder / "begun0", trainer.model, process_group=False)

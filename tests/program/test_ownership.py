@@ -87,6 +87,9 @@ def test_a_kept_state_is_on_its_owner_alone() -> None:
     )
     for part in (first, second):
         checked(emit_step(part).text)
+    alone = own_work(program, 0, 1)
+    assert not alone.kept
+    assert alone.states == program.states
 
 
 def test_messages_keep_their_order_though_one_process_has_nothing_to_send() -> None:
