@@ -7,7 +7,7 @@ two processes. From these the model
 
 tells the step of 2, 3 and 4 processes, which are then measured. ``python -m benchmarks.scaling far`` prints
 what it tells for GPUs, with published rates in place of fitted ones (:data:`H200`). FLOPs, bytes and
-messages are those of :class:`~gncompile.program.costs.CostModel`, of the program that runs.
+messages are those of :class:`~gncompile.program.costs.CostModel`, of the program of the first process.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from gncompile.graph.model_graph import TracedModel
 from gncompile.losses.vocabulary import Loss
 from gncompile.pipeline import step_program
 from gncompile.program import operations as ir
+from gncompile.program.collectives import MESSAGES, AllGather
+from gncompile.program.ownership import own_work
 from gncompile.program.reductions import for_processes
 from gncompile.program.step_program import StepProgram
 
@@ -49,57 +51,56 @@ INVERSES = (ir.DampedInverse, ir.Eigen)
 
 @dataclass(frozen=True)
 class Work:
-    """A mean step of a network on a joined batch, as the compiled program tells it."""
+    """A mean step of a network on a joined batch, as the compiled program of a process tells it.
+
+    With ``shared`` work on matrices has owners (``program/ownership.py``), without it all processes do it.
+    """
 
     name: str
     widths: tuple[int, ...]
     method: str = "kfra"
+    shared: bool = True
+    factors: str = "replicated"
 
     @cached_property
     def _parts(self) -> tuple[TracedModel, Loss, Settings, StepProgram]:
-        settings = Settings.from_options(method=self.method)
+        settings = Settings.from_options(method=self.method, factors=self.factors)
         model = autoencoder(self.widths)
         traced, loss, _ = understand(model, "bce_with_logits", torch.zeros(2, self.widths[0]))
         return traced, loss, settings, for_processes(step_program(traced.graph, loss, settings))
 
-    def read(self, batch: int) -> Readback:
-        """The costs for so many samples."""
-        return Readback(*self._parts, max(batch, 1))
+    @cached_property
+    def _read(self) -> dict[int, Readback]:
+        return {}
 
-    def flops(self, batch: int) -> tuple[float, float]:
-        """Of a mean step on ``batch`` samples: of all but inverses, and of inverses."""
-        read, found = self.read(batch), [0.0, 0.0]
+    def read(self, batch: int, size: int = 1) -> Readback:
+        """The costs of the first of ``size`` processes, for so many samples of its own."""
+        if size not in self._read:
+            traced, loss, settings, program = self._parts
+            if self.shared and size > 1:
+                program = own_work(program, 0, size, by_rows=True)
+            self._read[size] = Readback(traced, loss, settings, program, max(batch, 1))
+        return replace(self._read[size], batch=max(batch, 1))
+
+    def flops(self, batch: int, size: int = 1) -> tuple[float, float]:
+        """Of a mean step on ``batch`` samples of its own: of all but inverses, and of inverses."""
+        read, found = self.read(batch, size), [0.0, 0.0]
         for phase, often in read.mean_runs.items():
             for i in read.program.phase(phase):
                 flops = read.costs.of(i).flops * read.costs.runs(phase) * often
                 found[isinstance(i.op, INVERSES)] += flops
         return found[0], found[1]
 
-    @cached_property
-    def messages(self) -> list[tuple[float, float]]:
-        """How often a mean step sends messages, and of how many bytes, one entry a phase."""
-        read, found = self.read(1), []
+    def messages(self, size: int) -> list[tuple[float, int, bool]]:
+        """How often a mean step sends each message, how many bytes, and whether it is a sum."""
+        read, found = self.read(1, size), []
         for phase, often in read.mean_runs.items():
-            size, many = read.costs.sent(phase)
-            if many:
-                found.append((many * often, size / many))
+            for i in read.program.phase(phase):
+                if isinstance(i.op, AllGather) and i.op.room:
+                    found.append((often, i.op.room * read.itemsize, False))
+                elif isinstance(i.op, MESSAGES):
+                    found.append((often, read.costs.elements(i.spec) * read.itemsize, True))
         return found
-
-    @cached_property
-    def gathered(self) -> float:
-        """How often a mean step inverts."""
-        read = self.read(1)
-        found = [i.phase for i in read.program if isinstance(i.op, INVERSES)]
-        return max((read.mean_runs.get(phase, 0.0) for phase in found), default=0.0)
-
-    @cached_property
-    def inverted(self) -> int:
-        """Bytes of all inverses."""
-        read = self.read(1)
-        found = [
-            i.spec for i in read.program if isinstance(i.op, INVERSES) and i.phase in read.mean_runs
-        ]
-        return read.itemsize * sum(map(read.costs.elements, found))
 
     @cached_property
     def parameters(self) -> int:
@@ -109,7 +110,8 @@ class Work:
 
 @dataclass(frozen=True)
 class Machine:
-    """Rates in FLOP/s, and what a message costs: ``latency(R)`` seconds and ``second(R)`` a byte."""
+    """Rates in FLOP/s, and what a message costs: ``latency(R)`` seconds, and ``per_byte`` for each byte that
+    a process sends."""
 
     products: float
     inverses: float
@@ -118,25 +120,19 @@ class Machine:
     per_byte: Callable[[int], float]
 
     def sends(self, work: Work, size: int) -> float:
-        """Seconds of a step's messages."""
+        """Seconds of a step's messages, of which a ring sends ``2 (R − 1)/R`` times a sum, else ``R − 1``."""
         if size == 1:
             return 0.0
-        each = (
-            (often, self.latency(size) + bytes_ * self.per_byte(size))
-            for often, bytes_ in work.messages
-        )
-        return sum(often * seconds for often, seconds in each)
+        seconds = 0.0
+        for often, bytes_, summed in work.messages(size):
+            ring = bytes_ * (size - 1) * (2 / size if summed else 1)
+            seconds += often * (self.latency(size) + ring * self.per_byte(size))
+        return seconds
 
-    def step(self, work: Work, batch: int, size: int, shared: bool = False) -> float:
-        """Seconds of a step on ``batch`` samples of all; inverses on every process, or ``shared``.
-
-        Shared ones are gathered, each process's at once: as many bytes as the factors have.
-        """
-        products, inverses = work.flops(math.ceil(batch / size))
+    def step(self, work: Work, batch: int, size: int) -> float:
+        """Seconds of a step on ``batch`` samples of all."""
+        products, inverses = work.flops(math.ceil(batch / size), size)
         seconds = self.fixed + products / self.products + self.sends(work, size)
-        if shared and size > 1:
-            gather = work.gathered * (self.latency(size) + work.inverted * self.per_byte(size) / 2)
-            return seconds + inverses / self.inverses / size + gather
         return seconds + inverses / self.inverses
 
 
@@ -151,8 +147,8 @@ def _latency(size: int) -> float:
 
 
 def _per_byte(size: int) -> float:
-    """A ring, ``2 (R − 1)/R`` of the bytes a link: 80 % of 450 GB/s by NVLink, of 400 GB/s a node."""
-    return 2 * (size - 1) / size / (0.8 * (450e9 if size <= 8 else 400e9))
+    """80 % of 450 GB/s by NVLink, of 400 GB/s a node."""
+    return 1 / (0.8 * (450e9 if size <= 8 else 400e9))
 
 
 H200 = Machine(0.6 * 67e12, 0.1 * 67e12, 1e-3, _latency, _per_byte)
@@ -173,23 +169,37 @@ def far(networks: Mapping[str, tuple[tuple[int, ...], int]] = FAR) -> str:
 
 def _far(name: str, widths: tuple[int, ...], batch: int) -> str:
     works = {method: Work(name, widths, method) for method in METHODS}
-    rows = [["method", "GPUs", "step, ms", "sending", "shared", "efficiency", "grown", "half at"]]
+    heads = (
+        "method",
+        "GPUs",
+        "step, ms",
+        "sending",
+        "alike",
+        "sharded",
+        "efficiency",
+        "grown",
+        "half at",
+    )
+    rows = [[*heads]]
     for method, work in works.items():
         one = H200.step(work, batch, 1)
+        alike = replace(work, shared=False)
+        sharded = replace(work, factors="sharded") if method != "adam" else work
         for size in GPUS:
-            step, shared = H200.step(work, batch, size), H200.step(work, batch, size, shared=True)
+            steps = [H200.step(each, batch, size) for each in (work, alike, sharded)]
+            seconds = steps[0], H200.sends(work, size), *steps[1:]
             grown = H200.step(work, batch * size, size)
             rows.append(
-                [method, str(size), *(f"{1e3 * s:.3g}" for s in (step, H200.sends(work, size), shared)),
-                 f"{one / step / size:.0%}", f"{one / grown:.0%}", _half(work, batch)]
+                [method, str(size), *(f"{1e3 * s:.3g}" for s in seconds),
+                 f"{one / steps[0] / size:.0%}", f"{one / grown:.0%}", _half(work, batch)]
             )  # fmt: skip
-    told = [
-        f"{method} sends {sum(often * size for often, size in work.messages) / 2**20:.3g} MiB in "
-        f"{sum(often for often, _ in work.messages):.3g} messages"
-        for method, work in works.items()
-    ]
+    told = []
+    for method, work in works.items():
+        messages = work.messages(8)
+        sent, many = sum(often * size for often, size, _ in messages), sum(m[0] for m in messages)
+        told.append(f"{method} sends {sent / 2**20:.3g} MiB in {many:.3g} messages")
     head = f"{name}: {works['kfra'].parameters:,} parameters, {batch:,} samples a step"
-    return f"{head}\na mean step of {'; '.join(told)}\n{table(rows, right=range(1, 8))}"
+    return f"{head}\na mean step on 8 GPUs: {'; '.join(told)}\n{table(rows, right=range(1, 9))}"
 
 
 def _half(work: Work, batch: int) -> str:
@@ -265,7 +275,7 @@ def local(work: Work, batch: int, sizes: Iterable[int] = (2, 3, 4)) -> str:
     per_byte = (last - first) / (4 * (SIZES[-1] - SIZES[0]))
     alpha = max(first - 4 * SIZES[0] * per_byte, 0.0)
     machine = Machine(
-        rate, math.inf, fixed, lambda size: alpha, lambda size: per_byte * 2 * (size - 1) / size
+        rate, math.inf, fixed, lambda size: alpha, lambda size: per_byte
     )  # fmt: skip
     rows = [["processes", "predicted", "measured", "measured / predicted"]]
     for size in sizes:

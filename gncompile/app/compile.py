@@ -185,7 +185,8 @@ def compile_into(
             require_same_program(processes, f"{settings}\n{joint.to_text()}")
         variants = variants_for(tune, bench, again, samples, processes)
         if processes is not None or shards:
-            program = own_work(joint, *((processes.rank, processes.size) if processes else (0, 1)))
+            place_of = (processes.rank, processes.size) if processes else (0, 1)
+            program = own_work(joint, *place_of, by_rows=not shards)
         executable = Executable(
             program,
             traced,

@@ -212,7 +212,7 @@ class FolderRun:
                 self.trainer.finish()
                 from_first(self._processes, self._write_results)
             else:
-                self._keep()
+                self._keep(together=True)
         except KeyboardInterrupt:
             self._keep()
             raise Stopped from None
@@ -222,9 +222,10 @@ class FolderRun:
             else:
                 self._keep()
                 if self.leads:
+                    made = f"the first {self.trainer.updates} updates"
+                    kept = "the updates up to the latest checkpoint" if self._lies_apart else made
                     error.add_note(
-                        f"the first {self.trainer.updates} updates are kept; go on with: gncompile resume "
-                        f"{self.folder.path}"
+                        f"{kept} are kept; go on with: gncompile resume {self.folder.path}"
                     )
             raise
         finally:
@@ -246,8 +247,15 @@ class FolderRun:
         if reason:
             self.started = self.started.ended_with(reason, self.folder)
 
-    def _keep(self) -> None:
+    @property
+    def _lies_apart(self) -> bool:
+        """Whether it takes all processes to store the training, which may be at different places."""
+        return bool(self.trainer.compiled.program.kept)
+
+    def _keep(self, together: bool = False) -> None:
         """Store what was learnt so far, as far as that can still be done."""
+        if self._lies_apart and not together:
+            return
         with suppress(Exception), signals_set(threading.Event(), self._processes is None):
             self.trainer.save(self.folder.checkpoint)
             if self.leads:

@@ -48,6 +48,7 @@ Decay = Annotated[float, Field(ge=0, lt=1, description="a number in [0, 1)")]
 Share = Annotated[float, Field(gt=0, le=1, description="a number in (0, 1]")]
 Switch = Annotated[bool, Field(description="True or False")]
 Coefficient = Annotated[float, Field(ge=0)]
+Bounds = Annotated[tuple[float, float], Field(description="(a number, a number)")]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -138,10 +139,7 @@ class Settings:
 
     damping: Positive = 0.1
     """Initial Levenberg-Marquardt damping λ."""
-    damping_bounds: Annotated[tuple[float, float], Field(description="(a number, a number)")] = (
-        1e-30,
-        1e4,
-    )
+    damping_bounds: Bounds = (1e-30, 1e4)
     damping_rate: Between = 0.95
     """ω: λ is multiplied by ω^T or divided by it every T = ``damping_period`` steps."""
     damping_period: Count = 5
@@ -218,6 +216,8 @@ class Settings:
     """Whether the program itself refuses bad steps, so that steps can run ahead of the host."""
     deterministic: Switch = False
     """Whether 1, 2, 4 and 8 processes give the same results to the bit (:mod:`gncompile.program.shards`)."""
+    factors: of_solvers.Factors = "replicated"
+    """Whether all of many processes have the averages and inverses of factors, or of each layer only one."""
     memory_budget: Count = 1 << 30
     """Bytes for a chunk of KFLR's columns, KFRA's blocks, and the work buffers of a batch that grows."""
 

@@ -32,6 +32,9 @@ Inverse = Annotated[
     Literal["cholesky", "newton_schulz", "eigen"],
     Field(description="a name: one of cholesky, newton_schulz, eigen"),
 ]
+Factors = Annotated[
+    Literal["replicated", "sharded"], Field(description="a name: replicated or sharded")
+]
 CG_SOLVERS = ("block_hessian_free", "newton_cg")
 """The solvers by conjugate gradients."""
 
@@ -61,5 +64,6 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
 FACTORED = frozenset({
     "sharing", "samples", "trace_correction", "factor_samples", "whole_inputs", "factor_average",
     "factors_every", "factor_damping_period", "inverse", "refresh_every", "refresh_always",
+    "factors",
 })  # fmt: skip
 """Options of the Kronecker factors, which no other solver looks at."""

@@ -316,6 +316,7 @@ _CALLS: Mapping[type, Callable[[list[Math]], Math]] = {
     exact.PrimalSolve: lambda v: Sum(((False, product(_shifted(v), v[2])),)),
     collectives.AllReduce: lambda v: Call("sums over processes", tuple(v)),
     collectives.AllGather: lambda v: Call("of all processes", tuple(v)),
+    collectives.CongruenceRows: lambda v: Call("own rows", (product(Transpose(v[0]), v[1], v[0]),)),
     collectives.Reduced: lambda v: product(Word("of all processes in"), v[0]),
     grids.ConvolveAdjoint: lambda v: Infix("∗", (v[1], v[0])),
     grids.ConvolveGradient: lambda v: _mean(Infix("⋆", tuple(v))),

@@ -136,7 +136,7 @@ class Readback:
             *(f"{name} {text}" for name, text in self.method_lines()),
             f"costs of a mean step on {self.batch} samples, {8 * self.itemsize}-bit numbers",
             *([f"of one process, which sends {self._sent()}"] if is_joined(self.program) else []),
-            *shared_work(self.program),
+            *shared_work(self.program, self.itemsize),
         ]
 
     def method_lines(self) -> list[tuple[str, str]]:

@@ -137,9 +137,11 @@ class ProgramBuilder:
         )
         return [Value(leaf.name, leaf.spec) for leaf in leaves]
 
-    def state(self, key: str, spec: Spec, initial: str | float = "zero") -> Value:
+    def state(
+        self, key: str, spec: Spec, initial: str | float = "zero", kept_with: str = ""
+    ) -> Value:
         """A tensor that survives from step to step, zero (or one, identity, a number) at first."""
-        self._states.setdefault(key, State(spec, initial))  # type: ignore[arg-type]
+        self._states.setdefault(key, State(spec, initial, kept_with))  # type: ignore[arg-type]
         return self.leaf("state", key, spec)
 
     def emit(

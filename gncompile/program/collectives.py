@@ -35,20 +35,55 @@ class AllReduce:
 
 @dataclass(frozen=True)
 class AllGather:
-    """What every process has made for all: its inputs side by side, in a vector of ``room`` numbers for each
-    process. ``rank`` is this one's place; ``flops`` is what each has computed for it."""
+    """What every process has made for all, in one vector: this one's inputs begin at ``places``.
+
+    Each process has ``room`` numbers of it, those of ``rank`` in their turn. Where few of many processes have
+    made anything, that would be mostly empty: the room is 0 then, and vectors of the ``total`` are added up,
+    zeros wherever a process has nothing. ``flops`` is what each has computed for it.
+    """
 
     rank: int
     room: int
+    total: int
     flops: tuple[int, ...]
+    places: tuple[int, ...] = ()
+
+    @property
+    def elements(self) -> int:
+        """The numbers of the vector."""
+        return self.room * len(self.flops) or self.total
+
+
+@dataclass(frozen=True)
+class CongruenceRows:
+    """``count`` rows from the ``first`` on of ``Wᵀ M W = (M W)ᵀ W`` for a symmetric M (inputs W, M)."""
+
+    first: int
+    count: int
 
 
 @dataclass(frozen=True)
 class Reduced:
-    """The value of this ``spec`` that begins at an element of a bucket."""
+    """The value of this ``spec`` that begins at an element of a bucket; a triangle, or ``in_full``."""
 
     start: int
     spec: Spec
+    in_full: bool = False
+
+    @property
+    def triangle(self) -> bool:
+        """Whether it is a triangle of a symmetric matrix."""
+        return is_triangle(self.spec) and not self.in_full
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it has in the bucket."""
+        return sent_elements(self.spec) if self.triangle else math.prod(map(int, self.spec.shape))
+
+
+OPERATIONS = (AllReduce, AllGather, CongruenceRows, Reduced)
+MESSAGES = (AllReduce, AllGather)
+"""What all processes do together, in the same order."""
 
 
 def is_triangle(spec: Spec) -> bool:

@@ -125,7 +125,7 @@ class CostModel:
             if isinstance(i.op, collectives.AllReduce):
                 sizes.append(self.elements(i.spec))
             elif isinstance(i.op, collectives.AllGather):
-                sizes.append(i.op.room)
+                sizes.append(i.op.room or i.op.total)
         return sum(sizes) * self.itemsize, len(sizes)
 
     def by_part(self) -> dict[tuple[str, str], Cost]:
@@ -198,6 +198,9 @@ class CostModel:
                 return 2 * out if inputs[0].is_thin else inputs[0].size ** 3
             case ir.Eigen():
                 return 0 if inputs[0].is_thin else EIGEN_FLOPS * inputs[0].size ** 3
+            case collectives.CongruenceRows(_, count):
+                inner = sizes[0][0]
+                return 2 * out * inner + inner * count * (1 if inputs[1].is_thin else 2 * inner)
             case ir.Precondition():
                 return sum(out if f.is_thin else 2 * out * f.size for f in inputs[1:])
             case ir.PreconditionEigen():

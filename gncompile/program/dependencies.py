@@ -5,6 +5,7 @@ from __future__ import annotations
 import networkx as nx
 
 from . import operations as ir
+from .collectives import MESSAGES
 from .operations import Leaf
 from .step_program import StepProgram
 
@@ -17,11 +18,14 @@ def dependencies(program: StepProgram, phase: str) -> nx.DiGraph:
 
         step ← a d            edges: d → step,
         w ← w + step                 step → w (reads it),  saved → w (reads what w overwrites)
+
+    Messages to other processes keep their order, which has to be the same on all.
     """
     home = program.storage
     graph = nx.DiGraph()
     writer: dict[str, str] = {}
     readers: dict[str, set[str]] = {}
+    message = ""
     for i in program.phase(phase):
         if isinstance(i.op, ir.VIEWS):
             continue
@@ -30,6 +34,9 @@ def dependencies(program: StepProgram, phase: str) -> nx.DiGraph:
         written = home[i.name]
         before = {writer[tensor] for tensor in (*reads, written) if tensor in writer}
         before |= readers.pop(written, set())
+        if isinstance(i.op, MESSAGES):
+            before |= {message} - {""}
+            message = i.name
         graph.add_edges_from((name, i.name) for name in before)
         for tensor in reads:
             readers.setdefault(tensor, set()).add(i.name)

@@ -25,7 +25,7 @@ op ::= Leaf(kind, key)             input, target, parameter, constant, state or 
     |  Average() | DampedInverse() | Eigen() | Precondition() | PreconditionEigen() | StepSizes(groups, …)
     |  Convolve(geometry) | Patches(geometry) | MaxPool(window) | …    on grids: program/convolutions
     |  Rows(..) | RowGram(..) | RootSolve(..) | RootRest() | DualSolve() | PrimalSolve()   program/exact
-    |  AllReduce(over) | AllGather(rank, room, flops) | Reduced(start, spec)  program/collectives
+    |  AllReduce(over) | AllGather(rank, room, flops) | Reduced(start, spec) | CongruenceRows(first, count)
 """
 
 from __future__ import annotations
@@ -367,7 +367,7 @@ Op = (
     | Eigen | Precondition | PreconditionEigen | StepSizes
     | exact.Rows | exact.RowGram | exact.RowSquares | exact.Joined | exact.RootSolve | exact.RootRest
     | exact.DualSolve | exact.PrimalSolve | GridOp | FeaturesLast | Interpolate
-    | collectives.AllReduce | collectives.AllGather | collectives.Reduced
+    | collectives.AllReduce | collectives.AllGather | collectives.Reduced | collectives.CongruenceRows
 )  # fmt: skip
 
 

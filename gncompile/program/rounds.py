@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from . import operations as ir
+from .collectives import MESSAGES
 from .step_program import Instruction, StepProgram
 
 DRAWS = "draws"
 """Stands for the source of random numbers, which every draw changes."""
+SENT = "sent"
+"""Stands for the way to other processes, on which messages have to keep their order."""
 
 
 def rounds(
@@ -21,16 +24,18 @@ def rounds(
 
     A value is read ``delay(value)`` rounds after it is made; ``at_least(i, number)`` is the round of an
     instruction that may be done in the one of this number. One that overwrites a tensor comes after those
-    that read or wrote it; draws keep their order.
+    that read or wrote it; draws keep their order, and so do messages.
     """
     home, found = program.storage, dict[str, int]()
     touched, written = dict[str, int](), dict[str, int]()  # by tensor, in which round the last time
     for i in program.phase(phase):
-        own = DRAWS if isinstance(i.op, ir.Random) else home[i.name]
+        own = home[i.name]
+        if isinstance(i.op, (ir.Random, *MESSAGES)):
+            own = DRAWS if isinstance(i.op, ir.Random) else SENT
         made = [name for name in i.inputs if name in found]
         number = max((found[name] + delay(name) for name in made), default=0)
         number = max([number, *(written.get(home[name], 0) for name in i.inputs)])
-        writes = i.into is not None or own == DRAWS
+        writes = i.into is not None or own in (DRAWS, SENT)
         if writes:
             number = max(number, touched.get(own, 0))
         number = found[i.name] = at_least(i, number)

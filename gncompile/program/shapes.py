@@ -203,8 +203,10 @@ def infer(op: Op, inputs: list[Spec]) -> Spec:
             return Spec(shapes[2])
         case collectives.AllReduce():
             return Spec((collectives.bucket_size(inputs),))
-        case collectives.AllGather(_, room, flops):
-            return Spec((room * len(flops),))
+        case collectives.AllGather():
+            return Spec((op.elements,))
+        case collectives.CongruenceRows(_, count):
+            return Spec((count, shapes[0][-1]))
         case collectives.Reduced(_, spec):
             return spec
         case FeaturesLast():

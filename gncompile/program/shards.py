@@ -48,7 +48,7 @@ class Segmented:
 
 def segmented(program: StepProgram) -> Segmented:
     """The segments of a program of many processes (:mod:`gncompile.program.reductions`)."""
-    own = _of_a_shard(program)
+    own = of_a_part(program)
     names = program.names()
     instructions, step = [*program.leaves()], list[Phase]()
     segments, apart, drawing = dict[str, tuple[str, ...]](), set[str](), set[str]()
@@ -80,8 +80,8 @@ def segmented(program: StepProgram) -> Segmented:
     return Segmented(result, segments, frozenset(apart), frozenset(drawing), whole, states)
 
 
-def _of_a_shard(program: StepProgram) -> set[str]:
-    """The values that depend on which shard it is: all that is made of samples, until it is reduced."""
+def of_a_part(program: StepProgram) -> set[str]:
+    """The values that depend on which part of the batch it is: all made of samples, until it is reduced."""
     home, found = program.storage, set[str]()
 
     def is_own(i: Instruction) -> bool:

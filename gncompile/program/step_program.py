@@ -58,10 +58,14 @@ class Instruction:
 
 @dataclass(frozen=True)
 class State:
-    """A tensor that survives from step to step: its spec and the value it starts from."""
+    """A tensor that survives from step to step: its spec and the value it starts from.
+
+    Of many processes one has it alone, with all others that are ``kept_with`` the same; all do for ``""``.
+    """
 
     spec: Spec
     initial: Literal["zero", "one", "identity"] | float = "zero"
+    kept_with: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,8 @@ class StepProgram:
     records, in the order of a step. ``columns`` is how many columns or draws those that repeat for them
     have to go through, ``products`` how many curvature products at most; the result ``going`` is 0 once more
     would change nothing. ``methods`` is the curvature method of every layer, and ``reasons`` says why if it
-    was chosen by cost.
+    was chosen by cost. ``kept`` are the states that one process has alone, this one or another: its rank, and
+    the state.
     """
 
     instructions: tuple[Instruction, ...]
@@ -84,6 +89,7 @@ class StepProgram:
     reasons: tuple[str, ...] = ()
     step: tuple[Phase, ...] = ()
     products: int = 0
+    kept: dict[str, tuple[int, State]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Instruction]:
         return iter(self.instructions)

@@ -42,7 +42,7 @@ class Memory:
         self.dtype = dtype
         self.device = device
         self.rebind(parameters, constants)
-        self.states = {key: self._initial(state) for key, state in program.states.items()}
+        self.states = {key: self.initial(state) for key, state in program.states.items()}
         self.packed, self.packed_states = self._pack(program.states)
         self._scalars = {
             key: state for key, state in program.states.items() if not state.spec.shape
@@ -87,9 +87,10 @@ class Memory:
             self.states[key] = place.as_strided(state.shape, state.stride())
         return packed, frozenset(small)
 
-    def _initial(self, state: State) -> Tensor:
+    def initial(self, state: State, device: str | None = None) -> Tensor:
+        """A state as it is before the first step; on the device ``"meta"`` its shape."""
         shape = tuple(int(d) for d in state.spec.shape)
-        padded = torch.zeros(padded_shape(shape), dtype=self.dtype, device=self.device)
+        padded = torch.zeros(padded_shape(shape), dtype=self.dtype, device=device or self.device)
         tensor = padded[..., : shape[-1]] if shape else padded
         if state.initial == "identity" and len(shape) == 2:
             tensor.fill_diagonal_(1.0)
@@ -97,9 +98,27 @@ class Memory:
         numbers = {"zero": 0.0, "one": 1.0, "identity": 1.0}
         return tensor.fill_(float(numbers.get(state.initial, state.initial)))  # type: ignore[arg-type]
 
+    def whole_states(self, kept: Mapping[str, tuple[int, State]], here: bool) -> dict[str, Tensor]:
+        """All states, also those of which each is ``kept`` by one process; these ``here`` only if asked for.
+
+        A collective call where any are: a message for each.
+        """
+        found = dict(self.states)
+        for key, (rank, state) in kept.items():
+            assert self.processes is not None
+            own = self.states.get(key)
+            shape = [int(d) for d in state.spec.shape]
+            whole = torch.empty(shape, dtype=self.dtype, device=self.device)
+            if own is not None:
+                whole.copy_(own)
+            self.processes.broadcast(whole, rank)
+            if here:
+                found[key] = whole
+        return found
+
     def initial_scalars(self) -> dict[str, Tensor]:
         """The scalar states as they are before the first step."""
-        return {key: self._initial(state) for key, state in self._scalars.items()}
+        return {key: self.initial(state) for key, state in self._scalars.items()}
 
     def parameter(self, key: str, shape: tuple[int, ...] | None = None) -> Tensor:
         """A parameter of the user's model, as data without gradient tracking; a view of that shape."""
@@ -205,6 +224,12 @@ class Memory:
         if self.processes is None:
             raise InternalError("a step of many processes runs on one that is alone")
         self.processes.all_gather(bucket, bucket[rank * room : (rank + 1) * room])
+
+    def add_up(self, bucket: Tensor) -> None:
+        """Add up vectors of all processes, in which each has its values and zeros elsewhere."""
+        if self.processes is None:
+            raise InternalError("a step of many processes runs on one that is alone")
+        self.processes.all_reduce(bucket)
 
     @staticmethod
     def unpack(bucket: Tensor, start: int, value: Tensor, triangle: bool) -> None:

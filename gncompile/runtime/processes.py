@@ -17,6 +17,8 @@ from torch import Tensor
 from ..errors import ProcessesError
 
 T = TypeVar("T")
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+"""The later of its names."""
 
 
 class Processes:
@@ -67,8 +69,13 @@ class Processes:
     def all_gather(self, whole: Tensor, own: Tensor) -> None:
         """Put the vectors of all processes, of equal length, one after another; ``own`` may be its place."""
         with self.reached():
-            dist.all_gather([*whole.chunk(self.size)], own.clone(), group=self.group)
+            _all_gather(whole, own, group=self.group)
         self._count(own)
+
+    def broadcast(self, tensor: Tensor, rank: int) -> None:
+        """Fill a contiguous tensor on all with that of process ``rank``."""
+        with self.reached():
+            dist.broadcast(tensor, dist.get_global_rank(self.group, rank), group=self.group)
 
     def _count(self, handed_over: Tensor) -> None:
         self.sent_bytes += handed_over.numel() * handed_over.element_size()

@@ -92,7 +92,7 @@ class ReferenceStep:
                 out = self._new(torch.empty, bind_shape(shape, self.dims))
                 self.memory.random(kind, out, str(shape[0]) if joined else "")
                 return out
-            case collectives.AllReduce() | collectives.AllGather() | collectives.Reduced():
+            case _ if isinstance(op, collectives.OPERATIONS):
                 return collected(op, v, specs, self.memory)
             case ir.Zeros(spec):
                 return self._new(torch.zeros, bind_shape(spec.shape, self.dims))

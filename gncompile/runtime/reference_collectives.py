@@ -5,13 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..program.collectives import AllGather, AllReduce, Reduced, is_triangle, sent_elements
+from ..program.collectives import AllGather, AllReduce, CongruenceRows, Reduced, is_triangle
 from ..program.specs import Spec
-from .memory import Memory
+from .memory import Memory, dense
 
 
 def collected(
-    op: AllReduce | AllGather | Reduced, v: list[Tensor], specs: list[Spec], memory: Memory
+    op: AllReduce | AllGather | CongruenceRows | Reduced,
+    v: list[Tensor],
+    specs: list[Spec],
+    memory: Memory,
 ) -> Tensor:
     """The result of any of them."""
     match op:
@@ -19,6 +22,9 @@ def collected(
             return all_reduced(op, v, specs, memory)
         case AllGather():
             return all_gathered(op, v, specs, memory)
+        case CongruenceRows(first, count):
+            w, m = v[0], dense(v[1], specs[1])
+            return (w.mT @ m @ w)[first : first + count]
     return reduced(op, v[0])
 
 
@@ -35,18 +41,21 @@ def all_reduced(op: AllReduce, v: list[Tensor], specs: list[Spec], memory: Memor
 
 def all_gathered(op: AllGather, v: list[Tensor], specs: list[Spec], memory: Memory) -> Tensor:
     """The values of all processes one after another."""
-    flat = [_flat(value, spec) for value, spec in zip(v, specs, strict=True)]
-    own = torch.cat([memory.batch_size.new_empty(0), *flat])
-    whole = own.new_zeros(len(op.flops), op.room)
-    whole[op.rank, : len(own)] = own
-    memory.all_gather(whole.view(-1), op.rank, op.room)
-    return whole.view(-1)
+    whole = memory.batch_size.new_zeros(op.elements)
+    for value, spec, start in zip(v, specs, op.places, strict=True):
+        flat = _flat(value, spec)
+        whole[start : start + len(flat)] = flat
+    if op.room:
+        memory.all_gather(whole, op.rank, op.room)
+    else:
+        memory.add_up(whole)
+    return whole
 
 
 def reduced(op: Reduced, bucket: Tensor) -> Tensor:
     """The value that begins at an element of the bucket."""
-    spec, flat = op.spec, bucket[op.start : op.start + sent_elements(op.spec)]
-    if not is_triangle(spec):
+    spec, flat = op.spec, bucket[op.start : op.start + op.elements]
+    if not op.triangle:
         return flat.reshape([int(d) for d in spec.shape]).clone()
     whole = bucket.new_zeros(spec.size, spec.size)
     rows, columns = torch.triu_indices(spec.size, spec.size)

@@ -82,7 +82,12 @@ class Kronecker(Solver):
         return self.optimiser.kappa(layer)
 
     def _factor(self, kind: str, layer: str, spec: Spec) -> Value:
-        return self.builder.state(f"{kind}.{layer}", spec)
+        return self._state(f"{kind}.{layer}", spec, layer)
+
+    def _state(self, key: str, spec: Spec, layer: str, initial: str = "zero") -> Value:
+        """A matrix of a layer, which with ``factors="sharded"`` the layer's process has alone."""
+        alone = layer if self.settings.factors == "sharded" else ""
+        return self.builder.state(key, spec, initial, kept_with=alone)
 
     def _invert(self, inputs: Mapping[str, Value], outputs: Mapping[str, Value]) -> None:
         """Damped inverses ``(Q + π√κ I)⁻¹, (Ḡ + √κ/π I)⁻¹`` with the trace-norm π [MG §6.3]."""
@@ -120,7 +125,7 @@ class Kronecker(Solver):
         self.builder.emit(op, g, kappa, into=inverse, name=f"G_inverse_{layer}")
 
     def _inverse(self, kind: str, layer: str, spec: Spec) -> Value:
-        return self.builder.state(f"{kind}_inverse.{layer}", spec, "identity")
+        return self._state(f"{kind}_inverse.{layer}", spec, layer, "identity")
 
     def _decompose(self, kind: str, layer: str, factor: Value) -> None:
         state = self._eigen(kind, layer, factor.spec)
@@ -129,7 +134,7 @@ class Kronecker(Solver):
     def _eigen(self, kind: str, layer: str, spec: Spec) -> Value:
         size = spec.size
         packed = spec if len(spec.shape) < 2 else Spec((size + 1, size))
-        return self.builder.state(f"{kind}_eigen.{layer}", packed)
+        return self._state(f"{kind}_eigen.{layer}", packed, layer)
 
     def _mean_eigenvalue(self, factor: Value) -> Value:
         """``tr F / dim F``, kept above a floor."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data.data_sets import Batches
-from ..errors import CompileError, DataError, require_whole
+from ..errors import CompileError, DataError, GncompileError, require_whole
 from ..graph.dropout import without_dropout
 from ..graph.embedding import is_whole
 from ..graph.model_graph import TracedModel
@@ -148,6 +148,13 @@ class Questions:
     def factors(self) -> dict[str, KroneckerFactors]:
         """See :meth:`Trainer.factors`."""
         states, program = self._executable.memory.states, self._executable.program
+        if program.kept:
+            raise GncompileError(
+                "each layer's averages of factors are on one of several processes alone: factors='sharded'",
+                where="Trainer.factors",
+                instead="save a checkpoint on all processes, and ask Trainer.resume(path, model, "
+                "process_group=False); or use gncompile.curvature, for factors of a batch",
+            )
         traced, found = self._compiled.traced, {}
         for layer, record in traced.graph.layers.items():
             pair = [f"Q.{layer}", f"G.{layer}"]

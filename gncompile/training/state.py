@@ -40,15 +40,23 @@ class State:
         self._compiled, self._count, self._place = compiled, count, place
         self._reported, self._first_order = reported, first_order
 
-    def state_dict(self) -> dict[str, Any]:
-        """See :meth:`Trainer.state_dict`."""
+    def state_dict(self, here: bool = True) -> dict[str, Any]:
+        """See :meth:`Trainer.state_dict`; what other processes keep is there if it is wanted ``here``."""
+        memory, kept = self._compiled.executable.memory, self._compiled.program.kept
+        if not self._count.updates:  # they are as they begin
+            begun = {key: memory.initial(state) for key, (_, state) in kept.items()}
+            return self._with({**begun, **memory.states})
+        return self._with(memory.whole_states(kept, here))
+
+    def _with(self, states: Tensors) -> dict[str, Any]:
+        """The state with these states of the program."""
         memory, first_order = self._compiled.executable.memory, self._first_order
         reported, latest = self._reported.tensors()
         return {
             "model": {**model_tensors(self._compiled.model), **reported},
             "latest": latest,
             "best": dict(self._place.best.parameters),
-            "states": dict(memory.states),
+            "states": states,
             "optimiser": first_order.state_dict() if first_order else {},
             "generator": memory.draws.state_dict(),
             "counters": self._count.state_dict(),
@@ -104,8 +112,11 @@ class State:
 
         A number that the state of an older version does not have begins anew.
         """
-        mine, known, found = self.state_dict(), state.get("states", {}), list[str]()
-        mine["states"] = {name: t for name, t in mine["states"].items() if t.dim() or name in known}
+        known, found = state.get("states", {}), list[str]()
+        memory, kept = self._compiled.executable.memory, self._compiled.program.kept
+        elsewhere = {key: memory.initial(each, "meta") for key, (_, each) in kept.items()}
+        states = {**elsewhere, **memory.states}
+        mine = self._with({name: t for name, t in states.items() if t.dim() or name in known})
         mine["latest"] = mine["best"] = self._compiled.trained()
         groups = ["model", "states", *(name for name in ("latest", "best") if state.get(name))]
         for group in groups:  # a generator of another kind starts again from the seed

@@ -339,10 +339,8 @@ class Trainer:
         return self._reports.source
 
     def __repr__(self) -> str:
-        return visible(
-            f"Trainer({self.traced.name}, {self.settings.method}, {len(self.traced.graph.layers)} layers, "
-            f"{self.updates} updates)"
-        )
+        layers = f"{len(self.traced.graph.layers)} layers, {self.updates} updates"
+        return visible(f"Trainer({self.traced.name}, {self.settings.method}, {layers})")
 
     # --- states ---------------------------------------------------------------------------------------
 
@@ -350,6 +348,7 @@ class Trainer:
         """Everything a step reads or writes: groups of tensors by name (not copied), and plain numbers.
 
         ``"model"`` holds the reported parameters, ``"latest"`` those that training goes on from, if others.
+        With ``factors="sharded"`` it is a collective call of all processes, and so is :meth:`save`.
         """
         self.ready()
         return self._state.state_dict()
@@ -368,7 +367,8 @@ class Trainer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the trainer, a copy of model, factors and inverses, to ``path``, replacing it in one step."""
-        checkpoints.save(self.compiled, self.state_dict(), path)
+        self.ready()
+        checkpoints.save(self.compiled, self._state.state_dict(self.compiled.leads), path)
 
     @staticmethod
     def resume(

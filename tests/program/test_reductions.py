@@ -198,28 +198,29 @@ def _inverting(*sizes: int) -> StepProgram:
 
 
 def test_every_matrix_is_inverted_by_one_process_and_the_longest_goes_first() -> None:
-    program = _inverting(50, 100, 60, 20)
+    program = _inverting(200, 400, 240, 20)
     parts = [own_work(program, rank, 2) for rank in range(2)]
     of = [[i.into for i in p if isinstance(i.op, ir.DampedInverse)] for p in parts]
     everyone = program["inverse_20_2"].into
     assert [len(each) for each in of] == [2, 3]
-    assert [program[str(n)].spec.size for n in of[1]] == [50, 60, 20]
+    assert [program[str(n)].spec.size for n in of[1]] == [200, 240, 20]
     assert of[0][-1] == of[1][-1] == everyone
     gathers = [next(i for i in p if isinstance(i.op, AllGather)) for p in parts]
     assert [g.op for g in gathers] == [
-        AllGather(rank, 5050, (100**3, 50**3 + 60**3)) for rank in range(2)
+        AllGather(rank, 80200, 80200 + 49020, (400**3, 200**3 + 240**3), places)
+        for rank, places in enumerate([(0,), (80200, 80200 + 20100)])
     ]
     read = {i.into: i.op for i in parts[0] if isinstance(i.op, Reduced)}
     assert read == {i.into: i.op for i in parts[1] if isinstance(i.op, Reduced)}
-    assert sorted(op.start for op in read.values()) == [0, 5050, 5050 + 50 * 51 // 2]
-    assert CostModel(parts[1], 1).sent("gradient") == (5050 * 4, 1)
+    assert sorted(op.start for op in read.values()) == [0, 80200, 80200 + 200 * 201 // 2]
+    assert CostModel(parts[1], 1).sent("gradient") == (80200 * 4, 1)
     assert shared_work(parts[1]) == [
-        "gradient: processes 0 to 1 compute 1 M, 341 kFLOP for all; this is process 1"
+        "gradient: processes 0 to 1 compute 64 M, 21.8 MFLOP for all; this is process 1"
     ]
 
 
 def test_a_process_may_own_nothing() -> None:
-    part = own_work(_inverting(50, 60), 2, 3)
+    part = own_work(_inverting(250, 260), 2, 3)
     (gather,) = (i for i in part if isinstance(i.op, AllGather))
     assert gather.inputs == ()
     checked(emit_step(part).text)

@@ -215,6 +215,8 @@ def weighted_classes() -> nn.Module:
 
 
 SMALL = chain(6, 5, 4, 3)
+WIDE = chain(6, 224, 225, 224, 3)
+"""So wide that processes share inversions, directions and KFRA's recursion (``program/ownership.py``)."""
 KFLR = {"method": "kflr", "memory_budget": 4000}
 """With columns in several chunks."""
 
@@ -226,8 +228,8 @@ TRAININGS: dict[str, Training] = {
     "kfra, nearest": Training(Tied, "bce_with_logits", fractions, {"sharing": "nearest"}),
     "kfra, eigen and l2": Training(SMALL, options={"inverse": "eigen", "l2": 1e-3}),
     "kfra, guarded": Training(SMALL, options={"guarded": True, "gather_noise": 0.4}),
-    "kfra of wide layers": Training(chain(6, 70, 60, 3)),
-    "kfra of wide layers, eigen": Training(chain(6, 70, 60, 3), options={"inverse": "eigen"}),
+    "kfra of wide layers": Training(WIDE),
+    "kfra of wide layers, eigen": Training(WIDE, options={"inverse": "eigen"}),
     "kfra, noise": Training(SMALL, options={"gather_noise": 0.4}),
     "kflr": Training(SMALL, "cross_entropy", classes, KFLR),
     "kflr of images": Training(images, data=grids, options=KFLR),
@@ -305,9 +307,9 @@ def fixed(training: str, samples: int | None = None, **options: Any) -> Outcome:
     return _outcome(trainer, [(x[:samples], y[:samples])] * STEPS)
 
 
-def together(joint: Joint) -> Outcome:
+def together(joint: Joint, **options: Any) -> Outcome:
     """The training on the processes of this group."""
-    trainer, (x, y) = TRAININGS[joint.training].trainer(backend=joint.backend)
+    trainer, (x, y) = TRAININGS[joint.training].trainer(backend=joint.backend, **options)
     if not joint.splits:
         trainer.joining.deals = True
         return _outcome(trainer, [(x, y)] * STEPS)
