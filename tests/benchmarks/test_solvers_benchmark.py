@@ -11,7 +11,8 @@ import torch
 pytest.importorskip("scipy.optimize")
 
 from benchmarks.convergence.networks import mlp, seeded
-from benchmarks.solvers import Problem, curve, race, shown
+from benchmarks.regressions import Problem, curve
+from benchmarks.solvers import race, shown
 
 X, Y = curve()
 EASY = Problem("easy", seeded(lambda: mlp(1, 4, 1), torch.float64), X, Y, limit=0.5)
