@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import losses, run
 from safetensors.torch import load_file
 from small_model import HEAD, write_model
 from torch import nn
 
 import gncompile
-from gncompile.app.cli import main
 from gncompile.app.run_folder import RunFolder
 from gncompile.app.training_run import TrainingRun, load_data
 from gncompile.errors import BatchError, ModelFileError
@@ -40,14 +40,6 @@ def model(tmp_path: Path) -> Path:
     return write_model(tmp_path, MODEL)
 
 
-def run(*arguments: object) -> int:
-    """The exit code of ``gncompile ARGUMENTS``."""
-    try:
-        return main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-
-
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a run that nothing interrupted, beside its model file, and what it printed."""
@@ -61,12 +53,6 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def whole(told: tuple[Path, str]) -> Path:
     """The folder of that run."""
     return told[0]
-
-
-def losses(folder: Path) -> list[float]:
-    records = RunFolder(folder).history()
-    assert [record["update"] for record in records] == list(range(1, len(records) + 1))
-    return [record["loss"] for record in records]
 
 
 # --- Training

@@ -13,15 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import losses, run
 from pretend_cuda import OnCuda, pretended
 from small_model import HEAD, write_model
 from torch import nn
 
 import gncompile
-from gncompile.app.cli import main
 from gncompile.app.device import device_of
 from gncompile.app.launched import together
-from gncompile.app.run_folder import RunFolder
 from gncompile.app.runs import trained_on
 from gncompile.app.training_run import TrainingRun
 from gncompile.base.settings import Settings
@@ -75,18 +74,6 @@ def table(folder: Path, text: str = TABLE) -> Path:
     path = folder / "table.toml"
     path.write_text(text)
     return path
-
-
-def run(*arguments: object) -> int:
-    """The exit code of ``gncompile ARGUMENTS``."""
-    try:
-        return main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-
-
-def losses(folder: Path) -> list[float]:
-    return [record["loss"] for record in RunFolder(folder).history()]
 
 
 def launch(patch: pytest.MonkeyPatch, local_rank: int, local_size: int) -> None:

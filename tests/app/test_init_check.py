@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import run
 from payloads import nothing_executed, payloads
 
 import gncompile
 from gncompile.app.check_command import check_file
-from gncompile.app.cli import main
 from gncompile.app.init_command import init_file
 from gncompile.errors import DataError, GncompileError, ModelFileError
 from gncompile.frontends.model_data import load_data
@@ -44,14 +44,6 @@ def table() -> dict[str, list[Any]]:
         "size": ["" if i == 4 else f"{1e4 * draw.random():.3f}" for i in range(ROWS)],
         "price": [f"{1000 * draw.random():.2f}" for _ in range(ROWS)],
     }
-
-
-def run(*arguments: object) -> int:
-    """The exit code of ``gncompile ARGUMENTS``."""
-    try:
-        return main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
 
 
 # --- init

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import losses, run
 from safetensors.torch import load_file, save_file
 from small_model import HEAD, write_model
 from torch import nn
 
 import gncompile
-from gncompile.app.cli import main
 from gncompile.app.run_folder import RunFolder
 from gncompile.app.training_run import TrainingRun
 from gncompile.errors import BatchError, CheckpointError, DataError
@@ -26,18 +26,6 @@ pytestmark = pytest.mark.usefixtures("without_pictures")
 
 UPDATES = 9
 MODEL = HEAD.replace("updates = 30", f"updates = {UPDATES}") + 'dtype = "float64"\n'
-
-
-def run(*arguments: object) -> int:
-    """The exit code of ``gncompile ARGUMENTS``."""
-    try:
-        return main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-
-
-def losses(folder: Path) -> list[float]:
-    return [record["loss"] for record in RunFolder(folder).history()]
 
 
 @pytest.fixture(scope="module")

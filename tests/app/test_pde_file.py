@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import run as run_of
 
 import gncompile
-from gncompile.app.cli import main
 from gncompile.app.runs import check
 from gncompile.app.solved_run import SolvedRun
 from gncompile.errors import GncompileError
@@ -55,14 +55,6 @@ def model_file(tmp_path: Path) -> Path:
     path = tmp_path / "decay.toml"
     path.write_text(TEXT)
     return path
-
-
-def run_of(*arguments: object) -> int:
-    """The exit code of ``gncompile ARGUMENTS``."""
-    try:
-        return main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
 
 
 def test_a_file_of_equations_is_checked_trained_resumed_and_asked(

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import losses
 from launches import Launched, launched, run_launched, torchrun
 from small_model import HEAD, write_model
 
 from gncompile.app.cli import main
-from gncompile.app.run_folder import RunFolder
 from gncompile.app.training_run import FolderRun
 from gncompile.runtime.processes import Processes
 from gncompile.training.records import Record
@@ -49,12 +49,6 @@ hidden = [6]
 [training]
 updates = 4
 """
-
-
-def _losses(folder: Path) -> list[float]:
-    records = RunFolder(folder).history()
-    assert [record["update"] for record in records] == list(range(1, len(records) + 1))
-    return [record["loss"] for record in records]
 
 
 # --- What goes wrong: called in each process before the command --------------------------------------------
@@ -127,7 +121,7 @@ def alone(model: Path) -> list[float]:
     out = model.parent / "alone"
     with pytest.raises(SystemExit, match="0"):
         main([str(word) for word in ("train", model, "--out", out, *COMMON)])
-    return _losses(out)
+    return losses(out)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +133,7 @@ def two(model: Path) -> list[float]:
     assert "checkpoint.safetensors" in found.told[0]
     assert found.told[1] == ""
     assert (out / "report.md").exists()
-    return _losses(out)
+    return losses(out)
 
 
 def _broken(model: Path, name: str, prepare: Callable[[int], object], *more: object) -> Launched:
@@ -169,7 +163,7 @@ def test_one_that_is_killed_ends_all_and_any_number_goes_on(
         shutil.copytree(left, out)
         again = run_launched(size, "resume", out, "--quiet")
         assert again.codes == [0] * size, again.told
-        assert _losses(out) == (two if size == 2 else pytest.approx(two, rel=TOLERANCE))
+        assert losses(out) == (two if size == 2 else pytest.approx(two, rel=TOLERANCE))
 
 
 def test_one_that_is_terminated_stops_all_behind_the_same_step(
@@ -180,7 +174,7 @@ def test_one_that_is_terminated_stops_all_behind_the_same_step(
     assert "stopped after 6 updates" in found.told[0]
     out = model.parent / "terminated"
     assert run_launched(2, "resume", out, "--quiet").codes == [0, 0]
-    assert _losses(out) == two
+    assert losses(out) == two
 
 
 def test_one_that_raises_ends_all(model: Path) -> None:
@@ -207,7 +201,7 @@ def test_equations_train_on_two_as_on_one(tmp_path: Path) -> None:
     for size, out in enumerate(found, start=1):
         ended = run_launched(size, "train", file, "--out", out, "--quiet")
         assert ended.codes == [0] * size, ended.told
-    one, both = map(_losses, found)
+    one, both = map(losses, found)
     assert both == pytest.approx(one, rel=1e-8)  # second derivatives, condition numbers up to 1e8
 
 
@@ -225,7 +219,7 @@ def test_torchrun_trains_and_resumes(model: Path, alone: list[float]) -> None:
     out = model.parent / "torchrun"
     found = torchrun(2, "-m", "gncompile", "train", model, "--out", out, *COMMON)
     assert found.returncode == 0, found.stderr
-    assert _losses(out) == pytest.approx(alone, rel=TOLERANCE)
+    assert losses(out) == pytest.approx(alone, rel=TOLERANCE)
 
 
 KILLED_ONCE = """
@@ -248,4 +242,4 @@ def test_torchrun_starts_all_again_and_they_go_on(model: Path, two: list[float])
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     assert f"goes on with {out}" in found.stdout
-    assert _losses(out) == two
+    assert losses(out) == two

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import losses, run
 from launches import torchrun
 
 import gncompile
-from gncompile.app.cli import main
 from gncompile.app.run_folder import RunFolder
 
 # All samples are one batch and nothing is averaged: then no step depends on a random number, of which
@@ -66,18 +66,6 @@ def written(folder: Path, text: str = TABLE) -> Path:
     path = folder / "model.toml"
     path.write_text(text)
     return path
-
-
-def run(*arguments: object) -> int:
-    """The exit code of ``gncompile ARGUMENTS``."""
-    try:
-        return main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-
-
-def losses(folder: Path) -> list[float]:
-    return [record["loss"] for record in RunFolder(folder).history()]
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
