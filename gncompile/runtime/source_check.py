@@ -50,7 +50,7 @@ METHODS = frozenset(
     {
         *("T", "mT", "device", "state", "draws"),
         *("buffer", "parameter", "constant", "scalar", "flat", "random", "precision"),
-        *("pack", "all_reduce", "place", "all_gather", "unpack"),
+        *("pack", "all_reduce", "place", "all_gather", "add_up", "unpack"),
         *("add_", "sub_", "mul_", "div_", "addmm_", "copy_", "fill_", "zero_", "neg_", "clamp_"),
         *(
             "diagonal",

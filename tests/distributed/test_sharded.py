@@ -19,19 +19,22 @@ from gncompile.training.trainer import Trainer
 
 TOLERANCE = 1e-10
 """As in ``test_joint_steps.py``."""
-UNEVEN = ((20, 33),) * STEPS
+PARTS = {2: (20, 33), 3: (20, 0, 33)}
+"""Samples of each process; on three, few have anything to gather, and messages are sums."""
 SHARDED: dict[str, dict[str, Any]] = {
     "kfra": {"factor_damping_period": 2, "search_steps": 0},
     "kfra, eigen and l2": {},
     "kfra, guarded": {},
     "newton_cg, preconditioned": {},
+    "an equation, factors": {},
 }
 """Trainings by name, with further options: one tries γ in every second step, one measures noise."""
 KINDS = ("Q", "G", "Q_inverse", "G_inverse")
 
 
 def _together(training: str) -> Outcome:
-    return together(Joint(training, UNEVEN), factors="sharded", **SHARDED[training])
+    parts = (PARTS[dist.get_world_size()],) * STEPS
+    return together(Joint(training, parts), factors="sharded", **SHARDED[training])
 
 
 @cache
@@ -109,11 +112,20 @@ def found(folder: Path) -> Any:
     return run_on(2, _act, [*SHARDED, *OWN, folder])
 
 
+@pytest.fixture(scope="module")
+def of_three() -> Any:
+    return run_on(3, _act, [*SHARDED])
+
+
+@pytest.mark.parametrize("size", PARTS)
 @pytest.mark.parametrize("training", SHARDED)
-def test_sharded_trainings_are_those_of_one_process(found: Any, training: str) -> None:
+def test_sharded_trainings_are_those_of_one_process(
+    found: Any, of_three: Any, training: str, size: int
+) -> None:
     wanted = _alone(training)
-    first, second = found[training]
-    for each in (first, second):
+    first, *others = (found if size == 2 else of_three)[training]
+    assert len(others) == size - 1
+    for each in (first, *others):
         assert each.losses == pytest.approx(wanted.losses, rel=TOLERANCE, abs=TOLERANCE)
         assert each.dampings == pytest.approx(wanted.dampings, rel=TOLERANCE)
         for name, parameter in wanted.parameters.items():
@@ -121,8 +133,9 @@ def test_sharded_trainings_are_those_of_one_process(found: Any, training: str) -
                 each.parameters[name], parameter, rtol=TOLERANCE, atol=TOLERANCE
             )
         assert each.sent == each.stated
-    assert first.losses == second.losses
-    assert all(map(torch.equal, first.parameters.values(), second.parameters.values()))
+    for each in others:
+        assert first.losses == each.losses
+        assert all(map(torch.equal, first.parameters.values(), each.parameters.values()))
     assert len(first.losses) == STEPS
 
 

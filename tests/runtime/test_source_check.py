@@ -6,6 +6,7 @@ import ast
 import inspect
 import keyword
 import math
+import re
 import traceback
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from gncompile.base.names import RESERVED, Names, identifier, is_name
 from gncompile.emit.literals import comment, docstring, literal, plain_name
 from gncompile.emit.triton_calls import IMPORTS, MODULES
 from gncompile.errors import InternalError
-from gncompile.runtime.source_check import checked
+from gncompile.runtime.source_check import METHODS, checked
 from gncompile.runtime.source_files import load_source, source_of
 
 HEAD = "import torch\n\nfrom gncompile.runtime import linalg\n\n\ndef bind(memory, N):\n"
@@ -304,3 +305,12 @@ def test_parameters_of_any_name_get_variables_of_their_own() -> None:
     long = [line for line in trainer.source.splitlines() if len(line) > 1000]
     assert all(" = memory.parameter('" in line for line in long)  # by their keys, as they are
     assert len(long) == 4
+
+
+def test_whatever_is_asked_of_the_memory_is_known() -> None:
+    """Also in branches of the writers that no program of the tests comes to."""
+    folder = Path(inspect.getfile(gncompile)).parent / "emit"
+    text = "".join(path.read_text() for path in folder.glob("*.py"))
+    asked = set(re.findall(r"\bmemory\.([a-z_]+)", text))
+    assert {"add_up", "buffer"} <= asked
+    assert asked <= METHODS
