@@ -122,6 +122,7 @@ class GaussNewton(torch.optim.Optimizer):
         """All that a checkpoint of the trainer holds, copied for ``torch.save``; empty before a first step.
 
         The model's parameters are among it: those that are reported, and those that training goes on from.
+        With ``factors="sharded"`` it is a collective call of all processes.
         """
         return checkpoint.in_memory(self._trainer) if self._trainer else {}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -46,7 +46,7 @@ HINTS = {
 """What to say of arguments that SciPy's functions have."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CurveFit:
     """What :func:`fit` found; printed, a table of the parameters.
 
@@ -78,17 +78,20 @@ class CurveFit:
     """The same in words."""
     notes: tuple[str, ...]
     """What to know of the figures: what the covariance is, what the data do not determine, and few digits."""
-    trainer: Trainer = field(repr=False, compare=False)
-    """The compiled model, to predict with or to go on from; a pickled fit comes back without it."""
+    trainer: Trainer = field(repr=False)
+    """The compiled model, to predict with or to go on from; None in a fit that was pickled."""
 
     def __getstate__(self) -> dict[str, Any]:
         """All numbers; the trainer is for ``trainer.save``, which checks what it reads."""
-        return {name: value for name, value in vars(self).items() if name != "trainer"}
+        return {**vars(self), "trainer": None}
+
+    def __copy__(self) -> CurveFit:
+        """The same with the same trainer."""
+        return replace(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CurveFit:
         """A copy with a trainer and a module of its own."""
-        values = {each.name: deepcopy(getattr(self, each.name), memo) for each in fields(self)}
-        return CurveFit(**values)
+        return replace(self, **deepcopy(vars(self), memo))
 
     @property
     def success(self) -> bool:

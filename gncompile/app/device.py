@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..training.trainer import Trainer
 
 CPU = "cpu"
-WORDS = r"^(cpu|cuda(:\d{1,3})?)$"
+WORDS = r"^(cpu|cuda(:[0-9]{1,3})?)$"
 """What ``--device`` takes."""
 
 Device = Annotated[

@@ -65,6 +65,8 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     path = Path(path)
 
     def content(about: dict[str, Any], tensors: Tensors) -> Checkpoint:
+        if type(about["format"]) is not int:
+            raise ValueError(f"its format is {about['format']!r:.100}")
         if about["format"] not in READ:
             raise CheckpointError(
                 f"the checkpoint has format {about['format']}, this is gncompile {__version__}",
@@ -94,8 +96,11 @@ def _require_kinds(about: Mapping[str, Any]) -> None:
     for name, kind in KINDS.items():
         if not isinstance(about[name], kind):
             raise TypeError(f"{name} is no {kind.__name__}")
-    if len(about["inputs"]) > MOST_INPUTS:
+    if not 0 < len(about["inputs"]) <= MOST_INPUTS:
         raise TypeError(f"inputs are {len(about['inputs'])}")
+    wholes = _wholes(about)
+    if len(wholes) != len(about["inputs"]) or not all(type(each) is bool for each in wholes):
+        raise TypeError("whole does not tell of each input whether it is of whole numbers")
     for shape in about["inputs"]:
         whole = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
         if not whole or len(shape) > MOST_DIMENSIONS or math.prod(shape) > MOST_FEATURES:
@@ -106,6 +111,11 @@ def _require_kinds(about: Mapping[str, Any]) -> None:
     for name in ("counters", "place"):
         if not isinstance(about["numbers"].get(name), dict):
             raise TypeError(f"{name} is no dict")
+
+
+def _wholes(about: Mapping[str, Any]) -> list[bool]:
+    """Of each input whether it is of whole numbers, which older checkpoints do not tell."""
+    return list(about.get("whole", [False] * len(about["inputs"])))
 
 
 class Resumed(Protocol):
@@ -186,8 +196,7 @@ def restored(
     def rebuilt() -> T:
         about = checkpoint.about
         parameter = next(model.parameters())
-        wholes = about.get("whole", [False] * len(about["inputs"]))
-        inputs = zip(about["inputs"], wholes, strict=True)
+        inputs = zip(about["inputs"], _wholes(about), strict=True)
         examples = tuple(_zeros(*each, parameter.dtype, parameter.device) for each in inputs)
         settings = settings_from_data(about, checkpoint.path)
         wanted = stored_loss(about, checkpoint.path) if loss is None else loss

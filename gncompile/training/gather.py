@@ -186,8 +186,9 @@ class Written:
 
     @classmethod
     def of(cls, x: Rows, y: Target) -> Written:
-        """A batch as it is now."""
-        tensors = (*input_tensors(x), *tensors_of(y))
+        """A batch as it is now; what is none of tensors is refused where it is read."""
+        given = (*input_tensors(x), *tensors_of(y))
+        tensors = tuple(each for each in given if isinstance(each, Tensor))
         return cls(tensors, tuple(map(version, tensors)))
 
     @property

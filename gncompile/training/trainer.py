@@ -348,7 +348,7 @@ class Trainer:
         """Everything a step reads or writes: groups of tensors by name (not copied), and plain numbers.
 
         ``"model"`` holds the reported parameters, ``"latest"`` those that training goes on from, if others.
-        With ``factors="sharded"`` it is a collective call of all processes, and so is :meth:`save`.
+        With ``factors="sharded"`` it is a collective call of all processes.
         """
         self.ready()
         return self._state.state_dict()
@@ -366,7 +366,7 @@ class Trainer:
         self.finish()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the trainer, a copy of model, factors and inverses, to ``path``, replacing it in one step."""
+        """Replace ``path`` by all a step reads. With ``factors="sharded"`` it is a collective call."""
         self.ready()
         checkpoints.save(self.compiled, self._state.state_dict(self.compiled.leads), path)
 
