@@ -18,8 +18,11 @@ from ..functions.declarations import check_name
 from ..functions.robust import ROOTS
 from ..training.records import Record
 
-Given = Tensor | Sequence[float] | Callable[[Tensor], Tensor]
-"""A field: its values at the points, a tensor, an array or a list, or a function of them."""
+Values = Tensor | np.ndarray[Any, Any] | Sequence[Any]
+"""Numbers: a tensor, an array or a list."""
+
+Given = Values | Callable[[Tensor], Values]
+"""A field: its values at the points, or a function of them."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +99,9 @@ class Sampling:
         x, data = (torch.cat(each) for each in zip(*parts, strict=True))
         return Batch(x, data, torch.cat(weight), rows)
 
-    def in_order(self, x: Tensor, names: tuple[str, ...] | None, where: str) -> Tensor:
+    def in_order(self, points: object, names: tuple[str, ...] | None, where: str) -> Tensor:
         """The columns of points as the network takes them, in its dtype."""
-        inputs = self.names.inputs
+        inputs, x = self.names.inputs, tensor_of(points, "the points", where)
         if names is not None and set(names) != set(inputs):
             raise DataError(
                 "the points have other coordinates than the network\n"
@@ -150,22 +153,41 @@ class Sampling:
                     instead="give a function of the points, or fixed points",
                 )
             values = given(x.clone()) if callable(given) else given
-            try:
-                values = torch.as_tensor(values)
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise DataError(
-                    f"the field {each!r} is a {type(values).__name__}: {error}",
-                    where=_at(name),
-                    instead="give a tensor of a number a point, or a function of the points",
-                ) from error
-            if values.numel() != len(x) or not bool(values.isfinite().all()):
-                raise DataError(
-                    f"the field {each!r} has the shape {list(values.shape)}, or is not finite",
-                    where=f"{_at(name)}, {len(x)} points",
-                    instead="give one finite number a point",
-                )
-            data[:, 1 + self.names.fields.index(each)] = values.reshape(-1).to(data)
+            data[:, 1 + self.names.fields.index(each)] = field_values(each, values, x, _at(name))
         return data
+
+
+def field_values(name: str, given: object, x: Tensor, where: str) -> Tensor:
+    """The values ``[n]`` of a field at points ``x [n, d]``, in their dtype."""
+    values = tensor_of(given, f"the field {name!r}", where)
+    if values.numel() != len(x) or not bool(values.isfinite().all()):
+        raise DataError(
+            f"the field {name!r} has the shape {list(values.shape)}, or is not finite",
+            where=f"{where}, {len(x)} points",
+            instead="give one finite number a point",
+        )
+    return values.reshape(-1).to(x)
+
+
+def tensor_of(given: object, what: str, where: str) -> Tensor:
+    """Real numbers that a user gives as a tensor, an array or lists, as a tensor without gradient.
+
+    Lists become float64. :class:`DataError` for other things, complex numbers among them.
+    """
+    try:
+        # NumPy's copy has strides that torch takes, and lists are not rounded to float32.
+        values = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
+    except (TypeError, ValueError, RuntimeError):
+        values = None
+    if values is None or values.is_complex():
+        kind = f" of {given.dtype}" if isinstance(given, Tensor | np.ndarray) else ""
+        raise DataError(
+            f"{what}: no real numbers\n"
+            + expected_got("a tensor, an array or a list of numbers", type(given).__name__ + kind),
+            where=where,
+            instead="give real numbers; of complex ones real and imaginary part are two columns",
+        )
+    return values.detach()
 
 
 def _at(term: str) -> str:

@@ -45,7 +45,7 @@ from ..runtime.processes import current
 from ..training import checkpoint as checkpoints
 from .compile import compile_into
 from .reference_solution import reference_values
-from .residual_terms import Batch, Sampling, terms_of
+from .residual_terms import Batch, Sampling, Values, field_values, terms_of
 from .residual_trainer import ResidualTrainer
 
 EXACT = 3000
@@ -253,11 +253,11 @@ class Problem:
 
     def evaluate(
         self,
-        points: Tensor,
+        points: Values,
         names: str | Iterable[str] | None = None,
-        fields: Mapping[str, Tensor] | None = None,
+        fields: Mapping[str, Values] | None = None,
     ) -> dict[str, Tensor]:
-        """Outputs, derivatives, residuals, or any expressions in them, at ``points``: ``[n]`` each.
+        """Outputs, derivatives, residuals, or any expressions in them, at ``points [n, d]``: ``[n]`` each.
 
         ``names`` are such expressions, ``"u u__x"`` or ``["u__x**2"]``, or names of terms, whose residual is
         meant (of several equations ``[n, k]``); by default the outputs. One pass of the differentiated graph,
@@ -272,9 +272,7 @@ class Problem:
                     f"there is no field {name!r}. {nearest(name, self.names.fields)}".rstrip(),
                     where="evaluate(fields=...)",
                 )
-            data[:, 1 + self.names.fields.index(name)] = (
-                torch.as_tensor(values).reshape(-1).to(data)
-            )
+            data[:, 1 + self.names.fields.index(name)] = field_values(name, values, x, "evaluate")
         network, widths = self._evaluator(asked)
         with torch.no_grad():
             now = dict(self.network.named_parameters())
@@ -311,12 +309,14 @@ class Problem:
         traced = trace(Inside(self.net), example, name=type(self.net).__name__)
         return residual_graph(self.network, traced, system.residuals(unknowns))
 
-    def relative_l2(self, reference: Any, points: Tensor) -> float:
-        """``‖u - u*‖ / ‖u*‖`` over ``points`` and all outputs.
+    def relative_l2(self, reference: Any, points: Values) -> float:
+        """``‖u - u*‖ / ‖u*‖`` over ``points [n, d]`` and all K outputs.
 
-        ``reference`` u* is a tensor ``[n]`` or ``[n, K]``, a function of the points, or an expression in the
-        inputs, of several outputs a list of them.
+        ``reference`` u* is values ``[n, K]``, of one output also ``[n]``; an expression in the inputs or a
+        number; a list of K such columns, values ``[n]`` or expressions, one an output; or a function of the
+        points that returns one of these. Anything else is a :class:`~gncompile.errors.GncompileError`.
         """
-        found = torch.stack(list(self.evaluate(points).values()), dim=1)
-        truth = reference_values(reference, self.names, points.to(found))
+        x = self.sampling.in_order(points, None, "relative_l2")
+        truth = reference_values(reference, self.names, x)
+        found = torch.stack(list(self.evaluate(x).values()), dim=1)
         return float((found - truth).norm() / truth.norm())

@@ -17,6 +17,7 @@ from ..errors import DataError
 from ..frontends.pde_file import PdeFile, load_pde_file
 from .loaded_run import Array, give_learnt
 from .pde_run import problem_of, reference_error
+from .residual_terms import Values
 from .residual_trainer import ResidualTrainer
 from .residuals import Problem
 from .run_folder import RunFolder
@@ -86,14 +87,12 @@ class SolvedRun:
         problem = self.problem
         if data is not None:
             wanted = read_columns(os.fspath(data), problem.names.outputs, "the outputs")
-            return {
-                "relative_l2": problem.relative_l2(torch.from_numpy(wanted), self._points(data))
-            }
+            return {"relative_l2": problem.relative_l2(wanted, self._points(data))}
         told = {**problem.energies(seed=self.started.seed), **problem.unknowns}
         error = reference_error(problem, self.file)
         return told if error is None else {**told, "relative_l2": error}
 
-    def _points(self, points: Places) -> Tensor:
+    def _points(self, points: Places) -> Values:
         names = self.problem.names.inputs
         if isinstance(points, Mapping):
             if missing := [name for name in names if name not in points]:
@@ -105,7 +104,7 @@ class SolvedRun:
             points = np.stack([np.asarray(points[name], dtype=float) for name in names], axis=1)
         elif isinstance(points, str | os.PathLike):
             points = read_columns(os.fspath(points), names, "the coordinates")
-        return torch.as_tensor(points)
+        return points
 
     def __repr__(self) -> str:
         return f"SolvedRun({str(self.folder.path)!r}, {self.file.name!r})"

@@ -107,9 +107,9 @@ class Names:
             if each not in self.inputs:
                 meant = MARK.join(derivative_meant(name, self.outputs, self.inputs))
                 hint = f"Did you mean {meant!r}?" if meant else nearest(each, self.inputs)
+                by_what = f"by {each!r}, which is no" if each else f"with a {MARK!r} before no"
                 raise ExpressionError(
-                    f"{name!r} is a derivative by {each!r}, which is no input of the network. "
-                    f"{hint}".rstrip(),
+                    f"{name!r} is a derivative {by_what} input of the network. {hint}".rstrip(),
                     where=where,
                     instead=f"the inputs are {', '.join(self.inputs)}",
                 )

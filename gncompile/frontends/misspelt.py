@@ -24,7 +24,7 @@ def derivative_meant(
     while found := part.match(name, at):
         by += [found[1]] * int(found[2] or 1)
         at = found.end()
-    return tuple(by) if at == len(name) and len(by) > 1 else ()
+    return tuple(by) if at == len(name.rstrip("_")) and len(by) > 1 else ()
 
 
 def _any(names: Collection[str]) -> str:

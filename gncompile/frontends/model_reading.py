@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -173,21 +174,32 @@ def _mistakes(error: ValidationError, sections: type[BaseModel]) -> list[str]:
     """All mistakes in our words, those left out that only follow from others."""
     problems: list[dict[str, Any]] = [dict(each) for each in error.errors(include_url=False)]
     places = [problem["loc"] for problem in problems]
-    first = [
-        problem
-        for problem in problems
-        # An array whose items are wrong counts as empty, too.
-        if not (
-            problem["type"] == "too_short"
-            and any(
-                place != problem["loc"] and place[: len(problem["loc"])] == problem["loc"]
-                for place in places
-            )
-        )
-    ]
-    first = _joined(first)
+    first = _joined([problem for problem in problems if not _follows(problem, places)])
     more = [f"and {len(first) - MAX_MISTAKES} more"] if len(first) > MAX_MISTAKES else []
     return [_explain(problem, sections) for problem in first[:MAX_MISTAKES]] + more
+
+
+def _follows(problem: dict[str, Any], places: list[tuple[int | str, ...]]) -> bool:
+    """Whether only items are wrong: an array then counts as empty, too, and as none of other types."""
+    loc = problem["loc"]
+    if _is_type(loc[-1]):
+        return any(
+            place[: len(loc) - 1] == loc[:-1]
+            and len(place) > len(loc)
+            and _has_items(place[len(loc) - 1])
+            for place in places
+        )
+    short = problem["type"] == "too_short"
+    return short and any(place != loc and place[: len(loc)] == loc for place in places)
+
+
+def _is_type(part: int | str) -> bool:
+    """Whether a part of pydantic's path is one of several types that a value may be of."""
+    return part in _TYPES or _has_items(part)
+
+
+def _has_items(part: int | str) -> bool:
+    return re.fullmatch(r"(tuple|list|dict)\[.*\]", str(part)) is not None
 
 
 def _joined(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -196,8 +208,8 @@ def _joined(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for number, problem in enumerate(problems):
         *place, last = problem["loc"]
         expected = problem["expected"] = _expected(problem)
-        of_type = last in _TYPES or "[" in str(last)
-        same = found.setdefault((*place, repr(problem["input"])) if of_type else number, problem)
+        key = (*place, repr(problem["input"])) if _is_type(last) else number
+        same = found.setdefault(key, problem)
         if same is not problem:
             same.update(loc=tuple(place), expected=f"{same['expected']}, or {expected}")
     return list(found.values())
@@ -233,6 +245,8 @@ def _explain(problem: dict[str, Any], sections: type[BaseModel]) -> str:
     expected = problem["expected"]
     if location == ("training", "early_stop"):
         expected = "a number of validations, a table, or false"
+    elif location == ("pde", "reference") and kind == "string_type":
+        expected = "a formula, in quotes, or a list of formulas, one an output"
     elif len(location) == 1:
         expected = f"a section, [{location[0]}]"
     return (
@@ -249,7 +263,7 @@ _IN_TOML = {
     "a valid boolean": "true or false",
 }
 """What pydantic expects of JSON, in the words of a model file."""
-_TYPES = "int", "float", "str"
+_TYPES = "int", "float", "bool", "str", "constrained-str"
 """What pydantic puts into the path of an error where a value may be of several types."""
 
 
@@ -264,7 +278,7 @@ def _dotted(location: tuple[int | str, ...]) -> str:
     for part in location:
         if isinstance(part, int):
             text += f"[{part + 1}]"
-        elif part not in VARIANTS:
+        elif part not in VARIANTS and not _has_items(part):
             text += f".{part if len(part) <= 100 else part[:99] + '…'}"
     return text.removeprefix(".")
 

@@ -15,6 +15,7 @@ from gncompile.frontends.misspelt import LONGEST, derivative_meant
         ("u_xx", "u x x"),
         ("u_x_x10", "u x x10"),
         ("u__xt", "u x t"),
+        ("u__x__", "u x"),
         ("du_dt", "u t"),
         ("dudt", "u t"),
         ("d2u_dx2", "u x x"),
