@@ -33,7 +33,7 @@ Root = Callable[[Expr, Expr], Expr]
 
 
 def scales(dtype: torch.dtype) -> tuple[float, float]:
-    """The least and the largest scale in a dtype: third powers of either, in slopes, are far from its ends."""
+    """The least and the largest scale in a dtype, whose fourth powers it holds: slopes have third powers."""
     numbers = torch.finfo(dtype)
     return numbers.tiny**0.25, numbers.max**0.25
 
