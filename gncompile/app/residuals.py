@@ -16,7 +16,6 @@ Networks*, 2024, arXiv 2405.15603.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -139,7 +138,8 @@ class Problem:
         self.sampling = Sampling(self.terms, self.names, box, like.dtype, like.device)
         check_network(net, self.system, self.batch().x[:2])
         for name, first in (unknowns or {}).items():
-            if not isinstance(first, int | float | np.number) or not math.isfinite(first):
+            known = isinstance(first, int | float | np.number)
+            if not known or not abs(first) <= torch.finfo(like.dtype).max:
                 raise CompileError(
                     f"the unknown {name!r} begins at {first!r}", instead="give a finite number"
                 )

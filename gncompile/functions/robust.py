@@ -39,10 +39,10 @@ def scales(dtype: torch.dtype) -> tuple[float, float]:
 
 
 def _switched(inside: Root, outside: Root) -> Root:
-    """``inside`` where ``|r| < δ``, else ``outside``: each is finite there, with all that it is made of.
+    """``inside`` where ``|r| < δ``, else ``outside``: made of ``r/δ`` and ``δ/r``, neither overflows there.
 
-    Elsewhere each is taken at δ, which costs nothing, since nested branches are settled, and keeps slopes by
-    autograd from the NaN of the other branch.
+    Where it is not taken, a branch is computed at δ, so that it gives slopes by autograd no NaN; compiled
+    code has nothing of that, since a condition within its own branch is settled.
     """
 
     def root(r: Expr, scale: Expr) -> Expr:
@@ -72,8 +72,8 @@ ROOTS: dict[str, Root] = {
         lambda r, scale: sign(r) * scale / sqrt(1 + (scale / r) ** 2),
     ),
 }
-"""``s(r)`` by the loss's name, in forms without differences of close numbers: right up to the largest float,
-and so are their slopes."""
+"""``s(r)`` by the loss's name, in forms without differences of close numbers, which hold, and whose slopes
+hold, up to the largest float."""
 
 
 def signed_root(r: Expr, loss: str, scale: float) -> Expr:
