@@ -76,7 +76,8 @@ def check_pde(path: Path, device: torch.device) -> dict[str, str]:
     problem = trainer.problem
     parameters = sum(p.numel() for p in problem.network.parameters())
     terms = {
-        f"term {name}": f"{'; '.join(map(str, equations))} at {count(term.points.count, 'point')}"
+        f"term {name}": f"{'; '.join(map(str, equations))} at {count(term.points.count, 'point')}, "
+        f"loss {term.loss_said}"
         for (name, term), equations in zip(
             problem.terms.items(), problem.system.equations, strict=True
         )

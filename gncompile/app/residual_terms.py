@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from ..data.domains import Box, Points, generator_of
 from ..errors import CompileError, DataError, expected_got, nearest
 from ..frontends.equations import Names
 from ..functions.declarations import check_name
-from ..functions.robust import ROOTS
+from ..functions.robust import ROOTS, scales
 from ..training.records import Record
 
 Values = Tensor | np.ndarray[Any, Any] | Sequence[Any]
@@ -33,8 +34,8 @@ class Term:
     them by name, or an object with ``.equations``, as PhysicsNeMo's are. ``points`` are a tensor ``[n, d]``,
     a part of a :class:`~gncompile.Box`, or :class:`~gncompile.Points`. ``weight`` is w_t. ``fields`` are
     data at the points by name, ``[n]``, or functions of the points. ``loss`` is ρ, ``"mse"``, or one by which
-    outliers count less, ``"soft_l1"``, ``"huber"`` or ``"geman_mcclure"``, of residuals above ``scale``, δ:
-    :mod:`gncompile.functions.robust` tells their formulas.
+    residuals above ``scale``, δ, count less, ``"soft_l1"``, ``"huber"`` or ``"geman_mcclure"``: see
+    :mod:`gncompile.functions.robust`. δ is 1 by default; ``"mse"`` takes none.
     """
 
     equation: Any
@@ -42,7 +43,12 @@ class Term:
     weight: float = 1.0
     fields: Mapping[str, Given] = field(default_factory=dict)
     loss: str = "mse"
-    scale: float = 1.0
+    scale: float | None = None
+
+    @property
+    def loss_said(self) -> str:
+        """``mse``, or the loss and its scale."""
+        return self.loss if self.scale is None else f"{self.loss}, δ = {self.scale:g}"
 
 
 @dataclass(frozen=True)
@@ -195,9 +201,15 @@ def _at(term: str) -> str:
 
 
 def terms_of(
-    given: Mapping[str, Any], points: Mapping[str, Any], weights: Mapping[str, float]
+    given: Mapping[str, Any],
+    points: Mapping[str, Any],
+    weights: Mapping[str, float],
+    dtype: torch.dtype,
 ) -> dict[str, Term]:
-    """Terms by name, each with points and a weight; :class:`CompileError` where they are not given."""
+    """Terms by name, each with points, a weight, and a scale if its loss has one.
+
+    Raises :class:`CompileError` where they are not given, or are none of ``dtype``.
+    """
     if not isinstance(given, Mapping) or not given:
         raise CompileError("there are no terms", instead='write terms={"interior": "u__x__x + 1"}')
     reserved = frozenset(Record.__dataclass_fields__)
@@ -214,22 +226,14 @@ def terms_of(
                 where=f"terms={{{name!r}: ...}}",
                 instead=f"give points={{{name!r}: ...}}, or gncompile.Term(equation, points)",
             )
-        weight = weights.get(name, term.weight)
-        if not isinstance(weight, int | float | np.number) or not 0 < weight < float("inf"):
-            raise CompileError(
-                f"the weight of the term {name!r} is {weight!r}", instead="give a positive number"
-            )
+        what = f"the weight of the term {name!r}"
+        weight = _positive(what, weights.get(name, term.weight), "give a positive number")
         if (loss := str(term.loss)) not in ROOTS:
             raise CompileError(
                 f"the term {name!r} has an unknown loss {loss!r}. {nearest(loss, ROOTS)}".rstrip(),
                 instead=f"use one of {', '.join(ROOTS)}",
             )
-        if not isinstance(term.scale, int | float | np.number) or not 0 < term.scale < float("inf"):
-            raise CompileError(
-                f"the scale of the loss of the term {name!r} is {term.scale!r}",
-                instead="give a positive number, the size of a residual from which it counts less",
-            )
-        found[name] = replace(term, weight=float(weight))
+        found[name] = replace(term, weight=weight, loss=loss, scale=_scale(name, term, dtype))
     for what, names in (("points", points), ("weights", weights)):
         for name in names:
             if name not in found:
@@ -238,3 +242,39 @@ def terms_of(
                     instead=f"the terms are {', '.join(found)}",
                 )
     return found
+
+
+def _scale(name: str, term: Term, dtype: torch.dtype) -> float | None:
+    """The scale of a term's loss, None of ``mse``, which has none."""
+    if term.loss == "mse":
+        if term.scale is not None:
+            raise CompileError(
+                f"the term {name!r} has a scale, and the loss mse, which takes none",
+                instead=f"give a loss too, one of {', '.join(n for n in ROOTS if n != 'mse')}, or no scale",
+            )
+        return None
+    scale = _positive(
+        f"the scale of the loss of the term {name!r}",
+        1.0 if term.scale is None else term.scale,
+        "give a positive number, the size of a residual from which it counts less",
+    )
+    low, high = scales(dtype)
+    if not low <= scale <= high:
+        raise CompileError(
+            f"the scale of the loss of the term {name!r} is {scale:g}, and lies from {low:.2g} to "
+            f"{high:.2g} in {str(dtype).removeprefix('torch.')}",
+            instead="write the equation in other units, so that residuals are nearer to 1"
+            + ", or make the network float64: net.double()" * (dtype != torch.float64),
+        )
+    return scale
+
+
+def _positive(what: str, value: object, instead: str) -> float:
+    """``value`` as a float; :class:`CompileError` unless it is a positive and finite number."""
+    try:
+        number = float(value) if isinstance(value, Real) else math.nan
+    except OverflowError:  # of whole numbers
+        number = value = math.inf
+    if not 0 < number < math.inf:
+        raise CompileError(f"{what} is {value!r}", instead=instead)
+    return number

@@ -80,9 +80,8 @@ class ResidualTrainer(Trainer):
         ):
             said = "; ".join(map(str, equations))
             count = self.problem.sampling.points[name].count
-            loss = term.loss if term.loss == "mse" else f"{term.loss}, {term.scale:g}"
             figures = f"{term.weight:g}", f"{energies[name]:.3g}"
-            rows.append([name, said, str(count), loss, *figures])
+            rows.append([name, said, str(count), term.loss_said, *figures])
         unknowns = [f"{name} = {value:.6g}" for name, value in self.problem.unknowns.items()]
         return "\n".join(
             [super().summary(*arguments, **named), "", table(rows, right=(2, 4, 5)), *unknowns]

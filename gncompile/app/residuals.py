@@ -16,7 +16,6 @@ Networks*, 2024, arXiv 2405.15603.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -121,12 +120,13 @@ class Problem:
                 instead="pass a torch.nn.Module with trainable layers",
             )
         self.net = net
-        self.terms = terms_of(terms, points or {}, weights or {})
+        like = next(net.parameters())
+        self.terms = terms_of(terms, points or {}, weights or {}, like.dtype)
         fields = dict.fromkeys(name for term in self.terms.values() for name in term.fields)
         given = {n: g if isinstance(g, Grid) else Grid(g) for n, g in (grids or {}).items()}
         self.names = Names(inputs, outputs, tuple(fields), tuple(unknowns or {}), given)
         read = System.read(self.names, {n: t.equation for n, t in self.terms.items()})
-        losses = tuple((term.loss, float(term.scale)) for term in self.terms.values())
+        losses = tuple((term.loss, term.scale or 1.0) for term in self.terms.values())
         self.system = replace(read, losses=losses)
         for (name, term), equations in zip(self.terms.items(), self.system.equations, strict=True):
             symbols = {str(symbol) for e in equations for symbol in e.free_symbols}
@@ -135,11 +135,11 @@ class Problem:
                     f"the term {name!r} reads the field {each!r}, which only other terms have",
                     instead=f"give it at the points of this one too: Term(..., fields={{{each!r}: ...}})",
                 )
-        like = next(net.parameters())
         self.sampling = Sampling(self.terms, self.names, box, like.dtype, like.device)
         check_network(net, self.system, self.batch().x[:2])
         for name, first in (unknowns or {}).items():
-            if not isinstance(first, int | float | np.number) or not math.isfinite(first):
+            known = isinstance(first, int | float | np.number)
+            if not known or not abs(first) <= torch.finfo(like.dtype).max:
                 raise CompileError(
                     f"the unknown {name!r} begins at {first!r}", instead="give a finite number"
                 )

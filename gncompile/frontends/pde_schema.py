@@ -54,14 +54,17 @@ class PdeTerm(Record):
     loss: Literal["mse", "soft_l1", "huber", "geman_mcclure"] = Field(
         default="mse", description="of a residual; by all but `mse` outliers count less"
     )
-    scale: Annotated[float, Field(gt=0, lt=math.inf)] = Field(
-        default=1.0, description="the size of a residual from which it counts less"
+    scale: Annotated[float, Field(gt=0, lt=math.inf)] | None = Field(
+        default=None,
+        description="the size of a residual from which it counts less. Default: 1; `mse` takes none",
     )
 
     @model_validator(mode="after")
-    def _one_place(self) -> PdeTerm:
+    def _together(self) -> PdeTerm:
         if self.faces and self.at:
             raise ValueError("give either faces or at")
+        if self.scale is not None and self.loss == "mse":
+            raise ValueError("give a loss to the scale: mse, the default, takes none")
         return self
 
 

@@ -24,38 +24,64 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sympy import Abs, Expr, sqrt
+import torch
+from sympy import Abs, Expr, sign, sqrt
 
 from .primitives import number, select
 
-
-def _soft_l1(r: Expr, scale: Expr) -> Expr:
-    return r * sqrt(2 / (sqrt(1 + (r / scale) ** 2) + 1))
+Root = Callable[[Expr, Expr], Expr]
 
 
-def _huber(r: Expr, scale: Expr) -> Expr:
-    inverse = scale / Abs(r)
-    return select(scale - Abs(r), r, r * sqrt(inverse * (2 - inverse)))
+def scales(dtype: torch.dtype) -> tuple[float, float]:
+    """The least and the largest scale in a dtype, whose fourth powers it holds: slopes have third powers."""
+    numbers = torch.finfo(dtype)
+    return numbers.tiny**0.25, numbers.max**0.25
 
 
-def _geman_mcclure(r: Expr, scale: Expr) -> Expr:
-    return r / sqrt(1 + (r / scale) ** 2)
+def _switched(inside: Root, outside: Root) -> Root:
+    """``inside`` where ``|r| < δ``, else ``outside``: made of ``r/δ`` and ``δ/r``, neither overflows there.
+
+    Where it is not taken, a branch is computed at δ, so that it gives slopes by autograd no NaN; compiled
+    code has nothing of that, since a condition within its own branch is settled.
+    """
+
+    def root(r: Expr, scale: Expr) -> Expr:
+        margin = scale - Abs(r)
+        near, far = select(margin, r, scale), select(margin, scale, r)
+        return select(margin, inside(near, scale), outside(far, scale))
+
+    return root
 
 
-ROOTS: dict[str, Callable[[Expr, Expr], Expr]] = {
+def _soft_l1_outside(r: Expr, scale: Expr) -> Expr:
+    q = scale / Abs(r)
+    return sign(r) * sqrt(2 * scale) * sqrt(Abs(r)) / sqrt(sqrt(1 + q**2) + q)
+
+
+ROOTS: dict[str, Root] = {
     "mse": lambda r, scale: r,
-    "soft_l1": _soft_l1,
-    "huber": _huber,
-    "geman_mcclure": _geman_mcclure,
+    "soft_l1": _switched(
+        lambda r, scale: r * sqrt(2 / (sqrt(1 + (r / scale) ** 2) + 1)), _soft_l1_outside
+    ),
+    "huber": _switched(
+        lambda r, scale: r,
+        lambda r, scale: sign(r) * sqrt(2 * scale) * sqrt(Abs(r) - scale / 2),
+    ),
+    "geman_mcclure": _switched(
+        lambda r, scale: r / sqrt(1 + (r / scale) ** 2),
+        lambda r, scale: sign(r) * scale / sqrt(1 + (scale / r) ** 2),
+    ),
 }
-"""``s(r)`` by the loss's name, in forms without differences of close numbers."""
+"""``s(r)`` by the loss's name, in forms without differences of close numbers, which hold, and whose slopes
+hold, up to the largest float."""
 
 
 def signed_root(r: Expr, loss: str, scale: float) -> Expr:
     """``sign(r) √(2 ρ(r))``, an expression in what ``r`` is one in.
 
     >>> from sympy import Symbol
-    >>> signed_root(Symbol("r", real=True), "geman_mcclure", 2)
-    r/sqrt(r**2/4 + 1)
+    >>> from .stable_forms import stable
+    >>> stable(signed_root(Symbol("r", real=True), "huber", 2))
+    select(2 - Abs(r), r, 2*sqrt(Abs(r) - 1)*sign(r))
     """
     return ROOTS[loss](r, number(float(scale)))

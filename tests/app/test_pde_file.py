@@ -62,7 +62,8 @@ def test_a_file_of_equations_is_checked_trained_resumed_and_asked(
 ) -> None:
     assert run_of("check", model_file) == 0
     told = capsys.readouterr().out
-    assert "u*(1 - x); u - x*exp(-t) at 8 points" in told
+    assert "u*(1 - x); u - x*exp(-t) at 8 points, loss mse" in told
+    assert "huber, δ = 0.5" in told
     assert "2 → 4 → 1" in told
 
     run, whole = tmp_path / "run", tmp_path / "whole"
@@ -117,6 +118,8 @@ def test_a_file_of_equations_is_checked_trained_resumed_and_asked(
         ("points = 16", "point = 16", "unknown key 'pde.term.law.point'.*'points'"),
         ("points = 16", "points = 0", "pde.term.law.points"),
         ('loss = "huber"', 'loss = "l1"', "pde.term.start.loss"),
+        ('loss = "huber"\n', "", "pde.term.start.*give a loss to the scale"),
+        ("scale = 0.5", "scale = 1e90", r"loss of the term 'start' is 1e\+90, and(.|\n)*decay.toml"),
         ('at = { t = 0 }', 'at = { t = 0 }\nfaces = true', "give either faces or at"),
         ('"u__t + k*u"', '"u__t + q*u"', r"'q' is unknown(.|\n)*term 'law'(.|\n)*\[pde\] of .*decay.toml"),
         ('"u__t + k*u"', '"u__s + k*u"', "derivative by 's', which is no input"),

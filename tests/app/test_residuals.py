@@ -423,6 +423,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
                    "field 'f': no real numbers(.|\n)*str"),
     "unknown text": ({"terms": {"a": Term("k*u", POINTS)}, "unknowns": {"k": "2"}}, "'k' begins at '2'"),
     "unknown nan": ({"terms": {"a": Term("k*u", POINTS)}, "unknowns": {"k": float("nan")}}, "begins at nan"),
+    "unknown huge": ({"terms": {"a": Term("k*u", POINTS)}, "unknowns": {"k": 10**400}}, "begins at 1000"),
     "order": ({"terms": {"a": Term("u" + 9 * "__x", POINTS)}}, "order 9; at most 8"),
     "underscore": ({"outputs": "u_"}, "'_' at its end"),
     "unsafe": ({"terms": {"a": Term("u.__class__", POINTS)}}, "attribute access"),
