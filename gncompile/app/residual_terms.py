@@ -9,6 +9,7 @@ from functools import cached_property
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
