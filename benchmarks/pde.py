@@ -97,6 +97,13 @@ class Run:
     seconds: list[float]
     errors: list[float]
 
+    def record(self) -> dict[str, Any]:
+        """For JSON, three digits."""
+        paths = {
+            key: [float(f"{x:.3g}") for x in getattr(self, key)] for key in ("seconds", "errors")
+        }
+        return {**asdict(self), **paths}
+
     def reached(self, error: float) -> float:
         """Seconds to an error, infinite where it was not reached."""
         found = (s for s, e in zip(self.seconds, self.errors, strict=True) if e <= error)
@@ -195,8 +202,9 @@ def main(
         versions = {"deepxde": installed("deepxde")}
         record = {
             "environment": {**environment(), **versions},
+            "clock": clock,
             "table": rows,
-            "runs": [*map(asdict, runs)],
+            "runs": [each.record() for each in runs],
         }
         json_path.write_text(json.dumps(record) + "\n")
 
