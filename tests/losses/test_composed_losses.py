@@ -168,7 +168,7 @@ def test_other_weights_are_refused(target: Any, text: str) -> None:
     trainer = gncompile.compile(model, weighted("mse"), x, "sgd")
     with pytest.raises(BatchError, match=text):
         trainer.step(x, target)
-    with pytest.raises(BatchError, match=r"the target is tuple"):
+    with pytest.raises(BatchError, match=r"the target is a tuple of 2"):
         gncompile.compile(model, "mse", x, "sgd").step(x, (normal(3, 2), uniform(3)))
 
 
