@@ -105,13 +105,12 @@ class Memory:
         """
         found = dict(self.states)
         for key, (rank, state) in kept.items():
-            assert self.processes is not None
             own = self.states.get(key)
             shape = [int(d) for d in state.spec.shape]
             whole = torch.empty(shape, dtype=self.dtype, device=self.device)
             if own is not None:
                 whole.copy_(own)
-            self.processes.broadcast(whole, rank)
+            self._all.broadcast(whole, rank)
             if here:
                 found[key] = whole
         return found
@@ -221,15 +220,18 @@ class Memory:
         """Fill a bucket, of which this process has its ``room``, with what the others have."""
         if room == len(bucket):
             return
-        if self.processes is None:
-            raise InternalError("a step of many processes runs on one that is alone")
-        self.processes.all_gather(bucket, bucket[rank * room : (rank + 1) * room])
+        self._all.all_gather(bucket, bucket[rank * room : (rank + 1) * room])
 
     def add_up(self, bucket: Tensor) -> None:
         """Add up vectors of all processes, in which each has its values and zeros elsewhere."""
+        self._all.all_reduce(bucket)
+
+    @property
+    def _all(self) -> Processes:
+        """The processes that share work out, whatever batch is under way."""
         if self.processes is None:
             raise InternalError("a step of many processes runs on one that is alone")
-        self.processes.all_reduce(bucket)
+        return self.processes
 
     @staticmethod
     def unpack(bucket: Tensor, start: int, value: Tensor, triangle: bool) -> None:

@@ -81,7 +81,6 @@ class FirstOrder:
                 self._last_good[name].copy_(value)
             else:
                 parameter = self.parameters[name]
-                place = (
-                    value.device if key == "step" else parameter.device
-                )  # as torch's own loading does
+                # Counts of steps stay where they are, as in torch's own loading.
+                place = value.device if key == "step" else parameter.device
                 self.optimiser.state[parameter][key] = value.to(place, copy=True)
